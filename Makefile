@@ -1,0 +1,29 @@
+# The two commands of the README, and what they stand on. Needs nothing but Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# torch first: constraints.txt pins it, and whatever comes after is satisfied by what is there.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: demo test test-slow lint clean
+demo: .venv/.installed
+	$(BIN)/dual-head demo
+
+test: .venv/.installed lint
+	$(BIN)/pytest -n 2
+
+test-slow: .venv/.installed
+	$(BIN)/pytest -m slow
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv
