@@ -1,0 +1,339 @@
+"""Preference data: rows of any supported format in, `Pair` out, with an account of every row dropped.
+
+One function per format turns one row into one `Pair`; a new format is one more such function. Rows come from
+a file, a folder or the hub. This module knows no tokenizer, no chat template and no tensor.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice, takewhile
+from pathlib import Path
+from typing import Any
+
+from dual_head.data import Dropped, Drops, Message, Pair, split_by_prompt
+from dual_head.errors import DualHeadError, did_you_mean
+
+__all__ = ["FORMATS", "Drops", "Message", "Pair", "load_pairs", "row_format", "split_by_prompt"]
+
+Row = Mapping[str, Any]
+
+
+# ---- formats: one function each --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    name: str
+    read: Callable[..., Pair]  # (row), or (row, objective) where the format has objectives
+    matches: Callable[[Row], object]
+    objectives: tuple[str, ...]
+
+
+FORMATS: dict[str, Format] = {}
+
+
+def row_format(name: str, *, matches: Callable[[Row], object], objectives: tuple[str, ...] = ()):
+    """Make the decorated function a format; detection asks `matches` of each, in order of definition."""
+
+    def add(read: Callable[..., Pair]) -> Callable[..., Pair]:
+        FORMATS[name] = Format(name, read, matches, objectives)
+        return read
+
+    return add
+
+
+def _has(row: Row, **kinds: type) -> bool:
+    return all(isinstance(row.get(column), kind) for column, kind in kinds.items())
+
+
+def _text(value: Any) -> str:
+    # A lone surrogate is valid JSON, but no tokenizer takes it.
+    if not isinstance(value, str) or value.encode(errors="replace").decode() != value:
+        raise Dropped("malformed row")
+    return value
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    """Check a list of messages, and keep each one's role and content only."""
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise Dropped("malformed row")
+    if not all(message.get("role") in ("system", "user", "assistant") for message in value):
+        raise Dropped("malformed row")
+    return tuple({"role": message["role"], "content": _text(message.get("content"))} for message in value)
+
+
+def _user(question: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": question},)
+
+
+def _replies(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Pair:
+    """The pair of two whole conversations, which may differ in the last assistant turn only."""
+    if any(not side or side[-1]["role"] != "assistant" for side in (chosen, rejected)):
+        raise Dropped("last turn is not the assistant's")
+    if chosen[:-1] != rejected[:-1]:
+        raise Dropped("conversations differ before the last reply")
+    return Pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
+
+
+# A blank line alone separates paragraphs, not turns. A prompt may end in a bare "Assistant:".
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?=\s|\Z)")
+
+
+def transcript(text: str) -> tuple[Message, ...]:
+    """Parse "\\n\\nHuman: ...\\n\\nAssistant: ..." into messages; what precedes them is the system's."""
+    preamble, *turns = _TURN.split(text)
+    roles = ("user" if speaker == "Human" else "assistant" for speaker in turns[::2])
+    said = tuple({"role": role, "content": turn.strip()} for role, turn in zip(roles, turns[1::2], strict=True))
+    return ({"role": "system", "content": preamble.strip()}, *said) if preamble.strip() else said
+
+
+@row_format(
+    "hh",
+    matches=lambda row: row.get("prompt") is None and _has(row, chosen=str) and _TURN.match(row["chosen"]),
+)
+def hh(row: Row) -> Pair:
+    """Anthropic HH-RLHF: chosen and rejected are whole transcripts."""
+    return _replies(transcript(_text(row.get("chosen"))), transcript(_text(row.get("rejected"))))
+
+
+@row_format("dahoas", matches=lambda row: _has(row, prompt=str, chosen=str) and _TURN.match(row["prompt"]))
+def dahoas(row: Row) -> Pair:
+    """Dahoas/full-hh-rlhf: the prompt is a transcript up to "Assistant:", the replies complete it."""
+    turns = transcript(_text(row.get("prompt")))
+    if turns and turns[-1] == {"role": "assistant", "content": ""}:
+        turns = turns[:-1]
+    if turns and turns[-1]["role"] != "user":
+        raise Dropped("malformed row")
+    return Pair(turns, _text(row.get("chosen")).strip(), _text(row.get("rejected")).strip())
+
+
+_PKU_PREFERENCES = {"helpful": "better_response_id", "harmless": "safer_response_id"}
+
+
+@row_format(
+    "pku",
+    matches=lambda row: _has(row, prompt=str, response_0=str, response_1=str),
+    objectives=tuple(_PKU_PREFERENCES),
+)
+def pku(row: Row, objective: str) -> Pair:
+    """PKU-SafeRLHF: two responses to a question, and the id of the preferred one for each objective."""
+    column = _PKU_PREFERENCES[objective]
+    if column not in row:
+        raise Dropped("malformed row")
+    if row[column] not in (0, 1):
+        raise Dropped("tie")
+    first, second = _text(row.get("response_0")).strip(), _text(row.get("response_1")).strip()
+    chosen, rejected = (first, second) if row[column] == 0 else (second, first)
+    return Pair(_user(_text(row.get("prompt"))), chosen, rejected)
+
+
+@row_format("pku-ordered", matches=lambda row: _has(row, prompt=str, response=list), objectives=("harmless",))
+def pku_ordered(row: Row, objective: str) -> Pair:  # noqa: ARG001 - named so that nobody trains "helpful" on it
+    """PKU-SafeRLHF as {"prompt", "response": [safer, less safe]}."""
+    match row:
+        case {"prompt": question, "response": [safer, unsafe]}:
+            return Pair(_user(_text(question)), _text(safer).strip(), _text(unsafe).strip())
+    raise Dropped("malformed row")
+
+
+@row_format("ultrafeedback", matches=lambda row: _has(row, prompt=str, chosen=list, rejected=list))
+def ultrafeedback(row: Row) -> Pair:
+    """UltraFeedback binarized: whole conversations; the prompt column repeats the user's message."""
+    question = _user(_text(row.get("prompt")))
+    chosen, rejected = _messages(row.get("chosen")), _messages(row.get("rejected"))
+    if not any(message["role"] == "user" for message in chosen + rejected):
+        return _replies(question + chosen, question + rejected)
+    if question[0]["content"].strip() not in {message["content"].strip() for message in chosen}:
+        raise Dropped("prompt is not among the messages")
+    return _replies(chosen, rejected)
+
+
+@row_format(
+    "trl-conversational",
+    matches=lambda row: _has(row, chosen=list, rejected=list) and isinstance(row.get("prompt") or [], list),
+)
+def trl_conversational(row: Row) -> Pair:
+    """TRL's messages: a prompt and the replies to it, or whole conversations that share their start."""
+    prompt = _messages(row.get("prompt") or [])
+    sides = (_messages(row.get("chosen")), _messages(row.get("rejected")))
+    # Some data sets have a prompt column and whole conversations beside it: the prompt enters once.
+    chosen, rejected = (side if side[: len(prompt)] == prompt else prompt + side for side in sides)
+    return _replies(chosen, rejected)
+
+
+@row_format("trl", matches=lambda row: _has(row, chosen=str, rejected=str))
+def trl(row: Row) -> Pair:
+    """TRL's texts: a prompt and its continuations, or two texts that share their start.
+
+    The shared start is cut back to the last whitespace, which goes to the replies, so that no word is split.
+    """
+    chosen, rejected = _text(row.get("chosen")), _text(row.get("rejected"))
+    if row.get("prompt") is not None:
+        return Pair(_text(row["prompt"]), chosen, rejected)
+    shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
+    start = len(re.sub(r"\s*\S*\Z", "", chosen[:shared]))
+    return Pair(chosen[:start], chosen[start:], rejected[start:])
+
+
+# ---- sources: a file, a folder or the hub ----------------------------------------------------------------
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+
+
+def _split_of(path: Path) -> str | None:
+    """The split a file's name tells, or else the name of the nearest folder that tells one."""
+    words = (word for part in reversed(path.parts) for word in re.findall("[a-z]+", part.lower()))
+    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
+
+
+def _files(root: Path, split: str, drops: Drops) -> list[Path]:
+    """The files under `root` that hold `split`, or those of the only split there is, with a note."""
+    if root.is_file():
+        return [root]
+    found = sorted(path for path in root.rglob("*") if path.name.endswith(_SUFFIXES))
+    files = {path: _split_of(path.relative_to(root)) for path in found}
+    if not files:
+        raise DualHeadError(f"No data in '{root}'. Put files there that end in: {', '.join(_SUFFIXES)}.")
+    # "latest" is no test; but of "train_prefs", which is no split we know, the name is all there is to go by.
+    wanted = _SPLITS.get(split)
+    asked = [path for path, named in files.items() if (named == wanted if wanted else split in path.name)]
+    others = sorted({named or "unnamed" for named in files.values()})
+    if not asked and len(others) > 1:
+        raise DualHeadError(f"No file in '{root}' is named for split '{split}'. It has: {', '.join(others)}.")
+    if not asked:
+        drops.notes[f"no file in '{root}' is named for split '{split}'; read the {others[0]} files"] += 1
+    return asked or list(files)
+
+
+def _parse(line: bytes) -> Any:
+    """The JSON value of a line, or None for a line that holds none."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except ValueError:
+        return None
+
+
+def _json_rows(file: Path, drops: Drops) -> Iterator[tuple[Any, str]]:
+    number = 0
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+        try:
+            for number, line in enumerate(stream, 1):
+                if number == 1 and ".json" in file.suffixes and line.lstrip().startswith(b"["):
+                    array = _parse(line + stream.read())
+                    rows = [None] if array is None else array
+                    yield from ((row, f"{file}: row {i}") for i, row in enumerate(rows, 1))
+                elif line.strip():
+                    yield _parse(line), f"{file}:{number}"
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            drops.notes[f"'{file}' is damaged after line {number}: {error}"] += 1
+            yield None, f"{file}:{number + 1}"
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[Any, str]]:
+    import pyarrow.parquet as parquet
+
+    try:
+        batches = parquet.ParquetFile(file).iter_batches()
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from ((row, f"{file}: row {i}") for i, row in enumerate(rows, 1))
+    except (OSError, ValueError) as error:
+        raise DualHeadError(f"'{file}' is no readable parquet file ({error}). Download it again.") from error
+
+
+def _hub_rows(name: str, split: str, data_dir: str | None) -> Iterator[tuple[Any, str]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, data_dir=data_dir, split=split)
+    except (OSError, ValueError) as error:
+        remedy = "Pass a local path, or check the name, split= and data_dir= on huggingface.co/datasets."
+        raise DualHeadError(f"'{name}' is no local path and the hub says: {error} {remedy}") from error
+    yield from ((row, f"{name} [{split}] row {i}") for i, row in enumerate(rows, 1))
+
+
+def _rows(name: str, split: str, data_dir: str | None, drops: Drops) -> Iterator[tuple[Any, str]]:
+    """Yield each row, None for a line that is not JSON, with its location."""
+    root = Path(name).expanduser() / (data_dir or "")
+    if root.exists():
+        for file in _files(root, split, drops):
+            yield from _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file, drops)
+    elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or name.endswith(_SUFFIXES) or Path(name).exists():
+        raise DualHeadError(f"There is no file or folder '{root}'. Check the path; a hub name is owner/name.")
+    else:
+        yield from _hub_rows(name, split, data_dir)
+
+
+# ---- rows to pairs ---------------------------------------------------------------------------------------
+
+
+def _reader(name: str, objective: str | None, head: list[Any]) -> Callable[[Row], Pair]:
+    """The row function of format `name` for `objective`; "auto" is the format that most of `head` matches."""
+    rows = [row for row in head if isinstance(row, Mapping)]
+    if name == "auto" and not rows:
+        return trl  # Nothing to go by, and nothing to lose: the table will tell.
+    if name == "auto":
+        name = max(FORMATS, key=lambda known: sum(bool(FORMATS[known].matches(row)) for row in rows))
+        if not any(FORMATS[name].matches(row) for row in rows):
+            columns = ", ".join(sorted({str(column) for row in rows for column in row}))
+            raise DualHeadError(f"No format has the columns {columns}. Formats known: {', '.join(FORMATS)}.")
+    if name not in FORMATS:
+        raise DualHeadError(f"There is no format '{name}'.{did_you_mean(name, [*FORMATS, 'auto'])}")
+    chosen = FORMATS[name]
+    if not chosen.objectives and objective is None:
+        return chosen.read
+    if not chosen.objectives:
+        raise DualHeadError(f"Format '{name}' has one preference per row. Leave out objective='{objective}'.")
+    if objective not in chosen.objectives:
+        known = ", ".join(chosen.objectives)
+        raise DualHeadError(f"Format '{name}' needs objective= one of: {known}; got {objective!r}.")
+    return partial(chosen.read, objective=objective)
+
+
+def load_pairs(
+    name: str,
+    *,
+    split: str = "train",
+    objective: str | None = None,
+    data_dir: str | None = None,
+    format: str = "auto",
+    max_rows: int | None = None,
+) -> tuple[list[Pair], Drops]:
+    """Read (the first `max_rows` rows of) a file, folder or hub data set; count every row that gave no pair.
+
+    Raises DualHeadError for an unknown source, split, format or objective, and when no pair is left.
+    """
+    drops, pairs, seen = Drops(), [], set()
+    rows = islice(_rows(name, split, data_dir, drops), max_rows)
+    head = list(islice(rows, 20))
+    read = _reader(format, objective, [row for row, _ in head])
+    for row, where in chain(head, rows):
+        drops.rows += 1
+        try:
+            pair = _pair(row, read)
+            key = hash(json.dumps([pair.prompt, pair.chosen, pair.rejected]))
+            if key in seen:
+                raise Dropped("duplicate pair")
+        except Dropped as reason:
+            drops.drop(str(reason), where)
+        else:
+            seen.add(key)
+            pairs.append(pair)
+    drops.kept = len(pairs)
+    if not pairs:
+        raise DualHeadError(f"No usable pair in '{name}'. Check the file and format=.\n{drops.table()}")
+    return pairs, drops
+
+
+def _pair(row: Any, read: Callable[[Row], Pair]) -> Pair:
+    if not isinstance(row, Mapping):
+        raise Dropped("malformed line" if row is None else "malformed row")
+    pair = read(row)
+    if flaw := pair.flaw():
+        raise Dropped(flaw)
+    return pair

@@ -1,0 +1,31 @@
+"""The one exception for bad input, and the sentence that offers the nearest valid name.
+
+Everything a user can get wrong raises `DualHeadError` with the remedy in its message; the command line
+prints the message and exits with 2. Programming errors keep Python's own exceptions.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DualHeadError(ValueError):
+    """Bad input, told in one paragraph that names the remedy."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" with the nearest of `options`, or the list of them when none is near."""
+    known = sorted(options)
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(known)}."
+
+
+def require(package: str, extra: str):
+    """Import an optional `package`, or raise with the line that installs it."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise DualHeadError(
+            f"'{package}' is not installed. Install it with: pip install 'dual-head[{extra}]'"
+        ) from error
