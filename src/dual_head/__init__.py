@@ -1,0 +1,58 @@
+"""Align large language models at test time with small trained heads on a frozen decoder.
+
+    z = z_base + sum_k alpha_k g_k direction_k
+
+`DualHeadModel.from_backbone` attaches a fresh guide, `dual-head train` trains one, `from_pretrained` loads
+it, `generate(..., alpha=...)` steers with it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Where each public name lives; imported on first use, so that the command line starts at once.
+_HOMES = {
+    "AlignedConfig": "config",
+    "AlignedModel": "model",
+    "DualHeadError": "errors",
+    "DualHeadModel": "model",
+    "GuideTrainer": "training",
+    "GuideTrainingArguments": "training",
+    "Method": "methods",
+    "Pair": "data",
+    "PairCollator": "data.collate",
+    "RewardHeadConfig": "guides.reward_head",
+    "TokenizeOptions": "data.tokenize",
+    "load_pairs": "data.formats",
+    "method": "methods",
+    "split_by_prompt": "data",
+    "tokenize_pairs": "data.tokenize",
+}
+
+if TYPE_CHECKING:
+    from dual_head.config import AlignedConfig as AlignedConfig
+    from dual_head.data import Pair as Pair
+    from dual_head.data import split_by_prompt as split_by_prompt
+    from dual_head.data.collate import PairCollator as PairCollator
+    from dual_head.data.formats import load_pairs as load_pairs
+    from dual_head.data.tokenize import TokenizeOptions as TokenizeOptions
+    from dual_head.data.tokenize import tokenize_pairs as tokenize_pairs
+    from dual_head.errors import DualHeadError as DualHeadError
+    from dual_head.guides.reward_head import RewardHeadConfig as RewardHeadConfig
+    from dual_head.methods import Method as Method
+    from dual_head.methods import method as method
+    from dual_head.model import AlignedModel as AlignedModel
+    from dual_head.model import DualHeadModel as DualHeadModel
+    from dual_head.training import GuideTrainer as GuideTrainer
+    from dual_head.training import GuideTrainingArguments as GuideTrainingArguments
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

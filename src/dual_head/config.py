@@ -1,0 +1,60 @@
+"""The configuration of an aligned model: which backbone, which guides, how strong.
+
+It is what config.json of a checkpoint holds. It knows sizes and names, never weights.
+"""
+
+import copy
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+
+class AlignedConfig(PreTrainedConfig):
+    """Configuration of `AlignedModel`.
+
+    backbone_config: the backbone's own; backbone_name_or_path: where to load it from; guides: {name: {"kind",
+    "config", "cache_layers"}}; alpha: {name: default strength}; fusion: "logits" or "probabilities";
+    backbone_fingerprint and tokenizer_fingerprint: what the guides were trained on; training: a record of
+    the method and data, for people.
+    """
+
+    model_type = "dual_head"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] - as transformers' own configs
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_name_or_path: str | None = None
+    backbone_fingerprint: dict | None = None
+    tokenizer_fingerprint: str | None = None
+    guides: dict | None = None
+    alpha: dict | None = None
+    fusion: str = "logits"
+    training: dict | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+        self.guides = self.guides or {}
+        self.alpha = self.alpha or {}
+        self.tie_word_embeddings = False  # ours to save are the guides; ties inside the backbone are its own
+        super().__post_init__(**kwargs)
+
+    @property
+    def cache_layers(self) -> int:
+        """How many layers the guides add to the generation cache."""
+        return sum(guide["cache_layers"] for guide in (self.guides or {}).values())
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """Return the backbone's text config, with one more full-attention layer per cache layer of the guides.
+
+        transformers builds every kind of cache from this, so the guides' keys and values live, reorder,
+        crop and reset together with the backbone's.
+        """
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            return self
+        text = copy.deepcopy(self.backbone_config.get_text_config(decoder=decoder, encoder=encoder))
+        if self.cache_layers:
+            kinds, _ = get_layer_types_and_kwargs(text)
+            text.num_hidden_layers += self.cache_layers
+            text.layer_types = [*kinds, *["full_attention"] * self.cache_layers]
+        return text

@@ -1,0 +1,26 @@
+"""The guides, found by their file's name: `kind` is the name of a module here that ends in `GUIDE = ...`."""
+
+import importlib
+import pkgutil
+
+from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.guides.base import CacheSlot, Guide, GuideConfig, States
+
+__all__ = ["CacheSlot", "Guide", "GuideConfig", "States", "guide_class", "kind_of", "kinds"]
+
+
+def kinds() -> list[str]:
+    """Name every kind of guide there is: one per file beside base.py."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+
+
+def guide_class(kind: str) -> type[Guide]:
+    """Find a guide's class by its kind. Errors: an unknown kind is refused with the nearest name."""
+    if kind not in kinds():
+        raise DualHeadError(f"Unknown kind of guide '{kind}'.{did_you_mean(kind, kinds())}")
+    return importlib.import_module(f"{__name__}.{kind}").GUIDE
+
+
+def kind_of(guide: Guide | GuideConfig) -> str:
+    """Name the kind of a guide or of its config: the file it is defined in."""
+    return type(guide).__module__.rsplit(".", 1)[-1]

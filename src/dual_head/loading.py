@@ -1,0 +1,127 @@
+"""Aligned models on disk: the guides and what they belong to, never the backbone.
+
+Loading refuses another backbone or tokenizer than the guides were trained with. It knows the files of a
+checkpoint and the fingerprints in its config; how a model runs is elsewhere.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
+
+from dual_head.backbone import Backbone, Fingerprint, load_backbone, tokenizer_fingerprint
+from dual_head.checkpoint import atomic_folder, find_file, load_strictly, read_weights, write_weights
+from dual_head.config import AlignedConfig
+from dual_head.errors import DualHeadError, did_you_mean
+
+# What AutoModelForCausalLM and PushToHubMixin hand on, besides what we name ourselves.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "subfolder")
+
+
+class GuideLoading(PreTrainedModel):
+    """A `PreTrainedModel` whose files are its guides; the part of `AlignedModel` that loads, saves and checks."""
+
+    config: AlignedConfig
+    backbone: Backbone
+    guides: nn.ModuleDict
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        *,
+        backbone: str | PreTrainedModel | None = None,
+        config: AlignedConfig | None = None,
+        dtype: str | torch.dtype = "auto",
+        device_map: str | dict | None = None,
+        attn_implementation: str | None = None,
+        quantization_config: Any = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        **hub: Any,
+    ) -> Self:
+        """Load guides and the backbone they were trained on.
+
+        backbone: another place of, or an already loaded, same backbone; dtype, device_map,
+        attn_implementation, quantization_config, trust_remote_code: for the backbone, as transformers has
+        them (an explicit dtype is the guides' too); revision and hub options: for the guides. Errors: no,
+        corrupt or mismatching files; a backbone whose fingerprint is not the one trained on.
+        """
+        source = str(pretrained_model_name_or_path)
+        hub = {name: value for name, value in hub.items() if not name.startswith("_")}
+        for name in hub:
+            if name not in HUB_OPTIONS:
+                raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, HUB_OPTIONS)}")
+        if config is None:
+            config = AlignedConfig.from_json_file(find_file(source, CONFIG_NAME, revision=revision, **hub))
+        lm = (
+            backbone
+            if isinstance(backbone, PreTrainedModel)
+            else load_backbone(
+                backbone or _recorded_backbone(config, source),
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+                quantization_config=quantization_config,
+                trust_remote_code=trust_remote_code,
+            )
+        )
+        model = cls(config, lm)
+        model._require_same_backbone(source)
+        load_strictly(model.guides, read_weights(source, revision=revision, **hub), source)
+        explicit = isinstance(dtype, torch.dtype) or dtype != "auto"
+        model.guides.to(device=model.backbone.output_device, dtype=model.dtype if explicit else None)
+        return model
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, state_dict: Any = None, push_to_hub: bool = False, **hub: Any
+    ):
+        """Write the guides and their config, whole or not at all; never the backbone.
+
+        state_dict and the hub's options are transformers' protocol; only the guides' tensors are written.
+        """
+        del state_dict
+        self.config.architectures = [type(self).__name__]
+        with atomic_folder(Path(save_directory)) as staging:
+            write_weights(self.guides.state_dict(), staging)
+            self.config.save_pretrained(staging)
+            self.generation_config.save_pretrained(staging)
+        if push_to_hub:
+            self.push_to_hub(str(hub.get("repo_id") or Path(save_directory).name), token=hub.get("token"))  # pyright: ignore
+
+    def _require_same_backbone(self, source: str) -> None:
+        recorded = self.config.backbone_fingerprint
+        if recorded is None:
+            return
+        differences = Fingerprint.from_dict(recorded).differences(self.backbone.fingerprint())
+        if differences:
+            raise DualHeadError(
+                f"The guides in '{source}' were trained on another backbone than "
+                f"'{self.backbone.config._name_or_path}': {'; '.join(differences)}. "
+                "Load them with the backbone they were trained on "
+                f"({self.config.backbone_name_or_path or 'its name was not recorded'})."
+            )
+
+    def require_same_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer whose ids do not mean the tokens the guides were trained on."""
+        vocabulary = self.backbone.shape.vocab_size
+        if len(tokenizer) > vocabulary:
+            raise DualHeadError(
+                f"The tokenizer has {len(tokenizer)} tokens and the backbone {vocabulary} logits. "
+                "Use the backbone's own tokenizer."
+            )
+        recorded = self.config.tokenizer_fingerprint
+        if recorded and tokenizer_fingerprint(tokenizer) != recorded:
+            raise DualHeadError(
+                "This tokenizer is not the one the guides were trained with: its token ids mean other tokens. "
+                f"Use the tokenizer saved beside the guides, or that of {self.config.backbone_name_or_path}."
+            )
+
+
+def _recorded_backbone(config: AlignedConfig, source: str) -> str:
+    if not config.backbone_name_or_path:
+        raise DualHeadError(f"'{source}' does not say where its backbone is. Pass backbone=NAME_OR_FOLDER.")
+    return config.backbone_name_or_path

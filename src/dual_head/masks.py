@@ -1,0 +1,35 @@
+"""The attention mask of guides that look back, for every kind of cache.
+
+Built from the padding mask and the cache's length only; ahead of the step where a compiled step needs it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+
+def causal_mask(
+    padding: Tensor | None, length: int, cache: Cache | None, *, guide_layer: int, device: torch.device
+) -> Tensor | None:
+    """bool [B or 1, 1, T, K]: query i sees key j <= past + i that is not padding, and always itself.
+
+    padding: [B, past + T] of ones and zeros, or None; length: T; guide_layer: the cache's first layer of the
+    guides. None where plain causal attention over the T tokens is right.
+    """
+    past = 0 if cache is None else cache.get_seq_length()
+    width = length
+    if cache is not None:
+        width = cache.get_mask_sizes(length, guide_layer)[0]
+        # A dynamic layer of a guide that is off stays empty; a static one is as wide as it will ever be.
+        width = max(width, past + length) if isinstance(past, int) else width
+    if padding is None and isinstance(past, int) and (past == 0 or length == 1) and width == past + length:
+        return None
+    own = torch.arange(length, device=device)[:, None] + past
+    keys = torch.arange(width, device=device)[None, :]
+    allowed = (keys <= own)[None, None]
+    if padding is not None:
+        seen = F.pad(padding.bool(), (0, width - padding.shape[1]), value=True)
+        # A padding query that may look at nothing would be NaN, so each may look at itself.
+        allowed = allowed & (seen[:, None, None, :] | (keys == own))
+    return allowed

@@ -1,0 +1,50 @@
+"""Frozen dataclasses from plain values, with every mistake named: unknown keys, wrong types.
+
+Guides, objectives and methods all read their options here, from YAML, JSON or the command line.
+"""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from dual_head.errors import DualHeadError, did_you_mean
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build a dataclass from plain values. Errors: unknown keys (the nearest is offered) and wrong types."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise DualHeadError(f"Unknown option '{key}' for {cls.__name__}.{did_you_mean(key, names)}")
+    return cls(**{key: fit(value, hints[key], f"{cls.__name__}.{key}") for key, value in values.items()})
+
+
+def fit(value: Any, hint: Any, name: str) -> Any:
+    """Return `value` if it is of the hinted type (a whole number passes as a float). Errors: anything else."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return fit(value, option, name)
+            except DualHeadError:
+                continue
+    elif origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise DualHeadError(f"{name} must be one of {', '.join(map(repr, arguments))}, not {value!r}.")
+    elif hint is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 5e-5, without a point, as text
+        except (TypeError, ValueError):
+            pass
+    elif hint is bool or hint is types.NoneType or isinstance(value, bool):
+        if isinstance(value, hint):
+            return value
+    elif isinstance(value, hint):
+        return value
+    raise DualHeadError(f"{name} must be {getattr(hint, '__name__', hint)}, not {value!r}.")

@@ -1,0 +1,175 @@
+"""`generate` for people: text in and text out, a strength per request, and a trace of what guidance did.
+
+Everything about decoding itself is transformers' own. This file adds alpha, plain-text prompts and the
+length check; it knows no guide.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from dual_head.data.tokenize import render
+from dual_head.errors import DualHeadError
+from dual_head.strength import Alpha
+from dual_head.trace import Trace, trace_sequences
+
+if TYPE_CHECKING:
+    from dual_head.model import AlignedModel
+
+logger = logging.getLogger(__name__)
+DEFAULT_NEW_TOKENS = 128
+
+Prompt = str | Sequence[dict[str, str]]  # plain text, or the conversation so far
+
+
+class Traced(NamedTuple):
+    """What `generate` would have returned, and what guidance did to every new token, one trace per row."""
+
+    output: Any
+    trace: list[Trace]
+
+
+class TextGeneration:
+    """The part of `AlignedModel` that people talk to."""
+
+    @torch.no_grad()
+    def generate(
+        self: "AlignedModel",  # type: ignore[misc]
+        inputs: Tensor | Prompt | Sequence[Prompt] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        alpha: Alpha = None,
+        return_trace: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate as transformers does, at a strength chosen per request.
+
+        inputs: token ids as transformers takes them, a prompt, a conversation (a list of role/content
+        dicts), or a list of either; text needs `tokenizer` and gives the new text back. With text, a
+        temperature above 0 means sampling. alpha: see `resolve_alpha`; 0 gives the backbone's own output,
+        bit for bit. return_trace: also return one `Trace` per row (costs one pass over the finished
+        sequences). Every other argument is transformers' own.
+        Errors: an empty prompt, one longer than the context, a wrong tokenizer, a wrong alpha.
+        """
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if isinstance(inputs, Tensor) or inputs is None:
+            return self._generate_ids(inputs, generation_config, tokenizer, alpha, return_trace, kwargs)
+        if tokenizer is None:
+            raise DualHeadError("Generating from text needs tokenizer=..., the one the guides were trained with.")
+        self.require_same_tokenizer(tokenizer)
+        several = _is_batch(inputs)
+        prompts: Sequence[Prompt] = inputs if several else [inputs]  # type: ignore[assignment, list-item]
+        batch = encode_prompts(prompts, tokenizer).to(self.device)
+        ids = self._generate_ids(
+            batch["input_ids"],
+            generation_config,
+            tokenizer,
+            alpha,
+            return_trace,
+            {"attention_mask": batch["attention_mask"], **_sampling(kwargs, generation_config)},
+        )
+        output, trace = ids if return_trace else (ids, None)
+        new = getattr(output, "sequences", output)[:, batch["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        result = texts if several or len(texts) > 1 else texts[0]
+        return result if trace is None else Traced(result, trace)
+
+    def _generate_ids(
+        self: "AlignedModel",  # type: ignore[misc]
+        input_ids: Tensor | None,
+        generation_config: GenerationConfig | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        alpha: Alpha,
+        return_trace: bool,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if kwargs.get("cache_implementation") == "paged":
+            raise DualHeadError("Guides have no paged cache yet. Use the default or cache_implementation='static'.")
+        embeds = kwargs.get("inputs_embeds")
+        given = input_ids if input_ids is not None else embeds
+        rows = 1 if given is None else given.shape[0]
+        guides, strengths = self.resolve_alpha(alpha, rows)
+        if given is not None:
+            kwargs = _within_context(self, given.shape[1], generation_config, kwargs)
+        if tokenizer is not None:
+            kwargs = {**kwargs, "tokenizer": tokenizer}
+        output = super().generate(  # type: ignore[misc]
+            input_ids, generation_config, alpha=strengths.to(self.device), guides=guides, **kwargs
+        )
+        if not return_trace:
+            return output
+        if input_ids is None:
+            raise DualHeadError("return_trace needs token ids or text, not inputs_embeds.")
+        sequences = getattr(output, "sequences", output)
+        mask = kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        ends = (generation_config or self.generation_config).eos_token_id
+        return Traced(output, trace_sequences(self, sequences, mask, alpha=(guides, strengths), eos_token_id=ends))
+
+
+def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Tokenise prompts as training did, padded on the left: input_ids and attention_mask [B, T]."""
+    texts, conversations = [], []
+    for prompt in prompts:
+        conversation = not isinstance(prompt, str)
+        text = render(tuple(prompt), tokenizer) if conversation else prompt
+        if not text.strip():
+            raise DualHeadError("The prompt is empty. Give at least one word.")
+        texts.append(text)
+        conversations.append(conversation)
+    # A chat template writes its own special tokens into the text.
+    special = not (all(conversations) and tokenizer.chat_template)
+    ids = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+    longest = max(len(row) for row in ids)
+    if not min(len(row) for row in ids):
+        raise DualHeadError("A prompt has no tokens under this tokenizer. Give at least one word it knows.")
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so any id will do
+    input_ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in ids])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
+    from transformers import BatchEncoding
+
+    return BatchEncoding({"input_ids": input_ids, "attention_mask": mask})
+
+
+def _is_batch(inputs: Prompt | Sequence[Prompt]) -> bool:
+    if isinstance(inputs, str):
+        return False
+    if not len(inputs):
+        raise DualHeadError("There are no prompts. Give at least one.")
+    return not isinstance(inputs[0], dict)
+
+
+def _sampling(kwargs: dict[str, Any], generation_config: GenerationConfig | None) -> dict[str, Any]:
+    """Let a temperature mean what people mean by it: sample, or be greedy at 0."""
+    kwargs = dict(kwargs)
+    if generation_config is None and "max_length" not in kwargs:
+        kwargs.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
+    temperature = kwargs.get("temperature")
+    if temperature == 0:
+        return {**kwargs, "temperature": None, "do_sample": False}
+    if temperature is not None:
+        kwargs.setdefault("do_sample", True)
+    return kwargs
+
+
+def _within_context(
+    model: "AlignedModel", length: int, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    context = getattr(model.backbone.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is None:
+        return kwargs
+    if length >= context:
+        raise DualHeadError(
+            f"The prompt has {length} tokens and the backbone's context is {context}. "
+            f"Shorten the prompt to at most {context - 1} tokens."
+        )
+    wanted = kwargs.get("max_new_tokens", getattr(generation_config, "max_new_tokens", None))
+    if wanted is not None and length + wanted > context:
+        logger.warning("max_new_tokens reduced from %d to %d to stay within the context.", wanted, context - length)
+        return {**kwargs, "max_new_tokens": context - length}
+    return kwargs

@@ -1,0 +1,115 @@
+"""What guidance did, token by token: the gate, both log-probabilities, the divergence, who rose and fell.
+
+Computed from finished sequences in one pass, so that it is the same after sampling, beams or assisted
+decoding, and costs nothing when nobody asks. It knows guides only through the fused policy.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dual_head.fusion import fuse
+from dual_head.guides import States
+
+if TYPE_CHECKING:
+    from dual_head.model import AlignedModel
+
+TOP = 3
+CHUNK_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """One generated token.
+
+    gates: {guide: gate in (0, 1)}; base_logp and policy_logp: log-probability of the token in nats; kl:
+    KL(policy || base) in nats; promoted and demoted: the token ids whose probability rose and fell most,
+    with the change.
+    """
+
+    token_id: int
+    gates: dict[str, float]
+    base_logp: float
+    policy_logp: float
+    kl: float
+    promoted: list[tuple[int, float]]
+    demoted: list[tuple[int, float]]
+
+
+Trace = list[TokenTrace]
+
+
+@torch.no_grad()
+def trace_sequences(
+    model: "AlignedModel",
+    sequences: Tensor,
+    prompt_mask: Tensor,
+    *,
+    alpha: tuple[tuple[str, ...], Tensor],
+    eos_token_id: int | list[int] | None = None,
+) -> list[Trace]:
+    """Trace the tokens of `sequences` [R, T] after the prompts [B, P] that began them; R a multiple of B.
+
+    alpha: who acts and strengths [B, guides], from `resolve_alpha`. A row's trace ends with its first
+    end-of-sequence token.
+    """
+    guides, strengths = alpha
+    prompt, copies = prompt_mask.shape[1], sequences.shape[0] // prompt_mask.shape[0]
+    new = sequences.shape[1] - prompt
+    mask = torch.cat([prompt_mask.repeat_interleave(copies, 0), prompt_mask.new_ones(len(sequences), new)], 1)
+    strengths = strengths.to(sequences.device).repeat_interleave(copies, 0)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    encoded = model.encode(sequences, attention_mask=mask, position_ids=positions, guides=guides)
+    lengths = _lengths(sequences[:, prompt:], eos_token_id)
+    traces: list[Trace] = []
+    for row, length in enumerate(lengths):
+        traces.append([])
+        for start in range(prompt, prompt + length, CHUNK_TOKENS):
+            at = slice(start - 1, min(start - 1 + CHUNK_TOKENS, prompt + length - 1))  # t - 1 predicts t
+            states = {name: {key: x[row, at] for key, x in s.items()} for name, s in encoded.states.items()}
+            labels = sequences[row, at.start + 1 : at.stop + 1]
+            traces[-1] += _trace_chunk(model, encoded.hidden[row, at], states, strengths[row], labels)
+    return traces
+
+
+def _trace_chunk(
+    model: "AlignedModel", hidden: Tensor, states: dict[str, States], strengths: Tensor, labels: Tensor
+) -> Trace:
+    guides = {name: model.guide(name) for name in states}
+    base_logits = model.backbone.logits(hidden)
+    terms = (guides[name].term(s, base_logits, strengths[i]) for i, (name, s) in enumerate(states.items()))
+    policy = fuse(base_logits, terms, model.config.fusion).float().log_softmax(-1)
+    base = base_logits.float().log_softmax(-1)  # [n, V]
+    kl = (policy.exp() * (policy - base)).sum(-1).clamp_min(0)
+    change = policy.exp() - base.exp()
+    rises, falls = change.topk(min(TOP, change.shape[-1])), (-change).topk(min(TOP, change.shape[-1]))
+    gates = {
+        name: torch.as_tensor(guide.gate(states[name])).expand(len(labels)).tolist() for name, guide in guides.items()
+    }
+    picked = labels[:, None]
+    columns = (base.gather(1, picked)[:, 0], policy.gather(1, picked)[:, 0], kl)
+    return [
+        TokenTrace(
+            token_id=token,
+            gates={name: values[i] for name, values in gates.items()},
+            base_logp=base_logp,
+            policy_logp=policy_logp,
+            kl=divergence,
+            promoted=list(zip(rises.indices[i].tolist(), rises.values[i].tolist(), strict=True)),
+            demoted=[(t, -v) for t, v in zip(falls.indices[i].tolist(), falls.values[i].tolist(), strict=True)],
+        )
+        for i, (token, base_logp, policy_logp, divergence) in enumerate(
+            zip(labels.tolist(), *(c.tolist() for c in columns), strict=True)
+        )
+    ]
+
+
+def _lengths(new: Tensor, eos_token_id: int | list[int] | None) -> list[int]:
+    """Count each row's tokens up to and including its first end-of-sequence token."""
+    if eos_token_id is None or not new.shape[1]:
+        return [new.shape[1]] * len(new)
+    ended = torch.isin(new, torch.as_tensor(eos_token_id, device=new.device))
+    first = ended.int().argmax(1) + 1
+    return torch.where(ended.any(1), first, new.shape[1]).tolist()

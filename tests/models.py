@@ -1,0 +1,72 @@
+"""Tiny random decoders of every architecture the tests run on: built from their configs, in milliseconds."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+HIDDEN, LAYERS, VOCAB, POSITIONS, WINDOW = 32, 2, 97, 128, 8
+PAD, BOS, EOS = 0, 1, 2
+
+_TOKENS = {"vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+_SIZES = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "tie_word_embeddings": False,
+    # Ten times the usual spread: the logits of a tiny model then differ by more than rounding.
+    "initializer_range": 0.2,
+    **_TOKENS,
+}
+# "softcaps": small enough to bend the logits of a random model.
+_GEMMA = {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0}
+
+ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_SIZES),
+    "llama_tied": lambda: LlamaConfig(**{**_SIZES, "tie_word_embeddings": True}),
+    "mistral": lambda: MistralConfig(**_SIZES, sliding_window=WINDOW),
+    "qwen2": lambda: Qwen2Config(**_SIZES, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen3": lambda: Qwen3Config(**_SIZES, head_dim=8),
+    "gemma2": lambda: Gemma2Config(**{**_SIZES, "tie_word_embeddings": True}, **_GEMMA, attn_logit_softcapping=5.0),
+    "gemma3": lambda: Gemma3TextConfig(
+        **{**_SIZES, "tie_word_embeddings": True},
+        **_GEMMA,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "phi3": lambda: Phi3Config(**_SIZES, sliding_window=WINDOW),
+    "phi": lambda: PhiConfig(**_SIZES),  # a bias on the lm_head
+    "gpt2": lambda: GPT2Config(
+        n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=POSITIONS, initializer_range=0.2, **_TOKENS
+    ),
+    "cohere": lambda: CohereConfig(**{**_SIZES, "tie_word_embeddings": True}, logit_scale=0.25),
+    "granite": lambda: GraniteConfig(**_SIZES, logits_scaling=4.0),
+}
+
+
+def tiny_lm(name: str, seed: int = 0) -> PreTrainedModel:
+    """A random model of one architecture; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lm = AutoModelForCausalLM.from_config(ARCHITECTURES[name]())
+        bias = getattr(lm.get_output_embeddings(), "bias", None)
+        if bias is not None:
+            torch.nn.init.normal_(bias)  # a fresh bias is zero, and would hide that it was forgotten
+    return lm
