@@ -1,0 +1,52 @@
+"""The command `dual-head`: parse, then call. Bad input is one paragraph on stderr and exit code 2."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from dual_head import __version__
+from dual_head.errors import DualHeadError, did_you_mean
+
+COMMANDS = {
+    "train": "train a guide on preference pairs",
+    "generate": "generate text with guides, at any strength",
+    "inspect": "say what a guide is: parameters, bytes, fingerprints",
+    "demo": "train and look at a guide on a small world, offline, in minutes",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it went well, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else ""
+    try:
+        if name in COMMANDS:
+            # Imported only now: `dual-head --help` should not wait for torch.
+            return importlib.import_module(f"dual_head.commands.{name}").run(arguments[1:])
+        if name and not name.startswith("-"):
+            raise DualHeadError(f"Unknown command '{name}'.{did_you_mean(name, COMMANDS)}")
+        _parser().parse_args(arguments or ["--help"])
+    except DualHeadError as error:
+        print(f"dual-head: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dual-head: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `dual-head ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<10}{said}" for name, said in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="dual-head",
+        usage="dual-head COMMAND [options]",
+        description="Align a frozen language model at test time with small trained heads.",
+        epilog=f"commands:\n{listed}\n\n'dual-head COMMAND --help' tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dual-head {__version__}")
+    return parser

@@ -1,0 +1,179 @@
+"""`dual-head generate GUIDES`: text from a guided model, at a strength chosen on the spot."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from dual_head.errors import DualHeadError
+from dual_head.strength import Alpha
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, load, generate, print."""
+    args = _parser().parse_args(arguments)
+    prompts = read_prompts(args.prompt, args.prompts_file)
+    alpha = parse_alpha(args.alpha)
+    # Imported late: a mistyped prompt file should not wait for torch.
+    from transformers import TextStreamer, set_seed
+
+    from dual_head.model import AlignedModel
+    from dual_head.run import load_tokenizer
+
+    model = AlignedModel.from_pretrained(
+        args.guides,
+        backbone=args.backbone,
+        dtype=args.dtype,
+        device_map=args.device_map,
+        trust_remote_code=args.trust_remote_code,
+    )
+    tokenizer = load_tokenizer(args.tokenizer or _tokenizer_home(args.guides, model), args.trust_remote_code)
+    if args.device:
+        model.to(args.device)
+    if args.seed is not None:
+        set_seed(args.seed)
+    console = Console(highlight=False, soft_wrap=True)
+    decoding = {
+        name: getattr(args, name)
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
+        if getattr(args, name) is not None
+    }
+    stream = len(prompts) == 1 and not (args.trace or args.output or args.no_stream or (args.num_beams or 1) > 1)
+    for start in range(0, len(prompts), args.batch_size):
+        batch = prompts[start : start + args.batch_size]
+        asked = [[{"role": "user", "content": p}] for p in batch] if args.chat else batch
+        if stream:
+            model.generate(
+                asked,
+                tokenizer=tokenizer,
+                alpha=alpha,
+                streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+                **decoding,
+            )
+            continue
+        result = model.generate(asked, tokenizer=tokenizer, alpha=alpha, return_trace=args.trace, **decoding)
+        texts, traces = result if args.trace else (result, [None] * len(batch))
+        for prompt, text, trace in zip(batch, texts, traces, strict=True):
+            if args.output:
+                _append(Path(args.output), {"prompt": prompt, "alpha": args.alpha, "output": text})
+                continue
+            if len(prompts) > 1:
+                console.print(f"[bold]{prompt}[/]")
+            console.print(show_trace(trace, tokenizer) if trace else text, markup=False)
+    return 0
+
+
+def read_prompts(given: Sequence[str] | None, file: str | None) -> list[str]:
+    """Collect prompts from --prompt, a file (one a line, or JSONL with "prompt") or standard input."""
+    if given:
+        prompts = list(given)
+    elif file:
+        try:
+            lines = Path(file).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DualHeadError(f"Cannot read the prompts in '{file}': {error}") from error
+        prompts = [_prompt_of(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
+    elif sys.stdin.isatty():
+        raise DualHeadError("Give a prompt with --prompt, --prompts_file or on standard input.")
+    else:
+        prompts = [sys.stdin.read().strip("\n")]
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise DualHeadError("The prompt is empty. Give at least one word.")
+    return prompts
+
+
+def parse_alpha(text: str | None) -> Alpha:
+    """Read "1.0" or "helpful=0.8,harmless=0.2"; None leaves the guides' own defaults."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return float(text)
+        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise DualHeadError(f"--alpha is a number, or name=number,..., not '{text}'.") from error
+
+
+def show_trace(trace, tokenizer) -> Text:
+    """Colour each token by its gate, from blue (closed) to red (open), and list what guidance changed most."""
+    text = Text()
+    for token in trace:
+        gate = sum(token.gates.values()) / max(1, len(token.gates))
+        shade = f"rgb({int(255 * gate)},{int(90 * (1 - abs(2 * gate - 1)))},{int(255 * (1 - gate))})"
+        text.append(_piece(token.token_id, tokenizer), style=f"on {shade}")
+    text.append("\n\n")
+    header = f"{'token':>14} {'gate':>6} {'log p base':>11} {'policy':>8} {'KL':>7}  promoted / demoted\n"
+    text.append(header, style="bold")
+    for token in trace:
+        name = _piece(token.token_id, tokenizer)
+        gates = "/".join(f"{gate:.2f}" for gate in token.gates.values()) or "-"
+        rises = " ".join(f"{_piece(t, tokenizer)!r}{change:+.2f}" for t, change in token.promoted[:2])
+        falls = " ".join(f"{_piece(t, tokenizer)!r}{change:+.2f}" for t, change in token.demoted[:2])
+        text.append(f"{name:>14} {gates:>6} {token.base_logp:11.3f} {token.policy_logp:8.3f} {token.kl:7.4f}  ")
+        text.append(f"{rises} / {falls}\n", style="dim")
+    return text
+
+
+def _piece(token_id: int, tokenizer) -> str:
+    """Show a token with the space it begins with, which decoding it alone would lose."""
+    piece = tokenizer.convert_ids_to_tokens(token_id).replace("\u2581", " ").replace("\u0120", " ")
+    return piece.replace("\u010a", "\\n").replace("<0x0A>", "\\n").replace("\n", "\\n")
+
+
+def _prompt_of(line: str, file: str, number: int) -> str:
+    if not line.lstrip().startswith("{"):
+        return line
+    try:
+        return json.loads(line)["prompt"]
+    except (ValueError, KeyError) as error:
+        raise DualHeadError(f'{file}:{number} is not a JSON object with a "prompt".') from error
+
+
+def _append(file: Path, row: dict) -> None:
+    try:
+        with file.open("a") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise DualHeadError(f"Cannot write to '{file}': {error.strerror}. Choose another --output.") from error
+
+
+def _tokenizer_home(guides: str, model) -> str:
+    """Prefer the tokenizer saved beside the guides; guides saved by hand may have none."""
+    saved = (Path(guides) / "tokenizer_config.json").is_file()
+    return guides if saved or not Path(guides).is_dir() else str(model.backbone.config._name_or_path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dual-head generate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("guides", help="folder of guides (the output_dir of training), or a name on the hub")
+    where = parser.add_argument_group("prompts (one of; else standard input)")
+    where.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+    where.add_argument("--prompts_file", help='a file with one prompt a line, or JSONL with "prompt"')
+    where.add_argument(
+        "--chat", action="store_true", help="treat prompts as a user's message: chat template or transcript"
+    )
+    how = parser.add_argument_group("decoding")
+    how.add_argument("--alpha", help="strength: a number, or name=number,...; 0 is the backbone, 1 as trained")
+    how.add_argument("--max_new_tokens", type=int, default=128, help="default: 128")
+    how.add_argument("--temperature", type=float, help="sample at this temperature; greedy without it")
+    how.add_argument("--top_p", type=float, help="nucleus sampling")
+    how.add_argument("--top_k", type=int, help="sample among so many")
+    how.add_argument("--num_beams", type=int, help="beam search")
+    how.add_argument("--seed", type=int, help="make sampling repeatable")
+    how.add_argument("--batch_size", type=int, default=8, help="prompts at a time; default: 8")
+    out = parser.add_argument_group("output")
+    out.add_argument("--trace", action="store_true", help="colour tokens by the gate and list what guidance changed")
+    out.add_argument("--output", metavar="FILE", help="append JSONL here instead of printing")
+    out.add_argument("--no_stream", action="store_true", help="print when finished")
+    load = parser.add_argument_group("loading")
+    load.add_argument("--backbone", help="another place of the backbone the guides were trained on")
+    load.add_argument("--tokenizer", help="tokenizer, if not the one saved with the guides")
+    load.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    load.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where it loads")
+    load.add_argument("--device_map", help="as transformers has it, e.g. auto")
+    load.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the backbone")
+    return parser

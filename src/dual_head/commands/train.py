@@ -1,0 +1,179 @@
+"""`dual-head train METHOD`: from preference data and a backbone to a folder of guides.
+
+Every TrainingArguments flag is accepted, every option of the method, and the same names in a YAML file.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.methods import Method, method, method_names
+from dual_head.run import RunOptions, train_guide
+from dual_head.training import GuideTrainingArguments
+
+# Of TrainingArguments' more than hundred flags, those that most runs want to see; --help_all shows the rest.
+COMMON = [
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "seed",
+    "bf16",
+    "activation_checkpointing",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "resume_from_checkpoint",
+    "push_to_hub",
+]
+OPTION = "option:"  # marks the method's own options in the parsed namespace
+
+
+class Help(argparse.HelpFormatter):
+    """Help that shows one spelling of each flag, and defaults that say something."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flags = [flag for flag in action.option_strings if "-" not in flag.removeprefix("--")]
+        choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else "VALUE"
+        bare = action.nargs in (0, "?")  # switches may be followed by true or false, and nobody does
+        return ", ".join(flags or action.option_strings) + ("" if bare else f" {choices}")
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said = (action.help or "").replace("%", "%%")
+        shown = action.default not in (None, False, argparse.SUPPRESS) and "default:" not in said
+        return f"{said} [{action.default}]" if shown else said
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and train."""
+    name = arguments[0] if arguments else "--help"
+    if name.startswith("-"):
+        print(f"usage: dual-head train METHOD [options]\n\nmethods: {', '.join(method_names())}\n")
+        print("'dual-head train METHOD --help' lists the options.")
+        return 0 if name in ("-h", "--help") else 2
+    chosen = method(name)
+    parser = build_parser(chosen, help_all="--help_all" in arguments)
+    config = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--config"), None)
+    if config:
+        apply_config(parser, Path(config), chosen)
+    if "--help_all" in arguments:
+        parser.print_help()
+        return 0
+    _refuse_unknown(parser, arguments[1:])
+    try:
+        options, training, rest = parser.parse_args_into_dataclasses(list(arguments[1:]))
+    except ValueError as error:  # how TrainingArguments refuses a combination of flags
+        raise DualHeadError(str(error)) from error
+    given = {key.removeprefix(OPTION): value for key, value in vars(rest).items() if key.startswith(OPTION)}
+    train_guide(chosen.with_options(given), options, training)
+    return 0
+
+
+def build_parser(chosen: Method, *, help_all: bool = False) -> HfArgumentParser:
+    """Make the parser of one method: our options, the method's, and transformers' with the method's defaults."""
+    parser = HfArgumentParser(
+        (RunOptions, GuideTrainingArguments),  # type: ignore[arg-type]
+        prog=f"dual-head train {chosen.name}",
+        usage=f"dual-head train {chosen.name} --model_name_or_path M --dataset_name D --output_dir O [options]",
+        description=(sys.modules[type(chosen).__module__].__doc__ or "") and _first_paragraph(chosen),
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    for action in parser._actions:
+        if action.dest in {f.name for f in dataclasses.fields(GuideTrainingArguments)}:
+            if action.dest not in COMMON and not help_all:
+                action.help = argparse.SUPPRESS
+            elif action.help:
+                action.help = " ".join(action.help.split()).split(". ")[0][:160]
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+    parser.add_argument("--help_all", action="store_true", help="show every TrainingArguments flag too")
+    group = parser.add_argument_group(f"options of {chosen.name}")
+    symbols: dict[str, list[str]] = {}
+    for symbol, path in chosen.symbols.items():
+        symbols.setdefault(path, []).append(symbol)
+    for path, value in chosen.options():
+        flags = [f"--{flag}" for flag in (*symbols.get(path, []), path)]
+        group.add_argument(
+            *flags,
+            dest=OPTION + path,
+            type=yaml.safe_load,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"default: {value}",
+        )
+    parser.set_defaults(**chosen.training)
+    return parser
+
+
+def apply_config(parser: HfArgumentParser, file: Path, chosen: Method) -> None:
+    """Take a YAML file's values as defaults, which flags override.
+
+    Sections ("guide", "preference", ...) hold the method's options; everything else is a flag's name.
+    Errors: an unreadable file, an unknown key (the nearest is offered), another method's config.
+    """
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise DualHeadError(f"Cannot read the config '{file}': {error}") from error
+    if not isinstance(values, dict):
+        raise DualHeadError(f"The config '{file}' must be a mapping of options to values.")
+    if values.pop("method", chosen.name) != chosen.name:
+        raise DualHeadError(
+            f"The config '{file}' is for another method. Run 'dual-head train' with the method it names."
+        )
+    flags = {action.dest for action in parser._actions if not action.dest.startswith(OPTION)}
+    paths = {path for path, _ in chosen.options()}
+    sections = {path.split(".")[0] for path in paths if "." in path}
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = (
+            {f"{key}.{k}": v for k, v in value.items()} if key in sections and isinstance(value, dict) else {key: value}
+        )
+        for name, setting in nested.items():
+            path = chosen.symbols.get(name, name)
+            if path in paths:
+                defaults[OPTION + path] = setting
+            elif name in flags:
+                defaults[name] = setting
+            else:
+                known = [*flags, *paths, *chosen.symbols]
+                raise DualHeadError(f"Unknown key '{name}' in '{file}'.{did_you_mean(name, known)}")
+    for action in parser._actions:
+        if action.dest in defaults:
+            action.required = False
+    parser.set_defaults(**defaults)
+
+
+def _refuse_unknown(parser: HfArgumentParser, arguments: Sequence[str]) -> None:
+    known = set(parser._option_string_actions)
+    for argument in arguments:
+        flag = argument.split("=")[0]
+        if flag.startswith("--") and flag not in known:
+            near = did_you_mean(flag, known) if len(flag) > 2 else ""
+            raise DualHeadError(f"Unknown option '{flag}'.{near if 'Did you mean' in near else ' See --help.'}")
+
+
+def _first_paragraph(chosen: Method) -> str:
+    module = sys.modules[f"dual_head.methods.{chosen.name}"]
+    return (module.__doc__ or "").split("\n\n")[0]

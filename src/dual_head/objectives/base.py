@@ -1,0 +1,36 @@
+"""What an objective is: per-token scalars in, one loss per pair and metrics per pair out.
+
+Every term is an average over pairs of a per-pair value, so that gradient accumulation and data parallelism
+give the gradient of one large batch. It knows no model.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dual_head.reductions import Scored
+
+
+@dataclass(frozen=True)
+class Terms:
+    """loss: [B], before the weight; metrics: {name: [B]}, logged and never differentiated."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """A pure function of scalars, and the weight it has in the sum; weight 0 means: only measure it."""
+
+    weight: float = 1.0
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[str]:
+        """The per-token scalars it reads, by their names in `reductions`, or "gate_logit"."""
+
+    @abstractmethod
+    def __call__(self, scored: Scored) -> Terms:
+        """Compute the loss and metrics of a batch of pairs."""

@@ -1,0 +1,30 @@
+"""Next-token loss of the fused policy on chosen responses."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dual_head.objectives.base import Objective, Terms
+from dual_head.reductions import Scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken(Objective):
+    """L = -E_(x, y+) [ mean_t log pi(y+_t | x, y+_<t) ] in nats per token.
+
+    over: "tokens" averages over each response's tokens; "sequence" sums them, as the Dual-Head paper prints.
+    """
+
+    over: Literal["tokens", "sequence"] = "tokens"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The policy's log-probabilities."""
+        return frozenset({"policy_logps"})
+
+    def __call__(self, scored: Scored) -> Terms:
+        """Negative log-likelihood of each chosen response, [B]."""
+        chosen, _ = scored.means("policy_logps") if self.over == "tokens" else scored.sums("policy_logps")
+        return Terms(-chosen)
+
+
+OBJECTIVE = NextToken

@@ -1,0 +1,34 @@
+"""Pictures of what was measured; needs the `plot` extra. It draws, and computes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+CURVES = ("loss", "preference", "accuracy", "gate", "kl", "next_token")
+
+
+def training_curves(log: list[dict[str, Any]], file: Path) -> None:
+    """Draw each logged term over steps, training as a line and held-out pairs as points."""
+    names = [name for name in CURVES if any(name in row or f"eval_{name}" in row for row in log)]
+    if not names:
+        return
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.5), layout="constrained")
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
+        train = [(row["step"], row[name]) for row in log if name in row]
+        held = [(row["step"], row[f"eval_{name}"]) for row in log if f"eval_{name}" in row]
+        if train:
+            axis.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1.2, label="training")
+        if held:
+            axis.plot(*zip(*held, strict=True), "o", color="tab:orange", markersize=4, label="held out")
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,309 @@
+"""One training run: preference data and a backbone in, a folder of guides, metrics and curves out.
+
+Everything on the way is printed: rows dropped by reason, lengths, parameters, where it resumes. It knows the
+order of things; how each is done is elsewhere.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, set_seed
+
+from dual_head.backbone import load_backbone
+from dual_head.checkpoint import atomic_folder
+from dual_head.data import Drops, split_by_prompt
+from dual_head.data.collate import PairCollator
+from dual_head.data.formats import load_pairs
+from dual_head.data.tokenize import COLUMNS, TokenizeOptions, tokenize_pairs
+from dual_head.errors import DualHeadError, require
+from dual_head.intervals import bootstrap_mean, wilson
+from dual_head.methods import Method
+from dual_head.model import AlignedModel
+from dual_head.training import GuideTrainer, GuideTrainingArguments, check_same_run, last_whole_checkpoint
+
+RUN_FILE = "run.json"
+REPORT_FILE = "report.json"
+# What must not change between a killed run and the one that goes on with its checkpoints.
+TRAINING_IDENTITY = [
+    "seed",
+    "data_seed",
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "weight_decay",
+    "warmup_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+    "optim",
+]
+SHARES = ("accuracy", "accuracy_over_base")
+
+
+def _option(default: Any, said: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": said}, **more)
+
+
+@dataclass
+class RunOptions:
+    """Which backbone, which data, how long; the same names on the command line and in YAML."""
+
+    _argument_group_name: ClassVar[str] = "backbone and data"
+
+    model_name_or_path: str = field(metadata={"help": "Backbone: a folder, or a name on the hub."})
+    dataset_name: str = field(metadata={"help": "Preference data: a file, a folder, or a name on the hub."})
+    dataset_split: str = _option("train", "Split to train on; part of it is held out.")
+    dataset_format: str = _option("auto", "Format of the rows, told from the first ones by default.")
+    data_dir: str | None = _option(None, "Subfolder of a data set on the hub, as helpful-base in Anthropic/hh-rlhf.")
+    objective: str | None = _option(None, "Which preference, where the data hold several: helpful or harmless.")
+    held_out: float = _option(0.05, "Share of prompts kept for evaluation.")
+    max_pairs: int | None = _option(None, "Read at most so many rows.")
+    max_length: int = _option(1024, "Longest prompt + response, in tokens; the backbone's context at most.")
+    max_prompt_length: int | None = _option(None, "Longest prompt in tokens; the left is cut.")
+    truncate_responses: bool = _option(False, "Cut long responses instead of dropping the pair.")
+    tokenizer_name: str | None = _option(None, "Tokenizer, if it is not beside the backbone.")
+    dtype: str = _option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
+    device_map: str | None = _option(None, "Where transformers places the backbone, as auto.")
+    attn_implementation: str | None = _option(None, "Attention of the backbone: sdpa, eager, flash_attention_2.")
+    quantization: Literal["none", "4bit", "8bit"] = _option("none", "Load the backbone quantised by bitsandbytes.")
+    trust_remote_code: bool = _option(False, "Run code that comes with the backbone or tokenizer.")
+    logits_budget_mb: int = _option(128, "Memory for logits at a time; smaller is slower and never different.")
+    restart: bool = _option(False, "Delete the checkpoints in output_dir instead of resuming from them.")
+
+    def __post_init__(self):
+        if not 0 <= self.held_out < 1:
+            raise DualHeadError(f"--held_out is a share of prompts, at least 0 and below 1, not {self.held_out}.")
+
+
+def train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
+    """Train one guide and write it with its report; go on where a killed run of the same options stopped."""
+    processes = PartialState(cpu=args.use_cpu)
+    main = processes.is_main_process
+    console = Console(quiet=not main)
+    output = _writable(args.output_dir)
+    resume = _resume_point(output, method, options, args, processes)
+    tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
+    train_set, held_out, drops = _data(options, args, tokenizer, console)
+    set_seed(args.seed)  # the guide's first weights belong to the run as much as the order of its data
+    model = _model(method, options, tokenizer)
+    _describe(model, console)
+    if not len(held_out):
+        args.eval_strategy = "no"  # type: ignore[assignment]
+    elif args.eval_strategy == "no" and args.eval_steps:
+        args.eval_strategy = "steps"  # type: ignore[assignment]
+    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    trainer = GuideTrainer(
+        model,
+        method,
+        args,
+        train_dataset=train_set,
+        eval_dataset=held_out if len(held_out) else None,
+        data_collator=PairCollator(pad),
+        tokenizer=tokenizer,
+        budget=options.logits_budget_mb * 2**20,
+    )
+    if resume:
+        console.print(f"Resuming from [bold]{resume}[/].")
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    seconds = time.perf_counter() - started
+    metrics = trainer.evaluate_once() if len(held_out) else {}
+    trainer.save_model()
+    if main:
+        report = _report(trainer, method, drops, seconds, metrics)
+        with atomic_folder(output) as staging:
+            (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
+            _plot(report, staging)
+        _print_report(report, output, console)
+    return trainer
+
+
+def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. Errors: none there."""
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise DualHeadError(
+            f"Could not load a tokenizer from '{name_or_path}': {str(error).splitlines()[0]} Pass --tokenizer_name."
+        ) from error
+
+
+def _writable(output_dir: str | None) -> Path:
+    if not output_dir:
+        raise DualHeadError("Say where to write with --output_dir.")
+    output = Path(output_dir)
+    with atomic_folder(output):
+        return output
+
+
+def _resume_point(
+    output: Path, method: Method, options: RunOptions, args: GuideTrainingArguments, processes: PartialState
+) -> Path | None:
+    """Find the checkpoint to go on from, after checking that it is this run's; record this run."""
+    main = processes.is_main_process
+    wanted = {
+        **method.as_dict(),
+        **{key: value for key, value in asdict(options).items() if key not in ("restart", "logits_budget_mb")},
+        **{key: str(getattr(args, key)) for key in TRAINING_IDENTITY},
+    }
+    wanted = json.loads(json.dumps(wanted))
+    if args.resume_from_checkpoint:
+        checkpoint = None if args.resume_from_checkpoint in ("True", "true") else Path(args.resume_from_checkpoint)
+        if checkpoint and not checkpoint.is_dir():
+            raise DualHeadError(
+                f"There is no checkpoint at '{checkpoint}'. Leave --resume_from_checkpoint out to use the last."
+            )
+        if checkpoint:
+            return checkpoint
+    record = output / RUN_FILE
+    if options.restart and main:
+        for folder in output.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+        record.unlink(missing_ok=True)
+    processes.wait_for_everyone()
+    found = last_whole_checkpoint(output)
+    if found and record.is_file():
+        check_same_run(json.loads(record.read_text()), wanted, str(output))
+    processes.wait_for_everyone()
+    if main:
+        with atomic_folder(output) as staging:
+            (staging / RUN_FILE).write_text(json.dumps(wanted, indent=2))
+    return found
+
+
+def _data(options: RunOptions, args: GuideTrainingArguments, tokenizer: PreTrainedTokenizerBase, console: Console):
+    pairs, drops = load_pairs(
+        options.dataset_name,
+        split=options.dataset_split,
+        objective=options.objective,
+        data_dir=options.data_dir,
+        format=options.dataset_format,
+        max_rows=options.max_pairs,
+    )
+    console.print(f"[bold]{options.dataset_name}[/]\n{drops.table()}", highlight=False)
+    kept, aside = split_by_prompt(pairs, options.held_out)
+    if not kept:
+        raise DualHeadError("No pair is left to train on. Lower --held_out, or give more data.")
+    lengths = TokenizeOptions(
+        max_length=_max_length(options),
+        max_prompt_length=options.max_prompt_length,
+        truncate_responses=options.truncate_responses,
+    )
+    quiet = bool(args.disable_tqdm) or console.quiet
+    train_set, dropped = tokenize_pairs(kept, tokenizer, lengths, progress=not quiet)
+    held_out: Any = []
+    if aside:
+        held_out, more = tokenize_pairs(aside, tokenizer, lengths, progress=False)
+        held_out = _by_length(held_out)
+        dropped = dropped + more
+    console.print(f"[bold]tokenised, at most {lengths.max_length} tokens[/]\n{dropped.table()}", highlight=False)
+    console.print(f"{len(train_set)} pairs to train on, {len(held_out)} held out by prompt.")
+    return train_set, held_out, {"rows": drops, "tokens": dropped}
+
+
+def _by_length(rows: Any) -> Any:
+    """Order held-out pairs by length, so that a batch pads little; their order means nothing."""
+    longest = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(rows[column] for column in COLUMNS), strict=True)]
+    return rows.select(sorted(range(len(longest)), key=longest.__getitem__))
+
+
+def _max_length(options: RunOptions) -> int:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(options.model_name_or_path, trust_remote_code=options.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise DualHeadError(
+            f"Could not load the backbone '{options.model_name_or_path}': {str(error).splitlines()[0]} "
+            "Give a folder that holds config.json and safetensors, or the name of a model on the hub."
+        ) from error
+    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min(options.max_length, context or options.max_length)
+
+
+def _model(method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> AlignedModel:
+    quantization = None
+    if options.quantization != "none":
+        require("bitsandbytes", "quantization")
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=options.quantization == "4bit", load_in_8bit=options.quantization == "8bit"
+        )
+    lm = load_backbone(
+        options.model_name_or_path,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        attn_implementation=options.attn_implementation,
+        quantization_config=quantization,
+        trust_remote_code=options.trust_remote_code,
+    )
+    model = AlignedModel.from_backbone(lm, {method.name: method.guide}, fusion=method.fusion, tokenizer=tokenizer)
+    model.config.training = {
+        **method.as_dict(),
+        "dataset": options.dataset_name,
+        "objective": options.objective,
+    }
+    return model
+
+
+def _describe(model: AlignedModel, console: Console) -> None:
+    trained = sum(p.numel() for p in model.guides.parameters())
+    frozen = sum(p.numel() for p in model.backbone.lm.parameters())
+    console.print(f"{trained:,} parameters to train beside {frozen:,} frozen ({trained / frozen:.1%}).")
+
+
+def _report(
+    trainer: GuideTrainer, method: Method, drops: dict[str, Drops], seconds: float, metrics: dict[str, float]
+) -> dict[str, Any]:
+    held_out = {
+        name: {"mean": values.mean().item(), "interval": list(_interval(name, values)), "pairs": len(values)}
+        for name, values in getattr(trainer, "held_out", {}).items()
+        if not name.startswith("gate_hist")
+    }
+    return {
+        "method": method.as_dict(),
+        "data": {
+            stage: {"rows": d.rows, "kept": d.kept, "dropped": dict(d.reasons), "notes": dict(d.notes)}
+            for stage, d in drops.items()
+        },
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds, 2),
+        "held_out": held_out,
+        "metrics": metrics,
+        "log": trainer.state.log_history,
+    }
+
+
+def _interval(name: str, values: torch.Tensor) -> tuple[float, float]:
+    if name in SHARES:
+        return wilson(values.sum().item(), len(values))
+    return bootstrap_mean(values.tolist(), resamples=500)
+
+
+def _print_report(report: dict[str, Any], output: Path, console: Console) -> None:
+    if report["held_out"]:
+        table = Table(title=f"held-out pairs after {report['steps']} steps, {report['seconds']:.0f} s")
+        for column in ("", "mean", "95% interval"):
+            table.add_column(column, justify="left" if not column else "right")
+        for name, value in report["held_out"].items():
+            low, high = value["interval"]
+            table.add_row(name, f"{value['mean']:.4f}", f"{low:.4f} to {high:.4f}")
+        console.print(table)
+    console.print(f"Guides written to [bold]{output}[/]. Try: dual-head generate {output} --prompt '...' --alpha 1")
+
+
+def _plot(report: dict[str, Any], folder: Path) -> None:
+    """Draw the logged curves into curves.png, where matplotlib is installed."""
+    try:
+        from dual_head.plots import training_curves
+    except ImportError:
+        return  # a picture is welcome, not needed; `pip install 'dual-head[plot]'` brings it
+    training_curves(report["log"], folder / "curves.png")

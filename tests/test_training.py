@@ -1,0 +1,205 @@
+"""Training: what is logged, saved and resumed, and that many processes give the gradients of one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_lm
+from safetensors.torch import load_file
+
+from dual_head import AlignedModel, DualHeadError
+from dual_head.cli import main
+from dual_head.data.collate import PairCollator
+from dual_head.methods import method
+from dual_head.training import GuidedLoss, check_same_run, last_whole_checkpoint
+
+SRC = Path(__file__).parents[1] / "src"
+
+
+def arguments(backbone: Path, pairs: Path, output: Path, **options) -> list[str]:
+    """`dual-head train dual_head` on the tiny backbone, with options on top."""
+    given = {
+        "model_name_or_path": backbone,
+        "dataset_name": pairs,
+        "output_dir": output,
+        "max_steps": 6,
+        "learning_rate": 0.05,
+        "logging_steps": 2,
+        "per_device_train_batch_size": 4,
+        "disable_tqdm": True,
+        "held_out": 0.2,
+        **options,
+    }
+    return ["train", "dual_head", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
+
+
+def train(*args, **options) -> None:
+    assert main(arguments(*args, **options)) == 0
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_training_learns_logs_every_term_and_writes_guides_only(backbone_folder, pairs_file, tmp_path):
+    train(backbone_folder, pairs_file, tmp_path, max_steps=30)
+    report = json.loads((tmp_path / "report.json").read_text())
+    logged = next(row for row in report["log"] if "loss" in row)
+    assert {"next_token", "preference", "gate_entropy", "kl", "accuracy", "margin", "gate"} <= logged.keys()
+    assert sum(logged[f"gate_hist_{i / 10:.1f}"] for i in range(10)) == pytest.approx(1)
+    assert report["held_out"]["accuracy_over_base"]["mean"] == 1
+    assert report["held_out"]["kl"]["mean"] > 0.1
+    assert report["data"]["rows"]["rows"] == 60
+    assert {name.split(".")[0] for name in weights(tmp_path)} == {"dual_head"}
+    assert (tmp_path / "tokenizer.json").is_file()
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert not list(tmp_path.glob("**/training_args.bin"))  # a pickle
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(backbone_folder, pairs_file, tmp_path):
+    train(backbone_folder, pairs_file, tmp_path / "whole", save_steps=2)
+    train(backbone_folder, pairs_file, tmp_path / "broken", save_steps=2)
+    for step in (4, 6):  # as if it had been killed after step 2, in the middle of saving step 4
+        for file in (tmp_path / "broken" / f"checkpoint-{step}").iterdir():
+            if step == 6 or file.name in ("trainer_state.json", "optimizer.pt"):
+                file.unlink()
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    train(backbone_folder, pairs_file, tmp_path / "broken", save_steps=2)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    states = [
+        json.loads((tmp_path / run / "checkpoint-6/trainer_state.json").read_text()) for run in ("whole", "broken")
+    ]
+    logs = [[row["loss"] for row in state["log_history"] if "loss" in row] for state in states]
+    assert logs[0] == logs[1]
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(backbone_folder, pairs_file, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "dual_head",
+        *arguments(backbone_folder, pairs_file, tmp_path / "killed", max_steps=40, save_steps=1),
+    ]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not list((tmp_path / "killed").glob("checkpoint-[3-9]")) and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)  # saving takes most of each step's time, so this hits it about as often
+    process.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    assert last_whole_checkpoint(tmp_path / "killed") is not None
+    train(backbone_folder, pairs_file, tmp_path / "killed", max_steps=40, save_steps=1)
+    train(backbone_folder, pairs_file, tmp_path / "whole", max_steps=40, save_steps=100)
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_a_run_with_other_options_is_not_resumed(backbone_folder, pairs_file, tmp_path, capsys):
+    train(backbone_folder, pairs_file, tmp_path, save_steps=2)
+    assert main(arguments(backbone_folder, pairs_file, tmp_path, save_steps=2, beta_r=0.5)) == 2
+    assert "preference" in capsys.readouterr().err
+    assert main([*arguments(backbone_folder, pairs_file, tmp_path, save_steps=2, beta_r=0.5), "--restart"]) == 0
+
+
+def test_a_run_names_what_differs():
+    with pytest.raises(DualHeadError, match=r"learning_rate: 1 there, 2 now.*--restart"):
+        check_same_run({"learning_rate": 1, "seed": 3}, {"learning_rate": 2, "seed": 3}, "out")
+
+
+def test_gradient_accumulation_equals_one_large_batch(backbone_folder, pairs_file, tmp_path):
+    train(backbone_folder, pairs_file, tmp_path / "large", per_device_train_batch_size=8, max_steps=1)
+    train(
+        backbone_folder,
+        pairs_file,
+        tmp_path / "small",
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_steps=1,
+    )
+    # One step of SGD would show the gradient itself; AdamW's first step only its sign, so compare that too.
+    large, small = weights(tmp_path / "large"), weights(tmp_path / "small")
+    agree = torch.cat([(large[n] - small[n]).abs().flatten() for n in large if "difference" in n])
+    assert agree.max() < 1e-4
+
+
+def test_two_processes_give_the_gradients_of_one(backbone_folder, pairs_file, tmp_path):
+    one = {"per_device_train_batch_size": 8, "max_steps": 3, "optim": "sgd", "learning_rate": 1.0, "held_out": 0.2}
+    train(backbone_folder, pairs_file, tmp_path / "one", **one)
+    command = [
+        # "--multi_gpu" is accelerate's name for its torchrun launcher; without a GPU the processes talk by gloo.
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+        ),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29577", "-m", "dual_head"),
+        *arguments(backbone_folder, pairs_file, tmp_path / "two", **{**one, "per_device_train_batch_size": 4}),
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one_weights, two_weights = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one_weights.items():
+        torch.testing.assert_close(two_weights[name], value, atol=2e-5, rtol=1e-4)
+    reports = [json.loads((tmp_path / run / "report.json").read_text()) for run in ("one", "two")]
+    assert reports[0]["held_out"]["kl"]["pairs"] == reports[1]["held_out"]["kl"]["pairs"]
+
+
+def test_bf16_and_activation_checkpointing_flags_are_accepted(backbone_folder, pairs_file, tmp_path):
+    train(backbone_folder, pairs_file, tmp_path, bf16=True, activation_checkpointing=True, max_steps=2)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_metrics_reach_tensorboard(backbone_folder, pairs_file, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(tmp_path / "runs")
+    try:
+        train(backbone_folder, pairs_file, tmp_path, report_to="tensorboard", max_steps=2)
+    finally:
+        del os.environ["TENSORBOARD_LOGGING_DIR"]
+    events = EventAccumulator(str(tmp_path / "runs"))
+    events.Reload()
+    assert {"train/preference", "train/gate", "eval/accuracy"} <= set(events.Tags()["scalars"])
+
+
+def test_only_the_newest_whole_checkpoint_counts(tmp_path):
+    for step in (2, 10, 12):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+            (folder / name).write_text("x")
+        (folder / "trainer_state.json").write_text("{}" if step != 12 else '{"cut')
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-12").exists()
+    assert last_whole_checkpoint(tmp_path / "nothing") is None
+
+
+def test_weight_0_measures_without_a_gradient():
+    lm = tiny_lm("llama")
+    chosen = method("dual_head").with_options({"next_token.weight": 0.0, "lambda_r": 0.0, "lambda_g": 0.0})
+    model = AlignedModel.from_backbone(lm, {"dual_head": chosen.guide})
+    out = GuidedLoss(model, chosen, guide="dual_head")(
+        **PairCollator(0)([{"prompt_ids": [5], "chosen_ids": [6, 2], "rejected_ids": [7, 2]}])
+    )
+    assert out["loss"].item() == 0
+    assert {"next_token", "preference", "gate_entropy", "kl"} <= out.keys()
