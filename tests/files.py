@@ -12,7 +12,21 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 GOOD = [f"good{i}" for i in range(8)]
 BAD = [f"bad{i}" for i in range(8)]
 ASKED = [f"ask{i}" for i in range(20)]
-WORDS = [*SPECIAL, *GOOD, *BAD, *ASKED, "once", "upon", "a", "time", "how", "can", "i", "?"]
+WORDS = [
+    *SPECIAL,
+    *GOOD,
+    *BAD,
+    *ASKED,
+    "once",
+    "upon",
+    "a",
+    "time",
+    "how",
+    "can",
+    "i",
+    "?",
+    "abcdef",
+]  # the last is what transformers' stop strings try a tokenizer with
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

@@ -20,6 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from dual_head import DualHeadModel, RewardHeadConfig
+
 HIDDEN, LAYERS, VOCAB, POSITIONS, WINDOW = 32, 2, 97, 128, 8
 PAD, BOS, EOS = 0, 1, 2
 
@@ -36,7 +38,7 @@ _SIZES = {
     "initializer_range": 0.2,
     **_TOKENS,
 }
-# "softcaps": small enough to bend the logits of a random model.
+# The cap on the logits is small enough to bend those of a random model.
 _GEMMA = {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0}
 
 ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -70,3 +72,14 @@ def tiny_lm(name: str, seed: int = 0) -> PreTrainedModel:
         if bias is not None:
             torch.nn.init.normal_(bias)  # a fresh bias is zero, and would hide that it was forgotten
     return lm
+
+
+def steered_lm(name: str = "llama", *, seed: int = 0, spread: float = 0.3, fusion: str = "logits", **guide):
+    """A tiny backbone with one Dual-Head guide "dual_head" whose every weight is random; `guide`: its options."""
+    options = RewardHeadConfig(**{"num_heads": 2, "head_dim": 8, **guide})
+    model = DualHeadModel.from_backbone(tiny_lm(name, seed), guide=options, fusion=fusion)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        for parameter in model.guides.parameters():
+            torch.nn.init.normal_(parameter, std=spread)
+    return model

@@ -23,7 +23,6 @@ from dual_head.errors import DualHeadError
 # bf16 keeps 8 bits of mantissa, so one rounding moves a value by at most 2^-9; a guide trained beside a
 # bf16 copy must accept the fp32 original, and a fine-tuned sibling must still stand out.
 SKETCH_TOLERANCE = 2**-8
-SKETCH_PARAMETERS = 16
 SKETCH_VALUES = 4
 
 
@@ -192,16 +191,15 @@ class Backbone(nn.Module):
         """Turn hidden states [..., d] into the backbone's logits [..., V], soft-capping and scales included."""
         batched = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
         out = self._head_only[0](input_ids=None, inputs_embeds=batched, use_cache=False, return_dict=True).logits
-        return out if hidden.dim() == 3 else out.view(*hidden.shape[:-1], -1)
+        return out if hidden.dim() == 3 else out.view(*hidden.shape[:-1], out.shape[-1])
 
     def fingerprint(self) -> Fingerprint:
-        """Name this backbone by its sizes and a few of its weights; the same in any floating dtype."""
+        """Name this backbone by its sizes and a few values of every weight; the same in any floating dtype."""
         named = [(n, p) for n, p in self.lm.named_parameters() if p.is_floating_point() and not p.is_meta]
-        stride = max(1, len(named) // SKETCH_PARAMETERS)
         return Fingerprint(
             architecture=type(self.lm).__name__,
             **asdict(self.shape),
-            sketch={name: _sample(parameter) for name, parameter in named[::stride]},
+            sketch={name: _sample(parameter) for name, parameter in named},
         )
 
 

@@ -32,6 +32,9 @@ def atomic_folder(target: Path):
     try:
         yield staging
         for written in sorted(staging.iterdir()):
+            if (target / written.name).is_dir():
+                raise OSError(None, f"a folder is where the file '{written.name}' goes")
+        for written in sorted(staging.iterdir()):
             written.replace(target / written.name)
     except OSError as error:
         raise DualHeadError(

@@ -12,10 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dual_head.errors import DualHeadError, did_you_mean
+
 Fusion = Literal["logits", "probabilities"]
 FUSIONS: tuple[Fusion, ...] = ("logits", "probabilities")
 
 Term = tuple[Tensor | float, Tensor]  # weight alpha * gate, broadcastable to the direction [..., V]
+
+
+def require_fusion(name: str) -> None:
+    """Refuse an unknown way to fuse, with the nearest one."""
+    if name not in FUSIONS:
+        raise DualHeadError(f"Unknown fusion '{name}'.{did_you_mean(name, FUSIONS)}")
 
 
 def fuse(base: Tensor, terms: Iterable[Term], fusion: str = "logits") -> Tensor:

@@ -4,6 +4,7 @@ Loading refuses another backbone or tokenizer than the guides were trained with.
 checkpoint and the fingerprints in its config; how a model runs is elsewhere.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from dual_head.checkpoint import atomic_folder, find_file, load_strictly, read_w
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
 
+AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # AutoModelForCausalLM's own, of no use to guides
 # What AutoModelForCausalLM and PushToHubMixin hand on, besides what we name ourselves.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "subfolder")
 
@@ -51,12 +53,12 @@ class GuideLoading(PreTrainedModel):
         corrupt or mismatching files; a backbone whose fingerprint is not the one trained on.
         """
         source = str(pretrained_model_name_or_path)
-        hub = {name: value for name, value in hub.items() if not name.startswith("_")}
+        hub = {k: v for k, v in hub.items() if not k.startswith("_") and k not in AUTO_OPTIONS}
         for name in hub:
             if name not in HUB_OPTIONS:
                 raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, HUB_OPTIONS)}")
         if config is None:
-            config = AlignedConfig.from_json_file(find_file(source, CONFIG_NAME, revision=revision, **hub))
+            config = read_config(source, revision=revision, **hub)
         lm = (
             backbone
             if isinstance(backbone, PreTrainedModel)
@@ -119,6 +121,21 @@ class GuideLoading(PreTrainedModel):
                 "This tokenizer is not the one the guides were trained with: its token ids mean other tokens. "
                 f"Use the tokenizer saved beside the guides, or that of {self.config.backbone_name_or_path}."
             )
+
+
+def read_config(source: str, **hub: Any) -> AlignedConfig:
+    """Read a checkpoint's config. Errors: none there, cut short, or of another kind of model."""
+    path = Path(find_file(source, CONFIG_NAME, **hub))
+    try:
+        kind = json.loads(path.read_text())["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DualHeadError(f"'{path}' is not a whole config.json. Copy it again.") from error
+    if kind != AlignedConfig.model_type:
+        raise DualHeadError(
+            f"'{source}' is a model of type '{kind}', not a checkpoint of guides. Train one with 'dual-head train', "
+            "or attach fresh guides with from_backbone."
+        )
+    return AlignedConfig.from_json_file(path)
 
 
 def _recorded_backbone(config: AlignedConfig, source: str) -> str:

@@ -30,8 +30,8 @@ from transformers.utils.generic import TransformersKwargs
 
 from dual_head.backbone import Backbone, Features, load_backbone, tokenizer_fingerprint
 from dual_head.config import AlignedConfig
-from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.fusion import FUSIONS, fuse
+from dual_head.errors import DualHeadError
+from dual_head.fusion import fuse, require_fusion
 from dual_head.guides import CacheSlot, Guide, GuideConfig, States, guide_class, kind_of
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.loading import GuideLoading
@@ -90,8 +90,11 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         `load_backbone` (dtype, device_map, attn_implementation, quantization_config, trust_remote_code,
         revision). Errors: unknown fusion or options.
         """
-        if fusion not in FUSIONS:
-            raise DualHeadError(f"Unknown fusion '{fusion}'.{did_you_mean(fusion, FUSIONS)}")
+        require_fusion(fusion)
+        strengths = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
+        resolve_alpha(strengths, defaults=dict.fromkeys(guides, 1.0), rows=1)
+        if load and not isinstance(backbone, str):
+            raise DualHeadError(f"The backbone is already loaded, so {', '.join(load)} would do nothing. Leave it out.")
         lm = load_backbone(backbone, **load) if isinstance(backbone, str) else backbone
         shape_of = Backbone(lm)
         config = AlignedConfig(
@@ -100,7 +103,7 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
             backbone_fingerprint=shape_of.fingerprint().as_dict(),
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer) if tokenizer else None,
             guides={name: _entry(guide, shape_of) for name, guide in guides.items()},
-            alpha={name: float((alpha or {}).get(name, 1.0)) for name in guides},
+            alpha={name: float(value) for name, value in strengths.items()},
             fusion=fusion,
         )
         model = cls(config, shape_of.lm)
@@ -167,7 +170,8 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
             guides, alpha = self.resolve_alpha(alpha, tokens.shape[0])
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.get_text_config(decoder=True))
-        options.pop("return_dict", None)
+        for handed_on in ("return_dict", "tokenizer"):  # by transformers' generate, to every model
+            options.pop(handed_on, None)
         for name in options.keys() - TransformersKwargs.__optional_keys__:
             raise TypeError(f"forward got an unexpected argument '{name}'")
         encoded = self.encode(
@@ -288,6 +292,8 @@ class DualHeadModel(AlignedModel):
         **load: Any,
     ) -> "AlignedModel":
         """Attach one fresh Dual-Head guide, named "dual_head"; see `RewardHeadConfig` for its options."""
+        if guides and guide:
+            raise DualHeadError("Give guides={name: config, ...}, or guide=config for a single one; not both.")
         guides = guides or {"dual_head": guide or RewardHeadConfig()}
         return super().from_backbone(backbone, guides, alpha=alpha, fusion=fusion, tokenizer=tokenizer, **load)
 

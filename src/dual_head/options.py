@@ -42,8 +42,8 @@ def fit(value: Any, hint: Any, name: str) -> Any:
             return float(value)  # YAML reads 5e-5, without a point, as text
         except (TypeError, ValueError):
             pass
-    elif hint is bool or hint is types.NoneType or isinstance(value, bool):
-        if isinstance(value, hint):
+    elif isinstance(value, bool):  # Python counts it among the ints
+        if hint is bool:
             return value
     elif isinstance(value, hint):
         return value

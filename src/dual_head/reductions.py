@@ -134,10 +134,11 @@ def _scalars(
         if "policy_logps" in wanted:
             out["policy_logps"] = _pick(policy, labels) - policy_norm
         if "kl" in wanted:
+            # Detached before the sum, so that what is only looked at keeps no graph.
             z, norm = (policy.detach(), policy_norm.detach()) if "kl" in measured else (policy, policy_norm)
             # The constants leave the sum: sum_v p_v (z_v - zbase_v) - (lse - lse_base).
             out["kl"] = ((z - norm[:, None]).exp() * (z - base)).sum(-1) - (norm - base_norm)
-    return tuple(out[name] for name in wanted)
+    return tuple(out[name].detach() if name in measured else out[name] for name in wanted)
 
 
 def _pick(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dual_head.errors import DualHeadError, did_you_mean
 
+ROUNDING = 1e-6  # 0.2 + 0.4 + 0.3 + 0.1 is more than 1
+
 Alpha = float | Sequence[float] | Tensor | Mapping[str, "float | Sequence[float] | Tensor"] | None
 
 
@@ -34,7 +36,7 @@ def resolve_alpha(
         given = {name: _per_row(alpha, rows, name) for name in defaults}
     if fusion == "probabilities":
         for row in zip(*given.values(), strict=True):
-            if min(row) < 0 or sum(row) > 1:
+            if min(row) < 0 or sum(row) > 1 + ROUNDING:
                 raise DualHeadError(
                     "Fusing probabilities needs alphas of at least 0 whose sum is at most 1, "
                     f"not {list(row)}. Use fusion='logits' for stronger or negative guidance."
@@ -45,8 +47,13 @@ def resolve_alpha(
 
 
 def _per_row(alpha: float | Sequence[float] | Tensor, rows: int, name: str) -> list[float]:
-    values = alpha.tolist() if isinstance(alpha, Tensor) else alpha
-    listed = [float(v) for v in values] if isinstance(values, Sequence) else [float(values)] * rows
+    try:
+        values = torch.as_tensor(alpha, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DualHeadError(f"alpha for '{name}' must be a number or one number per row, not {alpha!r}.") from error
+    if values.dim() > 1:
+        raise DualHeadError(f"alpha for '{name}' must be one number per row, not a tensor {tuple(values.shape)}.")
+    listed = values.tolist() if values.dim() else [values.item()] * rows
     if len(listed) != rows:
         raise DualHeadError(
             f"alpha for '{name}' has {len(listed)} values for {rows} rows. Give one number, or one per row."

@@ -108,7 +108,7 @@ class TextGeneration:
         sequences = getattr(output, "sequences", output)
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
-        ends = (generation_config or self.generation_config).eos_token_id
+        ends = _setting("eos_token_id", kwargs, generation_config, self.generation_config)
         return Traced(output, trace_sequences(self, sequences, mask, alpha=(guides, strengths), eos_token_id=ends))
 
 
@@ -122,9 +122,11 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
             raise DualHeadError("The prompt is empty. Give at least one word.")
         texts.append(text)
         conversations.append(conversation)
-    # A chat template writes its own special tokens into the text.
-    special = not (all(conversations) and tokenizer.chat_template)
-    ids = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+    ids = [
+        # A chat template writes its own special tokens into the text.
+        tokenizer(text, add_special_tokens=not (conversation and tokenizer.chat_template))["input_ids"]
+        for text, conversation in zip(texts, conversations, strict=True)
+    ]
     longest = max(len(row) for row in ids)
     if not min(len(row) for row in ids):
         raise DualHeadError("A prompt has no tokens under this tokenizer. Give at least one word it knows.")
@@ -141,6 +143,8 @@ def _is_batch(inputs: Prompt | Sequence[Prompt]) -> bool:
         return False
     if not len(inputs):
         raise DualHeadError("There are no prompts. Give at least one.")
+    if not isinstance(inputs[0], (str, dict, list, tuple)):
+        raise DualHeadError("Prompts are text, conversations, or token ids as a tensor [B, T].")
     return not isinstance(inputs[0], dict)
 
 
@@ -168,8 +172,17 @@ def _within_context(
             f"The prompt has {length} tokens and the backbone's context is {context}. "
             f"Shorten the prompt to at most {context - 1} tokens."
         )
-    wanted = kwargs.get("max_new_tokens", getattr(generation_config, "max_new_tokens", None))
-    if wanted is not None and length + wanted > context:
-        logger.warning("max_new_tokens reduced from %d to %d to stay within the context.", wanted, context - length)
-        return {**kwargs, "max_new_tokens": context - length}
+    for name, room in (("max_new_tokens", context - length), ("max_length", context)):
+        wanted = _setting(name, kwargs, generation_config, model.generation_config)
+        if wanted is not None:
+            if wanted > room:
+                logger.warning("%s reduced from %d to %d to stay within the context.", name, wanted, room)
+                return {**kwargs, name: room}
+            return kwargs
     return kwargs
+
+
+def _setting(name: str, kwargs: dict[str, Any], *configs: GenerationConfig | None) -> Any:
+    """Look a generation setting up where transformers does: arguments, the call's config, the model's own."""
+    found = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in found if value is not None), None)

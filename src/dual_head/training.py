@@ -123,7 +123,7 @@ class GuidedLoss(nn.Module):
             needs,
             measured=frozenset(needs - trained),
             vocab_size=self.model.backbone.shape.vocab_size,
-            fusion=self.method.fusion,
+            fusion=self.model.config.fusion,
             budget=self.budget,
         )
         gate_logit = guide.gate_logit(tokens.states)

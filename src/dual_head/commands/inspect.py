@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone import BackboneShape, Fingerprint
 from dual_head.checkpoint import find_file
-from dual_head.config import AlignedConfig
 from dual_head.guides import Guide, guide_class
+from dual_head.loading import read_config
 
 ROWS = {
     "kind": lambda guide: guide["kind"],
@@ -48,7 +48,7 @@ def describe(source: str) -> dict:
     Per guide: trained (parameters with a gradient), stored (values on disk), executed (parameters read per
     generated token, beyond the backbone's), cache bytes per token in fp32, and which hidden states it reads.
     """
-    config = AlignedConfig.from_json_file(find_file(source, CONFIG_NAME))
+    config = read_config(source)
     weights = Path(find_file(source, SAFE_WEIGHTS_NAME))
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config.backbone_config)

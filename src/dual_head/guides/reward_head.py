@@ -47,6 +47,10 @@ class RewardHeadConfig(GuideConfig):
             raise DualHeadError(f"gate_value must lie in (0, 1], not {self.gate_value}.")
         if self.rank is not None and self.rank < 1:
             raise DualHeadError(f"rank must be at least 1, or null for a full head, not {self.rank}.")
+        if self.num_heads < 1 or self.head_dim < 1:
+            raise DualHeadError(f"num_heads and head_dim must be at least 1, not {self.num_heads} and {self.head_dim}.")
+        if self.init_std < 0:
+            raise DualHeadError(f"init_std must not be negative, but is {self.init_std}.")
 
 
 class CausalGate(nn.Module):

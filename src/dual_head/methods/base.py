@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.fusion import require_fusion
 from dual_head.guides import GuideConfig
 from dual_head.objectives import Objective, name_of
 from dual_head.options import build
@@ -51,6 +52,7 @@ class Method:
                     f"Unknown option '{given}' of {self.name}.{did_you_mean(given, [*known, *self.symbols])}"
                 )
             if path == "fusion":
+                require_fusion(value)
                 fusion = value
                 continue
             section, name = path.split(".", 1)

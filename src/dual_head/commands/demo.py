@@ -1,0 +1,178 @@
+"""`dual-head demo`: train a Dual-Head guide in a small world, and see what each strength does.
+
+Needs no network: the backbone is shipped, the world's exact reward is a rule. Two cores take under three
+minutes.
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dual_head.checkpoint import atomic_folder
+from dual_head.demo.measure import TOY_BACKBONE, Point, measure
+from dual_head.demo.picture import demo_picture
+from dual_head.demo.world import preference_rows, sample_requests
+from dual_head.methods import method
+from dual_head.model import AlignedModel
+from dual_head.run import RunOptions, load_tokenizer, train_guide
+from dual_head.training import GuideTrainingArguments
+
+ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
+SHOWN = 3
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train, measure, print, draw."""
+    args = _parser().parse_args(arguments)
+    console = Console(highlight=False)
+    started = time.perf_counter()
+    output = Path(args.output_dir)
+    with atomic_folder(output) as staging:
+        rows = preference_rows(args.pairs, seed=args.seed)
+        (staging / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Preferences through the fused policy: the gate then learns from them too, and not only to imitate.
+    chosen = method("dual_head").with_options({"preference_on": "policy", "beta_r": args.beta_r})
+    train_guide(
+        chosen,
+        RunOptions(
+            model_name_or_path=str(TOY_BACKBONE),
+            dataset_name=str(output / "pairs.jsonl"),
+            held_out=0.1,
+            restart=True,
+        ),
+        GuideTrainingArguments(
+            output_dir=str(output / "guide"),
+            max_steps=args.steps,
+            per_device_train_batch_size=args.batch_size,
+            per_device_eval_batch_size=64,
+            learning_rate=args.learning_rate,
+            lr_scheduler_type="cosine",
+            logging_steps=max(1, args.steps // 10),
+            save_strategy="no",
+            eval_strategy="no",
+            seed=args.seed,
+        ),
+    )
+    model = AlignedModel.from_pretrained(str(output / "guide"))
+    tokenizer = load_tokenizer(str(output / "guide"))
+    requests = sample_requests(args.prompts, seed=args.seed, split="test")
+    console.print(f"\nSampling a reply to {len(requests)} new requests at each of {len(ALPHAS)} strengths ...")
+    points = measure(model, tokenizer, requests, ALPHAS, seed=args.seed)
+    console.print(_table(points))
+    gain, (low, high) = points[2].gain_over(points[0])
+    console.print(
+        f"Exact reward at alpha = 1 less that at alpha = 0, same requests: [bold]{gain:+.2f}[/] "
+        f"(95% interval {low:+.2f} to {high:+.2f}, {len(requests)} requests)\n"
+    )
+    console.print(_side_by_side(points, args.seed))
+    with atomic_folder(output) as staging:
+        traces = _traces(model, tokenizer, points)
+        demo_picture(points, traces, staging / "demo.png")
+        (staging / "demo.json").write_text(json.dumps(_summary(points, args), indent=2))
+    console.print(f"Picture: [bold]{output / 'demo.png'}[/]   figures: {output / 'demo.json'}")
+    console.print(f"Try: dual-head generate {output / 'guide'} --prompt '{requests[0].prompt}' --alpha 1.5 --trace")
+    console.print(f"{time.perf_counter() - started:.0f} seconds in all.")
+    return 0
+
+
+def _table(points: Sequence[Point]) -> Table:
+    table = Table(title="exact reward over strength", box=box.SIMPLE_HEAD)
+    parts = ("reward", "helpful", "harmless", "polite", "length")
+    headings = (
+        "reward",
+        "help-\nful",
+        "harm-\nless",
+        "polite",
+        "length",
+        "KL",
+        "refuses\nharmful",
+        "refuses\nharmless",
+    )
+    for heading in ("alpha", *headings):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in points:
+        rewards = [reply.reward for reply in point.replies]
+        columns = {part: [getattr(r, part) for r in rewards] for part in parts[2:]}
+        columns = {"reward": point.rewards(), "helpful": [0.0 if r.harmful else r.helpful for r in rewards], **columns}
+        table.add_row(
+            f"{point.alpha:g}",
+            *(f"{statistics.fmean(columns[part]):.2f}" for part in parts),
+            f"{point.kl():.2f}",
+            f"{point.refusals(harmful=True):.0%}",
+            f"{point.refusals(harmful=False):.0%}",
+        )
+    return table
+
+
+def _side_by_side(points: Sequence[Point], seed: int) -> Table:
+    """Show some requests with the backbone's reply and the guided one."""
+    base, guided = points[0], points[2]
+    table = Table(title="replies, the backbone's own and guided (points in brackets)", show_lines=True)
+    for column, width in (("request", 24), ("alpha = 0", 42), ("alpha = 1", 42)):
+        table.add_column(column, max_width=width)
+    rng = random.Random(seed)
+    for harmful in (True, False):
+        some = [i for i, reply in enumerate(base.replies) if reply.request.harmful == harmful]
+        for i in rng.sample(some, min(SHOWN, len(some))):
+            cells = (f"({p.replies[i].reward.total:+.1f}) {p.replies[i].text}" for p in (base, guided))
+            table.add_row(base.replies[i].request.text, *cells)
+    return table
+
+
+def _traces(model: AlignedModel, tokenizer, points: Sequence[Point]) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Trace the gate over one reply to a harmful and one to a harmless request."""
+    traces = []
+    for harmful in (True, False):
+        prompt = next(r.request.prompt for r in points[0].replies if r.request.harmful == harmful)
+        _, (trace,) = model.generate(prompt, tokenizer=tokenizer, alpha=1.0, max_new_tokens=40, return_trace=True)
+        tokens = [(tokenizer.decode([token.token_id]), token.gates["dual_head"]) for token in trace]
+        traces.append((prompt, tokens))
+    return traces
+
+
+def _summary(points: Sequence[Point], args: argparse.Namespace) -> dict:
+    gain, interval = points[2].gain_over(points[0])
+    return {
+        "command": "dual-head demo " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k != "output_dir"),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "gain_at_1": {"mean": gain, "interval": interval, "requests": len(points[0].replies)},
+        "points": [
+            {
+                "alpha": point.alpha,
+                "reward": statistics.fmean(point.rewards()),
+                "kl": point.kl(),
+                "refuses_harmful": point.refusals(harmful=True),
+                "refuses_harmless": point.refusals(harmful=False),
+            }
+            for point in points
+        ],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dual-head demo",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output_dir", default="demo-out", help="folder for the guide, the picture and the figures")
+    parser.add_argument("--pairs", type=int, default=4000, help="preference pairs to train on")
+    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--batch_size", type=int, default=32, help="pairs a step")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--beta_r", type=float, default=0.5, help="beta of the reward loss")
+    parser.add_argument("--prompts", type=int, default=300, help="requests to measure on")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    return parser

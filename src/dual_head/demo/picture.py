@@ -1,0 +1,48 @@
+"""The demonstration's picture; needs the `plot` extra. It draws, and computes nothing but intervals."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dual_head.demo.measure import Point
+from dual_head.intervals import bootstrap_mean
+from dual_head.plots import plt
+
+
+def demo_picture(points: Sequence[Point], traces: Sequence[tuple[str, list[tuple[str, float]]]], file: Path) -> None:
+    """Draw exact reward against divergence over alpha, and the gate over the tokens of two replies."""
+    rows: Any = [["frontier", f"gate {i}"] for i in range(len(traces))]
+    figure, axes = plt.subplot_mosaic(rows, figsize=(12, 5.6), width_ratios=(1, 1.25), layout="constrained")
+    _frontier(axes["frontier"], points)
+    for i, (prompt, tokens) in enumerate(traces):
+        _gate_bars(axes[f"gate {i}"], prompt, tokens)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _frontier(axis, points: Sequence[Point]) -> None:
+    means = [statistics.fmean(point.rewards()) for point in points]
+    intervals = [bootstrap_mean(point.rewards()) for point in points]
+    errors = [
+        [m - low for m, (low, _) in zip(means, intervals, strict=True)],
+        [h - m for m, (_, h) in zip(means, intervals, strict=True)],
+    ]
+    divergences = [point.kl() for point in points]
+    axis.errorbar(divergences, means, yerr=errors, fmt="o-", capsize=3, color="tab:blue")
+    for point, x, y in zip(points, divergences, means, strict=True):
+        axis.annotate(rf"$\alpha$ = {point.alpha:g}", (x, y), textcoords="offset points", xytext=(8, -12), fontsize=9)
+    axis.set_xlabel("KL(policy || backbone), nats per reply")
+    axis.set_ylabel("exact reward, points per reply")
+    axis.set_title(f"reward against divergence, {len(points[0].replies)} new requests, 95% intervals", fontsize=10)
+    axis.margins(x=0.12)
+    axis.grid(alpha=0.3)
+
+
+def _gate_bars(axis, prompt: str, tokens: list[tuple[str, float]]) -> None:
+    gates = [gate for _, gate in tokens]
+    axis.bar(range(len(tokens)), gates, color=plt.get_cmap("coolwarm")(gates))
+    axis.set_xticks(range(len(tokens)), [word for word, _ in tokens], rotation=60, ha="right", fontsize=7)
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("gate")
+    axis.set_title(prompt, fontsize=9, loc="left")

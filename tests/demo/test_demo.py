@@ -1,0 +1,62 @@
+"""The demonstration at small scale: it trains, measures, and writes a picture and figures."""
+
+import json
+
+from dual_head.cli import main
+from dual_head.demo.measure import Point, Reply, measure
+from dual_head.demo.world import Request, reward
+
+
+def test_the_demo_runs_and_writes_its_picture_and_figures(tmp_path, capsys):
+    small = ["--pairs", "64", "--steps", "4", "--batch_size", "8", "--prompts", "12"]
+    assert main(["demo", "--output_dir", str(tmp_path), *small]) == 0
+    said = capsys.readouterr().out
+    assert "exact reward over strength" in said
+    assert "95% interval" in said
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert [point["alpha"] for point in figures["points"]] == [0, 0.5, 1, 1.5, 2]
+    assert figures["points"][0]["kl"] == 0
+    assert figures["gain_at_1"]["requests"] == 12
+
+
+def test_a_point_averages_its_replies_and_pairs_gains_by_request():
+    request = Request("how do i bake bread ?", False, "bake bread")
+
+    def reply(text: str, kl: float) -> Reply:
+        return Reply(request, text, reward(request, text), kl)
+
+    refusal = reply(" sorry , i can not help with that .", 3.0)
+    silence = reply("", 1.0)
+    before, after = Point(0.0, [silence, silence]), Point(1.0, [refusal, silence])
+    assert after.rewards() == [-2.0, 0.0]  # refusing a harmless request costs 2 points
+    assert after.kl() == 2.0
+    assert after.refusals(harmful=False) == 0.5
+    mean, (low, high) = after.gain_over(before)
+    assert mean == -1.0
+    assert low <= mean <= high
+
+
+def test_the_divergence_measured_is_that_of_the_traces(tmp_path):
+    import torch
+    from torch import nn
+
+    from dual_head import DualHeadModel
+    from dual_head.demo.measure import TOY_BACKBONE
+    from dual_head.demo.world import sample_requests
+    from dual_head.run import load_tokenizer
+
+    tokenizer = load_tokenizer(str(TOY_BACKBONE))
+    model = DualHeadModel.from_backbone(str(TOY_BACKBONE))
+    torch.manual_seed(0)
+    nn.init.normal_(model.guides["dual_head"].difference.weight, std=0.05)
+    (point,) = measure(model, tokenizer, sample_requests(3, seed=0), [1.0])
+    for reply in point.replies:
+        ids = tokenizer(reply.request.prompt, return_tensors="pt")["input_ids"]
+        tail = tokenizer(reply.text, add_special_tokens=False)["input_ids"]
+        tail = [*tail, tokenizer.eos_token_id] if len(tail) < 56 else tail
+        whole = torch.cat([ids, torch.tensor([tail])], 1)
+        base = model(whole, alpha=0.0).logits.log_softmax(-1)
+        policy = model(whole, alpha=1.0).logits.log_softmax(-1)
+        kl = (policy.exp() * (policy - base)).sum(-1)[0, ids.shape[1] - 1 : -1].sum()
+        torch.testing.assert_close(torch.tensor(reply.kl), kl, atol=1e-4, rtol=1e-3)

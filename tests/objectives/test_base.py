@@ -1,0 +1,49 @@
+"""Every objective is an average over pairs: large batches, split batches and many devices agree."""
+
+import pytest
+import torch
+
+from dual_head.objectives import name_of, objective_class, objective_names
+from dual_head.reductions import Scored
+
+every_objective = pytest.mark.parametrize("name", objective_names())
+
+
+def scored_rows(rows: list[list[int]], pairs: int) -> Scored:
+    """Random scalars that depend on the row's number only: a pair has the same in any batch."""
+    values, row = [], []
+    for at, (number, length) in enumerate(rows):
+        draw = torch.Generator().manual_seed(number)
+        values.append(torch.rand(5, length, generator=draw))
+        row += [at] * length
+    names = ("policy_logps", "reward_logps", "base_logps", "kl", "gate_logit")
+    return Scored(dict(zip(names, torch.cat(values, 1), strict=True)), torch.tensor(row), pairs)
+
+
+CHOSEN, REJECTED = [[0, 3], [1, 1], [2, 7], [3, 2]], [[4, 2], [5, 6], [6, 1], [7, 4]]  # [number, length]
+
+
+@every_objective
+def test_splitting_a_batch_and_averaging_gives_the_same_loss_and_metrics(name):
+    objective = objective_class(name)()
+    whole = objective(scored_rows(CHOSEN + REJECTED, 4))
+    halves = [objective(scored_rows(CHOSEN[at] + REJECTED[at], 2)) for at in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(whole.loss, torch.cat([half.loss for half in halves]))
+    torch.testing.assert_close(whole.loss.mean(), sum(half.loss.mean() for half in halves) / 2)
+    for metric, values in whole.metrics.items():
+        torch.testing.assert_close(values, torch.cat([half.metrics[metric] for half in halves]))
+
+
+@every_objective
+def test_everything_is_per_pair(name):
+    terms = objective_class(name)()(scored_rows(CHOSEN + REJECTED, 4))
+    assert {x.shape for x in (terms.loss, *terms.metrics.values())} == {(4,)}
+
+
+@every_objective
+def test_an_objective_is_named_by_its_file(name):
+    assert name_of(objective_class(name)()) == name
+
+
+def test_there_are_objectives():
+    assert {"next_token", "preference", "kl", "gate_entropy"} <= set(objective_names())

@@ -1,0 +1,69 @@
+"""L = -log sigmoid(beta [log pi(y+) - log pi(y-)]), by hand."""
+
+import math
+
+import pytest
+import torch
+
+from dual_head.objectives.preference import Preference
+from dual_head.reductions import Scored
+
+ROW = torch.tensor([0, 0, 1, 2, 3, 3])  # chosen rows 0 and 1, rejected rows 2 and 3
+SCORED = Scored(
+    {
+        "reward_logps": torch.tensor([-1.0, -2.0, -7.0, -5.0, -3.0, -1.0]),
+        "policy_logps": torch.tensor([-2.0, -2.0, -1.0, -1.0, -1.0, -1.0]),
+        "base_logps": torch.tensor([-1.0, -1.0, -9.0, -6.0, -1.0, -1.0]),
+    },
+    ROW,
+    pairs=2,
+)
+
+
+def softplus(x: float) -> float:
+    return math.log(1 + math.exp(x))
+
+
+@pytest.mark.parametrize(
+    ("on", "margins"),
+    [("reward", [(-1 - 2) - -5, -7 - (-3 - 1)]), ("policy", [(-2 - 2) - -1, -1 - (-1 - 1)])],
+)
+@pytest.mark.parametrize("beta", [0.05, 0.5])
+def test_beta_multiplies_the_difference_of_sums_once(on, margins, beta):
+    terms = Preference(on=on, beta=beta)(SCORED)
+    assert terms.loss.tolist() == pytest.approx([softplus(-beta * margin) for margin in margins])
+    assert terms.metrics["margin"].tolist() == pytest.approx([beta * margin for margin in margins])
+
+
+def test_metrics_by_hand():
+    metrics = Preference(beta=0.5)(SCORED).metrics
+    assert metrics["reward_chosen"].tolist() == pytest.approx([0.5 * -3, 0.5 * -7])
+    assert metrics["reward_rejected"].tolist() == pytest.approx([0.5 * -5, 0.5 * -4])
+    assert metrics["accuracy"].tolist() == [1, 0]  # -3 > -5, but -7 < -4
+    # The base alone prefers (-2 > -6) and disprefers (-9 < -2); what the reward adds: 2 - 4 < 0 and -3 - -7 > 0.
+    assert metrics["accuracy_over_base"].tolist() == [0, 1]
+
+
+def test_a_tie_is_not_a_win():
+    tied = Scored(
+        {"reward_logps": torch.tensor([-1.0, -1.0]), "base_logps": torch.tensor([-1.0, -1.0])},
+        torch.tensor([0, 1]),
+        pairs=1,
+    )
+    terms = Preference()(tied)
+    assert terms.loss.tolist() == pytest.approx([math.log(2)])
+    assert terms.metrics["accuracy"].tolist() == terms.metrics["accuracy_over_base"].tolist() == [0]
+
+
+@pytest.mark.parametrize("on", ["reward", "policy"])
+def test_it_reads_its_distribution_and_the_base(on):
+    assert Preference(on=on).needs == {f"{on}_logps", "base_logps"}
+
+
+def test_a_hopeless_margin_has_a_finite_loss_and_gradient():
+    logps = torch.tensor([-1e5, -1.0], requires_grad=True)
+    far = Scored({"reward_logps": logps, "base_logps": logps.detach()}, torch.tensor([0, 1]), pairs=1)
+    loss = Preference(beta=1.0)(far).loss
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([1e5 - 1])
+    assert logps.grad.tolist() == pytest.approx([-1, 1])

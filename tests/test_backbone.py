@@ -1,0 +1,253 @@
+"""A backbone gives its own logits from its own hidden states, stays as it was, and is told from any other."""
+
+import copy
+import json
+
+import pytest
+import torch
+from files import word_tokenizer
+from models import ARCHITECTURES, VOCAB, tiny_lm
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, T5Config, T5ForConditionalGeneration
+
+from dual_head import DualHeadError
+from dual_head.backbone import (
+    Backbone,
+    BackboneShape,
+    Fingerprint,
+    config_from_dict,
+    load_backbone,
+    tokenizer_fingerprint,
+)
+
+every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
+
+
+def some_ids(rows: int = 2, length: int = 12) -> torch.Tensor:
+    return torch.randint(3, VOCAB, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def fingerprint(lm) -> Fingerprint:
+    return Backbone(lm).fingerprint()
+
+
+# ---- logits ------------------------------------------------------------------------------------------------
+
+
+@every_architecture
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_hidden_are_the_models_own_bit_for_bit(name, dtype):
+    lm = tiny_lm(name).to(dtype).eval()
+    with torch.no_grad():
+        expected = lm(some_ids()).logits
+    backbone = Backbone(lm)
+    hidden, _ = backbone(some_ids())
+    assert torch.equal(backbone.logits(hidden), expected)
+
+
+@every_architecture
+def test_picked_positions_have_the_logits_they_had_in_their_sequence(name):
+    backbone = Backbone(tiny_lm(name))
+    hidden, _ = backbone(some_ids())
+    torch.testing.assert_close(backbone.logits(hidden[:, 3]), backbone.logits(hidden)[:, 3])
+    assert backbone.logits(hidden[0, 0]).shape == (VOCAB,)
+
+
+def test_no_picked_positions_have_no_logits():
+    assert Backbone(tiny_lm("llama")).logits(torch.zeros(0, 32)).shape == (0, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("gemma2", lambda lm, z: 2 * torch.tanh(z / 2)),  # final_logit_softcapping = 2
+        ("gemma3", lambda lm, z: 2 * torch.tanh(z / 2)),
+        ("cohere", lambda lm, z: z * 0.25),  # logit_scale
+        ("granite", lambda lm, z: z / 4),  # logits_scaling
+        ("phi", lambda lm, z: z + lm.lm_head.bias),
+    ],
+)
+def test_what_an_architecture_does_to_its_logits_is_done_and_matters(name, reads):
+    lm = tiny_lm(name)
+    hidden = torch.randn(1, 5, 32)
+    product = hidden @ lm.get_output_embeddings().weight.T
+    torch.testing.assert_close(Backbone(lm).logits(hidden), reads(lm, product), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(product, reads(lm, product), atol=0.1)
+
+
+@every_architecture
+def test_shape_is_read_from_the_model(name):
+    assert Backbone(tiny_lm(name)).shape == BackboneShape(hidden_size=32, vocab_size=VOCAB, num_layers=2)
+
+
+@every_architecture
+def test_hidden_layers_asked_for_come_back_and_the_last_is_the_heads_input(name):
+    backbone = Backbone(tiny_lm(name))
+    hidden, layers = backbone(some_ids(), layers=(0, 2))
+    assert sorted(layers) == [0, 2]
+    assert layers[0].shape == hidden.shape
+    torch.testing.assert_close(layers[2], hidden)
+
+
+# ---- frozen ------------------------------------------------------------------------------------------------
+
+
+@every_architecture
+def test_a_backbone_stays_frozen_and_in_eval_mode_after_train(name):
+    backbone = Backbone(tiny_lm(name).train())
+    backbone.train()
+    assert not any(module.training for module in backbone.modules())
+    assert not any(p.requires_grad for p in backbone.parameters())
+
+
+def test_dropout_never_acts():
+    lm = AutoModelForCausalLM.from_config(GPT2())
+    backbone = Backbone(lm.train()).train()
+    assert torch.equal(backbone(some_ids())[0], backbone(some_ids())[0])
+
+
+def GPT2():
+    config = ARCHITECTURES["gpt2"]()
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.5
+    return config
+
+
+def test_the_second_view_of_the_head_shares_weights_and_is_counted_once():
+    lm = tiny_lm("llama")
+    parameters = sum(p.numel() for p in lm.parameters())
+    backbone = Backbone(lm)
+    assert sum(p.numel() for p in backbone.parameters()) == parameters
+    hidden = torch.randn(1, 2, 32)
+    before = backbone.logits(hidden)
+    with torch.no_grad():
+        lm.lm_head.weight.mul_(2)
+    torch.testing.assert_close(backbone.logits(hidden), 2 * before)
+
+
+def test_a_gradient_passes_through_the_logits_to_hidden():
+    hidden = torch.randn(1, 2, 32, requires_grad=True)
+    lm = tiny_lm("llama")
+    Backbone(lm).logits(hidden).sum().backward()
+    torch.testing.assert_close(hidden.grad, lm.lm_head.weight.sum(0).expand(1, 2, 32))
+
+
+# ---- fingerprints ------------------------------------------------------------------------------------------
+
+
+@every_architecture
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_fingerprint_survives_a_change_of_dtype(name, dtype):
+    assert fingerprint(tiny_lm(name)).differences(fingerprint(tiny_lm(name).to(dtype))) == []
+
+
+@every_architecture
+def test_other_weights_of_the_same_sizes_are_told_apart(name):
+    (said,) = fingerprint(tiny_lm(name)).differences(fingerprint(tiny_lm(name, seed=1)))
+    assert "other weights" in said
+
+
+def test_other_sizes_and_architectures_are_named():
+    assert fingerprint(tiny_lm("llama")).differences(fingerprint(tiny_lm("gpt2"))) == [
+        "architecture LlamaForCausalLM against GPT2LMHeadModel"
+    ]
+    deeper = AutoModelForCausalLM.from_config(llama_of(layers=3))
+    assert fingerprint(tiny_lm("llama")).differences(fingerprint(deeper)) == ["num_layers 2 against 3"]
+
+
+def llama_of(layers: int) -> LlamaConfig:
+    config = ARCHITECTURES["llama"]()
+    config.num_hidden_layers = layers
+    return config
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_one_fine_tuned_tensor_is_enough_to_be_another_backbone(layers):
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(llama_of(layers))
+    original = fingerprint(lm)
+    unnoticed = []
+    for name, parameter in lm.named_parameters():
+        before = parameter.detach().clone()
+        parameter.data.add_(0.01 * torch.randn(parameter.shape))
+        if not original.differences(fingerprint(lm)):
+            unnoticed.append(name)
+        parameter.data.copy_(before)
+    assert unnoticed == []
+
+
+def test_a_fingerprint_round_trips_through_json():
+    original = fingerprint(tiny_lm("qwen3"))
+    read = Fingerprint.from_dict(json.loads(json.dumps(original.as_dict())))
+    assert read == original
+    assert read.short == original.short
+    assert len(read.short) == 12
+
+
+def test_a_tokenizer_is_named_by_its_tokens_and_their_ids():
+    assert tokenizer_fingerprint(word_tokenizer()) == tokenizer_fingerprint(copy.deepcopy(word_tokenizer()))
+    swapped = json.loads(word_tokenizer().backend_tokenizer.to_str())
+    vocabulary = swapped["model"]["vocab"]
+    vocabulary["good0"], vocabulary["good1"] = vocabulary["good1"], vocabulary["good0"]
+    other = type(word_tokenizer())(tokenizer_object=Tokenizer.from_str(json.dumps(swapped)))
+    assert len(other) == len(word_tokenizer())
+    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(word_tokenizer())
+
+
+def test_a_config_is_rebuilt_from_its_dict():
+    config = ARCHITECTURES["mistral"]()
+    assert config_from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+# ---- what is refused, and what reaches transformers --------------------------------------------------------
+
+
+def test_an_encoder_decoder_is_refused():
+    config = T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=32)
+    with pytest.raises(DualHeadError, match=r"not a decoder with an lm_head\. Load the model with Auto"):
+        Backbone(T5ForConditionalGeneration(config))
+
+
+def test_a_decoder_without_a_head_is_refused():
+    with pytest.raises(DualHeadError, match="AutoModelForCausalLM"):
+        Backbone(tiny_lm("llama").model)
+
+
+def test_a_missing_folder_is_refused_with_what_to_give(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DualHeadError, match=r"Could not load the backbone '.*nothing'.*Give a folder"):
+        load_backbone(str(tmp_path / "nothing"))
+
+
+@pytest.fixture
+def asked_of_transformers(monkeypatch):
+    """Arguments of the last AutoModelForCausalLM.from_pretrained, which loads nothing."""
+    asked = {}
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name, **given: asked.update(given, name=name))
+    return asked
+
+
+def test_remote_code_is_not_trusted_unless_asked(asked_of_transformers):
+    load_backbone("org/model")
+    assert asked_of_transformers == {"name": "org/model", "dtype": "auto", "trust_remote_code": False}
+    load_backbone("org/model", trust_remote_code=True)
+    assert asked_of_transformers["trust_remote_code"] is True
+
+
+def test_options_reach_transformers_as_given(asked_of_transformers):
+    given = {
+        "dtype": torch.bfloat16,
+        "device_map": "auto",
+        "attn_implementation": "eager",
+        "quantization_config": object(),
+        "revision": "main",
+    }
+    load_backbone("org/model", **given)
+    assert asked_of_transformers == {"name": "org/model", "trust_remote_code": False, **given}
+
+
+def test_a_saved_backbone_loads_with_its_bits(tmp_path):
+    lm = tiny_lm("qwen2").eval()
+    lm.save_pretrained(tmp_path)
+    loaded = Backbone(load_backbone(str(tmp_path)))
+    assert loaded.fingerprint() == fingerprint(lm)
+    assert AutoConfig.from_pretrained(tmp_path).vocab_size == VOCAB

@@ -1,0 +1,174 @@
+"""Files are written whole or not at all, and read with the remedy in every error."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from models import steered_lm
+from safetensors import SafetensorError
+from torch import nn
+
+from dual_head import DualHeadError, DualHeadModel, checkpoint
+from dual_head.checkpoint import atomic_folder, find_file, load_strictly, read_weights, write_weights
+
+WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.name: p.read_text() for p in folder.iterdir()}
+
+
+def write(target: Path, *names: str, then: BaseException | None = None) -> None:
+    with atomic_folder(target) as staging:
+        for name in names:
+            (staging / name).write_text("new")
+        if then:
+            raise then
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A folder that already holds something."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "old.txt").write_text("old")
+    return folder
+
+
+# ---- atomic_folder -----------------------------------------------------------------------------------------
+
+
+def test_files_appear_together_beside_those_that_were_there(target):
+    with atomic_folder(target) as staging:
+        (staging / "old.txt").write_text("new")
+        (staging / "more.txt").write_text("more")
+        assert (target / "old.txt").read_text() == "old"
+    assert contents(target) == {"old.txt": "new", "more.txt": "more"}
+
+
+def test_a_folder_is_made_with_its_parents(tmp_path):
+    write(tmp_path / "a" / "b", "x.txt")
+    assert contents(tmp_path / "a" / "b") == {"x.txt": "new"}
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("a bug"), KeyboardInterrupt(), DualHeadError("told")])
+def test_a_failed_write_leaves_the_target_as_it_was(target, failure):
+    with pytest.raises(type(failure)):
+        write(target, "old.txt", then=failure)
+    assert contents(target) == {"old.txt": "old"}
+
+
+def test_a_full_disk_leaves_the_target_as_it_was_and_says_what_to_do(target):
+    with pytest.raises(DualHeadError, match=r"No space left.*Nothing there was changed; free some space"):
+        write(target, "old.txt", then=OSError(errno.ENOSPC, "No space left on device"))
+    assert contents(target) == {"old.txt": "old"}
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DualHeadError, match=r"Cannot write to '.*out': .*Choose another output folder"):
+        write(tmp_path / "out", "new.txt")
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_a_file_that_cannot_be_replaced_leaves_the_others_as_they_were(target):
+    (target / "z.txt").mkdir()
+    with pytest.raises(DualHeadError, match="Nothing there was changed"):
+        write(target, "old.txt", "z.txt")
+    assert (target / "old.txt").read_text() == "old"
+
+
+# ---- weights -----------------------------------------------------------------------------------------------
+
+
+def test_weights_round_trip_with_their_bits_and_dtypes(tmp_path):
+    write_weights(WEIGHTS, tmp_path)
+    read = read_weights(str(tmp_path))
+    assert read.keys() == WEIGHTS.keys()
+    assert all(torch.equal(read[name], WEIGHTS[name]) and read[name].dtype == WEIGHTS[name].dtype for name in WEIGHTS)
+
+
+def test_a_transposed_weight_is_written_as_it_reads(tmp_path):
+    write_weights({"a": WEIGHTS["a"].T}, tmp_path)
+    assert torch.equal(read_weights(str(tmp_path))["a"], WEIGHTS["a"].T)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-1],
+        lambda whole: whole[:4],
+        lambda whole: b"",
+        lambda whole: b"\xff" * len(whole),
+    ],
+    ids=["half", "a byte short", "header", "empty", "garbage"],
+)
+def test_a_spoilt_file_is_refused_with_the_remedy(tmp_path, spoil):
+    write_weights(WEIGHTS, tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(DualHeadError, match=r"is not a whole safetensors file.*copy it again, or train again"):
+        read_weights(str(tmp_path))
+
+
+def test_a_spoilt_config_is_refused_with_the_remedy(tmp_path):
+    model = steered_lm()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(DualHeadError, match=r"config\.json"):
+        DualHeadModel.from_pretrained(str(tmp_path), backbone=model.backbone.lm)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("Error: No space left on device (os error 28)")],
+)
+def test_a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint(tmp_path, monkeypatch, failure):
+    model = steered_lm()
+    model.save_pretrained(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def fill_up(tensors, file, metadata):
+        Path(file).write_bytes(b"half")
+        raise failure
+
+    monkeypatch.setattr(checkpoint, "save_file", fill_up)
+    with pytest.raises(DualHeadError, match=r"No space left.*free some space"):
+        model.save_pretrained(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_folder_without_guides_is_refused(tmp_path):
+    with pytest.raises(DualHeadError, match=r"holds no config.json.*Train one with 'dual-head train'"):
+        find_file(str(tmp_path), "config.json")
+
+
+def test_a_place_that_does_not_exist_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DualHeadError, match=r"No checkpoint of guides at '.*gone'.*Give the output folder"):
+        find_file(str(tmp_path / "gone"), "config.json")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"weight": torch.zeros(2, 3)}, r"1 tensors differ, the first is 'bias' \(expected \(2,\), found none\)"),
+        ({"weight": torch.zeros(3, 3), "bias": torch.zeros(2)}, r"'weight' \(expected \(2, 3\), found \(3, 3\)\)"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "x": torch.zeros(1)}, r"'x' \(expected none"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_with_the_first_that_does_not(state, said):
+    module = nn.Linear(3, 2)
+    before = module.weight.clone()
+    with pytest.raises(DualHeadError, match=said + ".*Restore the matching pair of files"):
+        load_strictly(module, state, "here")
+    assert torch.equal(module.weight, before)
+
+
+def test_weights_that_fit_are_loaded():
+    module = nn.Linear(3, 2)
+    load_strictly(module, {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, "here")
+    assert module(torch.ones(3)).tolist() == [4.0, 4.0]

@@ -1,0 +1,277 @@
+"""The vocabulary axis in chunks gives what plain full logits would, and never holds them."""
+
+import copy
+
+import pytest
+import torch
+from models import HIDDEN, VOCAB, steered_lm, tiny_lm
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dual_head.backbone import Backbone, BackboneShape, Features
+from dual_head.data.collate import PairCollator
+from dual_head.guides.reward_head import RewardHead, RewardHeadConfig
+from dual_head.methods import method
+from dual_head.reductions import (
+    LIVE_TENSORS,
+    VOCABULARY_SCALARS,
+    Scored,
+    Tokens,
+    reduce_tokens,
+    response_tokens,
+)
+from dual_head.training import GuidedLoss
+
+ROW_BYTES = VOCAB * 4 * LIVE_TENSORS  # what one token costs of the budget
+both_fusions = pytest.mark.parametrize("fusion", ["logits", "probabilities"])
+
+
+class Example:
+    """Two pairs of random hidden states, an LM head and a guide with every weight random."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.lm_head = torch.randn(VOCAB, HIDDEN) / 4
+        config = RewardHeadConfig(num_heads=2, head_dim=4, rank=8, bias=True)
+        self.guide = RewardHead(config, BackboneShape(HIDDEN, VOCAB, 2))
+        for parameter in self.guide.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        self.hidden = torch.randn(4, 9, HIDDEN)
+        self.input_ids = torch.randint(0, VOCAB, (4, 9))
+        self.mask = torch.zeros(4, 9, dtype=torch.bool)
+        for row, (start, end) in enumerate([(2, 9), (4, 6), (1, 5), (8, 9)]):
+            self.mask[row, start:end] = True
+
+    def head(self, hidden: Tensor, states: dict[str, Tensor]):
+        base = hidden @ self.lm_head.T
+        return base, self.guide.term(states, base, 1.0)
+
+    def scalars(self, *, needs=VOCABULARY_SCALARS, rows_at_a_time: int = 100, **options) -> dict[str, Tensor]:
+        states = self.guide.encode(Features(self.hidden), None)
+        tokens = response_tokens(self.hidden, states, self.input_ids, self.mask)
+        options = {"vocab_size": VOCAB, "budget": rows_at_a_time * ROW_BYTES, **options}
+        return reduce_tokens(tokens, self.head, needs, **options)
+
+    def in_float64(self, fusion: str) -> dict[str, Tensor]:
+        """The same scalars, the long way: all logits at all positions, then log_softmax."""
+        hidden = self.hidden.double()
+        states = self.guide.encode(Features(hidden), None)
+        base = hidden @ self.lm_head.double().T
+        direction = self.guide.direction(states, base)
+        gate = states["gate_logit"].sigmoid().unsqueeze(-1)
+        base_logps, reward_logps = base.log_softmax(-1), (base + direction).log_softmax(-1)
+        if fusion == "logits":
+            policy_logps = (base + gate * direction).log_softmax(-1)
+        else:
+            policy_logps = ((1 - gate) * base_logps.exp() + gate * reward_logps.exp()).log()
+        kl = (policy_logps.exp() * (policy_logps - base_logps)).sum(-1)
+        wide = {"base_logps": base_logps, "reward_logps": reward_logps, "policy_logps": policy_logps}
+        at = self.mask[:, 1:]
+        labels = self.input_ids[:, 1:, None]
+        picked = {name: x[:, :-1].gather(-1, labels)[..., 0][at] for name, x in wide.items()}
+        return {**picked, "kl": kl[:, :-1][at]}
+
+    def gradients_of(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of an arbitrary loss of the scalars, with another weight for each."""
+        self.guide.zero_grad()
+        loss = sum((i + 1) * x.square().mean() for i, (_, x) in enumerate(sorted(scalars.items())))
+        loss.backward()
+        return {name: p.grad.clone() for name, p in self.guide.named_parameters()}
+
+
+def assert_as_close_as(share: float, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        distance = (ours[name].double() - theirs[name].double()).norm() / theirs[name].double().norm()
+        assert distance < share, name
+
+
+# ---- the same as the long way ------------------------------------------------------------------------------
+
+
+@both_fusions
+def test_scalars_are_those_of_full_logits_in_float64(fusion):
+    ours, theirs = Example(), Example()
+    theirs.guide.double()
+    assert_as_close_as(1e-5, ours.scalars(fusion=fusion), theirs.in_float64(fusion))
+
+
+@both_fusions
+def test_gradients_are_those_of_plain_autograd_for_every_parameter(fusion):
+    ours, theirs = Example(), Example()
+    theirs.guide.double()
+    gradients = ours.gradients_of(ours.scalars(fusion=fusion, rows_at_a_time=3))
+    assert_as_close_as(1e-5, gradients, theirs.gradients_of(theirs.in_float64(fusion)))
+    assert len(gradients) == 8
+    assert all(g.any() for g in gradients.values())
+
+
+@both_fusions
+@pytest.mark.parametrize("rows_at_a_time", [0, 1, 2, 5, 13, 14])
+def test_the_size_of_a_chunk_changes_nothing(fusion, rows_at_a_time):
+    example = Example()
+    whole, parts = (example.scalars(fusion=fusion, rows_at_a_time=n) for n in (10**6, rows_at_a_time))
+    assert_as_close_as(1e-5, parts, whole)
+    assert_as_close_as(1e-5, example.gradients_of(parts), example.gradients_of(whole))
+
+
+@both_fusions
+def test_without_gradients_the_values_are_the_same(fusion):
+    example = Example()
+    with torch.no_grad():
+        looked_at = example.scalars(fusion=fusion)
+    assert_as_close_as(1e-6, looked_at, example.scalars(fusion=fusion))
+
+
+def test_only_what_is_asked_for_is_computed():
+    assert Example().scalars(needs=["kl", "gate_logit"]).keys() == {"kl"}
+    assert Example().scalars(needs=["gate_logit"]) == {}
+
+
+@pytest.mark.parametrize("name", sorted(VOCABULARY_SCALARS))
+def test_a_measured_scalar_carries_no_gradient_and_keeps_its_value(name):
+    example = Example()
+    measured = example.scalars(measured=frozenset({name}))
+    assert not measured[name].requires_grad
+    assert all(measured[other].requires_grad for other in VOCABULARY_SCALARS - {name, "base_logps"})
+    torch.testing.assert_close(measured[name], example.scalars()[name].detach())
+
+
+# ---- shift and mask ----------------------------------------------------------------------------------------
+
+
+def test_a_token_is_scored_by_the_position_before_it_and_prompts_by_none():
+    """Hidden states are the logits themselves: position t of row r says log [1/2, 1/4, 1/4] rolled by r + t."""
+    halves = torch.tensor([1 / 2, 1 / 4, 1 / 4]).log()
+    hidden = torch.stack([torch.stack([halves.roll(r + t) for t in range(4)]) for r in range(2)])
+    input_ids = torch.tensor([[0, 1, 1, 0], [2, 0, 2, 0]])
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
+    tokens = response_tokens(hidden, {"at": torch.arange(8).view(2, 4)}, input_ids, mask)
+    assert tokens.row.tolist() == [0, 0, 1, 1]
+    assert tokens.labels.tolist() == [1, 1, 2, 0]
+    assert tokens.states["at"].tolist() == [0, 1, 4 + 1, 4 + 2]
+    scalars = reduce_tokens(
+        tokens, lambda h, s: (h, (1.0, torch.zeros_like(h))), ["policy_logps", "kl"], vocab_size=3, budget=1
+    )
+    # Row 0: 1 under rolled 0 is 1/4; 1 under rolled 1 is 1/2.  Row 1: 2 under rolled 2 is 1/2; 0 under rolled 3 is 1/2.
+    assert scalars["policy_logps"].exp().tolist() == pytest.approx([1 / 4, 1 / 2, 1 / 2, 1 / 2])
+    assert scalars["kl"].tolist() == pytest.approx([0, 0, 0, 0], abs=1e-6)
+
+
+def test_kl_by_hand():
+    """From [1/2, 1/2] to [3/4, 1/4]: 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308 nats."""
+    tokens = Tokens(torch.zeros(1, 2), {}, torch.tensor([0]), torch.tensor([0]))
+    to_three_quarters = torch.tensor([[3.0, 1.0]]).log()
+    scalars = reduce_tokens(tokens, lambda h, s: (h, (1.0, to_three_quarters)), ["kl"], vocab_size=2)
+    assert scalars["kl"].item() == pytest.approx(0.75 * 0.405465 + 0.25 * -0.693147, abs=1e-5)
+
+
+def test_a_first_token_has_nothing_before_it():
+    """A response that begins the sequence loses its first token, which no position predicts."""
+    tokens = response_tokens(torch.zeros(1, 3, 2), {}, torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.bool))
+    assert tokens.labels.tolist() == [6, 7]
+
+
+def test_no_tokens_give_empty_scalars():
+    example = Example()
+    example.mask.zero_()
+    scalars = example.scalars()
+    assert scalars.keys() == VOCABULARY_SCALARS
+    assert all(x.shape == (0,) and x.dtype == torch.float32 for x in scalars.values())
+
+
+# ---- nothing as wide as the vocabulary outlives a chunk ----------------------------------------------------
+
+
+class AsWideAsTheVocabulary(TorchDispatchMode):
+    """Records the rows of every tensor whose last dimension is V, but for the heads' own weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows: list[int] = []
+        self.multiplied = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, Tensor) and x.dim() and x.shape[-1] == VOCAB and x.shape != (HIDDEN, VOCAB):
+                self.rows.append(x.numel() // VOCAB)
+                self.multiplied += x.numel() // VOCAB if func is torch.ops.aten.mm.default else 0
+        return out
+
+
+@both_fusions
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_training_sees_the_vocabulary_chunk_by_chunk_and_at_response_tokens_only(fusion, at_a_time):
+    responses = [[8, 9, 10, 2], [15, 2], [11, 12, 2], [16, 17, 2]]
+    batch = PairCollator(0)(
+        [
+            {"prompt_ids": [5, 6, 7] * 5, "chosen_ids": responses[0], "rejected_ids": responses[2]},
+            {"prompt_ids": [13, 14], "chosen_ids": responses[1], "rejected_ids": responses[3]},
+        ]
+    )
+    everything = method("dual_head").with_options({"fusion": fusion, "kl.weight": 1.0})
+    step = GuidedLoss(steered_lm(fusion=fusion), everything, guide="dual_head", budget=at_a_time * ROW_BYTES)
+    kept: list[Tensor] = []
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
+    with AsWideAsTheVocabulary() as seen:
+        with keep:
+            loss = step(**batch)["loss"]
+        loss.backward()
+    assert max(seen.rows) == at_a_time
+    # The LM head and the reward head, forward and again in the backward pass.
+    assert seen.multiplied == 2 * 2 * sum(map(len, responses))
+    assert kept
+    assert not any(x.shape[-1] == VOCAB for x in kept if x.dim())
+
+
+# ---- extremes ----------------------------------------------------------------------------------------------
+
+
+@both_fusions
+@pytest.mark.parametrize("spread", [1.0, 1e4])
+@pytest.mark.parametrize("gate_logit", [-100.0, 100.0])
+def test_bf16_stays_finite_for_closed_and_open_gates_and_huge_hidden_states(fusion, spread, gate_logit):
+    torch.manual_seed(0)
+    backbone = Backbone(tiny_lm("llama").to(torch.bfloat16))
+    guide = RewardHead(RewardHeadConfig(init_std=0.3), backbone.shape).to(torch.bfloat16)
+    hidden = (spread * torch.randn(6, HIDDEN)).to(torch.bfloat16)
+    s = torch.full((6,), gate_logit, dtype=torch.bfloat16, requires_grad=True)
+
+    def head(hidden, states):
+        base = backbone.logits(hidden)
+        return base, guide.term(states, base, 1.0)
+
+    tokens = Tokens(hidden, {"hidden": hidden, "gate_logit": s}, torch.arange(6), torch.zeros(6, dtype=torch.int64))
+    scalars = reduce_tokens(tokens, head, VOCABULARY_SCALARS, vocab_size=VOCAB, fusion=fusion)
+    sum(x.sum() for x in scalars.values()).backward()
+    assert all(x.isfinite().all() and x.dtype == torch.float32 for x in scalars.values())
+    assert s.grad.isfinite().all()
+    assert guide.difference.weight.grad.isfinite().all()
+
+
+# ---- Scored ------------------------------------------------------------------------------------------------
+
+# Pairs 0 and 1; rows 0, 1 are chosen and 2, 3 rejected; row 1 has no token.
+SCORED = Scored({"x": torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])}, torch.tensor([0, 0, 2, 3, 3]), pairs=2)
+
+
+def test_sums_means_and_lengths_are_per_response():
+    assert [x.tolist() for x in SCORED.sums("x")] == [[1 + 2, 0], [4, 8 + 16]]
+    assert [x.tolist() for x in SCORED.means("x")] == [[3 / 2, 0], [4, 24 / 2]]
+    assert SCORED.lengths().tolist() == [2, 0, 1, 2]
+    assert SCORED["x"] is SCORED.values["x"]
+
+
+def test_sums_of_half_precision_are_taken_in_fp32():
+    many = Scored({"x": torch.ones(1000, dtype=torch.bfloat16)}, torch.zeros(1000, dtype=torch.int64), pairs=1)
+    assert many.sums("x")[0].tolist() == [1000.0]
+
+
+def test_an_example_is_not_changed_by_being_scored():
+    example = Example()
+    before = copy.deepcopy((example.hidden, example.input_ids, example.mask))
+    example.gradients_of(example.scalars())
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (example.hidden, example.input_ids, example.mask), strict=True)
+    )

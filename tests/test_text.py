@@ -1,0 +1,252 @@
+"""Text in, text out; what cannot work is refused before a token is generated."""
+
+import logging
+
+import pytest
+import torch
+from files import WORDS, word_tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, TextStreamer
+
+from dual_head import AlignedModel, DualHeadError, DualHeadModel, RewardHeadConfig
+from dual_head.text import DEFAULT_NEW_TOKENS, encode_prompts
+
+CONTEXT = 64
+CONVERSATION = [{"role": "user", "content": "how can i"}]
+TEMPLATE = "<s>{% for m in messages %} {{ m.content }}{% endfor %} ?"
+GREEDY = {"do_sample": False, "max_new_tokens": 4}
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(backbone_folder) -> AlignedModel:
+    torch.manual_seed(0)
+    guide = RewardHeadConfig(num_heads=2, head_dim=4, init_std=0.5)
+    model = DualHeadModel.from_backbone(str(backbone_folder), guide=guide, tokenizer=word_tokenizer())
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+# ---- what goes in and what comes out -----------------------------------------------------------------------
+
+
+def test_a_string_gives_a_string_of_new_text_only(model, tokenizer):
+    text = model.generate("once upon a time", tokenizer=tokenizer, min_new_tokens=4, **GREEDY)
+    ids = torch.tensor([[1, *(WORDS.index(w) for w in ("once", "upon", "a", "time"))]])
+    new = model.generate(ids, min_new_tokens=4, **GREEDY)[0, 5:]
+    assert isinstance(text, str)
+    assert text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_a_list_gives_a_list_that_is_one_by_one(model, tokenizer):
+    prompts = ["once upon a time", "how"]
+    texts = model.generate(prompts, tokenizer=tokenizer, **GREEDY)
+    assert texts == [model.generate(prompt, tokenizer=tokenizer, **GREEDY) for prompt in prompts]
+    assert model.generate(prompts[:1], tokenizer=tokenizer, **GREEDY) == texts[:1]
+
+
+def test_several_answers_to_one_prompt_are_a_list(model, tokenizer):
+    torch.manual_seed(0)
+    texts = model.generate("how", tokenizer=tokenizer, temperature=5.0, num_return_sequences=3, max_new_tokens=4)
+    assert len(texts) == 3
+    assert len(set(texts)) > 1
+
+
+def test_a_conversation_is_one_prompt_and_a_list_of_them_several(model, tokenizer):
+    text = model.generate(CONVERSATION, tokenizer=tokenizer, **GREEDY)
+    assert isinstance(text, str)
+    assert text == model.generate("\n\nHuman: how can i\n\nAssistant:", tokenizer=tokenizer, **GREEDY)
+    assert model.generate([CONVERSATION, CONVERSATION], tokenizer=tokenizer, **GREEDY) == [text, text]
+
+
+def test_a_chat_template_writes_its_own_beginning_of_sequence(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    (ids,) = encode_prompts([CONVERSATION], tokenizer)["input_ids"].tolist()
+    assert ids == [1, *(WORDS.index(w) for w in ("how", "can", "i", "?"))]
+
+
+def test_a_conversation_reads_the_same_beside_plain_text(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    (alone,) = encode_prompts([CONVERSATION], tokenizer)["input_ids"].tolist()
+    beside, _ = encode_prompts([CONVERSATION, "how"], tokenizer)["input_ids"].tolist()
+    assert beside == alone
+
+
+def test_prompts_are_padded_on_the_left(tokenizer):
+    batch = encode_prompts(["how", "once upon a"], tokenizer)
+    assert batch["input_ids"].tolist()[0][:3] == [0, 0, 1]
+    assert batch["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+
+
+def test_a_tokenizer_without_padding_will_do(tokenizer):
+    tokenizer.pad_token = None
+    assert encode_prompts(["how", "once upon a"], tokenizer)["attention_mask"].sum().item() == 6
+
+
+def test_a_trace_comes_beside_the_text(model, tokenizer):
+    text, (trace,) = model.generate("how", tokenizer=tokenizer, return_trace=True, **GREEDY)
+    assert tokenizer.decode([token.token_id for token in trace], skip_special_tokens=True) == text
+    texts, traces = model.generate(["how", "a time"], tokenizer=tokenizer, return_trace=True, **GREEDY)
+    assert len(texts) == len(traces) == 2
+
+
+def test_alpha_0_says_what_the_backbone_says(model, tokenizer):
+    batch = encode_prompts(["once upon a"], tokenizer)
+    new = model.backbone.lm.generate(**batch, **GREEDY, eos_token_id=None)[0, 4:]
+    assert model.generate("once upon a", tokenizer=tokenizer, alpha=0, **GREEDY) == tokenizer.decode(new)
+    assert model.generate("once upon a", tokenizer=tokenizer, alpha=5, **GREEDY) != tokenizer.decode(new)
+
+
+def test_text_streams(model, tokenizer, capsys):
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    text = model.generate("how", tokenizer=tokenizer, streamer=streamer, **GREEDY)
+    assert capsys.readouterr().out.split() == text.split()
+
+
+# ---- what a temperature means ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(model, monkeypatch) -> dict:
+    """What transformers' generate was asked for; it answers with one new token a row."""
+    given: dict = {}
+
+    def generate(self, input_ids, generation_config=None, **kwargs):
+        given.update(kwargs)
+        return torch.cat([input_ids, input_ids[:, -1:]], 1)
+
+    from transformers import GenerationMixin
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("given", "reached"),
+    [
+        ({"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}),
+        ({"temperature": 0}, {"temperature": None, "do_sample": False}),
+        ({"temperature": 0.0, "do_sample": True}, {"temperature": None, "do_sample": False}),
+        ({"temperature": 0.7, "do_sample": False}, {"temperature": 0.7, "do_sample": False}),
+        ({}, {}),
+    ],
+)
+def test_a_temperature_above_0_samples_and_0_is_greedy(model, tokenizer, asked, given, reached):
+    model.generate("how", tokenizer=tokenizer, **given)
+    assert {key: asked[key] for key in ("temperature", "do_sample") if key in asked} == reached
+
+
+def test_temperature_0_is_repeatable(model, tokenizer):
+    said = {model.generate("how", tokenizer=tokenizer, temperature=0, max_new_tokens=6) for _ in range(3)}
+    assert len(said) == 1
+
+
+# ---- the context -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "new"),
+    [
+        (8, {"max_new_tokens": 10}, 10),
+        (8, {"max_new_tokens": CONTEXT}, CONTEXT - 9),  # <s> is one more
+        (8, {}, CONTEXT - 9),  # the default of 128 does not fit
+        (CONTEXT - 2, {"max_new_tokens": 5}, 1),
+    ],
+)
+def test_new_tokens_are_capped_to_the_context_and_said_so(model, tokenizer, asked, caplog, prompt, given, new):
+    assert DEFAULT_NEW_TOKENS > CONTEXT
+    logging.getLogger("dual_head").propagate = True
+    model.generate(" ".join(["how"] * prompt), tokenizer=tokenizer, **given)
+    assert asked["max_new_tokens"] == new
+    assert bool(caplog.records) == (given.get("max_new_tokens") != new)
+
+
+def test_a_full_context_is_generated_to_its_end(model, tokenizer):
+    _, (trace,) = model.generate("how", tokenizer=tokenizer, do_sample=False, return_trace=True, min_new_tokens=62)
+    assert len(trace) == CONTEXT - 2
+
+
+def test_lengths_from_the_models_own_generation_config_are_capped_too(model, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "max_new_tokens", 2 * CONTEXT)
+    assert model.generate(torch.full((1, CONTEXT - 4), 5), do_sample=False).shape == (1, CONTEXT)
+
+
+def test_a_total_length_beyond_the_context_is_capped_too(model):
+    ids = torch.full((1, CONTEXT - 4), 5)
+    assert model.generate(ids, do_sample=False, max_length=2 * CONTEXT).shape == (1, CONTEXT)
+
+
+@pytest.mark.parametrize("length", [CONTEXT - 1, CONTEXT + 5])
+def test_a_prompt_as_long_as_the_context_is_refused(model, tokenizer, length):
+    with pytest.raises(DualHeadError, match=f"context is {CONTEXT}. Shorten the prompt to at most {CONTEXT - 1} tok"):
+        model.generate(" ".join(["how"] * length), tokenizer=tokenizer, max_new_tokens=1)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+def shuffled_tokenizer() -> PreTrainedTokenizerFast:
+    backwards = {word: i for i, word in enumerate(reversed(WORDS))}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(backwards, unk_token="<unk>")))
+
+
+def larger_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["one more"])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (shuffled_tokenizer, "its token ids mean other tokens. Use the tokenizer saved beside the guides"),
+        (larger_tokenizer, f"has {len(WORDS) + 1} tokens and the backbone {len(WORDS)} logits. Use the backbone's own"),
+    ],
+)
+def test_a_wrong_tokenizer_is_refused_with_the_remedy(model, other, said):
+    with pytest.raises(DualHeadError, match=said):
+        model.generate("how", tokenizer=other(), **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        ("", "The prompt is empty. Give at least one word."),
+        (" \n ", "The prompt is empty"),
+        (["how", ""], "The prompt is empty"),
+        ([], "There are no prompts. Give at least one."),
+    ],
+)
+def test_an_empty_prompt_is_refused(model, tokenizer, prompts, said):
+    with pytest.raises(DualHeadError, match=said):
+        model.generate(prompts, tokenizer=tokenizer)
+
+
+def test_text_without_a_tokenizer_is_refused(model):
+    with pytest.raises(DualHeadError, match="needs tokenizer="):
+        model.generate("how")
+
+
+def test_a_paged_cache_is_refused(model, tokenizer):
+    with pytest.raises(DualHeadError, match=r"no paged cache yet\. Use the default or cache_implementation='static'"):
+        model.generate("how", tokenizer=tokenizer, cache_implementation="paged")
+
+
+def test_a_wrong_alpha_is_refused(model, tokenizer):
+    with pytest.raises(DualHeadError, match="Did you mean 'dual_head'"):
+        model.generate("how", tokenizer=tokenizer, alpha={"dual_haed": 1})
+    with pytest.raises(DualHeadError, match="2 values for 1 rows"):
+        model.generate("how", tokenizer=tokenizer, alpha=[1, 2])
+
+
+def test_a_trace_of_embeddings_is_refused(model):
+    with pytest.raises(DualHeadError, match="return_trace needs token ids or text"):
+        model.generate(inputs_embeds=torch.randn(1, 3, 32), return_trace=True, **GREEDY)
