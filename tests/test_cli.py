@@ -1,9 +1,12 @@
 """The command line: what it prints, and that bad input is one paragraph and exit code 2."""
 
 import contextlib
+import errno
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -223,3 +226,31 @@ def test_bad_generation_input_is_refused_with_the_remedy(guides, backbone_folder
 
 def test_there_is_a_method_for_the_paper():
     assert "dual_head" in method_names()
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_config_is_understood(file):
+    from dual_head.commands.train import apply_config, build_parser
+    from dual_head.methods import method
+
+    chosen = method(yaml.safe_load(file.read_text())["method"])
+    parser = build_parser(chosen)
+    apply_config(parser, file, chosen)
+    options, training, _ = parser.parse_args_into_dataclasses(["--output_dir", "out"])
+    assert options.dataset_name
+    assert training.output_dir == "out"
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_install_line(backbone_folder, pairs_file, tmp_path, capsys):
+    if importlib.util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    said = refused(capsys, *train(backbone_folder, pairs_file, tmp_path / "out", "--report_to", "mlflow"))
+    assert "pip install 'dual-head[mlflow]'" in said
+
+
+def test_a_full_disk_is_one_paragraph_with_the_remedy(monkeypatch, capsys):
+    def full(_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dual_head.commands.demo.run", full)
+    assert "Free some space" in refused(capsys, "demo")

@@ -1,6 +1,7 @@
 """The command `dual-head`: parse, then call. Bad input is one paragraph on stderr and exit code 2."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -31,12 +32,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DualHeadError as error:
         print(f"dual-head: {error}", file=sys.stderr)
         return 2
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError):  # `dual-head ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if not _is_disk_trouble(error):
+            raise
+        print(
+            f"dual-head: writing failed ({error}). Free some space or choose another output folder, and run the "
+            "same command again: it goes on from the last whole checkpoint.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("dual-head: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `dual-head ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _is_disk_trouble(error: Exception) -> bool:
+    # torch.save, which transformers writes optimizers with, has its own words for a full disk.
+    words = ("PytorchStreamWriter failed", "unexpected pos", "No space left")
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(w in str(error) for w in words)
 
 
 def _parser() -> argparse.ArgumentParser:

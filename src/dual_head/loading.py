@@ -33,9 +33,9 @@ class GuideLoading(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str,
+        pretrained_model_name_or_path: str | Path,
         *,
-        backbone: str | PreTrainedModel | None = None,
+        backbone: str | Path | PreTrainedModel | None = None,
         config: AlignedConfig | None = None,
         dtype: str | torch.dtype = "auto",
         device_map: str | dict | None = None,
@@ -61,9 +61,9 @@ class GuideLoading(PreTrainedModel):
             config = read_config(source, revision=revision, **hub)
         lm = (
             backbone
-            if isinstance(backbone, PreTrainedModel)
+            if isinstance(backbone, nn.Module)
             else load_backbone(
-                backbone or _recorded_backbone(config, source),
+                str(backbone or _recorded_backbone(config, source)),
                 dtype=dtype,
                 device_map=device_map,
                 attn_implementation=attn_implementation,

@@ -75,7 +75,7 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
     @classmethod
     def from_backbone(
         cls,
-        backbone: str | PreTrainedModel,
+        backbone: str | Path | PreTrainedModel,
         guides: Mapping[str, GuideConfig],
         *,
         alpha: Mapping[str, float] | None = None,
@@ -93,30 +93,25 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         require_fusion(fusion)
         strengths = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
         resolve_alpha(strengths, defaults=dict.fromkeys(guides, 1.0), rows=1)
-        if load and not isinstance(backbone, str):
+        loaded = isinstance(backbone, nn.Module)
+        if load and loaded:
             raise DualHeadError(f"The backbone is already loaded, so {', '.join(load)} would do nothing. Leave it out.")
-        lm = load_backbone(backbone, **load) if isinstance(backbone, str) else backbone
-        shape_of = Backbone(lm)
+        lm = backbone if isinstance(backbone, nn.Module) else load_backbone(str(backbone), **load)
+        frozen = Backbone(lm)
         config = AlignedConfig(
-            backbone_config=copy.deepcopy(shape_of.config),
-            backbone_name_or_path=_absolute(shape_of.config._name_or_path),
-            backbone_fingerprint=shape_of.fingerprint().as_dict(),
+            backbone_config=copy.deepcopy(frozen.config),
+            backbone_name_or_path=_absolute(frozen.config._name_or_path),
+            backbone_fingerprint=frozen.fingerprint().as_dict(),
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer) if tokenizer else None,
-            guides={name: _entry(guide, shape_of) for name, guide in guides.items()},
+            guides={name: _entry(guide, frozen) for name, guide in guides.items()},
             alpha={name: float(value) for name, value in strengths.items()},
             fusion=fusion,
         )
-        model = cls(config, shape_of.lm)
+        model = cls(config, frozen.lm)
         model.guides.to(model.backbone.output_device)
         return model
 
     # ---- one pass --------------------------------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> "AlignedModel":
-        """Switch the guides; the backbone stays in eval mode."""
-        super().train(mode)
-        self.backbone.train(False)
-        return self
 
     def encode(
         self,
@@ -282,7 +277,7 @@ class DualHeadModel(AlignedModel):
     @classmethod
     def from_backbone(
         cls,
-        backbone: str | PreTrainedModel,
+        backbone: str | Path | PreTrainedModel,
         guides: Mapping[str, GuideConfig] | None = None,
         *,
         alpha: Mapping[str, float] | None = None,

@@ -46,6 +46,7 @@ TRAINING_IDENTITY = [
     "bf16",
     "optim",
 ]
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
 SHARES = ("accuracy", "accuracy_over_base")
 
 
@@ -90,6 +91,9 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     main = processes.is_main_process
     console = Console(quiet=not main)
     output = _writable(args.output_dir)
+    for tracker in args.report_to or ():
+        if tracker in TRACKERS:
+            require(tracker, tracker)
     resume = _resume_point(output, method, options, args, processes)
     tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
     train_set, held_out, drops = _data(options, args, tokenizer, console)

@@ -42,7 +42,7 @@ def test_the_divergence_measured_is_that_of_the_traces(tmp_path):
     from torch import nn
 
     from dual_head import DualHeadModel
-    from dual_head.demo.measure import TOY_BACKBONE
+    from dual_head.demo import TOY_BACKBONE
     from dual_head.demo.world import sample_requests
     from dual_head.run import load_tokenizer
 

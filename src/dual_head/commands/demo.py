@@ -12,16 +12,20 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from dual_head.checkpoint import atomic_folder
-from dual_head.demo.measure import TOY_BACKBONE, Point, measure
+from dual_head.demo import TOY_BACKBONE
+from dual_head.demo.measure import Point, measure
 from dual_head.demo.picture import demo_picture
 from dual_head.demo.world import preference_rows, sample_requests
+from dual_head.errors import DualHeadError
 from dual_head.methods import method
 from dual_head.model import AlignedModel
 from dual_head.run import RunOptions, load_tokenizer, train_guide
@@ -41,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         rows = preference_rows(args.pairs, seed=args.seed)
         (staging / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     # Preferences through the fused policy: the gate then learns from them too, and not only to imitate.
-    chosen = method("dual_head").with_options({"preference_on": "policy", "beta_r": args.beta_r})
+    chosen = method("dual_head").with_options({"preference_on": "policy", "beta_r": 0.5, **_options(args.set)})
     train_guide(
         chosen,
         RunOptions(
@@ -83,6 +87,14 @@ def run(arguments: Sequence[str]) -> int:
     console.print(f"Try: dual-head generate {output / 'guide'} --prompt '{requests[0].prompt}' --alpha 1.5 --trace")
     console.print(f"{time.perf_counter() - started:.0f} seconds in all.")
     return 0
+
+
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE as YAML values."""
+    try:
+        return {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in given)}
+    except ValueError as error:
+        raise DualHeadError(f"--set takes NAME=VALUE, not {' '.join(given)!r}.") from error
 
 
 def _table(points: Sequence[Point]) -> Table:
@@ -143,7 +155,7 @@ def _traces(model: AlignedModel, tokenizer, points: Sequence[Point]) -> list[tup
 def _summary(points: Sequence[Point], args: argparse.Namespace) -> dict:
     gain, interval = points[2].gain_over(points[0])
     return {
-        "command": "dual-head demo " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k != "output_dir"),
+        "command": "dual-head demo " + " ".join(_shown(vars(args))),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "gain_at_1": {"mean": gain, "interval": interval, "requests": len(points[0].replies)},
@@ -160,6 +172,11 @@ def _summary(points: Sequence[Point], args: argparse.Namespace) -> dict:
     }
 
 
+def _shown(args: dict[str, Any]) -> list[str]:
+    shown = {name: " ".join(value) if isinstance(value, list) else value for name, value in args.items()}
+    return [f"--{name} {value}" for name, value in shown.items() if name != "output_dir" and value != ""]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dual-head demo",
@@ -172,7 +189,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=300, help="training steps")
     parser.add_argument("--batch_size", type=int, default=32, help="pairs a step")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--beta_r", type=float, default=0.5, help="beta of the reward loss")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of dual_head over the demonstration's (preference_on=policy beta_r=0.5), as in training",
+    )
     parser.add_argument("--prompts", type=int, default=300, help="requests to measure on")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     return parser

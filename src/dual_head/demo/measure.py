@@ -6,7 +6,6 @@ It samples replies and scores them by the world's rule. It knows one trained mod
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from dual_head.model import AlignedModel
 from dual_head.reductions import reduce_tokens, response_tokens
 from dual_head.text import encode_prompts
 
-TOY_BACKBONE = Path(__file__).with_name("toy_backbone")
 MAX_NEW_TOKENS = 56  # longer than any reply of the world
 ROWS = 256  # sampled at a time
 

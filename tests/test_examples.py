@@ -1,0 +1,74 @@
+"""The examples run as their docstrings say, offline, and print what they promise."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted(file.name for file in EXAMPLES.glob("*.py"))
+PROMPT = "user : how do i bake bread ? assistant :"
+
+
+@pytest.fixture
+def example(monkeypatch, capsys):
+    """Run one example in this process as `python examples/NAME ARGUMENTS` would; give what it printed."""
+
+    def run(name: str, *arguments) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def guides(tmp_path_factory) -> Path:
+    """A guide of a few steps, from examples/train.py itself."""
+    folder = tmp_path_factory.mktemp("guides")
+    runpy.run_path(str(EXAMPLES / "train.py"))["train"](folder, steps=20, rows=400)
+    return folder
+
+
+def test_train_learns_to_tell_held_out_replies_apart(example, tmp_path):
+    printed = example("train.py", "--steps", 40, "--output_dir", tmp_path)
+    found = re.search(r"held-out accuracy: ([\d.]+) before, ([\d.]+) after 40 steps", printed)
+    assert found
+    before, after = map(float, found.groups())
+    assert after > before + 0.03
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_steer_prints_one_reply_a_strength_and_the_backbone_at_0(example, guides):
+    printed = example("steer.py", "--guides", guides, "--prompt", PROMPT, "--alpha", 0, 1, 4)
+    assert re.findall(r"^alpha = ([\d.]+) +\w", printed, flags=re.MULTILINE)[:3] == ["0", "1", "4"]
+    assert "alpha = 0 equals the backbone: True" in printed
+    moved = re.search(r"alpha = 1 moves a logit by up to ([\d.]+)", printed)
+    assert moved
+    assert float(moved[1]) > 0.1
+
+
+def test_trace_shows_every_token_of_the_reply(example, guides):
+    printed = example("trace.py", "--guides", guides, "--prompt", PROMPT, "--alpha", 2)
+    reply, _, table = printed.partition("\n\n")
+    rows = [line.split() for line in table.splitlines()[1:-1]]
+    assert " ".join(row[0] for row in rows).removesuffix(" </s>") == reply.strip()
+    assert all(0 < float(row[1]) < 1 and float(row[2]) <= 0 and float(row[4]) >= 0 for row in rows)
+    total = re.search(r"along the reply: ([\d.]+) nats", printed)
+    assert total
+    assert float(total[1]) == pytest.approx(sum(float(row[4]) for row in rows), abs=0.001 * len(rows))
+
+
+def test_steer_trains_a_guide_when_none_is_given(example):
+    assert "alpha = 0 equals the backbone: True" in example("steer.py", "--steps", 2, "--alpha", 0, 1)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example_is_short_and_says_how_to_run_it(name):
+    text = (EXAMPLES / name).read_text()
+    assert len(text.splitlines()) <= 60
+    assert text.startswith('"""')
+    assert f"python examples/{name}" in text.split('"""')[1]
