@@ -17,7 +17,13 @@ from dual_head import AlignedModel, DualHeadError
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
 from dual_head.methods import method
-from dual_head.training import GuidedLoss, check_same_run, last_whole_checkpoint
+from dual_head.training import (
+    GuidedLoss,
+    GuideTrainer,
+    GuideTrainingArguments,
+    check_same_run,
+    last_whole_checkpoint,
+)
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -203,3 +209,13 @@ def test_weight_0_measures_without_a_gradient():
     )
     assert out["loss"].item() == 0
     assert {"next_token", "preference", "gate_entropy", "kl"} <= out.keys()
+
+
+def test_a_guide_of_another_shape_than_the_methods_is_not_trained(tmp_path):
+    chosen = method("dual_head").with_options({"gate": "constant"})
+    model = AlignedModel.from_backbone(tiny_lm("llama"), {"dual_head": method("dual_head").guide})
+    arguments = GuideTrainingArguments(str(tmp_path), eval_strategy="no")
+    with pytest.raises(DualHeadError, match="Build the model from the method"):
+        GuideTrainer(model, chosen, arguments, train_dataset=[], data_collator=PairCollator(0))
+    with pytest.raises(DualHeadError, match=r"no guide 'dual_heat'.*Did you mean"):
+        GuideTrainer(model, chosen, arguments, train_dataset=[], data_collator=PairCollator(0), guide="dual_heat")

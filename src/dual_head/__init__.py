@@ -30,6 +30,8 @@ _HOMES = {
     "tokenize_pairs": "data.tokenize",
 }
 
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
 if TYPE_CHECKING:
     from dual_head.config import AlignedConfig as AlignedConfig
     from dual_head.data import Pair as Pair

@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.checkpoint import load_strictly, read_weights
-from dual_head.errors import DualHeadError
+from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
 from dual_head.objectives import name_of
@@ -163,6 +163,7 @@ class GuideTrainer(Trainer):
         budget: int = DEFAULT_BUDGET,
     ):
         self.aligned = model
+        _require_same(model, method, guide or method.name)
         self.held_out: dict[str, Tensor] = {}  # metrics of every held-out pair, from the last evaluation
         self._sums: dict[str, dict[str, list[Tensor]]] = {
             "train": defaultdict(list),
@@ -245,6 +246,20 @@ class GuideTrainer(Trainer):
         best = self.state.best_model_checkpoint
         if best is not None:
             self._load_from_checkpoint(best)
+
+
+def _require_same(model: AlignedModel, method: Method, name: str) -> None:
+    """Refuse to train a guide of one shape under the options of another."""
+    if name not in model.guides:
+        raise DualHeadError(f"The model has no guide '{name}'.{did_you_mean(name, model.guides)}")
+    there = {"guide": model.guide(name).config, "fusion": model.config.fusion}
+    wanted = {"guide": method.guide, "fusion": method.fusion}
+    for part, value in wanted.items():
+        if there[part] != value:
+            raise DualHeadError(
+                f"The method's {part} is {value} and the model's {there[part]}. Build the model from the method: "
+                f"AlignedModel.from_backbone(backbone, {{'{name}': method.guide}}, fusion=method.fusion)."
+            )
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:

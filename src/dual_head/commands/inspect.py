@@ -46,7 +46,7 @@ def describe(source: str) -> dict:
     """Describe a checkpoint: {"backbone": {...}, "guides": {name: {...}}, "bytes", "tokenizer", "training"}.
 
     Per guide: trained (parameters with a gradient), stored (values on disk), executed (parameters read per
-    generated token, beyond the backbone's), cache bytes per token in fp32, and which hidden states it reads.
+    generated token, beyond the backbone's), the cache layers it fills, and which hidden states it reads.
     """
     config = read_config(source)
     weights = Path(find_file(source, SAFE_WEIGHTS_NAME))
