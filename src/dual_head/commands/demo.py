@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head.checkpoint import atomic_folder
+from dual_head.commands.help import Help
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import Point, measure
 from dual_head.demo.picture import demo_picture
@@ -180,8 +181,9 @@ def _shown(args: dict[str, Any]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dual-head demo",
+        usage="dual-head demo [options]",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     parser.add_argument("--output_dir", default="demo-out", help="folder for the guide, the picture and the figures")

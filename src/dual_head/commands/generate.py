@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from dual_head.commands.help import Help
 from dual_head.errors import DualHeadError
 from dual_head.strength import Alpha
 
@@ -100,11 +101,14 @@ def parse_alpha(text: str | None) -> Alpha:
 
 def show_trace(trace, tokenizer) -> Text:
     """Colour each token by its gate, from blue (closed) to red (open), and list what guidance changed most."""
-    text = Text()
-    for token in trace:
+    text, said = Text(), ""
+    for i, token in enumerate(trace):
         gate = sum(token.gates.values()) / max(1, len(token.gates))
         shade = f"rgb({int(255 * gate)},{int(90 * (1 - abs(2 * gate - 1)))},{int(255 * (1 - gate))})"
-        text.append(_piece(token.token_id, tokenizer), style=f"on {shade}")
+        # Decoded with what precedes it: a token alone would lose the space before it.
+        whole = tokenizer.decode([t.token_id for t in trace[: i + 1]])
+        text.append(whole[len(said) :].replace("\n", "\\n"), style=f"on {shade}")
+        said = whole
     text.append("\n\n")
     header = f"{'token':>14} {'gate':>6} {'log p base':>11} {'policy':>8} {'KL':>7}  promoted / demoted\n"
     text.append(header, style="bold")
@@ -148,7 +152,13 @@ def _tokenizer_home(guides: str, model) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dual-head generate", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="dual-head generate",
+        usage="dual-head generate GUIDES [options]",
+        description=__doc__,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
     parser.add_argument("guides", help="folder of guides (the output_dir of training), or a name on the hub")
     where = parser.add_argument_group("prompts (one of; else standard input)")
     where.add_argument("--prompt", action="append", help="a prompt; may be given several times")

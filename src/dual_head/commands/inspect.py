@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone import BackboneShape, Fingerprint
 from dual_head.checkpoint import find_file
+from dual_head.commands.help import Help
 from dual_head.guides import Guide, guide_class
 from dual_head.loading import read_config
 
@@ -30,7 +31,13 @@ ROWS = {
 
 def run(arguments: Sequence[str]) -> int:
     """Print a description, or JSON with --json."""
-    parser = argparse.ArgumentParser(prog="dual-head inspect", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="dual-head inspect",
+        usage="dual-head inspect GUIDES [--json]",
+        description=__doc__,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
     parser.add_argument("guides", help="folder of guides (the output_dir of training), or a name on the hub")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)

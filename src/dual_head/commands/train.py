@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from dual_head.commands.help import Help
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method, method, method_names
 from dual_head.run import RunOptions, train_guide
@@ -43,26 +44,6 @@ COMMON = [
     "push_to_hub",
 ]
 OPTION = "option:"  # marks the method's own options in the parsed namespace
-
-
-class Help(argparse.HelpFormatter):
-    """Help that shows one spelling of each flag, and defaults that say something."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34, width=110)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        flags = [flag for flag in action.option_strings if "-" not in flag.removeprefix("--")]
-        choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else "VALUE"
-        bare = action.nargs in (0, "?")  # switches may be followed by true or false, and nobody does
-        return ", ".join(flags or action.option_strings) + ("" if bare else f" {choices}")
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        said = (action.help or "").replace("%", "%%")
-        shown = action.default not in (None, False, argparse.SUPPRESS) and "default:" not in said
-        return f"{said} [{action.default}]" if shown else said
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,24 @@
+"""How the commands write their help."""
+
+import argparse
+
+
+class Help(argparse.HelpFormatter):
+    """Help that shows one spelling of each flag, and defaults that say something."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flags = [flag for flag in action.option_strings if "-" not in flag.removeprefix("--")]
+        choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else "VALUE"
+        bare = action.nargs in (0, "?")  # switches may be followed by true or false, and nobody does
+        return ", ".join(flags or action.option_strings) + ("" if bare else f" {choices}")
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said = (action.help or "").replace("%", "%%")
+        silent = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
+        shown = not silent and "default:" not in said
+        return f"{said} [{action.default}]" if shown else said
