@@ -121,4 +121,4 @@ def _divergence(
         return base, model.guide(name).term(states, base, states["alpha"][:, None])
 
     kl = reduce_tokens(tokens, head, {"kl"}, vocab_size=model.backbone.shape.vocab_size)["kl"]
-    return kl.new_zeros(len(sequences)).index_add(0, tokens.row, kl).tolist()
+    return kl.new_zeros(len(sequences)).index_add(0, tokens.row, kl.clamp_min(0)).tolist()  # rounding can pass below 0
