@@ -56,7 +56,7 @@ def test_auto_classes_load_a_checkpoint(saved, model):
 
 def test_a_checkpoint_holds_the_guides_and_nothing_of_the_backbone(saved):
     files = {file.name for file in saved.iterdir()}
-    assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"} <= files
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
     assert not any(name.endswith((".bin", ".pt")) for name in files)
     config = json.loads((saved / "config.json").read_text())
     assert config["guides"]["dual_head"]["kind"] == "reward_head"

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from dual_head.errors import DualHeadError
+from dual_head.errors import DualHeadError, did_you_mean
 
 # bf16 keeps 8 bits of mantissa, so one rounding moves a value by at most 2^-9; a guide trained beside a
 # bf16 copy must accept the fp32 original, and a fine-tuned sibling must still stand out.
 SKETCH_TOLERANCE = 2**-8
 SKETCH_VALUES = 4
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,8 @@ class Fingerprint:
 class _Hidden(BaseModelOutputWithPastAndCrossAttentions):
     """The output of a decoder that has nothing to say but its last hidden state."""
 
-    def __getattr__(self, name: str):
-        # Mixture-of-experts heads read router_logits and the like; absent is the honest answer.
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return
+    # Read by the forward of mixture-of-experts and multimodal models, which only hand them on.
+    router_logits = aux_loss = z_loss = image_hidden_states = rope_deltas = None
 
 
 class _Passthrough(nn.Module):
@@ -171,8 +170,10 @@ class Backbone(nn.Module):
         inputs_embeds: Tensor | None = None,
         layers: tuple[int, ...] = (),
         options: dict[str, Any] | None = None,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run the decoder: (hidden [B, T, d], {layer: [B, T, d]}), with no logits and no gradient."""
+    ) -> tuple[Any, dict[int, Tensor]]:
+        """Run the decoder: (its output, {layer: [B, T, d]}), with no logits and no gradient."""
+        options = dict(options or {})
+        wants_hidden = bool(options.pop("output_hidden_states", False)) or bool(layers)
         positions = {"position_ids": position_ids} if self._takes_positions else {}
         output = self.lm.base_model(
             input_ids=input_ids,
@@ -180,12 +181,12 @@ class Backbone(nn.Module):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=past_key_values is not None,
-            output_hidden_states=bool(layers),
+            output_hidden_states=wants_hidden,
             return_dict=True,
             **positions,
-            **(options or {}),
+            **options,
         )
-        return output.last_hidden_state, {i: output.hidden_states[i] for i in layers}
+        return output, {i: output.hidden_states[i] for i in layers}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into the backbone's logits [..., V], soft-capping and scales included."""
@@ -242,6 +243,13 @@ def load_backbone(
         "revision": revision,
     }
     options = {name: value for name, value in chosen.items() if value is not None}
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise DualHeadError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)}")
+    if Path(name_or_path).is_absolute() and not Path(name_or_path).exists():
+        raise DualHeadError(
+            f"There is no backbone at '{name_or_path}'. Say where it is now: backbone=... in Python, --backbone or "
+            "--model_name_or_path on the command line."
+        )
     try:
         return AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options

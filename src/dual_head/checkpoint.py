@@ -5,6 +5,7 @@ It knows files and tensors, not models.
 
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from dual_head.errors import DualHeadError
+
+STAGING = ".writing-"
+STALE_SECONDS = 3600
 
 
 @contextmanager
@@ -26,7 +30,10 @@ def atomic_folder(target: Path):
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=target))
+        for left in target.glob(f"{STAGING}*"):  # by a process that was killed while writing
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target))
     except OSError as error:
         raise DualHeadError(f"Cannot write to '{target}': {error.strerror}. Choose another output folder.") from error
     try:
@@ -34,7 +41,8 @@ def atomic_folder(target: Path):
         for written in sorted(staging.iterdir()):
             if (target / written.name).is_dir():
                 raise OSError(None, f"a folder is where the file '{written.name}' goes")
-        for written in sorted(staging.iterdir()):
+        # The config last: whoever reads it finds the weights it describes.
+        for written in sorted(staging.iterdir(), key=lambda file: (file.name == CONFIG_NAME, file.name)):
             written.replace(target / written.name)
     except OSError as error:
         raise DualHeadError(
@@ -50,6 +58,7 @@ def write_weights(state: dict[str, Tensor], folder: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
         save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        (folder / SAFE_WEIGHTS_NAME).chmod(0o644)  # safetensors makes it private; another user's server reads it too
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(None, str(error)) from error
 

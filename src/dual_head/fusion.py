@@ -32,6 +32,7 @@ def fuse(base: Tensor, terms: Iterable[Term], fusion: str = "logits") -> Tensor:
     A row whose weights are all zero keeps the base's bits under `logits`. `probabilities` needs
     sum_k w_k <= 1 and returns log-probabilities. Terms are consumed one at a time.
     """
+    require_fusion(fusion)
     if fusion == "probabilities":
         return _mixture(base, list(terms))
     fused = base

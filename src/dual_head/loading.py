@@ -4,7 +4,9 @@ Loading refuses another backbone or tokenizer than the guides were trained with.
 checkpoint and the fingerprints in its config; how a model runs is elsewhere.
 """
 
+import inspect
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +19,11 @@ from dual_head.backbone import Backbone, Fingerprint, load_backbone, tokenizer_f
 from dual_head.checkpoint import atomic_folder, find_file, load_strictly, read_weights, write_weights
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.fusion import require_fusion
 
 AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # AutoModelForCausalLM's own, of no use to guides
 # What AutoModelForCausalLM and PushToHubMixin hand on, besides what we name ourselves.
+SAVE_OPTIONS = ("repo_id", "token", "max_shard_size", "safe_serialization", "is_main_process")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "subfolder")
 
 
@@ -56,7 +60,8 @@ class GuideLoading(PreTrainedModel):
         hub = {k: v for k, v in hub.items() if not k.startswith("_") and k not in AUTO_OPTIONS}
         for name in hub:
             if name not in HUB_OPTIONS:
-                raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, HUB_OPTIONS)}")
+                known = (*HUB_OPTIONS, *inspect.signature(cls.from_pretrained).parameters)
+                raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, known)}")
         if config is None:
             config = read_config(source, revision=revision, **hub)
         lm = (
@@ -81,16 +86,18 @@ class GuideLoading(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | Path, *, state_dict: Any = None, push_to_hub: bool = False, **hub: Any
     ):
-        """Write the guides and their config, whole or not at all; never the backbone.
+        """Write the guides and their config, whole or not at all; never the backbone nor its generation config.
 
         state_dict and the hub's options are transformers' protocol; only the guides' tensors are written.
         """
         del state_dict
+        for name in hub:
+            if name not in SAVE_OPTIONS:
+                raise DualHeadError(f"Unknown option '{name}' of save_pretrained.{did_you_mean(name, SAVE_OPTIONS)}")
         self.config.architectures = [type(self).__name__]
         with atomic_folder(Path(save_directory)) as staging:
             write_weights(self.guides.state_dict(), staging)
             self.config.save_pretrained(staging)
-            self.generation_config.save_pretrained(staging)
         if push_to_hub:
             self.push_to_hub(str(hub.get("repo_id") or Path(save_directory).name), token=hub.get("token"))  # pyright: ignore
 
@@ -127,7 +134,8 @@ def read_config(source: str, **hub: Any) -> AlignedConfig:
     """Read a checkpoint's config. Errors: none there, cut short, or of another kind of model."""
     path = Path(find_file(source, CONFIG_NAME, **hub))
     try:
-        kind = json.loads(path.read_text())["model_type"]
+        values = json.loads(path.read_text())
+        kind = values["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise DualHeadError(f"'{path}' is not a whole config.json. Copy it again.") from error
     if kind != AlignedConfig.model_type:
@@ -135,7 +143,19 @@ def read_config(source: str, **hub: Any) -> AlignedConfig:
             f"'{source}' is a model of type '{kind}', not a checkpoint of guides. Train one with 'dual-head train', "
             "or attach fresh guides with from_backbone."
         )
-    return AlignedConfig.from_json_file(path)
+    # transformers writes keys of its own beside ours, so only what looks like one of ours mistyped is refused.
+    ours = [name for name in AlignedConfig.__annotations__ if name not in values]
+    for key in values:
+        if near := get_close_matches(key, ours, n=1, cutoff=0.8):
+            raise DualHeadError(f"Unknown key '{key}' in '{path}'. Did you mean '{near[0]}'?")
+    require_fusion(values.get("fusion", "logits"))
+    for name, entry in (values.get("guides") or {}).items():
+        if not isinstance(entry, dict) or entry.keys() != {"kind", "config", "cache_layers"}:
+            raise DualHeadError(f"'{path}' describes the guide '{name}' in part only. Copy it again.")
+    try:
+        return AlignedConfig.from_json_file(path)
+    except ValueError as error:  # a backbone of a type that needs its own code
+        raise DualHeadError(f"Cannot read the backbone's config in '{path}': {str(error).splitlines()[0]}") from error
 
 
 def _recorded_backbone(config: AlignedConfig, source: str) -> str:

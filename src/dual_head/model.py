@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
 from dual_head.backbone import Backbone, Features, load_backbone, tokenizer_fingerprint
@@ -49,6 +49,7 @@ class Encoded:
 
     hidden: Tensor
     states: dict[str, States]
+    backbone: BaseModelOutputWithPast | None = None  # what the decoder returned, for whoever asked for more
 
 
 class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
@@ -91,6 +92,9 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         revision). Errors: unknown fusion or options.
         """
         require_fusion(fusion)
+        for name in guides:
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise DualHeadError(f"'{name}' cannot name a guide. Use letters, digits and underscores.")
         strengths = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
         resolve_alpha(strengths, defaults=dict.fromkeys(guides, 1.0), rows=1)
         loaded = isinstance(backbone, nn.Module)
@@ -108,6 +112,8 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
             fusion=fusion,
         )
         model = cls(config, frozen.lm)
+        if tokenizer is not None:
+            model.require_same_tokenizer(tokenizer)
         model.guides.to(model.backbone.output_device)
         return model
 
@@ -128,7 +134,7 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         acting = {name: self.guide(name) for name in guides}
         slots = self._cache_slots(past_key_values, acting)
         backbone_mask, guides_mask = self._masks(input_ids, inputs_embeds, attention_mask, past_key_values, acting)
-        hidden, layers = self.backbone(
+        output, layers = self.backbone(
             input_ids,
             attention_mask=backbone_mask,
             position_ids=position_ids,
@@ -137,8 +143,9 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
             layers=tuple(sorted({i for guide in acting.values() for i in guide.hidden_layers})),
             options=options,
         )
-        features = Features(hidden, layers, guides_mask, position_ids)
-        return Encoded(hidden, {name: guide.encode(features, slots.get(name)) for name, guide in acting.items()})
+        features = Features(output.last_hidden_state, layers, guides_mask, position_ids)
+        states = {name: guide.encode(features, slots.get(name)) for name, guide in acting.items()}
+        return Encoded(features.hidden, states, output)
 
     def forward(
         self,
@@ -192,7 +199,19 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         return CausalLMOutputWithPast(
             logits=fuse(base, terms, self.config.fusion),
             past_key_values=past_key_values,
+            hidden_states=getattr(encoded.backbone, "hidden_states", None)
+            if options.get("output_hidden_states")
+            else None,
+            attentions=getattr(encoded.backbone, "attentions", None),
         )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's embeddings."""
+        return self.backbone.lm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The backbone's lm_head."""
+        return self.backbone.lm.get_output_embeddings()
 
     def resolve_alpha(self, alpha: Alpha, rows: int) -> tuple[tuple[str, ...], Tensor]:
         """Who acts, and how strongly: `strength.resolve_alpha` with this model's defaults."""

@@ -3,6 +3,7 @@
 Guides, objectives and methods all read their options here, from YAML, JSON or the command line.
 """
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -39,9 +40,11 @@ def fit(value: Any, hint: Any, name: str) -> Any:
         raise DualHeadError(f"{name} must be one of {', '.join(map(repr, arguments))}, not {value!r}.")
     elif hint is float and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 5e-5, without a point, as text
+            number = float(value)  # YAML reads 5e-5, without a point, as text
         except (TypeError, ValueError):
-            pass
+            number = math.nan
+        if math.isfinite(number):
+            return number
     elif isinstance(value, bool):  # Python counts it among the ints
         if hint is bool:
             return value

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure  # not pyplot: a notebook's backend is its own business
 
 CURVES = ("loss", "preference", "accuracy", "gate", "kl", "next_token")
 
@@ -16,7 +13,8 @@ def training_curves(log: list[dict[str, Any]], file: Path) -> None:
     names = [name for name in CURVES if any(name in row or f"eval_{name}" in row for row in log)]
     if not names:
         return
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.5), layout="constrained")
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    axes = figure.subplots(2, 3)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
     for axis, name in zip(axes.flat, names, strict=False):
@@ -31,4 +29,3 @@ def training_curves(log: list[dict[str, Any]], file: Path) -> None:
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize=8)
     figure.savefig(file, dpi=120)
-    plt.close(figure)

@@ -4,6 +4,7 @@ Everything on the way is printed: rows dropped by reason, lengths, parameters, w
 order of things; how each is done is elsewhere.
 """
 
+import dataclasses
 import json
 import shutil
 import time
@@ -16,6 +17,8 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from dual_head.backbone import load_backbone
 from dual_head.checkpoint import atomic_folder
@@ -27,12 +30,12 @@ from dual_head.errors import DualHeadError, require
 from dual_head.intervals import bootstrap_mean, wilson
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
-from dual_head.training import GuideTrainer, GuideTrainingArguments, check_same_run, last_whole_checkpoint
+from dual_head.training import GuideTrainer, GuideTrainingArguments, check_same_run, is_finished, last_whole_checkpoint
 
 RUN_FILE = "run.json"
 REPORT_FILE = "report.json"
 # What must not change between a killed run and the one that goes on with its checkpoints.
-TRAINING_IDENTITY = [
+TRAINING_IDENTITY = (
     "seed",
     "data_seed",
     "learning_rate",
@@ -41,11 +44,16 @@ TRAINING_IDENTITY = [
     "max_steps",
     "weight_decay",
     "warmup_steps",
+    "max_grad_norm",
+    "adam_beta1",
+    "adam_beta2",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "bf16",
+    "fp16",
     "optim",
-]
+)
+PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
 SHARES = ("accuracy", "accuracy_over_base")
 
@@ -81,6 +89,9 @@ class RunOptions:
     restart: bool = _option(False, "Delete the checkpoints in output_dir instead of resuming from them.")
 
     def __post_init__(self):
+        for name in ("max_pairs", "max_length", "max_prompt_length", "logits_budget_mb"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise DualHeadError(f"--{name} must be at least 1, not {value}.")
         if not 0 <= self.held_out < 1:
             raise DualHeadError(f"--held_out is a share of prompts, at least 0 and below 1, not {self.held_out}.")
 
@@ -89,21 +100,20 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     """Train one guide and write it with its report; go on where a killed run of the same options stopped."""
     processes = PartialState(cpu=args.use_cpu)
     main = processes.is_main_process
-    console = Console(quiet=not main)
+    console = Console(quiet=not main, highlight=False, markup=False, emoji=False)
     output = _writable(args.output_dir)
     for tracker in args.report_to or ():
         if tracker in TRACKERS:
             require(tracker, tracker)
-    resume = _resume_point(output, method, options, args, processes)
+    identity = _identity(method, options, args)
+    resume = None if options.restart else _resume_point(output, identity, args)
     tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
     train_set, held_out, drops = _data(options, args, tokenizer, console)
     set_seed(args.seed)  # the guide's first weights belong to the run as much as the order of its data
     model = _model(method, options, tokenizer)
     _describe(model, console)
     if not len(held_out):
-        args.eval_strategy = "no"  # type: ignore[assignment]
-    elif args.eval_strategy == "no" and args.eval_steps:
-        args.eval_strategy = "steps"  # type: ignore[assignment]
+        args = dataclasses.replace(args, eval_strategy="no", eval_steps=None)
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainer = GuideTrainer(
         model,
@@ -115,10 +125,16 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         tokenizer=tokenizer,
         budget=options.logits_budget_mb * 2**20,
     )
-    if resume:
-        console.print(f"Resuming from [bold]{resume}[/].")
+    _begin(output, identity, options, processes)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if resume and is_finished(resume):
+        console.print(f"Already trained to the end: {resume}. Add --restart to train again.")
+        trainer.state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
+        trainer.load_guides(resume)
+    else:
+        if resume:
+            console.print(f"Resuming from {resume}.")
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
     metrics = trainer.evaluate_once() if len(held_out) else {}
     trainer.save_model()
@@ -149,39 +165,42 @@ def _writable(output_dir: str | None) -> Path:
         return output
 
 
-def _resume_point(
-    output: Path, method: Method, options: RunOptions, args: GuideTrainingArguments, processes: PartialState
-) -> Path | None:
-    """Find the checkpoint to go on from, after checking that it is this run's; record this run."""
-    main = processes.is_main_process
-    wanted = {
-        **method.as_dict(),
-        **{key: value for key, value in asdict(options).items() if key not in ("restart", "logits_budget_mb")},
-        **{key: str(getattr(args, key)) for key in TRAINING_IDENTITY},
-    }
-    wanted = json.loads(json.dumps(wanted))
-    if args.resume_from_checkpoint:
-        checkpoint = None if args.resume_from_checkpoint in ("True", "true") else Path(args.resume_from_checkpoint)
-        if checkpoint and not checkpoint.is_dir():
+def _identity(method: Method, options: RunOptions, args: GuideTrainingArguments) -> dict[str, Any]:
+    """Collect what makes a run this run: a resumed one must agree on all of it."""
+    said = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
+    for key in ("model_name_or_path", "dataset_name", "tokenizer_name"):
+        if said[key] and Path(said[key]).exists():
+            said[key] = str(Path(said[key]).resolve())
+    training = {key: str(getattr(args, key)) for key in TRAINING_IDENTITY}
+    return json.loads(json.dumps({**method.as_dict(), **said, **training, "processes": args.world_size}))
+
+
+def _resume_point(output: Path, identity: dict[str, Any], args: GuideTrainingArguments) -> Path | None:
+    """Find the checkpoint to go on from, after checking that it is this run's."""
+    asked = args.resume_from_checkpoint
+    if asked and asked.lower() != "true":
+        if not Path(asked).is_dir():
             raise DualHeadError(
-                f"There is no checkpoint at '{checkpoint}'. Leave --resume_from_checkpoint out to use the last."
+                f"There is no checkpoint at '{asked}'. Leave --resume_from_checkpoint out to use the last one."
             )
-        if checkpoint:
-            return checkpoint
-    record = output / RUN_FILE
-    if options.restart and main:
-        for folder in output.glob("checkpoint-*"):
-            shutil.rmtree(folder)
-        record.unlink(missing_ok=True)
-    processes.wait_for_everyone()
+        return Path(asked)
     found = last_whole_checkpoint(output)
+    record = output / RUN_FILE
     if found and record.is_file():
-        check_same_run(json.loads(record.read_text()), wanted, str(output))
-    processes.wait_for_everyone()
-    if main:
-        with atomic_folder(output) as staging:
-            (staging / RUN_FILE).write_text(json.dumps(wanted, indent=2))
+        check_same_run(json.loads(record.read_text()), identity, str(output))
     return found
+
+
+def _begin(output: Path, identity: dict[str, Any], options: RunOptions, processes: PartialState) -> None:
+    """Record the run, and clear the way for --restart: only now, when nothing can be mistyped any more."""
+    if processes.is_main_process:
+        if options.restart:
+            for folder in output.glob("checkpoint-*"):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+        with atomic_folder(output) as staging:
+            (staging / RUN_FILE).write_text(json.dumps(identity, indent=2))
+    processes.wait_for_everyone()
 
 
 def _data(options: RunOptions, args: GuideTrainingArguments, tokenizer: PreTrainedTokenizerBase, console: Console):
@@ -193,7 +212,7 @@ def _data(options: RunOptions, args: GuideTrainingArguments, tokenizer: PreTrain
         format=options.dataset_format,
         max_rows=options.max_pairs,
     )
-    console.print(f"[bold]{options.dataset_name}[/]\n{drops.table()}", highlight=False)
+    console.print(f"{options.dataset_name}\n{drops.table()}")
     kept, aside = split_by_prompt(pairs, options.held_out)
     if not kept:
         raise DualHeadError("No pair is left to train on. Lower --held_out, or give more data.")
@@ -206,10 +225,12 @@ def _data(options: RunOptions, args: GuideTrainingArguments, tokenizer: PreTrain
     train_set, dropped = tokenize_pairs(kept, tokenizer, lengths, progress=not quiet)
     held_out: Any = []
     if aside:
-        held_out, more = tokenize_pairs(aside, tokenizer, lengths, progress=False)
-        held_out = _by_length(held_out)
-        dropped = dropped + more
-    console.print(f"[bold]tokenised, at most {lengths.max_length} tokens[/]\n{dropped.table()}", highlight=False)
+        try:
+            held_out, more = tokenize_pairs(aside, tokenizer, lengths, progress=False)
+            held_out, dropped = _by_length(held_out), dropped + more
+        except DualHeadError:
+            console.print(f"None of the {len(aside)} held-out pairs can be used, so nothing is held out.")
+    console.print(f"tokenised, at most {lengths.max_length} tokens\n{dropped.table()}")
     console.print(f"{len(train_set)} pairs to train on, {len(held_out)} held out by prompt.")
     return train_set, held_out, {"rows": drops, "tokens": dropped}
 
@@ -301,7 +322,7 @@ def _print_report(report: dict[str, Any], output: Path, console: Console) -> Non
             low, high = value["interval"]
             table.add_row(name, f"{value['mean']:.4f}", f"{low:.4f} to {high:.4f}")
         console.print(table)
-    console.print(f"Guides written to [bold]{output}[/]. Try: dual-head generate {output} --prompt '...' --alpha 1")
+    console.print(f"Guides written to {output}. Try: dual-head generate {output} --prompt '...' --alpha 1")
 
 
 def _plot(report: dict[str, Any], folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from dual_head.data.tokenize import render
+from dual_head.data.tokenize import first_ids, render
 from dual_head.errors import DualHeadError
 from dual_head.strength import Alpha
 from dual_head.trace import Trace, trace_sequences
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 DEFAULT_NEW_TOKENS = 128
+TRANSFORMERS_NEW_TOKENS = 20  # what transformers generates where nothing says how much
 
 Prompt = str | Sequence[dict[str, str]]  # plain text, or the conversation so far
 
@@ -108,8 +109,12 @@ class TextGeneration:
         sequences = getattr(output, "sequences", output)
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
-        ends = _setting("eos_token_id", kwargs, generation_config, self.generation_config)
-        return Traced(output, trace_sequences(self, sequences, mask, alpha=(guides, strengths), eos_token_id=ends))
+        ends, pad = (
+            _setting(name, kwargs, generation_config, self.generation_config)
+            for name in ("eos_token_id", "pad_token_id")
+        )
+        trace = trace_sequences(self, sequences, mask, alpha=(guides, strengths), eos_token_id=ends, pad_token_id=pad)
+        return Traced(output, trace)
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -122,9 +127,11 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
             raise DualHeadError("The prompt is empty. Give at least one word.")
         texts.append(text)
         conversations.append(conversation)
+    first = first_ids(tokenizer)
     ids = [
         # A chat template writes its own special tokens into the text.
-        tokenizer(text, add_special_tokens=not (conversation and tokenizer.chat_template))["input_ids"]
+        ([] if conversation and tokenizer.chat_template else first)
+        + tokenizer(text, add_special_tokens=False)["input_ids"]
         for text, conversation in zip(texts, conversations, strict=True)
     ]
     longest = max(len(row) for row in ids)
@@ -179,7 +186,7 @@ def _within_context(
                 logger.warning("%s reduced from %d to %d to stay within the context.", name, wanted, room)
                 return {**kwargs, name: room}
             return kwargs
-    return kwargs
+    return {**kwargs, "max_new_tokens": min(TRANSFORMERS_NEW_TOKENS, context - length)}
 
 
 def _setting(name: str, kwargs: dict[str, Any], *configs: GenerationConfig | None) -> Any:

@@ -49,20 +49,22 @@ def trace_sequences(
     *,
     alpha: tuple[tuple[str, ...], Tensor],
     eos_token_id: int | list[int] | None = None,
+    pad_token_id: int | None = None,
 ) -> list[Trace]:
     """Trace the tokens of `sequences` [R, T] after the prompts [B, P] that began them; R a multiple of B.
 
     alpha: who acts and strengths [B, guides], from `resolve_alpha`. A row's trace ends with its first
-    end-of-sequence token.
+    end-of-sequence token, or before the padding that follows a stop string.
     """
     guides, strengths = alpha
     prompt, copies = prompt_mask.shape[1], sequences.shape[0] // prompt_mask.shape[0]
     new = sequences.shape[1] - prompt
-    mask = torch.cat([prompt_mask.repeat_interleave(copies, 0), prompt_mask.new_ones(len(sequences), new)], 1)
+    lengths = _lengths(sequences[:, prompt:], eos_token_id, pad_token_id)
+    replied = torch.arange(new, device=sequences.device) < torch.tensor(lengths, device=sequences.device)[:, None]
+    mask = torch.cat([prompt_mask.repeat_interleave(copies, 0), replied.to(prompt_mask.dtype)], 1)
     strengths = strengths.to(sequences.device).repeat_interleave(copies, 0)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     encoded = model.encode(sequences, attention_mask=mask, position_ids=positions, guides=guides)
-    lengths = _lengths(sequences[:, prompt:], eos_token_id)
     traces: list[Trace] = []
     for row, length in enumerate(lengths):
         traces.append([])
@@ -97,8 +99,8 @@ def _trace_chunk(
             base_logp=base_logp,
             policy_logp=policy_logp,
             kl=divergence,
-            promoted=list(zip(rises.indices[i].tolist(), rises.values[i].tolist(), strict=True)),
-            demoted=[(t, -v) for t, v in zip(falls.indices[i].tolist(), falls.values[i].tolist(), strict=True)],
+            promoted=[(t, v) for t, v in _row(rises, i) if v > 0],
+            demoted=[(t, -v) for t, v in _row(falls, i) if v > 0],
         )
         for i, (token, base_logp, policy_logp, divergence) in enumerate(
             zip(labels.tolist(), *(c.tolist() for c in columns), strict=True)
@@ -106,10 +108,19 @@ def _trace_chunk(
     ]
 
 
-def _lengths(new: Tensor, eos_token_id: int | list[int] | None) -> list[int]:
-    """Count each row's tokens up to and including its first end-of-sequence token."""
-    if eos_token_id is None or not new.shape[1]:
-        return [new.shape[1]] * len(new)
+def _row(top, i: int) -> list[tuple[int, float]]:
+    return list(zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True))
+
+
+def _lengths(new: Tensor, eos_token_id: int | list[int] | None, pad_token_id: int | None) -> list[int]:
+    """Count each row's tokens up to its first end-of-sequence token, or up to the padding at its end."""
+    width = new.shape[1]
+    if pad_token_id is None or not width:
+        unpadded = torch.full((len(new),), width, device=new.device)
+    else:
+        unpadded = width - (new == pad_token_id).flip(1).int().cumprod(1).sum(1)
+    if eos_token_id is None or not width:
+        return unpadded.tolist()
     ended = torch.isin(new, torch.as_tensor(eos_token_id, device=new.device))
     first = ended.int().argmax(1) + 1
-    return torch.where(ended.any(1), first, new.shape[1]).tolist()
+    return torch.where(ended.any(1), first, unpadded).tolist()

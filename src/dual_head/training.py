@@ -6,7 +6,8 @@ run that was killed goes on from the last whole one. It knows methods and data s
 """
 
 import json
-import shutil
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -27,8 +29,10 @@ from dual_head.model import AlignedModel
 from dual_head.objectives import name_of
 from dual_head.reductions import DEFAULT_BUDGET, Scored, reduce_tokens, response_tokens
 
+logger = logging.getLogger(__name__)
+
 # Written in this order by the Trainer, so a checkpoint with a readable last one is whole.
-CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", "trainer_state.json")
+CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
 
 
 @dataclass
@@ -55,6 +59,14 @@ class GuideTrainingArguments(TrainingArguments):
         # Without this transformers refuses bf16 where there is only a CPU, and torch warns about pinned memory.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
+        if self.eval_steps is not None and self.eval_strategy == "epoch":
+            self.eval_strategy = "steps"
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise DualHeadError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("learning_rate", "num_train_epochs", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DualHeadError(f"--{name} must be a finite number of at least 0, not {getattr(self, name)}.")
         super().__post_init__()
 
 
@@ -222,7 +234,8 @@ class GuideTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages since the last log, over all processes, to a training log."""
-        if "loss" in logs and (sums := self._sums["train"]):
+        last = "train_runtime" in logs  # a run shorter than logging_steps has no other log
+        if ("loss" in logs or last) and (sums := self._sums["train"]):
             names = sorted(sums)
             means = torch.stack([torch.stack(sums[name]).float().mean() for name in names])
             means = self.accelerator.reduce(means, reduction="mean").tolist()  # type: ignore[union-attr]
@@ -234,13 +247,22 @@ class GuideTrainer(Trainer):
         del state_dict
         folder = output_dir or self.args.output_dir
         assert folder is not None
+        if not all(parameter.isfinite().all() for parameter in self.aligned.guides.parameters()):
+            raise DualHeadError(
+                f"Training diverged: the guide holds NaN or infinity after step {self.state.global_step}, so nothing "
+                "was saved. Lower --learning_rate or set --max_grad_norm, and run again."
+            )
         self.aligned.save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del model
-        load_strictly(self.aligned.guides, read_weights(resume_from_checkpoint), resume_from_checkpoint)
+        self.load_guides(resume_from_checkpoint)
+
+    def load_guides(self, folder: str | Path) -> None:
+        """Load the guides' weights from a checkpoint of this run."""
+        load_strictly(self.aligned.guides, read_weights(str(folder)), str(folder))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
@@ -263,12 +285,12 @@ def _require_same(model: AlignedModel, method: Method, name: str) -> None:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """Find the newest checkpoint that was written to its end; half-written newer ones are removed."""
+    """Find the newest checkpoint that was written to its end; others are passed over, and never touched."""
     found = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rsplit("-", 1)[1].isdigit()]
     for folder in sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):
         if _is_whole(folder):
             return folder
-        shutil.rmtree(folder, ignore_errors=True)
+        logger.warning("'%s' is not a whole checkpoint and is passed over.", folder)
     return None
 
 
@@ -280,6 +302,12 @@ def _is_whole(folder: Path) -> bool:
     except (json.JSONDecodeError, UnicodeDecodeError):
         return False
     return True
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether a whole checkpoint is its run's last one."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    return state["global_step"] >= state["max_steps"]
 
 
 def check_same_run(recorded: Mapping[str, Any], wanted: Mapping[str, Any], output_dir: str) -> None:

@@ -30,7 +30,7 @@ def softplus(x: float) -> float:
 )
 @pytest.mark.parametrize("beta", [0.05, 0.5])
 def test_beta_multiplies_the_difference_of_sums_once(on, margins, beta):
-    terms = Preference(on=on, beta=beta)(SCORED)
+    terms = Preference(through=on, beta=beta)(SCORED)
     assert terms.loss.tolist() == pytest.approx([softplus(-beta * margin) for margin in margins])
     assert terms.metrics["margin"].tolist() == pytest.approx([beta * margin for margin in margins])
 
@@ -57,7 +57,7 @@ def test_a_tie_is_not_a_win():
 
 @pytest.mark.parametrize("on", ["reward", "policy"])
 def test_it_reads_its_distribution_and_the_base(on):
-    assert Preference(on=on).needs == {f"{on}_logps", "base_logps"}
+    assert Preference(through=on).needs == {f"{on}_logps", "base_logps"}
 
 
 def test_a_hopeless_margin_has_a_finite_loss_and_gradient():

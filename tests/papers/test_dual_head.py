@@ -142,9 +142,9 @@ def test_what_is_measured_beside_the_loss():
 
 def test_the_papers_numbers_are_the_defaults():
     chosen = dict(method("dual_head").options())
-    assert {path: chosen[path] for path in ("preference.weight", "gate_entropy.weight", "preference.on")} == {
+    assert {path: chosen[path] for path in ("preference.weight", "gate_entropy.weight", "preference.through")} == {
         "preference.weight": 1.0,
         "gate_entropy.weight": 0.01,
-        "preference.on": "reward",
+        "preference.through": "reward",
     }
     assert method("dual_head").training["learning_rate"] == 5e-5

@@ -204,7 +204,7 @@ def test_d6_alpha_0_is_the_backbone_before_and_after_training():
         assert torch.equal(model(ids, alpha=0).logits, expected)
         assert not torch.allclose(model(ids, alpha=1).logits, expected, atol=0.1)
     assert model.backbone.lm.lm_head.weight.grad is None
-    hidden, _ = model.backbone(ids)
+    hidden = model.backbone(ids)[0].last_hidden_state
     seeds = SeedsPolicy()
     assert not torch.allclose(seeds(hidden, 0.0), expected, atol=0.1)
     seeds(hidden, 0.5).log_softmax(-1)[..., 5].mean().backward()
@@ -272,7 +272,7 @@ def test_d10_a_fixed_gate_is_one_linear_head():
     ids = torch.tensor([[BOS, 5, 6]])
     w_lm, d = model.backbone.lm.lm_head.weight, model.guide("dual_head").difference.weight
     with torch.no_grad():
-        hidden, _ = model.backbone(ids)
+        hidden = model.backbone(ids)[0].last_hidden_state
         merged = hidden @ ((1 - 0.3) * w_lm + 0.3 * (w_lm + d)).T
         torch.testing.assert_close(model(ids).logits, merged, atol=1e-5, rtol=1e-5)
     assert model.config.get_text_config().num_hidden_layers == LAYERS  # and needs no cache of its own

@@ -32,7 +32,7 @@ from dual_head.model import AlignedModel
 from dual_head.run import RunOptions, load_tokenizer, train_guide
 from dual_head.training import GuideTrainingArguments
 
-ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
+ALPHAS = {"logits": (0.0, 0.5, 1.0, 1.5, 2.0), "probabilities": (0.0, 0.25, 0.5, 0.75, 1.0)}  # shares end at 1
 SHOWN = 3
 
 
@@ -71,10 +71,11 @@ def run(arguments: Sequence[str]) -> int:
     model = AlignedModel.from_pretrained(str(output / "guide"))
     tokenizer = load_tokenizer(str(output / "guide"))
     requests = sample_requests(args.prompts, seed=args.seed, split="test")
-    console.print(f"\nSampling a reply to {len(requests)} new requests at each of {len(ALPHAS)} strengths ...")
-    points = measure(model, tokenizer, requests, ALPHAS, seed=args.seed)
+    alphas = ALPHAS[chosen.fusion]
+    console.print(f"\nSampling a reply to {len(requests)} new requests at each of {len(alphas)} strengths ...")
+    points = measure(model, tokenizer, requests, alphas, seed=args.seed)
     console.print(_table(points))
-    gain, (low, high) = points[2].gain_over(points[0])
+    gain, (low, high) = _at(points, 1.0).gain_over(points[0])
     console.print(
         f"Exact reward at alpha = 1 less that at alpha = 0, same requests: [bold]{gain:+.2f}[/] "
         f"(95% interval {low:+.2f} to {high:+.2f}, {len(requests)} requests)\n"
@@ -96,6 +97,10 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         return {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in given)}
     except ValueError as error:
         raise DualHeadError(f"--set takes NAME=VALUE, not {' '.join(given)!r}.") from error
+
+
+def _at(points: Sequence[Point], alpha: float) -> Point:
+    return next(point for point in points if point.alpha == alpha)
 
 
 def _table(points: Sequence[Point]) -> Table:
@@ -129,7 +134,7 @@ def _table(points: Sequence[Point]) -> Table:
 
 def _side_by_side(points: Sequence[Point], seed: int) -> Table:
     """Show some requests with the backbone's reply and the guided one."""
-    base, guided = points[0], points[2]
+    base, guided = points[0], _at(points, 1.0)
     table = Table(title="replies, the backbone's own and guided (points in brackets)", show_lines=True)
     for column, width in (("request", 24), ("alpha = 0", 42), ("alpha = 1", 42)):
         table.add_column(column, max_width=width)
@@ -154,7 +159,7 @@ def _traces(model: AlignedModel, tokenizer, points: Sequence[Point]) -> list[tup
 
 
 def _summary(points: Sequence[Point], args: argparse.Namespace) -> dict:
-    gain, interval = points[2].gain_over(points[0])
+    gain, interval = _at(points, 1.0).gain_over(points[0])
     return {
         "command": "dual-head demo " + " ".join(_shown(vars(args))),
         "date": time.strftime("%Y-%m-%d"),

@@ -4,12 +4,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from dual_head.commands.help import Help
+from dual_head.commands.help import Help, at_least
 from dual_head.errors import DualHeadError
 from dual_head.strength import Alpha
 
@@ -34,10 +36,13 @@ def run(arguments: Sequence[str]) -> int:
     )
     tokenizer = load_tokenizer(args.tokenizer or _tokenizer_home(args.guides, model), args.trust_remote_code)
     if args.device:
-        model.to(args.device)
+        try:
+            model.to(args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise DualHeadError(f"Cannot use --device {args.device}: {str(error).splitlines()[0]}") from error
     if args.seed is not None:
         set_seed(args.seed)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     decoding = {
         name: getattr(args, name)
         for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
@@ -56,15 +61,18 @@ def run(arguments: Sequence[str]) -> int:
                 **decoding,
             )
             continue
-        result = model.generate(asked, tokenizer=tokenizer, alpha=alpha, return_trace=args.trace, **decoding)
-        texts, traces = result if args.trace else (result, [None] * len(batch))
+        result: Any = model.generate(asked, tokenizer=tokenizer, alpha=alpha, return_trace=args.trace, **decoding)
+        texts: list[str] = result.output if args.trace else result
+        traces: list[Any] = result.trace if args.trace else [None] * len(batch)
         for prompt, text, trace in zip(batch, texts, traces, strict=True):
             if args.output:
-                _append(Path(args.output), {"prompt": prompt, "alpha": args.alpha, "output": text})
+                row = {"prompt": prompt, "alpha": args.alpha, "output": text}
+                traced = {"trace": [asdict(token) for token in trace]} if trace else {}
+                _append(Path(args.output), row | traced)
                 continue
             if len(prompts) > 1:
-                console.print(f"[bold]{prompt}[/]")
-            console.print(show_trace(trace, tokenizer) if trace else text, markup=False)
+                console.print(prompt, style="bold")
+            console.print(show_trace(trace, tokenizer) if trace else text)
     return 0
 
 
@@ -74,7 +82,8 @@ def read_prompts(given: Sequence[str] | None, file: str | None) -> list[str]:
         prompts = list(given)
     elif file:
         try:
-            lines = Path(file).read_text().splitlines()
+            with Path(file).open(encoding="utf-8") as stream:
+                lines = [line.rstrip("\r\n") for line in stream]
         except (OSError, UnicodeDecodeError) as error:
             raise DualHeadError(f"Cannot read the prompts in '{file}': {error}") from error
         prompts = [_prompt_of(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
@@ -124,7 +133,8 @@ def show_trace(trace, tokenizer) -> Text:
 
 def _piece(token_id: int, tokenizer) -> str:
     """Show a token with the space it begins with, which decoding it alone would lose."""
-    piece = tokenizer.convert_ids_to_tokens(token_id).replace("\u2581", " ").replace("\u0120", " ")
+    named = tokenizer.convert_ids_to_tokens(token_id) or f"<{token_id}>"  # a backbone may have more ids than names
+    piece = named.replace("\u2581", " ").replace("\u0120", " ")
     return piece.replace("\u010a", "\\n").replace("<0x0A>", "\\n").replace("\n", "\\n")
 
 
@@ -132,14 +142,17 @@ def _prompt_of(line: str, file: str, number: int) -> str:
     if not line.lstrip().startswith("{"):
         return line
     try:
-        return json.loads(line)["prompt"]
+        prompt = json.loads(line)["prompt"]
+        if not isinstance(prompt, str):
+            raise ValueError(prompt)
+        return prompt
     except (ValueError, KeyError) as error:
-        raise DualHeadError(f'{file}:{number} is not a JSON object with a "prompt".') from error
+        raise DualHeadError(f'{file}:{number} is not a JSON object with a text "prompt".') from error
 
 
 def _append(file: Path, row: dict) -> None:
     try:
-        with file.open("a") as stream:
+        with file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DualHeadError(f"Cannot write to '{file}': {error.strerror}. Choose another --output.") from error
@@ -168,13 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     how = parser.add_argument_group("decoding")
     how.add_argument("--alpha", help="strength: a number, or name=number,...; 0 is the backbone, 1 as trained")
-    how.add_argument("--max_new_tokens", type=int, default=128, help="default: 128")
-    how.add_argument("--temperature", type=float, help="sample at this temperature; greedy without it")
+    how.add_argument("--max_new_tokens", type=at_least(1), default=128, help="default: 128")
+    how.add_argument("--temperature", type=at_least(0, float), help="sample at this temperature; greedy without it")
     how.add_argument("--top_p", type=float, help="nucleus sampling")
-    how.add_argument("--top_k", type=int, help="sample among so many")
-    how.add_argument("--num_beams", type=int, help="beam search")
-    how.add_argument("--seed", type=int, help="make sampling repeatable")
-    how.add_argument("--batch_size", type=int, default=8, help="prompts at a time; default: 8")
+    how.add_argument("--top_k", type=at_least(1), help="sample among so many")
+    how.add_argument("--num_beams", type=at_least(1), help="beam search")
+    how.add_argument("--seed", type=at_least(0), help="make sampling repeatable")
+    how.add_argument("--batch_size", type=at_least(1), default=8, help="prompts at a time; default: 8")
     out = parser.add_argument_group("output")
     out.add_argument("--trace", action="store_true", help="colour tokens by the gate and list what guidance changed")
     out.add_argument("--output", metavar="FILE", help="append JSONL here instead of printing")

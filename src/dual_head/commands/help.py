@@ -1,6 +1,7 @@
 """How the commands write their help."""
 
 import argparse
+from collections.abc import Callable
 
 
 class Help(argparse.HelpFormatter):
@@ -22,3 +23,16 @@ class Help(argparse.HelpFormatter):
         silent = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
         shown = not silent and "default:" not in said
         return f"{said} [{action.default}]" if shown else said
+
+
+def at_least(least: float, kind: type = int) -> Callable[[str], float]:
+    """An argparse type: a number of `kind` that is finite and at least `least`."""
+
+    def number(text: str):
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
+        return value
+
+    number.__name__ = kind.__name__
+    return number

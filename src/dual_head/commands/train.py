@@ -55,7 +55,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if name in ("-h", "--help") else 2
     chosen = method(name)
     parser = build_parser(chosen, help_all="--help_all" in arguments)
-    config = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--config"), None)
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
+    config = before.parse_known_args(arguments[1:])[0].config
     if config:
         apply_config(parser, Path(config), chosen)
     if "--help_all" in arguments:
@@ -98,7 +100,7 @@ def build_parser(chosen: Method, *, help_all: bool = False) -> HfArgumentParser:
         group.add_argument(
             *flags,
             dest=OPTION + path,
-            type=yaml.safe_load,
+            type=_yaml,
             default=argparse.SUPPRESS,
             metavar="VALUE",
             help=f"default: {value}",
@@ -123,7 +125,7 @@ def apply_config(parser: HfArgumentParser, file: Path, chosen: Method) -> None:
         raise DualHeadError(
             f"The config '{file}' is for another method. Run 'dual-head train' with the method it names."
         )
-    flags = {action.dest for action in parser._actions if not action.dest.startswith(OPTION)}
+    flags = {action.dest: action for action in parser._actions if not action.dest.startswith(OPTION)}
     paths = {path for path, _ in chosen.options()}
     sections = {path.split(".")[0] for path in paths if "." in path}
     defaults: dict[str, Any] = {}
@@ -136,7 +138,7 @@ def apply_config(parser: HfArgumentParser, file: Path, chosen: Method) -> None:
             if path in paths:
                 defaults[OPTION + path] = setting
             elif name in flags:
-                defaults[name] = setting
+                defaults[name] = _checked(flags[name], setting, file)
             else:
                 known = [*flags, *paths, *chosen.symbols]
                 raise DualHeadError(f"Unknown key '{name}' in '{file}'.{did_you_mean(name, known)}")
@@ -144,6 +146,28 @@ def apply_config(parser: HfArgumentParser, file: Path, chosen: Method) -> None:
         if action.dest in defaults:
             action.required = False
     parser.set_defaults(**defaults)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}") from error
+
+
+def _checked(action: argparse.Action, value: Any, file: Path) -> Any:
+    """Hold a YAML value to what the flag itself would accept; argparse does so for texts only."""
+    if value is None or (isinstance(value, (list, dict)) and (action.nargs in ("+", "*") or isinstance(value, dict))):
+        return value
+    try:
+        if isinstance(value, list):
+            raise ValueError("not a list")
+        typed = action.type(str(value)) if callable(action.type) else value
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise DualHeadError(f"'{action.dest}' in '{file}' cannot be {value!r}.") from error
+    if action.choices is not None and typed not in action.choices:
+        raise DualHeadError(f"'{action.dest}' in '{file}' must be one of {', '.join(map(str, action.choices))}.")
+    return typed
 
 
 def _refuse_unknown(parser: HfArgumentParser, arguments: Sequence[str]) -> None:

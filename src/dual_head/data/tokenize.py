@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.data import Dropped, Drops, Message, Pair
 from dual_head.errors import DualHeadError
 
-__all__ = ["COLUMNS", "TokenizeOptions", "render", "tokenize_pairs"]
+__all__ = ["COLUMNS", "TokenizeOptions", "first_ids", "render", "tokenize_pairs"]
 
 Ids = list[int]
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -99,7 +99,7 @@ def _rows(
             drops.drop(str(reason), where)
     triples = [(t.prompt, t.prompt + t.replies[0], t.prompt + t.replies[1]) for t in batch.values()]
     ids = _ids([text for triple in triples for text in triple], tokenizer)
-    first = _first_ids(tokenizer)
+    first = first_ids(tokenizer)
     for (where, texts), alone, *wholes in zip(batch.items(), ids[0::3], ids[1::3], ids[2::3], strict=True):
         try:
             replies = zip(wholes, texts.replies, strict=True)
@@ -153,7 +153,7 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
-def _first_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
+def first_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
     """The special tokens that the tokenizer puts before a plain text; those it puts behind end a document."""
     marked = tokenizer("a", return_special_tokens_mask=True)
     both = zip(marked["input_ids"], marked["special_tokens_mask"], strict=True)

@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
 from dual_head.demo.measure import Point
 from dual_head.intervals import bootstrap_mean
-from dual_head.plots import plt
 
 
 def demo_picture(points: Sequence[Point], traces: Sequence[tuple[str, list[tuple[str, float]]]], file: Path) -> None:
     """Draw exact reward against divergence over alpha, and the gate over the tokens of two replies."""
     rows: Any = [["frontier", f"gate {i}"] for i in range(len(traces))]
-    figure, axes = plt.subplot_mosaic(rows, figsize=(12, 5.6), width_ratios=(1, 1.25), layout="constrained")
+    figure = Figure(figsize=(12, 5.6), layout="constrained")
+    axes = figure.subplot_mosaic(rows, width_ratios=(1, 1.25))
     _frontier(axes["frontier"], points)
     for i, (prompt, tokens) in enumerate(traces):
         _gate_bars(axes[f"gate {i}"], prompt, tokens)
     figure.savefig(file, dpi=120)
-    plt.close(figure)
 
 
 def _frontier(axis, points: Sequence[Point]) -> None:
@@ -41,7 +43,7 @@ def _frontier(axis, points: Sequence[Point]) -> None:
 
 def _gate_bars(axis, prompt: str, tokens: list[tuple[str, float]]) -> None:
     gates = [gate for _, gate in tokens]
-    axis.bar(range(len(tokens)), gates, color=plt.get_cmap("coolwarm")(gates))
+    axis.bar(range(len(tokens)), gates, color=colormaps["coolwarm"](gates))
     axis.set_xticks(range(len(tokens)), [word for word, _ in tokens], rotation=60, ha="right", fontsize=7)
     axis.set_ylim(0, 1)
     axis.set_ylabel("gate")

@@ -23,7 +23,7 @@ METHOD = Method(
     guide=RewardHeadConfig(),
     objectives=(
         NextToken(weight=1.0),
-        Preference(weight=1.0, beta=0.05, on="reward"),
+        Preference(weight=1.0, beta=0.05, through="reward"),
         GateEntropy(weight=0.01),
         Kl(weight=0.0),
     ),
@@ -33,7 +33,7 @@ METHOD = Method(
         "lambda_r": "preference.weight",
         "lambda_g": "gate_entropy.weight",
         "gate_entropy": "gate_entropy.form",
-        "preference_on": "preference.on",
+        "preference_on": "preference.through",
         "rank": "guide.rank",
         "gate": "guide.gate",
     },

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dual_head.errors import DualHeadError
 from dual_head.reductions import Scored
 
 
@@ -25,6 +26,10 @@ class Objective(ABC):
     """A pure function of scalars, and the weight it has in the sum; weight 0 means: only measure it."""
 
     weight: float = 1.0
+
+    def __post_init__(self):
+        if self.weight < 0:
+            raise DualHeadError(f"A weight must not be negative, but is {self.weight}.")
 
     @property
     @abstractmethod

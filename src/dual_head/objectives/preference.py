@@ -5,31 +5,37 @@ from typing import Literal
 
 import torch.nn.functional as F
 
+from dual_head.errors import DualHeadError
 from dual_head.objectives.base import Objective, Terms
 from dual_head.reductions import Scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(Objective):
-    """L = -log sigmoid(beta [sum_t log pi_on(y+_t) - sum_t log pi_on(y-_t)]), response tokens only.
+    """L = -log sigmoid(beta [sum_t log pi(y+_t) - sum_t log pi(y-_t)]), response tokens only.
 
-    on: "reward", the reward head's own distribution, as GenARM and Dual-Head have it (no reference model);
+    through: "reward", the reward head's own distribution, as GenARM and Dual-Head have it (no reference model);
     or "policy", through the fused logits, so that the gate learns from preferences too. beta multiplies the
     difference once. Metrics: accuracy and margin of these rewards (margin in units of beta nats), and
     accuracy_over_base, of the rewards less the backbone's own log-probabilities.
     """
 
     beta: float = 0.05
-    on: Literal["reward", "policy"] = "reward"
+    through: Literal["reward", "policy"] = "reward"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.beta <= 0:
+            raise DualHeadError(f"beta must be above 0, not {self.beta}.")
 
     @property
     def needs(self) -> frozenset[str]:
         """The log-probabilities of the chosen distribution, and the backbone's for a metric."""
-        return frozenset({f"{self.on}_logps", "base_logps"})
+        return frozenset({f"{self.through}_logps", "base_logps"})
 
     def __call__(self, scored: Scored) -> Terms:
         """Preference loss of each pair, [B]."""
-        chosen, rejected = scored.sums(f"{self.on}_logps")
+        chosen, rejected = scored.sums(f"{self.through}_logps")
         base_chosen, base_rejected = scored.sums("base_logps")
         margin = self.beta * (chosen - rejected)
         over_base = margin - self.beta * (base_chosen - base_rejected)
