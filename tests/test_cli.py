@@ -254,3 +254,53 @@ def test_a_full_disk_is_one_paragraph_with_the_remedy(monkeypatch, capsys):
 
     monkeypatch.setattr("dual_head.commands.demo.run", full)
     assert "Free some space" in refused(capsys, "demo")
+
+
+def test_a_config_may_be_given_with_an_equals_sign_and_may_name_every_option(backbone_folder, pairs_file, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("guide: {rank: 3}\npreference: {through: policy}\n")
+    arguments = train(backbone_folder, pairs_file, tmp_path / "out", f"--config={config}")
+    assert main(arguments) == 0
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (run["guide"]["rank"], run["preference"]["through"]) == (3, "policy")
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("max_steps: [1, 2]", "'max_steps'"),
+        ("quantization: 5bit", "must be one of none, 4bit, 8bit"),
+        ("learning_rate: fast", "'learning_rate'"),
+    ],
+)
+def test_a_yaml_value_is_held_to_what_its_flag_accepts(line, remedy, backbone_folder, pairs_file, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(line + "\n")
+    assert remedy in refused(capsys, *train(backbone_folder, pairs_file, tmp_path / "out", "--config", config))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--beta_r", "nan"],
+        ["--beta_r", "-1"],
+        ["--lambda_r", "-1"],
+        ["--max_pairs", "-1"],
+        ["--dtype", "float31"],
+        ["--per_device_train_batch_size", "0"],
+        ["--learning_rate", "-1"],
+        ["--seed", "-1"],
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(more, backbone_folder, pairs_file, tmp_path, capsys):
+    flag = more[0].removeprefix("--").removesuffix("_r").removesuffix("lambda") or "weight"
+    said = refused(capsys, *train(backbone_folder, pairs_file, tmp_path / "out", *more))
+    assert flag in said
+
+
+def test_brackets_and_colons_in_prompts_and_replies_are_left_alone(guides, capsys):
+    asked = ["--prompt", "[/INST] ask0", "--prompt", ":cat: [bold]ask1[/]"]
+    assert main(["generate", str(guides), *asked, "--max_new_tokens", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "[/INST] ask0" in said
+    assert ":cat: [bold]ask1[/]" in said

@@ -229,3 +229,68 @@ def test_probabilities_are_mixed_when_asked(backbone_folder):
 def test_paged_caches_are_refused(model):
     with pytest.raises(DualHeadError, match="paged"):
         model.generate(torch.tensor([[1, 5]]), cache_implementation="paged")
+
+
+def test_hidden_states_and_attentions_come_back_when_asked_for(model):
+    ids = torch.tensor([[1, 5, 6]])
+    out = model(ids, output_hidden_states=True)
+    assert len(out.hidden_states) == 3  # the embedding and two layers
+    assert model(ids).hidden_states is None
+    generated = model.generate(
+        ids, output_hidden_states=True, output_scores=True, return_dict_in_generate=True, **GREEDY
+    )
+    assert len(generated.hidden_states) == len(generated.scores)
+
+
+def test_a_trace_leaves_out_the_padding_after_a_stop_string(model, tokenizer):
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    options = {"tokenizer": tokenizer, "do_sample": False, "max_new_tokens": 8}
+    whole = model.generate(["ask0 ask1", "ask2"], **options)
+    stop = whole[0].split()[1]
+    texts, traces = model.generate(["ask0 ask1", "ask2"], stop_strings=[stop], return_trace=True, **options)
+    for text, trace in zip(texts, traces, strict=True):
+        assert len(trace) == len(text.split())
+
+
+def test_a_tokenizer_too_large_for_the_backbone_is_refused_at_once(backbone_folder, tokenizer):
+    tokenizer.add_tokens(["more"])
+    with pytest.raises(DualHeadError, match="own tokenizer"):
+        DualHeadModel.from_backbone(backbone_folder, tokenizer=tokenizer)
+
+
+def test_an_odd_generation_config_of_the_backbone_does_not_stop_saving(model, tmp_path):
+    model.generation_config.temperature = 0.6  # beside do_sample=False, as many chat models ship it
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o044
+
+
+@pytest.mark.parametrize(("key", "value"), [("fusion", "logitz"), ("fussion", "logits"), ("guides", {"g": {}})])
+def test_a_config_that_was_meddled_with_is_refused(key, value, saved):
+    config = json.loads((saved / "config.json").read_text())
+    config.pop("fusion")
+    (saved / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(DualHeadError, match=r"Did you mean|in part only"):
+        DualHeadModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", ["a.b", "items", "two words"])
+def test_a_guide_needs_a_name_that_can_be_one(name, backbone_folder):
+    with pytest.raises(DualHeadError, match="cannot name a guide"):
+        AlignedModel.from_backbone(backbone_folder, {name: RewardHeadConfig()})
+
+
+def test_generation_stays_within_the_context_when_no_length_is_said(model):
+    assert model.generate(torch.randint(3, 40, (1, 60)), do_sample=False).shape[1] <= 64
+
+
+def test_generation_prompts_get_no_end_of_sequence(model):
+    from tokenizers import processors
+
+    from dual_head.text import encode_prompts
+
+    closing = word_tokenizer()
+    both = [("<s>", 1), ("</s>", 2)]
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=both)
+    assert encode_prompts(["once upon"], closing)["input_ids"].tolist()[0][0] == 1
+    assert 2 not in encode_prompts(["once upon"], closing)["input_ids"].tolist()[0]

@@ -219,3 +219,56 @@ def test_a_guide_of_another_shape_than_the_methods_is_not_trained(tmp_path):
         GuideTrainer(model, chosen, arguments, train_dataset=[], data_collator=PairCollator(0))
     with pytest.raises(DualHeadError, match=r"no guide 'dual_heat'.*Did you mean"):
         GuideTrainer(model, chosen, arguments, train_dataset=[], data_collator=PairCollator(0), guide="dual_heat")
+
+
+def test_repeating_a_finished_command_trains_nothing_more(backbone_folder, pairs_file, tmp_path, capsys):
+    train(backbone_folder, pairs_file, tmp_path, save_steps=100)
+    before, report = weights(tmp_path), json.loads((tmp_path / "report.json").read_text())
+    train(backbone_folder, pairs_file, tmp_path, save_steps=100)
+    assert "Already trained to the end" in capsys.readouterr().out
+    assert_same(before, weights(tmp_path))
+    assert json.loads((tmp_path / "report.json").read_text())["steps"] == report["steps"] == 6
+
+
+def test_a_mistyped_command_deletes_nothing_not_even_with_restart(backbone_folder, pairs_file, tmp_path, capsys):
+    train(backbone_folder, pairs_file, tmp_path, save_steps=2)
+    foreign = tmp_path / "checkpoint-100"
+    foreign.mkdir()
+    (foreign / "pytorch_model.bin").write_text("another project's")
+    there = sorted(str(path) for path in tmp_path.rglob("*"))
+    mistyped = arguments(tmp_path / "nothing", pairs_file, tmp_path, save_steps=2)
+    assert main([*mistyped, "--restart"]) == 2
+    assert main(mistyped) == 2
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == there
+
+
+def test_a_run_shorter_than_its_logging_steps_still_logs_its_terms(backbone_folder, pairs_file, tmp_path):
+    train(backbone_folder, pairs_file, tmp_path, max_steps=2, logging_steps=50)
+    log = json.loads((tmp_path / "report.json").read_text())["log"]
+    assert any("preference" in row for row in log)
+
+
+def test_held_out_pairs_that_are_all_too_long_do_not_stop_the_run(backbone_folder, tmp_path, capsys):
+    from dual_head.data import Pair, split_by_prompt
+
+    short = [{"prompt": f"ask{i}", "chosen": " good0", "rejected": " bad0"} for i in range(20)]
+    aside = split_by_prompt([Pair(**row) for row in short], 0.2)[1]
+    assert aside
+    for row in short:
+        if row["prompt"] in {pair.prompt for pair in aside}:
+            row["chosen"] = " good0" * 80  # longer than the context of 64
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in short))
+    train(backbone_folder, file, tmp_path / "out", max_steps=1)
+    assert "nothing is held out" in capsys.readouterr().out
+
+
+def test_a_guide_that_diverged_is_not_saved(backbone_folder, pairs_file, tmp_path, capsys):
+    assert main(arguments(backbone_folder, pairs_file, tmp_path, learning_rate=1e38, max_steps=4, save_steps=1)) == 2
+    assert "Training diverged" in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_eval_steps_alone_asks_for_evaluation_by_steps(tmp_path):
+    assert GuideTrainingArguments(str(tmp_path), eval_steps=5).eval_strategy == "steps"
+    assert GuideTrainingArguments(str(tmp_path), eval_steps=5, eval_strategy="no").eval_strategy == "no"
