@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from dual_head.commands.help import Help
@@ -70,6 +71,10 @@ def run(arguments: Sequence[str]) -> int:
         raise DualHeadError(str(error)) from error
     given = {key.removeprefix(OPTION): value for key, value in vars(rest).items() if key.startswith(OPTION)}
     train_guide(chosen.with_options(given), options, training)
+    # Processes that leave one by one, each with an open connection, abort those that are still there.
+    processes = PartialState()
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
     return 0
 
 
