@@ -157,7 +157,7 @@ def test_two_processes_give_the_gradients_of_one(backbone_folder, pairs_file, tm
             "--num_machines",
             "1",
         ),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29577", "-m", "dual_head"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "dual_head"),
         *arguments(backbone_folder, pairs_file, tmp_path / "two", **{**one, "per_device_train_batch_size": 4}),
     ]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
