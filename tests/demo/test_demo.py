@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+import torch
+
 from dual_head.cli import main
 from dual_head.demo.measure import Point, Reply, measure
 from dual_head.demo.world import Request, reward
@@ -38,7 +41,6 @@ def test_a_point_averages_its_replies_and_pairs_gains_by_request():
 
 
 def test_the_divergence_measured_is_that_of_the_traces(tmp_path):
-    import torch
     from torch import nn
 
     from dual_head import DualHeadModel
@@ -60,3 +62,16 @@ def test_the_divergence_measured_is_that_of_the_traces(tmp_path):
         policy = model(whole, alpha=1.0).logits.log_softmax(-1)
         kl = (policy.exp() * (policy - base)).sum(-1)[0, ids.shape[1] - 1 : -1].sum()
         torch.testing.assert_close(torch.tensor(reply.kl), kl, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_at_full_size_guidance_clearly_raises_the_exact_reward(tmp_path):
+    torch.set_num_threads(2)
+    try:
+        assert main(["demo", "--output_dir", str(tmp_path)]) == 0
+    finally:
+        torch.set_num_threads(1)
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert figures["gain_at_1"]["requests"] >= 200
+    assert figures["gain_at_1"]["interval"][0] > 0.5
+    assert [point["kl"] for point in figures["points"]] == sorted(point["kl"] for point in figures["points"])
