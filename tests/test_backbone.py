@@ -10,12 +10,11 @@ from models import ARCHITECTURES, VOCAB, tiny_lm
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, T5Config, T5ForConditionalGeneration
 
-from dual_head import DualHeadError
+from dual_head import AlignedConfig, DualHeadError
 from dual_head.backbone import (
     Backbone,
     BackboneShape,
     Fingerprint,
-    config_from_dict,
     load_backbone,
     tokenizer_fingerprint,
 )
@@ -196,7 +195,7 @@ def test_a_tokenizer_is_named_by_its_tokens_and_their_ids():
 
 def test_a_config_is_rebuilt_from_its_dict():
     config = ARCHITECTURES["mistral"]()
-    assert config_from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert AlignedConfig(backbone_config=config.to_dict()).backbone_config.to_dict() == config.to_dict()
 
 
 # ---- what is refused, and what reaches transformers --------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -255,18 +255,30 @@ def load_backbone(
             name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options
         )
     except (OSError, ValueError) as error:
-        raise DualHeadError(
-            f"Could not load the backbone '{name_or_path}': {str(error).splitlines()[0]} "
-            "Give a folder that holds config.json and safetensors, or the name of a model on the hub."
-        ) from error
+        raise _not_loaded(name_or_path, error) from error
+
+
+def load_context_length(name_or_path: str, *, trust_remote_code: bool = False) -> int | None:
+    """Read a backbone's context length from its config alone, before anything large is loaded."""
+    try:
+        return context_length(AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code))
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name_or_path, error) from error
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """How many positions a model was made for; None where its config does not say."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def _not_loaded(name_or_path: str, error: Exception) -> DualHeadError:
+    return DualHeadError(
+        f"Could not load the backbone '{name_or_path}': {str(error).splitlines()[0]} "
+        "Give a folder that holds config.json and safetensors, or the name of a model on the hub."
+    )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Name a tokenizer by its token strings and their ids: equal exactly when ids mean the same tokens."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
-
-
-def config_from_dict(values: dict[str, Any]):
-    """Rebuild a transformers config from the dict saved in a checkpoint."""
-    return AutoConfig.for_model(**values)

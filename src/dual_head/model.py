@@ -32,7 +32,7 @@ from dual_head.backbone import Backbone, Features, load_backbone, tokenizer_fing
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.fusion import fuse, require_fusion
-from dual_head.guides import CacheSlot, Guide, GuideConfig, States, guide_class, kind_of
+from dual_head.guides import CacheSlot, Guide, GuideConfig, States, build_guide, kind_of
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.loading import GuideLoading
 from dual_head.masks import causal_mask
@@ -66,7 +66,7 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         super().__init__(config)
         self.backbone = Backbone(lm)
         self.guides = nn.ModuleDict(
-            {name: _build(entry, self.backbone) for name, entry in (config.guides or {}).items()}
+            {name: build_guide(entry, self.backbone.shape) for name, entry in (config.guides or {}).items()}
         )
         self.generation_config = copy.deepcopy(lm.generation_config)
         if device_map := getattr(lm, "hf_device_map", None):
@@ -312,15 +312,10 @@ class DualHeadModel(AlignedModel):
         return super().from_backbone(backbone, guides, alpha=alpha, fusion=fusion, tokenizer=tokenizer, **load)
 
 
-def _build(entry: dict[str, Any], backbone: Backbone) -> Guide:
-    cls = guide_class(entry["kind"])
-    return cls(cls.Config.from_dict(entry["config"]), backbone.shape)
-
-
 def _entry(config: GuideConfig, backbone: Backbone) -> dict[str, Any]:
     entry = {"kind": kind_of(config), "config": config.as_dict()}
     with torch.device("meta"):  # only to ask how many cache layers it needs
-        return entry | {"cache_layers": _build(entry, backbone).cache_layers}
+        return entry | {"cache_layers": build_guide(entry, backbone.shape).cache_layers}
 
 
 def _absolute(name_or_path: str | None) -> str | None:

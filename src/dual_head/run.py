@@ -19,8 +19,9 @@ from rich.table import Table
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.backbone import load_backbone
+from dual_head.backbone import load_backbone, load_context_length
 from dual_head.checkpoint import atomic_folder
 from dual_head.data import Drops, split_by_prompt
 from dual_head.data.collate import PairCollator
@@ -131,6 +132,8 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         console.print(f"Already trained to the end: {resume}. Add --restart to train again.")
         trainer.state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
         trainer.load_guides(resume)
+        if (output / REPORT_FILE).is_file() and (output / SAFE_WEIGHTS_NAME).is_file():
+            return trainer  # all of it is written; another evaluation would say the same
     else:
         if resume:
             console.print(f"Resuming from {resume}.")
@@ -216,8 +219,9 @@ def _data(options: RunOptions, args: GuideTrainingArguments, tokenizer: PreTrain
     kept, aside = split_by_prompt(pairs, options.held_out)
     if not kept:
         raise DualHeadError("No pair is left to train on. Lower --held_out, or give more data.")
+    context = load_context_length(options.model_name_or_path, trust_remote_code=options.trust_remote_code)
     lengths = TokenizeOptions(
-        max_length=_max_length(options),
+        max_length=min(options.max_length, context or options.max_length),
         max_prompt_length=options.max_prompt_length,
         truncate_responses=options.truncate_responses,
     )
@@ -239,20 +243,6 @@ def _by_length(rows: Any) -> Any:
     """Order held-out pairs by length, so that a batch pads little; their order means nothing."""
     longest = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(rows[column] for column in COLUMNS), strict=True)]
     return rows.select(sorted(range(len(longest)), key=longest.__getitem__))
-
-
-def _max_length(options: RunOptions) -> int:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(options.model_name_or_path, trust_remote_code=options.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise DualHeadError(
-            f"Could not load the backbone '{options.model_name_or_path}': {str(error).splitlines()[0]} "
-            "Give a folder that holds config.json and safetensors, or the name of a model on the hub."
-        ) from error
-    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return min(options.max_length, context or options.max_length)
 
 
 def _model(method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> AlignedModel:

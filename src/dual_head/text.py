@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import BatchEncoding, GenerationConfig, PreTrainedTokenizerBase
 
+from dual_head.backbone import context_length
 from dual_head.data.tokenize import first_ids, render
 from dual_head.errors import DualHeadError
 from dual_head.strength import Alpha
@@ -117,7 +118,7 @@ class TextGeneration:
         return Traced(output, trace)
 
 
-def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Any:
+def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
     """Tokenise prompts as training did, padded on the left: input_ids and attention_mask [B, T]."""
     texts, conversations = [], []
     for prompt in prompts:
@@ -140,8 +141,6 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so any id will do
     input_ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in ids])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
-    from transformers import BatchEncoding
-
     return BatchEncoding({"input_ids": input_ids, "attention_mask": mask})
 
 
@@ -171,7 +170,7 @@ def _sampling(kwargs: dict[str, Any], generation_config: GenerationConfig | None
 def _within_context(
     model: "AlignedModel", length: int, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    context = getattr(model.backbone.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context = context_length(model.backbone.config)
     if context is None:
         return kwargs
     if length >= context:

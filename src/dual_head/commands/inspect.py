@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from dual_head.backbone import BackboneShape, Fingerprint
 from dual_head.checkpoint import find_file
 from dual_head.commands.help import Help
-from dual_head.guides import Guide, guide_class
+from dual_head.guides import Guide, build_guide
 from dual_head.loading import read_config
 
 ROWS = {
@@ -62,7 +62,7 @@ def describe(source: str) -> dict:
         text = lm.config.get_text_config(decoder=True)
         shape = BackboneShape(text.hidden_size, lm.get_output_embeddings().weight.shape[0], text.num_hidden_layers)
         guides = {
-            name: (entry, _build(entry, shape), (config.alpha or {}).get(name, 1.0))
+            name: (entry, build_guide(entry, shape), (config.alpha or {}).get(name, 1.0))
             for name, entry in (config.guides or {}).items()
         }
     backbone_parameters = sum(p.numel() for p in lm.parameters())
@@ -85,11 +85,6 @@ def describe(source: str) -> dict:
         "forwards_per_token": 1,
         "training": config.training,
     }
-
-
-def _build(entry: dict, shape: BackboneShape) -> Guide:
-    cls = guide_class(entry["kind"])
-    return cls(cls.Config.from_dict(entry["config"]), shape)
 
 
 def _describe(entry: dict, guide: Guide, alpha: float, backbone_parameters: int) -> dict:

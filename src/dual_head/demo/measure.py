@@ -120,5 +120,6 @@ def _divergence(
         base = model.backbone.logits(hidden)
         return base, model.guide(name).term(states, base, states["alpha"][:, None])
 
-    kl = reduce_tokens(tokens, head, {"kl"}, vocab_size=model.backbone.shape.vocab_size)["kl"]
+    vocab_size, fusion = model.backbone.shape.vocab_size, model.config.fusion
+    kl = reduce_tokens(tokens, head, {"kl"}, vocab_size=vocab_size, fusion=fusion)["kl"]
     return kl.new_zeros(len(sequences)).index_add(0, tokens.row, kl.clamp_min(0)).tolist()  # rounding can pass below 0

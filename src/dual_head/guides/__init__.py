@@ -2,11 +2,13 @@
 
 import importlib
 import pkgutil
+from typing import Any
 
+from dual_head.backbone import BackboneShape
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides.base import CacheSlot, Guide, GuideConfig, States
 
-__all__ = ["CacheSlot", "Guide", "GuideConfig", "States", "guide_class", "kind_of", "kinds"]
+__all__ = ["CacheSlot", "Guide", "GuideConfig", "States", "build_guide", "guide_class", "kind_of", "kinds"]
 
 
 def kinds() -> list[str]:
@@ -19,6 +21,12 @@ def guide_class(kind: str) -> type[Guide]:
     if kind not in kinds():
         raise DualHeadError(f"Unknown kind of guide '{kind}'.{did_you_mean(kind, kinds())}")
     return importlib.import_module(f"{__name__}.{kind}").GUIDE
+
+
+def build_guide(entry: dict[str, Any], shape: BackboneShape) -> Guide:
+    """Build a guide from its entry in a config: {"kind", "config", ...}."""
+    cls = guide_class(entry["kind"])
+    return cls(cls.Config.from_dict(entry["config"]), shape)
 
 
 def kind_of(guide: Guide | GuideConfig) -> str:
