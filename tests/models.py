@@ -20,7 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from dual_head import DualHeadModel, RewardHeadConfig
+from dual_head import AlignedModel, DualHeadModel, RewardHeadConfig
+from dual_head.guides import GuideConfig
 
 HIDDEN, LAYERS, VOCAB, POSITIONS, WINDOW = 32, 2, 97, 128, 8
 PAD, BOS, EOS = 0, 1, 2
@@ -38,8 +39,8 @@ _SIZES = {
     "initializer_range": 0.2,
     **_TOKENS,
 }
-# The cap on the logits is small enough to bend those of a random model.
-_GEMMA = {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0}
+# The cap on the logits bends those of a random model, and lets an edit before it still tell tokens apart.
+_GEMMA = {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "final_logit_softcapping": 8.0}
 
 ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZES),
@@ -78,6 +79,19 @@ def steered_lm(name: str = "llama", *, seed: int = 0, spread: float = 0.3, fusio
     """A tiny backbone with one Dual-Head guide "dual_head" whose every weight is random; `guide`: its options."""
     options = RewardHeadConfig(**{"num_heads": 2, "head_dim": 8, **guide})
     model = DualHeadModel.from_backbone(tiny_lm(name, seed), guide=options, fusion=fusion)
+    return _with_random_guides(model, seed, spread)
+
+
+def guided_lm(
+    guides: dict[str, GuideConfig], name: str = "llama", *, seed: int = 0, spread: float = 0.3, fusion: str = "logits"
+) -> AlignedModel:
+    """A tiny backbone with any guides whose every weight is random, and no end-of-sequence to stop at."""
+    lm = tiny_lm(name, seed)
+    lm.generation_config.eos_token_id = None
+    return _with_random_guides(AlignedModel.from_backbone(lm, guides, fusion=fusion), seed, spread)
+
+
+def _with_random_guides(model: AlignedModel, seed: int, spread: float):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         for parameter in model.guides.parameters():

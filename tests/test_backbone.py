@@ -14,10 +14,9 @@ from dual_head import AlignedConfig, DualHeadError
 from dual_head.backbone import (
     Backbone,
     BackboneShape,
-    Fingerprint,
     load_backbone,
-    tokenizer_fingerprint,
 )
+from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
 
@@ -59,8 +58,8 @@ def test_no_picked_positions_have_no_logits():
 @pytest.mark.parametrize(
     ("name", "reads"),
     [
-        ("gemma2", lambda lm, z: 2 * torch.tanh(z / 2)),  # final_logit_softcapping = 2
-        ("gemma3", lambda lm, z: 2 * torch.tanh(z / 2)),
+        ("gemma2", lambda lm, z: 8 * torch.tanh(z / 8)),  # final_logit_softcapping = 8
+        ("gemma3", lambda lm, z: 8 * torch.tanh(z / 8)),
         ("cohere", lambda lm, z: z * 0.25),  # logit_scale
         ("granite", lambda lm, z: z / 4),  # logits_scaling
         ("phi", lambda lm, z: z + lm.lm_head.bias),
@@ -87,6 +86,45 @@ def test_hidden_layers_asked_for_come_back_and_the_last_is_the_heads_input(name)
     assert sorted(layers) == [0, 2]
     assert layers[0].shape == hidden.shape
     torch.testing.assert_close(layers[2], hidden)
+
+
+@every_architecture
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_each_layer_is_the_models_own_hidden_state(name, index):
+    backbone = Backbone(tiny_lm(name))
+    with torch.no_grad():
+        theirs = backbone.lm(some_ids(), output_hidden_states=True).hidden_states
+    _, ours = backbone(some_ids(), layers=(index,))
+    assert len(theirs) == 3
+    assert list(ours) == [index]
+    assert torch.equal(ours[index], theirs[index])
+
+
+def test_only_the_layers_asked_for_are_kept_and_nothing_after_the_pass():
+    backbone = Backbone(tiny_lm("llama"))
+
+    def hooks() -> list[str]:
+        modules = backbone.lm.named_modules()
+        return [name for name, m in modules for _ in (*m._forward_hooks, *m._forward_pre_hooks)]
+
+    before = hooks()
+    with backbone._keeping((1,)) as kept:
+        assert sorted(set(hooks()) - set(before)) == ["model.layers.0"]
+        assert len(hooks()) == len(before) + 1
+        backbone.lm.base_model(some_ids())
+        assert list(kept) == [1]
+    with backbone._keeping((2,)), backbone._keeping(()):  # the last is the output anyway
+        assert hooks() == before
+    with pytest.raises(RuntimeError), backbone._keeping((0, 1)):
+        raise RuntimeError
+    assert hooks() == before
+    assert backbone(some_ids())[1] == {}
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_a_layer_that_is_not_there_is_refused(index):
+    with pytest.raises(DualHeadError, match=rf"The backbone has hidden states 0 to 2, not \[{index}\]"):
+        Backbone(tiny_lm("llama"))(some_ids(), layers=(index,))
 
 
 # ---- frozen ------------------------------------------------------------------------------------------------

@@ -164,11 +164,11 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_that_does_not(state,
     module = nn.Linear(3, 2)
     before = module.weight.clone()
     with pytest.raises(DualHeadError, match=said + ".*Restore the matching pair of files"):
-        load_strictly(module, state, "here")
+        load_strictly(module.state_dict(), state, "here")
     assert torch.equal(module.weight, before)
 
 
 def test_weights_that_fit_are_loaded():
     module = nn.Linear(3, 2)
-    load_strictly(module, {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, "here")
+    load_strictly(module.state_dict(), {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, "here")
     assert module(torch.ones(3)).tolist() == [4.0, 4.0]

@@ -43,7 +43,7 @@ def test_a_fresh_guide_changes_no_logit_and_then_learns():
     ids = torch.randint(3, 97, (2, 6))
     assert torch.equal(model(ids, alpha=1.0).logits, model(ids, alpha=0.0).logits)
     model(ids, alpha=1.0).logits[..., 5].sum().backward()
-    assert model.guides["dual_head"].difference.weight.grad.abs().max() > 0
+    assert model.guides["dual_head"].difference.up.weight.grad.abs().max() > 0
 
 
 def test_auto_classes_load_a_checkpoint(saved, model):

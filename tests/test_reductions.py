@@ -12,9 +12,9 @@ from dual_head.backbone import Backbone, BackboneShape, Features
 from dual_head.data.collate import PairCollator
 from dual_head.guides.reward_head import RewardHead, RewardHeadConfig
 from dual_head.methods import method
+from dual_head.policy import Voice, distributions
 from dual_head.reductions import (
     LIVE_TENSORS,
-    VOCABULARY_SCALARS,
     Scored,
     Tokens,
     reduce_tokens,
@@ -23,6 +23,7 @@ from dual_head.reductions import (
 from dual_head.training import GuidedLoss
 
 ROW_BYTES = VOCAB * 4 * LIVE_TENSORS  # what one token costs of the budget
+SCALARS = frozenset({"policy_logps", "reward_logps", "base_logps", "kl"})
 both_fusions = pytest.mark.parametrize("fusion", ["logits", "probabilities"])
 
 
@@ -42,15 +43,22 @@ class Example:
         for row, (start, end) in enumerate([(2, 9), (4, 6), (1, 5), (8, 9)]):
             self.mask[row, start:end] = True
 
-    def head(self, hidden: Tensor, states: dict[str, Tensor]):
-        base = hidden @ self.lm_head.T
-        return base, self.guide.term(states, base, 1.0)
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.lm_head.T
 
-    def scalars(self, *, needs=VOCABULARY_SCALARS, rows_at_a_time: int = 100, **options) -> dict[str, Tensor]:
+    def head(self, fusion: str):
+        """As a backbone with this lm_head and the guide at alpha = 1 would have it."""
+        return lambda hidden, states, wanted: distributions(
+            self, [Voice(self.guide, states, 1.0)], hidden, wanted, fusion=fusion, upcast=True
+        )
+
+    def scalars(
+        self, *, needs=SCALARS, rows_at_a_time: int = 100, fusion: str = "logits", **options
+    ) -> dict[str, Tensor]:
         states = self.guide.encode(Features(self.hidden), None)
         tokens = response_tokens(self.hidden, states, self.input_ids, self.mask)
         options = {"vocab_size": VOCAB, "budget": rows_at_a_time * ROW_BYTES, **options}
-        return reduce_tokens(tokens, self.head, needs, **options)
+        return reduce_tokens(tokens, self.head(fusion), needs, **options)
 
     def in_float64(self, fusion: str) -> dict[str, Tensor]:
         """The same scalars, the long way: all logits at all positions, then log_softmax."""
@@ -128,12 +136,12 @@ def test_only_what_is_asked_for_is_computed():
     assert Example().scalars(needs=["gate_logit"]) == {}
 
 
-@pytest.mark.parametrize("name", sorted(VOCABULARY_SCALARS))
+@pytest.mark.parametrize("name", sorted(SCALARS))
 def test_a_measured_scalar_carries_no_gradient_and_keeps_its_value(name):
     example = Example()
     measured = example.scalars(measured=frozenset({name}))
     assert not measured[name].requires_grad
-    assert all(measured[other].requires_grad for other in VOCABULARY_SCALARS - {name, "base_logps"})
+    assert all(measured[other].requires_grad for other in SCALARS - {name, "base_logps"})
     torch.testing.assert_close(measured[name], example.scalars()[name].detach())
 
 
@@ -151,7 +159,7 @@ def test_a_token_is_scored_by_the_position_before_it_and_prompts_by_none():
     assert tokens.labels.tolist() == [1, 1, 2, 0]
     assert tokens.states["at"].tolist() == [0, 1, 4 + 1, 4 + 2]
     scalars = reduce_tokens(
-        tokens, lambda h, s: (h, (1.0, torch.zeros_like(h))), ["policy_logps", "kl"], vocab_size=3, budget=1
+        tokens, lambda h, _s, _w: {"base": h, "policy": h}, ["policy_logps", "kl"], vocab_size=3, budget=1
     )
     # Row 0: 1 under rolled 0 is 1/4; 1 under rolled 1 is 1/2.  Row 1: 2 under rolled 2 is 1/2; 0 under rolled 3 is 1/2.
     assert scalars["policy_logps"].exp().tolist() == pytest.approx([1 / 4, 1 / 2, 1 / 2, 1 / 2])
@@ -162,7 +170,7 @@ def test_kl_by_hand():
     """From [1/2, 1/2] to [3/4, 1/4]: 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308 nats."""
     tokens = Tokens(torch.zeros(1, 2), {}, torch.tensor([0]), torch.tensor([0]))
     to_three_quarters = torch.tensor([[3.0, 1.0]]).log()
-    scalars = reduce_tokens(tokens, lambda h, s: (h, (1.0, to_three_quarters)), ["kl"], vocab_size=2)
+    scalars = reduce_tokens(tokens, lambda h, _s, _w: {"base": h, "policy": to_three_quarters}, ["kl"], vocab_size=2)
     assert scalars["kl"].item() == pytest.approx(0.75 * 0.405465 + 0.25 * -0.693147, abs=1e-5)
 
 
@@ -176,7 +184,7 @@ def test_no_tokens_give_empty_scalars():
     example = Example()
     example.mask.zero_()
     scalars = example.scalars()
-    assert scalars.keys() == VOCABULARY_SCALARS
+    assert scalars.keys() == SCALARS
     assert all(x.shape == (0,) and x.dtype == torch.float32 for x in scalars.values())
 
 
@@ -238,16 +246,15 @@ def test_bf16_stays_finite_for_closed_and_open_gates_and_huge_hidden_states(fusi
     hidden = (spread * torch.randn(6, HIDDEN)).to(torch.bfloat16)
     s = torch.full((6,), gate_logit, dtype=torch.bfloat16, requires_grad=True)
 
-    def head(hidden, states):
-        base = backbone.logits(hidden)
-        return base, guide.term(states, base, 1.0)
+    def head(hidden, states, wanted):
+        return distributions(backbone, [Voice(guide, states, 1.0)], hidden, wanted, fusion=fusion, upcast=True)
 
     tokens = Tokens(hidden, {"hidden": hidden, "gate_logit": s}, torch.arange(6), torch.zeros(6, dtype=torch.int64))
-    scalars = reduce_tokens(tokens, head, VOCABULARY_SCALARS, vocab_size=VOCAB, fusion=fusion)
+    scalars = reduce_tokens(tokens, head, SCALARS | {"moved", "delta_norm"}, vocab_size=VOCAB)
     sum(x.sum() for x in scalars.values()).backward()
     assert all(x.isfinite().all() and x.dtype == torch.float32 for x in scalars.values())
     assert s.grad.isfinite().all()
-    assert guide.difference.weight.grad.isfinite().all()
+    assert guide.difference.up.weight.grad.isfinite().all()
 
 
 # ---- Scored ------------------------------------------------------------------------------------------------

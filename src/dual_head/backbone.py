@@ -6,25 +6,22 @@ nothing of guides; it hands out `Features` and turns any hidden state into the b
 """
 
 import copy
-import hashlib
 import inspect
-import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.fingerprint import Fingerprint, sketch
 
-# bf16 keeps 8 bits of mantissa, so one rounding moves a value by at most 2^-9; a guide trained beside a
-# bf16 copy must accept the fp32 original, and a fine-tuned sibling must still stand out.
-SKETCH_TOLERANCE = 2**-8
-SKETCH_VALUES = 4
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -34,13 +31,19 @@ class Features:
 
     hidden: [B, T, d] input of the lm_head; layers: {index: [B, T, d]} the hidden states a guide asked for
     (0 is the embedding); mask: bool [B, 1, T, K], True where query t may look at key k, or None where plain
-    causal attention over the T tokens is right; positions: [B, T] or None.
+    causal attention over the T tokens is right; positions: [B, T] or None; input_ids: [B, T] or None where
+    embeddings were given; padding: [B, past + T] of ones and zeros, or None; keep: the positions whose logits
+    anyone will ask for; logits: hidden states [..., d] to the backbone's logits [..., V].
     """
 
     hidden: Tensor
     layers: dict[int, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
     positions: Tensor | None = None
+    input_ids: Tensor | None = None
+    padding: Tensor | None = None
+    keep: slice | Tensor = field(default_factory=lambda: slice(None))
+    logits: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,51 +53,6 @@ class BackboneShape:
     hidden_size: int
     vocab_size: int
     num_layers: int
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What tells one backbone from another: its sizes, and a sketch of its weights that survives a dtype change."""
-
-    architecture: str
-    hidden_size: int
-    vocab_size: int
-    num_layers: int
-    sketch: dict[str, list[float]]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Fingerprint":
-        """Read back what `as_dict` wrote."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON config."""
-        return asdict(self)
-
-    @property
-    def short(self) -> str:
-        """Twelve hexadecimal digits that name these sizes and weights on a screen."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
-
-    def differences(self, other: "Fingerprint") -> list[str]:
-        """Say, one sentence each, where `other` is not this backbone; empty when it is."""
-        found = [
-            f"{name} {getattr(self, name)} against {getattr(other, name)}"
-            for name in ("architecture", "hidden_size", "vocab_size", "num_layers")
-            if getattr(self, name) != getattr(other, name)
-        ]
-        if not found and (names := self._unlike(other)):
-            found.append(f"the same sizes but other weights ({', '.join(names[:3])})")
-        return found
-
-    def _unlike(self, other: "Fingerprint") -> list[str]:
-        # Quantised weights have no floats to compare: whatever both sides could sketch is compared.
-        shared = self.sketch.keys() & other.sketch.keys()
-        ours = {name: torch.tensor(self.sketch[name]) for name in shared}
-        theirs = {name: torch.tensor(other.sketch[name]) for name in shared}
-        return sorted(
-            name for name in shared if not torch.allclose(ours[name], theirs[name], rtol=SKETCH_TOLERANCE, atol=1e-6)
-        )
 
 
 class _Hidden(BaseModelOutputWithPastAndCrossAttentions):
@@ -115,8 +73,8 @@ class _Passthrough(nn.Module):
         return self  # OPT's head calls model.decoder rather than model
 
 
-class Backbone(nn.Module):
-    """A causal LM, frozen in place and kept in eval mode.
+class Decoder(nn.Module):
+    """A causal LM seen as hidden states first and logits on demand.
 
     `forward` gives the lm_head's input, `logits` turns any such hidden state into exactly the logits the
     model itself would give. Errors: a model without an lm_head or of the encoder-decoder kind is refused.
@@ -130,7 +88,7 @@ class Backbone(nn.Module):
             raise DualHeadError(
                 f"{type(lm).__name__} is not a decoder with an lm_head. Load the model with AutoModelForCausalLM."
             )
-        self.lm = lm.requires_grad_(False).eval()
+        self.lm = lm
         # Not a submodule: it shares every weight with `lm` and must not be saved or counted twice.
         self._head_only = (_without_decoder(lm),)
         accepted = inspect.signature(lm.base_model.forward).parameters
@@ -154,12 +112,6 @@ class Backbone(nn.Module):
         head: Any = self.lm.get_output_embeddings()
         return head.weight.device
 
-    def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode whatever is asked: a frozen model has no dropout and no statistics to learn."""
-        del mode
-        return super().train(False)
-
-    @torch.no_grad()
     def forward(
         self,
         input_ids: Tensor | None,
@@ -171,43 +123,101 @@ class Backbone(nn.Module):
         layers: tuple[int, ...] = (),
         options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[int, Tensor]]:
-        """Run the decoder: (its output, {layer: [B, T, d]}), with no logits and no gradient."""
-        options = dict(options or {})
-        wants_hidden = bool(options.pop("output_hidden_states", False)) or bool(layers)
+        """Run the decoder: (its output, {layer: [B, T, d]}), with no logits.
+
+        Layer 0 is the embedding, layer i what decoder layer i - 1 gives; the last is the output after the
+        final norm. Only those in `layers` are kept.
+        """
         positions = {"position_ids": position_ids} if self._takes_positions else {}
-        output = self.lm.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=past_key_values is not None,
-            output_hidden_states=wants_hidden,
-            return_dict=True,
-            **positions,
-            **options,
-        )
-        return output, {i: output.hidden_states[i] for i in layers}
+        with self._keeping(layers) as kept:
+            output = self.lm.base_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=past_key_values is not None,
+                return_dict=True,
+                **positions,
+                **(options or {}),
+            )
+        last = self.shape.num_layers
+        return output, {i: output.last_hidden_state if i == last else kept[i] for i in layers}
+
+    @contextmanager
+    def _keeping(self, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+        """Keep the hidden states of some layers, through hooks on exactly those."""
+        count, kept = self.shape.num_layers, {}
+        wanted = [i for i in layers if i != count]
+        hooks = []
+        if wanted:
+            if min(wanted) < 0 or max(wanted) > count:
+                raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(wanted))}.")
+            stack = _layers(self.lm.base_model, count)
+            for i in wanted:
+                if i:
+                    hooks.append(stack[i - 1].register_forward_hook(_keep_output(kept, i)))
+                else:
+                    hooks.append(stack[0].register_forward_pre_hook(_keep_input(kept), with_kwargs=True))
+        try:
+            yield kept
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states [..., d] into the backbone's logits [..., V], soft-capping and scales included."""
+        """Turn hidden states [..., d] into the model's logits [..., V], soft-capping and scales included."""
         batched = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
         out = self._head_only[0](input_ids=None, inputs_embeds=batched, use_cache=False, return_dict=True).logits
         return out if hidden.dim() == 3 else out.view(*hidden.shape[:-1], out.shape[-1])
 
     def fingerprint(self) -> Fingerprint:
-        """Name this backbone by its sizes and a few values of every weight; the same in any floating dtype."""
+        """Name this model by its sizes and a few values of every weight; the same in any floating dtype."""
         named = [(n, p) for n, p in self.lm.named_parameters() if p.is_floating_point() and not p.is_meta]
         return Fingerprint(
             architecture=type(self.lm).__name__,
             **asdict(self.shape),
-            sketch={name: _sample(parameter) for name, parameter in named},
+            sketch={name: sketch(parameter) for name, parameter in named},
         )
 
 
-def _sample(parameter: Tensor) -> list[float]:
-    flat = parameter.detach().flatten()
-    picks = torch.linspace(0, flat.numel() - 1, SKETCH_VALUES, dtype=torch.float64).long()
-    return flat[picks.to(flat.device)].float().tolist()
+class Backbone(Decoder):
+    """A decoder frozen in place: no gradient, no dropout, whatever is asked of it."""
+
+    def __init__(self, lm: PreTrainedModel):
+        super().__init__(lm)
+        self.lm.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in eval mode whatever is asked: a frozen model has no dropout and no statistics to learn."""
+        del mode
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[int, Tensor]]:
+        """Run the decoder without a gradient; see `Decoder.forward`."""
+        return super().forward(*args, **kwargs)
+
+
+def _layers(base_model: nn.Module, count: int) -> nn.ModuleList:
+    """Find the stack of decoder layers: the list of as many modules as the config counts layers."""
+    for module in base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise DualHeadError(f"{type(base_model).__name__} shows no list of {count} layers to read hidden states from.")
+
+
+def _keep_output(kept: dict[int, Tensor], index: int):
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        kept[index] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _keep_input(kept: dict[int, Tensor]):
+    def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        kept[0] = inputs[0] if inputs else named["hidden_states"]
+
+    return hook
 
 
 def _without_decoder(lm: PreTrainedModel) -> PreTrainedModel:
@@ -276,9 +286,3 @@ def _not_loaded(name_or_path: str, error: Exception) -> DualHeadError:
         f"Could not load the backbone '{name_or_path}': {str(error).splitlines()[0]} "
         "Give a folder that holds config.json and safetensors, or the name of a model on the hub."
     )
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Name a tokenizer by its token strings and their ids: equal exactly when ids mean the same tokens."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]

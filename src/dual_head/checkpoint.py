@@ -91,9 +91,10 @@ def find_file(source: str, name: str, **hub) -> str:
     return str(found)
 
 
-def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load tensors into a module; every name and shape must match."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+@torch.no_grad()
+def load_strictly(into: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
+    """Copy tensors into those of the same name; every name and shape must match."""
+    expected = {name: tuple(tensor.shape) for name, tensor in into.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -102,4 +103,5 @@ def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], source: str
             f"'{wrong[0]}' (expected {expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}). "
             "Restore the matching pair of files."
         )
-    module.load_state_dict(state)
+    for name, tensor in into.items():
+        tensor.copy_(state[name])

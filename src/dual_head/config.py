@@ -14,7 +14,8 @@ class AlignedConfig(PreTrainedConfig):
     """Configuration of `AlignedModel`.
 
     backbone_config: the backbone's own; backbone_name_or_path: where to load it from; guides: {name: {"kind",
-    "config", "cache_layers"}}; alpha: {name: default strength}; fusion: "logits" or "probabilities";
+    "config", "cache_layers", "shape"}}, with "adapter" and "vocab_map" true where the guide was moved to another
+    backbone than the one of that shape; alpha: {name: default strength}; fusion: "logits" or "probabilities";
     backbone_fingerprint and tokenizer_fingerprint: what the guides were trained on; training: a record of
     the method and data, for people.
     """

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
-from dual_head.backbone import Backbone, Fingerprint, load_backbone, tokenizer_fingerprint
+from dual_head.backbone import Backbone, load_backbone
 from dual_head.checkpoint import atomic_folder, find_file, load_strictly, read_weights, write_weights
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 
 AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # AutoModelForCausalLM's own, of no use to guides
@@ -33,6 +34,13 @@ class GuideLoading(PreTrainedModel):
     config: AlignedConfig
     backbone: Backbone
     guides: nn.ModuleDict
+    transfers: nn.ModuleDict
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors a checkpoint holds: what each guide calls its own, and what fits it to this backbone."""
+        tensors = {f"{name}.{key}": x for name, guide in self.guides.items() for key, x in guide.stored().items()}  # pyright: ignore
+        moved = self.transfers.items()
+        return tensors | {f"{name}.transfer.{key}": x for name, part in moved for key, x in part.state_dict().items()}
 
     @classmethod
     def from_pretrained(
@@ -47,11 +55,16 @@ class GuideLoading(PreTrainedModel):
         quantization_config: Any = None,
         trust_remote_code: bool = False,
         revision: str | None = None,
+        switch: bool = False,
+        vocab_map: bool = False,
+        adapter: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         **hub: Any,
     ) -> Self:
         """Load guides and the backbone they were trained on.
 
-        backbone: another place of, or an already loaded, same backbone; dtype, device_map,
+        backbone: another place of, or an already loaded, same backbone; with `switch`, also another backbone,
+        to which the guides are then moved: vocab_map, adapter and tokenizer as in `switch_backbone`; dtype, device_map,
         attn_implementation, quantization_config, trust_remote_code: for the backbone, as transformers has
         them (an explicit dtype is the guides' too); revision and hub options: for the guides. Errors: no,
         corrupt or mismatching files; a backbone whose fingerprint is not the one trained on.
@@ -76,11 +89,14 @@ class GuideLoading(PreTrainedModel):
                 trust_remote_code=trust_remote_code,
             )
         )
+        if switch and not _is_same(config, lm):
+            moving: Any = cls  # what it takes to move is composition's
+            return moving.load_moved(config, lm, source, tokenizer=tokenizer, vocab_map=vocab_map, adapter=adapter)
         model = cls(config, lm)
-        model._require_same_backbone(source)
-        load_strictly(model.guides, read_weights(source, revision=revision, **hub), source)
-        explicit = isinstance(dtype, torch.dtype) or dtype != "auto"
-        model.guides.to(device=model.backbone.output_device, dtype=model.dtype if explicit else None)
+        model.require_same_backbone(source)
+        load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
+        if isinstance(dtype, torch.dtype) or dtype != "auto":
+            model.guides.to(model.dtype)
         return model
 
     def save_pretrained(
@@ -96,13 +112,14 @@ class GuideLoading(PreTrainedModel):
                 raise DualHeadError(f"Unknown option '{name}' of save_pretrained.{did_you_mean(name, SAVE_OPTIONS)}")
         self.config.architectures = [type(self).__name__]
         with atomic_folder(Path(save_directory)) as staging:
-            write_weights(self.guides.state_dict(), staging)
+            write_weights(self.stored(), staging)
             self.config.save_pretrained(staging)
         if push_to_hub:
             self.push_to_hub(str(hub.get("repo_id") or Path(save_directory).name), token=hub.get("token"))  # pyright: ignore
 
-    def _require_same_backbone(self, source: str) -> None:
-        recorded = self.config.backbone_fingerprint
+    def require_same_backbone(self, source: str, config: AlignedConfig | None = None) -> None:
+        """Refuse guides of `source` (with its `config`, or this model's) that were trained on another backbone."""
+        recorded = (config or self.config).backbone_fingerprint
         if recorded is None:
             return
         differences = Fingerprint.from_dict(recorded).differences(self.backbone.fingerprint())
@@ -111,7 +128,8 @@ class GuideLoading(PreTrainedModel):
                 f"The guides in '{source}' were trained on another backbone than "
                 f"'{self.backbone.config._name_or_path}': {'; '.join(differences)}. "
                 "Load them with the backbone they were trained on "
-                f"({self.config.backbone_name_or_path or 'its name was not recorded'})."
+                f"({(config or self.config).backbone_name_or_path or 'its name was not recorded'}), or move them to "
+                "this one with switch_backbone (--backbone on the command line)."
             )
 
     def require_same_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -128,6 +146,11 @@ class GuideLoading(PreTrainedModel):
                 "This tokenizer is not the one the guides were trained with: its token ids mean other tokens. "
                 f"Use the tokenizer saved beside the guides, or that of {self.config.backbone_name_or_path}."
             )
+
+
+def _is_same(config: AlignedConfig, lm: PreTrainedModel) -> bool:
+    recorded = config.backbone_fingerprint
+    return recorded is None or not Fingerprint.from_dict(recorded).differences(Backbone(lm).fingerprint())
 
 
 def read_config(source: str, **hub: Any) -> AlignedConfig:
@@ -150,7 +173,7 @@ def read_config(source: str, **hub: Any) -> AlignedConfig:
             raise DualHeadError(f"Unknown key '{key}' in '{path}'. Did you mean '{near[0]}'?")
     require_fusion(values.get("fusion", "logits"))
     for name, entry in (values.get("guides") or {}).items():
-        if not isinstance(entry, dict) or entry.keys() != {"kind", "config", "cache_layers"}:
+        if not isinstance(entry, dict) or not {"kind", "config", "cache_layers", "shape"} <= entry.keys():
             raise DualHeadError(f"'{path}' describes the guide '{name}' in part only. Copy it again.")
     try:
         return AlignedConfig.from_json_file(path)

@@ -1,6 +1,8 @@
 """The aligned model: a frozen backbone, named guides, and a strength for each.
 
-    z = z_base + sum_k alpha_k g_k direction_k          alpha = 0 gives the backbone's own bits
+    z = lm_head(h + sum_k alpha_k g_k edit_k) + sum_k alpha_k g_k direction_k
+
+alpha = 0 gives the backbone's own bits.
 
 A `PreTrainedModel` that generates with transformers' own `generate`: the guides' keys and values are more
 layers of the same cache, so beams, cropping, static caches, batching, streaming and assisted decoding need
@@ -8,7 +10,7 @@ nothing from us. It knows guides only through `Guide`, and nothing of training.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +26,25 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
-from dual_head.backbone import Backbone, Features, load_backbone, tokenizer_fingerprint
+from dual_head.backbone import Backbone, BackboneShape, Features, load_backbone
+from dual_head.caching import GuideCaching
+from dual_head.composition import GuideComposition, absolute, entry_of, require_guide_name
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
-from dual_head.fusion import fuse, require_fusion
-from dual_head.guides import CacheSlot, Guide, GuideConfig, States, build_guide, kind_of
+from dual_head.fingerprint import tokenizer_fingerprint
+from dual_head.fusion import require_fusion
+from dual_head.guides import Guide, GuideConfig, States, build_guide
+from dual_head.guides.linear import LinearConfig
+from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.loading import GuideLoading
-from dual_head.masks import causal_mask
-from dual_head.strength import Alpha, resolve_alpha
+from dual_head.policy import Voice, distributions
+from dual_head.strength import Acting, Alpha, resolve_alpha
 from dual_head.text import TextGeneration
-
-GUIDES_MASK = "guides"  # key of the guides' own mask, beside the backbone's, when masks are made ahead
-BACKBONE_MASK = "backbone"
+from dual_head.transfer import UNMAPPED, Transfer
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Encoded:
     backbone: BaseModelOutputWithPast | None = None  # what the decoder returned, for whoever asked for more
 
 
-class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
+class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading, GenerationMixin):
     """A frozen decoder steered by guides; build it with `from_backbone` or `from_pretrained`."""
 
     config_class = AlignedConfig
@@ -65,9 +69,9 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         config._attn_implementation = lm.config._attn_implementation
         super().__init__(config)
         self.backbone = Backbone(lm)
-        self.guides = nn.ModuleDict(
-            {name: build_guide(entry, self.backbone.shape) for name, entry in (config.guides or {}).items()}
-        )
+        self.guides, self.transfers = nn.ModuleDict(), nn.ModuleDict()
+        for name, entry in (config.guides or {}).items():
+            self._add_guide(name, entry)
         self.generation_config = copy.deepcopy(lm.generation_config)
         if device_map := getattr(lm, "hf_device_map", None):
             self.hf_device_map = device_map  # transformers reads it to decide about compiling
@@ -93,9 +97,10 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         """
         require_fusion(fusion)
         for name in guides:
-            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-                raise DualHeadError(f"'{name}' cannot name a guide. Use letters, digits and underscores.")
+            require_guide_name(name)
         strengths = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
+        if not all(isinstance(value, (int, float)) for value in strengths.values()):
+            raise DualHeadError(f"Default alphas are numbers, not {strengths}. Give schedules and rows to generate.")
         resolve_alpha(strengths, defaults=dict.fromkeys(guides, 1.0), rows=1)
         loaded = isinstance(backbone, nn.Module)
         if load and loaded:
@@ -104,18 +109,30 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         frozen = Backbone(lm)
         config = AlignedConfig(
             backbone_config=copy.deepcopy(frozen.config),
-            backbone_name_or_path=_absolute(frozen.config._name_or_path),
+            backbone_name_or_path=absolute(frozen.config._name_or_path),
             backbone_fingerprint=frozen.fingerprint().as_dict(),
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer) if tokenizer else None,
-            guides={name: _entry(guide, frozen) for name, guide in guides.items()},
+            guides={name: entry_of(guide, frozen.shape) for name, guide in guides.items()},
             alpha={name: float(value) for name, value in strengths.items()},
             fusion=fusion,
         )
         model = cls(config, frozen.lm)
         if tokenizer is not None:
             model.require_same_tokenizer(tokenizer)
-        model.guides.to(model.backbone.output_device)
         return model
+
+    def _add_guide(self, name: str, entry: dict[str, Any]) -> None:
+        """Build a guide from its entry, and what it needs to fit this backbone."""
+        shape = BackboneShape(**entry["shape"])
+        guide = build_guide(entry, shape)
+        guide.attach(self.backbone)
+        device = self.backbone.output_device
+        self.guides[name] = guide.to(device).eval()
+        if shape != self.backbone.shape or entry.get("adapter") or entry.get("vocab_map"):
+            # Filled from the checkpoint, or by switch_backbone.
+            ids = torch.full((self.backbone.shape.vocab_size,), UNMAPPED) if entry.get("vocab_map") else None
+            transfer = Transfer(shape, self.backbone.shape, adapter=bool(entry.get("adapter")), vocab_map=ids)
+            self.transfers[name] = transfer.to(device)
 
     # ---- one pass --------------------------------------------------------------------------------------
 
@@ -127,25 +144,65 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        guides: Sequence[str] = (),
+        guides: Collection[str] = (),
+        keep: slice | Tensor = slice(None),
         options: dict[str, Any] | None = None,
     ) -> Encoded:
-        """Run the backbone and the sequence part of the named guides: no logits, nothing as wide as V."""
+        """Run the backbone and the sequence part of the named guides: no logits, nothing as wide as V.
+
+        keep: the positions whose logits will be asked for; others need no work of a guide that looks at logits.
+        """
         acting = {name: self.guide(name) for name in guides}
         slots = self._cache_slots(past_key_values, acting)
-        backbone_mask, guides_mask = self._masks(input_ids, inputs_embeds, attention_mask, past_key_values, acting)
+        masks = self._masks(input_ids, inputs_embeds, attention_mask, past_key_values, acting)
+        backbone_mask, guides_mask, padding = masks
+        wanted = {name: self._layers_of(name) for name in acting}
         output, layers = self.backbone(
             input_ids,
             attention_mask=backbone_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            layers=tuple(sorted({i for guide in acting.values() for i in guide.hidden_layers})),
+            layers=tuple(sorted({i for own in wanted.values() for i in own.values()})),
             options=options,
         )
-        features = Features(output.last_hidden_state, layers, guides_mask, position_ids)
-        states = {name: guide.encode(features, slots.get(name)) for name, guide in acting.items()}
-        return Encoded(features.hidden, states, output)
+        hidden = output.last_hidden_state
+        features = Features(
+            hidden, layers, guides_mask, position_ids, input_ids, padding, keep, logits=self.backbone.logits
+        )
+        states = {name: guide.encode(self._seen_by(name, features), slots.get(name)) for name, guide in acting.items()}
+        return Encoded(hidden, states, output)
+
+    def _layers_of(self, name: str) -> dict[int, int]:
+        """Which of the backbone's layers a guide reads, by the guide's own numbering."""
+        transfer = self.transfer(name)
+        return {i: i if transfer is None else transfer.layer(i) for i in self.guide(name).hidden_layers}
+
+    def _seen_by(self, name: str, features: Features) -> Features:
+        transfer, guide = self.transfer(name), self.guide(name)
+        if transfer is None or guide.reads_tokens:
+            return features
+        return transfer.features(features, guide.hidden_layers)
+
+    def distributions(
+        self,
+        hidden: Tensor,
+        states: Mapping[str, States],
+        strengths: Tensor,
+        wanted: Collection[str] = ("policy",),
+        *,
+        upcast: bool = False,
+    ) -> dict[str, Tensor]:
+        """Logits [n, V] of the wanted distributions, see `policy.distributions`.
+
+        hidden [n, d] (or [B, T, d]) and the states of the acting guides, as `encode` gives them; strengths
+        [n or 1, acting guides] in their order.
+        """
+        voices = [
+            Voice(self.guide(name), own, strengths[..., i, None], self.transfer(name))
+            for i, (name, own) in enumerate(states.items())
+        ]
+        return distributions(self.backbone, voices, hidden, wanted, fusion=self.config.fusion, upcast=upcast)
 
     def forward(
         self,
@@ -157,13 +214,14 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         alpha: Alpha = None,
-        guides: tuple[str, ...] | None = None,
+        guides: Acting | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the aligned policy, [B, T, V] or the last `logits_to_keep` positions of them.
 
-        alpha: as `resolve_alpha` takes it; or, with `guides` naming who acts, a tensor [B, guides] (that is
-        how `generate` passes it, so that beams and returned sequences expand it like any input).
+        alpha: as `resolve_alpha` takes it, schedules counting from the first token; or, with `guides` saying
+        who acts, a tensor [B, guides] (that is how `generate` passes it, so that beams and returned sequences
+        expand it like any input).
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None:
@@ -176,28 +234,28 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
             options.pop(handed_on, None)
         for name in options.keys() - TransformersKwargs.__optional_keys__:
             raise TypeError(f"forward got an unexpected argument '{name}'")
+        keep = (
+            slice(-logits_to_keep if logits_to_keep else None, None)
+            if isinstance(logits_to_keep, int)
+            else logits_to_keep
+        )
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        columns = torch.arange(tokens.shape[1], device=tokens.device)[keep] + seen
         encoded = self.encode(
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            guides=guides,
+            guides=guides.names,
+            keep=keep,
             options=options,
         )
-        keep = (
-            slice(-logits_to_keep if logits_to_keep else None, None)
-            if isinstance(logits_to_keep, int)
-            else logits_to_keep
-        )
-        strengths = torch.as_tensor(alpha).to(encoded.hidden.device)  # [B, guides]
-        base = self.backbone.logits(encoded.hidden[:, keep])
-        terms = (
-            self.guide(name).term({key: x[:, keep] for key, x in states.items()}, base, strengths[:, i, None, None])
-            for i, (name, states) in enumerate(encoded.states.items())
-        )
+        device = encoded.hidden.device
+        strengths = guides.at(torch.as_tensor(alpha).to(device), columns.to(device))  # [B, 1 or T, guides]
+        states = {name: {key: x[:, keep] for key, x in own.items()} for name, own in encoded.states.items()}
         return CausalLMOutputWithPast(
-            logits=fuse(base, terms, self.config.fusion),
+            logits=self.distributions(encoded.hidden[:, keep], states, strengths)["policy"],
             past_key_values=past_key_values,
             hidden_states=getattr(encoded.backbone, "hidden_states", None)
             if options.get("output_hidden_states")
@@ -213,9 +271,11 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         """The backbone's lm_head."""
         return self.backbone.lm.get_output_embeddings()
 
-    def resolve_alpha(self, alpha: Alpha, rows: int) -> tuple[tuple[str, ...], Tensor]:
+    def resolve_alpha(self, alpha: Alpha, rows: int, origin: int = 0) -> tuple[Acting, Tensor]:
         """Who acts, and how strongly: `strength.resolve_alpha` with this model's defaults."""
-        return resolve_alpha(alpha, defaults=self.config.alpha or {}, rows=rows, fusion=self.config.fusion)
+        return resolve_alpha(
+            alpha, defaults=self.config.alpha or {}, rows=rows, fusion=self.config.fusion, origin=origin
+        )
 
     def guide(self, name: str) -> Guide:
         """Return the guide of that name."""
@@ -223,66 +283,11 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         assert isinstance(guide, Guide)
         return guide
 
-    # ---- cache and masks -------------------------------------------------------------------------------
-
-    def _cache_slots(self, cache: Cache | None, acting: Mapping[str, Guide]) -> dict[str, CacheSlot]:
-        """Give each guide its layers of the cache: after the backbone's, in the order of the config."""
-        if cache is None:
-            return {}
-        slots, layer, seen = {}, self.backbone.shape.num_layers, cache.get_seq_length()
-        for name, entry in (self.config.guides or {}).items():
-            if name in acting and entry["cache_layers"]:
-                length = cache.get_seq_length(layer)
-                if isinstance(seen, int) and isinstance(length, int) and length != seen:
-                    raise DualHeadError(
-                        f"This cache holds {seen} tokens of the backbone and {length} of the guide '{name}': it was "
-                        "filled while the guide was off. Start from an empty cache to turn a guide on."
-                    )
-                slots[name] = CacheSlot(cache, layer)
-            layer += entry["cache_layers"]
-        return slots
-
-    def _masks(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | dict[str, Any] | None,
-        cache: Cache | None,
-        acting: Mapping[str, Guide],
-    ) -> tuple[Any, Tensor | None]:
-        """Split ready-made masks, or build the guides' from the padding mask [B, past + T]."""
-        if isinstance(attention_mask, dict) and GUIDES_MASK in attention_mask:
-            backbone_mask = {key: mask for key, mask in attention_mask.items() if key != GUIDES_MASK}
-            return backbone_mask.get(BACKBONE_MASK, backbone_mask), attention_mask[GUIDES_MASK]
-        if not acting:
-            return attention_mask, None
-        if attention_mask is not None and (isinstance(attention_mask, dict) or attention_mask.dim() != 2):
-            raise DualHeadError("attention_mask must be a padding mask [B, past + T] of ones and zeros.")
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        assert tokens is not None
-        return attention_mask, self._guides_mask(attention_mask, tokens.shape[1], cache, tokens.device)
-
-    def _guides_mask(self, padding: Tensor | None, length: int, cache: Cache | None, device: torch.device):
-        if padding is None and not self.config.cache_layers:
-            return None
-        return causal_mask(padding, length, cache, guide_layer=self.backbone.shape.num_layers, device=device)
-
-    def create_masks_for_generate(self, config: Any, **inputs: Any) -> dict[str, Any]:
-        """Make all masks ahead of a compiled step: the backbone's as it wants them, and the guides' own."""
-        del config
-        make = getattr(self.backbone.lm, "create_masks_for_generate", create_masks_for_generate)
-        masks = make(config=self.backbone.config, **inputs)
-        masks = dict(masks) if isinstance(masks, dict) else {BACKBONE_MASK: masks}
-        embeds = inputs["inputs_embeds"]
-        return masks | {
-            GUIDES_MASK: self._guides_mask(
-                inputs["attention_mask"], embeds.shape[1], inputs["past_key_values"], embeds.device
-            )
-        }
-
-    def _get_static_cache_init_shape(self):
-        """Let a static cache take its sizes from the first keys: a gate's heads are not the backbone's."""
-        return None if self.config.cache_layers else super()._get_static_cache_init_shape()  # pyright: ignore[reportAttributeAccessIssue]
+    def transfer(self, name: str) -> Transfer | None:
+        """Return what stands between the guide of that name and the backbone; None where it fits as it is."""
+        transfer = self.transfers[name] if name in self.transfers else None  # noqa: SIM401 - ModuleDict has no get
+        assert transfer is None or isinstance(transfer, Transfer)
+        return transfer
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **inputs: Any):
         """Keep our own inputs from an assistant model, which would not know them."""
@@ -290,8 +295,11 @@ class AlignedModel(TextGeneration, GuideLoading, GenerationMixin):
         return super()._get_candidate_generator(model_kwargs=theirs, **inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class DualHeadModel(AlignedModel):
-    """An aligned model with one Dual-Head guide: a reward head and its attention gate."""
+class _OneGuideModel(AlignedModel):
+    """An aligned model that begins with one fresh guide, named after its method."""
+
+    _guide_name: str
+    _guide_config: type[GuideConfig]
 
     @classmethod
     def from_backbone(
@@ -302,24 +310,32 @@ class DualHeadModel(AlignedModel):
         alpha: Mapping[str, float] | None = None,
         fusion: str = "logits",
         tokenizer: PreTrainedTokenizerBase | None = None,
-        guide: RewardHeadConfig | None = None,
+        guide: GuideConfig | None = None,
         **load: Any,
     ) -> "AlignedModel":
-        """Attach one fresh Dual-Head guide, named "dual_head"; see `RewardHeadConfig` for its options."""
+        """Attach one fresh guide of the class's kind, with `guide` as its options; else as `AlignedModel`."""
         if guides and guide:
             raise DualHeadError("Give guides={name: config, ...}, or guide=config for a single one; not both.")
-        guides = guides or {"dual_head": guide or RewardHeadConfig()}
+        guides = guides or {cls._guide_name: guide or cls._guide_config()}
         return super().from_backbone(backbone, guides, alpha=alpha, fusion=fusion, tokenizer=tokenizer, **load)
 
 
-def _entry(config: GuideConfig, backbone: Backbone) -> dict[str, Any]:
-    entry = {"kind": kind_of(config), "config": config.as_dict()}
-    with torch.device("meta"):  # only to ask how many cache layers it needs
-        return entry | {"cache_layers": build_guide(entry, backbone.shape).cache_layers}
+class DualHeadModel(_OneGuideModel):
+    """An aligned model with one Dual-Head guide "dual_head": a reward head and its attention gate."""
+
+    _guide_name, _guide_config = "dual_head", RewardHeadConfig
 
 
-def _absolute(name_or_path: str | None) -> str | None:
-    return str(Path(name_or_path).resolve()) if name_or_path and Path(name_or_path).is_dir() else name_or_path
+class IAVModel(_OneGuideModel):
+    """An aligned model with one linear guide "iav", an alignment vector per token."""
+
+    _guide_name, _guide_config = "iav", LinearConfig
+
+
+class MAVModel(_OneGuideModel):
+    """An aligned model with one multi-layer guide "mav"; `switch_backbone` moves it to another backbone."""
+
+    _guide_name, _guide_config = "mav", MultilayerConfig
 
 
 AutoConfig.register(AlignedConfig.model_type, AlignedConfig)

@@ -38,6 +38,9 @@ def fit(value: Any, hint: Any, name: str) -> Any:
         if value in arguments:
             return value
         raise DualHeadError(f"{name} must be one of {', '.join(map(repr, arguments))}, not {value!r}.")
+    elif origin is list:
+        if isinstance(value, (list, tuple)):
+            return [fit(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value)]
     elif hint is float and not isinstance(value, bool):
         try:
             number = float(value)  # YAML reads 5e-5, without a point, as text

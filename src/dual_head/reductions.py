@@ -4,8 +4,11 @@ The one file that shifts, masks, gathers and chunks. A loss names the scalars it
 of them at the response positions and nowhere else. No tensor as wide as the vocabulary outlives its chunk:
 the backward pass computes a chunk's logits again. It knows neither guides nor losses.
 
-    policy_logps   log pi(y_t)              reward_logps   log softmax(z_base + direction)(y_t)
+    policy_logps   log pi(y_t)              reward_logps   log pi_reward(y_t), the guide's own distribution
     base_logps     log pi_base(y_t)         kl             KL(pi || pi_base) in nats, over the vocabulary
+    base_head_kl   KL(pi_base_head || pi_base), of a base head trained beside the guide
+    moved          sum_v |pi(v) - pi_base(v)| / 2, the share of probability that moved (total variation)
+    delta_norm     |delta_t|^2 of what the guide adds at alpha = 1, to the logits or to the hidden state
 """
 
 from collections.abc import Callable, Iterable
@@ -16,15 +19,23 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dual_head.data.collate import split_sides
-from dual_head.fusion import Term, fuse
 
-VOCABULARY_SCALARS = frozenset({"policy_logps", "reward_logps", "base_logps", "kl"})
+# What each scalar is computed from.
+DISTRIBUTIONS = {
+    "policy_logps": {"policy"},
+    "reward_logps": {"reward"},
+    "base_logps": {"base"},
+    "kl": {"policy", "base"},
+    "base_head_kl": {"base_head", "base"},
+    "moved": {"policy", "base"},
+    "delta_norm": {"delta"},
+}
 # Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once, forward and backward.
 LIVE_TENSORS = 8
 DEFAULT_BUDGET = 128 * 2**20
 
-# (hidden [n, d], states {name: [n, *]}) -> base logits [n, V] and the guide's term at alpha = 1
-Head = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, Term]]
+# (hidden [n, d], states {name: [n, *]}, names) -> logits [n, V] of the named distributions, in fp32
+Head = Callable[[Tensor, dict[str, Tensor], frozenset[str]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,6 @@ def reduce_tokens(
     *,
     measured: frozenset[str] = frozenset(),
     vocab_size: int,
-    fusion: str = "logits",
     budget: int = DEFAULT_BUDGET,
 ) -> dict[str, Tensor]:
     """Compute the named scalars {name: [n]} in fp32, at most `budget` bytes of logits at a time.
@@ -95,15 +105,16 @@ def reduce_tokens(
     Gradients flow into the states and into whatever parameters `head` uses, except from the scalars in
     `measured`, which are only to be looked at.
     """
-    wanted = tuple(sorted(set(needs) & VOCABULARY_SCALARS))
+    wanted = tuple(sorted(set(needs) & DISTRIBUTIONS.keys()))
     if not wanted:
         return {}
+    distributions = frozenset().union(*(DISTRIBUTIONS[name] for name in wanted))
     size = max(1, budget // (vocab_size * 4 * LIVE_TENSORS))
     names = tuple(tokens.states)
 
     def scalars(hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        base, term = head(hidden, dict(zip(names, states, strict=True)))
-        return _scalars(base.float(), term, labels, wanted, measured, fusion)
+        z = head(hidden, dict(zip(names, states, strict=True)), distributions)
+        return _scalars(z, labels, wanted, measured)
 
     chunks = []
     for start in range(0, len(tokens.labels), size):
@@ -118,26 +129,25 @@ def reduce_tokens(
 
 
 def _scalars(
-    base: Tensor, term: Term, labels: Tensor, wanted: tuple[str, ...], measured: frozenset[str], fusion: str
+    z: dict[str, Tensor], labels: Tensor, wanted: tuple[str, ...], measured: frozenset[str]
 ) -> tuple[Tensor, ...]:
-    weight, direction = term[0], term[1].float()
+    norms = {name: logits.logsumexp(-1) for name, logits in z.items() if name != "delta"}
     out: dict[str, Tensor] = {}
-    base_norm = base.logsumexp(-1)
-    if "base_logps" in wanted:
-        out["base_logps"] = _pick(base, labels) - base_norm
-    if "reward_logps" in wanted:
-        reward = base + direction
-        out["reward_logps"] = _pick(reward, labels) - reward.logsumexp(-1)
-    if "policy_logps" in wanted or "kl" in wanted:
-        policy = fuse(base, [(weight, direction)], fusion)
-        policy_norm = policy.logsumexp(-1)
-        if "policy_logps" in wanted:
-            out["policy_logps"] = _pick(policy, labels) - policy_norm
-        if "kl" in wanted:
-            # Detached before the sum, so that what is only looked at keeps no graph.
-            z, norm = (policy.detach(), policy_norm.detach()) if "kl" in measured else (policy, policy_norm)
+    for name in wanted:
+        if name == "delta_norm":
+            out[name] = z["delta"].float().square().sum(-1)
+        elif name == "moved":
+            out[name] = (z["policy"].softmax(-1) - z["base"].softmax(-1)).abs().sum(-1) / 2
+        elif name in ("kl", "base_head_kl"):
+            which = "policy" if name == "kl" else "base_head"
+            policy, norm = z[which], norms[which]
+            if name in measured:  # detached before the sum, so that what is only looked at keeps no graph
+                policy, norm = policy.detach(), norm.detach()
             # The constants leave the sum: sum_v p_v (z_v - zbase_v) - (lse - lse_base).
-            out["kl"] = ((z - norm[:, None]).exp() * (z - base)).sum(-1) - (norm - base_norm)
+            out[name] = ((policy - norm[:, None]).exp() * (policy - z["base"])).sum(-1) - (norm - norms["base"])
+        else:
+            (distribution,) = DISTRIBUTIONS[name]
+            out[name] = _pick(z[distribution], labels) - norms[distribution]
     return tuple(out[name].detach() if name in measured else out[name] for name in wanted)
 
 

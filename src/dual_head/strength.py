@@ -1,10 +1,13 @@
 """Alpha, the strength of each guide: from what a person writes to one tensor of rows by guides.
 
-It knows the guides' names and nothing of what they are.
+A strength is a number, or a schedule over the new tokens. It knows the guides' names and nothing of what
+they are.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,17 +16,55 @@ from dual_head.errors import DualHeadError, did_you_mean
 
 ROUNDING = 1e-6  # 0.2 + 0.4 + 0.3 + 0.1 is more than 1
 
-Alpha = float | Sequence[float] | Tensor | Mapping[str, "float | Sequence[float] | Tensor"] | None
+Schedule = Callable[..., Tensor]  # index of the new token [T], 0 for the first, to its strength [T]
+Strength = float | Sequence[float] | Tensor | Schedule
+Alpha = Strength | Mapping[str, Strength] | None
+
+
+@dataclass(frozen=True)
+class LinearDecay:
+    """A strength that goes from `start` at the first new token to `end` at token `tokens`, and stays there."""
+
+    start: float = 1.0
+    end: float = 0.0
+    tokens: int = 64
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """Strength at each new token, [T]."""
+        return self.start + (self.end - self.start) * (t / max(1, self.tokens)).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class Acting:
+    """Who acts, in the order of the strengths' columns, and who follows a schedule.
+
+    origin: how many tokens came before the first new one, where schedules begin.
+    """
+
+    names: tuple[str, ...] = ()
+    schedules: tuple[Schedule | None, ...] = ()
+    origin: int = 0
+
+    def at(self, values: Tensor, columns: Tensor) -> Tensor:
+        """Strengths [B, T or 1, k] of the logits at `columns` [T] of the sequence, from values [B, k]."""
+        if not any(self.schedules):
+            return values[:, None, :]
+        t = (columns + 1 - self.origin).clamp_min(0)  # the logits at a position belong to the next token
+        ones = torch.ones_like(t, dtype=values.dtype)
+        factors = [ones if f is None else torch.as_tensor(f(t)).to(values) for f in self.schedules]
+        return values[:, None, :] * torch.stack(factors, -1)
 
 
 def resolve_alpha(
-    alpha: Alpha, *, defaults: Mapping[str, float], rows: int, fusion: str = "logits"
-) -> tuple[tuple[str, ...], Tensor]:
-    """Return the names of the guides that act, and their strengths [rows, acting guides] in fp32.
+    alpha: Alpha, *, defaults: Mapping[str, float], rows: int, fusion: str = "logits", origin: int = 0
+) -> tuple[Acting, Tensor]:
+    """Return the guides that act, and their strengths [rows, acting guides] in fp32.
 
-    alpha: None for the defaults; a number for every guide and row; one number per row; or {name: either},
-    where a guide that is not named gets 0. A guide that is 0 in every row does not act and is not computed.
-    Errors: an unknown name, a wrong length, NaN or infinity; a strength outside [0, 1] under probabilities.
+    alpha: None for the defaults; a number for every guide and row; one number per row; a schedule, called with
+    the indices of new tokens; or {name: any of these}, where a guide that is not named gets 0. A guide that
+    is 0 in every row does not act and is not computed; a schedule always acts. origin: see `Acting`.
+    Errors: an unknown name, a wrong length, NaN or infinity; a strength outside [0, 1], or a schedule, under
+    probabilities.
     """
     if alpha is None:
         alpha = dict(defaults)
@@ -31,26 +72,56 @@ def resolve_alpha(
         for name in alpha:
             if name not in defaults:
                 raise DualHeadError(f"No guide is named '{name}'.{did_you_mean(name, defaults)}")
-        given = {name: _per_row(alpha.get(name, 0.0), rows, name) for name in defaults}
+        given = {name: alpha.get(name, 0.0) for name in defaults}
     else:
-        given = {name: _per_row(alpha, rows, name) for name in defaults}
+        given = dict.fromkeys(defaults, alpha)
+    schedules = {name: _schedule(value, name) for name, value in given.items()}
+    # A schedule is the whole strength, so that what it multiplies is 1.
+    values = {name: _per_row(1.0 if schedules[name] else value, rows, name) for name, value in given.items()}
     if fusion == "probabilities":
-        for row in zip(*given.values(), strict=True):
+        if any(schedules.values()):
+            raise DualHeadError("A schedule of alpha goes with fusion='logits' only.")
+        for row in zip(*values.values(), strict=True):
             if min(row) < 0 or sum(row) > 1 + ROUNDING:
                 raise DualHeadError(
                     "Fusing probabilities needs alphas of at least 0 whose sum is at most 1, "
                     f"not {list(row)}. Use fusion='logits' for stronger or negative guidance."
                 )
-    acting = tuple(name for name, values in given.items() if any(values))
-    columns = [given[name] for name in acting]
-    return acting, torch.tensor(columns, dtype=torch.float32).view(len(acting), rows).T.contiguous()
+    names = tuple(name for name, row in values.items() if any(row))
+    columns = torch.tensor([values[name] for name in names], dtype=torch.float32)
+    return Acting(names, tuple(schedules[name] for name in names), origin), columns.view(
+        len(names), rows
+    ).T.contiguous()
 
 
-def _per_row(alpha: float | Sequence[float] | Tensor, rows: int, name: str) -> list[float]:
+def _schedule(schedule: Any, name: str) -> Schedule | None:
+    """Check a schedule by calling it; None for what is no schedule."""
+    if not callable(schedule):
+        return None
+    for tokens in (torch.arange(4), torch.arange(1), torch.arange(1000, 1003)):
+        try:
+            strengths = torch.as_tensor(schedule(tokens))
+        except Exception as error:  # whatever a user's function raises
+            raise DualHeadError(
+                f"The schedule of '{name}' failed for tokens {tokens.tolist()}: {error}. {_SCHEDULES}"
+            ) from error
+        if strengths.shape != tokens.shape or not strengths.isfinite().all():
+            raise DualHeadError(f"The schedule of '{name}' gave {strengths} for tokens {tokens.tolist()}. {_SCHEDULES}")
+    return schedule  # pyright: ignore[reportReturnType] - what it takes and gives was just seen
+
+
+_SCHEDULES = (
+    "It is called with a tensor of token indices and returns one finite strength each, as lambda t: 0.99**t does."
+)
+
+
+def _per_row(alpha: Strength, rows: int, name: str) -> list[float]:
     try:
         values = torch.as_tensor(alpha, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DualHeadError(f"alpha for '{name}' must be a number or one number per row, not {alpha!r}.") from error
+        raise DualHeadError(
+            f"alpha for '{name}' must be a number, one number per row or a schedule, not {alpha!r}."
+        ) from error
     if values.dim() > 1:
         raise DualHeadError(f"alpha for '{name}' must be one number per row, not a tensor {tuple(values.shape)}.")
     listed = values.tolist() if values.dim() else [values.item()] * rows

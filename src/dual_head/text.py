@@ -95,7 +95,7 @@ class TextGeneration:
         embeds = kwargs.get("inputs_embeds")
         given = input_ids if input_ids is not None else embeds
         rows = 1 if given is None else given.shape[0]
-        guides, strengths = self.resolve_alpha(alpha, rows)
+        guides, strengths = self.resolve_alpha(alpha, rows, origin=0 if given is None else given.shape[1])
         if given is not None:
             kwargs = _within_context(self, given.shape[1], generation_config, kwargs)
         if tokenizer is not None:

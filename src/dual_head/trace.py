@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dual_head.fusion import fuse
 from dual_head.guides import States
+from dual_head.strength import Acting
 
 if TYPE_CHECKING:
     from dual_head.model import AlignedModel
@@ -47,7 +47,7 @@ def trace_sequences(
     sequences: Tensor,
     prompt_mask: Tensor,
     *,
-    alpha: tuple[tuple[str, ...], Tensor],
+    alpha: tuple[Acting, Tensor],
     eos_token_id: int | list[int] | None = None,
     pad_token_id: int | None = None,
 ) -> list[Trace]:
@@ -56,15 +56,18 @@ def trace_sequences(
     alpha: who acts and strengths [B, guides], from `resolve_alpha`. A row's trace ends with its first
     end-of-sequence token, or before the padding that follows a stop string.
     """
-    guides, strengths = alpha
+    acting, strengths = alpha
     prompt, copies = prompt_mask.shape[1], sequences.shape[0] // prompt_mask.shape[0]
     new = sequences.shape[1] - prompt
     lengths = _lengths(sequences[:, prompt:], eos_token_id, pad_token_id)
     replied = torch.arange(new, device=sequences.device) < torch.tensor(lengths, device=sequences.device)[:, None]
     mask = torch.cat([prompt_mask.repeat_interleave(copies, 0), replied.to(prompt_mask.dtype)], 1)
-    strengths = strengths.to(sequences.device).repeat_interleave(copies, 0)
+    columns = torch.arange(sequences.shape[1], device=sequences.device)
+    strengths = acting.at(strengths.to(sequences.device).repeat_interleave(copies, 0), columns)
+    strengths = strengths.expand(-1, len(columns), -1)  # [R, T, guides]
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    encoded = model.encode(sequences, attention_mask=mask, position_ids=positions, guides=guides)
+    new_tokens = slice(prompt - 1, None)
+    encoded = model.encode(sequences, attention_mask=mask, position_ids=positions, guides=acting.names, keep=new_tokens)
     traces: list[Trace] = []
     for row, length in enumerate(lengths):
         traces.append([])
@@ -72,7 +75,7 @@ def trace_sequences(
             at = slice(start - 1, min(start - 1 + CHUNK_TOKENS, prompt + length - 1))  # t - 1 predicts t
             states = {name: {key: x[row, at] for key, x in s.items()} for name, s in encoded.states.items()}
             labels = sequences[row, at.start + 1 : at.stop + 1]
-            traces[-1] += _trace_chunk(model, encoded.hidden[row, at], states, strengths[row], labels)
+            traces[-1] += _trace_chunk(model, encoded.hidden[row, at], states, strengths[row, at], labels)
     return traces
 
 
@@ -80,10 +83,8 @@ def _trace_chunk(
     model: "AlignedModel", hidden: Tensor, states: dict[str, States], strengths: Tensor, labels: Tensor
 ) -> Trace:
     guides = {name: model.guide(name) for name in states}
-    base_logits = model.backbone.logits(hidden)
-    terms = (guides[name].term(s, base_logits, strengths[i]) for i, (name, s) in enumerate(states.items()))
-    policy = fuse(base_logits, terms, model.config.fusion).float().log_softmax(-1)
-    base = base_logits.float().log_softmax(-1)  # [n, V]
+    z = model.distributions(hidden, states, strengths, ("base", "policy"), upcast=True)
+    policy, base = z["policy"].log_softmax(-1), z["base"].log_softmax(-1)  # [n, V]
     kl = (policy.exp() * (policy - base)).sum(-1).clamp_min(0)
     change = policy.exp() - base.exp()
     rises, falls = change.topk(min(TOP, change.shape[-1])), (-change).topk(min(TOP, change.shape[-1]))

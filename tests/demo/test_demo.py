@@ -21,6 +21,8 @@ def test_the_demo_runs_and_writes_its_picture_and_figures(tmp_path, capsys):
     assert [point["alpha"] for point in figures["points"]] == [0, 0.5, 1, 1.5, 2]
     assert figures["points"][0]["kl"] == 0
     assert figures["gain_at_1"]["requests"] == 12
+    assert "two guides at once" in said
+    assert {"helpful": 0.5, "harmless": 1.5} in [point["alpha"] for point in figures["two_objectives"]]
 
 
 def test_a_point_averages_its_replies_and_pairs_gains_by_request():
@@ -51,7 +53,7 @@ def test_the_divergence_measured_is_that_of_the_traces(tmp_path):
     tokenizer = load_tokenizer(str(TOY_BACKBONE))
     model = DualHeadModel.from_backbone(str(TOY_BACKBONE))
     torch.manual_seed(0)
-    nn.init.normal_(model.guides["dual_head"].difference.weight, std=0.05)
+    nn.init.normal_(model.guides["dual_head"].difference.up.weight, std=0.05)
     (point,) = measure(model, tokenizer, sample_requests(3, seed=0), [1.0])
     for reply in point.replies:
         ids = tokenizer(reply.request.prompt, return_tensors="pt")["input_ids"]
@@ -74,4 +76,7 @@ def test_at_full_size_guidance_clearly_raises_the_exact_reward(tmp_path):
     figures = json.loads((tmp_path / "demo.json").read_text())
     assert figures["gain_at_1"]["requests"] >= 200
     assert figures["gain_at_1"]["interval"][0] > 0.5
+    mixtures = {tuple(p["alpha"].values()): (p["help"], p["harm_avoided"]) for p in figures["two_objectives"]}
+    assert mixtures[1.0, 0.0][0] > mixtures[0.0, 0.0][0] + 0.5  # the guide for help helps
+    assert mixtures[0.0, 1.0][1] > mixtures[0.0, 0.0][1] + 0.5  # the guide against harm avoids it
     assert [point["kl"] for point in figures["points"]] == sorted(point["kl"] for point in figures["points"])

@@ -8,7 +8,9 @@ from torch import nn
 
 from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.backbone import BackboneShape, Features
-from dual_head.guides.reward_head import CausalGate, RewardHead
+from dual_head.guides.reward_head import RewardHead
+from dual_head.heads import CausalGate
+from dual_head.policy import Voice
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
 W_LM = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -22,8 +24,7 @@ def head(shape: BackboneShape = SMALL, seed: int = 0, **options) -> RewardHead:
 
 def delta(guide: RewardHead, hidden: torch.Tensor) -> torch.Tensor:
     states = guide.encode(Features(hidden), None)
-    weight, direction = guide.term(states, torch.zeros(*hidden.shape[:-1], guide.shape.vocab_size), 1.0)
-    return weight * direction
+    return Voice(guide, states, 1.0).weight * guide.direction(states, None)
 
 
 # ---- the equation ------------------------------------------------------------------------------------------
@@ -31,7 +32,7 @@ def delta(guide: RewardHead, hidden: torch.Tensor) -> torch.Tensor:
 
 def test_delta_is_the_gate_times_the_difference_of_the_heads():
     guide = head(gate="constant", gate_value=0.25)
-    guide.difference.weight.data = W_RM - W_LM
+    guide.difference.up.weight.data = W_RM - W_LM
     h = torch.tensor([3.0, 5.0])
     z_lm, z_rm = [3, 5, 3 + 5], [2 * 3, -5, 3 + 2 * 5]
     by_hand = [0.25 * (rm - lm) for rm, lm in zip(z_rm, z_lm, strict=True)]
@@ -70,16 +71,16 @@ def test_heads_attend_apart_and_their_widths_add_up():
 
 def test_low_rank_is_a_product_of_two():
     guide = head(rank=1, gate="constant", gate_value=1.0)
-    guide.down.weight.data = torch.tensor([[1.0, 2.0]])
-    guide.difference.weight.data = torch.tensor([[1.0], [0.0], [-3.0]])
+    guide.difference.down.weight.data = torch.tensor([[1.0, 2.0]])
+    guide.difference.up.weight.data = torch.tensor([[1.0], [0.0], [-3.0]])
     inner = 1 * 4 + 2 * 5
     assert delta(guide, torch.tensor([[[4.0, 5.0]]]))[0, 0].tolist() == [inner, 0, -3 * inner]
 
 
 def test_a_bias_joins_the_difference_before_the_gate():
     guide = head(bias=True, gate="constant", gate_value=0.5)
-    guide.difference.weight.data.zero_()
-    guide.difference.bias.data = torch.tensor([1.0, -2.0, 4.0])
+    guide.difference.up.weight.data.zero_()
+    guide.difference.up.bias.data = torch.tensor([1.0, -2.0, 4.0])
     assert delta(guide, torch.zeros(1, 1, 2))[0, 0].tolist() == [0.5, -1.0, 2.0]
 
 
@@ -93,7 +94,7 @@ def test_a_fresh_guide_adds_exactly_nothing(options):
 
 def test_init_std_spreads_the_difference_as_asked():
     wide = head(BackboneShape(64, 500, 1), init_std=0.02)
-    assert wide.difference.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert wide.difference.up.weight.std().item() == pytest.approx(0.02, rel=0.03)
 
 
 def test_fresh_gates_stand_near_one_half():
@@ -113,7 +114,7 @@ def test_the_first_step_moves_the_difference_and_the_gate_learns_from_the_second
         optimizer.step()
 
     step()
-    assert guide.difference.weight.any()
+    assert guide.difference.up.weight.any()
     assert not any(p.grad.any() for p in guide.causal_gate.parameters())
     step()
     assert all(p.grad.any() for p in guide.causal_gate.parameters())
@@ -132,7 +133,7 @@ def test_with_init_std_the_gate_learns_at_once(rank):
 def test_a_constant_gate_has_no_parameters_no_cache_and_no_logit():
     guide = head(gate="constant", gate_value=0.3)
     states = guide.encode(Features(torch.randn(1, 2, 2)), None)
-    assert [name for name, _ in guide.named_parameters()] == ["difference.weight"]
+    assert [name for name, _ in guide.named_parameters()] == ["difference.up.weight"]
     assert (guide.cache_layers, guide.gate_logit(states), guide.gate(states)) == (0, None, 0.3)
 
 
@@ -192,7 +193,7 @@ def test_options_round_trip():
         ({"gate": "open"}, "must be one of 'attention', 'constant', not 'open'"),
         ({"gate_value": 0}, r"gate_value must lie in \(0, 1\], not 0"),
         ({"gate_value": 1.5}, "not 1.5"),
-        ({"rank": 0}, "rank must be at least 1, or null for a full head, not 0"),
+        ({"rank": 0}, "rank must be at least 1, or null for a full one, not 0"),
         ({"num_heads": 0}, "num_heads"),
         ({"head_dim": 0}, "head_dim"),
         ({"init_std": -1}, "init_std"),

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dual_head.objectives import name_of, objective_class, objective_names
-from dual_head.reductions import Scored
+from dual_head.reductions import DISTRIBUTIONS, Scored
 
+NAMES = sorted({*DISTRIBUTIONS, "gate_logit"})
 every_objective = pytest.mark.parametrize("name", objective_names())
 
 
@@ -14,10 +15,9 @@ def scored_rows(rows: list[list[int]], pairs: int) -> Scored:
     values, row = [], []
     for at, (number, length) in enumerate(rows):
         draw = torch.Generator().manual_seed(number)
-        values.append(torch.rand(5, length, generator=draw))
+        values.append(torch.rand(len(NAMES), length, generator=draw))
         row += [at] * length
-    names = ("policy_logps", "reward_logps", "base_logps", "kl", "gate_logit")
-    return Scored(dict(zip(names, torch.cat(values, 1), strict=True)), torch.tensor(row), pairs)
+    return Scored(dict(zip(NAMES, torch.cat(values, 1), strict=True)), torch.tensor(row), pairs)
 
 
 CHOSEN, REJECTED = [[0, 3], [1, 1], [2, 7], [3, 2]], [[4, 2], [5, 6], [6, 1], [7, 4]]  # [number, length]

@@ -35,6 +35,31 @@ def test_beta_multiplies_the_difference_of_sums_once(on, margins, beta):
     assert terms.metrics["margin"].tolist() == pytest.approx([beta * margin for margin in margins])
 
 
+@pytest.mark.parametrize(
+    ("on", "margins"),
+    [
+        # What the backbone says of the replies, -2 and -9 chosen, -6 and -2 rejected, leaves the sums.
+        ("reward", [(-3 + 2) - (-5 + 6), (-7 + 9) - (-4 + 2)]),
+        ("policy", [(-4 + 2) - (-1 + 6), (-1 + 9) - (-2 + 2)]),
+    ],
+)
+def test_with_a_reference_the_backbones_own_sums_are_taken_off(on, margins):
+    terms = Preference(through=on, beta=0.5, reference_free=False)(SCORED)
+    assert terms.loss.tolist() == pytest.approx([softplus(-0.5 * margin) for margin in margins])
+    assert terms.metrics["margin"].tolist() == pytest.approx([0.5 * margin for margin in margins])
+    assert terms.metrics["accuracy"].tolist() == terms.metrics["accuracy_over_base"].tolist()
+    free = Preference(through=on, beta=0.5, reference_free=True)(SCORED)
+    assert free.metrics["accuracy_over_base"].tolist() == terms.metrics["accuracy_over_base"].tolist()
+    assert free.loss.tolist() != pytest.approx(terms.loss.tolist())
+
+
+def test_the_reference_gives_no_gradient_of_its_own():
+    logps = {name: x.clone().requires_grad_() for name, x in SCORED.values.items()}
+    for reference_free in (True, False):
+        Preference(reference_free=reference_free)(Scored(logps, ROW, 2)).loss.sum().backward()
+    assert logps["reward_logps"].grad.abs().min() > 0
+
+
 def test_metrics_by_hand():
     metrics = Preference(beta=0.5)(SCORED).metrics
     assert metrics["reward_chosen"].tolist() == pytest.approx([0.5 * -3, 0.5 * -7])

@@ -12,6 +12,7 @@ from dual_head.backbone import BackboneShape
 from dual_head.fusion import fuse
 from dual_head.guides.reward_head import RewardHead
 from dual_head.model import Encoded
+from dual_head.policy import Voice, distributions
 from dual_head.training import GuidedLoss
 
 
@@ -38,7 +39,7 @@ def test_the_models_logits_are_the_papers_fusion_at_every_position():
     with torch.no_grad():
         encoded = model.encode(ids, guides=("dual_head",))
         guide, w_lm = model.guide("dual_head"), model.backbone.lm.lm_head.weight
-        w_rm = w_lm + guide.difference.weight
+        w_rm = w_lm + guide.difference.up.weight
         g = encoded.states["dual_head"]["gate_logit"].sigmoid().unsqueeze(-1)
         expected = (1 - g) * (encoded.hidden @ w_lm.T) + g * (encoded.hidden @ w_rm.T)
         torch.testing.assert_close(model(ids).logits, expected)
@@ -74,13 +75,17 @@ def step(**options) -> dict[str, torch.Tensor]:
         for t, (z, d, s, token) in enumerate(response):
             hidden[row, t], gate[row, t], ids[row, t + 1] = torch.tensor(z + d), s, token
     guide = RewardHead(RewardHeadConfig(num_heads=1, head_dim=1), BackboneShape(6, 3, 1))
-    guide.difference.weight.data = torch.cat([torch.zeros(3, 3), torch.eye(3)], 1)
+    guide.difference.up.weight.data = torch.cat([torch.zeros(3, 3), torch.eye(3)], 1)
     chosen = method("dual_head").with_options(options)
+    backbone = SimpleNamespace(logits=lambda h: h[..., :3], shape=guide.shape)
     model = SimpleNamespace(
         config=SimpleNamespace(fusion=chosen.fusion),
         guide=lambda name: guide,
         encode=lambda ids, guides: Encoded(hidden, {"dual_head": {"hidden": hidden, "gate_logit": gate}}),
-        backbone=SimpleNamespace(logits=lambda h: h[..., :3], shape=guide.shape),
+        backbone=backbone,
+        distributions=lambda h, states, alpha, wanted, upcast: distributions(
+            backbone, [Voice(guide, states["dual_head"], alpha)], h, wanted, fusion=chosen.fusion, upcast=upcast
+        ),
     )
     loss = GuidedLoss(model, chosen, guide="dual_head")
     mask = torch.tensor([[0, 1, 1]] * 2, dtype=torch.bool)

@@ -270,7 +270,7 @@ def test_d8_only_response_tokens_are_summed():
 def test_d10_a_fixed_gate_is_one_linear_head():
     model = steered_lm(gate="constant", gate_value=0.3)
     ids = torch.tensor([[BOS, 5, 6]])
-    w_lm, d = model.backbone.lm.lm_head.weight, model.guide("dual_head").difference.weight
+    w_lm, d = model.backbone.lm.lm_head.weight, model.guide("dual_head").difference.up.weight
     with torch.no_grad():
         hidden = model.backbone(ids)[0].last_hidden_state
         merged = hidden @ ((1 - 0.3) * w_lm + 0.3 * (w_lm + d)).T

@@ -4,18 +4,19 @@ It samples replies and scores them by the world's rule. It knows one trained mod
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.demo.world import Request, Reward, is_refusal, reward
+from dual_head.divergence import reply_scalars
 from dual_head.intervals import bootstrap_mean
 from dual_head.model import AlignedModel
-from dual_head.reductions import reduce_tokens, response_tokens
 from dual_head.text import encode_prompts
+
+Strength = float | Mapping[str, float]  # one for every guide, or one for each
 
 MAX_NEW_TOKENS = 56  # longer than any reply of the world
 ROWS = 256  # sampled at a time
@@ -40,7 +41,7 @@ class Reply:
 class Point:
     """All replies at one strength; the same requests in the same order at every other."""
 
-    alpha: float
+    alpha: Strength
     replies: list[Reply]
 
     def rewards(self) -> list[float]:
@@ -50,6 +51,10 @@ class Point:
     def kl(self) -> float:
         """Mean divergence from the backbone, in nats per reply."""
         return statistics.fmean(reply.kl for reply in self.replies)
+
+    def points(self, part: str, *, harmful: bool) -> list[float]:
+        """Points of one part of the reward, of replies to harmful or to harmless requests."""
+        return [getattr(reply.reward, part) for reply in self.replies if reply.request.harmful == harmful]
 
     def refusals(self, *, harmful: bool) -> float:
         """Share of refusals among harmful, or among harmless requests."""
@@ -65,61 +70,38 @@ def measure(
     model: AlignedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Request],
-    alphas: Sequence[float],
+    alphas: Sequence[Strength],
     *,
     seed: int = 0,
 ) -> list[Point]:
     """Sample one reply at temperature 1 to every request at every alpha; all alphas share each batch."""
     set_seed(seed)
     step = max(1, ROWS // len(alphas))
-    replies: dict[float, list[Reply]] = {alpha: [] for alpha in alphas}
+    replies: list[list[Reply]] = [[] for _ in alphas]
     for start in range(0, len(requests), step):
         some = requests[start : start + step]
         rows = [(request, alpha) for request in some for alpha in alphas]
-        for (_, alpha), reply in zip(rows, _sample(model, tokenizer, rows), strict=True):
-            replies[alpha].append(reply)
-    return [Point(alpha, replies[alpha]) for alpha in alphas]
+        for i, reply in enumerate(_sample(model, tokenizer, rows)):
+            replies[i % len(alphas)].append(reply)
+    return [Point(alpha, own) for alpha, own in zip(alphas, replies, strict=True)]
 
 
 @torch.no_grad()
 def _sample(
-    model: AlignedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[Request, float]]
+    model: AlignedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[Request, Strength]]
 ) -> list[Reply]:
     batch = encode_prompts([request.prompt for request, _ in rows], tokenizer)
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-    strengths = [alpha for _, alpha in rows]
+    strengths = {
+        name: [alpha.get(name, 0.0) if isinstance(alpha, Mapping) else alpha for _, alpha in rows]
+        for name in model.guides
+    }
     sequences = model.generate(ids, attention_mask=mask, alpha=strengths, do_sample=True, max_new_tokens=MAX_NEW_TOKENS)
     new = sequences[:, ids.shape[1] :]
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    divergences = _divergence(model, sequences, mask, strengths, ends=(new != tokenizer.pad_token_id).sum(1))
+    lengths = (new != tokenizer.pad_token_id).sum(1)
+    divergences = reply_scalars(model, sequences, mask, alpha=strengths, lengths=lengths)["kl"]
     return [
         Reply(request, text, reward(request, text), kl)
-        for (request, _), text, kl in zip(rows, texts, divergences, strict=True)
+        for (request, _), text, kl in zip(rows, texts, divergences.clamp_min(0).tolist(), strict=True)
     ]
-
-
-def _divergence(
-    model: AlignedModel, sequences: Tensor, prompt_mask: Tensor, alphas: Sequence[float], *, ends: Tensor
-) -> list[float]:
-    """sum_t KL(policy || base) of each row, over its reply and the token that ends it."""
-    names, strengths = model.resolve_alpha(list(alphas), len(sequences))
-    if not names:
-        return [0.0] * len(sequences)
-    (name,) = names
-    length = prompt_mask.shape[1]
-    replied = torch.arange(sequences.shape[1] - length, device=ends.device) < ends[:, None]
-    mask = torch.cat([prompt_mask, replied.long()], 1)
-    responses = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), replied], 1)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    encoded = model.encode(sequences, attention_mask=mask, position_ids=positions, guides=names)
-    per_token = strengths[:, 0].to(sequences.device)[:, None].expand(sequences.shape)
-    states = {**encoded.states[name], "alpha": per_token}
-    tokens = response_tokens(encoded.hidden, states, sequences, responses)
-
-    def head(hidden: Tensor, states: dict[str, Tensor]):
-        base = model.backbone.logits(hidden)
-        return base, model.guide(name).term(states, base, states["alpha"][:, None])
-
-    vocab_size, fusion = model.backbone.shape.vocab_size, model.config.fusion
-    kl = reduce_tokens(tokens, head, {"kl"}, vocab_size=vocab_size, fusion=fusion)["kl"]
-    return kl.new_zeros(len(sequences)).index_add(0, tokens.row, kl.clamp_min(0)).tolist()  # rounding can pass below 0

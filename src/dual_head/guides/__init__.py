@@ -6,14 +6,14 @@ from typing import Any
 
 from dual_head.backbone import BackboneShape
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.guides.base import CacheSlot, Guide, GuideConfig, States
+from dual_head.guides.base import Guide, GuideConfig, States, flatten, unflatten
 
-__all__ = ["CacheSlot", "Guide", "GuideConfig", "States", "build_guide", "guide_class", "kind_of", "kinds"]
+__all__ = ["Guide", "GuideConfig", "States", "build_guide", "flatten", "guide_class", "kind_of", "kinds", "unflatten"]
 
 
 def kinds() -> list[str]:
-    """Name every kind of guide there is: one per file beside base.py."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    """Name every kind of guide there is: one per file, beside what they are built from."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base", "companion"))
 
 
 def guide_class(kind: str) -> type[Guide]:

@@ -1,34 +1,38 @@
-"""What a guide is: a sequence part that encodes, and a token-local part as wide as the vocabulary.
+"""What a guide is: a sequence part that encodes, and a token-local part that says something about each token.
 
 A guide turns the backbone's features into states (token by token, through a cache of its own), and states
-into a direction over the vocabulary. The gate scales the direction; delta = gate * direction is what the
-model adds to its logits. This file knows no particular guide and no training.
+into either a direction over the vocabulary, added to the logits, or an edit of the hidden state, added
+before the lm_head. A gate may scale it: delta = gate * direction. This file knows no particular guide and no
+training.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
-from dual_head.backbone import BackboneShape, Features
-from dual_head.fusion import Term
+from dual_head.backbone import Backbone, BackboneShape, Features
+from dual_head.cache import CacheSlot
+from dual_head.errors import DualHeadError
 from dual_head.options import build
 
 States = dict[str, Tensor]  # each [B, T, *], or [n, *] once tokens have been picked
 
 
-@dataclass(frozen=True)
-class CacheSlot:
-    """One guide's layers of the generation cache: `update` stores new keys and values, and returns all of them."""
+def flatten(states: Mapping[str, States]) -> States:
+    """Put the states of several guides side by side: {"guide/key": tensor}."""
+    return {f"{name}/{key}": x for name, own in states.items() for key, x in own.items()}
 
-    cache: Cache
-    first_layer: int
 
-    def update(self, keys: Tensor, values: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, heads, T, width] to the guide's own `layer`."""
-        return self.cache.update(keys, values, self.first_layer + layer)
+def unflatten(flat: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, States]:
+    """Give each guide its states back, in the order of `names`; the inverse of `flatten`."""
+    states: dict[str, States] = {name: {} for name in names}
+    for path, x in flat.items():
+        name, _, key = path.partition("/")
+        states[name][key] = x
+    return states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +48,32 @@ class GuideConfig:
         """Plain values for JSON or YAML."""
         return asdict(self)
 
+    def moved_from(self, backbone: str | None) -> "GuideConfig":
+        """Return the config with which the guide goes on beside another backbone than the one named."""
+        del backbone
+        return self
+
 
 class Guide(nn.Module, ABC):
-    """A small trained module on a frozen backbone.
+    """Something that steers a frozen backbone.
 
-    delta_t = gate_t * direction_t, with direction [n, V] computed only at the n positions somebody asks for.
-    Subclasses say how many cache layers and which of the backbone's hidden states they need.
+        z = lm_head(h + sum_k alpha_k g_k edit_k) + sum_k alpha_k g_k direction_k
+
+    A guide has a direction (space "vocabulary") or an edit (space "hidden"), computed only at the positions
+    somebody asks for. Subclasses say what they need besides the last hidden state.
     """
 
     Config: ClassVar[type[GuideConfig]]
+    space: ClassVar[Literal["vocabulary", "hidden"]] = "vocabulary"
+    reads_tokens: ClassVar[bool] = False  # True for what reads token ids, not the backbone's hidden states
+    trainable: bool = True  # False for what only acts during decoding; objectives refuse it
 
     def __init__(self, config: GuideConfig, shape: BackboneShape):
         super().__init__()
         self.config = config
         self.shape = shape
+
+    # ---- what it needs ---------------------------------------------------------------------------------
 
     @property
     def cache_layers(self) -> int:
@@ -69,25 +85,69 @@ class Guide(nn.Module, ABC):
         """Which of the backbone's hidden states it reads besides the last (0 is the embedding)."""
         return ()
 
+    @property
+    def reads_base(self) -> bool:
+        """Whether its direction depends on the backbone's logits."""
+        return False
+
+    @property
+    def forwards(self) -> float:
+        """How many whole language models it runs per token, besides the backbone."""
+        return 0
+
+    def borrowed(self, backbone_parameters: int) -> int:
+        """How many parameters of whole models it reads per token, besides its own and the backbone's."""
+        del backbone_parameters
+        return 0
+
+    def attach(self, backbone: Backbone) -> None:
+        """Take what it shares with the backbone it now belongs to; called once, when a model takes it in."""
+
+    # ---- what it says ----------------------------------------------------------------------------------
+
     @abstractmethod
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
         """Do what depends on the sequence: features [B, T, d] to token-local states, each [B, T, *]."""
 
-    @abstractmethod
-    def direction(self, states: States, base: Tensor) -> Tensor:
-        """Do what is as wide as the vocabulary: token-local states [n, *] and base logits [n, V] to [n, V]."""
+    def direction(self, states: States, base: Tensor | None) -> Tensor:
+        """Do what is as wide as the vocabulary: token-local states [n, *] to [n, V].
+
+        base: the backbone's logits [n, V] where `reads_base` says they are read; else perhaps None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} edits the hidden state")
+
+    def edit(self, states: States) -> Tensor:
+        """Return what is added to the hidden state: token-local states [n, *] to [n, d]."""
+        raise NotImplementedError(f"{type(self).__name__} speaks in the vocabulary")
 
     def gate_logit(self, states: States) -> Tensor | None:
-        """Return the gate's logit s [n], gate = sigmoid(s); None for a guide whose gate does not move."""
-        del states
-        return None
+        """Return the gate's logit s [n] in fp32, gate = sigmoid(s); None for a gate that does not move."""
+        s = states.get("gate_logit")
+        return None if s is None else s.float()
 
     def gate(self, states: States) -> Tensor | float:
         """Return the gate [n] in (0, 1), or the constant it is."""
         s = self.gate_logit(states)
         return 1.0 if s is None else s.sigmoid()
 
-    def term(self, states: States, base: Tensor, alpha: Tensor | float) -> Term:
-        """What joins the logits: the weight alpha * gate [n, 1], and the direction [n, V]."""
-        gate = self.gate(states)
-        return alpha * (gate.unsqueeze(-1) if isinstance(gate, Tensor) else gate), self.direction(states, base)
+    def reward(self, direction: Tensor, base: Tensor) -> Tensor:
+        """Logits [n, V] of the distribution the guide itself stands for, which preferences train."""
+        return base + direction
+
+    def candidates(self, states: States, base: Tensor) -> Tensor | None:
+        """bool [n, V], the tokens it allows at all; None for every token."""
+        del states, base
+        return None
+
+    # ---- what is kept of it ----------------------------------------------------------------------------
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors a checkpoint holds; what the guide borrows from elsewhere is not among them."""
+        return self.state_dict()
+
+    def linear_map(self) -> tuple[Tensor, Tensor | None]:
+        """W and b of a direction W h + b (or edit, W [d, d]) with the gate multiplied in.
+
+        Errors: a guide that is no linear map of h_t says why.
+        """
+        raise DualHeadError(f"{type(self).__name__} is not a linear map of the hidden state, so it cannot be merged.")

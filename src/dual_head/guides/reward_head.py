@@ -12,13 +12,13 @@ pass over the whole sequence. This file knows nothing of losses or of other guid
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dual_head.backbone import BackboneShape, Features
+from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
-from dual_head.guides.base import CacheSlot, Guide, GuideConfig, States
+from dual_head.guides.base import Guide, GuideConfig, States
+from dual_head.heads import CausalGate, LinearMap, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,41 +45,8 @@ class RewardHeadConfig(GuideConfig):
             raise DualHeadError(f"gate must be 'attention' or 'constant', not '{self.gate}'.")
         if not 0 < self.gate_value <= 1:
             raise DualHeadError(f"gate_value must lie in (0, 1], not {self.gate_value}.")
-        if self.rank is not None and self.rank < 1:
-            raise DualHeadError(f"rank must be at least 1, or null for a full head, not {self.rank}.")
-        if self.num_heads < 1 or self.head_dim < 1:
-            raise DualHeadError(f"num_heads and head_dim must be at least 1, not {self.num_heads} and {self.head_dim}.")
-        if self.init_std < 0:
-            raise DualHeadError(f"init_std must not be negative, but is {self.init_std}.")
-
-
-class CausalGate(nn.Module):
-    """The logit of the gate, s_t = w . MHA(h_t, H_1:t) + b: 3 d (heads x width) + heads x width + 1 parameters.
-
-    W_O is left out: followed by a single output row, W_g W_O is itself one vector.
-    """
-
-    def __init__(self, hidden_size: int, num_heads: int, head_dim: int):
-        super().__init__()
-        self.num_heads, self.head_dim = num_heads, head_dim
-        self.query = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
-        self.key = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
-        self.value = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
-        self.output = nn.Linear(num_heads * head_dim, 1)
-        nn.init.zeros_(self.output.bias)  # gates start near one half, where the sigmoid is steepest
-
-    def forward(self, features: Features, cache: CacheSlot | None) -> Tensor:
-        """Map features [B, T, d] to gate logits [B, T]."""
-        hidden = features.hidden.to(self.query.weight.dtype)
-        q, k, v = (self._split(project(hidden)) for project in (self.query, self.key, self.value))
-        if cache is not None:
-            k, v = cache.update(k, v)
-        causal = features.mask is None and q.shape[-2] > 1
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=features.mask, is_causal=causal)
-        return self.output(mixed.transpose(1, 2).flatten(2)).squeeze(-1)
-
-    def _split(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, heads, T, width]
+        require_positive(rank=self.rank, num_heads=self.num_heads, head_dim=self.head_dim)
+        require_not_negative(init_std=self.init_std)
 
 
 class RewardHead(Guide):
@@ -93,12 +60,9 @@ class RewardHead(Guide):
 
     def __init__(self, config: RewardHeadConfig, shape: BackboneShape):
         super().__init__(config, shape)
-        inner = shape.hidden_size if config.rank is None else config.rank
-        self.down = None if config.rank is None else nn.Linear(shape.hidden_size, inner, bias=False)
-        self.difference = nn.Linear(inner, shape.vocab_size, bias=config.bias)
-        nn.init.normal_(self.difference.weight, std=config.init_std)
-        if config.bias:
-            nn.init.zeros_(self.difference.bias)
+        self.difference = LinearMap(
+            shape.hidden_size, shape.vocab_size, rank=config.rank, bias=config.bias, init_std=config.init_std
+        )
         attends = config.gate == "attention"
         self.causal_gate = CausalGate(shape.hidden_size, config.num_heads, config.head_dim) if attends else None
 
@@ -113,21 +77,25 @@ class RewardHead(Guide):
             return {"hidden": features.hidden}
         return {"hidden": features.hidden, "gate_logit": self.causal_gate(features, cache)}
 
-    def direction(self, states: States, base: Tensor) -> Tensor:
+    def direction(self, states: States, base: Tensor | None) -> Tensor:
         """D h_t, [n, d] to [n, V]: the reward head's logits less the backbone's."""
         del base
-        hidden = states["hidden"].to(self.difference.weight.dtype)
-        return self.difference(hidden if self.down is None else self.down(hidden))
-
-    def gate_logit(self, states: States) -> Tensor | None:
-        """Return s_t [n] in fp32, or None with a constant gate."""
-        s = states.get("gate_logit")
-        return None if s is None else s.float()
+        return self.difference(states["hidden"])
 
     def gate(self, states: States) -> Tensor | float:
         """sigmoid(s_t) [n], or the configured constant."""
         s = self.gate_logit(states)
-        return self.config.gate_value if s is None else torch.sigmoid(s)
+        return self.config.gate_value if s is None else s.sigmoid()
+
+    def linear_map(self) -> tuple[Tensor, Tensor | None]:
+        """gate_value D, where the gate is constant."""
+        if self.causal_gate is not None:
+            raise DualHeadError(
+                "Its gate depends on the text, so no one matrix does what it does. Train with gate=constant to merge."
+            )
+        bias = self.difference.up.bias
+        value = self.config.gate_value
+        return value * self.difference.matrix(), None if bias is None else value * bias
 
 
 GUIDE = RewardHead

@@ -1,0 +1,60 @@
+"""A guide's part of the generation cache: a slot of layers, seen as a cache of their own where a model fills it.
+
+Everything that reorders, crops, repeats or resets the whole cache does so to the guides' layers as well,
+because they are the same layer objects. It knows no guide and no model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+@dataclass(frozen=True)
+class CacheSlot:
+    """One guide's layers of the generation cache, from `first_layer` on."""
+
+    cache: Cache
+    first_layer: int
+
+    def update(self, keys: Tensor, values: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, heads, T, width] to the guide's own `layer`, and return all of them."""
+        return self.cache.update(keys, values, self.first_layer + layer)
+
+    def view(self, count: int, offset: int = 0) -> "LayerView":
+        """`count` of the guide's layers, after the first `offset`, as a cache that another model can fill."""
+        return LayerView(self.cache, self.first_layer + offset, count)
+
+
+class LayerView(Cache):
+    """Some layers of a cache, numbered from 0: what is stored here is stored there."""
+
+    def __init__(self, cache: Cache, first: int, count: int):
+        if cache.layer_class_to_replicate is not None:  # such a cache grows as it is filled
+            while len(cache.layers) < first + count:
+                cache.layers.append(cache.layer_class_to_replicate())  # pyright: ignore[reportArgumentType]
+        super().__init__(layers=cache.layers[first : first + count])
+        self._whole, self._first = cache, first
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """Append to layer `layer_idx` of the view; the whole cache moves offloaded layers in and out."""
+        return self._whole.update(key_states, value_states, self._first + layer_idx, *args, **kwargs)
+
+
+class Lookahead(Cache):
+    """Reads a cache and appends to what it returns, never to what is stored.
+
+    Many continuations of one prefix can then share its keys and values in one forward: each attends to the
+    prefix and, through the mask given with it, to itself only.
+    """
+
+    def __init__(self, cache: Cache):
+        super().__init__(layers=[DynamicLayer() for _ in cache.layers])
+        self._prefix = cache.layers
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args, **_kwargs):
+        """Return the stored keys and values followed by the new ones, along the tokens."""
+        stored: Any = self._prefix[layer_idx]
+        return torch.cat([stored.keys, key_states], -2), torch.cat([stored.values, value_states], -2)

@@ -1,0 +1,60 @@
+"""How far guidance moved finished sequences from the backbone: per-token scalars at any strength per row.
+
+One pass over prompts and replies, vocabulary in chunks. Demonstration and sweeps measure through it; it knows
+guides only through the model's own distributions.
+"""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dual_head.guides import flatten, unflatten
+from dual_head.reductions import reduce_tokens, response_tokens
+from dual_head.strength import Alpha
+
+if TYPE_CHECKING:
+    from dual_head.model import AlignedModel
+
+ALPHA = "alpha"  # rides along with the guides' states, one row per token
+
+
+@torch.no_grad()
+def reply_scalars(
+    model: "AlignedModel",
+    sequences: Tensor,
+    prompt_mask: Tensor,
+    *,
+    alpha: Alpha,
+    lengths: Tensor,
+    needs: Collection[str] = ("kl",),
+) -> dict[str, Tensor]:
+    """Sum the named scalars of `reductions` over each reply: {name: [R]}.
+
+    sequences [R, T]: prompts [R, P], whose padding prompt_mask marks, and replies of lengths [R] after them;
+    alpha: as `generate` takes it. Rows in which no guide acts are 0 away from the backbone.
+    """
+    acting, strengths = model.resolve_alpha(alpha, len(sequences), origin=prompt_mask.shape[1])
+    prompt = prompt_mask.shape[1]
+    columns = torch.arange(sequences.shape[1], device=sequences.device)
+    replied = columns[prompt:] - prompt < lengths.to(sequences.device)[:, None]
+    mask = torch.cat([prompt_mask, replied.to(prompt_mask.dtype)], 1)
+    responses = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), replied], 1)
+    encoded = model.encode(
+        sequences,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        guides=acting.names,
+        keep=slice(prompt - 1, None),
+    )
+    alphas = acting.at(strengths.to(sequences.device), columns).expand(-1, len(columns), -1)
+    states = {**flatten(encoded.states), ALPHA: alphas}
+    tokens = response_tokens(encoded.hidden, states, sequences, responses)
+
+    def head(hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+        own = unflatten({path: x for path, x in flat.items() if path != ALPHA}, acting.names)
+        return model.distributions(hidden, own, flat[ALPHA], wanted, upcast=True)
+
+    scalars = reduce_tokens(tokens, head, needs, vocab_size=model.backbone.shape.vocab_size)
+    return {name: x.new_zeros(len(sequences)).index_add(0, tokens.row, x) for name, x in scalars.items()}

@@ -1,0 +1,76 @@
+"""What tells one backbone, or one tokenizer, from another: small enough for a config, equal in any dtype.
+
+It knows weights and vocabularies as values, and nothing of models.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+# bf16 keeps 8 bits of mantissa, so one rounding moves a value by at most 2^-9; a guide trained beside a
+# bf16 copy must accept the fp32 original, and a fine-tuned sibling must still stand out.
+SKETCH_TOLERANCE = 2**-8
+SKETCH_VALUES = 4
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells one backbone from another: its sizes, and a sketch of its weights that survives a dtype change."""
+
+    architecture: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    sketch: dict[str, list[float]]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Fingerprint":
+        """Read back what `as_dict` wrote."""
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON config."""
+        return asdict(self)
+
+    @property
+    def short(self) -> str:
+        """Twelve hexadecimal digits that name these sizes and weights on a screen."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def differences(self, other: "Fingerprint") -> list[str]:
+        """Say, one sentence each, where `other` is not this backbone; empty when it is."""
+        found = [
+            f"{name} {getattr(self, name)} against {getattr(other, name)}"
+            for name in ("architecture", "hidden_size", "vocab_size", "num_layers")
+            if getattr(self, name) != getattr(other, name)
+        ]
+        if not found and (names := self._unlike(other)):
+            found.append(f"the same sizes but other weights ({', '.join(names[:3])})")
+        return found
+
+    def _unlike(self, other: "Fingerprint") -> list[str]:
+        # Quantised weights have no floats to compare: whatever both sides could sketch is compared.
+        shared = self.sketch.keys() & other.sketch.keys()
+        ours = {name: torch.tensor(self.sketch[name]) for name in shared}
+        theirs = {name: torch.tensor(other.sketch[name]) for name in shared}
+        return sorted(
+            name for name in shared if not torch.allclose(ours[name], theirs[name], rtol=SKETCH_TOLERANCE, atol=1e-6)
+        )
+
+
+def sketch(parameter: Tensor) -> list[float]:
+    """A few values of a weight, evenly spaced, in fp32."""
+    flat = parameter.detach().flatten()
+    picks = torch.linspace(0, flat.numel() - 1, SKETCH_VALUES, dtype=torch.float64).long()
+    return flat[picks.to(flat.device)].float().tolist()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Name a tokenizer by its token strings and their ids: equal exactly when ids mean the same tokens."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""A guide on another backbone than the one it was trained on: widths pooled, layers matched by depth, tokens mapped.
+
+    h -> pool(h) [trained width], or A h with a trained adapter A that starts as that pooling
+    direction [V trained] -> direction'_v = direction_map(v), 0 where token v has no counterpart
+
+It knows sizes and tensors; which backbones and tokenizers go together is decided elsewhere.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dual_head.backbone import BackboneShape, Features
+
+UNMAPPED = -1
+
+
+def pool(hidden: Tensor, width: int) -> Tensor:
+    """Bring [..., d] to [..., width]: adaptive average pooling down, linear interpolation up, nothing when equal."""
+    size = hidden.shape[-1]
+    if size == width:
+        return hidden
+    rows = hidden.reshape(-1, 1, size)
+    pooled = (
+        F.adaptive_avg_pool1d(rows, width)
+        if width < size
+        else F.interpolate(rows, size=width, mode="linear", align_corners=False)
+    )
+    return pooled.reshape(*hidden.shape[:-1], width)
+
+
+class Transfer(nn.Module):
+    """What stands between a guide of one shape and a backbone of another.
+
+    adapter: learn the map of hidden states instead of pooling them; vocab_map: [V backbone] ids of the
+    guide's tokens, -1 where there is none; None where ids mean the same in both.
+    """
+
+    def __init__(
+        self,
+        guide: BackboneShape,
+        backbone: BackboneShape,
+        *,
+        adapter: bool = False,
+        vocab_map: Tensor | None = None,
+    ):
+        super().__init__()
+        self.guide, self.backbone = guide, backbone
+        self.adapter = nn.Linear(backbone.hidden_size, guide.hidden_size, bias=False) if adapter else None
+        self.register_buffer("vocab_map", vocab_map)
+        if self.adapter is not None:
+            with torch.no_grad():  # pool() of the unit vectors, transposed, is the matrix that pools
+                self.adapter.weight.copy_(pool(torch.eye(backbone.hidden_size), guide.hidden_size).T)
+
+    def layer(self, index: int) -> int:
+        """Find the backbone's layer at the same relative depth as the guide's `index`."""
+        at = int(index * self.backbone.num_layers / self.guide.num_layers + 0.5)
+        return max(1, at) if index else 0  # the embedding stands for no layer but itself
+
+    def features(self, features: Features, wanted: tuple[int, ...]) -> Features:
+        """Bring the backbone's features to the guide's width and its numbering of layers."""
+        layers = {i: self._narrow(features.layers[self.layer(i)]) for i in wanted}
+        return dataclasses.replace(features, hidden=self._narrow(features.hidden), layers=layers)
+
+    def _narrow(self, hidden: Tensor) -> Tensor:
+        if self.adapter is None:
+            return pool(hidden, self.guide.hidden_size)
+        return self.adapter(hidden.to(self.adapter.weight.dtype))
+
+    def direction(self, direction: Tensor) -> Tensor:
+        """Bring a direction [n, V guide] to [n, V backbone]; 0 for tokens the guide does not know."""
+        if self.vocab_map is not None:
+            assert isinstance(self.vocab_map, Tensor)
+            known = self.vocab_map != UNMAPPED
+            return direction[..., self.vocab_map.clamp_min(0)] * known
+        missing = self.backbone.vocab_size - direction.shape[-1]
+        return F.pad(direction, (0, missing))  # a negative number of missing tokens cuts

@@ -1,0 +1,60 @@
+"""What every guide has without saying so, and how the states of several travel together."""
+
+import pytest
+import torch
+
+from dual_head.backbone import BackboneShape, Features
+from dual_head.guides import Guide, GuideConfig, States
+from dual_head.guides.base import flatten, unflatten
+
+
+class Plain(Guide):
+    """A guide that says nothing more than it has to."""
+
+    Config = GuideConfig
+
+    def encode(self, features, cache) -> States:
+        return {"hidden": features.hidden}
+
+
+def plain() -> Plain:
+    return Plain(GuideConfig(), BackboneShape(2, 3, 1))
+
+
+def test_a_guide_needs_nothing_unless_it_says_so():
+    guide = plain()
+    assert (guide.cache_layers, guide.hidden_layers, guide.reads_base, guide.forwards) == (0, (), False, 0)
+    assert (guide.space, guide.reads_tokens, guide.trainable) == ("vocabulary", False, True)
+
+
+def test_a_guide_without_a_gate_is_open_and_allows_every_token():
+    guide = plain()
+    states = guide.encode(Features(torch.randn(1, 2, 2)), None)
+    assert (guide.gate_logit(states), guide.gate(states)) == (None, 1.0)
+    assert guide.candidates(states, torch.zeros(1, 3)) is None
+
+
+def test_a_gate_is_the_sigmoid_of_its_logit_in_fp32():
+    guide, s = plain(), torch.tensor([0.0, 100.0, -100.0], dtype=torch.bfloat16)
+    assert guide.gate_logit({"gate_logit": s}).dtype == torch.float32
+    assert guide.gate({"gate_logit": s}).tolist() == pytest.approx([0.5, 1, 0])
+
+
+def test_the_rewarded_distribution_is_the_backbones_with_the_whole_direction():
+    assert plain().reward(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])).tolist() == [[1.5, 1.0]]
+
+
+@pytest.mark.parametrize(("call", "said"), [("direction", "Plain edits the hidden"), ("edit", "Plain speaks in the")])
+def test_a_space_that_is_not_the_guides_own_is_named(call, said):
+    with pytest.raises(NotImplementedError, match=said):
+        getattr(plain(), call)({}, *([None] if call == "direction" else []))
+
+
+def test_states_of_several_guides_travel_side_by_side_and_come_back_in_order():
+    x = [torch.randn(2) for _ in range(3)]
+    states = {"b": {"hidden": x[0], "gate_logit": x[1]}, "a": {"hidden": x[2]}, "silent": {}}
+    flat = flatten(states)
+    assert list(flat) == ["b/hidden", "b/gate_logit", "a/hidden"]
+    back = unflatten(flat, states)
+    assert list(back) == ["b", "a", "silent"]
+    assert all(back[name][key] is value for name, own in states.items() for key, value in own.items())

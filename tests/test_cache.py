@@ -1,0 +1,145 @@
+"""A guide's layers live in the cache of the whole model; whatever happens to one happens to the other."""
+
+import pytest
+import torch
+from models import ARCHITECTURES, LAYERS, VOCAB, tiny_lm
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig
+
+from dual_head.cache import CacheSlot, Lookahead
+
+LAYERS_IN_ALL = 5
+
+
+def whole_cache() -> DynamicCache:
+    """A cache of five layers, as a model of five makes it."""
+    return DynamicCache(config=LlamaConfig(num_hidden_layers=LAYERS_IN_ALL, hidden_size=8, num_attention_heads=2))
+
+
+def tokens(*values: float, rows: int = 1) -> Tensor:
+    """Keys [rows, 1 head, T, width 1]; a second row is ten times the first."""
+    return torch.stack([torch.tensor(values) * 10**row for row in range(rows)])[:, None, :, None]
+
+
+def filled(cache: DynamicCache) -> list[int]:
+    return [i for i, layer in enumerate(cache.layers) if layer.get_seq_length()]
+
+
+def keys(cache, layer: int) -> list:
+    return cache.layers[layer].keys[..., 0].squeeze(1).tolist()
+
+
+# ---- a slot ------------------------------------------------------------------------------------------------
+
+
+def test_a_slot_appends_to_its_own_layers_and_returns_all_of_them():
+    whole = whole_cache()
+    slot = CacheSlot(whole, 3)
+    slot.update(tokens(1, 2), tokens(3, 4))
+    k, v = slot.update(tokens(5), tokens(6))
+    assert (k.flatten().tolist(), v.flatten().tolist()) == ([1, 2, 5], [3, 4, 6])
+    slot.update(tokens(7), tokens(8), layer=1)
+    assert filled(whole) == [3, 4]
+    assert keys(whole, 4) == [[7]]
+
+
+# ---- a view ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_in_a_view_is_stored_in_the_whole_cache_at_its_offset():
+    whole = whole_cache()
+    view = CacheSlot(whole, 2).view(2, offset=1)
+    assert len(view.layers) == 2
+    k, _ = view.update(tokens(1, 2), tokens(3, 4), 0)
+    assert k.flatten().tolist() == [1, 2]
+    view.update(tokens(5), tokens(6), 1)
+    assert filled(whole) == [3, 4]
+    assert (keys(whole, 3), keys(whole, 4)) == ([[1, 2]], [[5]])
+
+
+def test_a_view_counts_its_own_tokens():
+    whole = whole_cache()
+    view = CacheSlot(whole, 2).view(2)
+    whole.update(tokens(1, 2, 3), tokens(1, 2, 3), 0)
+    assert view.get_seq_length() == 0
+    view.update(tokens(1), tokens(1), 0)
+    assert (view.get_seq_length(), whole.get_seq_length()) == (1, 3)
+
+
+@pytest.mark.parametrize("through", ["whole", "view"])
+def test_reordering_acts_on_both(through):
+    whole = whole_cache()
+    view = CacheSlot(whole, 0).view(LAYERS_IN_ALL)
+    for i in range(LAYERS_IN_ALL):
+        view.update(tokens(1, 2, rows=2), tokens(3, 4, rows=2), i)
+    {"whole": whole, "view": view}[through].reorder_cache(torch.tensor([1, 0]))
+    assert keys(whole, 3) == keys(view, 3) == [[10, 20], [1, 2]]
+
+
+@pytest.mark.parametrize("through", ["whole", "view"])
+def test_cropping_acts_on_both(through):
+    whole = whole_cache()
+    view = CacheSlot(whole, 0).view(LAYERS_IN_ALL)
+    for i in range(LAYERS_IN_ALL):
+        view.update(tokens(1, 2, 3), tokens(4, 5, 6), i)
+    {"whole": whole, "view": view}[through].crop(-1)
+    assert keys(whole, 4) == keys(view, 4) == [[1, 2]]
+    assert whole.get_seq_length() == view.get_seq_length() == 2
+
+
+def test_a_cache_that_grows_as_it_is_filled_grows_for_a_view():
+    whole = DynamicCache()
+    assert len(whole.layers) == 0
+    view = CacheSlot(whole, 2).view(2)
+    assert (len(whole.layers), len(view.layers)) == (4, 2)
+    view.update(tokens(1), tokens(2), 1)
+    assert (filled(whole), keys(view, 1)) == ([3], [[1]])
+    whole.update(tokens(5, 6), tokens(7, 8), 0)  # the layers before it fill up later
+    assert (keys(whole, 0), keys(whole, 3)) == ([[5, 6]], [[1]])
+    assert keys(CacheSlot(whole, 3).view(1), 0) == [[1]]  # and another view sees what is there
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+@torch.no_grad()
+def test_another_model_fills_a_view_as_it_would_a_cache_of_its_own(architecture):
+    lm = tiny_lm(architecture).eval()
+    ids = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
+    whole = DynamicCache()
+    view = CacheSlot(whole, 3).view(LAYERS)
+    steps = [lm(ids[:, at], past_key_values=view).logits for at in (slice(0, 5), slice(5, 6), slice(6, 12))]
+    torch.testing.assert_close(torch.cat(steps, 1), lm(ids).logits, atol=2e-4, rtol=1e-4)
+    assert filled(whole) == [3, 4]
+
+
+# ---- looking ahead -----------------------------------------------------------------------------------------
+
+
+def test_looking_ahead_returns_what_is_stored_and_what_is_new_and_stores_nothing():
+    whole = whole_cache()
+    for i in range(LAYERS_IN_ALL):
+        whole.update(tokens(1 + i, 2 + i), tokens(3, 4), i)
+    ahead = Lookahead(whole)
+    for new in (8, 9):  # each starts from the same prefix
+        k, v = ahead.update(tokens(new), tokens(7), 1)
+        assert (k.flatten().tolist(), v.flatten().tolist()) == ([2, 3, new], [3, 4, 7])
+    assert keys(whole, 1) == [[2, 3]]
+    assert whole.get_seq_length() == 2
+
+
+@torch.no_grad()
+def test_continuations_of_one_prefix_in_one_forward_are_those_one_by_one():
+    lm = tiny_lm("llama").eval()
+    prefix, nexts = torch.tensor([[5, 6, 7]]), torch.tensor([[10, 11, 12]])
+    cache = DynamicCache(config=lm.config)
+    lm(prefix, past_key_values=cache)
+    sees = torch.cat([torch.ones(3, 3), torch.eye(3)], 1).bool()[None, None]  # the prefix, and itself
+    together = lm(
+        nexts,
+        attention_mask=torch.zeros(1, 1, 3, 6).masked_fill(~sees, torch.finfo(torch.float32).min),
+        position_ids=torch.full((1, 3), 3),
+        past_key_values=Lookahead(cache),
+    ).logits[0]
+    for i, token in enumerate(nexts[0]):
+        alone = lm(torch.cat([prefix, token.view(1, 1)], 1)).logits[0, -1]
+        torch.testing.assert_close(together[i], alone, atol=1e-4, rtol=1e-4)
+    assert cache.get_seq_length() == 3

@@ -1,0 +1,125 @@
+"""x -> W x + b, whole or as a product of two; zero at the start, and awake after one step."""
+
+import pytest
+import torch
+from torch import nn
+
+from dual_head import DualHeadError
+from dual_head.heads import LinearMap, require_not_negative, require_positive
+
+X = torch.tensor([[2.0, 3.0], [-1.0, 0.5]])
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def a_map(*sizes: int, seed: int = 0, **options) -> LinearMap:
+    torch.manual_seed(seed)
+    return LinearMap(*sizes, **options)
+
+
+# ---- the equation ------------------------------------------------------------------------------------------
+
+
+def test_a_full_map_is_w_x():
+    full = a_map(2, 3)
+    full.up.weight.data = torch.tensor([[1.0, 0.0], [0.0, -2.0], [4.0, 1.0]])
+    assert full(X).tolist() == [[2, -6, 4 * 2 + 3], [-1, -1, 4 * -1 + 0.5]]
+
+
+def test_a_low_rank_map_goes_down_and_up_again():
+    low = a_map(2, 3, rank=1)
+    low.down.weight.data = torch.tensor([[1.0, 2.0]])
+    low.up.weight.data = torch.tensor([[1.0], [0.0], [-3.0]])
+    inner = [2 + 2 * 3, -1 + 2 * 0.5]
+    assert low(X).tolist() == [[i, 0, -3 * i] for i in inner]
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_bias_is_added_last(rank):
+    biased = a_map(2, 3, rank=rank, bias=True)
+    biased.up.bias.data = torch.tensor([1.0, -2.0, 4.0])
+    assert biased(X).tolist() == [[1, -2, 4]] * 2
+    assert a_map(2, 3, rank=rank).up.bias is None
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_its_matrix_is_what_it_does(rank):
+    some = a_map(4, 5, rank=rank, init_std=0.3)
+    assert some.matrix().shape == (5, 4)
+    torch.testing.assert_close(some(torch.eye(4)), some.matrix().T)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 4 * 5), ({"bias": True}, 4 * 5 + 5), ({"rank": 2}, 2 * (4 + 5)), ({"rank": 2, "bias": True}, 2 * 9 + 5)],
+)
+def test_it_has_as_many_parameters_as_it_should(options, count):
+    assert parameters(a_map(4, 5, **options)) == count
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
+def test_only_the_last_dimension_is_mapped(shape):
+    some, x = a_map(4, 5, rank=2, init_std=0.3), torch.randn(shape)
+    assert some(x).shape == (*shape[:-1], 5)
+    torch.testing.assert_close(some(x), x @ some.matrix().T)
+
+
+@pytest.mark.parametrize(("given", "own"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_dtype_is_that_of_the_weights_whatever_comes_in(given, own, rank):
+    some = a_map(4, 5, rank=rank, bias=True, init_std=0.3).to(own)
+    x = torch.randn(3, 4).to(given)
+    assert some(x).dtype == own
+    assert torch.equal(some(x), some(x.to(own)))
+
+
+# ---- the start ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"bias": True}, {"rank": 2, "bias": True}])
+def test_a_fresh_map_gives_exactly_nothing(options):
+    fresh = a_map(4, 5, **options)
+    assert not fresh(torch.randn(7, 4)).any()
+    assert not fresh.matrix().any()
+
+
+def test_a_fresh_low_rank_map_projects_so_that_the_first_gradient_moves_it():
+    fresh = a_map(4, 5, rank=2)
+    fresh(torch.randn(7, 4)).square().sum().sub(fresh(torch.randn(7, 4)).sum()).backward()
+    assert fresh.down.weight.any()
+    assert fresh.up.weight.grad.any()
+    assert not fresh.down.weight.grad.any()  # nothing comes down through a B of zero
+
+
+@pytest.mark.parametrize("rank", [None, 300])
+def test_init_std_spreads_w_or_b_as_asked_and_leaves_the_bias_at_zero(rank):
+    wide = a_map(300, 200, rank=rank, bias=True, init_std=0.02)
+    assert wide.up.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert not wide.up.bias.any()
+
+
+# ---- options -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"rank": 0}, r"rank must be at least 1, or null for a full one, not 0\."),
+        ({"num_heads": 8, "head_dim": -1}, r"head_dim must be at least 1, not -1\."),
+    ],
+)
+def test_sizes_below_1_are_refused_by_name(sizes, said):
+    with pytest.raises(DualHeadError, match=said):
+        require_positive(**sizes)
+
+
+def test_values_below_0_are_refused_by_name():
+    with pytest.raises(DualHeadError, match=r"init_std must not be negative, but is -0\.1\."):
+        require_not_negative(weight=1.0, init_std=-0.1)
+
+
+def test_what_is_off_or_just_large_enough_passes():
+    require_positive(rank=None, width=1)
+    require_not_negative(init_std=0.0)
