@@ -4,6 +4,7 @@ Everything on the way is printed: rows dropped by reason, lengths, parameters, w
 order of things; how each is done is elsewhere.
 """
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -12,26 +13,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.table import Table
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone import load_backbone, load_context_length
 from dual_head.checkpoint import atomic_folder
-from dual_head.data import Drops, split_by_prompt
+from dual_head.data import split_by_prompt
 from dual_head.data.collate import PairCollator
 from dual_head.data.formats import load_pairs
 from dual_head.data.tokenize import COLUMNS, TokenizeOptions, tokenize_pairs
 from dual_head.errors import DualHeadError, require
-from dual_head.intervals import bootstrap_mean, wilson
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
-from dual_head.training import GuideTrainer, GuideTrainingArguments, check_same_run, is_finished, last_whole_checkpoint
+from dual_head.progress import brief
+from dual_head.report import draw, print_report, summarise
+from dual_head.resume import check_same_run, is_finished, last_whole_checkpoint, load_guides, save_guides
+from dual_head.training import GuideTrainer, GuideTrainingArguments
+from dual_head.tuning import kind_of_peer, preference_trainer
 
 RUN_FILE = "run.json"
 REPORT_FILE = "report.json"
@@ -56,7 +58,6 @@ TRAINING_IDENTITY = (
 )
 PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
-SHARES = ("accuracy", "accuracy_over_base")
 
 
 def _option(default: Any, said: str, **more: Any) -> Any:
@@ -87,6 +88,9 @@ class RunOptions:
     quantization: Literal["none", "4bit", "8bit"] = _option("none", "Load the backbone quantised by bitsandbytes.")
     trust_remote_code: bool = _option(False, "Run code that comes with the backbone or tokenizer.")
     logits_budget_mb: int = _option(128, "Memory for logits at a time; smaller is slower and never different.")
+    move_guides: str | None = _option(
+        None, "Guides trained on another backbone: move them to this one and train only the map in between."
+    )
     restart: bool = _option(False, "Delete the checkpoints in output_dir instead of resuming from them.")
 
     def __post_init__(self):
@@ -116,7 +120,7 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     if not len(held_out):
         args = dataclasses.replace(args, eval_strategy="no", eval_steps=None)
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    trainer = GuideTrainer(
+    measuring = GuideTrainer(
         model,
         method,
         args,
@@ -126,28 +130,69 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         tokenizer=tokenizer,
         budget=options.logits_budget_mb * 2**20,
     )
+    trainer = measuring if method.peer is None else _peer_trainer(method, model, args, train_set, held_out, tokenizer)
     _begin(output, identity, options, processes)
     started = time.perf_counter()
     if resume and is_finished(resume):
         console.print(f"Already trained to the end: {resume}. Add --restart to train again.")
         trainer.state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
-        trainer.load_guides(resume)
+        load_guides(model, resume)
         if (output / REPORT_FILE).is_file() and (output / SAFE_WEIGHTS_NAME).is_file():
-            return trainer  # all of it is written; another evaluation would say the same
+            return measuring  # all of it is written; another evaluation would say the same
     else:
         if resume:
             console.print(f"Resuming from {resume}.")
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
-    metrics = trainer.evaluate_once() if len(held_out) else {}
-    trainer.save_model()
+    model.eval()  # a peer's trainer leaves it as it trained
+    metrics = _measure(trainer, measuring) if len(held_out) else {}
+    save_guides(model, tokenizer, output)
     if main:
-        report = _report(trainer, method, drops, seconds, metrics)
+        report = summarise(trainer, measuring.held_out, method, drops, seconds, metrics)
         with atomic_folder(output) as staging:
             (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
-            _plot(report, staging)
-        _print_report(report, output, console)
+            draw(report, staging)
+        print_report(report, output, console)
+    measuring.state = trainer.state
+    return measuring
+
+
+def _peer_trainer(
+    method: Method,
+    model: AlignedModel,
+    args: GuideTrainingArguments,
+    train_set: Any,
+    held_out: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Trainer:
+    """The peer's own trainer on the model that the guide is; checkpoints and results are guides as any other."""
+    assert method.peer is not None
+    guide: Any = model.guide(method.name)
+    kind = kind_of_peer(method.peer)
+    tokenizer = copy.deepcopy(tokenizer)
+    if kind == "reward" and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        # The score is read at the last token that is no padding, and that is the end of the reply.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token
+    trainer = preference_trainer(
+        kind,
+        guide.tuned,
+        args,
+        train_dataset=train_set,
+        eval_dataset=held_out if len(held_out) else None,
+        tokenizer=tokenizer,
+        options=asdict(method.peer),
+        save=lambda folder: save_guides(model, tokenizer, folder),
+        load=lambda folder: load_guides(model, folder),
+    )
+    brief(trainer)
     return trainer
+
+
+def _measure(trainer: Trainer, measuring: GuideTrainer) -> dict[str, float]:
+    """Evaluate by our own objectives, whoever trained; by the trainer's own where there are none."""
+    if trainer is measuring:
+        return measuring.evaluate_once()
+    return measuring.evaluate() if measuring.objectives else trainer.evaluate()
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -156,7 +201,8 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise DualHeadError(
-            f"Could not load a tokenizer from '{name_or_path}': {str(error).splitlines()[0]} Pass --tokenizer_name."
+            f"Could not load a tokenizer from '{name_or_path}': {str(error).splitlines()[0]} "
+            "Say where it is with --tokenizer (in training: --tokenizer_name)."
         ) from error
 
 
@@ -260,7 +306,15 @@ def _model(method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBa
         quantization_config=quantization,
         trust_remote_code=options.trust_remote_code,
     )
-    model = AlignedModel.from_backbone(lm, {method.name: method.guide}, fusion=method.fusion, tokenizer=tokenizer)
+    if options.move_guides:
+        model = AlignedModel.from_pretrained(
+            options.move_guides, backbone=lm, switch=True, adapter=True, tokenizer=tokenizer
+        )
+        model.guides.requires_grad_(False)
+        if not len(model.transfers):
+            raise DualHeadError(f"The guides in '{options.move_guides}' were trained on this very backbone.")
+    else:
+        model = AlignedModel.from_backbone(lm, method.guides(), fusion=method.fusion, tokenizer=tokenizer)
     model.config.training = {
         **method.as_dict(),
         "dataset": options.dataset_name,
@@ -270,55 +324,6 @@ def _model(method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBa
 
 
 def _describe(model: AlignedModel, console: Console) -> None:
-    trained = sum(p.numel() for p in model.guides.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.backbone.lm.parameters())
     console.print(f"{trained:,} parameters to train beside {frozen:,} frozen ({trained / frozen:.1%}).")
-
-
-def _report(
-    trainer: GuideTrainer, method: Method, drops: dict[str, Drops], seconds: float, metrics: dict[str, float]
-) -> dict[str, Any]:
-    held_out = {
-        name: {"mean": values.mean().item(), "interval": list(_interval(name, values)), "pairs": len(values)}
-        for name, values in getattr(trainer, "held_out", {}).items()
-        if not name.startswith("gate_hist")
-    }
-    return {
-        "method": method.as_dict(),
-        "data": {
-            stage: {"rows": d.rows, "kept": d.kept, "dropped": dict(d.reasons), "notes": dict(d.notes)}
-            for stage, d in drops.items()
-        },
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 2),
-        "held_out": held_out,
-        "metrics": metrics,
-        "log": trainer.state.log_history,
-    }
-
-
-def _interval(name: str, values: torch.Tensor) -> tuple[float, float]:
-    if name in SHARES:
-        return wilson(values.sum().item(), len(values))
-    return bootstrap_mean(values.tolist(), resamples=500)
-
-
-def _print_report(report: dict[str, Any], output: Path, console: Console) -> None:
-    if report["held_out"]:
-        table = Table(title=f"held-out pairs after {report['steps']} steps, {report['seconds']:.0f} s")
-        for column in ("", "mean", "95% interval"):
-            table.add_column(column, justify="left" if not column else "right")
-        for name, value in report["held_out"].items():
-            low, high = value["interval"]
-            table.add_row(name, f"{value['mean']:.4f}", f"{low:.4f} to {high:.4f}")
-        console.print(table)
-    console.print(f"Guides written to {output}. Try: dual-head generate {output} --prompt '...' --alpha 1")
-
-
-def _plot(report: dict[str, Any], folder: Path) -> None:
-    """Draw the logged curves into curves.png, where matplotlib is installed."""
-    try:
-        from dual_head.plots import training_curves
-    except ImportError:
-        return  # a picture is welcome, not needed; `pip install 'dual-head[plot]'` brings it
-    training_curves(report["log"], folder / "curves.png")

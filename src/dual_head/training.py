@@ -5,34 +5,24 @@ step from tokens to per-pair losses. Checkpoints hold the guides, the optimizer 
 run that was killed goes on from the last whole one. It knows methods and data sets only as values.
 """
 
-import json
-import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.checkpoint import load_strictly, read_weights
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.guides import flatten, unflatten
 from dual_head.methods import Method
+from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel
 from dual_head.objectives import name_of
+from dual_head.progress import brief
 from dual_head.reductions import DEFAULT_BUDGET, Scored, reduce_tokens, response_tokens
-
-logger = logging.getLogger(__name__)
-
-# Written in this order by the Trainer, so a checkpoint with a readable last one is whole.
-CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
+from dual_head.resume import load_guides, save_guides
 
 
 @dataclass
@@ -70,35 +60,11 @@ class GuideTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-# What a person watches while it trains; trackers and the report get everything.
-SHOWN = ("loss", "next_token", "preference", "accuracy", "gate", "kl", "learning_rate", "epoch")
-
-
-def _shown(logs: Mapping[str, Any] | None) -> dict[str, Any]:
-    names = {f"{prefix}{name}": None for prefix in ("", "eval_", "train_") for name in SHOWN}
-    return {name: value for name, value in (logs or {}).items() if name in names}
-
-
-class BriefProgress(ProgressCallback):
-    """transformers' progress bar, with the terms a person watches."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Write one line."""
-        super().on_log(args, state, control, logs=_shown(logs), **kwargs)
-
-
-class BriefPrinter(PrinterCallback):
-    """One line a log where there is no progress bar."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Print one line."""
-        super().on_log(args, state, control, logs=_shown(logs), **kwargs)
-
-
 class GuidedLoss(nn.Module):
     """One training step as a module: a batch of pairs in, the loss and per-pair metrics out.
 
-    L = sum_k weight_k mean_pairs loss_k. Only the guide named `guide` has gradients.
+    L = sum_k weight_k mean_pairs loss_k. Only the guide named `guide` has gradients, and the base head where the
+    method trains one.
     """
 
     def __init__(self, model: AlignedModel, method: Method, *, guide: str, budget: int = DEFAULT_BUDGET):
@@ -106,6 +72,7 @@ class GuidedLoss(nn.Module):
         self.model = model
         self.method = method
         self.guide = guide
+        self.names = (guide, BASE_HEAD) if method.train_base_head else (guide,)
         self.budget = budget
 
     @property
@@ -119,29 +86,42 @@ class GuidedLoss(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> dict[str, Tensor]:
         """Take input_ids, attention_mask, response_mask [2B, T]; give {"loss": [], metrics: [B]}."""
         guide = self.model.guide(self.guide)
+        if not guide.trainable:
+            raise DualHeadError(
+                f"The guide '{self.guide}' only acts during decoding, so no objective can train it. "
+                "Train what it is made of (for a reward model: 'dual-head train reward')."
+            )
         del attention_mask  # padding is on the right, where causal attention never looks back from
-        encoded = self.model.encode(input_ids, guides=(self.guide,))
-        tokens = response_tokens(encoded.hidden, encoded.states[self.guide], input_ids, response_mask)
+        encoded = self.model.encode(input_ids, guides=self.names)
+        tokens = response_tokens(encoded.hidden, flatten(encoded.states), input_ids, response_mask)
         needs = {need for objective in self.method.objectives for need in objective.needs}
         trained = {need for objective in self.method.objectives if objective.weight for need in objective.needs}
 
-        def head(hidden: Tensor, states: dict[str, Tensor]):
-            base = self.model.backbone.logits(hidden)
-            return base, guide.term(states, base, 1.0)
-
         values = reduce_tokens(
             tokens,
-            head,
+            self._head,
             needs,
             measured=frozenset(needs - trained),
             vocab_size=self.model.backbone.shape.vocab_size,
-            fusion=self.model.config.fusion,
             budget=self.budget,
         )
-        gate_logit = guide.gate_logit(tokens.states)
+        gate_logit = guide.gate_logit(unflatten(tokens.states, self.names)[self.guide])
         if gate_logit is not None:
             values["gate_logit"] = gate_logit
         return self._combine(Scored(values, tokens.row, input_ids.shape[0] // 2))
+
+    def _head(self, hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+        """The distributions at alpha = 1; those of one guide alone are this one's, not the base head's."""
+        states = unflatten(flat, self.names)
+        once = torch.ones(1, len(self.names), device=hidden.device)
+        if len(self.names) == 1:
+            return self.model.distributions(hidden, states, once, wanted, upcast=True)
+        alone, base_head = ({name: states[name]} for name in self.names)
+        z = self.model.distributions(hidden, states, once, wanted - {"reward", "delta", "base_head"}, upcast=True)
+        z |= self.model.distributions(hidden, alone, once[:, :1], wanted & {"reward", "delta"}, upcast=True)
+        if "base_head" in wanted:
+            z["base_head"] = self.model.distributions(hidden, base_head, once[:, :1], upcast=True)["policy"]
+        return z
 
     def _combine(self, scored: Scored) -> dict[str, Tensor]:
         loss = torch.zeros((), device=scored.row.device)
@@ -174,7 +154,7 @@ class GuideTrainer(Trainer):
         guide: str | None = None,
         budget: int = DEFAULT_BUDGET,
     ):
-        self.aligned = model
+        self.aligned, self.objectives = model, method.objectives
         _require_same(model, method, guide or method.name)
         self.held_out: dict[str, Tensor] = {}  # metrics of every held-out pair, from the last evaluation
         self._sums: dict[str, dict[str, list[Tensor]]] = {
@@ -189,9 +169,7 @@ class GuideTrainer(Trainer):
             data_collator=data_collator,
             processing_class=tokenizer,
         )
-        bar = self.pop_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        if bar is not None:
-            self.add_callback(BriefPrinter if args.disable_tqdm else BriefProgress)
+        brief(self)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Take the loss from the step and keep its metrics, on the device, for the next log."""
@@ -247,22 +225,11 @@ class GuideTrainer(Trainer):
         del state_dict
         folder = output_dir or self.args.output_dir
         assert folder is not None
-        if not all(parameter.isfinite().all() for parameter in self.aligned.guides.parameters()):
-            raise DualHeadError(
-                f"Training diverged: the guide holds NaN or infinity after step {self.state.global_step}, so nothing "
-                "was saved. Lower --learning_rate or set --max_grad_norm, and run again."
-            )
-        self.aligned.save_pretrained(folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+        save_guides(self.aligned, self.processing_class, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del model
-        self.load_guides(resume_from_checkpoint)
-
-    def load_guides(self, folder: str | Path) -> None:
-        """Load the guides' weights from a checkpoint of this run."""
-        load_strictly(self.aligned.guides, read_weights(str(folder)), str(folder))
+        load_guides(self.aligned, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
@@ -282,40 +249,3 @@ def _require_same(model: AlignedModel, method: Method, name: str) -> None:
                 f"The method's {part} is {value} and the model's {there[part]}. Build the model from the method: "
                 f"AlignedModel.from_backbone(backbone, {{'{name}': method.guide}}, fusion=method.fusion)."
             )
-
-
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """Find the newest checkpoint that was written to its end; others are passed over, and never touched."""
-    found = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rsplit("-", 1)[1].isdigit()]
-    for folder in sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):
-        if _is_whole(folder):
-            return folder
-        logger.warning("'%s' is not a whole checkpoint and is passed over.", folder)
-    return None
-
-
-def _is_whole(folder: Path) -> bool:
-    if not all((folder / name).is_file() for name in CHECKPOINT_FILES):
-        return False
-    try:
-        json.loads((folder / CHECKPOINT_FILES[-1]).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return False
-    return True
-
-
-def is_finished(checkpoint: Path) -> bool:
-    """Whether a whole checkpoint is its run's last one."""
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    return state["global_step"] >= state["max_steps"]
-
-
-def check_same_run(recorded: Mapping[str, Any], wanted: Mapping[str, Any], output_dir: str) -> None:
-    """Refuse to go on with another run's checkpoints, naming what differs."""
-    changed = sorted(key for key in recorded.keys() | wanted.keys() if recorded.get(key) != wanted.get(key))
-    if changed:
-        said = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in changed[:4])
-        raise DualHeadError(
-            f"'{output_dir}' holds checkpoints of a run with other options ({said}). "
-            "Choose another --output_dir, or add --restart to delete them."
-        )

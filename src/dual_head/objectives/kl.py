@@ -1,6 +1,7 @@
 """Divergence of the guided policy from the backbone, over the whole vocabulary."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dual_head.objectives.base import Objective, Terms
 from dual_head.reductions import Scored
@@ -8,16 +9,26 @@ from dual_head.reductions import Scored
 
 @dataclass(frozen=True, kw_only=True)
 class Kl(Objective):
-    """L = (KL_chosen + KL_rejected) / 2, each mean_t KL(pi(. | y_<t) || pi_base(. | y_<t)) in nats per token."""
+    """L = (KL_chosen + KL_rejected) / 2, each mean_t KL(pi(. | y_<t) || pi_base(. | y_<t)) in nats per token.
+
+    of: "policy", the guided policy at alpha = 1; or "base_head", of a base head that is trained beside the
+    guide, as IAV's train_base_head has it.
+    """
+
+    of: Literal["policy", "base_head"] = "policy"
 
     @property
     def needs(self) -> frozenset[str]:
         """The divergence at every response token."""
-        return frozenset({"kl"})
+        return frozenset({self._scalar})
+
+    @property
+    def _scalar(self) -> str:
+        return "kl" if self.of == "policy" else "base_head_kl"
 
     def __call__(self, scored: Scored) -> Terms:
         """Average divergence of each pair, [B]."""
-        chosen, rejected = scored.means("kl")
+        chosen, rejected = scored.means(self._scalar)
         return Terms((chosen + rejected) / 2)
 
 

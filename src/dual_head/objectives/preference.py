@@ -12,16 +12,18 @@ from dual_head.reductions import Scored
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(Objective):
-    """L = -log sigmoid(beta [sum_t log pi(y+_t) - sum_t log pi(y-_t)]), response tokens only.
+    """L = -log sigmoid(beta [s(y+) - s(y-)]), s(y) = sum_t log pi(y_t) - sum_t log pi_base(y_t), response tokens only.
 
     through: "reward", the reward head's own distribution, as GenARM and Dual-Head have it (no reference model);
-    or "policy", through the fused logits, so that the gate learns from preferences too. beta multiplies the
-    difference once. Metrics: accuracy and margin of these rewards (margin in units of beta nats), and
-    accuracy_over_base, of the rewards less the backbone's own log-probabilities.
+    or "policy", through the fused logits, so that the gate learns from preferences too. reference_free leaves
+    out the second sum; with it, through the policy, this is DPO's loss with the frozen backbone as reference.
+    beta multiplies the difference once. Metrics: accuracy and margin of these rewards (margin in units of beta
+    nats), and accuracy_over_base, of the rewards less the backbone's own log-probabilities in any case.
     """
 
     beta: float = 0.05
     through: Literal["reward", "policy"] = "reward"
+    reference_free: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -37,8 +39,10 @@ class Preference(Objective):
         """Preference loss of each pair, [B]."""
         chosen, rejected = scored.sums(f"{self.through}_logps")
         base_chosen, base_rejected = scored.sums("base_logps")
+        over_base = self.beta * (chosen - base_chosen - rejected + base_rejected)
+        if not self.reference_free:
+            chosen, rejected = chosen - base_chosen, rejected - base_rejected
         margin = self.beta * (chosen - rejected)
-        over_base = margin - self.beta * (base_chosen - base_rejected)
         metrics = {
             "accuracy": (margin > 0).float(),
             "accuracy_over_base": (over_base > 0).float(),

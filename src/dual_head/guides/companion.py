@@ -1,0 +1,212 @@
+"""What guides that are whole models share: a second model beside the backbone, loaded or sharing its weights.
+
+A LoRA trained on the backbone needs no second copy of it: a view has containers of its own to put adapters
+into, and every weight in common. This file knows transformers' models and PEFT's adapters; what a model's
+output means is each guide's own business.
+"""
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from dual_head.backbone import Backbone, BackboneShape, load_backbone
+from dual_head.errors import DualHeadError, require
+from dual_head.guides.base import Guide, GuideConfig
+from dual_head.heads import require_positive
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompanionConfig(GuideConfig):
+    """Options of a guide that is a model.
+
+    model: a folder or hub name; None for the backbone itself, whose weights are then shared; tune: what is
+    trained, a "lora" on the model, "full", or "none"; rank, lora_alpha, dropout, target_modules: PEFT's LoRA,
+    W + (lora_alpha / rank) B A on the linear layers named, B = 0 at the start.
+    """
+
+    model: str | None = None
+    tune: Literal["lora", "full", "none"] = "lora"
+    rank: int = 8
+    lora_alpha: float = 16.0
+    dropout: float = 0.05
+    target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self):
+        if self.tune not in ("lora", "full", "none"):
+            raise DualHeadError(f"tune must be 'lora', 'full' or 'none', not '{self.tune}'.")
+        if self.tune != "none" and adapter_config(self.model):
+            raise DualHeadError(f"'{self.model}' is an adapter that was trained before. Use it with tune=none.")
+        if not 0 <= self.dropout < 1:
+            raise DualHeadError(f"dropout must lie in [0, 1), not {self.dropout}.")
+        require_positive(rank=self.rank)
+
+    def moved_from(self, backbone: str | None) -> Self:
+        """Stay on the model it was trained on when the guide moves to another backbone."""
+        if self.model is not None:
+            return self
+        if not backbone:
+            raise DualHeadError(
+                "This guide is a part of its backbone, whose place was not recorded. Save the backbone to a folder, "
+                "load it from there and attach the guide again; then it can move."
+            )
+        return replace(self, model=backbone)
+
+
+class Companion(Guide):
+    """A guide that is a model: its trained tensors are the guide's own, whatever else it is made of is borrowed."""
+
+    config: CompanionConfig
+    reads_tokens = True
+
+    def __init__(self, config: CompanionConfig, shape: BackboneShape):
+        super().__init__(config, shape)
+        self.own = nn.ParameterList()
+        self._names: list[str] = []
+        # Borrowed, so no submodules: (model, whether it moves with this guide rather than with the backbone).
+        self._models: list[tuple[nn.Module, bool]] = []
+
+    def _hold(self, model: nn.Module, *, moves: bool) -> None:
+        """Take a model in; what of it has a gradient becomes this guide's own."""
+        self._models.append((model, moves))
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self._names.append(name)
+                self.own.append(parameter)
+
+    def stored(self) -> dict[str, Tensor]:
+        """What is trained; nothing of a model that has a place of its own."""
+        return dict(zip(self._names, self.own, strict=True))
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the dropout of what is trained; frozen and shared layers stay as they are."""
+        super().train(mode)
+        for model, _ in self._models[:1]:
+            if self.config.tune == "full":
+                model.train(mode)
+            for name, module in model.named_modules():
+                if "lora_dropout" in name:
+                    module.train(mode)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for model, moves in self._models:
+            if moves:
+                model._apply(fn)
+        return self
+
+
+def shared_view(lm: PreTrainedModel) -> PreTrainedModel:
+    """Return a model with containers of its own and the very same layers and weights inside.
+
+    Adapters put into the view replace layers of the view only; whatever moves or casts the original moves
+    the view, since there is nothing in the view to move.
+    """
+    memo: dict[int, Any] = {id(m): m for m in lm.modules() if not any(True for _ in m.children())}
+    memo |= {id(tensor): tensor for tensor in (*lm.parameters(), *lm.buffers())}
+    return copy.deepcopy(lm, memo)
+
+
+def lora_config(config: CompanionConfig, task: str | None = None) -> Any:
+    """Make PEFT's configuration of a LoRA. Errors: peft is not installed."""
+    return require("peft", "peft").LoraConfig(
+        task_type=task,
+        r=config.rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+    )
+
+
+@contextmanager
+def injecting(model: nn.Module) -> Iterator[None]:
+    """Put an adapter into a model: what PEFT cannot find is our error, and nobody could act on its warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        # GPT-2's Conv1D holds its weight the other way round; PEFT sees it and does right.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        try:
+            yield
+        except ValueError as error:  # no layer has the target's name
+            raise DualHeadError(
+                f"LoRA found nothing to adapt: {str(error).splitlines()[0]} Name layers of {type(model).__name__} in "
+                "target_modules, or use all-linear."
+            ) from error
+
+
+def causal_lm(name: str | None, backbone: Backbone) -> PreTrainedModel:
+    """Find a second causal LM, frozen: None or the backbone's own name share its weights.
+
+    name: a folder or hub name of a model, of a PEFT adapter (on the backbone or on another model), or of a
+    checkpoint of guides.
+    """
+    adapter = adapter_config(name)
+    base_name = adapter["base_model_name_or_path"] if adapter else name
+    if is_backbone(base_name, backbone):
+        lm = shared_view(backbone.lm)
+    else:
+        lm = load_backbone(str(base_name), dtype=backbone.lm.dtype)
+        lm = lm.requires_grad_(False).eval().to(backbone.output_device)  # pyright: ignore[reportArgumentType]
+    if adapter:
+        peft = require("peft", "peft")
+        with injecting(lm):
+            lm = peft.PeftModel.from_pretrained(lm, name).get_base_model().requires_grad_(False)
+    return lm
+
+
+def is_backbone(name: str | None, backbone: Backbone) -> bool:
+    """Whether a model of that name is the backbone itself; None is."""
+    own = backbone.config._name_or_path
+    if name is None or name == own:
+        return True
+    return bool(own) and Path(name).is_dir() and Path(own).is_dir() and Path(name).samefile(own)
+
+
+def shares_weights(name: str | None, backbone: Backbone) -> bool:
+    """Whether a model, or the base of an adapter, of that name is the backbone itself."""
+    adapter = adapter_config(name)
+    return is_backbone(adapter["base_model_name_or_path"] if adapter else name, backbone)
+
+
+def count_layers(name: str) -> int:
+    """How many layers of cache a model fills, from its config alone."""
+    adapter = adapter_config(name)
+    config = AutoConfig.from_pretrained(adapter["base_model_name_or_path"] if adapter else name)
+    return config.get_text_config(decoder=True).num_hidden_layers
+
+
+def count_parameters(name: str | None, backbone_parameters: int) -> int:
+    """How many parameters a causal LM or classifier has, from its config alone; None is the backbone itself."""
+    if name is None:
+        return backbone_parameters
+    adapter = adapter_config(name)
+    config: Any = AutoConfig.from_pretrained(adapter["base_model_name_or_path"] if adapter else name)
+    config = getattr(config, "backbone_config", config)  # of a checkpoint of guides
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def adapter_config(name: str | None) -> dict[str, Any] | None:
+    """Read a PEFT adapter's config; None for what is no folder of an adapter."""
+    file = Path(name or "") / ADAPTER_CONFIG
+    return json.loads(file.read_text()) if name and file.is_file() else None
+
+
+def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
+    """Bring logits [..., V'] to [..., V]: padding of the embeddings is cut, or never chosen."""
+    missing = size - logits.shape[-1]
+    if missing <= 0:
+        return logits[..., :size]
+    least = logits.amin(-1, keepdim=True).expand(*logits.shape[:-1], missing)
+    return torch.cat([logits, least], -1)

@@ -1,0 +1,209 @@
+"""A second language model as a guide: its logits, or their difference from another's.
+
+    against                 delta                                   method
+    nothing                 log pi_r(. | x, y_<t)                   GenARM: an autoregressive reward model
+    "backbone"              z_r - z_base                            a tuned model (DPO, SimPO); alpha < 1 realigns
+    "unguided"              z_r - z_r unguided                      a weak guided model steers a strong backbone
+    another model           z_expert - z_antiexpert                 proxy tuning, DExperts, contrastive decoding
+
+log pi_r and z_r differ by a constant per position, which no distribution notices, so that z_r is what is
+added. The model keeps its own keys and values in the same generation cache; when it is the backbone with a
+LoRA, every weight is shared in memory. This file knows nothing of losses or of other guides.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dual_head.backbone import Backbone, BackboneShape, Decoder, Features
+from dual_head.cache import CacheSlot
+from dual_head.config import AlignedConfig
+from dual_head.errors import DualHeadError, require
+from dual_head.guides.base import States, flatten, unflatten
+from dual_head.guides.companion import (
+    Companion,
+    CompanionConfig,
+    causal_lm,
+    count_layers,
+    count_parameters,
+    fit_vocabulary,
+    injecting,
+    lora_config,
+    shares_weights,
+)
+
+BACKBONE, UNGUIDED = "backbone", "unguided"
+REFERENCE = "against/"  # prefix of the other model's states
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig(CompanionConfig):
+    """Options of the language-model guide, besides those of `CompanionConfig`.
+
+    model: a causal LM, a PEFT adapter or a checkpoint of guides; None for the backbone itself; against: what
+    its logits are measured against, see the table above.
+    """
+
+    against: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tune == "none" and self.model is None:
+            raise DualHeadError("An untrained copy of the backbone says nothing: name another model, or tune it.")
+
+
+class LanguageModel(Companion):
+    """delta_t = z_r,t, or z_r,t less the logits it is measured against.
+
+    Sources: GenARM (Xu et al. 2024), proxy tuning (Liu et al. 2024), DExperts (Liu et al. 2021),
+    contrastive decoding (Li et al. 2022), decoding-time realignment (Liu et al. 2024).
+    """
+
+    Config = LanguageModelConfig
+    config: LanguageModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, config: LanguageModelConfig, shape: BackboneShape):
+        super().__init__(config, shape)
+        self.trainable = config.tune != "none"
+        self._speakers: tuple[_Speaker, ...] = ()
+
+    def attach(self, backbone: Backbone) -> None:
+        """Load the model, or take a view of the backbone; put a LoRA into it."""
+        shared = shares_weights(self.config.model, backbone)
+        lm: Any = causal_lm(self.config.model, backbone)
+        tuned = lm
+        if self.config.tune == "lora":
+            with injecting(lm):
+                tuned = require("peft", "peft").get_peft_model(lm, lora_config(self.config, "CAUSAL_LM"))
+        elif self.config.tune == "full":
+            # A copy of its own, trained in fp32: the optimizer's steps are smaller than bf16 can hold.
+            tuned = lm = (copy.deepcopy(backbone.lm) if shared else lm).float().requires_grad_(True)
+        self._tuned = (tuned,)  # no submodule: only what is trained is this guide's own
+        self._hold(lm, moves=not shared or self.config.tune == "full")
+        speakers = [_speaker(lm, own=self.config.against == UNGUIDED)]
+        if self._other:
+            other = causal_lm(self._other, backbone)
+            self._hold(other, moves=not shares_weights(self._other, backbone))
+            speakers.append(_speaker(other, own=False))
+        self._speakers = tuple(speakers)
+
+    @property
+    def tuned(self) -> Any:
+        """The model as a trainer takes it, PEFT's wrapper where there is a LoRA; it shares every tensor with this."""
+        return self._tuned[0]
+
+    @property
+    def _other(self) -> str | None:
+        return None if self.config.against in (None, BACKBONE, UNGUIDED) else self.config.against
+
+    @property
+    def cache_layers(self) -> int:
+        """As many as its models have layers."""
+        own = self.shape.num_layers if self.config.model is None else count_layers(self.config.model)
+        return own + (count_layers(self._other) if self._other else 0)
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether it is measured against the backbone."""
+        return self.config.against == BACKBONE
+
+    def borrowed(self, backbone_parameters: int) -> int:
+        """The model's parameters, and those of the one it is measured against."""
+        other = count_parameters(self._other, backbone_parameters) if self._other else 0
+        own = 0 if self.config.tune == "full" else count_parameters(self.config.model, backbone_parameters)
+        return own + other
+
+    @property
+    def forwards(self) -> float:
+        """One whole model, or two."""
+        return 2 if self._other else 1
+
+    def encode(self, features: Features, cache: CacheSlot | None) -> States:
+        """Run the model over the same tokens, with its own layers of the cache: its states, each [B, T, *]."""
+        if features.input_ids is None:
+            raise DualHeadError("A language-model guide reads token ids, so inputs_embeds are not enough for it.")
+        states: States = {}
+        offset = 0
+        for prefix, speaker in zip(("", REFERENCE), self._speakers, strict=False):
+            view = None if cache is None else cache.view(speaker.layers, offset)
+            states |= {f"{prefix}{key}": x for key, x in speaker.encode(features, view).items()}
+            offset += speaker.layers
+        return states
+
+    def direction(self, states: States, base: Tensor | None) -> Tensor:
+        """z_r, or its difference: [n, V]."""
+        size = self.shape.vocab_size
+        own = {key: x for key, x in states.items() if not key.startswith(REFERENCE)}
+        logits = fit_vocabulary(self._speakers[0].logits(own), size)
+        if self.config.against is None or self.config.against == UNGUIDED:
+            return logits
+        if base is not None and self.config.against == BACKBONE:
+            return logits - base
+        other = {key.removeprefix(REFERENCE): x for key, x in states.items() if key.startswith(REFERENCE)}
+        return logits - fit_vocabulary(self._speakers[1].logits(other), size)
+
+    def reward(self, direction: Tensor, base: Tensor) -> Tensor:
+        """The model's own distribution, where it is measured against nothing or against the backbone."""
+        return direction if self.config.against is None else base + direction
+
+
+class _Speaker:
+    """A causal LM as this guide uses it: states first, logits on demand."""
+
+    def __init__(self, lm: PreTrainedModel):
+        self.lm = lm
+        self.layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
+        self._decoder = Decoder(lm)
+
+    def encode(self, features: Features, cache: Any) -> States:
+        output, _ = self._decoder(
+            features.input_ids,
+            attention_mask=features.padding,
+            position_ids=features.positions,
+            past_key_values=cache,
+        )
+        return {"hidden": output.last_hidden_state}
+
+    def logits(self, states: States) -> Tensor:
+        return self._decoder.logits(states["hidden"])
+
+
+class _GuidedSpeaker(_Speaker):
+    """An aligned model at its own default strengths; `own` takes what its guides add, without its backbone."""
+
+    def __init__(self, lm: Any, *, own: bool):
+        self.lm = lm
+        self.layers = lm.config.get_text_config(decoder=True).num_hidden_layers
+        self._acting, self._strengths = lm.resolve_alpha(None, 1)
+        self._wanted = ("policy", "base") if own else ("policy",)
+
+    def encode(self, features: Features, cache: Any) -> States:
+        encoded = self.lm.encode(
+            features.input_ids,
+            attention_mask=features.padding,
+            position_ids=features.positions,
+            past_key_values=cache,
+            guides=self._acting.names,
+            keep=features.keep,
+        )
+        return {"hidden": encoded.hidden, **flatten(encoded.states)}
+
+    def logits(self, states: States) -> Tensor:
+        guides = unflatten({key: x for key, x in states.items() if key != "hidden"}, self._acting.names)
+        strengths = self._strengths.to(states["hidden"].device)
+        z = self.lm.distributions(states["hidden"], guides, strengths, self._wanted)
+        return z["policy"] - z["base"] if "base" in z else z["policy"]
+
+
+def _speaker(lm: PreTrainedModel, *, own: bool) -> _Speaker:
+    if lm.config.model_type == AlignedConfig.model_type:
+        return _GuidedSpeaker(lm, own=own)
+    if own:
+        raise DualHeadError("against='unguided' needs a checkpoint of guides as its model, not a plain one.")
+    return _Speaker(lm)
+
+
+GUIDE = LanguageModel

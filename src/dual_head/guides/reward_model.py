@@ -1,0 +1,235 @@
+"""ARGS: a reward model scores the backbone's most likely next tokens while decoding.
+
+    delta(v) = r(x, y_<t, v)  for the k most likely v under z_base;  every other v is ruled out
+
+All k continuations of all rows go through the reward model in one forward: they share the prefix's keys and
+values, and a mask lets each see the prefix and itself. Decode-only: there is nothing here that a loss over
+finished replies could train; the reward model itself is trained by `dual-head train reward`. This file knows
+nothing of losses or of other guides.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from dual_head.backbone import Backbone, Features
+from dual_head.cache import CacheSlot, Lookahead
+from dual_head.errors import DualHeadError, require
+from dual_head.guides.base import States
+from dual_head.guides.companion import (
+    Companion,
+    CompanionConfig,
+    count_layers,
+    count_parameters,
+    injecting,
+    lora_config,
+    shared_view,
+)
+from dual_head.heads import require_positive
+
+BATCH_TOKENS = 4096  # continuations scored in one forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig(CompanionConfig):
+    """Options of the ARGS guide, besides those of `CompanionConfig`; its weight w is alpha.
+
+    model: a sequence classifier with one label; None for the backbone with a score head of its own; k: how
+    many candidates are scored.
+    """
+
+    tune: Literal["lora", "full", "none"] = "none"
+    k: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(k=self.k)
+        if self.model is not None and self.tune != "none":
+            raise DualHeadError("A reward model that has a place of its own is used as it is: leave out tune.")
+
+    def moved_from(self, backbone: str | None) -> "RewardModelConfig":
+        """Stay a model of its own; one that is a part of its backbone cannot move without it."""
+        if self.model is not None:
+            return self
+        raise DualHeadError(
+            f"This reward model is a part of its backbone ({backbone}). Only one with a place of its own can move: "
+            "train one with 'dual-head train reward', then use its folder's reward_model."
+        )
+
+
+class RewardModel(Companion):
+    """delta(v) = r(x, y_<t, v) for the k candidates. Source: ARGS (Khanov et al. 2024), k = 10, w = 1."""
+
+    Config = RewardModelConfig
+    config: RewardModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    trainable = False
+
+    def attach(self, backbone: Backbone) -> None:
+        """Load the reward model, or put a score head on a view of the backbone's decoder."""
+        config, full = self.config, self.config.tune == "full"
+        if config.model is not None:
+            model = _load(config.model, backbone)
+            self._parts = (model.base_model, model.score)  # no submodules: only what is trained is this guide's own
+            self._hold(model, moves=True)
+            return
+        lm = copy.deepcopy(backbone.lm).float().requires_grad_(True) if full else shared_view(backbone.lm)
+        decoder: Any = lm.base_model
+        if config.tune == "lora":
+            peft = require("peft", "peft")
+            with injecting(decoder):
+                peft.inject_adapter_in_model(lora_config(config), decoder)
+        score = nn.Linear(self.shape.hidden_size, 1, bias=False)
+        nn.init.normal_(score.weight, std=0.02)
+        self._parts = (decoder, score)
+        self._hold(nn.ModuleDict({"decoder": decoder}), moves=full)
+        self._hold(nn.ModuleDict({"score": score}), moves=False)  # its only tensor is among our own
+
+    @property
+    def _decoder(self) -> Any:
+        return self._parts[0]
+
+    @property
+    def _score(self) -> Any:
+        return self._parts[1]
+
+    @property
+    def tuned(self) -> PreTrainedModel:
+        """The reward model as a trainer takes it: transformers' classifier, sharing every tensor with this guide.
+
+        Errors: an architecture without a sequence classifier.
+        """
+        config = copy.deepcopy(self._decoder.config)
+        config.num_labels = 1
+        try:
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            raise DualHeadError(
+                f"transformers has no sequence classifier for {config.model_type}. Train the reward model on another."
+            ) from error
+        setattr(model, model.base_model_prefix, self._decoder)
+        model.score = self._score
+        return model.eval()
+
+    @property
+    def cache_layers(self) -> int:
+        """As many as the reward model has layers."""
+        return self.shape.num_layers if self.config.model is None else count_layers(self.config.model)
+
+    @property
+    def reads_base(self) -> bool:
+        """The candidates are the backbone's."""
+        return True
+
+    def borrowed(self, backbone_parameters: int) -> int:
+        """The reward model's parameters."""
+        return 0 if self.config.tune == "full" else count_parameters(self.config.model, backbone_parameters)
+
+    @property
+    def forwards(self) -> float:
+        """One pass for the token that was chosen, and one for its k continuations."""
+        return 2
+
+    # ---- sequence part ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, features: Features, cache: CacheSlot | None) -> States:
+        """Score the candidates of every position somebody will ask for: ids and rewards [B, T, k]."""
+        if features.input_ids is None or features.logits is None:
+            raise DualHeadError("A reward-model guide reads token ids, so inputs_embeds are not enough for it.")
+        ids = features.input_ids
+        layers = self._decoder.config.get_text_config(decoder=True).num_hidden_layers
+        prefix: Cache = DynamicCache() if cache is None else cache.view(layers)
+        past = prefix.get_seq_length() + 0  # a static cache hands out its counter itself, and moves it on
+        positions = {} if features.positions is None else {"position_ids": features.positions}
+        self._decoder(
+            input_ids=ids, attention_mask=features.padding, past_key_values=prefix, use_cache=True, **positions
+        )
+        at = torch.arange(ids.shape[1], device=ids.device)[features.keep]
+        k = min(self.config.k, self.shape.vocab_size)
+        candidates = features.logits(features.hidden[:, at]).topk(k).indices  # [B, n, k]
+        step = max(1, BATCH_TOKENS // (len(ids) * k))
+        rewards = [
+            self._rewards(candidates[:, i : i + step], at[i : i + step], past, prefix, features)
+            for i in range(0, len(at), step)
+        ]
+        shape = (*ids.shape, k)
+        return {
+            "candidates": candidates.new_zeros(shape).index_copy(1, at, candidates),
+            "rewards": torch.zeros(shape, device=ids.device).index_copy(1, at, torch.cat(rewards, 1)),
+        }
+
+    def _rewards(self, candidates: Tensor, at: Tensor, past: Any, prefix: Cache, features: Features) -> Tensor:
+        """r(x, y_<t, v) of candidates [B, n, k] that follow the positions `at` [n]: [B, n, k] in fp32."""
+        rows, n, k = candidates.shape
+        columns = (at + past).repeat_interleave(k)  # of the last prefix token each continuation sees, [n k]
+        own = at.expand(rows, -1) + past if features.positions is None else features.positions[:, at]
+        output = self._decoder(
+            input_ids=candidates.flatten(1),
+            attention_mask=self._mask(columns, prefix, features.padding, rows),
+            position_ids=own.repeat_interleave(k, 1) + 1,
+            past_key_values=Lookahead(prefix),
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state.to(self._score.weight.dtype)
+        return self._score(hidden).float().view(rows, n, k)
+
+    def _mask(self, columns: Tensor, prefix: Cache, padding: Tensor | None, rows: int) -> Any:
+        """What each continuation may look at: the prefix up to its column, and itself; [B, 1, n k, K + n k]."""
+        stored: Any = prefix.layers[0]
+        width, device = stored.keys.shape[-2], columns.device
+        keys = torch.arange(width, device=device)
+        seen = (keys <= columns[:, None])[None].expand(rows, -1, -1)
+        if padding is not None:
+            seen = seen & F.pad(padding.bool(), (0, width - padding.shape[1]))[:, None]
+        itself = torch.eye(len(columns), dtype=torch.bool, device=device).expand(rows, -1, -1)
+        config = self._decoder.config.get_text_config(decoder=True)
+        window = getattr(config, "sliding_window", None)
+        full = self._additive(torch.cat([seen, itself], -1))
+        if window is None:
+            return full
+        near = seen & (keys > columns[:, None] + 1 - window)
+        sliding = self._additive(torch.cat([near, itself], -1))
+        # Models that mix both kinds of layers take a mask of each.
+        mixed = getattr(config, "layer_types", None)
+        return {"full_attention": full, "sliding_attention": sliding} if mixed else sliding
+
+    def _additive(self, allowed: Tensor) -> Tensor:
+        dtype = self._decoder.dtype
+        zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return zeros.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+    # ---- vocabulary part -------------------------------------------------------------------------------
+
+    def direction(self, states: States, base: Tensor | None) -> Tensor:
+        """r at the candidates, 0 elsewhere: [n, V]."""
+        del base
+        rewards, ids = states["rewards"], states["candidates"]
+        return rewards.new_zeros(*ids.shape[:-1], self.shape.vocab_size).scatter(-1, ids, rewards)
+
+    def candidates(self, states: States, base: Tensor) -> Tensor:
+        """Only the k candidates are allowed: bool [n, V]."""
+        ids = states["candidates"]
+        return torch.zeros(base.shape, dtype=torch.bool, device=base.device).scatter(-1, ids, True)
+
+
+def _load(name: str, backbone: Backbone) -> Any:
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=backbone.lm.dtype)
+    except (OSError, ValueError) as error:
+        raise DualHeadError(
+            f"Could not load a reward model from '{name}': {str(error).splitlines()[0]} Give a sequence classifier "
+            "with one label; 'dual-head train reward' makes one."
+        ) from error
+    if model.config.num_labels != 1 or not hasattr(model, "score"):
+        raise DualHeadError(f"'{name}' is no reward model: it needs one label and a score head on a decoder.")
+    return model.requires_grad_(False).eval().to(backbone.output_device)
+
+
+GUIDE = RewardModel

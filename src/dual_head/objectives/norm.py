@@ -1,0 +1,24 @@
+"""Size of what a guide adds, to keep alignment vectors small."""
+
+from dataclasses import dataclass
+
+from dual_head.objectives.base import Objective, Terms
+from dual_head.reductions import Scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Objective):
+    """L = (l2_chosen + l2_rejected) / 2, each mean_t |delta_t|^2 at alpha = 1, over the vocabulary (or the width d)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The squared norm of the delta at every response token."""
+        return frozenset({"delta_norm"})
+
+    def __call__(self, scored: Scored) -> Terms:
+        """Mean squared norm of each pair, [B]."""
+        chosen, rejected = scored.means("delta_norm")
+        return Terms((chosen + rejected) / 2)
+
+
+OBJECTIVE = Norm

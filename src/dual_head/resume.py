@@ -1,0 +1,77 @@
+"""Checkpoints of a training run: guides written whole, the last whole one found, another run's refused.
+
+It knows folders and weights; what trains is elsewhere.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from dual_head.checkpoint import load_strictly, read_weights
+from dual_head.errors import DualHeadError
+from dual_head.model import AlignedModel
+
+logger = logging.getLogger(__name__)
+
+# Written in this order by the Trainer, so a checkpoint with a readable last one is whole.
+CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
+
+
+def save_guides(model: AlignedModel, tokenizer: Any, folder: str | Path) -> None:
+    """Write guides and tokenizer into a checkpoint. Errors: weights that are not finite."""
+    if not all(tensor.isfinite().all() for tensor in model.stored().values() if tensor.is_floating_point()):
+        raise DualHeadError(
+            "Training diverged: the guide holds NaN or infinity, so nothing was saved. Lower --learning_rate or set "
+            "--max_grad_norm, and run again."
+        )
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def load_guides(model: AlignedModel, folder: str | Path) -> None:
+    """Load the guides' weights from a checkpoint of the same run."""
+    load_strictly(model.stored(), read_weights(str(folder)), str(folder))
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """Find the newest checkpoint that was written to its end; others are passed over, and never touched."""
+    found = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rsplit("-", 1)[1].isdigit()]
+    for folder in sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):
+        if _is_whole(folder):
+            return folder
+        logger.warning("'%s' is not a whole checkpoint and is passed over.", folder)
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    if not all((folder / name).is_file() for name in CHECKPOINT_FILES):
+        return False
+    try:
+        json.loads((folder / CHECKPOINT_FILES[-1]).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether a whole checkpoint is its run's last one."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    return state["global_step"] >= state["max_steps"]
+
+
+def check_same_run(recorded: Mapping[str, Any], wanted: Mapping[str, Any], output_dir: str) -> None:
+    """Refuse to go on with another run's checkpoints, naming what differs."""
+    changed = sorted(key for key in recorded.keys() | wanted.keys() if recorded.get(key) != wanted.get(key))
+    if changed:
+        said = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in changed[:4])
+        raise DualHeadError(
+            f"'{output_dir}' holds checkpoints of a run with other options ({said}). "
+            "Choose another --output_dir, or add --restart to delete them."
+        )
