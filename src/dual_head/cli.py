@@ -13,7 +13,9 @@ from dual_head.errors import DualHeadError, did_you_mean
 COMMANDS = {
     "train": "train a guide on preference pairs",
     "generate": "generate text with guides, at any strength",
-    "inspect": "say what a guide is: parameters, bytes, fingerprints",
+    "inspect": "say what a guide is, what it costs, and whether it fits another backbone",
+    "compose": "put several guides, or models as guides, into one folder",
+    "merge": "fold a linear guide into the lm_head, as a plain checkpoint",
     "demo": "train and look at a guide on a small world, offline, in minutes",
 }
 

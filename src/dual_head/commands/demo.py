@@ -1,7 +1,8 @@
-"""`dual-head demo`: train a Dual-Head guide in a small world, and see what each strength does.
+"""`dual-head demo`: train guides in a small world, and see what each strength does.
 
-Needs no network: the backbone is shipped, the world's exact reward is a rule. Two cores take under three
-minutes.
+First a Dual-Head guide for everything at once, at five strengths; then one guide for help and one against harm,
+mixed while decoding. Needs no network: the backbone is shipped, the world's exact reward is a rule. Two cores
+take under three minutes.
 """
 
 import argparse
@@ -24,16 +25,17 @@ from dual_head.checkpoint import atomic_folder
 from dual_head.commands.help import Help
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import Point, measure
-from dual_head.demo.picture import demo_picture
+from dual_head.demo.picture import demo_picture, frontier_point
 from dual_head.demo.world import preference_rows, sample_requests
 from dual_head.errors import DualHeadError
-from dual_head.methods import method
+from dual_head.methods import Method, method
 from dual_head.model import AlignedModel
 from dual_head.run import RunOptions, load_tokenizer, train_guide
 from dual_head.training import GuideTrainingArguments
 
 ALPHAS = {"logits": (0.0, 0.5, 1.0, 1.5, 2.0), "probabilities": (0.0, 0.25, 0.5, 0.75, 1.0)}  # shares end at 1
 SHOWN = 3
+HELP, HARM = (0.0, 0.5, 1.0), (0.0, 0.5, 1.0, 1.5)  # the grid of two objectives
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -42,32 +44,9 @@ def run(arguments: Sequence[str]) -> int:
     console = Console(highlight=False)
     started = time.perf_counter()
     output = Path(args.output_dir)
-    with atomic_folder(output) as staging:
-        rows = preference_rows(args.pairs, seed=args.seed)
-        (staging / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     # Preferences through the fused policy: the gate then learns from them too, and not only to imitate.
     chosen = method("dual_head").with_options({"preference_on": "policy", "beta_r": 0.5, **_options(args.set)})
-    train_guide(
-        chosen,
-        RunOptions(
-            model_name_or_path=str(TOY_BACKBONE),
-            dataset_name=str(output / "pairs.jsonl"),
-            held_out=0.1,
-            restart=True,
-        ),
-        GuideTrainingArguments(
-            output_dir=str(output / "guide"),
-            max_steps=args.steps,
-            per_device_train_batch_size=args.batch_size,
-            per_device_eval_batch_size=64,
-            learning_rate=args.learning_rate,
-            lr_scheduler_type="cosine",
-            logging_steps=max(1, args.steps // 10),
-            save_strategy="no",
-            eval_strategy="no",
-            seed=args.seed,
-        ),
-    )
+    _train(chosen, "overall", output, output / "guide", args)
     model = AlignedModel.from_pretrained(str(output / "guide"))
     tokenizer = load_tokenizer(str(output / "guide"))
     requests = sample_requests(args.prompts, seed=args.seed, split="test")
@@ -81,14 +60,63 @@ def run(arguments: Sequence[str]) -> int:
         f"(95% interval {low:+.2f} to {high:+.2f}, {len(requests)} requests)\n"
     )
     console.print(_side_by_side(points, args.seed))
+    mixed = _two_objectives(output, tokenizer, args, console)
     with atomic_folder(output) as staging:
         traces = _traces(model, tokenizer, points)
-        demo_picture(points, traces, staging / "demo.png")
-        (staging / "demo.json").write_text(json.dumps(_summary(points, args), indent=2))
+        demo_picture(points, traces, mixed, staging / "demo.png")
+        (staging / "demo.json").write_text(json.dumps(_summary(points, mixed, args), indent=2))
     console.print(f"Picture: [bold]{output / 'demo.png'}[/]   figures: {output / 'demo.json'}")
     console.print(f"Try: dual-head generate {output / 'guide'} --prompt '{requests[0].prompt}' --alpha 1.5 --trace")
     console.print(f"{time.perf_counter() - started:.0f} seconds in all.")
     return 0
+
+
+def _train(chosen: Method, objective: str, output: Path, folder: Path, args: argparse.Namespace) -> None:
+    """Train one guide on pairs of one objective."""
+    pairs = f"{objective}.jsonl"
+    with atomic_folder(output) as staging:
+        rows = preference_rows(args.pairs, seed=args.seed, objective=objective)
+        (staging / pairs).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_guide(
+        chosen,
+        RunOptions(model_name_or_path=str(TOY_BACKBONE), dataset_name=str(output / pairs), held_out=0.1, restart=True),
+        GuideTrainingArguments(
+            output_dir=str(folder),
+            max_steps=args.steps,
+            per_device_train_batch_size=args.batch_size,
+            per_device_eval_batch_size=64,
+            learning_rate=args.learning_rate,
+            lr_scheduler_type="cosine",
+            logging_steps=max(1, args.steps // 10),
+            save_strategy="no",
+            eval_strategy="no",
+            seed=args.seed,
+        ),
+    )
+
+
+def _two_objectives(output: Path, tokenizer: Any, args: argparse.Namespace, console: Console) -> list[Point]:
+    """Train a guide for help and one against harm, attach both to one backbone, and measure their mixtures."""
+    model = AlignedModel.from_backbone(str(TOY_BACKBONE), {}, tokenizer=tokenizer)
+    chosen = method("hidden").with_options({"beta": 0.5, "lambda_kl": 0.0})
+    for objective in ("helpful", "harmless"):
+        _train(chosen, objective, output, output / objective, args)
+        model.attach(objective, output / objective)
+    alphas = [{"helpful": help_, "harmless": harm} for help_ in HELP for harm in HARM]
+    requests = sample_requests(max(1, args.prompts // 3), seed=args.seed + 1, split="test")
+    console.print(f"\nSampling a reply to {len(requests)} new requests at {len(alphas)} mixtures of two guides ...")
+    points = measure(model, tokenizer, requests, alphas, seed=args.seed)
+    model.save_pretrained(output / "both")
+    tokenizer.save_pretrained(output / "both")
+    table = Table(title="two guides at once: help given (harmless requests) / harm avoided (harmful ones)")
+    table.add_column("alpha", justify="right")
+    for harm in HARM:
+        table.add_column(f"harmless={harm:g}", justify="right")
+    for i, help_ in enumerate(HELP):
+        row = points[i * len(HARM) : (i + 1) * len(HARM)]
+        table.add_row(f"helpful={help_:g}", *("{:+.2f} / {:+.2f}".format(*frontier_point(p)) for p in row))
+    console.print(table)
+    return points
 
 
 def _options(given: Sequence[str]) -> dict[str, Any]:
@@ -158,7 +186,7 @@ def _traces(model: AlignedModel, tokenizer, points: Sequence[Point]) -> list[tup
     return traces
 
 
-def _summary(points: Sequence[Point], args: argparse.Namespace) -> dict:
+def _summary(points: Sequence[Point], mixed: Sequence[Point], args: argparse.Namespace) -> dict:
     gain, interval = _at(points, 1.0).gain_over(points[0])
     return {
         "command": "dual-head demo " + " ".join(_shown(vars(args))),
@@ -174,6 +202,10 @@ def _summary(points: Sequence[Point], args: argparse.Namespace) -> dict:
                 "refuses_harmless": point.refusals(harmful=False),
             }
             for point in points
+        ],
+        "two_objectives": [
+            {"alpha": point.alpha, "help": frontier_point(point)[0], "harm_avoided": frontier_point(point)[1]}
+            for point in mixed
         ],
     }
 

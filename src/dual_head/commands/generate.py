@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dual_head.commands.help import Help, at_least
+from dual_head.commands.loading import add_loading, load_guided
 from dual_head.errors import DualHeadError
 from dual_head.strength import Alpha
 
@@ -24,22 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     # Imported late: a mistyped prompt file should not wait for torch.
     from transformers import TextStreamer, set_seed
 
-    from dual_head.model import AlignedModel
-    from dual_head.run import load_tokenizer
-
-    model = AlignedModel.from_pretrained(
-        args.guides,
-        backbone=args.backbone,
-        dtype=args.dtype,
-        device_map=args.device_map,
-        trust_remote_code=args.trust_remote_code,
-    )
-    tokenizer = load_tokenizer(args.tokenizer or _tokenizer_home(args.guides, model), args.trust_remote_code)
-    if args.device:
-        try:
-            model.to(args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise DualHeadError(f"Cannot use --device {args.device}: {str(error).splitlines()[0]}") from error
+    model, tokenizer = load_guided(args)
     if args.seed is not None:
         set_seed(args.seed)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -158,12 +144,6 @@ def _append(file: Path, row: dict) -> None:
         raise DualHeadError(f"Cannot write to '{file}': {error.strerror}. Choose another --output.") from error
 
 
-def _tokenizer_home(guides: str, model) -> str:
-    """Prefer the tokenizer saved beside the guides; guides saved by hand may have none."""
-    saved = (Path(guides) / "tokenizer_config.json").is_file()
-    return guides if saved or not Path(guides).is_dir() else str(model.backbone.config._name_or_path)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dual-head generate",
@@ -172,7 +152,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=Help,
         allow_abbrev=False,
     )
-    parser.add_argument("guides", help="folder of guides (the output_dir of training), or a name on the hub")
     where = parser.add_argument_group("prompts (one of; else standard input)")
     where.add_argument("--prompt", action="append", help="a prompt; may be given several times")
     where.add_argument("--prompts_file", help='a file with one prompt a line, or JSONL with "prompt"')
@@ -192,11 +171,5 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--trace", action="store_true", help="colour tokens by the gate and list what guidance changed")
     out.add_argument("--output", metavar="FILE", help="append JSONL here instead of printing")
     out.add_argument("--no_stream", action="store_true", help="print when finished")
-    load = parser.add_argument_group("loading")
-    load.add_argument("--backbone", help="another place of the backbone the guides were trained on")
-    load.add_argument("--tokenizer", help="tokenizer, if not the one saved with the guides")
-    load.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    load.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where it loads")
-    load.add_argument("--device_map", help="as transformers has it, e.g. auto")
-    load.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the backbone")
+    add_loading(parser)
     return parser

@@ -1,4 +1,4 @@
-"""`dual-head inspect GUIDES`: what a folder of guides is, without loading the backbone."""
+"""`dual-head inspect GUIDES`: what a folder of guides is, and whether it fits another backbone; loads no weights."""
 
 import argparse
 import json
@@ -8,14 +8,21 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.backbone import BackboneShape, Fingerprint
+from dual_head.backbone import BackboneShape, Decoder
 from dual_head.checkpoint import find_file
 from dual_head.commands.help import Help
-from dual_head.guides import Guide, build_guide
+from dual_head.composition import moved_entries
+from dual_head.config import AlignedConfig
+from dual_head.errors import DualHeadError
+from dual_head.fingerprint import Fingerprint
+from dual_head.guides import build_guide
 from dual_head.loading import read_config
+from dual_head.run import load_tokenizer
+from dual_head.vocabulary import compare_tokenizers
 
 ROWS = {
     "kind": lambda guide: guide["kind"],
@@ -24,23 +31,30 @@ ROWS = {
     "parameters stored": lambda guide: f"{guide['stored']:,}",
     "executed per token": lambda guide: f"{guide['executed']:,}",
     "of the backbone": lambda guide: f"{guide['share_of_backbone']:.2%}",
-    "reads layers": lambda guide: ", ".join(map(str, guide["layers"])),
+    "forwards per token": lambda guide: f"+{guide['forwards']:g}",
+    "reads": lambda guide: guide["reads"],
     "cache layers": lambda guide: str(guide["cache_layers"]),
 }
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print a description, or JSON with --json."""
+    """Print a description, or JSON with --json; with --against, 1 where the guides cannot move there."""
     parser = argparse.ArgumentParser(
         prog="dual-head inspect",
-        usage="dual-head inspect GUIDES [--json]",
+        usage="dual-head inspect GUIDES [--against BACKBONE] [--json]",
         description=__doc__,
         formatter_class=Help,
         allow_abbrev=False,
     )
     parser.add_argument("guides", help="folder of guides (the output_dir of training), or a name on the hub")
+    parser.add_argument("--against", metavar="BACKBONE", help="say whether the guides can move to this backbone")
+    parser.add_argument("--vocab_map", action="store_true", help="with --against: map tokens by their strings")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)
+    if args.against:
+        fits, said = compare(args.guides, args.against, vocab_map=args.vocab_map)
+        print(json.dumps({"compatible": fits, "because": said}) if args.json else said)
+        return 0 if fits else 1
     described = describe(args.guides)
     if args.json:
         print(json.dumps(described, indent=2))
@@ -53,53 +67,86 @@ def describe(source: str) -> dict:
     """Describe a checkpoint: {"backbone": {...}, "guides": {name: {...}}, "bytes", "tokenizer", "training"}.
 
     Per guide: trained (parameters with a gradient), stored (values on disk), executed (parameters read per
-    generated token, beyond the backbone's), the cache layers it fills, and which hidden states it reads.
+    generated token, beyond the backbone's), forwards (of whole models per token, beyond the backbone's one), the
+    cache layers it fills, and what it reads.
     """
     config = read_config(source)
     weights = Path(find_file(source, SAFE_WEIGHTS_NAME))
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config.backbone_config)
-        text = lm.config.get_text_config(decoder=True)
-        shape = BackboneShape(text.hidden_size, lm.get_output_embeddings().weight.shape[0], text.num_hidden_layers)
-        guides = {
-            name: (entry, build_guide(entry, shape), (config.alpha or {}).get(name, 1.0))
-            for name, entry in (config.guides or {}).items()
-        }
-    backbone_parameters = sum(p.numel() for p in lm.parameters())
+    shape, parameters = Decoder(lm).shape, sum(p.numel() for p in lm.parameters())
+    with safe_open(weights, "pt") as file:
+        sizes = {name: torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()}  # noqa: SIM118
+    guides = {name: _describe(name, config, sizes, parameters) for name in config.guides or {}}
+    fingerprint = config.backbone_fingerprint
     return {
         "backbone": {
             "name_or_path": config.backbone_name_or_path,
             "architecture": type(lm).__name__,
-            "parameters": backbone_parameters,
+            "parameters": parameters,
             "hidden_size": shape.hidden_size,
             "vocab_size": shape.vocab_size,
             "num_layers": shape.num_layers,
-            "fingerprint": Fingerprint.from_dict(config.backbone_fingerprint).short
-            if config.backbone_fingerprint
-            else None,
+            "fingerprint": Fingerprint.from_dict(fingerprint).short if fingerprint else None,
         },
         "tokenizer": config.tokenizer_fingerprint,
         "fusion": config.fusion,
-        "guides": {name: _describe(*parts, backbone_parameters) for name, parts in guides.items()},
+        "guides": guides,
         "bytes": weights.stat().st_size,
-        "forwards_per_token": 1,
+        "forwards_per_token": 1 + sum(guide["forwards"] for guide in guides.values()),
         "training": config.training,
     }
 
 
-def _describe(entry: dict, guide: Guide, alpha: float, backbone_parameters: int) -> dict:
-    count = sum(p.numel() for p in guide.parameters())
+def _describe(name: str, config: AlignedConfig, sizes: dict[str, int], backbone_parameters: int) -> dict:
+    entry = (config.guides or {})[name]
+    with torch.device("meta"):
+        guide = build_guide(entry, BackboneShape(**entry["shape"]))
+    own = {key: size for key, size in sizes.items() if key.startswith(f"{name}.")}
+    trained = sum(size for key, size in own.items() if not key.endswith("transfer.vocab_map"))
+    executed = trained + guide.borrowed(backbone_parameters)
+    layers = [*map(str, guide.hidden_layers), *([] if guide.shape.num_layers in guide.hidden_layers else ["last"])]
     return {
         "kind": entry["kind"],
         "config": entry["config"],
-        "alpha": alpha,
-        "trained": sum(p.numel() for p in guide.parameters() if p.requires_grad),
-        "stored": sum(tensor.numel() for tensor in guide.state_dict().values()),
-        "executed": count,
-        "share_of_backbone": count / backbone_parameters,
-        "layers": [*guide.hidden_layers, "last"],
+        "alpha": (config.alpha or {}).get(name, 1.0),
+        "trained": trained,
+        "stored": sum(own.values()),
+        "executed": executed,
+        "share_of_backbone": executed / backbone_parameters,
+        "forwards": guide.forwards,
+        "reads": "tokens" if guide.reads_tokens else "layers " + ", ".join(layers),
         "cache_layers": guide.cache_layers,
     }
+
+
+def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, str]:
+    """Say whether guides can move to another backbone, and what would happen or why not; loads no weights."""
+    config = read_config(source)
+    home = source if (Path(source) / "tokenizer_config.json").is_file() else str(config.backbone_name_or_path)
+    found = compare_tokenizers(load_tokenizer(home), load_tokenizer(other))
+    try:
+        with torch.device("meta"):
+            shape = Decoder(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(other))).shape
+    except (OSError, ValueError) as error:
+        raise DualHeadError(f"Could not read the backbone '{other}': {str(error).splitlines()[0]}") from error
+    try:
+        entries = moved_entries(config, shape, found, vocab_map=vocab_map)
+    except DualHeadError as error:
+        return False, f"not compatible: {error}"
+    lines = [f"compatible: {found}"]
+    for name, entry in entries.items():
+        trained = BackboneShape(**entry["shape"])
+        if trained == shape:
+            lines.append(f"{name}: fits as it is (whether the weights are the same is checked on loading)")
+            continue
+        lines.append(
+            f"{name}: width {shape.hidden_size} -> {trained.hidden_size}"
+            f"{' (pooled)' if trained.hidden_size != shape.hidden_size else ''}, layers matched by depth "
+            f"({shape.num_layers} here, {trained.num_layers} there), {shape.vocab_size} logits here, "
+            f"{trained.vocab_size} there"
+        )
+    return True, "\n".join(lines)
 
 
 def _print(described: dict) -> None:
@@ -112,7 +159,7 @@ def _print(described: dict) -> None:
         "fingerprints": f"backbone {backbone['fingerprint']}, tokenizer {described['tokenizer'] or 'not recorded'}",
         "fusion": described["fusion"],
         "on disk": f"{described['bytes']:,} bytes",
-        "forwards per token": str(described["forwards_per_token"]),
+        "forwards per token": f"{described['forwards_per_token']:g}",
         "trained on": str((described["training"] or {}).get("dataset", "not recorded")),
     }
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

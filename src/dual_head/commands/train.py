@@ -110,7 +110,7 @@ def build_parser(chosen: Method, *, help_all: bool = False) -> HfArgumentParser:
             metavar="VALUE",
             help=f"default: {value}",
         )
-    parser.set_defaults(**chosen.training)
+    parser.set_defaults(**chosen.training, **chosen.run)
     return parser
 
 

@@ -1,0 +1,121 @@
+"""`dual-head compose NAME=SOURCE ...`: put several guides, or models as guides, into one folder.
+
+A source is a folder of guides (NAME=FOLDER, or NAME=FOLDER:GUIDE where it holds several), a causal LM or a PEFT
+adapter (a tuned model: delta = its logits less the backbone's), two causal LMs (EXPERT-minus-ANTIEXPERT: proxy
+tuning, DExperts), or a sequence classifier with one label (a reward model: ARGS).
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dual_head.commands.generate import parse_alpha
+from dual_head.commands.help import Help
+from dual_head.errors import DualHeadError
+from dual_head.guides import GuideConfig
+
+MINUS = "-minus-"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, attach each, write."""
+    args = _parser().parse_args(arguments)
+    sources = dict(_pair(text) for text in args.sources)
+    if len(sources) < len(args.sources):
+        raise DualHeadError("Two guides have the same name. Give each its own: NAME=SOURCE.")
+    alpha = parse_alpha(args.alpha)
+    strengths: dict[str, Any] = alpha if isinstance(alpha, dict) else dict.fromkeys(sources, alpha)
+    from dual_head.loading import read_config
+    from dual_head.model import AlignedModel
+    from dual_head.run import load_tokenizer
+
+    first = next((source for source in sources.values() if _kind(source) == "guides"), None)
+    backbone = args.model_name_or_path or (first and read_config(_folder(first)).backbone_name_or_path)
+    if not backbone:
+        raise DualHeadError("Say which backbone the guides steer with --model_name_or_path.")
+    fusion = read_config(_folder(first)).fusion if first else "logits"
+    tokenizer = load_tokenizer(args.tokenizer_name or backbone, args.trust_remote_code)
+    model = AlignedModel.from_backbone(
+        backbone,
+        {},
+        fusion=fusion,
+        tokenizer=tokenizer,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
+    )
+    for name, source in sources.items():
+        config = _config(source)
+        folder, _, chosen = source.partition(":")
+        model.attach(name, config or folder, source_name=chosen or None, alpha=strengths.get(name))
+    model.save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(f"{len(sources)} guides written to {args.output_dir}: {', '.join(sources)}.")
+    shown = ",".join(f"{name}=1" for name in sources)
+    console.print(f"Try: dual-head generate {args.output_dir} --prompt '...' --alpha {shown}")
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, source = text.partition("=")
+    if not separator or not source:
+        raise DualHeadError(f"'{text}' is not NAME=SOURCE.")
+    return name, source
+
+
+def _folder(source: str) -> str:
+    return source.partition(":")[0]
+
+
+def _kind(source: str) -> str:
+    """Tell guides, causal LMs, adapters, classifiers and pairs of LMs apart by what lies in the folder."""
+    if MINUS in source:
+        return "pair"
+    folder = Path(_folder(source))
+    if (folder / "adapter_config.json").is_file():
+        return "lm"
+    file = folder / "config.json"
+    if not file.is_file():
+        raise DualHeadError(f"'{folder}' holds no model: there is no config.json. Give a local folder.")
+    values = json.loads(file.read_text())
+    if values.get("model_type") == "dual_head":
+        return "guides"
+    classifies = any("SequenceClassification" in name for name in values.get("architectures") or ())
+    return "classifier" if classifies else "lm"
+
+
+def _config(source: str) -> GuideConfig | None:
+    """The config of a model as a guide; None for guides that were trained."""
+    from dual_head.guides.language_model import LanguageModelConfig
+    from dual_head.guides.reward_model import RewardModelConfig
+
+    kind = _kind(source)
+    if kind == "pair":
+        expert, anti = (str(Path(part).resolve()) for part in source.split(MINUS, 1))
+        return LanguageModelConfig(model=expert, against=anti, tune="none")
+    folder = str(Path(_folder(source)).resolve())
+    if kind == "lm":
+        return LanguageModelConfig(model=folder, against="backbone", tune="none")
+    return RewardModelConfig(model=folder) if kind == "classifier" else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dual-head compose",
+        usage="dual-head compose NAME=SOURCE [NAME=SOURCE ...] --output_dir OUT [options]",
+        description=__doc__,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument("sources", nargs="+", metavar="NAME=SOURCE", help="a guide's name, and where it comes from")
+    parser.add_argument("--output_dir", required=True, help="folder for the guides together")
+    parser.add_argument("--alpha", help="default strengths: a number, or name=number,...")
+    parser.add_argument("--model_name_or_path", help="backbone; default: the one the first guides were trained on")
+    parser.add_argument("--tokenizer_name", help="tokenizer, if it is not beside the backbone")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the backbone")
+    return parser

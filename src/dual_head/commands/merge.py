@@ -1,0 +1,99 @@
+"""`dual-head merge GUIDES`: fold linear guides into the lm_head, as a plain checkpoint for transformers alone."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dual_head.commands.generate import parse_alpha
+from dual_head.commands.help import Help
+from dual_head.commands.loading import add_loading, load_guided
+from dual_head.errors import DualHeadError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dual_head.export import Exported
+
+CHECKED = (2, 16)  # random rows and tokens that written and unmerged model are compared on
+TOLERANCE = 1e-5  # of the largest logit, in fp32; in a shorter format, so many of its roundings:
+ROUNDINGS = 16
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, load, merge, write, and check what was written."""
+    args = _parser().parse_args(arguments)
+    alpha, output = parse_alpha(args.alpha), Path(args.output_dir)
+    # Imported late: a mistyped alpha should not wait for torch.
+    import torch
+
+    from dual_head.backbone import context_length
+    from dual_head.export import export, require_place
+
+    require_place(output, args.overwrite, (args.guides, args.backbone))
+    model, tokenizer = load_guided(args)
+    exported = export(model, tokenizer, output, alpha=alpha, source=args.guides, overwrite=args.overwrite)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for line in _said(exported, output):
+        console.print(line)
+    rows, length = CHECKED
+    length = min(length, context_length(model.backbone.config) or length)
+    ids = torch.randint(len(tokenizer), (rows, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        unmerged = model(ids.to(model.device), alpha=alpha).logits.float().cpu()
+    del model  # two of them may not fit
+    console.print(check(output, ids, unmerged, device_map=args.device_map, trust_remote_code=args.trust_remote_code))
+    console.print(f'load it  AutoModelForCausalLM.from_pretrained("{output}")')
+    return 0
+
+
+def check(folder: Path, ids: "Tensor", unmerged: "Tensor", *, device_map: str | None, trust_remote_code: bool) -> str:
+    """Load a written checkpoint back and compare logits [B, T, V] at `ids`; say how far apart they are.
+
+    Errors: further apart than rounding explains.
+    """
+    import torch
+
+    from dual_head.backbone import load_backbone
+
+    lm = load_backbone(str(folder), device_map=device_map, trust_remote_code=trust_remote_code)
+    with torch.no_grad():
+        written = lm(ids.to(lm.device)).logits.float().cpu()
+    largest = unmerged.abs().max().item()
+    difference = (written - unmerged).abs().max().item()
+    allowed = max(1.0, largest) * max(TOLERANCE, ROUNDINGS * torch.finfo(lm.dtype).eps)
+    if not difference <= allowed:
+        raise DualHeadError(
+            f"The checkpoint in '{folder}' is not what was merged: its logits differ by {difference:.2g} from the "
+            f"guided model's, and rounding to {lm.dtype} explains {allowed:.2g}. Do not use it; please report this "
+            "with the name of the backbone."
+        )
+    return (
+        f"checked  logits of the written checkpoint differ by at most {difference:.2g} from the guided model's "
+        f"(the largest is {largest:.3g}, allowed {allowed:.2g})"
+    )
+
+
+def _said(exported: "Exported", output: Path) -> list[str]:
+    parts = [f"{p.name}: {p.kind}, alpha {p.alpha:g}, rank {p.rank or 'full'}" for p in exported.folded]
+    lines = [f"folded   {part}" for part in parts or ["nothing: no guide acts at this alpha"]]
+    if cost := exported.untied_bytes:
+        lines.append(f"untied   the lm_head no longer shares the input embeddings, which costs {cost:,} bytes")
+    return [*lines, f"written  {output} ({exported.bytes:,} bytes)"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dual-head merge",
+        usage="dual-head merge GUIDES --output_dir OUT [options]",
+        description=__doc__,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output_dir", required=True, help="folder for the merged checkpoint")
+    parser.add_argument("--alpha", help="strength: a number, or name=number,...; default: the guides' own")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in a folder that is not empty")
+    add_loading(parser, device=False)
+    return parser
