@@ -17,13 +17,8 @@ from dual_head import AlignedModel, DualHeadError
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
 from dual_head.methods import method
-from dual_head.training import (
-    GuidedLoss,
-    GuideTrainer,
-    GuideTrainingArguments,
-    check_same_run,
-    last_whole_checkpoint,
-)
+from dual_head.resume import check_same_run, last_whole_checkpoint
+from dual_head.training import GuidedLoss, GuideTrainer, GuideTrainingArguments
 
 SRC = Path(__file__).parents[1] / "src"
 

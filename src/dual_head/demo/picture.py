@@ -1,7 +1,7 @@
 """The demonstration's picture; needs the `plot` extra. It draws, and computes nothing but intervals."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,25 @@ from dual_head.demo.measure import Point
 from dual_head.intervals import bootstrap_mean
 
 
-def demo_picture(points: Sequence[Point], traces: Sequence[tuple[str, list[tuple[str, float]]]], file: Path) -> None:
-    """Draw exact reward against divergence over alpha, and the gate over the tokens of two replies."""
-    rows: Any = [["frontier", f"gate {i}"] for i in range(len(traces))]
-    figure = Figure(figsize=(12, 5.6), layout="constrained")
-    axes = figure.subplot_mosaic(rows, width_ratios=(1, 1.25))
+def frontier_point(point: Point) -> tuple[float, float]:
+    """Mean points for help to harmless requests, and for harm avoided on harmful ones; 0 where there are none."""
+    means = (point.points("helpful", harmful=False), point.points("harmless", harmful=True))
+    helped, avoided = (statistics.fmean(values) if values else 0.0 for values in means)
+    return helped, avoided
+
+
+def demo_picture(
+    points: Sequence[Point],
+    traces: Sequence[tuple[str, list[tuple[str, float]]]],
+    mixed: Sequence[Point],
+    file: Path,
+) -> None:
+    """Draw exact reward against divergence over alpha, the frontier of two objectives, and the gate over replies."""
+    rows: Any = [["frontier", "objectives", f"gate {i}"] for i in range(len(traces))]
+    figure = Figure(figsize=(16, 5.6), layout="constrained")
+    axes = figure.subplot_mosaic(rows, width_ratios=(1, 1, 1.25))
     _frontier(axes["frontier"], points)
+    _objectives(axes["objectives"], mixed)
     for i, (prompt, tokens) in enumerate(traces):
         _gate_bars(axes[f"gate {i}"], prompt, tokens)
     figure.savefig(file, dpi=120)
@@ -38,6 +51,27 @@ def _frontier(axis, points: Sequence[Point]) -> None:
     axis.set_ylabel("exact reward, points per reply")
     axis.set_title(f"reward against divergence, {len(points[0].replies)} new requests, 95% intervals", fontsize=10)
     axis.margins(x=0.12)
+    axis.grid(alpha=0.3)
+
+
+def _objectives(axis, points: Sequence[Point]) -> None:
+    """One line per strength of the guide for help, along the strengths of the guide against harm."""
+    lines: dict[float, list[Point]] = {}
+    for point in points:
+        assert isinstance(point.alpha, Mapping)
+        lines.setdefault(point.alpha["helpful"], []).append(point)
+    for (help_, line), color in zip(lines.items(), ("tab:gray", "tab:cyan", "tab:blue"), strict=True):
+        xs, ys = zip(*(frontier_point(point) for point in line), strict=True)
+        axis.plot(xs, ys, "o-", color=color, label=rf"$\alpha_{{help}}$ = {help_:g}")
+        for point, x, y in zip(line, xs, ys, strict=True):
+            assert isinstance(point.alpha, Mapping)
+            axis.annotate(f"{point.alpha['harmless']:g}", (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axis.set_xlabel("help given to harmless requests, points per reply")
+    axis.set_ylabel("harm avoided on harmful requests, points per reply")
+    axis.set_title(
+        rf"two guides mixed while decoding, {len(points[0].replies)} requests; labels: $\alpha_{{harm}}$", fontsize=10
+    )
+    axis.legend(fontsize=9)
     axis.grid(alpha=0.3)
 
 
