@@ -29,7 +29,7 @@ SETTINGS = {
     "hidden": ({"beta": 0.5, "lambda_kl": 0.0}, 3e-3),
     "genarm": ({"beta": 0.5}, 3e-3),
     "dpo": ({"beta": 0.5}, 1e-3),
-    "simpo": ({}, 1e-3),
+    "simpo": ({}, 2e-4),
     "reward": ({}, 1e-3),
 }
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)

@@ -72,20 +72,22 @@ def parse_arguments() -> argparse.Namespace:
         default=DEFAULT_OUTPUT,
         help="folder to write; replaced as a whole, and only after training has ended",
     )
+    parser.add_argument("--hidden_size", type=int, default=128, help="width; a multiple of 8, for a weaker sibling")
+    parser.add_argument("--layers", type=int, default=4, help="depth")
     parser.add_argument("--steps", type=int, default=2500, help=f"optimiser steps of {BATCH} texts each")
     parser.add_argument("--seed", type=int, default=0, help="of weights, texts and sampled replies")
     parser.add_argument("--requests", type=int, default=300, help="test requests to measure behaviour on")
     return parser.parse_args()
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of 0.86M parameters with an lm_head of its own, as the guides' tests of heads need."""
+def build_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 4) -> LlamaForCausalLM:
+    """A Llama, of 0.86M parameters by default, with an lm_head of its own, as the guides' tests of heads need."""
     pad, bos, eos, _ = range(len(world.SPECIAL_TOKENS))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 43 // 16,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
@@ -207,6 +209,11 @@ def measure(
     )
 
 
+def _sizes(arguments: argparse.Namespace) -> str:
+    usual = (arguments.hidden_size, arguments.layers) == (128, 4)
+    return "" if usual else f" --hidden_size {arguments.hidden_size} --layers {arguments.layers}"
+
+
 def card(report: Report, arguments: argparse.Namespace) -> str:
     rows = (
         (field.name.replace("_", " "), getattr(report.policy, field.name), getattr(report.model, field.name))
@@ -225,7 +232,7 @@ measured in seconds on a processor, against a reward that is computable by rule.
 
 ## How it was made
 
-    python scripts/train_toy_backbone.py --steps {arguments.steps} --seed {arguments.seed}
+    python scripts/train_toy_backbone.py --steps {arguments.steps} --seed {arguments.seed}{_sizes(arguments)}
 
 - Made on {date.today().isoformat()} in {report.seconds:.0f} s
 - {torch.get_num_threads()} processor threads, torch {torch.__version__}
@@ -274,7 +281,7 @@ def main() -> None:
         raise SystemExit(f"{output_dir} holds something other than a model. Give another --output_dir.")
     torch.manual_seed(arguments.seed)
     tokenizer = world.build_tokenizer()
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, arguments.hidden_size, arguments.layers)
     began = time.perf_counter()
     train(model, tokenizer, arguments.steps, arguments.seed)
     seconds = time.perf_counter() - began

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 GOOD = [f"good{i}" for i in range(8)]
@@ -29,9 +29,9 @@ WORDS = [
 ]  # the last is what transformers' stop strings try a tokenizer with
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
     """One token a word, <s> in front."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
@@ -39,14 +39,24 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_backbone(folder: Path, *, hidden_size: int = 32, seed: int = 0) -> Path:
-    """Save a random Llama of two layers with the tokenizer beside it."""
+def write_backbone(
+    folder: Path,
+    *,
+    hidden_size: int = 32,
+    layers: int = 2,
+    seed: int = 0,
+    words: list[str] = WORDS,
+    padding: int = 0,
+    spread: float = 0.02,
+) -> Path:
+    """Save a random Llama with the tokenizer beside it; padding: logits that stand for no token."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(WORDS),
+        vocab_size=len(words) + padding,
         hidden_size=hidden_size,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
+        initializer_range=spread,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
@@ -55,7 +65,7 @@ def write_backbone(folder: Path, *, hidden_size: int = 32, seed: int = 0) -> Pat
         eos_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
+    word_tokenizer(words).save_pretrained(folder)
     return folder
 
 
@@ -71,3 +81,53 @@ def write_pairs(file: Path, count: int, *, seed: int = 0) -> Path:
             }
             stream.write(json.dumps(row) + "\n")
     return file
+
+
+def write_adapter(folder: Path, backbone: Path, *, seed: int = 5, spread: float = 0.3) -> Path:
+    """Save a random LoRA of rank 2 (lora_alpha 4) on the queries of a backbone, as PEFT does."""
+    import peft
+
+    from dual_head.guides.companion import injecting
+
+    lm = LlamaForCausalLM.from_pretrained(backbone)
+    with injecting(lm):
+        lora = peft.get_peft_model(
+            lm, peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=["q_proj"])
+        )
+    torch.manual_seed(seed)
+    for name, parameter in lora.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=spread)
+    lora.save_pretrained(folder)
+    return folder
+
+
+def write_classifier(folder: Path, *, seed: int = 4) -> Path:
+    """Save a random reward model of one layer."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        pad_token_id=0,
+        num_labels=1,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def write_guides(folder: Path, backbone: Path, guides: dict, *, seed: int = 1, spread: float = 0.3, **options) -> Path:
+    """Save guides whose every weight is random, with their tokenizer, as training leaves them."""
+    from dual_head import AlignedModel
+
+    tokenizer = options.pop("tokenizer", None) or word_tokenizer()
+    model = AlignedModel.from_backbone(str(backbone), guides, tokenizer=tokenizer, **options)
+    torch.manual_seed(seed)
+    for parameter in model.guides.parameters():
+        torch.nn.init.normal_(parameter, std=spread)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

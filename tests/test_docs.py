@@ -1,19 +1,36 @@
-"""What the documents name exists: flags, links, formats. And nothing in the repository names where it was written."""
+"""What the documents name exists: flags, commands, links, formats, figures; what they print of Python runs.
 
+And nothing in the repository names where it was written.
+"""
+
+import argparse
 import contextlib
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from test_readme import BLOCK
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from dual_head import LinearConfig, RewardHeadConfig, method
+from dual_head.backbone import Backbone
 from dual_head.cli import COMMANDS, main
+from dual_head.commands.generate import parse_alpha
 from dual_head.data.formats import FORMATS, load_pairs
+from dual_head.guides import GuideConfig, guide_class, kind_of, kinds
+from dual_head.guides.base import Parameters
+from dual_head.methods import method_names
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
+GUIDES_PAGE = (ROOT / "docs" / "guides.md").read_text()
+TABLE_ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.]*\w)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # In pieces, so that this file does not hold them.
@@ -27,18 +44,132 @@ def flags() -> set[str]:
     """Every flag that some command's help shows."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        assert main(["train", "dual_head", "--help_all"]) == 0
+        for name in method_names():
+            assert main(["train", name, "--help_all"]) == 0
         for command in COMMANDS.keys() - {"train"}:
             with pytest.raises(SystemExit):
                 main([command, "--help"])
     return set(FLAG.findall(shown.getvalue()))
 
 
-@pytest.mark.parametrize("page", ["seeds.md", "data.md"])
+@pytest.mark.parametrize("page", ["seeds.md", "data.md", "guides.md"])
 def test_every_flag_that_is_named_exists(page, flags):
     named = set(FLAG.findall((ROOT / "docs" / page).read_text()))
     assert len(named) > 5
     assert named <= flags
+
+
+COMMAND = re.compile(r"^ *dual-head (\w+ .*)$", re.MULTILINE)
+LINES = [
+    pytest.param(line, id=f"{page.name}: {line[:50]}")
+    for page in PAGES
+    for line in COMMAND.findall(page.read_text().replace("\\\n", " "))
+]
+
+
+class Parsed(Exception):
+    """A command read its arguments and would now begin."""
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_that_is_shown_is_understood(line, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser, arguments=None, namespace=None):
+        parsed = parse(parser, arguments, namespace)
+        parse_alpha(getattr(parsed, "alpha", None))
+        raise Parsed
+
+    def train(*_):
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr("dual_head.commands.train.train_guide", train)
+    monkeypatch.chdir(ROOT)  # where the configs are that some of them name
+    with pytest.raises(Parsed):
+        main(shlex.split(line))
+
+
+def test_the_python_of_the_page_on_guides_runs_in_an_empty_folder(tmp_path, monkeypatch):
+    blocks = BLOCK.findall((ROOT / "docs" / "guides.md").read_text())
+    assert len(blocks) > 5
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for i, block in enumerate(blocks):
+        exec(compile(block, f"guides.md, block {i + 1}", "exec"), names)
+
+
+def test_the_figures_of_the_page_on_guides_are_counted():
+    rows = [[cell.strip() for cell in row.split("|")] for row in TABLE_ROW.findall(GUIDES_PAGE)]
+    stated = {row[1]: row[3:7] for row in rows if len(row) == 8 and "at 7B" not in row}
+    named = {
+        "`reward_head`": "dual_head",
+        "`linear`": "iav",
+        "`multilayer`": "mav",
+        "`hidden`": "hidden",
+        "`language_model`, genarm": "genarm",
+        "`language_model`, dpo and simpo": "dpo",
+        "`reward_model`": "reward",
+    }
+    assert method("dpo").guide == method("simpo").guide
+    for row, name in named.items():
+        trained, executed, forwards, layers = count_at_7b(method(name).guide)
+        said_trained, said_executed, said_forwards, said_layers = stated[row]
+        assert said_trained == f"{trained:,}", name
+        assert ("the same" if executed == trained else f"{executed:,}") in said_executed, name
+        assert float(said_forwards) == forwards, name
+        assert said_layers.split(",")[0] == ("L" if layers == 32 else str(layers)), name
+    for config in (LinearConfig(rank=64), RewardHeadConfig(rank=64)):
+        assert f"{count_at_7b(config)[0]:,}" in GUIDES_PAGE
+
+
+def test_the_page_on_guides_has_every_kind_and_every_method():
+    assert all(f"`{kind}`" in GUIDES_PAGE for kind in kinds())
+    assert all(f"`train {name}`" in GUIDES_PAGE for name in method_names())
+
+
+def count_at_7b(config: GuideConfig) -> tuple[int, int, float, int]:
+    """Parameters trained, parameters executed, forwards and cache layers of a guide beside LLaMA-2-7B."""
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(LlamaConfig())
+        backbone = Backbone(lm)
+        assert (backbone.shape.hidden_size, backbone.shape.vocab_size, backbone.shape.num_layers) == (4096, 32000, 32)
+        guide = guide_class(kind_of(config))(config, backbone.shape)
+        guide.attach(backbone)
+    trained = sum(tensor.numel() for tensor in guide.stored().values())
+    return trained, guide.executed(trained, Parameters.of(lm)), guide.forwards, guide.cache_layers
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_config_says_what_is_not_the_default_and_where_it_is_from(file):
+    text = file.read_text()
+    values = yaml.safe_load(text)
+    chosen = method(values["method"])
+    assert file.stem == chosen.name
+    assert text.startswith("# ")
+    assert f"dual-head train {chosen.name} --config configs/{file.name}" in text
+    known = dict(chosen.options()) | dict(chosen.training) | dict(chosen.run)
+    options = {
+        f"{key}.{name}": value
+        for key, section in values.items()
+        if isinstance(section, dict)
+        for name, value in section.items()
+    }
+    chosen.with_options(options)
+    said = {key: value for key, value in values.items() if not isinstance(value, dict)} | options
+    defaults = {key: known[path] for key in said if (path := chosen.symbols.get(key, key)) in known}
+    assert not [key for key, value in defaults.items() if yaml_number(said[key]) == value]
+
+
+def yaml_number(value):
+    """5e-5 is a text in YAML, and a number to the command line."""
+    with contextlib.suppress(TypeError, ValueError):
+        return float(value)
+    return value
+
+
+def test_every_method_has_a_config():
+    assert {file.stem for file in (ROOT / "configs").glob("*.yaml")} == set(method_names())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -59,9 +190,11 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_errata_are_numbered_1_to_15():
+@pytest.mark.parametrize(("letter", "count"), [("D", 15), ("I", 7), ("M", 6)])
+def test_the_errata_are_numbered_without_a_gap(letter, count):
     text = (ROOT / "docs" / "seeds.md").read_text()
-    assert re.findall(r"^\*\*D(\d+)\.", text, flags=re.MULTILINE) == [str(i) for i in range(1, 16)]
+    found = re.findall(rf"^\*\*{letter}(\d+)\.", text, flags=re.MULTILINE)
+    assert found == [str(i) for i in range(1, count + 1)]
 
 
 def test_every_format_has_an_example():

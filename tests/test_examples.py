@@ -66,6 +66,41 @@ def test_steer_trains_a_guide_when_none_is_given(example):
     assert "alpha = 0 equals the backbone: True" in example("steer.py", "--steps", 2, "--alpha", 0, 1)
 
 
+def test_two_objectives_pull_their_own_ways_and_nothing_moves_at_0(example):
+    printed = example("two_objectives.py", "--steps", 25, "--prompts", 24, "--alpha", 0, 1)
+    rows = re.findall(r"^ +([01]) +([01]) +(-?[\d.]+) +(-?[\d.]+) +([\d.]+)$", printed, flags=re.MULTILINE)
+    points = {(row[0], row[1]): tuple(map(float, row[2:])) for row in rows}
+    assert list(points) == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
+    assert points["0", "0"][2] == 0
+    assert all(kl > 0 for key, (_, _, kl) in points.items() if key != ("0", "0"))
+    (given_by_harm, avoided_by_harm, _), (given_by_help, avoided_by_help, _) = points["0", "1"], points["1", "0"]
+    assert given_by_help > given_by_harm
+    assert avoided_by_harm > avoided_by_help
+
+
+def test_switch_backbone_moves_a_guide_to_another_width_and_depth(example):
+    printed = example("switch_backbone.py", "--steps", 5, "--width", 160)
+    assert "compatible: the same tokenizer" in printed
+    assert "dual_head: width 160 -> 128 (pooled), layers matched by depth (6 here, 4 there)" in printed
+    assert "alpha = 0 equals the new backbone: True" in printed
+    moved = re.search(r"alpha = 1 moves a logit by up to ([\d.]+)", printed)
+    assert moved
+    assert float(moved[1]) > 0
+    assert f"an adapter has {160 * 128:,} parameters to train" in printed
+
+
+def test_merge_writes_a_checkpoint_that_transformers_alone_loads(example, tmp_path):
+    printed = example(
+        "merge.py", "--steps", 10, "--alpha", 1.5, "--output_dir", tmp_path / "merged", "--prompt", PROMPT
+    )
+    assert "folded iav: linear of rank 16, alpha 1.5" in printed
+    found = re.search(r"^LlamaForCausalLM: logits differ by at most ([\de.-]+)$", printed, flags=re.MULTILINE)
+    assert found
+    assert float(found[1]) < 1e-4
+    kept = {file.name for file in (tmp_path / "merged").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= kept
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_is_short_and_says_how_to_run_it(name):
     text = (EXAMPLES / name).read_text()

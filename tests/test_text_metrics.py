@@ -4,7 +4,7 @@ import pytest
 
 from dual_head.text_metrics import distinct_n, diversity
 
-SENTENCE = "a b a b c".split()  # ab ba ab bc; aba bab abc; abab babc
+SENTENCE = ["a", "b", "a", "b", "c"]  # ab ba ab bc; aba bab abc; abab babc
 
 
 def test_distinct_n_by_hand():

@@ -1,9 +1,9 @@
 """Align large language models at test time with small trained heads on a frozen decoder.
 
-    z = z_base + sum_k alpha_k g_k direction_k
+    z = lm_head(h + sum_k alpha_k g_k edit_k) + sum_k alpha_k g_k direction_k
 
-`DualHeadModel.from_backbone` attaches a fresh guide, `dual-head train` trains one, `from_pretrained` loads
-it, `generate(..., alpha=...)` steers with it.
+`from_backbone` attaches fresh guides, `dual-head train` trains one, `from_pretrained` and `attach` load them,
+`generate(..., alpha=...)` steers with them.
 """
 
 from importlib import import_module
@@ -19,12 +19,21 @@ _HOMES = {
     "DualHeadModel": "model",
     "GuideTrainer": "training",
     "GuideTrainingArguments": "training",
+    "HiddenConfig": "guides.hidden",
+    "IAVModel": "model",
+    "LanguageModelConfig": "guides.language_model",
+    "LinearConfig": "guides.linear",
+    "LinearDecay": "strength",
+    "MAVModel": "model",
     "Method": "methods",
+    "MultilayerConfig": "guides.multilayer",
     "Pair": "data",
     "PairCollator": "data.collate",
     "RewardHeadConfig": "guides.reward_head",
+    "RewardModelConfig": "guides.reward_model",
     "TokenizeOptions": "data.tokenize",
     "load_pairs": "data.formats",
+    "merge": "export",
     "method": "methods",
     "split_by_prompt": "data",
     "tokenize_pairs": "data.tokenize",
@@ -41,11 +50,20 @@ if TYPE_CHECKING:
     from dual_head.data.tokenize import TokenizeOptions as TokenizeOptions
     from dual_head.data.tokenize import tokenize_pairs as tokenize_pairs
     from dual_head.errors import DualHeadError as DualHeadError
+    from dual_head.export import merge as merge
+    from dual_head.guides.hidden import HiddenConfig as HiddenConfig
+    from dual_head.guides.language_model import LanguageModelConfig as LanguageModelConfig
+    from dual_head.guides.linear import LinearConfig as LinearConfig
+    from dual_head.guides.multilayer import MultilayerConfig as MultilayerConfig
     from dual_head.guides.reward_head import RewardHeadConfig as RewardHeadConfig
+    from dual_head.guides.reward_model import RewardModelConfig as RewardModelConfig
     from dual_head.methods import Method as Method
     from dual_head.methods import method as method
     from dual_head.model import AlignedModel as AlignedModel
     from dual_head.model import DualHeadModel as DualHeadModel
+    from dual_head.model import IAVModel as IAVModel
+    from dual_head.model import MAVModel as MAVModel
+    from dual_head.strength import LinearDecay as LinearDecay
     from dual_head.training import GuideTrainer as GuideTrainer
     from dual_head.training import GuideTrainingArguments as GuideTrainingArguments
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "say what a guide is, what it costs, and whether it fits another backbone",
     "compose": "put several guides, or models as guides, into one folder",
     "merge": "fold a linear guide into the lm_head, as a plain checkpoint",
+    "sweep": "generate at many strengths, and measure what each does",
     "demo": "train and look at a guide on a small world, offline, in minutes",
 }
 

@@ -22,6 +22,7 @@ from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides import GuideConfig, build_guide, guide_class, kind_of
 from dual_head.loading import read_config
 from dual_head.strength import resolve_alpha
+from dual_head.transfer import UNMAPPED
 from dual_head.vocabulary import Comparison, compare_tokenizers, vocabulary_map
 
 if TYPE_CHECKING:
@@ -75,10 +76,16 @@ class GuideComposition:
             weights = read_weights(source)
             tensors = {f"{name}.{key.removeprefix(prefix)}": x for key, x in weights.items() if key.startswith(prefix)}
         strength = strength if alpha is None else alpha
+        if not isinstance(strength, (int, float)):
+            raise DualHeadError(f"A default alpha is a number, not {strength}. Give schedules and rows to generate.")
         resolve_alpha(strength, defaults={name: 1.0}, rows=1, fusion=self.config.fusion)
         self._add_guide(name, entry)
         if tensors is not None:
-            load_strictly({k: x for k, x in self.stored().items() if k.startswith(f"{name}.")}, tensors, source)
+            try:
+                load_strictly({k: x for k, x in self.stored().items() if k.startswith(f"{name}.")}, tensors, source)
+            except DualHeadError:
+                self._remove_guide(name)
+                raise
         # New dicts: the config may be shared with whoever made the model.
         self.config.guides = {**(self.config.guides or {}), name: entry}
         self.config.alpha = {**(self.config.alpha or {}), name: float(strength)}
@@ -87,11 +94,14 @@ class GuideComposition:
         """Remove a guide. Errors: an unknown name."""
         if name not in self.guides:
             raise DualHeadError(f"No guide is named '{name}'.{did_you_mean(name, self.guides)}")
+        self._remove_guide(name)
+        self.config.guides = {k: entry for k, entry in (self.config.guides or {}).items() if k != name}
+        self.config.alpha = {k: value for k, value in (self.config.alpha or {}).items() if k != name}
+
+    def _remove_guide(self: "AlignedModel", name: str) -> None:  # type: ignore[misc]
         del self.guides[name]
         if name in self.transfers:
             del self.transfers[name]
-        self.config.guides = {k: entry for k, entry in (self.config.guides or {}).items() if k != name}
-        self.config.alpha = {k: value for k, value in (self.config.alpha or {}).items() if k != name}
 
     def switch_backbone(
         self: "AlignedModel",  # type: ignore[misc]
@@ -124,15 +134,16 @@ class GuideComposition:
         cls,
         config: AlignedConfig,
         lm: PreTrainedModel,
+        tensors: Mapping[str, Tensor],
         source: str,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         vocab_map: bool = False,
         adapter: bool = False,
     ) -> "AlignedModel":
-        """Load the guides in the folder `source` onto another backbone than theirs; see `switch_backbone`."""
+        """Build the model that has the guides of `source` on another backbone than theirs; see `switch_backbone`."""
         here, there = _tokenizers(config, lm, tokenizer, None, (source, config.backbone_name_or_path))
-        moved, found = cls.moved(config, lm, read_weights(source), here, there, vocab_map=vocab_map, adapter=adapter)
+        moved, found = cls.moved(config, lm, tensors, here, there, vocab_map=vocab_map, adapter=adapter)
         logger.warning("Moved the guides of '%s' to '%s': %s.", source, lm.config._name_or_path, found)
         return moved
 
@@ -152,6 +163,9 @@ class GuideComposition:
         new, found = Backbone(lm), compare_tokenizers(there, here)
         entries = moved_entries(config, new.shape, found, vocab_map=vocab_map, adapter=adapter)
         name = new.config._name_or_path or None
+        for guide, entry in (config.guides or {}).items():
+            if entry.get("adapter"):
+                logger.warning("The adapter of '%s' was trained for the backbone it leaves, and stays behind.", guide)
         config = copy.deepcopy(config)
         config.guides, config.backbone_config = entries, copy.deepcopy(new.config)
         config.backbone_name_or_path = absolute(name)
@@ -159,10 +173,11 @@ class GuideComposition:
         config.tokenizer_fingerprint = tokenizer_fingerprint(here)
         model = cls(config, lm)  # type: ignore[call-arg]
         own = model.stored()  # type: ignore[attr-defined]
-        if not found.same:
-            ids = vocabulary_map(there, here, new.shape.vocab_size)
-            for guide in entries:
-                own[f"{guide}.transfer.vocab_map"].copy_(ids)
+        ids = vocabulary_map(there, here, new.shape.vocab_size)
+        for guide, entry in entries.items():
+            if entry["vocab_map"]:
+                before = tensors.get(f"{guide}.transfer.vocab_map")  # where the guide had been moved already
+                own[f"{guide}.transfer.vocab_map"].copy_(ids if before is None else _chained(before, ids))
         kept = {key: x for key, x in own.items() if ".transfer." not in key}
         load_strictly(kept, {key: x for key, x in tensors.items() if ".transfer." not in key}, "the guides' folder")
         return model, found  # type: ignore[return-value]
@@ -205,8 +220,19 @@ def moved_entries(
         if adapter and (cls.reads_tokens or cls.space == "hidden"):
             raise DualHeadError(f"The guide '{name}' reads no pooled hidden states, so it has no use for an adapter.")
         own = cls.Config.from_dict(entry["config"]).moved_from(config.backbone_name_or_path)
-        entries[name] = {**entry, "config": own.as_dict(), "adapter": adapter, "vocab_map": not found.same}
+        # Of a backbone, a model that reads tokens knows the number of logits alone; a head was made for its old one.
+        fits = dataclasses.asdict(shape if cls.reads_tokens else trained)
+        mapped = not found.same or bool(entry.get("vocab_map"))
+        moved = entry_of(own, BackboneShape(**fits))
+        entries[name] = {**moved, "adapter": adapter, "vocab_map": mapped}
     return entries
+
+
+def _chained(before: Tensor, ids: Tensor) -> Tensor:
+    """Map new tokens to the last backbone's by `ids`, and those to the guide's own by `before`."""
+    before = before.to(ids.device)
+    known = (ids != UNMAPPED) & (ids < len(before))
+    return torch.where(known, before[ids.clamp(0, len(before) - 1)], UNMAPPED)
 
 
 def _choose(config: AlignedConfig, wanted: str | None, source: str) -> str:
@@ -233,19 +259,27 @@ def _tokenizers(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """The new backbone's tokenizer, and the one the guides were trained with, from the first place that has it."""
     here = here or _tokenizer_at([lm.config._name_or_path], "tokenizer")
-    if there is None and config.tokenizer_fingerprint == tokenizer_fingerprint(here):
+    recorded = config.tokenizer_fingerprint
+    if there is None and recorded == tokenizer_fingerprint(here):
         there = here
-    return here, there or _tokenizer_at(places, "trained_tokenizer")
+    there = there or _tokenizer_at(places, "trained_tokenizer", recorded)
+    if recorded and tokenizer_fingerprint(there) != recorded:
+        raise DualHeadError("This trained_tokenizer is not the one the guides were trained with. Pass theirs.")
+    return here, there
 
 
-def _tokenizer_at(places: Sequence[str | None], argument: str) -> PreTrainedTokenizerBase:
+def _tokenizer_at(
+    places: Sequence[str | None], argument: str, fingerprint: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the first place that has one, or has the one of that fingerprint."""
     for place in places:
         try:
-            if place:
-                return AutoTokenizer.from_pretrained(place)
+            found = AutoTokenizer.from_pretrained(place) if place else None
         except (OSError, ValueError, KeyError):
             continue
+        if found and fingerprint in (None, tokenizer_fingerprint(found)):
+            return found
+    which = "the one the guides were trained with is not" if fingerprint else "there is none"
     raise DualHeadError(
-        f"Cannot compare tokenizers: there is none at {' or '.join(repr(place) for place in places)}. "
-        f"Pass {argument}=..."
+        f"Cannot compare tokenizers: {which} at {' or '.join(repr(place) for place in places)}. Pass {argument}=..."
     )

@@ -4,6 +4,7 @@ It is what config.json of a checkpoint holds. It knows sizes and names, never we
 """
 
 import copy
+import json
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -44,6 +45,14 @@ class AlignedConfig(PreTrainedConfig):
     def cache_layers(self) -> int:
         """How many layers the guides add to the generation cache."""
         return sum(guide["cache_layers"] for guide in (self.guides or {}).values())
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Write JSON as transformers does, but keep the guides' order: their sum is rounded in it."""
+        values = json.loads(super().to_json_string(use_diff=use_diff))
+        for key in ("guides", "alpha"):
+            if key in values:
+                values[key] = {name: values[key][name] for name in getattr(self, key)}
+        return json.dumps(values, indent=2) + "\n"
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the backbone's text config, with one more full-attention layer per cache layer of the guides.

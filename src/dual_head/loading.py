@@ -75,6 +75,8 @@ class GuideLoading(PreTrainedModel):
             if name not in HUB_OPTIONS:
                 known = (*HUB_OPTIONS, *inspect.signature(cls.from_pretrained).parameters)
                 raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, known)}")
+        if (vocab_map or adapter) and not switch:
+            raise DualHeadError("vocab_map and adapter say how guides move to another backbone: add switch=True.")
         if config is None:
             config = read_config(source, revision=revision, **hub)
         lm = (
@@ -91,12 +93,17 @@ class GuideLoading(PreTrainedModel):
         )
         if switch and not _is_same(config, lm):
             moving: Any = cls  # what it takes to move is composition's
-            return moving.load_moved(config, lm, source, tokenizer=tokenizer, vocab_map=vocab_map, adapter=adapter)
-        model = cls(config, lm)
-        model.require_same_backbone(source)
-        load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
+            weights = read_weights(source, revision=revision, **hub)
+            model = moving.load_moved(
+                config, lm, weights, source, tokenizer=tokenizer, vocab_map=vocab_map, adapter=adapter
+            )
+        else:
+            model = cls(config, lm)
+            model.require_same_backbone(source)
+            load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
         if isinstance(dtype, torch.dtype) or dtype != "auto":
             model.guides.to(model.dtype)
+            model.transfers.to(model.dtype)
         return model
 
     def save_pretrained(

@@ -66,6 +66,7 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading,
     _can_compile_fullgraph = True
 
     def __init__(self, config: AlignedConfig, lm: PreTrainedModel):
+        config = copy.deepcopy(config)  # the caller's own: attach and switch_backbone change this one
         config._attn_implementation = lm.config._attn_implementation
         super().__init__(config)
         self.backbone = Backbone(lm)

@@ -9,9 +9,9 @@ import dataclasses
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
@@ -27,82 +27,26 @@ from dual_head.data.collate import PairCollator
 from dual_head.data.formats import load_pairs
 from dual_head.data.tokenize import COLUMNS, TokenizeOptions, tokenize_pairs
 from dual_head.errors import DualHeadError, require
+from dual_head.guides import guide_class
+from dual_head.loading import read_config
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
 from dual_head.progress import brief
 from dual_head.report import draw, print_report, summarise
 from dual_head.resume import check_same_run, is_finished, last_whole_checkpoint, load_guides, save_guides
+from dual_head.run_options import RunOptions, identity_of
 from dual_head.training import GuideTrainer, GuideTrainingArguments
 from dual_head.tuning import kind_of_peer, preference_trainer
 
 RUN_FILE = "run.json"
 REPORT_FILE = "report.json"
-# What must not change between a killed run and the one that goes on with its checkpoints.
-TRAINING_IDENTITY = (
-    "seed",
-    "data_seed",
-    "learning_rate",
-    "lr_scheduler_type",
-    "num_train_epochs",
-    "max_steps",
-    "weight_decay",
-    "warmup_steps",
-    "max_grad_norm",
-    "adam_beta1",
-    "adam_beta2",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "bf16",
-    "fp16",
-    "optim",
-)
-PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
-
-
-def _option(default: Any, said: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": said}, **more)
-
-
-@dataclass
-class RunOptions:
-    """Which backbone, which data, how long; the same names on the command line and in YAML."""
-
-    _argument_group_name: ClassVar[str] = "backbone and data"
-
-    model_name_or_path: str = field(metadata={"help": "Backbone: a folder, or a name on the hub."})
-    dataset_name: str = field(metadata={"help": "Preference data: a file, a folder, or a name on the hub."})
-    dataset_split: str = _option("train", "Split to train on; part of it is held out.")
-    dataset_format: str = _option("auto", "Format of the rows, told from the first ones by default.")
-    data_dir: str | None = _option(None, "Subfolder of a data set on the hub, as helpful-base in Anthropic/hh-rlhf.")
-    objective: str | None = _option(None, "Which preference, where the data hold several: helpful or harmless.")
-    held_out: float = _option(0.05, "Share of prompts kept for evaluation.")
-    max_pairs: int | None = _option(None, "Read at most so many rows.")
-    max_length: int = _option(1024, "Longest prompt + response, in tokens; the backbone's context at most.")
-    max_prompt_length: int | None = _option(None, "Longest prompt in tokens; the left is cut.")
-    truncate_responses: bool = _option(False, "Cut long responses instead of dropping the pair.")
-    tokenizer_name: str | None = _option(None, "Tokenizer, if it is not beside the backbone.")
-    dtype: str = _option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
-    device_map: str | None = _option(None, "Where transformers places the backbone, as auto.")
-    attn_implementation: str | None = _option(None, "Attention of the backbone: sdpa, eager, flash_attention_2.")
-    quantization: Literal["none", "4bit", "8bit"] = _option("none", "Load the backbone quantised by bitsandbytes.")
-    trust_remote_code: bool = _option(False, "Run code that comes with the backbone or tokenizer.")
-    logits_budget_mb: int = _option(128, "Memory for logits at a time; smaller is slower and never different.")
-    move_guides: str | None = _option(
-        None, "Guides trained on another backbone: move them to this one and train only the map in between."
-    )
-    restart: bool = _option(False, "Delete the checkpoints in output_dir instead of resuming from them.")
-
-    def __post_init__(self):
-        for name in ("max_pairs", "max_length", "max_prompt_length", "logits_budget_mb"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise DualHeadError(f"--{name} must be at least 1, not {value}.")
-        if not 0 <= self.held_out < 1:
-            raise DualHeadError(f"--held_out is a share of prompts, at least 0 and below 1, not {self.held_out}.")
 
 
 def train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
     """Train one guide and write it with its report; go on where a killed run of the same options stopped."""
+    if options.move_guides:
+        method = _as_trained(method, options.move_guides)
     processes = PartialState(cpu=args.use_cpu)
     main = processes.is_main_process
     console = Console(quiet=not main, highlight=False, markup=False, emoji=False)
@@ -110,7 +54,7 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     for tracker in args.report_to or ():
         if tracker in TRACKERS:
             require(tracker, tracker)
-    identity = _identity(method, options, args)
+    identity = identity_of(method, options, args)
     resume = None if options.restart else _resume_point(output, identity, args)
     tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
     train_set, held_out, drops = _data(options, args, tokenizer, console)
@@ -155,6 +99,19 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         print_report(report, output, console)
     measuring.state = trainer.state
     return measuring
+
+
+def _as_trained(method: Method, folder: str) -> Method:
+    """The method with the options that the guide in `folder` was trained with: it stays as it is."""
+    config = read_config(folder)
+    entry = (config.guides or {}).get(method.name)
+    if entry is None:
+        raise DualHeadError(
+            f"'{folder}' holds no guide '{method.name}', only {', '.join(config.guides or {})}. "
+            "Train with the method that made them."
+        )
+    own = guide_class(entry["kind"]).Config.from_dict(entry["config"])
+    return dataclasses.replace(method, guide=own, fusion=config.fusion)
 
 
 def _peer_trainer(
@@ -212,16 +169,6 @@ def _writable(output_dir: str | None) -> Path:
     output = Path(output_dir)
     with atomic_folder(output):
         return output
-
-
-def _identity(method: Method, options: RunOptions, args: GuideTrainingArguments) -> dict[str, Any]:
-    """Collect what makes a run this run: a resumed one must agree on all of it."""
-    said = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
-    for key in ("model_name_or_path", "dataset_name", "tokenizer_name"):
-        if said[key] and Path(said[key]).exists():
-            said[key] = str(Path(said[key]).resolve())
-    training = {key: str(getattr(args, key)) for key in TRAINING_IDENTITY}
-    return json.loads(json.dumps({**method.as_dict(), **said, **training, "processes": args.world_size}))
 
 
 def _resume_point(output: Path, identity: dict[str, Any], args: GuideTrainingArguments) -> Path | None:
@@ -308,7 +255,12 @@ def _model(method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBa
     )
     if options.move_guides:
         model = AlignedModel.from_pretrained(
-            options.move_guides, backbone=lm, switch=True, adapter=True, tokenizer=tokenizer
+            options.move_guides,
+            backbone=lm,
+            switch=True,
+            adapter=True,
+            vocab_map=options.vocab_map,
+            tokenizer=tokenizer,
         )
         model.guides.requires_grad_(False)
         if not len(model.transfers):

@@ -20,6 +20,7 @@ from dual_head.backbone import context_length
 from dual_head.divergence import reply_scalars
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.intervals import bootstrap_mean
+from dual_head.rewards import Reward, score
 from dual_head.text import DEFAULT_NEW_TOKENS, Prompt, encode_prompts
 from dual_head.text_metrics import distinct_n, diversity
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from dual_head.model import AlignedModel
 
 METRICS = ("kl", "kl_per_token", "moved", "tokens", "distinct_1", "distinct_2", "distinct_3", "diversity")
-
-Reward = Callable[[Prompt, str], float]  # (prompt, reply) to a finite number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +83,200 @@ def sweep(
     `resolve_alpha` takes it; None for their defaults). temperature: 0 is greedy; above it, `samples` replies
     are drawn from the whole policy, reproducibly by `seed`. rewards: {name: (prompt, reply) -> number}.
     start: how many prompts were done before; on_prompt: is given each prompt's rows as soon as there are any.
-    Errors: no prompts; alphas that are no numbers, or equal; an unknown guide; a prompt longer than the
-    context; a reward that fails or gives no number.
+    All is checked before anything is generated. Errors: no prompts; alphas that are no numbers, or equal; an
+    unknown guide; a prompt longer than the context; a reward that fails or gives no number.
     """
-    strengths = swept_strengths(model, alphas, guide=guide, alpha=alpha)
+    strengths = _swept_strengths(model, alphas, guide=guide, alpha=alpha)
     decoding = _decoding(model, tokenizer, max_new_tokens, temperature, samples)
     model.require_same_tokenizer(tokenizer)
     asked = _encoded(model, tokenizer, prompts)
+    labels = [
+        {"sample": sample, "alpha": float(swept), "alphas": {name: own[i] for name, own in strengths.items()}}
+        for i, swept in enumerate(alphas)
+        for sample in range(samples)
+    ]
+    per_row = {name: [value for value in own for _ in range(samples)] for name, own in strengths.items()}
     rows: list[Row] = []
     for index in range(start, len(prompts)):
         if temperature:
             set_seed(seed + index)  # by prompt, so that a resumed sweep draws what an uninterrupted one does
-        ids = asked[index].to(model.device)
-        per_row = {name: [value for value in own for _ in range(samples)] for name, own in strengths.items()}
+        ids, prompt = asked[index].to(model.device), prompts[index]
         sequences = shared_prompt_replies(model, ids, per_row, **decoding)
-        rows += (found := _measure(model, tokenizer, sequences, ids, per_row, rewards or {}, prompts[index], index))
+        replies = _measured(model, tokenizer, sequences, ids.shape[1], per_row)
+        found = [
+            Row(index=index, prompt=prompt, rewards=score(rewards or {}, prompt, reply["text"]), **label, **reply)
+            for label, reply in zip(labels, replies, strict=True)
+        ]
+        rows += found
         if on_prompt is not None:
             on_prompt(found)
     return rows
+
+
+def _swept_strengths(
+    model: "AlignedModel",
+    alphas: Sequence[float],
+    *,
+    guide: str | None = None,
+    alpha: float | Mapping[str, float] | None = None,
+) -> dict[str, list[float]]:
+    """Strength of every guide at each of the swept `alphas`: {name: [len(alphas)]}; options as `sweep` has them."""
+    if not len(alphas):
+        raise DualHeadError("There are no strengths to sweep. Give at least one, such as 0 and 1.")
+    if not all(isinstance(a, (int, float)) and math.isfinite(a) for a in alphas):
+        raise DualHeadError(f"The strengths to sweep are finite numbers, not {list(alphas)}.")
+    if len(set(alphas)) < len(alphas):
+        raise DualHeadError(f"A strength is there twice in {list(alphas)}. Give each once.")
+    defaults, swept = model.config.alpha or {}, [float(a) for a in alphas]
+    if not defaults:
+        raise DualHeadError("This model has no guide whose strength could be swept. Attach one.")
+    if guide is None:
+        if alpha is not None:
+            raise DualHeadError("alpha is for the guides that are not swept. Say which guide is, with guide (--guide).")
+        strengths = dict.fromkeys(defaults, swept)
+    else:
+        if guide not in defaults:
+            raise DualHeadError(f"No guide is named '{guide}'.{did_you_mean(guide, defaults)}")
+        if isinstance(alpha, Mapping) and guide in alpha:
+            raise DualHeadError(f"'{guide}' is the guide that is swept. Leave it out of alpha (--alpha).")
+        kept = dict(defaults) if alpha is None else alpha
+        kept = kept if isinstance(kept, Mapping) else dict.fromkeys(defaults, kept)
+        unknown = {name: value for name, value in kept.items() if name not in defaults}
+        others = {name: [kept.get(name, 0.0)] * len(swept) for name in defaults}
+        strengths = {**others, **unknown, guide: swept}
+    model.resolve_alpha(strengths, len(swept))  # refuses what generation would
+    return strengths
+
+
+def shared_prompt_replies(
+    model: "AlignedModel", prompt: Tensor, strengths: Mapping[str, Sequence[float]], **decoding: Any
+) -> Tensor:
+    """Generate one reply per row of strengths {name: [R]} to one prompt [1, P]: sequences [R, P + new].
+
+    The prompt goes through backbone and guides once, whatever R is. decoding: arguments of `generate`.
+    """
+    copies = len(next(iter(strengths.values())))
+    acting, _ = model.resolve_alpha(strengths, copies)
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if prompt.shape[1] > 1:
+        with torch.no_grad():
+            # The last token stays for `generate`, which needs logits to begin with.
+            model.encode(prompt[:, :-1], past_key_values=cache, guides=acting.names, keep=slice(-1, None))
+        cache.batch_repeat_interleave(copies)
+    rows = prompt.repeat(copies, 1)
+    return model.generate(
+        rows, attention_mask=torch.ones_like(rows), past_key_values=cache, alpha=dict(strengths), **decoding
+    )
+
+
+def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Mean and 95% interval of every figure at each strength, strengths ascending.
+
+    The replies to one prompt are averaged first and prompts resampled, since they are what is independent:
+    [{"alpha", "alphas", "prompts", "replies", "metrics": {name: {"mean", "interval"}}, "rewards": {...}}].
+    """
+    by_alpha: dict[float, list[Row]] = {}
+    for row in rows:
+        by_alpha.setdefault(row.alpha, []).append(row)
+    points = []
+    for alpha, own in sorted(by_alpha.items()):
+        points.append(
+            {
+                "alpha": alpha,
+                "alphas": own[0].alphas,
+                "prompts": len({row.index for row in own}),
+                "replies": len(own),
+                "metrics": {name: _mean([(row.index, getattr(row, name)) for row in own]) for name in METRICS},
+                "rewards": {name: _mean([(row.index, row.rewards[name]) for row in own]) for name in own[0].rewards},
+            }
+        )
+    return points
+
+
+def _mean(values: Iterable[tuple[int, float]]) -> dict[str, Any]:
+    by_prompt: dict[int, list[float]] = {}
+    for index, value in values:
+        by_prompt.setdefault(index, []).append(value)
+    means = [statistics.fmean(own) for own in by_prompt.values()]
+    return {"mean": statistics.fmean(means), "interval": list(bootstrap_mean(means))}
+
+
+def _decoding(
+    model: "AlignedModel", tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float, samples: int
+) -> dict[str, Any]:
+    if samples < 1 or temperature < 0 or max_new_tokens < 1:
+        raise DualHeadError("samples and max_new_tokens are at least 1, and temperature at least 0.")
+    if samples > 1 and not temperature:
+        raise DualHeadError("Greedy replies are all the same. Set temperature (--temperature 1), or draw one sample.")
+    pads = (model.generation_config.pad_token_id, tokenizer.pad_token_id, *_ends(model), 0)
+    decoding = {
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": next(pad for pad in pads if pad is not None),
+        "num_beams": 1,
+        "num_return_sequences": 1,
+    }
+    if not temperature:
+        return {**decoding, "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    # Nothing is cut off: the divergence is that of the whole policy.
+    return {**decoding, "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+
+def _encoded(model: "AlignedModel", tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Token ids [1, P] of every prompt; all are looked at before anything is generated."""
+    if not len(prompts):
+        raise DualHeadError("There are no prompts. Give at least one.")
+    asked: list[Tensor] = [encode_prompts([prompt], tokenizer)["input_ids"] for prompt in prompts]  # pyright: ignore[reportAssignmentType]
+    context = context_length(model.backbone.config)
+    for number, ids in enumerate(asked, 1):
+        if context is not None and ids.shape[1] >= context:
+            raise DualHeadError(
+                f"Prompt {number} has {ids.shape[1]} tokens and the backbone's context is {context}. "
+                f"Shorten it to at most {context - 1} tokens, or leave it out."
+            )
+    return asked
+
+
+def _ends(model: "AlignedModel") -> list[int]:
+    ends: Any = model.generation_config.eos_token_id
+    return [] if ends is None else list(ends) if isinstance(ends, Sequence) else [ends]
+
+
+def _measured(
+    model: "AlignedModel",
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Tensor,
+    prompt: int,
+    strengths: Mapping[str, Sequence[float]],
+) -> list[dict[str, Any]]:
+    """What the sequences [R, P + new] of one prompt of `prompt` tokens say about their replies."""
+    new, ends = sequences[:, prompt:], _ends(model)
+    ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
+    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])  # the first end is a part of it
+    mask = torch.ones_like(sequences[:, :prompt])
+    away = reply_scalars(model, sequences, mask, alpha=dict(strengths), lengths=lengths, needs=("kl", "moved"))
+    said = str(tokenizer.decode(sequences[0, :prompt], skip_special_tokens=True))
+    replies = []
+    for row, tokens in enumerate(lengths.tolist()):
+        whole = sequences[row, : prompt + tokens]
+        words = [token for token in whole[prompt:].tolist() if token not in ends]
+        kl = max(0.0, away["kl"][row].item())  # rounding can pass below 0
+        replies.append(
+            {
+                "text": _continuation(tokenizer, said, whole, prompt),
+                "tokens": tokens,
+                "kl": kl,
+                "kl_per_token": kl / tokens,
+                "moved": away["moved"][row].item() / tokens,
+                **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)},
+                "diversity": diversity(words),
+            }
+        )
+    return replies
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, said: str, whole: Tensor, prompt: int) -> str:
+    """Text of the reply as it follows the prompt's; decoded alone it would lose the space it may begin with."""
+    text = str(tokenizer.decode(whole, skip_special_tokens=True))
+    if text.startswith(said):
+        return text[len(said) :]
+    return str(tokenizer.decode(whole[prompt:], skip_special_tokens=True))

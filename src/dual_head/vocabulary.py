@@ -58,14 +58,15 @@ def compare_tokenizers(trained: PreTrainedTokenizerBase, other: PreTrainedTokeni
 def vocabulary_map(trained: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int) -> Tensor:
     """For each of a backbone's `size` logits, the id of the same token in the guides' tokenizer, or -1.
 
-    Tokens are matched by their strings; begin, end, pad and unknown also by their role.
+    Tokens are matched by their strings; unknown, begin and end also by their role, the end last, since GPT-2
+    has one token for all three.
     """
     there, here = trained.get_vocab(), other.get_vocab()
     ids = torch.full((size,), UNMAPPED)
     for token, i in here.items():
         if token in there and i < size:
             ids[i] = there[token]
-    for role in ("bos_token_id", "eos_token_id", "unk_token_id"):
+    for role in ("unk_token_id", "bos_token_id", "eos_token_id"):
         own, theirs = getattr(other, role), getattr(trained, role)
         if own is not None and theirs is not None and own < size:
             ids[own] = theirs

@@ -1,7 +1,5 @@
 """The equations of IAV by hand, I1 to I7 of docs/seeds.md, and its trained base head."""
 
-import copy
-
 import pytest
 import torch
 from equations import PAIRS, Logits, expected, terms
@@ -9,11 +7,11 @@ from files import word_tokenizer
 from models import BOS, guided_lm, tiny_lm
 from torch import Tensor
 
-from dual_head import AlignedModel, IAVModel, method
+from dual_head import AlignedModel, method
 from dual_head.commands.train import build_parser
 from dual_head.data.collate import PairCollator
 from dual_head.guides.linear import LinearConfig
-from dual_head.model import Encoded
+from dual_head.model import Encoded, IAVModel
 from dual_head.training import GuidedLoss
 
 BATCH = PairCollator(0)(PAIRS)
@@ -211,9 +209,10 @@ def test_preferences_reach_both_heads_the_divergence_the_base_head_and_the_norm_
 def test_the_seeds_alpha_0_is_the_trained_base_head_alone():
     model, _ = aligned(train_base_head=True)
     said = logits_of(model)(IDS)
-    torch.testing.assert_close(model(IDS, alpha={"iav": 0, "base_head": 1}).logits[0].double(), said.head)
-    half = said.head + 0.5 * said.delta
-    torch.testing.assert_close(model(IDS, alpha={"iav": 0.5, "base_head": 1}).logits[0].double(), half)
+    for alpha in (0.0, 0.5):
+        given = model(IDS, alpha={"iav": alpha, "base_head": 1}).logits[0].double()
+        torch.testing.assert_close(given, said.head + alpha * said.delta, atol=1e-5, rtol=1e-5)
+    assert (said.head - said.base).abs().max() > 0.1
 
 
 # ---- IAVModel -----------------------------------------------------------------------------------------------
@@ -225,9 +224,9 @@ def test_the_model_of_the_seed_generates_text_at_any_strength(backbone_folder):
     assert list(model.guides) == ["iav"]
     model.generation_config.eos_token_id = None
     torch.manual_seed(0)
-    head = torch.nn.init.normal_(model.guide("iav").head.up.weight, std=0.2)
+    head = torch.nn.init.normal_(model.guide("iav").head.up.weight, std=0.03)
     texts = {}
-    for alpha in (0.0, 0.5, 1.5):
+    for alpha in (0.0, 1.0, 3.0):
         ids = tokenizer("ask1 how", return_tensors="pt").input_ids
         start = ids.shape[1]
         for _ in range(6):
@@ -238,9 +237,3 @@ def test_the_model_of_the_seed_generates_text_at_any_strength(backbone_folder):
         given = model.generate("ask1 how", tokenizer=tokenizer, alpha=alpha, max_new_tokens=6, do_sample=False)
         assert given == texts[alpha]
     assert len(set(texts.values())) == 3
-
-
-def test_a_copy_of_the_method_is_not_changed_by_its_options():
-    before = copy.deepcopy(method("iav"))
-    method("iav").with_options({"train_base_head": True, "beta": 3.0})
-    assert method("iav") == before

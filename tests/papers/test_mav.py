@@ -7,10 +7,11 @@ from files import word_tokenizer
 from models import BOS, LAYERS, guided_lm, tiny_lm
 from torch import Tensor
 
-from dual_head import AlignedModel, MAVModel, method
+from dual_head import AlignedModel, method
 from dual_head.commands.train import build_parser
 from dual_head.data.collate import PairCollator
 from dual_head.guides.multilayer import MultilayerConfig
+from dual_head.model import MAVModel
 from dual_head.training import GuidedLoss
 
 BATCH = PairCollator(0)(PAIRS)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.help import Help
-from dual_head.errors import DualHeadError
+from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides import GuideConfig
 
 MINUS = "-minus-"
@@ -29,6 +29,9 @@ def run(arguments: Sequence[str]) -> int:
         raise DualHeadError("Two guides have the same name. Give each its own: NAME=SOURCE.")
     alpha = parse_alpha(args.alpha)
     strengths: dict[str, Any] = alpha if isinstance(alpha, dict) else dict.fromkeys(sources, alpha)
+    for name in strengths:
+        if name not in sources:
+            raise DualHeadError(f"--alpha names '{name}', which is no guide here.{did_you_mean(name, sources)}")
     from dual_head.loading import read_config
     from dual_head.model import AlignedModel
     from dual_head.run import load_tokenizer
@@ -49,6 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     for name, source in sources.items():
         config = _config(source)
+        if config is not None:
+            _require_same_tokens(source, tokenizer)
         folder, _, chosen = source.partition(":")
         model.attach(name, config or folder, source_name=chosen or None, alpha=strengths.get(name))
     model.save_pretrained(args.output_dir)
@@ -101,6 +106,18 @@ def _config(source: str) -> GuideConfig | None:
     if kind == "lm":
         return LanguageModelConfig(model=folder, against="backbone", tune="none")
     return RewardModelConfig(model=folder) if kind == "classifier" else None
+
+
+def _require_same_tokens(source: str, tokenizer: Any) -> None:
+    """Refuse models that lie beside a tokenizer by which ids mean other tokens; more tokens are no difference."""
+    from dual_head.run import load_tokenizer
+    from dual_head.vocabulary import compare_tokenizers
+
+    for folder in source.split(MINUS, 1):
+        if (Path(folder) / "tokenizer_config.json").is_file():
+            found = compare_tokenizers(load_tokenizer(folder), tokenizer)
+            if any(there is not None and here is not None for _, there, here in found.differing):
+                raise DualHeadError(f"The model in '{folder}' reads other tokens than the backbone: {found}.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,7 +19,8 @@ from dual_head.composition import moved_entries
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint
-from dual_head.guides import build_guide
+from dual_head.guides import build_guide, guide_class
+from dual_head.guides.base import Parameters
 from dual_head.loading import read_config
 from dual_head.run import load_tokenizer
 from dual_head.vocabulary import compare_tokenizers
@@ -74,7 +75,7 @@ def describe(source: str) -> dict:
     weights = Path(find_file(source, SAFE_WEIGHTS_NAME))
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config.backbone_config)
-    shape, parameters = Decoder(lm).shape, sum(p.numel() for p in lm.parameters())
+    shape, parameters = Decoder(lm).shape, Parameters.of(lm)
     with safe_open(weights, "pt") as file:
         sizes = {name: torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()}  # noqa: SIM118
     guides = {name: _describe(name, config, sizes, parameters) for name in config.guides or {}}
@@ -83,7 +84,7 @@ def describe(source: str) -> dict:
         "backbone": {
             "name_or_path": config.backbone_name_or_path,
             "architecture": type(lm).__name__,
-            "parameters": parameters,
+            "parameters": parameters.whole,
             "hidden_size": shape.hidden_size,
             "vocab_size": shape.vocab_size,
             "num_layers": shape.num_layers,
@@ -98,22 +99,24 @@ def describe(source: str) -> dict:
     }
 
 
-def _describe(name: str, config: AlignedConfig, sizes: dict[str, int], backbone_parameters: int) -> dict:
+def _describe(name: str, config: AlignedConfig, sizes: dict[str, int], backbone: Parameters) -> dict:
     entry = (config.guides or {})[name]
     with torch.device("meta"):
         guide = build_guide(entry, BackboneShape(**entry["shape"]))
     own = {key: size for key, size in sizes.items() if key.startswith(f"{name}.")}
-    trained = sum(size for key, size in own.items() if not key.endswith("transfer.vocab_map"))
-    executed = trained + guide.borrowed(backbone_parameters)
+    parameters = {key: size for key, size in own.items() if not key.endswith("transfer.vocab_map")}
+    # A guide that was moved stays as it is, and the map of hidden states in between is trained.
+    with_gradient = [key for key in parameters if not entry.get("adapter") or ".transfer." in key]
+    executed = guide.executed(sum(parameters.values()), backbone)
     layers = [*map(str, guide.hidden_layers), *([] if guide.shape.num_layers in guide.hidden_layers else ["last"])]
     return {
         "kind": entry["kind"],
         "config": entry["config"],
         "alpha": (config.alpha or {}).get(name, 1.0),
-        "trained": trained,
+        "trained": sum(parameters[key] for key in with_gradient),
         "stored": sum(own.values()),
         "executed": executed,
-        "share_of_backbone": executed / backbone_parameters,
+        "share_of_backbone": executed / backbone.whole,
         "forwards": guide.forwards,
         "reads": "tokens" if guide.reads_tokens else "layers " + ", ".join(layers),
         "cache_layers": guide.cache_layers,
@@ -137,6 +140,10 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     lines = [f"compatible: {found}"]
     for name, entry in entries.items():
         trained = BackboneShape(**entry["shape"])
+        if guide_class(entry["kind"]).reads_tokens:
+            model = entry["config"]["model"]
+            lines.append(f"{name}: a model that reads tokens; goes on as {model}, beside this backbone")
+            continue
         if trained == shape:
             lines.append(f"{name}: fits as it is (whether the weights are the same is checked on loading)")
             continue

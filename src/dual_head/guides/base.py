@@ -35,6 +35,21 @@ def unflatten(flat: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Sta
     return states
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """How many parameters a causal LM has: in all (tied ones once), in its decoder, and in its lm_head."""
+
+    whole: int
+    decoder: int
+    head: int
+
+    @classmethod
+    def of(cls, lm: Any) -> "Parameters":
+        """Count those of a model, of which nothing but sizes is read."""
+        parts = (lm, lm.base_model, lm.get_output_embeddings())
+        return cls(*(sum(p.numel() for p in part.parameters()) if part is not None else 0 for part in parts))
+
+
 @dataclass(frozen=True, kw_only=True)
 class GuideConfig:
     """What a guide needs to be built again: plain values only."""
@@ -95,10 +110,13 @@ class Guide(nn.Module, ABC):
         """How many whole language models it runs per token, besides the backbone."""
         return 0
 
-    def borrowed(self, backbone_parameters: int) -> int:
-        """How many parameters of whole models it reads per token, besides its own and the backbone's."""
-        del backbone_parameters
-        return 0
+    def executed(self, stored: int, backbone: "Parameters") -> int:
+        """How many parameters it reads per token, beyond those that the backbone reads by itself.
+
+        stored: how many of its own it has. What runs twice is read twice.
+        """
+        del backbone
+        return stored
 
     def attach(self, backbone: Backbone) -> None:
         """Take what it shares with the backbone it now belongs to; called once, when a model takes it in."""

@@ -15,15 +15,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone import Backbone, BackboneShape, load_backbone
+from dual_head.checkpoint import find_file
+from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
-from dual_head.guides.base import Guide, GuideConfig
+from dual_head.guides import build_guide
+from dual_head.guides.base import Guide, GuideConfig, Parameters
 from dual_head.heads import require_positive
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +94,10 @@ class Companion(Guide):
         return dict(zip(self._names, self.own, strict=True))
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the dropout of what is trained; frozen and shared layers stay as they are."""
+        """Switch the dropout of what is trained; frozen and shared layers stay in eval mode, whoever switched them."""
         super().train(mode)
         for model, _ in self._models[:1]:
-            if self.config.tune == "full":
-                model.train(mode)
+            model.train(mode and self.config.tune == "full")
             for name, module in model.named_modules():
                 if "lora_dropout" in name:
                     module.train(mode)
@@ -114,7 +118,8 @@ def shared_view(lm: PreTrainedModel) -> PreTrainedModel:
     the view, since there is nothing in the view to move.
     """
     memo: dict[int, Any] = {id(m): m for m in lm.modules() if not any(True for _ in m.children())}
-    memo |= {id(tensor): tensor for tensor in (*lm.parameters(), *lm.buffers())}
+    memo |= {id(parameter): parameter for parameter in lm.parameters()}
+    memo |= {id(m._buffers): m._buffers for m in lm.modules()}  # by the name: a cast puts another tensor there
     return copy.deepcopy(lm, memo)
 
 
@@ -181,20 +186,55 @@ def shares_weights(name: str | None, backbone: Backbone) -> bool:
 
 def count_layers(name: str) -> int:
     """How many layers of cache a model fills, from its config alone."""
-    adapter = adapter_config(name)
-    config = AutoConfig.from_pretrained(adapter["base_model_name_or_path"] if adapter else name)
-    return config.get_text_config(decoder=True).num_hidden_layers
+    return _config_of(name).get_text_config(decoder=True).num_hidden_layers
 
 
-def count_parameters(name: str | None, backbone_parameters: int) -> int:
-    """How many parameters a causal LM or classifier has, from its config alone; None is the backbone itself."""
-    if name is None:
-        return backbone_parameters
-    adapter = adapter_config(name)
-    config: Any = AutoConfig.from_pretrained(adapter["base_model_name_or_path"] if adapter else name)
-    config = getattr(config, "backbone_config", config)  # of a checkpoint of guides
+def count_forwards(name: str) -> float:
+    """How many whole models a causal LM of that name runs per token: one, and what its own guides run; "" is none."""
+    if not name:
+        return 0
+    config = _config_of(name)
+    if config.model_type != AlignedConfig.model_type:
+        return 1
     with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        guides = [build_guide(entry, BackboneShape(**entry["shape"])) for entry in config.guides.values()]
+    return 1 + sum(guide.forwards for guide in guides)
+
+
+def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoModelForCausalLM) -> Parameters:
+    """How many parameters a model has, from its files' headers alone; None is the backbone itself.
+
+    model: the auto class that loads it. What an adapter or a checkpoint of guides adds counts as its decoder's.
+    """
+    if name is None:
+        return backbone
+    config = _config_of(name)
+    adds = 0
+    if adapter_config(name):
+        adds = _count_values(str(Path(name) / ADAPTER_WEIGHTS))
+    elif config.model_type == AlignedConfig.model_type:
+        adds, config = _count_values(find_file(name, SAFE_WEIGHTS_NAME)), config.backbone_config
+    with torch.device("meta"):
+        found = Parameters.of(model.from_config(config))
+    return replace(found, whole=found.whole + adds, decoder=found.decoder + adds)
+
+
+def _config_of(name: str) -> Any:
+    """Read the config of a model, or of an adapter's base."""
+    adapter = adapter_config(name)
+    place = adapter["base_model_name_or_path"] if adapter else name
+    try:
+        return AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise DualHeadError(
+            f"A guide needs the model '{place}', which cannot be read: {str(error).splitlines()[0]} "
+            "Put it back there, or make the guide again with where it is now."
+        ) from error
+
+
+def _count_values(file: str) -> int:
+    with safe_open(file, "pt") as tensors:
+        return sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
 
 
 def adapter_config(name: str | None) -> dict[str, Any] | None:

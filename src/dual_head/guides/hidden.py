@@ -16,7 +16,7 @@ from dual_head.backbone import BackboneShape, Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
 from dual_head.guides.base import Guide, GuideConfig, States
-from dual_head.heads import CausalGate, LinearMap, require_not_negative, require_positive
+from dual_head.heads import CausalGate, LinearMap, gated, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,7 @@ class Hidden(Guide):
 
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
         """Carry h_t over, and add the gate's logit where there is a gate."""
-        if self.causal_gate is None:
-            return {"hidden": features.hidden}
-        return {"hidden": features.hidden, "gate_logit": self.causal_gate(features, cache)}
+        return gated(self.causal_gate, features, cache)
 
     def edit(self, states: States) -> Tensor:
         """U V h_t + b, [n, d] to [n, d]."""

@@ -12,7 +12,7 @@ LoRA, every weight is shared in memory. This file knows nothing of losses or of 
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -22,16 +22,18 @@ from dual_head.backbone import Backbone, BackboneShape, Decoder, Features
 from dual_head.cache import CacheSlot
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
-from dual_head.guides.base import States, flatten, unflatten
+from dual_head.guides.base import Parameters, States, flatten, unflatten
 from dual_head.guides.companion import (
     Companion,
     CompanionConfig,
     causal_lm,
+    count_forwards,
     count_layers,
     count_parameters,
     fit_vocabulary,
     injecting,
     lora_config,
+    shared_view,
     shares_weights,
 )
 
@@ -54,6 +56,11 @@ class LanguageModelConfig(CompanionConfig):
         if self.tune == "none" and self.model is None:
             raise DualHeadError("An untrained copy of the backbone says nothing: name another model, or tune it.")
 
+    def moved_from(self, backbone: str | None) -> "LanguageModelConfig":
+        """Stay on the models it was made of: a tuned model goes on being measured against what it was tuned from."""
+        moved = super().moved_from(backbone)
+        return replace(moved, against=moved.model) if self.model is None and self.against == BACKBONE else moved
+
 
 class LanguageModel(Companion):
     """delta_t = z_r,t, or z_r,t less the logits it is measured against.
@@ -74,18 +81,21 @@ class LanguageModel(Companion):
         """Load the model, or take a view of the backbone; put a LoRA into it."""
         shared = shares_weights(self.config.model, backbone)
         lm: Any = causal_lm(self.config.model, backbone)
+        # Taken before an adapter goes in: a model measured against what it was tuned from is held once.
+        same = self._other is not None and self._other == self.config.model and self.config.tune != "none"
+        untuned = shared_view(lm) if same else None
         tuned = lm
         if self.config.tune == "lora":
             with injecting(lm):
                 tuned = require("peft", "peft").get_peft_model(lm, lora_config(self.config, "CAUSAL_LM"))
         elif self.config.tune == "full":
             # A copy of its own, trained in fp32: the optimizer's steps are smaller than bf16 can hold.
-            tuned = lm = (copy.deepcopy(backbone.lm) if shared else lm).float().requires_grad_(True)
+            tuned = lm = copy.deepcopy(backbone.lm if shared else lm).float().requires_grad_(True)
         self._tuned = (tuned,)  # no submodule: only what is trained is this guide's own
         self._hold(lm, moves=not shared or self.config.tune == "full")
         speakers = [_speaker(lm, own=self.config.against == UNGUIDED)]
         if self._other:
-            other = causal_lm(self._other, backbone)
+            other = untuned or causal_lm(self._other, backbone)
             self._hold(other, moves=not shares_weights(self._other, backbone))
             speakers.append(_speaker(other, own=False))
         self._speakers = tuple(speakers)
@@ -110,16 +120,16 @@ class LanguageModel(Companion):
         """Whether it is measured against the backbone."""
         return self.config.against == BACKBONE
 
-    def borrowed(self, backbone_parameters: int) -> int:
-        """The model's parameters, and those of the one it is measured against."""
-        other = count_parameters(self._other, backbone_parameters) if self._other else 0
-        own = 0 if self.config.tune == "full" else count_parameters(self.config.model, backbone_parameters)
-        return own + other
+    def executed(self, stored: int, backbone: Parameters) -> int:
+        """What is trained, the model it is trained on, and the one it is measured against."""
+        other = count_parameters(self._other, backbone).whole if self._other else 0
+        own = 0 if self.config.tune == "full" else count_parameters(self.config.model, backbone).whole
+        return stored + own + other
 
     @property
     def forwards(self) -> float:
         """One whole model, or two."""
-        return 2 if self._other else 1
+        return sum(1 if name is None else count_forwards(name) for name in (self.config.model, self._other or ""))
 
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
         """Run the model over the same tokens, with its own layers of the cache: its states, each [B, T, *]."""
@@ -137,13 +147,14 @@ class LanguageModel(Companion):
         """z_r, or its difference: [n, V]."""
         size = self.shape.vocab_size
         own = {key: x for key, x in states.items() if not key.startswith(REFERENCE)}
-        logits = fit_vocabulary(self._speakers[0].logits(own), size)
-        if self.config.against is None or self.config.against == UNGUIDED:
-            return logits
-        if base is not None and self.config.against == BACKBONE:
-            return logits - base
-        other = {key.removeprefix(REFERENCE): x for key, x in states.items() if key.startswith(REFERENCE)}
-        return logits - fit_vocabulary(self._speakers[1].logits(other), size)
+        logits = self._speakers[0].logits(own)
+        if self._other:
+            other = {key.removeprefix(REFERENCE): x for key, x in states.items() if key.startswith(REFERENCE)}
+            against = self._speakers[1].logits(other)
+            common = min(logits.shape[-1], against.shape[-1])  # what only one of them knows says nothing
+            logits = logits[..., :common] - against[..., :common]
+        logits = fit_vocabulary(logits, size)
+        return logits - base if self.config.against == BACKBONE and base is not None else logits
 
     def reward(self, direction: Tensor, base: Tensor) -> Tensor:
         """The model's own distribution, where it is measured against nothing or against the backbone."""

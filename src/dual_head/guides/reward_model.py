@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 from dual_head.backbone import Backbone, Features
 from dual_head.cache import CacheSlot, Lookahead
 from dual_head.errors import DualHeadError, require
-from dual_head.guides.base import States
+from dual_head.guides.base import Parameters, States
 from dual_head.guides.companion import (
     Companion,
     CompanionConfig,
@@ -34,6 +34,10 @@ from dual_head.guides.companion import (
 from dual_head.heads import require_positive
 
 BATCH_TOKENS = 4096  # continuations scored in one forward
+OWN_PLACE = (
+    "'dual-head train reward --guide.tune full' trains one that model.guide('reward').tuned.save_pretrained(FOLDER) "
+    "writes as such."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,8 @@ class RewardModelConfig(CompanionConfig):
         if self.model is not None:
             return self
         raise DualHeadError(
-            f"This reward model is a part of its backbone ({backbone}). Only one with a place of its own can move: "
-            "train one with 'dual-head train reward', then use its folder's reward_model."
+            f"This reward model is a part of its backbone ({backbone}). Only one with a place of its own can move. "
+            f"{OWN_PLACE}"
         )
 
 
@@ -127,9 +131,14 @@ class RewardModel(Companion):
         """The candidates are the backbone's."""
         return True
 
-    def borrowed(self, backbone_parameters: int) -> int:
-        """The reward model's parameters."""
-        return 0 if self.config.tune == "full" else count_parameters(self.config.model, backbone_parameters)
+    def executed(self, stored: int, backbone: Parameters) -> int:
+        """Its decoder twice (see `forwards`), its score head, and the lm_head once more to find the candidates."""
+        if self.config.model is not None:
+            own = count_parameters(self.config.model, backbone, AutoModelForSequenceClassification)
+            return own.decoder + own.whole + backbone.head
+        score = self.shape.hidden_size
+        shared = 0 if self.config.tune == "full" else backbone.decoder
+        return 2 * (shared + stored - score) + score + backbone.head
 
     @property
     def forwards(self) -> float:
@@ -152,8 +161,10 @@ class RewardModel(Companion):
             input_ids=ids, attention_mask=features.padding, past_key_values=prefix, use_cache=True, **positions
         )
         at = torch.arange(ids.shape[1], device=ids.device)[features.keep]
-        k = min(self.config.k, self.shape.vocab_size)
-        candidates = features.logits(features.hidden[:, at]).topk(k).indices  # [B, n, k]
+        # A backbone may have more logits than there are tokens; the reward model can only read its own.
+        known = min(self.shape.vocab_size, self._decoder.get_input_embeddings().weight.shape[0])
+        k = min(self.config.k, known)
+        candidates = features.logits(features.hidden[:, at])[..., :known].topk(k).indices  # [B, n, k]
         step = max(1, BATCH_TOKENS // (len(ids) * k))
         rewards = [
             self._rewards(candidates[:, i : i + step], at[i : i + step], past, prefix, features)
@@ -162,7 +173,7 @@ class RewardModel(Companion):
         shape = (*ids.shape, k)
         return {
             "candidates": candidates.new_zeros(shape).index_copy(1, at, candidates),
-            "rewards": torch.zeros(shape, device=ids.device).index_copy(1, at, torch.cat(rewards, 1)),
+            "rewards": torch.zeros(shape, device=ids.device).index_copy(1, at, _joined(rewards, candidates)),
         }
 
     def _rewards(self, candidates: Tensor, at: Tensor, past: Any, prefix: Cache, features: Features) -> Tensor:
@@ -219,16 +230,29 @@ class RewardModel(Companion):
         return torch.zeros(base.shape, dtype=torch.bool, device=base.device).scatter(-1, ids, True)
 
 
+def _joined(rewards: list[Tensor], candidates: Tensor) -> Tensor:
+    return torch.cat(rewards, 1) if rewards else candidates.float()  # nothing was asked for
+
+
 def _load(name: str, backbone: Backbone) -> Any:
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=backbone.lm.dtype)
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=backbone.lm.dtype, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise DualHeadError(
             f"Could not load a reward model from '{name}': {str(error).splitlines()[0]} Give a sequence classifier "
-            "with one label; 'dual-head train reward' makes one."
+            f"with one label. {OWN_PLACE}"
         ) from error
+    model, info = loaded
     if model.config.num_labels != 1 or not hasattr(model, "score"):
         raise DualHeadError(f"'{name}' is no reward model: it needs one label and a score head on a decoder.")
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise DualHeadError(
+            f"'{name}' is no whole reward model: it lacks {len(missing)} weights, the first is '{missing[0]}'. "
+            f"{OWN_PLACE}"
+        )
     return model.requires_grad_(False).eval().to(backbone.output_device)
 
 

@@ -73,8 +73,11 @@ class Method:
             section: build(type(part), {**_shallow(part), **sections.get(section, {})})
             for section, part in self._sections().items()
         }
-        if own["train_base_head"] and "kl.of" not in map(self._path, values):
-            parts["kl"] = replace(parts["kl"], of="base_head")  # type: ignore[type-var, call-arg]
+        if own["train_base_head"] != self.train_base_head and "kl.of" not in map(self._path, values):
+            of = "base_head" if own["train_base_head"] else "policy"
+            parts["kl"] = replace(parts["kl"], of=of)  # type: ignore[type-var, call-arg]
+        if getattr(parts.get("kl"), "of", None) == "base_head" and not own["train_base_head"]:
+            raise DualHeadError("kl.of=base_head is that of a trained base head. Add iav's train_base_head=true.")
         objectives = tuple(parts[name_of(objective)] for objective in self.objectives)
         peer = parts.get(PEER)
         return replace(self, guide=parts["guide"], objectives=objectives, peer=peer, **own)  # type: ignore[arg-type]

@@ -1,0 +1,264 @@
+"""`dual-head sweep GUIDES`: what each strength does to replies, as rows, means with intervals, and a picture."""
+
+import argparse
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dual_head import __version__
+from dual_head.checkpoint import atomic_folder
+from dual_head.commands.generate import parse_alpha, read_prompts
+from dual_head.commands.help import Help, at_least
+from dual_head.commands.loading import add_loading, load_guided
+from dual_head.errors import DualHeadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dual_head.model import AlignedModel
+    from dual_head.sweep import Row
+
+ROWS_FILE, SUMMARY_FILE, PICTURE_FILE = "sweep.jsonl", "sweep.json", "sweep.png"
+RUN_FILE = "sweep_run.json"  # not run.json, which is training's, whose folder this may be
+PLAIN_WIDTH = 140  # of a table that is not printed on a screen
+LABELS = {
+    "kl": "KL, nats",
+    "kl_per_token": "KL per token",
+    "moved": "moved per token",
+    "tokens": "tokens",
+    "distinct_1": "distinct 1",
+    "distinct_2": "distinct 2",
+    "distinct_3": "distinct 3",
+    "diversity": "diversity",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, load, sweep the prompts that are left, summarise, print, draw."""
+    args = _parser().parse_args(arguments)
+    asked, alphas, alpha = _prompts(args), _numbers(args.alphas), parse_alpha(args.alpha)
+    output = Path(args.output_dir)
+    with atomic_folder(output):
+        pass  # a folder that cannot be written is refused before anything is loaded
+    # Imported late: a mistyped prompt file should not wait for torch.
+    from dual_head.sweep import summarise, sweep
+
+    rewards = _rewards(args.reward or [], args.device or "cpu")
+    model, tokenizer = load_guided(args)
+    options: Any = {
+        "guide": args.guide,
+        "alpha": alpha,
+        "rewards": rewards,
+        **{name: getattr(args, name) for name in ("max_new_tokens", "temperature", "samples", "seed")},
+    }
+    replies = partial(sweep, model, tokenizer, asked, alphas, **options)
+    replies(start=len(asked))  # checks all and generates nothing: a mistake must not cost an earlier sweep its rows
+    identity = _identity(args, model, tokenizer, asked)
+    rows = _begin(output, identity, restart=args.restart, per_prompt=len(alphas) * args.samples)
+    rows += _rest(replies, output / ROWS_FILE, len({row.index for row in rows}), len(asked))
+    points = summarise(rows)
+    _write(output, points, arguments, model, swept=args.guide)
+    _print(points, output)
+    return 0
+
+
+def _rest(replies: "Callable[..., list[Row]]", file: Path, done: int, total: int) -> "list[Row]":
+    """Sweep the prompts after the first `done`, each written as soon as it is there."""
+    if done:
+        print(f"Going on after {done} of {total} prompts.")
+    with (
+        file.open("a", encoding="utf-8") as stream,
+        Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress,
+    ):
+        task = progress.add_task("prompts", total=total, completed=done)
+
+        def keep(found: "list[Row]") -> None:
+            stream.write("".join(map(_line, found)))
+            stream.flush()
+            progress.advance(task)
+
+        return replies(start=done, on_prompt=keep)
+
+
+def _line(row: "Row") -> str:
+    return json.dumps(row.as_dict(), ensure_ascii=False) + "\n"
+
+
+def _prompts(args: argparse.Namespace) -> list[Any]:
+    if not args.prompt and not args.prompts:
+        raise DualHeadError("There are no prompts. Give a file with --prompts, or some with --prompt.")
+    given = read_prompts(args.prompt, None) if args.prompt else []
+    given += read_prompts(None, args.prompts) if args.prompts else []
+    return [[{"role": "user", "content": prompt}] for prompt in given] if args.chat else given
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise DualHeadError(f"--alphas is numbers with commas between, as 0,0.5,1, not '{text}'.") from error
+
+
+def _rewards(specs: Sequence[str], device: str) -> dict[str, Any]:
+    from dual_head.rewards import load_reward
+
+    if "" not in sys.path:
+        sys.path.append("")  # the current directory, after what is installed
+    found: dict[str, Any] = {}
+    for spec in specs:
+        name, reward = load_reward(spec, device=device)
+        if name in found:
+            raise DualHeadError(f"Two rewards are named '{name}'. Rename a function or a folder, or leave one out.")
+        found[name] = reward
+    return found
+
+
+# ---- a sweep that may have been stopped --------------------------------------------------------------------
+
+
+def _identity(
+    args: argparse.Namespace, model: "AlignedModel", tokenizer: "PreTrainedTokenizerBase", asked: list[Any]
+) -> dict[str, Any]:
+    """Collect what makes a sweep this sweep: one that goes on must agree on all of it."""
+    from dual_head.fingerprint import sketch, tokenizer_fingerprint
+
+    said = ("guide", "alpha", "max_new_tokens", "temperature", "samples", "seed", "chat")
+    sketches = {name: sketch(tensor) for name, tensor in model.stored().items()}
+    return {
+        "guides": f"{Path(args.guides).resolve() if Path(args.guides).exists() else args.guides}, {_digest(sketches)}",
+        "backbone": model.backbone.fingerprint().short,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "dtype": str(model.dtype),
+        "prompts": f"{len(asked)}, {_digest(asked)}",
+        "alphas": _numbers(args.alphas),
+        "rewards": sorted(args.reward or []),
+        **{name: getattr(args, name) for name in said},
+    }
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _begin(output: Path, identity: dict[str, Any], *, restart: bool, per_prompt: int) -> "list[Row]":
+    """Return the rows of prompts that are done, after checking that they are this sweep's; keep only those."""
+    from dual_head.resume import check_same_run
+
+    file, record = output / ROWS_FILE, output / RUN_FILE
+    if file.exists() and not restart:
+        recorded = json.loads(record.read_text()) if record.is_file() else {}
+        check_same_run(recorded, identity, str(output))
+    rows = [] if restart else _whole_rows(file, per_prompt)
+    with atomic_folder(output) as staging:
+        (staging / RUN_FILE).write_text(json.dumps(identity, indent=2))
+        (staging / ROWS_FILE).write_text("".join(map(_line, rows)), encoding="utf-8")
+    return rows
+
+
+def _whole_rows(file: Path, per_prompt: int) -> "list[Row]":
+    """Read back the rows of every prompt that has all of its own; a line that was cut ends the reading."""
+    from dual_head.sweep import Row
+
+    rows: list[Row] = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []:
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (ValueError, TypeError):
+            break
+    return rows[: len(rows) // per_prompt * per_prompt]
+
+
+# ---- what is written and shown -----------------------------------------------------------------------------
+
+
+def _write(
+    output: Path, points: list[dict[str, Any]], arguments: Sequence[str], model: "AlignedModel", *, swept: str | None
+) -> None:
+    import torch
+    import transformers
+
+    names = [swept] if swept else list(model.config.alpha or {})
+    summary = {
+        "command": shlex.join(["dual-head", "sweep", *arguments]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {model.device}, {torch.get_num_threads()} threads",
+        "versions": {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "swept": names,
+        "points": points,
+    }
+    with atomic_folder(output) as staging:
+        (staging / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
+        try:
+            from dual_head.plots import sweep_picture
+        except ImportError:
+            return  # a picture is welcome, not needed
+        sweep_picture(
+            points, staging / PICTURE_FILE, axis="alpha" + (f" of {names[0]}" if len(names) == 1 else " of all guides")
+        )
+
+
+def _print(points: list[dict[str, Any]], output: Path) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    table = Table("alpha", title=f"means over {points[0]['prompts']} prompts", box=box.SIMPLE_HEAD)
+    for point in points:
+        table.add_column(f"{point['alpha']:g}", justify="right", overflow="fold")
+    shown = {label: [point["metrics"][name] for point in points] for name, label in LABELS.items()}
+    shown |= {name: [point["rewards"][name] for point in points] for name in points[0]["rewards"]}
+    for label, figures in shown.items():
+        table.add_row(label, *(f"{figure['mean']:.3g}" for figure in figures))
+    console.print(table)
+    console.print(f"replies   {output / ROWS_FILE}", soft_wrap=True)
+    console.print(f"figures   {output / SUMMARY_FILE}, with 95% intervals", soft_wrap=True)
+    drawn = (output / PICTURE_FILE).is_file()
+    picture = output / PICTURE_FILE if drawn else "none: matplotlib is missing (pip install 'dual-head[plot]')"
+    console.print(f"picture   {picture}", soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dual-head sweep",
+        usage="dual-head sweep GUIDES --alphas 0,0.5,1,1.5,2 --prompts FILE --output_dir OUT [options]",
+        description=__doc__,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output_dir", required=True, help="folder for sweep.jsonl, sweep.json and sweep.png")
+    parser.add_argument("--restart", action="store_true", help="delete the rows of an earlier sweep there")
+    where = parser.add_argument_group("prompts")
+    where.add_argument("--prompts", help='a file with one prompt a line, or JSONL with "prompt"')
+    where.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+    where.add_argument(
+        "--chat", action="store_true", help="treat prompts as a user's message: chat template or transcript"
+    )
+    which = parser.add_argument_group("strengths")
+    which.add_argument("--alphas", default="0,0.5,1,1.5,2", help="strengths to sweep; negative: --alphas=-1,0,1")
+    which.add_argument("--guide", help="sweep this guide alone; else all of them together")
+    which.add_argument("--alpha", help="strength of the others: a number, or name=number,...; default: their own")
+    how = parser.add_argument_group("decoding")
+    how.add_argument("--max_new_tokens", type=at_least(1), default=128, help="default: 128")
+    how.add_argument("--temperature", type=at_least(0, float), default=0.0, help="0 is greedy; above it, sample")
+    how.add_argument("--samples", type=at_least(1), default=1, help="replies per prompt and strength, when sampling")
+    how.add_argument("--seed", type=at_least(0), default=0, help="makes sampling repeatable")
+    measured = parser.add_argument_group("measuring")
+    measured.add_argument(
+        "--reward",
+        action="append",
+        help="module:function of prompt and reply, or the folder of a sequence classifier with one label; "
+        "may be given several times",
+    )
+    add_loading(parser)
+    return parser

@@ -1,0 +1,232 @@
+"""`dual-head train METHOD` for every method there is: what it writes, that it generates again, and that it resumes."""
+
+import json
+import pickletools
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from files import word_tokenizer, write_backbone
+from models import HIDDEN
+from safetensors.torch import load_file
+
+from dual_head import AlignedModel
+from dual_head.cli import main
+from dual_head.methods import method, method_names
+from dual_head.run import RunOptions, train_guide
+from dual_head.training import GuideTrainingArguments
+
+PEERS = [name for name in method_names() if method(name).peer is not None]
+every_method = pytest.mark.parametrize("name", method_names())
+every_peer = pytest.mark.parametrize("name", PEERS)
+STEPS = 3
+
+
+def arguments(name: str, backbone: Path, pairs: Path, output: Path, **options) -> list[str]:
+    given = {
+        "model_name_or_path": backbone,
+        "dataset_name": pairs,
+        "output_dir": output,
+        "max_steps": STEPS,
+        "learning_rate": 0.01,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "disable_tqdm": True,
+        "held_out": 0.2,
+        **options,
+    }
+    return ["train", name, *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
+
+
+def train(name: str, *places: Path, **options) -> None:
+    assert main(arguments(name, *places, **options)) == 0
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(backbone_folder, pairs_file, tmp_path_factory):
+    """One finished run of each method asked for, made once."""
+    root, made = tmp_path_factory.mktemp("runs"), {}
+
+    def run(name: str) -> Path:
+        if name not in made:
+            train(name, backbone_folder, pairs_file, root / name, save_steps=2)
+            made[name] = root / name
+        return made[name]
+
+    return run
+
+
+# ---- what a run leaves behind -------------------------------------------------------------------------------
+
+
+@every_method
+def test_a_run_writes_guides_that_generate_and_a_report_on_held_out_pairs(name, finished, backbone_folder):
+    folder = finished(name)
+    report = report_of(folder)
+    assert report["steps"] == STEPS
+    expected = {"kl", "accuracy", "accuracy_over_base", "margin", "preference"} if name != "reward" else {"accuracy"}
+    measured = report["held_out"] if name != "reward" else {key.removeprefix("eval_") for key in report["metrics"]}
+    assert expected <= set(measured)
+    assert [row for row in report["log"] if "loss" in row]
+    model, tokenizer = AlignedModel.from_pretrained(folder), word_tokenizer()
+    assert list(model.guides) == [name]
+    assert model.config.training["method"] == name
+    text = {"tokenizer": tokenizer, "max_new_tokens": 4, "do_sample": False}
+    assert isinstance(model.generate("ask1 how", alpha=1.0, **text), str)
+    ids = torch.tensor([[1, 5, 6]])
+    own = AlignedModel.from_backbone(str(backbone_folder), {}).backbone.lm(ids).logits
+    assert torch.equal(model(ids, alpha=0.0).logits, own)
+    assert not torch.equal(model(ids, alpha=1.0).logits, own)
+
+
+@every_method
+def test_a_run_moves_what_it_stores_and_leaves_the_backbone_alone(name, finished, backbone_folder):
+    folder = finished(name)
+    one, other = weights(folder / "checkpoint-2"), weights(folder / f"checkpoint-{STEPS}")
+    assert one.keys() == other.keys() == weights(folder).keys()
+    assert all(key.startswith(f"{name}.") for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+    assert same(other, weights(folder))
+    again = write_backbone(folder.parent / f"fresh-{name}")
+    assert (again / "model.safetensors").read_bytes() == (backbone_folder / "model.safetensors").read_bytes()
+
+
+@every_peer
+def test_a_peers_trainer_leaves_the_backbone_and_eval_mode_as_they_were(name, backbone_folder, pairs_file, tmp_path):
+    before = AlignedModel.from_backbone(str(backbone_folder), {}).backbone.lm.state_dict()
+    options = RunOptions(str(backbone_folder), str(pairs_file), held_out=0.0)  # an evaluation would go to eval mode
+    args = GuideTrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=4, learning_rate=0.05, disable_tqdm=True
+    )
+    model = train_guide(method(name), options, args).aligned
+    after = model.backbone.lm.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert not any(module.training for module in model.modules())
+    inside = model.guide(name).tuned
+    inside = inside.get_base_model() if hasattr(inside, "get_base_model") else inside.base_model
+    assert not any(module.training for module in inside.modules())
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    saved = AlignedModel.from_pretrained(tmp_path)
+    ids = torch.tensor([[1, 5, 6]])
+    assert torch.equal(saved(ids, alpha=1.0).logits, model(ids, alpha=1.0).logits)
+
+
+@every_peer
+def test_a_peers_checkpoint_holds_our_weights_and_no_pickle_but_transformers_own(name, finished):
+    checkpoint = finished(name) / "checkpoint-2"
+    assert not list(finished(name).rglob("training_args.bin"))
+    assert not list(finished(name).rglob("adapter_*"))
+    assert not list(finished(name).rglob("README.md"))
+    pickled = {path.name for path in checkpoint.iterdir() if is_pickle(path)}
+    assert pickled <= {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {"optimizer.pt", "scheduler.pt"} <= pickled
+    assert sum(x.numel() for x in weights(checkpoint).values()) < 20 * 8 * HIDDEN * 8  # a LoRA, no backbone
+
+
+def is_pickle(path: Path) -> bool:
+    if zipfile.is_zipfile(path):
+        return any(name.endswith(".pkl") for name in zipfile.ZipFile(path).namelist())
+    try:
+        return len(list(pickletools.genops(path.read_bytes()))) > 2
+    except ValueError:
+        return False
+
+
+# ---- resuming -----------------------------------------------------------------------------------------------
+
+
+@every_peer
+def test_a_peers_run_that_was_killed_goes_on_as_if_nothing_had_been(
+    name, finished, backbone_folder, pairs_file, tmp_path
+):
+    whole, broken = finished(name), tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    # As a kill after step 2 leaves it: nothing of the last checkpoint, and no final files.
+    shutil.rmtree(broken / f"checkpoint-{STEPS}")
+    for file in ("model.safetensors", "config.json", "report.json"):
+        (broken / file).unlink()
+    train(name, backbone_folder, pairs_file, broken, save_steps=2)
+    assert same(weights(whole), weights(broken))
+    assert same(weights(whole / f"checkpoint-{STEPS}"), weights(broken / f"checkpoint-{STEPS}"))
+    losses = [[row["loss"] for row in report_of(folder)["log"] if "loss" in row] for folder in (whole, broken)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == STEPS
+    assert report_of(whole)["held_out"] == report_of(broken)["held_out"]
+
+
+@every_peer
+def test_a_finished_run_of_a_peer_is_not_trained_again(name, finished, backbone_folder, pairs_file, tmp_path, capsys):
+    again = tmp_path / "again"
+    shutil.copytree(finished(name), again)
+    before, report = weights(again), report_of(again)
+    train(name, backbone_folder, pairs_file, again, save_steps=2)
+    assert "Already trained to the end" in capsys.readouterr().out
+    assert same(before, weights(again))
+    assert report_of(again) == report
+    # Killed after its last step, before it was written out: measured and written, not trained.
+    for file in ("model.safetensors", "config.json", "report.json"):
+        (again / file).unlink()
+    train(name, backbone_folder, pairs_file, again, save_steps=2)
+    assert same(before, weights(again))
+    kept, now = report["held_out"], report_of(again)["held_out"]
+    assert kept.keys() == now.keys()
+    for metric, values in kept.items():
+        assert now[metric]["mean"] == pytest.approx(values["mean"], rel=1e-4, abs=1e-6)
+
+
+def test_a_peers_run_with_other_options_is_not_resumed(finished, backbone_folder, pairs_file, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(finished("dpo"), other)
+    assert main(arguments("dpo", backbone_folder, pairs_file, other, save_steps=2, beta=0.7)) == 2
+    assert "peer" in capsys.readouterr().err
+
+
+# ---- names, extras ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alias", ["args-reward", "args_reward", "args"])
+def test_the_reward_model_of_args_has_other_names(alias):
+    assert method(alias) is method("reward")
+
+
+def test_the_command_takes_an_alias_too(backbone_folder, pairs_file, tmp_path):
+    train("args-reward", backbone_folder, pairs_file, tmp_path, max_steps=1)
+    assert {key.split(".")[0] for key in weights(tmp_path)} == {"reward"}
+
+
+@every_peer
+@pytest.mark.parametrize(("package", "extra"), [("trl", "trl"), ("peft", "peft")])
+def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(
+    name, package, extra, backbone_folder, pairs_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(arguments(name, backbone_folder, pairs_file, tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert f"'{package}' is not installed. Install it with: pip install 'dual-head[{extra}]'" in said
+
+
+def test_a_trained_base_head_is_a_second_guide_of_the_run(backbone_folder, pairs_file, tmp_path):
+    train("iav", backbone_folder, pairs_file, tmp_path, train_base_head=True)
+    assert {key.split(".")[0] for key in weights(tmp_path)} == {"iav", "base_head"}
+    assert all(value.any() for value in weights(tmp_path).values())
+    model = AlignedModel.from_pretrained(tmp_path)
+    ids = torch.tensor([[1, 5, 6]])
+    assert not torch.equal(model(ids, alpha={"base_head": 1}).logits, model(ids, alpha=0.0).logits)
+    assert model.config.training["kl"]["of"] == "base_head"
