@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
-from files import WORDS, word_tokenizer
+from files import WORDS, word_tokenizer, write_backbone
+from models import tiny_lm
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, TextStreamer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
 
 from dual_head import AlignedModel, DualHeadError, DualHeadModel, RewardHeadConfig
 from dual_head.text import DEFAULT_NEW_TOKENS, encode_prompts
@@ -230,9 +231,24 @@ def test_an_empty_prompt_is_refused(model, tokenizer, prompts, said):
         model.generate(prompts, tokenizer=tokenizer)
 
 
-def test_text_without_a_tokenizer_is_refused(model):
+def test_text_without_any_tokenizer_is_refused():
     with pytest.raises(DualHeadError, match="needs tokenizer="):
-        model.generate("how")
+        DualHeadModel.from_backbone(tiny_lm("llama")).generate("how")
+
+
+def test_text_needs_no_tokenizer_where_the_guides_have_theirs(model, tokenizer, tmp_path):
+    from dual_head import IAVModel
+
+    write_backbone(tmp_path / "backbone")
+    place = str(tmp_path / "backbone")
+    asked = {"alpha": 1.0, "max_new_tokens": 4}
+    built = IAVModel.from_backbone(place, tokenizer=(own := AutoTokenizer.from_pretrained(place)))
+    said = built.generate("how", tokenizer=own, **asked)
+    assert built.generate("how", **asked) == said
+    built.save_pretrained(tmp_path / "guides")  # found beside the backbone
+    assert IAVModel.from_pretrained(tmp_path / "guides").generate("how", **asked) == said
+    own.save_pretrained(tmp_path / "guides")  # found beside the guides
+    assert IAVModel.from_pretrained(tmp_path / "guides", backbone=place).generate("how", **asked) == said
 
 
 def test_a_paged_cache_is_refused(model, tokenizer):

@@ -127,6 +127,7 @@ class GuideComposition:
         moved, found = self.moved(self.config, lm, self.stored(), here, there, vocab_map=vocab_map, adapter=adapter)
         self.backbone, self.guides, self.transfers = moved.backbone, moved.guides, moved.transfers
         self.config, self.generation_config = moved.config, moved.generation_config
+        self._tokenizer = here
         return found
 
     @classmethod
@@ -172,6 +173,7 @@ class GuideComposition:
         config.backbone_fingerprint = new.fingerprint().as_dict()
         config.tokenizer_fingerprint = tokenizer_fingerprint(here)
         model = cls(config, lm)  # type: ignore[call-arg]
+        model._tokenizer = here  # type: ignore[attr-defined]
         own = model.stored()  # type: ignore[attr-defined]
         ids = vocabulary_map(there, here, new.shape.vocab_size)
         for guide, entry in entries.items():

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
 from dual_head.backbone import Backbone, load_backbone
@@ -35,6 +35,23 @@ class GuideLoading(PreTrainedModel):
     backbone: Backbone
     guides: nn.ModuleDict
     transfers: nn.ModuleDict
+    _tokenizer: PreTrainedTokenizerBase | None = None  # given, or found when text first needs one
+    _source: str | None = None  # where the guides were loaded from
+
+    def own_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer the model was built with, or that lies with the guides or the backbone. Errors: none does."""
+        recorded = self.config.tokenizer_fingerprint
+        for place in (self._source, self.config.backbone_name_or_path):
+            if self._tokenizer is None and place:
+                try:
+                    found = AutoTokenizer.from_pretrained(place)
+                except (OSError, ValueError, KeyError):
+                    continue
+                if recorded in (None, tokenizer_fingerprint(found)):
+                    self._tokenizer = found
+        if self._tokenizer is None:
+            raise DualHeadError("Generating from text needs tokenizer=..., the one the guides were trained with.")
+        return self._tokenizer
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds: what each guide calls its own, and what fits it to this backbone."""
@@ -104,6 +121,7 @@ class GuideLoading(PreTrainedModel):
         if isinstance(dtype, torch.dtype) or dtype != "auto":
             model.guides.to(model.dtype)
             model.transfers.to(model.dtype)
+        model._source = source
         return model
 
     def save_pretrained(

@@ -120,6 +120,7 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading,
         model = cls(config, frozen.lm)
         if tokenizer is not None:
             model.require_same_tokenizer(tokenizer)
+            model._tokenizer = tokenizer
         return model
 
     def _add_guide(self, name: str, entry: dict[str, Any]) -> None:

@@ -52,17 +52,16 @@ class TextGeneration:
         """Generate as transformers does, at a strength chosen per request.
 
         inputs: token ids as transformers takes them, a prompt, a conversation (a list of role/content
-        dicts), or a list of either; text needs `tokenizer` and gives the new text back. With text, a
-        temperature above 0 means sampling. alpha: see `resolve_alpha`; 0 gives the backbone's own output,
-        bit for bit. return_trace: also return one `Trace` per row (costs one pass over the finished
-        sequences). Every other argument is transformers' own.
+        dicts), or a list of either; text gives the new text back. tokenizer: for text, the one saved with the
+        guides or beside the backbone where none is given. With text, a temperature above 0 means sampling.
+        alpha: see `resolve_alpha`; 0 gives the backbone's own output, bit for bit. return_trace: also return one
+        `Trace` per row (costs one pass over the finished sequences). Every other argument is transformers' own.
         Errors: an empty prompt, one longer than the context, a wrong tokenizer, a wrong alpha.
         """
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
         if isinstance(inputs, Tensor) or inputs is None:
             return self._generate_ids(inputs, generation_config, tokenizer, alpha, return_trace, kwargs)
-        if tokenizer is None:
-            raise DualHeadError("Generating from text needs tokenizer=..., the one the guides were trained with.")
+        tokenizer = tokenizer or self.own_tokenizer()
         self.require_same_tokenizer(tokenizer)
         several = _is_batch(inputs)
         prompts: Sequence[Prompt] = inputs if several else [inputs]  # type: ignore[assignment, list-item]
