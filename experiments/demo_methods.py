@@ -2,100 +2,55 @@
 
     python experiments/demo_methods.py --output_dir demo-methods [--methods iav genarm] [--steps 300]
 
-Writes methods.json and prints the table of docs/results.md. One method takes under two minutes on a core.
+Writes methods.json and prints the table of docs/results.md. One method takes about a minute on a core.
 """
 
 import argparse
-import json
-import platform
-import statistics
 import time
 from pathlib import Path
 
-import torch
+from world_runs import ALPHAS, SETTINGS, gain_of, result, rewards_of, train, write, write_pairs
 
 from dual_head import AlignedModel, method
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import measure
-from dual_head.demo.world import preference_rows, sample_requests
-from dual_head.run import RunOptions, load_tokenizer, train_guide
-from dual_head.training import GuideTrainingArguments
-
-# What each method is trained with here, beside its paper's own values; the same data, steps and batch for all.
-SETTINGS = {
-    "dual_head": ({"preference_on": "policy", "beta_r": 0.5}, 3e-3),
-    "iav": ({"beta": 0.5, "lambda_kl": 0.0, "lambda_l2": 0.0}, 3e-3),
-    "mav": ({"beta": 0.5, "lambda_l2": 0.0}, 1e-3),
-    "hidden": ({"beta": 0.5, "lambda_kl": 0.0}, 3e-3),
-    "genarm": ({"beta": 0.5}, 3e-3),
-    "dpo": ({"beta": 0.5}, 1e-3),
-    "simpo": ({}, 2e-4),
-    "reward": ({}, 1e-3),
-}
-ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
+from dual_head.demo.world import sample_requests
+from dual_head.run import load_tokenizer
 
 
 def main() -> None:
     """Train and measure each method."""
     args = _arguments()
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    pairs = output / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in preference_rows(args.pairs, seed=args.seed)))
+    pairs = write_pairs(output, args.pairs, args.seed)
     requests = sample_requests(args.prompts, seed=args.seed, split="test")
     results = {}
     for name in args.methods or SETTINGS:
         options, rate = SETTINGS[name]
+        rate = args.learning_rate or rate
         folder = output / name
         started = time.perf_counter()
-        train_guide(
-            method(name).with_options(options),
-            RunOptions(model_name_or_path=str(TOY_BACKBONE), dataset_name=str(pairs), held_out=0.1, restart=True),
-            GuideTrainingArguments(
-                output_dir=str(folder),
-                max_steps=args.steps,
-                per_device_train_batch_size=32,
-                per_device_eval_batch_size=64,
-                learning_rate=args.learning_rate or rate,
-                lr_scheduler_type="cosine",
-                save_strategy="no",
-                eval_strategy="no",
-                disable_tqdm=True,
-                seed=args.seed,
-            ),
-        )
+        train(name, str(TOY_BACKBONE), pairs, folder, options=options, rate=rate, steps=args.steps, seed=args.seed)
         seconds = time.perf_counter() - started
         model, tokenizer = AlignedModel.from_pretrained(str(folder)), load_tokenizer(str(folder))
-        points = measure(model, tokenizer, requests, ALPHAS, seed=args.seed)
-        gains = {p.alpha: p.gain_over(points[0]) for p in points[1:]}
         results[name] = {
             "options": options,
-            "learning_rate": args.learning_rate or rate,
+            "learning_rate": rate,
             "parameters": sum(x.numel() for x in model.stored().values()),
             "forwards": 1 + model.guide(method(name).name).forwards,
             "seconds": seconds,
-            "reward": {p.alpha: statistics.fmean(p.rewards()) for p in points},
-            "kl": {p.alpha: p.kl() for p in points},
-            "gain": {alpha: {"mean": mean, "interval": interval} for alpha, (mean, interval) in gains.items()},
+            **result(measure(model, tokenizer, requests, ALPHAS, seed=args.seed)),
         }
         print(_row(name, results[name]), flush=True)
-    about = {
-        "command": f"python experiments/demo_methods.py --steps {args.steps} --pairs {args.pairs} --seed {args.seed}",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "requests": len(requests),
-    }
-    (output / "methods.json").write_text(json.dumps({**about, "methods": results}, indent=2))
+    command = f"python experiments/demo_methods.py --steps {args.steps} --pairs {args.pairs} --seed {args.seed}"
+    write(output / "methods.json", command, requests=len(requests), methods=results)
 
 
-def _row(name: str, result: dict) -> str:
-    rewards = " / ".join(f"{value:.2f}" for value in result["reward"].values())
-    best = max(result["gain"], key=lambda alpha: result["gain"][alpha]["mean"])
-    gain, (low, high) = result["gain"][1.0]["mean"], result["gain"][1.0]["interval"]
-    top = result["gain"][best]["mean"]
+def _row(name: str, found: dict) -> str:
+    best = max(found["gain"], key=lambda alpha: found["gain"][alpha]["mean"])
     return (
-        f"| {name} | {result['parameters']:,} | {result['forwards']:g} | {rewards} | {gain:+.2f} ({low:+.2f} to "
-        f"{high:+.2f}) | {result['kl'][1.0]:.2f} | {top:+.2f} at {best:g} | {result['seconds']:.0f} |"
+        f"| {name} | {found['parameters']:,} | {found['forwards']:g} | {rewards_of(found)} | {gain_of(found)} | "
+        f"{found['kl'][1.0]:.2f} | {found['gain'][best]['mean']:+.2f} at {best:g} | {found['seconds']:.0f} |"
     )
 
 

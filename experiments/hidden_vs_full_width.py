@@ -9,21 +9,18 @@ new requests. The objective is IAV's for all of them, with beta = 0.5.
 
 import argparse
 import json
-import platform
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from world_runs import train, write, write_pairs
 
-from dual_head import AlignedModel, method
+from dual_head import AlignedModel
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import measure
-from dual_head.demo.world import preference_rows, sample_requests
+from dual_head.demo.world import sample_requests
 from dual_head.intervals import bootstrap_mean
-from dual_head.run import RunOptions, load_tokenizer, train_guide
-from dual_head.training import GuideTrainingArguments
+from dual_head.run import load_tokenizer
 
 GUIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "full-width head (IAV)": ("iav", {}),
@@ -56,34 +53,23 @@ def main() -> None:
             "gain": (statistics.fmean(g for r in runs for g in r["gains"]), _interval(runs)),
         }
         print(_row(label, results[label]), flush=True)
-    about = {
-        "command": "python experiments/hidden_vs_full_width.py",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-    }
-    (output / "hidden_vs_full_width.json").write_text(json.dumps({**about, "guides": results}, indent=2))
+    command = "python experiments/hidden_vs_full_width.py"
+    write(output / "hidden_vs_full_width.json", command, guides=results)
 
 
 def _run(
     name: str, options: dict[str, Any], rate: float, kl: float, seed: int, output: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
-    pairs = output / f"pairs-{seed}.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in preference_rows(4000, seed=seed)))
-    trainer = train_guide(
-        method(name).with_options({"beta": 0.5, "lambda_l2": 0.0, "lambda_kl": kl, **options}),
-        RunOptions(model_name_or_path=str(TOY_BACKBONE), dataset_name=str(pairs), held_out=0.1, restart=True),
-        GuideTrainingArguments(
-            output_dir=str(output / "guide"),
-            max_steps=args.steps,
-            per_device_train_batch_size=32,
-            per_device_eval_batch_size=64,
-            learning_rate=rate,
-            lr_scheduler_type="cosine",
-            save_strategy="no",
-            eval_strategy="no",
-            disable_tqdm=True,
-            seed=seed,
-        ),
+    chosen = {"beta": 0.5, "lambda_l2": 0.0, "lambda_kl": kl, **options}
+    trainer = train(
+        name,
+        str(TOY_BACKBONE),
+        write_pairs(output, 4000, seed),
+        output / "guide",
+        options=chosen,
+        rate=rate,
+        steps=args.steps,
+        seed=seed,
     )
     seconds = json.loads((output / "guide" / "report.json").read_text())["seconds"]
     model, tokenizer = AlignedModel.from_pretrained(str(output / "guide")), load_tokenizer(str(output / "guide"))

@@ -9,44 +9,35 @@ autoregressive reward model (GenARM); and a weak guided model, z_strong + alpha 
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
+from world_runs import ALPHAS, SETTINGS, gain_of, result, rewards_of, train, write, write_pairs
 
-from dual_head import AlignedModel, method
+from dual_head import AlignedModel
 from dual_head.demo import TOY_BACKBONE
-from dual_head.demo.measure import Point, measure
-from dual_head.demo.world import preference_rows, sample_requests
+from dual_head.demo.measure import measure
+from dual_head.demo.world import sample_requests
 from dual_head.guides.language_model import LanguageModelConfig
-from dual_head.run import RunOptions, load_tokenizer, train_guide
-from dual_head.training import GuideTrainingArguments
-
-ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
-# Options and learning rate, as in demo_methods.py.
-SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
-    "iav": ({"beta": 0.5, "lambda_kl": 0.0, "lambda_l2": 0.0}, 3e-3),
-    "hidden": ({"beta": 0.5, "lambda_kl": 0.0}, 3e-3),
-    "genarm": ({"beta": 0.5}, 3e-3),
-}
+from dual_head.run import load_tokenizer
 
 
 def main() -> None:
     """Train on the weak and the strong backbone, move, measure."""
     args = _arguments()
     output, weak, strong = Path(args.output_dir), str(Path(args.weak).resolve()), str(TOY_BACKBONE)
-    output.mkdir(parents=True, exist_ok=True)
-    pairs = output / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in preference_rows(args.pairs, seed=args.seed)))
-    for name in SETTINGS:
-        _train(name, weak, pairs, output / f"weak_{name}", args)
-    _train("hidden", strong, pairs, output / "strong_hidden", args)
-    _train("iav", strong, pairs, output / "strong_iav", args)
-    _train("iav", strong, pairs, output / "adapted_iav", args, move_guides=str(output / "weak_iav"))
+    pairs = write_pairs(output, args.pairs, args.seed)
+
+    def trained(name: str, backbone: str, folder: str, **run: str) -> None:
+        options, rate = SETTINGS[name]
+        once = partial(train, options=options, rate=rate, steps=args.steps, seed=args.seed)
+        once(name, backbone, pairs, output / folder, **run)
+
+    for name in ("iav", "hidden", "genarm"):
+        trained(name, weak, f"weak_{name}")
+    trained("hidden", strong, "strong_hidden")
+    trained("iav", strong, "strong_iav")
+    trained("iav", strong, "adapted_iav", move_guides=str(output / "weak_iav"))
     tokenizer = load_tokenizer(strong)
     steered = AlignedModel.from_backbone(strong, {}, tokenizer=tokenizer)
     own = str((output / "weak_hidden").resolve())
@@ -63,55 +54,14 @@ def main() -> None:
     requests = sample_requests(args.prompts, seed=args.seed, split="test")
     results = {}
     for name, model in systems.items():
-        points = measure(model, tokenizer, requests, ALPHAS, seed=args.seed)
-        results[name] = _result(points)
-        print(_row(name, results[name]), flush=True)
-    about = {
-        "command": f"python experiments/weak_to_strong.py --weak {args.weak} --steps {args.steps} --seed {args.seed}",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "requests": len(requests),
-    }
-    (output / "weak_to_strong.json").write_text(json.dumps({**about, "systems": results}, indent=2))
-
-
-def _train(name: str, backbone: str, pairs: Path, folder: Path, args: argparse.Namespace, **more: Any) -> None:
-    options, rate = SETTINGS[name]
-    train_guide(
-        method(name).with_options(options),
-        RunOptions(model_name_or_path=backbone, dataset_name=str(pairs), held_out=0.1, restart=True, **more),
-        GuideTrainingArguments(
-            output_dir=str(folder),
-            max_steps=args.steps,
-            per_device_train_batch_size=32,
-            per_device_eval_batch_size=64,
-            learning_rate=rate,
-            lr_scheduler_type="cosine",
-            save_strategy="no",
-            eval_strategy="no",
-            disable_tqdm=True,
-            seed=args.seed,
-        ),
-    )
+        found = results[name] = result(measure(model, tokenizer, requests, ALPHAS, seed=args.seed))
+        print(f"| {name} | {rewards_of(found)} | {gain_of(found)} | {found['kl'][1.0]:.2f} |", flush=True)
+    command = f"python experiments/weak_to_strong.py --weak {args.weak} --steps {args.steps} --seed {args.seed}"
+    write(output / "weak_to_strong.json", command, requests=len(requests), systems=results)
 
 
 def _moved(guides: Path, backbone: str) -> AlignedModel:
     return AlignedModel.from_pretrained(guides, backbone=backbone, switch=True)
-
-
-def _result(points: list[Point]) -> dict[str, Any]:
-    gains = {p.alpha: p.gain_over(points[0]) for p in points[1:]}
-    return {
-        "reward": {p.alpha: statistics.fmean(p.rewards()) for p in points},
-        "kl": {p.alpha: p.kl() for p in points},
-        "gain": {alpha: {"mean": mean, "interval": interval} for alpha, (mean, interval) in gains.items()},
-    }
-
-
-def _row(name: str, result: dict[str, Any]) -> str:
-    rewards = " / ".join(f"{value:.2f}" for value in result["reward"].values())
-    gain, (low, high) = result["gain"][1.0]["mean"], result["gain"][1.0]["interval"]
-    return f"| {name} | {rewards} | {gain:+.2f} ({low:+.2f} to {high:+.2f}) | {result['kl'][1.0]:.2f} |"
 
 
 def _arguments() -> argparse.Namespace:
