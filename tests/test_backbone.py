@@ -169,6 +169,19 @@ def test_a_gradient_passes_through_the_logits_to_hidden():
     torch.testing.assert_close(hidden.grad, lm.lm_head.weight.sum(0).expand(1, 2, 32))
 
 
+def test_a_head_narrower_than_the_layers_is_read_at_its_own_width():
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from dual_head import AlignedModel, LinearConfig
+
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48, "num_hidden_layers": 2}
+    lm = OPTForCausalLM(OPTConfig(vocab_size=VOCAB, num_attention_heads=4, max_position_embeddings=64, **sizes))
+    assert Backbone(lm).shape.hidden_size == 16
+    model, ids = AlignedModel.from_backbone(lm, {"g": LinearConfig(init_std=0.5)}), torch.arange(5)[None] + 3
+    assert torch.equal(model(ids, alpha=0.0).logits, lm(ids).logits)
+    assert not torch.equal(model(ids, alpha=1.0).logits, lm(ids).logits)
+
+
 # ---- fingerprints ------------------------------------------------------------------------------------------
 
 

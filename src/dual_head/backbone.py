@@ -104,7 +104,9 @@ class Decoder(nn.Module):
         """Hidden size d, vocabulary V (rows of the lm_head) and number of layers."""
         text = self.lm.config.get_text_config(decoder=True)
         head: Any = self.lm.get_output_embeddings()
-        return BackboneShape(text.hidden_size, head.weight.shape[0], text.num_hidden_layers)
+        # What reaches the lm_head may be narrower than the layers, as in OPT-350m.
+        width = getattr(head, "in_features", text.hidden_size)
+        return BackboneShape(width, head.weight.shape[0], text.num_hidden_layers)
 
     @property
     def output_device(self) -> torch.device:
