@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dual_head.backbone import Backbone, BackboneShape, load_backbone
 from dual_head.checkpoint import load_strictly, read_weights
@@ -20,7 +20,7 @@ from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides import GuideConfig, build_guide, guide_class, kind_of
-from dual_head.loading import read_config
+from dual_head.loading import find_tokenizer, read_config
 from dual_head.strength import resolve_alpha
 from dual_head.transfer import UNMAPPED
 from dual_head.vocabulary import Comparison, compare_tokenizers, vocabulary_map
@@ -273,14 +273,9 @@ def _tokenizers(
 def _tokenizer_at(
     places: Sequence[str | None], argument: str, fingerprint: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the first place that has one, or has the one of that fingerprint."""
-    for place in places:
-        try:
-            found = AutoTokenizer.from_pretrained(place) if place else None
-        except (OSError, ValueError, KeyError):
-            continue
-        if found and fingerprint in (None, tokenizer_fingerprint(found)):
-            return found
+    """Find a tokenizer, or say with which argument to give it."""
+    if found := find_tokenizer(places, fingerprint):
+        return found
     which = "the one the guides were trained with is not" if fingerprint else "there is none"
     raise DualHeadError(
         f"Cannot compare tokenizers: {which} at {' or '.join(repr(place) for place in places)}. Pass {argument}=..."

@@ -6,6 +6,7 @@ checkpoint and the fingerprints in its config; how a model runs is elsewhere.
 
 import inspect
 import json
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
@@ -40,15 +41,9 @@ class GuideLoading(PreTrainedModel):
 
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the model was built with, or that lies with the guides or the backbone. Errors: none does."""
-        recorded = self.config.tokenizer_fingerprint
-        for place in (self._source, self.config.backbone_name_or_path):
-            if self._tokenizer is None and place:
-                try:
-                    found = AutoTokenizer.from_pretrained(place)
-                except (OSError, ValueError, KeyError):
-                    continue
-                if recorded in (None, tokenizer_fingerprint(found)):
-                    self._tokenizer = found
+        if self._tokenizer is None:
+            places = (self._source, self.config.backbone_name_or_path)
+            self._tokenizer = find_tokenizer(places, self.config.tokenizer_fingerprint)
         if self._tokenizer is None:
             raise DualHeadError("Generating from text needs tokenizer=..., the one the guides were trained with.")
         return self._tokenizer
@@ -171,6 +166,18 @@ class GuideLoading(PreTrainedModel):
                 "This tokenizer is not the one the guides were trained with: its token ids mean other tokens. "
                 f"Use the tokenizer saved beside the guides, or that of {self.config.backbone_name_or_path}."
             )
+
+
+def find_tokenizer(places: Iterable[str | None], fingerprint: str | None = None) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of the first place that has one, or has the one of that fingerprint; None where none does."""
+    for place in places:
+        try:
+            found = AutoTokenizer.from_pretrained(place) if place else None
+        except (OSError, ValueError, KeyError):
+            continue
+        if found and fingerprint in (None, tokenizer_fingerprint(found)):
+            return found
+    return None
 
 
 def _is_same(config: AlignedConfig, lm: PreTrainedModel) -> bool:

@@ -31,10 +31,15 @@ class Voice:
     transfer: Transfer | None = None
 
     @cached_property
+    def gate(self) -> Tensor | float:
+        """The guide's gate, [n, 1], or the constant it is."""
+        gate = self.guide.gate(self.states)
+        return gate.unsqueeze(-1) if isinstance(gate, Tensor) else gate
+
+    @property
     def weight(self) -> Tensor | float:
         """alpha * gate, [n, 1]."""
-        gate = self.guide.gate(self.states)
-        return self.alpha * (gate.unsqueeze(-1) if isinstance(gate, Tensor) else gate)
+        return self.alpha * self.gate
 
     def direction(self, base: Tensor | None) -> Tensor:
         """The guide's direction over the backbone's vocabulary, [n, V]."""
@@ -96,9 +101,7 @@ def distributions(
         if "reward" in wanted:
             out["reward"] = reward(0)
         if "delta" in wanted:
-            gate = voice.guide.gate(voice.states)
-            scale = gate.unsqueeze(-1) if isinstance(gate, Tensor) else gate
-            out["delta"] = scale * (voice.guide.edit(voice.states) if editing else own(0))
+            out["delta"] = voice.gate * (voice.guide.edit(voice.states) if editing else own(0))
     if "policy" in wanted:
         if mixing:
             assert base is not None

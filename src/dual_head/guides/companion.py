@@ -156,14 +156,12 @@ def causal_lm(name: str | None, backbone: Backbone) -> PreTrainedModel:
     name: a folder or hub name of a model, of a PEFT adapter (on the backbone or on another model), or of a
     checkpoint of guides.
     """
-    adapter = adapter_config(name)
-    base_name = adapter["base_model_name_or_path"] if adapter else name
-    if is_backbone(base_name, backbone):
+    if shares_weights(name, backbone):
         lm = shared_view(backbone.lm)
     else:
-        lm = load_backbone(str(base_name), dtype=backbone.lm.dtype)
+        lm = load_backbone(str(_base_of(name)), dtype=backbone.lm.dtype)
         lm = lm.requires_grad_(False).eval().to(backbone.output_device)  # pyright: ignore[reportArgumentType]
-    if adapter:
+    if adapter_config(name):
         peft = require("peft", "peft")
         with injecting(lm):
             lm = peft.PeftModel.from_pretrained(lm, name).get_base_model().requires_grad_(False)
@@ -180,8 +178,7 @@ def is_backbone(name: str | None, backbone: Backbone) -> bool:
 
 def shares_weights(name: str | None, backbone: Backbone) -> bool:
     """Whether a model, or the base of an adapter, of that name is the backbone itself."""
-    adapter = adapter_config(name)
-    return is_backbone(adapter["base_model_name_or_path"] if adapter else name, backbone)
+    return is_backbone(_base_of(name), backbone)
 
 
 def count_layers(name: str) -> int:
@@ -221,10 +218,9 @@ def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoMo
 
 def _config_of(name: str) -> Any:
     """Read the config of a model, or of an adapter's base."""
-    adapter = adapter_config(name)
-    place = adapter["base_model_name_or_path"] if adapter else name
+    place = _base_of(name)
     try:
-        return AutoConfig.from_pretrained(place)
+        return AutoConfig.from_pretrained(str(place))
     except (OSError, ValueError) as error:
         raise DualHeadError(
             f"A guide needs the model '{place}', which cannot be read: {str(error).splitlines()[0]} "
@@ -235,6 +231,12 @@ def _config_of(name: str) -> Any:
 def _count_values(file: str) -> int:
     with safe_open(file, "pt") as tensors:
         return sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
+
+
+def _base_of(name: str | None) -> str | None:
+    """The model that an adapter of that name goes on; any other name as it is."""
+    adapter = adapter_config(name)
+    return adapter["base_model_name_or_path"] if adapter else name
 
 
 def adapter_config(name: str | None) -> dict[str, Any] | None:
