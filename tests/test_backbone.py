@@ -302,3 +302,35 @@ def test_a_saved_backbone_loads_with_its_bits(tmp_path):
     loaded = Backbone(load_backbone(str(tmp_path)))
     assert loaded.fingerprint() == fingerprint(lm)
     assert AutoConfig.from_pretrained(tmp_path).vocab_size == VOCAB
+
+
+# ---- two continuations of one prompt in a row ---------------------------------------------------------------
+
+SHORT = 8  # tokens of a sequence; the tiny models with windows look back as far
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama_tied", "qwen3", "phi", "gpt2", "cohere", "granite"])
+def test_a_backbone_that_keeps_branches_apart_may_share_prompts(architecture):
+    assert Backbone(tiny_lm(architecture)).why_not_branch(SHORT) is None
+    assert Backbone(tiny_lm(architecture).to(torch.bfloat16)).why_not_branch(SHORT) is None
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "gemma2", "gemma3", "phi3"])
+def test_a_window_shorter_than_a_sequence_is_a_reason_not_to(architecture):
+    assert "look back 8 tokens" in (Backbone(tiny_lm(architecture)).why_not_branch(SHORT + 1) or "")
+
+
+def test_a_backbone_that_does_not_heed_masks_is_found_out():
+    class Heedless(Backbone):
+        def forward(self, input_ids, *, attention_mask=None, position_ids=None):
+            return super().forward(input_ids, position_ids=position_ids)
+
+    assert "apart" in (Heedless(tiny_lm("llama")).why_not_branch(SHORT) or "")
+
+
+def test_a_backbone_that_refuses_masks_is_asked_no_more():
+    class Refusing(Backbone):
+        def forward(self, *args, **kwargs):
+            raise ValueError("flash attention takes no such mask")
+
+    assert "flash attention takes no such mask" in (Refusing(tiny_lm("llama")).why_not_branch(SHORT) or "")

@@ -126,6 +126,17 @@ def test_looking_ahead_returns_what_is_stored_and_what_is_new_and_stores_nothing
     assert whole.get_seq_length() == 2
 
 
+def test_the_first_tokens_of_a_look_ahead_stay_and_the_others_do_not():
+    whole = whole_cache()
+    for i in range(LAYERS_IN_ALL):
+        whole.update(tokens(1, 2), tokens(3, 4), i)
+    ahead = Lookahead(CacheSlot(whole, 3).view(2), new=1)
+    assert ahead.width() == 3
+    k, v = ahead.update(tokens(5, 8, 9), tokens(6, 7, 7), 1)
+    assert (k.flatten().tolist(), v.flatten().tolist()) == ([1, 2, 5, 8, 9], [3, 4, 6, 7, 7])
+    assert (keys(whole, 4), keys(whole, 3)) == ([[1, 2, 5]], [[1, 2]])
+
+
 @torch.no_grad()
 def test_continuations_of_one_prefix_in_one_forward_are_those_one_by_one():
     lm = tiny_lm("llama").eval()

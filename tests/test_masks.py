@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
-from dual_head.masks import causal_mask
+from dual_head.masks import additive, branch_mask, causal_mask
 
 CPU = torch.device("cpu")
 
@@ -54,6 +54,7 @@ def test_right_padding_is_seen_by_itself_only():
 def test_padding_of_the_past_stays_hidden_from_new_tokens():
     assert mask([[0, 1, 1, 1, 1]], 2, cache_of(3)) == [[[0, 1, 1, 1, 0], [0, 1, 1, 1, 1]]]
     assert mask([[0, 1, 1, 1]], 1, cache_of(3)) == [[[0, 1, 1, 1]]]
+    assert mask([[0, 1, 1, 0]], 1, cache_of(3)) == [[[0, 1, 1, 1]]]  # of a row that has ended
 
 
 def test_a_static_cache_hides_the_places_not_yet_written():
@@ -65,3 +66,25 @@ def test_a_static_cache_hides_the_places_not_yet_written():
 @pytest.mark.parametrize("rows", [[[0, 0, 0]], [[0, 0, 1], [0, 0, 0]]])
 def test_no_query_is_left_with_nothing_to_look_at(rows):
     assert all(any(keys) for row in mask(rows, 3) for keys in row)
+
+
+# ---- branches ----------------------------------------------------------------------------------------------
+
+
+def test_both_responses_see_the_prompt_and_neither_sees_the_other():
+    parts = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    assert branch_mask(parts)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],  # padding sees itself, so that nothing is NaN
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_to_add_is_0_where_one_may_look_and_finite_elsewhere(dtype):
+    added = additive(torch.tensor([True, False]), dtype)
+    assert added.tolist() == [0, torch.finfo(dtype).min]
+    assert added.dtype == dtype

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint, sketch
+from dual_head.masks import additive, branch_mask
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# How far hidden states may be from those of separate rows, relative to their norm, by bytes of a number: rounding,
+# where a wrong mask or position moves them by tenths.
+BRANCH_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 5e-2, 1: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Features:
     keep: slice | Tensor = field(default_factory=lambda: slice(None))
     logits: Callable[[Tensor], Tensor] | None = None
 
+    def select(self, index: Tensor) -> "Features":
+        """Other rows of the same tokens: index [S, L] into the B T tokens gives [S, L, d], plain causal."""
+        pick = lambda x: None if x is None else x.flatten(0, 1)[index]  # noqa: E731
+        layers = {i: x.flatten(0, 1)[index] for i, x in self.layers.items()}
+        return Features(self.hidden.flatten(0, 1)[index], layers, input_ids=pick(self.input_ids), logits=self.logits)
+
 
 @dataclass(frozen=True)
 class BackboneShape:
@@ -55,18 +64,28 @@ class BackboneShape:
     num_layers: int
 
 
-class _Hidden(BaseModelOutputWithPastAndCrossAttentions):
-    """The output of a decoder that has nothing to say but its last hidden state."""
+class _Hidden:
+    """The output of a decoder that has nothing to say but its last hidden state.
 
+    Made for every token that is decoded, so no `ModelOutput`, which costs more than a small product.
+    """
+
+    past_key_values = hidden_states = attentions = cross_attentions = None
     # Read by the forward of mixture-of-experts and multimodal models, which only hand them on.
     router_logits = aux_loss = z_loss = image_hidden_states = rope_deltas = None
+
+    def __init__(self, hidden: Tensor):
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
 
 
 class _Passthrough(nn.Module):
     """Stands where the decoder stood and returns the hidden states it is given."""
 
     def forward(self, *_args, inputs_embeds: Tensor, **_kwargs) -> _Hidden:
-        return _Hidden(last_hidden_state=inputs_embeds)
+        return _Hidden(inputs_embeds)
 
     @property
     def decoder(self) -> "_Passthrough":
@@ -93,6 +112,7 @@ class Decoder(nn.Module):
         self._head_only = (_without_decoder(lm),)
         accepted = inspect.signature(lm.base_model.forward).parameters
         self._takes_positions = "position_ids" in accepted
+        self.num_layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
 
     @property
     def config(self):
@@ -106,7 +126,7 @@ class Decoder(nn.Module):
         head: Any = self.lm.get_output_embeddings()
         # What reaches the lm_head may be narrower than the layers, as in OPT-350m.
         width = getattr(head, "in_features", text.hidden_size)
-        return BackboneShape(width, head.weight.shape[0], text.num_hidden_layers)
+        return BackboneShape(width, head.weight.shape[0], self.num_layers)
 
     @property
     def output_device(self) -> torch.device:
@@ -130,25 +150,30 @@ class Decoder(nn.Module):
         Layer 0 is the embedding, layer i what decoder layer i - 1 gives; the last is the output after the
         final norm. Only those in `layers` are kept.
         """
-        positions = {"position_ids": position_ids} if self._takes_positions else {}
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": past_key_values is not None,
+            "return_dict": True,
+            **({"position_ids": position_ids} if self._takes_positions else {}),
+            **(options or {}),
+        }
+        if not layers:
+            return self.lm.base_model(**inputs), {}
+        if past_key_values is not None and past_key_values.is_compileable:
+            # Hooks cannot come and go inside a graph, where what nobody reads costs nothing.
+            output = self.lm.base_model(**inputs, output_hidden_states=True)
+            return output, {i: output.hidden_states[i] for i in layers}
         with self._keeping(layers) as kept:
-            output = self.lm.base_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                use_cache=past_key_values is not None,
-                return_dict=True,
-                **positions,
-                **(options or {}),
-            )
-        last = self.shape.num_layers
-        return output, {i: output.last_hidden_state if i == last else kept[i] for i in layers}
+            output = self.lm.base_model(**inputs)
+        return output, {i: output.last_hidden_state if i == self.num_layers else kept[i] for i in layers}
 
     @contextmanager
     def _keeping(self, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
         """Keep the hidden states of some layers, through hooks on exactly those."""
-        count, kept = self.shape.num_layers, {}
+        count, kept = self.num_layers, {}
         wanted = [i for i in layers if i != count]
         hooks = []
         if wanted:
@@ -198,6 +223,35 @@ class Backbone(Decoder):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[int, Tensor]]:
         """Run the decoder without a gradient; see `Decoder.forward`."""
         return super().forward(*args, **kwargs)
+
+    def why_not_branch(self, longest: int) -> str | None:
+        """Say why one row cannot hold two continuations of a prompt, kept apart by masks; None where it can.
+
+        longest: tokens of a sequence. Tried on a few tokens rather than looked up, since no list of
+        architectures that honour masks and positions would stay true.
+        """
+        text = self.config.get_text_config(decoder=True)
+        window = getattr(text, "sliding_window", None)
+        if window and getattr(text, "use_sliding_window", True) and window < longest:
+            return f"its layers look back {window} tokens only, fewer than the {longest} of a sequence"
+        if not self._takes_positions:
+            return "it takes no positions"
+        embedding: Any = self.lm.get_input_embeddings()
+        device = embedding.weight.device
+        ids = torch.arange(1, 13, device=device)[None] % self.shape.vocab_size
+        parts = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3], device=device)
+        at = torch.tensor([[*range(9), *range(5, 8)]], device=device)
+        try:
+            mask = additive(branch_mask(parts), self.lm.dtype)
+            both = self(ids, attention_mask=mask, position_ids=at)[0].last_hidden_state[0].float()
+        except (ValueError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+            return f"its attention takes no mask of our own ({str(error).splitlines()[0]})"
+        alone = [torch.arange(9, device=device), torch.tensor([*range(5), 9, 10, 11], device=device)]
+        for own in alone:
+            whole = self(ids[:, own], position_ids=at[:, own])[0].last_hidden_state[0].float()
+            if (both[own] - whole).norm() > BRANCH_TOLERANCE[self.lm.dtype.itemsize] * whole.norm():
+                return "it does not keep continuations of one prompt apart"
+        return None
 
 
 def _layers(base_model: nn.Module, count: int) -> nn.ModuleList:

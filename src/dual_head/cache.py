@@ -44,17 +44,27 @@ class LayerView(Cache):
 
 
 class Lookahead(Cache):
-    """Reads a cache and appends to what it returns, never to what is stored.
+    """Stores the first `new` tokens it is given in a cache; of the others it only appends to what it returns.
 
-    Many continuations of one prefix can then share its keys and values in one forward: each attends to the
-    prefix and, through the mask given with it, to itself only.
+    Many continuations of one prefix can then share its keys and values in one forward, the one that reads the
+    prefix's own new tokens: each attends to the prefix and, through the mask given with it, to itself only.
     """
 
-    def __init__(self, cache: Cache):
+    def __init__(self, cache: Cache, new: int = 0):
         super().__init__(layers=[DynamicLayer() for _ in cache.layers])
-        self._prefix = cache.layers
+        self._prefix, self._new = cache, new
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args, **_kwargs):
-        """Return the stored keys and values followed by the new ones, along the tokens."""
-        stored: Any = self._prefix[layer_idx]
-        return torch.cat([stored.keys, key_states], -2), torch.cat([stored.values, value_states], -2)
+    def width(self) -> int:
+        """How many stored tokens the new ones will look at, places not yet written among them."""
+        return self._prefix.get_mask_sizes(self._new, 0)[0]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """Return the stored keys and values followed by those that only look ahead, along the tokens."""
+        keys, values = key_states[:, :, : self._new], value_states[:, :, : self._new]
+        if self._new:
+            keys, values = self._prefix.update(keys, values, layer_idx, *args, **kwargs)
+        else:
+            stored: Any = self._prefix.layers[layer_idx]
+            keys, values = stored.keys, stored.values
+        ahead = key_states[:, :, self._new :], value_states[:, :, self._new :]
+        return torch.cat([keys, ahead[0]], -2), torch.cat([values, ahead[1]], -2)

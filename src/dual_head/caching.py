@@ -4,10 +4,11 @@ The guides' layers come after the backbone's in the same cache, in the order of 
 layers each guide needs, and nothing of what guides say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
@@ -17,7 +18,7 @@ from dual_head.cache import CacheSlot
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.guides import Guide
-from dual_head.masks import causal_mask
+from dual_head.masks import additive, branch_mask, causal_mask
 
 # Keys beside the backbone's own masks, when masks are made ahead: the guides' mask, and the padding it came from.
 GUIDES_MASK, PADDING = "guides", "padding"
@@ -29,12 +30,13 @@ class GuideCaching:
 
     config: AlignedConfig
     backbone: Backbone
+    guide: Callable[[str], Guide]
 
     def _cache_slots(self, cache: Cache | None, acting: Mapping[str, Guide]) -> dict[str, CacheSlot]:
         """Give each guide its layers of the cache: after the backbone's, in the order of the config."""
-        if cache is None:
+        if cache is None or not acting:
             return {}
-        slots, layer, seen = {}, self.backbone.shape.num_layers, cache.get_seq_length()
+        slots, layer, seen = {}, self.backbone.num_layers, cache.get_seq_length()
         for name, entry in (self.config.guides or {}).items():
             if name in acting and entry["cache_layers"]:
                 length = cache.get_seq_length(layer)
@@ -69,13 +71,30 @@ class GuideCaching:
             raise DualHeadError("attention_mask must be a padding mask [B, past + T] of ones and zeros.")
         tokens = input_ids if input_ids is not None else inputs_embeds
         assert tokens is not None
-        mask = self._guides_mask(attention_mask, tokens.shape[1], cache, tokens.device)
+        entries = self.config.guides or {}
+        # Only a guide that looks back reads a mask, and such a guide has keys of its own.
+        looks_back = any(entries[name]["cache_layers"] for name in acting)
+        mask = self._guides_mask(attention_mask, tokens.shape[1], cache, tokens.device) if looks_back else None
         return attention_mask, mask, attention_mask
 
     def _guides_mask(self, padding: Tensor | None, length: int, cache: Cache | None, device: torch.device):
         if padding is None and not self.config.cache_layers:
             return None
-        return causal_mask(padding, length, cache, guide_layer=self.backbone.shape.num_layers, device=device)
+        return causal_mask(padding, length, cache, guide_layer=self.backbone.num_layers, device=device)
+
+    def why_not_branch(self, names: Iterable[str], longest: int) -> str | None:
+        """Say why pairs cannot share the run of their prompt, given the guides that act; None where they can."""
+        for name in names:
+            if not self.guide(name).branches:
+                return f"the guide '{name}' runs a model of its own"
+        why = self.backbone.why_not_branch(longest)
+        return why and f"the backbone cannot, {why}"
+
+    def branch_masks(self, parts: Tensor) -> dict[str, Any]:
+        """Ready-made masks for rows of [prompt | chosen | rejected], see `masks.branch_mask`; parts [R, T]."""
+        mask = branch_mask(parts)
+        added = additive(mask, self.backbone.lm.dtype)
+        return {BACKBONE_MASK: added, GUIDES_MASK: mask, PADDING: added}
 
     def create_masks_for_generate(self, config: Any, **inputs: Any) -> dict[str, Any]:
         """Make all masks ahead of a compiled step: the backbone's as it wants them, and the guides' own."""
@@ -86,6 +105,9 @@ class GuideCaching:
         embeds = inputs["inputs_embeds"]
         padding = inputs["attention_mask"]
         mask = self._guides_mask(padding, embeds.shape[1], inputs["past_key_values"], embeds.device)
+        if padding is not None and mask is not None:
+            # As wide at every step, or a compiled step would be compiled anew for every token.
+            padding = F.pad(padding, (0, mask.shape[-1] - padding.shape[1]))
         return masks | {GUIDES_MASK: mask, PADDING: padding}
 
     def _get_static_cache_init_shape(self):

@@ -25,6 +25,9 @@ def causal_mask(
         width = max(width, past + length) if isinstance(past, int) else width
     if padding is None and isinstance(past, int) and (past == 0 or length == 1) and width == past + length:
         return None
+    if padding is not None and isinstance(past, int) and length == 1 and width == past + 1:
+        # A step of decoding: what was no padding, and the token itself.
+        return F.pad(padding[:, :-1].bool(), (0, 1), value=True)[:, None, None]
     own = torch.arange(length, device=device)[:, None] + past
     keys = torch.arange(width, device=device)[None, :]
     allowed = (keys <= own)[None, None]
@@ -33,3 +36,18 @@ def causal_mask(
         # A padding query that may look at nothing would be NaN, so each may look at itself.
         allowed = allowed & (seen[:, None, None, :] | (keys == own))
     return allowed
+
+
+def branch_mask(parts: Tensor) -> Tensor:
+    """bool [R, 1, T, T] for rows of [prompt | chosen | rejected]: both responses see the prompt, neither the other.
+
+    parts [R, T]: 0 for the prompt, then 1, 2, ... for what goes on from it, -1 for padding, which sees itself.
+    """
+    own, keys = parts[:, None, :, None], parts[:, None, None, :]
+    at = torch.arange(parts.shape[1], device=parts.device)
+    return (at[:, None] >= at) & ((keys == own) | ((keys == 0) & (own >= 0)))
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a mask is True and the least finite number elsewhere: what every kind of attention can add."""
+    return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -10,7 +10,7 @@ nothing from us. It knows guides only through `Guide`, and nothing of training.
 """
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import TransformersKwargs
 
 from dual_head.backbone import Backbone, BackboneShape, Features, load_backbone
+from dual_head.cache import CacheSlot
 from dual_head.caching import GuideCaching
 from dual_head.composition import GuideComposition, absolute, entry_of, require_guide_name
 from dual_head.config import AlignedConfig
@@ -148,37 +149,47 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading,
         inputs_embeds: Tensor | None = None,
         guides: Collection[str] = (),
         keep: slice | Tensor = slice(None),
+        select: Tensor | None = None,
         options: dict[str, Any] | None = None,
     ) -> Encoded:
         """Run the backbone and the sequence part of the named guides: no logits, nothing as wide as V.
 
-        keep: the positions whose logits will be asked for; others need no work of a guide that looks at logits.
+        keep: the positions whose logits will be asked for; others need no work of a guide that looks at logits;
+        select [S, L]: give the guides other rows of the same tokens, see `Features.select`, and return those.
         """
         acting = {name: self.guide(name) for name in guides}
         slots = self._cache_slots(past_key_values, acting)
         masks = self._masks(input_ids, inputs_embeds, attention_mask, past_key_values, acting)
         backbone_mask, guides_mask, padding = masks
-        wanted = {name: self._layers_of(name) for name in acting}
         output, layers = self.backbone(
             input_ids,
             attention_mask=backbone_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            layers=tuple(sorted({i for own in wanted.values() for i in own.values()})),
+            layers=tuple(sorted({i for name, guide in acting.items() for i in self._layers_read(name, guide)})),
             options=options,
         )
         hidden = output.last_hidden_state
         features = Features(
             hidden, layers, guides_mask, position_ids, input_ids, padding, keep, logits=self.backbone.logits
         )
-        states = {name: guide.encode(self._seen_by(name, features), slots.get(name)) for name, guide in acting.items()}
-        return Encoded(hidden, states, output)
+        if select is not None:
+            features = features.select(select)
+        return Encoded(features.hidden, self.encode_features(features, guides, slots), output)
 
-    def _layers_of(self, name: str) -> dict[int, int]:
-        """Which of the backbone's layers a guide reads, by the guide's own numbering."""
-        transfer = self.transfer(name)
-        return {i: i if transfer is None else transfer.layer(i) for i in self.guide(name).hidden_layers}
+    def encode_features(
+        self, features: Features, guides: Collection[str], slots: Mapping[str, CacheSlot] | None = None
+    ) -> dict[str, States]:
+        """Run the sequence part of the named guides on what a backbone said, now or when it was kept."""
+        slots = slots or {}
+        return {name: self.guide(name).encode(self._seen_by(name, features), slots.get(name)) for name in guides}
+
+    def _layers_read(self, name: str, guide: Guide) -> Iterable[int]:
+        """Which of the backbone's layers a guide reads, besides the last."""
+        own = guide.hidden_layers
+        transfer = self.transfer(name) if own else None
+        return own if transfer is None else map(transfer.layer, own)
 
     def _seen_by(self, name: str, features: Features) -> Features:
         transfer, guide = self.transfer(name), self.guide(name)
@@ -200,11 +211,15 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading,
         hidden [n, d] (or [B, T, d]) and the states of the acting guides, as `encode` gives them; strengths
         [n or 1, acting guides] in their order.
         """
-        voices = [
+        voices = self.voices(states, strengths)
+        return distributions(self.backbone, voices, hidden, wanted, fusion=self.config.fusion, upcast=upcast)
+
+    def voices(self, states: Mapping[str, States], strengths: Tensor) -> list[Voice]:
+        """Every acting guide at n tokens: its states, and its column of strengths [n or 1, acting guides]."""
+        return [
             Voice(self.guide(name), own, strengths[..., i, None], self.transfer(name))
             for i, (name, own) in enumerate(states.items())
         ]
-        return distributions(self.backbone, voices, hidden, wanted, fusion=self.config.fusion, upcast=upcast)
 
     def forward(
         self,
@@ -241,8 +256,9 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading,
             if isinstance(logits_to_keep, int)
             else logits_to_keep
         )
+        # Before the cache grows: a schedule counts from what it holds now.
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        columns = torch.arange(tokens.shape[1], device=tokens.device)[keep] + seen
+        strengths = guides.over(torch.as_tensor(alpha, device=tokens.device), seen, tokens.shape[1], keep)
         encoded = self.encode(
             input_ids,
             attention_mask=attention_mask,
@@ -253,11 +269,12 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading,
             keep=keep,
             options=options,
         )
-        device = encoded.hidden.device
-        strengths = guides.at(torch.as_tensor(alpha).to(device), columns.to(device))  # [B, 1 or T, guides]
-        states = {name: {key: x[:, keep] for key, x in own.items()} for name, own in encoded.states.items()}
+        hidden, states = encoded.hidden, encoded.states
+        if tokens.shape[1] > 1:  # of a single token all is kept
+            hidden = hidden[:, keep]
+            states = {name: {key: x[:, keep] for key, x in own.items()} for name, own in states.items()}
         return CausalLMOutputWithPast(
-            logits=self.distributions(encoded.hidden[:, keep], states, strengths)["policy"],
+            logits=self.distributions(hidden, states, strengths.to(hidden.device))["policy"],
             past_key_values=past_key_values,
             hidden_states=getattr(encoded.backbone, "hidden_states", None)
             if options.get("output_hidden_states")

@@ -54,6 +54,12 @@ class Acting:
         factors = [ones if f is None else torch.as_tensor(f(t)).to(values) for f in self.schedules]
         return values[:, None, :] * torch.stack(factors, -1)
 
+    def over(self, values: Tensor, seen: int | Tensor, length: int, keep: slice | Tensor) -> Tensor:
+        """Strengths [B, T or 1, k] of the kept ones of `length` tokens that come after `seen`; see `at`."""
+        if not any(self.schedules):
+            return values[:, None, :]
+        return self.at(values, torch.arange(length, device=values.device)[keep] + seen)
+
 
 def resolve_alpha(
     alpha: Alpha, *, defaults: Mapping[str, float], rows: int, fusion: str = "logits", origin: int = 0

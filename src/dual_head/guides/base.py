@@ -106,6 +106,11 @@ class Guide(nn.Module, ABC):
         return False
 
     @property
+    def branches(self) -> bool:
+        """Whether it reads rows that hold two continuations of one prompt, kept apart by the features' mask."""
+        return True
+
+    @property
     def forwards(self) -> float:
         """How many whole language models it runs per token, besides the backbone."""
         return 0

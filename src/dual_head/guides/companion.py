@@ -89,6 +89,11 @@ class Companion(Guide):
                 self._names.append(name)
                 self.own.append(parameter)
 
+    @property
+    def branches(self) -> bool:
+        """Where it is the backbone over again; of another model nobody has seen it."""
+        return self.config.model is None
+
     def stored(self) -> dict[str, Tensor]:
         """What is trained; nothing of a model that has a place of its own."""
         return dict(zip(self._names, self.own, strict=True))

@@ -2,10 +2,10 @@
 
     delta(v) = r(x, y_<t, v)  for the k most likely v under z_base;  every other v is ruled out
 
-All k continuations of all rows go through the reward model in one forward: they share the prefix's keys and
-values, and a mask lets each see the prefix and itself. Decode-only: there is nothing here that a loss over
-finished replies could train; the reward model itself is trained by `dual-head train reward`. This file knows
-nothing of losses or of other guides.
+A step of decoding is one forward of the reward model over the tokens that were chosen and their k continuations,
+of all rows: they share the prefix's keys and values, and a mask lets each see the prefix and itself. Decode-only:
+there is nothing here that a loss over finished replies could train; the reward model itself is trained by
+`dual-head train reward`. This file knows nothing of losses or of other guides.
 """
 
 import copy
@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache
 
 from dual_head.backbone import Backbone, Features
 from dual_head.cache import CacheSlot, Lookahead
@@ -32,6 +31,7 @@ from dual_head.guides.companion import (
     shared_view,
 )
 from dual_head.heads import require_positive
+from dual_head.masks import additive
 
 BATCH_TOKENS = 4096  # continuations scored in one forward
 OWN_PLACE = (
@@ -132,18 +132,17 @@ class RewardModel(Companion):
         return True
 
     def executed(self, stored: int, backbone: Parameters) -> int:
-        """Its decoder twice (see `forwards`), its score head, and the lm_head once more to find the candidates."""
+        """Its decoder and its score head, and the lm_head once more to find the candidates."""
         if self.config.model is not None:
             own = count_parameters(self.config.model, backbone, AutoModelForSequenceClassification)
-            return own.decoder + own.whole + backbone.head
-        score = self.shape.hidden_size
+            return own.whole + backbone.head
         shared = 0 if self.config.tune == "full" else backbone.decoder
-        return 2 * (shared + stored - score) + score + backbone.head
+        return shared + stored + backbone.head
 
     @property
     def forwards(self) -> float:
-        """One pass for the token that was chosen, and one for its k continuations."""
-        return 2
+        """One pass, which reads the token that was chosen and its k continuations."""
+        return 1
 
     # ---- sequence part ---------------------------------------------------------------------------------
 
@@ -152,22 +151,25 @@ class RewardModel(Companion):
         """Score the candidates of every position somebody will ask for: ids and rewards [B, T, k]."""
         if features.input_ids is None or features.logits is None:
             raise DualHeadError("A reward-model guide reads token ids, so inputs_embeds are not enough for it.")
-        ids = features.input_ids
-        layers = self._decoder.config.get_text_config(decoder=True).num_hidden_layers
-        prefix: Cache = DynamicCache() if cache is None else cache.view(layers)
+        ids, layers = features.input_ids, self._decoder.config.get_text_config(decoder=True).num_hidden_layers
+        prefix = DynamicCache() if cache is None else cache.view(layers)
         past = prefix.get_seq_length() + 0  # a static cache hands out its counter itself, and moves it on
-        positions = {} if features.positions is None else {"position_ids": features.positions}
-        self._decoder(
-            input_ids=ids, attention_mask=features.padding, past_key_values=prefix, use_cache=True, **positions
-        )
         at = torch.arange(ids.shape[1], device=ids.device)[features.keep]
+        # A step of decoding reads its token and what may follow it at once. A prompt goes first, by itself: its
+        # attention is plain causal, for which there are kernels that need no mask.
+        new = 1 if ids.shape[1] == len(at) == 1 else 0
+        if not new:
+            positions = {} if features.positions is None else {"position_ids": features.positions}
+            self._decoder(
+                input_ids=ids, attention_mask=features.padding, past_key_values=prefix, use_cache=True, **positions
+            )
         # A backbone may have more logits than there are tokens; the reward model can only read its own.
         known = min(self.shape.vocab_size, self._decoder.get_input_embeddings().weight.shape[0])
         k = min(self.config.k, known)
-        candidates = features.logits(features.hidden[:, at])[..., :known].topk(k).indices  # [B, n, k]
+        candidates = features.logits(features.hidden[:, features.keep])[..., :known].topk(k).indices  # [B, n, k]
         step = max(1, BATCH_TOKENS // (len(ids) * k))
         rewards = [
-            self._rewards(candidates[:, i : i + step], at[i : i + step], past, prefix, features)
+            self._rewards(candidates[:, i : i + step], at[i : i + step], new, Lookahead(prefix, new), past, features)
             for i in range(0, len(at), step)
         ]
         shape = (*ids.shape, k)
@@ -176,45 +178,51 @@ class RewardModel(Companion):
             "rewards": torch.zeros(shape, device=ids.device).index_copy(1, at, _joined(rewards, candidates)),
         }
 
-    def _rewards(self, candidates: Tensor, at: Tensor, past: Any, prefix: Cache, features: Features) -> Tensor:
-        """r(x, y_<t, v) of candidates [B, n, k] that follow the positions `at` [n]: [B, n, k] in fp32."""
+    def _rewards(
+        self, candidates: Tensor, at: Tensor, new: int, ahead: Lookahead, past: Any, features: Features
+    ) -> Tensor:
+        """r(x, y_<t, v) of candidates [B, n, k] that follow the positions `at` [n]: [B, n, k] in fp32.
+
+        The first `new` tokens are read along, before the candidates.
+        """
+        assert features.input_ids is not None
         rows, n, k = candidates.shape
-        columns = (at + past).repeat_interleave(k)  # of the last prefix token each continuation sees, [n k]
-        own = at.expand(rows, -1) + past if features.positions is None else features.positions[:, at]
+        after = F.pad(torch.ones_like(candidates[0].flatten()), (new, 0))  # [new + n k], 0 for the tokens themselves
+        of = torch.cat([at[:new], at.repeat_interleave(k)])  # the token each one is, or follows
+        own = (of + past).expand(rows, -1) if features.positions is None else features.positions[:, of]
         output = self._decoder(
-            input_ids=candidates.flatten(1),
-            attention_mask=self._mask(columns, prefix, features.padding, rows),
-            position_ids=own.repeat_interleave(k, 1) + 1,
-            past_key_values=Lookahead(prefix),
+            input_ids=torch.cat([features.input_ids[:, :new], candidates.flatten(1)], 1),
+            attention_mask=self._mask(of + past, after, new, ahead, features.padding, rows),
+            position_ids=own + after,
+            past_key_values=ahead,
             use_cache=True,
         )
-        hidden = output.last_hidden_state.to(self._score.weight.dtype)
+        hidden = output.last_hidden_state[:, new:].to(self._score.weight.dtype)
         return self._score(hidden).float().view(rows, n, k)
 
-    def _mask(self, columns: Tensor, prefix: Cache, padding: Tensor | None, rows: int) -> Any:
-        """What each continuation may look at: the prefix up to its column, and itself; [B, 1, n k, K + n k]."""
-        stored: Any = prefix.layers[0]
-        width, device = stored.keys.shape[-2], columns.device
+    def _mask(
+        self, columns: Tensor, after: Tensor, new: int, ahead: Lookahead, padding: Tensor | None, rows: int
+    ) -> Any:
+        """What each may look at: the prefix up to its column [m], and, if it follows it, itself; [B, 1, m, K + n k]."""
+        width, device = ahead.width(), columns.device
         keys = torch.arange(width, device=device)
         seen = (keys <= columns[:, None])[None].expand(rows, -1, -1)
         if padding is not None:
             seen = seen & F.pad(padding.bool(), (0, width - padding.shape[1]))[:, None]
-        itself = torch.eye(len(columns), dtype=torch.bool, device=device).expand(rows, -1, -1)
+        itself = torch.eye(len(columns), dtype=torch.bool, device=device)[:, new:].expand(rows, -1, -1)
         config = self._decoder.config.get_text_config(decoder=True)
         window = getattr(config, "sliding_window", None)
         full = self._additive(torch.cat([seen, itself], -1))
         if window is None:
             return full
-        near = seen & (keys > columns[:, None] + 1 - window)
+        near = seen & (keys > (columns + after)[:, None] - window)
         sliding = self._additive(torch.cat([near, itself], -1))
         # Models that mix both kinds of layers take a mask of each.
         mixed = getattr(config, "layer_types", None)
         return {"full_attention": full, "sliding_attention": sliding} if mixed else sliding
 
     def _additive(self, allowed: Tensor) -> Tensor:
-        dtype = self._decoder.dtype
-        zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return zeros.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+        return additive(allowed, self._decoder.dtype)[:, None]
 
     # ---- vocabulary part -------------------------------------------------------------------------------
 
