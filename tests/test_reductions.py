@@ -6,15 +6,17 @@ import pytest
 import torch
 from models import HIDDEN, VOCAB, steered_lm, tiny_lm
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dual_head.backbone import Backbone, BackboneShape, Features
 from dual_head.data.collate import PairCollator
 from dual_head.guides.reward_head import RewardHead, RewardHeadConfig
 from dual_head.methods import method
-from dual_head.policy import Voice, distributions
+from dual_head.policy import Voice, combine, products
 from dual_head.reductions import (
     LIVE_TENSORS,
+    Head,
     Scored,
     Tokens,
     reduce_tokens,
@@ -25,6 +27,18 @@ from dual_head.training import GuidedLoss
 ROW_BYTES = VOCAB * 4 * LIVE_TENSORS  # what one token costs of the budget
 SCALARS = frozenset({"policy_logps", "reward_logps", "base_logps", "kl"})
 both_fusions = pytest.mark.parametrize("fusion", ["logits", "probabilities"])
+
+
+def head_of(backbone, guide, fusion: str) -> Head:
+    return Head(
+        lambda hidden, states, wanted: products(backbone, [Voice(guide, states, 1.0)], hidden, wanted, fusion=fusion),
+        lambda said, wanted: combine([guide], said, wanted, fusion=fusion, upcast=True),
+    )
+
+
+def says(logits) -> Head:
+    """A head whose distributions are known functions of the hidden state."""
+    return Head(lambda hidden, _states, _wanted: {k: f(hidden) for k, f in logits.items()}, lambda said, _: said)
 
 
 class Example:
@@ -48,9 +62,7 @@ class Example:
 
     def head(self, fusion: str):
         """As a backbone with this lm_head and the guide at alpha = 1 would have it."""
-        return lambda hidden, states, wanted: distributions(
-            self, [Voice(self.guide, states, 1.0)], hidden, wanted, fusion=fusion, upcast=True
-        )
+        return head_of(self, self.guide, fusion)
 
     def scalars(
         self, *, needs=SCALARS, rows_at_a_time: int = 100, fusion: str = "logits", **options
@@ -159,7 +171,7 @@ def test_a_token_is_scored_by_the_position_before_it_and_prompts_by_none():
     assert tokens.labels.tolist() == [1, 1, 2, 0]
     assert tokens.states["at"].tolist() == [0, 1, 4 + 1, 4 + 2]
     scalars = reduce_tokens(
-        tokens, lambda h, _s, _w: {"base": h, "policy": h}, ["policy_logps", "kl"], vocab_size=3, budget=1
+        tokens, says({"base": lambda h: h, "policy": lambda h: h}), ["policy_logps", "kl"], vocab_size=3, budget=1
     )
     # Row 0: 1 under rolled 0 is 1/4; 1 under rolled 1 is 1/2.  Row 1: 2 under rolled 2 is 1/2; 0 under rolled 3 is 1/2.
     assert scalars["policy_logps"].exp().tolist() == pytest.approx([1 / 4, 1 / 2, 1 / 2, 1 / 2])
@@ -170,7 +182,8 @@ def test_kl_by_hand():
     """From [1/2, 1/2] to [3/4, 1/4]: 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308 nats."""
     tokens = Tokens(torch.zeros(1, 2), {}, torch.tensor([0]), torch.tensor([0]))
     to_three_quarters = torch.tensor([[3.0, 1.0]]).log()
-    scalars = reduce_tokens(tokens, lambda h, _s, _w: {"base": h, "policy": to_three_quarters}, ["kl"], vocab_size=2)
+    head = says({"base": lambda h: h, "policy": lambda _: to_three_quarters})
+    scalars = reduce_tokens(tokens, head, ["kl"], vocab_size=2)
     assert scalars["kl"].item() == pytest.approx(0.75 * 0.405465 + 0.25 * -0.693147, abs=1e-5)
 
 
@@ -192,11 +205,12 @@ def test_no_tokens_give_empty_scalars():
 
 
 class AsWideAsTheVocabulary(TorchDispatchMode):
-    """Records the rows of every tensor whose last dimension is V, but for the heads' own weights."""
+    """Records the rows of every tensor whose last dimension is V, but for the heads' own weights, and its storage."""
 
     def __init__(self):
         super().__init__()
         self.rows: list[int] = []
+        self.storages: list[StorageWeakRef] = []
         self.multiplied = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -204,33 +218,52 @@ class AsWideAsTheVocabulary(TorchDispatchMode):
         for x in out if isinstance(out, tuple | list) else (out,):
             if isinstance(x, Tensor) and x.dim() and x.shape[-1] == VOCAB and x.shape != (HIDDEN, VOCAB):
                 self.rows.append(x.numel() // VOCAB)
+                self.storages.append(StorageWeakRef(x.untyped_storage()))
                 self.multiplied += x.numel() // VOCAB if func is torch.ops.aten.mm.default else 0
         return out
 
 
-@both_fusions
-@pytest.mark.parametrize("at_a_time", [1, 3])
-def test_training_sees_the_vocabulary_chunk_by_chunk_and_at_response_tokens_only(fusion, at_a_time):
-    responses = [[8, 9, 10, 2], [15, 2], [11, 12, 2], [16, 17, 2]]
-    batch = PairCollator(0)(
-        [
-            {"prompt_ids": [5, 6, 7] * 5, "chosen_ids": responses[0], "rejected_ids": responses[2]},
-            {"prompt_ids": [13, 14], "chosen_ids": responses[1], "rejected_ids": responses[3]},
-        ]
-    )
+RESPONSES = [[8, 9, 10, 2], [15, 2], [11, 12, 2], [16, 17, 2]]
+TWO_PAIRS = PairCollator(0)(
+    [
+        {"prompt_ids": [5, 6, 7] * 5, "chosen_ids": RESPONSES[0], "rejected_ids": RESPONSES[2]},
+        {"prompt_ids": [13, 14], "chosen_ids": RESPONSES[1], "rejected_ids": RESPONSES[3]},
+    ]
+)
+
+
+def a_step(fusion: str, at_a_time: int) -> GuidedLoss:
     everything = method("dual_head").with_options({"fusion": fusion, "kl.weight": 1.0})
-    step = GuidedLoss(steered_lm(fusion=fusion), everything, guide="dual_head", budget=at_a_time * ROW_BYTES)
-    kept: list[Tensor] = []
-    keep = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
+    return GuidedLoss(steered_lm(fusion=fusion), everything, guide="dual_head", budget=at_a_time * ROW_BYTES)
+
+
+@both_fusions
+@pytest.mark.parametrize("at_a_time", [1, 3, 7, 11, 12])
+def test_training_sees_the_vocabulary_chunk_by_chunk_and_at_response_tokens_only(fusion, at_a_time):
+    step = a_step(fusion, at_a_time)
     with AsWideAsTheVocabulary() as seen:
-        with keep:
-            loss = step(**batch)["loss"]
+        loss = step(**TWO_PAIRS)["loss"]
+        assert all(storage.expired() for storage in seen.storages)  # gradients were taken on the way
         loss.backward()
-    assert max(seen.rows) == at_a_time
-    # The LM head and the reward head, forward and again in the backward pass.
-    assert seen.multiplied == 2 * 2 * sum(map(len, responses))
-    assert kept
-    assert not any(x.shape[-1] == VOCAB for x in kept if x.dim())
+    # Pairs of 7 and 5 response tokens: whole where they fit, together where both do.
+    assert max(seen.rows) == {11: 7}.get(at_a_time, at_a_time)
+
+
+@both_fusions
+def test_no_product_is_computed_twice_where_a_pair_fits_the_budget(fusion):
+    response_tokens = sum(map(len, RESPONSES))
+    for at_a_time, times in ((12, 1), (7, 1), (3, 2)):
+        step = a_step(fusion, at_a_time)
+        with AsWideAsTheVocabulary() as seen:
+            step(**TWO_PAIRS)["loss"].backward()
+        assert seen.multiplied == times * 2 * response_tokens  # the LM head and the reward head
+
+
+def test_the_gradients_of_one_loss_are_taken_once():
+    loss = a_step("logits", 12)(**TWO_PAIRS)["loss"]
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="taken already"):
+        loss.backward()
 
 
 # ---- extremes ----------------------------------------------------------------------------------------------
@@ -246,12 +279,10 @@ def test_bf16_stays_finite_for_closed_and_open_gates_and_huge_hidden_states(fusi
     hidden = (spread * torch.randn(6, HIDDEN)).to(torch.bfloat16)
     s = torch.full((6,), gate_logit, dtype=torch.bfloat16, requires_grad=True)
 
-    def head(hidden, states, wanted):
-        return distributions(backbone, [Voice(guide, states, 1.0)], hidden, wanted, fusion=fusion, upcast=True)
-
+    head = head_of(backbone, guide, fusion)
     tokens = Tokens(hidden, {"hidden": hidden, "gate_logit": s}, torch.arange(6), torch.zeros(6, dtype=torch.int64))
     scalars = reduce_tokens(tokens, head, SCALARS | {"moved", "delta_norm"}, vocab_size=VOCAB)
-    sum(x.sum() for x in scalars.values()).backward()
+    sum(x.sum() for x in scalars.values() if x.requires_grad).backward()
     assert all(x.isfinite().all() and x.dtype == torch.float32 for x in scalars.values())
     assert s.grad.isfinite().all()
     assert guide.difference.up.weight.grad.isfinite().all()
@@ -259,14 +290,14 @@ def test_bf16_stays_finite_for_closed_and_open_gates_and_huge_hidden_states(fusi
 
 # ---- Scored ------------------------------------------------------------------------------------------------
 
-# Pairs 0 and 1; rows 0, 1 are chosen and 2, 3 rejected; row 1 has no token.
-SCORED = Scored({"x": torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])}, torch.tensor([0, 0, 2, 3, 3]), pairs=2)
+# Pairs 0 and 1; rows 0, 2 are chosen and 1, 3 rejected; row 2 has no token.
+SCORED = Scored({"x": torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])}, torch.tensor([0, 0, 1, 3, 3]), pairs=2)
 
 
 def test_sums_means_and_lengths_are_per_response():
     assert [x.tolist() for x in SCORED.sums("x")] == [[1 + 2, 0], [4, 8 + 16]]
     assert [x.tolist() for x in SCORED.means("x")] == [[3 / 2, 0], [4, 24 / 2]]
-    assert SCORED.lengths().tolist() == [2, 0, 1, 2]
+    assert SCORED.lengths().tolist() == [2, 1, 0, 2]
     assert SCORED["x"] is SCORED.values["x"]
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dual_head import policy
 from dual_head.guides import flatten, unflatten
-from dual_head.reductions import reduce_tokens, response_tokens
+from dual_head.reductions import Head, reduce_tokens, response_tokens
 from dual_head.strength import Alpha
 
 if TYPE_CHECKING:
@@ -52,9 +53,16 @@ def reply_scalars(
     states = {**flatten(encoded.states), ALPHA: alphas}
     tokens = response_tokens(encoded.hidden, states, sequences, responses)
 
-    def head(hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
-        own = unflatten({path: x for path, x in flat.items() if path != ALPHA}, acting.names)
-        return model.distributions(hidden, own, flat[ALPHA], wanted, upcast=True)
+    fusion, guides = model.config.fusion, [model.guide(name) for name in acting.names]
 
+    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+        own = unflatten({path: x for path, x in flat.items() if path != ALPHA}, acting.names)
+        voices = model.voices(own, flat[ALPHA])
+        return policy.products(model.backbone, voices, hidden, wanted, fusion=fusion)
+
+    def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+        return policy.combine(guides, said, wanted, fusion=fusion, upcast=True)
+
+    head = Head(products, combine)
     scalars = reduce_tokens(tokens, head, needs, vocab_size=model.backbone.shape.vocab_size)
     return {name: x.new_zeros(len(sequences)).index_add(0, tokens.row, x) for name, x in scalars.items()}

@@ -4,12 +4,12 @@
 
 Generation, training, traces and sweeps all come through here, so that one vocabulary product serves where
 one is enough: the backbone's own logits are computed only when they are asked for, or when no guide edits.
+`products` are the matrix products, `combine` is all that happens to them entry by entry, which a compiler can fuse.
 It knows guides as `Guide` has them; which ones act and how strongly is decided above.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Voice:
     alpha: Tensor | float
     transfer: Transfer | None = None
 
-    @cached_property
+    @property
     def gate(self) -> Tensor | float:
         """The guide's gate, [n, 1], or the constant it is."""
         gate = self.guide.gate(self.states)
@@ -39,12 +39,16 @@ class Voice:
     @property
     def weight(self) -> Tensor | float:
         """alpha * gate, [n, 1]."""
-        return self.alpha * self.gate
+        gate = self.gate
+        return self.alpha if isinstance(gate, float) and gate == 1 else self.alpha * gate
 
     def direction(self, base: Tensor | None) -> Tensor:
         """The guide's direction over the backbone's vocabulary, [n, V]."""
         direction = self.guide.direction(self.states, base)
         return direction if self.transfer is None else self.transfer.direction(direction)
+
+
+Products = dict[str, Tensor]
 
 
 def distributions(
@@ -62,58 +66,96 @@ def distributions(
     distribution the guide itself stands for, and "delta" = gate * direction (or gate * edit, [n, d]).
     upcast: fuse in fp32 whatever the weights' dtype.
     """
-    logits: Callable[[Tensor], Tensor] = (lambda h: backbone.logits(h).float()) if upcast else backbone.logits
+    said = products(backbone, voices, hidden, wanted, fusion=fusion)
+    return combine([voice.guide for voice in voices], said, wanted, fusion=fusion, upcast=upcast)
+
+
+def products(
+    backbone: Decoder, voices: Sequence[Voice], hidden: Tensor, wanted: Collection[str], *, fusion: str = "logits"
+) -> Products:
+    """Compute what the wanted distributions are combined from: each vocabulary product [n, V], once.
+
+        base        lm_head(h), where anybody needs it
+        edited      lm_head(h + sum_k w_k edit_k), where a guide edits
+        own/k       the direction of voice k; of one that edits, the logits it alone would give
+        weight/k    alpha_k g_k [n, 1];  gate/k and edit/k, which delta is made of;  allowed/k bool [n, V]
+
+    Errors: reward or delta of several voices.
+    """
+    if ("reward" in wanted or "delta" in wanted) and len(voices) != 1:
+        raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
     editing = [voice for voice in voices if voice.guide.space == "hidden"]
-    mixing = fusion == "probabilities"
-    needs_base = (
-        "base" in wanted
-        or not editing
-        or (mixing and "policy" in wanted)
-        or any(voice.guide.reads_base for voice in voices)
-    )
-    base = logits(hidden) if needs_base else None
-    said: dict[int, Tensor] = {}
+    mixing = fusion == "probabilities" and "policy" in wanted
+    out: Products = {}
+    if "base" in wanted or not editing or mixing or any(voice.guide.reads_base for voice in voices):
+        out["base"] = backbone.logits(hidden)
+    if "policy" in wanted and editing and not mixing:
+        out["edited"] = backbone.logits(_edited(hidden, editing))
+    for i, voice in enumerate(voices):
+        edits = voice.guide.space == "hidden"
+        if "policy" in wanted:
+            if not edits or mixing:
+                out[f"weight/{i}"] = torch.as_tensor(voice.weight, device=hidden.device)
+            if voice.guide.reads_base and (allowed := voice.guide.candidates(voice.states, out["base"])) is not None:
+                out[f"allowed/{i}"] = allowed
+        if "delta" in wanted:
+            out[f"gate/{i}"] = torch.as_tensor(voice.gate, device=hidden.device)
+        if edits and "delta" in wanted:
+            out[f"edit/{i}"] = voice.guide.edit(voice.states)
+        if edits and ("reward" in wanted or mixing):
+            out[f"own/{i}"] = backbone.logits((hidden + voice.guide.edit(voice.states)).to(hidden.dtype))
+        elif not edits and wanted != {"base"}:
+            out[f"own/{i}"] = voice.direction(out.get("base"))
+    return out
 
-    def own(i: int) -> Tensor:
-        """The direction of a guide that speaks in the vocabulary, the logits of one that edits alone; once each."""
-        if i not in said:
-            voice = voices[i]
-            if voice.guide.space == "hidden":
-                said[i] = logits((hidden + voice.guide.edit(voice.states)).to(hidden.dtype))
-            else:
-                said[i] = voice.direction(base)
-        return said[i]
 
-    def reward(i: int) -> Tensor:
-        guide = voices[i].guide
-        if guide.space == "hidden":
-            return own(i)
-        return guide.reward(own(i), logits(hidden) if base is None else base)
-
+def combine(
+    guides: Sequence[Guide],
+    said: Products,
+    wanted: Collection[str],
+    *,
+    fusion: str = "logits",
+    upcast: bool = False,
+) -> dict[str, Tensor]:
+    """Combine products into the logits of the wanted distributions, token by token and entry by entry."""
+    if upcast:
+        said = {key: x.float() if x.is_floating_point() else x for key, x in said.items()}
+    base = said.get("base")
     out: dict[str, Tensor] = {}
     if "base" in wanted:
-        assert base is not None
-        out["base"] = base
-    if "reward" in wanted or "delta" in wanted:
-        if len(voices) != 1:
-            raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
-        (voice,) = voices
-        if "reward" in wanted:
-            out["reward"] = reward(0)
-        if "delta" in wanted:
-            out["delta"] = voice.gate * (voice.guide.edit(voice.states) if editing else own(0))
+        out["base"] = said["base"]
+    if "reward" in wanted:
+        out["reward"] = _reward(guides, said, 0)
+    if "delta" in wanted:
+        out["delta"] = said["gate/0"] * said["edit/0" if "edit/0" in said else "own/0"]
     if "policy" in wanted:
-        if mixing:
-            assert base is not None
-            rewards: list[Term] = [(v.weight, reward(i) - base) for i, v in enumerate(voices)]
-            out["policy"] = fuse(base, rewards, fusion)
+        if fusion == "probabilities":
+            rewards: list[Term] = [(said[f"weight/{i}"], _reward(guides, said, i) - said["base"]) for i in _all(guides)]
+            policy = fuse(said["base"], rewards, fusion)
         else:
-            start = logits(_edited(hidden, editing)) if editing else base
+            spoken: list[Term] = [
+                (said[f"weight/{i}"], said[f"own/{i}"]) for i in _all(guides) if guides[i].space == "vocabulary"
+            ]
+            start = said.get("edited", base)
             assert start is not None
-            spoken: list[Term] = [(v.weight, own(i)) for i, v in enumerate(voices) if v.guide.space == "vocabulary"]
-            out["policy"] = fuse(start, spoken)
-        out["policy"] = _restricted(out["policy"], voices, base)
+            policy = fuse(start, spoken)
+        for i in _all(guides):
+            if f"allowed/{i}" in said:
+                # The least finite number, not infinity: what is ruled out must not turn divergences into NaN.
+                ruled_out = ~said[f"allowed/{i}"] & (said[f"weight/{i}"] != 0)
+                policy = policy.masked_fill(ruled_out, torch.finfo(policy.dtype).min)
+        out["policy"] = policy
     return out
+
+
+def _all(guides: Sequence[Guide]) -> range:
+    return range(len(guides))
+
+
+def _reward(guides: Sequence[Guide], said: Products, i: int) -> Tensor:
+    """Logits of the distribution that guide i itself stands for."""
+    own = said[f"own/{i}"]
+    return own if guides[i].space == "hidden" else guides[i].reward(own, said["base"])
 
 
 def _edited(hidden: Tensor, editing: Sequence[Voice]) -> Tensor:
@@ -122,17 +164,3 @@ def _edited(hidden: Tensor, editing: Sequence[Voice]) -> Tensor:
     for voice in editing:
         edited = edited + voice.weight * voice.guide.edit(voice.states)
     return edited.to(hidden.dtype)
-
-
-def _restricted(policy: Tensor, voices: Sequence[Voice], base: Tensor | None) -> Tensor:
-    """Leave a row only the tokens that each guide acting in it allows."""
-    for voice in voices:
-        if not voice.guide.reads_base:
-            continue
-        assert base is not None
-        allowed = voice.guide.candidates(voice.states, base)
-        if allowed is not None:
-            acts = torch.as_tensor(voice.weight, device=policy.device) != 0
-            # The least finite number, not infinity: what is ruled out must not turn divergences into NaN.
-            policy = policy.masked_fill(~allowed & acts, torch.finfo(policy.dtype).min)
-    return policy

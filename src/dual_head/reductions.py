@@ -1,8 +1,10 @@
 """The vocabulary axis, in chunks: per-token scalars of the base, reward and policy distributions.
 
-The one file that shifts, masks, gathers and chunks. A loss names the scalars it needs; one pass computes all
-of them at the response positions and nowhere else. No tensor as wide as the vocabulary outlives its chunk:
-the backward pass computes a chunk's logits again. It knows neither guides nor losses.
+The one file that gathers and chunks. A loss names the scalars it needs; one pass computes all of them at the
+response positions and nowhere else. No tensor as wide as the vocabulary outlives its chunk. Chunks are whole
+pairs, whose loss is known as soon as they are through, so that their gradient is taken at once and no product is
+computed twice; only a pair too long for the budget is cut, and then its logits are computed again. It knows
+neither guides nor losses.
 
     policy_logps   log pi(y_t)              reward_logps   log pi_reward(y_t), the guide's own distribution
     base_logps     log pi_base(y_t)         kl             KL(pi || pi_base) in nats, over the vocabulary
@@ -11,31 +13,32 @@ the backward pass computes a chunk's logits again. It knows neither guides nor l
     delta_norm     |delta_t|^2 of what the guide adds at alpha = 1, to the logits or to the hidden state
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dual_head.data.collate import split_sides
+from dual_head.kernels import DISTRIBUTIONS, Products, reduce_products
 
-# What each scalar is computed from.
-DISTRIBUTIONS = {
-    "policy_logps": {"policy"},
-    "reward_logps": {"reward"},
-    "base_logps": {"base"},
-    "kl": {"policy", "base"},
-    "base_head_kl": {"base_head", "base"},
-    "moved": {"policy", "base"},
-    "delta_norm": {"delta"},
-}
-# Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once, forward and backward.
+# Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once where nothing is compiled.
 LIVE_TENSORS = 8
 DEFAULT_BUDGET = 128 * 2**20
 
-# (hidden [n, d], states {name: [n, *]}, names) -> logits [n, V] of the named distributions, in fp32
-Head = Callable[[Tensor, dict[str, Tensor], frozenset[str]], dict[str, Tensor]]
+
+@dataclass(frozen=True)
+class Head:
+    """What stands between tokens and the logits of the named distributions, in two halves.
+
+    products(hidden [n, d], states {name: [n, *]}, names): the matrix products [n, V], and weights [n, 1], that
+    distributions are combined from; combine(products, names): their logits [n, V] in fp32, entry by entry.
+    """
+
+    products: Callable[[Tensor, dict[str, Tensor], frozenset[str]], Products]
+    combine: Callable[[Products, frozenset[str]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,14 @@ class Tokens:
     labels: Tensor
     row: Tensor
 
+    def tensors(self) -> list[Tensor]:
+        """What gradients may flow into: hidden, then the states in their order."""
+        return [self.hidden, *self.states.values()]
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Per-token scalars {name: [n]} of a batch of pairs; rows 0..B-1 are chosen, B..2B-1 rejected."""
+    """Per-token scalars {name: [n]} of pairs; row 2 i is the chosen response of pair i, 2 i + 1 the rejected one."""
 
     values: dict[str, Tensor]
     row: Tensor
@@ -77,18 +84,26 @@ class Scored:
         return values.new_zeros(2 * self.pairs).index_add(0, self.row, values)
 
 
+def pick_tokens(hidden: Tensor, states: dict[str, Tensor], at: Tensor, labels: Tensor, row: Tensor) -> Tokens:
+    """Pick the positions that predict the tokens to score.
+
+    hidden [R, T, d], states {name: [R, T, *]}; at [n]: which of the R T positions; labels, row [n].
+    """
+    return Tokens(
+        hidden=hidden.flatten(0, 1)[at],
+        states={name: x.flatten(0, 1)[at] for name, x in states.items()},
+        labels=labels,
+        row=row,
+    )
+
+
 def response_tokens(hidden: Tensor, states: dict[str, Tensor], input_ids: Tensor, response_mask: Tensor) -> Tokens:
     """Pick the positions that predict a response token: t scores token t + 1 where response_mask[t + 1] is 1.
 
     hidden [R, T, d], states {name: [R, T, *]}, input_ids and response_mask [R, T].
     """
     row, at = response_mask[:, 1:].nonzero(as_tuple=True)
-    return Tokens(
-        hidden=hidden[row, at],
-        states={name: x[row, at] for name, x in states.items()},
-        labels=input_ids[row, at + 1],
-        row=row,
-    )
+    return pick_tokens(hidden, states, row * input_ids.shape[1] + at, input_ids[row, at + 1], row)
 
 
 def reduce_tokens(
@@ -96,31 +111,32 @@ def reduce_tokens(
     head: Head,
     needs: Iterable[str],
     *,
-    measured: frozenset[str] = frozenset(),
     vocab_size: int,
+    measured: frozenset[str] = frozenset(),
     budget: int = DEFAULT_BUDGET,
+    compiled: bool = False,
 ) -> dict[str, Tensor]:
     """Compute the named scalars {name: [n]} in fp32, at most `budget` bytes of logits at a time.
 
     Gradients flow into the states and into whatever parameters `head` uses, except from the scalars in
-    `measured`, which are only to be looked at.
+    `measured`, which are only to be looked at. What exceeds the budget is computed again in the backward pass.
     """
     wanted = tuple(sorted(set(needs) & DISTRIBUTIONS.keys()))
     if not wanted:
         return {}
     distributions = frozenset().union(*(DISTRIBUTIONS[name] for name in wanted))
-    size = max(1, budget // (vocab_size * 4 * LIVE_TENSORS))
+    size = at_a_time(budget, vocab_size, tokens.hidden.dtype, compiled=compiled)
     names = tuple(tokens.states)
 
     def scalars(hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        z = head(hidden, dict(zip(names, states, strict=True)), distributions)
-        return _scalars(z, labels, wanted, measured)
+        products = head.products(hidden, dict(zip(names, states, strict=True)), distributions)
+        return reduce_products(products, labels, head.combine, wanted, measured=measured, compiled=compiled)
 
     chunks = []
     for start in range(0, len(tokens.labels), size):
         at = slice(start, start + size)
         inputs = (tokens.hidden[at], tokens.labels[at], *(x[at] for x in tokens.states.values()))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and size < len(tokens.labels):
             chunks.append(checkpoint(scalars, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
             chunks.append(scalars(*inputs))
@@ -128,28 +144,109 @@ def reduce_tokens(
     return {name: torch.cat(list(column)) for name, column in zip(wanted, columns, strict=True)}
 
 
-def _scalars(
-    z: dict[str, Tensor], labels: Tensor, wanted: tuple[str, ...], measured: frozenset[str]
-) -> tuple[Tensor, ...]:
-    norms = {name: logits.logsumexp(-1) for name, logits in z.items() if name != "delta"}
-    out: dict[str, Tensor] = {}
-    for name in wanted:
-        if name == "delta_norm":
-            out[name] = z["delta"].float().square().sum(-1)
-        elif name == "moved":
-            out[name] = (z["policy"].softmax(-1) - z["base"].softmax(-1)).abs().sum(-1) / 2
-        elif name in ("kl", "base_head_kl"):
-            which = "policy" if name == "kl" else "base_head"
-            policy, norm = z[which], norms[which]
-            if name in measured:  # detached before the sum, so that what is only looked at keeps no graph
-                policy, norm = policy.detach(), norm.detach()
-            # The constants leave the sum: sum_v p_v (z_v - zbase_v) - (lse - lse_base).
-            out[name] = ((policy - norm[:, None]).exp() * (policy - z["base"])).sum(-1) - (norm - norms["base"])
+def at_a_time(budget: int, vocab_size: int, dtype: torch.dtype, *, compiled: bool) -> int:
+    """How many tokens' logits fit into the budget."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        dtype = torch.bfloat16
+    # Compiled: two products, one of which turns into its gradient. Eagerly, element-wise work leaves fp32 copies.
+    bytes_per_entry = 2 * dtype.itemsize if compiled else 4 * LIVE_TENSORS
+    return max(1, budget // (vocab_size * bytes_per_entry))
+
+
+def by_pairs(
+    tokens: Tokens,
+    counts: Sequence[int],
+    loss_of: Callable[[Tokens, int], dict[str, Tensor]],
+    parameters: Iterable[Tensor],
+    *,
+    size: int,
+) -> dict[str, Tensor]:
+    """Sum a loss over groups of whole pairs, with the gradient of each group taken before the next begins.
+
+        loss = sum over groups of loss_of(tokens of the group, how many pairs)["loss"]
+
+    tokens: those of a pair follow one another, chosen response first; counts: how many each pair has; loss_of
+    gives "loss" [] and metrics [pairs]; parameters: what the loss depends on besides the tokens; size: tokens of
+    a group, where a pair fits. Gives the loss, ready for one backward, and the metrics of all pairs.
+    """
+    groups = _groups(counts, size)
+    if not torch.is_grad_enabled():
+        outs = [loss_of(_part(tokens, tokens.tensors(), group), group.pairs) for group in groups]
+        return {name: _join(name, [out[name] for out in outs]) for name in outs[0]}
+    leaves = [x for x in parameters if x.requires_grad]
+    names: list[str] = []
+    out = _ByPairs.apply(tokens, groups, loss_of, names, len(leaves), *leaves, *tokens.tensors())
+    return dict(zip(names, out, strict=True))  # type: ignore[arg-type]
+
+
+class _ByPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tokens, groups: list, loss_of: Any, names: list[str], count: int, *tensors: Tensor):
+        leaves, carriers = tensors[:count], tensors[count:]
+        total: list[Tensor | None] = [None] * count
+        per_token: list[list[Tensor]] = [[] for _ in carriers]
+        outs = []
+        for group in groups:
+            own = [x[group.start : group.stop].detach().requires_grad_(x.requires_grad) for x in carriers]
+            moving = [i for i, x in enumerate(own) if x.requires_grad]
+            with torch.enable_grad():
+                out = loss_of(_part(tokens, own, group, sliced=True), group.pairs)
+            outs.append({name: x.detach() for name, x in out.items()})
+            if not out["loss"].requires_grad:
+                continue
+            sources = [*leaves, *(own[i] for i in moving)]
+            found = torch.autograd.grad(out.pop("loss"), sources, allow_unused=True)
+            total = [a if b is None else b if a is None else a.add_(b) for a, b in zip(total, found, strict=False)]
+            for i, grad in zip(moving, found[count:], strict=True):
+                per_token[i].append(torch.zeros_like(own[i]) if grad is None else grad)
+        ctx.grads = [*total, *(torch.cat(parts) if parts else None for parts in per_token)]
+        names.extend(outs[0])
+        joined = tuple(_join(name, [out[name] for out in outs]) for name in names)
+        ctx.mark_non_differentiable(*joined[1:])
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any):
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("The gradients of this loss were taken already; compute the loss again.")
+        for x in grads:
+            if x is not None:
+                x.mul_(grad)
+        return (None, None, None, None, None, *grads)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Pairs first, first + 1, ... and their tokens [start, stop)."""
+
+    first: int
+    pairs: int
+    start: int
+    stop: int
+
+
+def _groups(counts: Sequence[int], size: int) -> list[_Group]:
+    """As many whole pairs at a time as fit into `size` tokens; a longer one is alone."""
+    groups: list[_Group] = []
+    for i, count in enumerate(counts):
+        last = groups[-1] if groups else None
+        if last and last.stop + count - last.start <= size:
+            groups[-1] = _Group(last.first, last.pairs + 1, last.start, last.stop + count)
         else:
-            (distribution,) = DISTRIBUTIONS[name]
-            out[name] = _pick(z[distribution], labels) - norms[distribution]
-    return tuple(out[name].detach() if name in measured else out[name] for name in wanted)
+            start = last.stop if last else 0
+            groups.append(_Group(i, 1, start, start + count))
+    return groups
 
 
-def _pick(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.gather(-1, labels[:, None])[:, 0]
+def _part(tokens: Tokens, tensors: Sequence[Tensor], group: _Group, *, sliced: bool = False) -> Tokens:
+    """The tokens of one group, with hidden and states from `tensors`, and rows counted from its first pair."""
+    at = slice(group.start, group.stop)
+    hidden, *states = tensors if sliced else [x[at] for x in tensors]
+    return Tokens(
+        hidden, dict(zip(tokens.states, states, strict=True)), tokens.labels[at], tokens.row[at] - 2 * group.first
+    )
+
+
+def _join(name: str, parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).sum() if name == "loss" else torch.cat(parts)

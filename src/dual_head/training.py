@@ -12,16 +12,25 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from dual_head import policy
+from dual_head.backbone import Features
+from dual_head.data.tokenize import pair_lengths
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.features import FeatureSet
 from dual_head.guides import flatten, unflatten
+from dual_head.kernels import WORTH_COMPILING
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD
-from dual_head.model import AlignedModel
+from dual_head.model import AlignedModel, Encoded
 from dual_head.objectives import name_of
+from dual_head.policy import Voice
 from dual_head.progress import brief
-from dual_head.reductions import DEFAULT_BUDGET, Scored, reduce_tokens, response_tokens
+from dual_head.reductions import DEFAULT_BUDGET, Head, Scored, Tokens, at_a_time, by_pairs, pick_tokens, reduce_tokens
 from dual_head.resume import load_guides, save_guides
 
 
@@ -40,6 +49,10 @@ class GuideTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: our collator reads all columns."})
     report_to: None | str | list[str] = field(  # noqa: RUF036 - as transformers has it
         default="none", metadata={"help": "Trackers to report to: tensorboard, wandb, mlflow, all or none."}
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={"help": "Order of the pairs: group_by_length (shuffled, with little padding), random, sequential."},
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every parameter of a guide takes part in every step."}
@@ -74,6 +87,9 @@ class GuidedLoss(nn.Module):
         self.guide = guide
         self.names = (guide, BASE_HEAD) if method.train_base_head else (guide,)
         self.budget = budget
+        self.compiled = model.backbone.shape.vocab_size >= WORTH_COMPILING
+        self.looking = True  # False leaves out what is computed for metrics alone
+        self._head = _head_of(model, self.names)
 
     @property
     def config(self):
@@ -83,20 +99,67 @@ class GuidedLoss(nn.Module):
     def activation_checkpointing_enable(self, **_options: Any) -> None:
         """Do nothing: the backbone keeps no activations and the vocabulary part is recomputed anyway."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> dict[str, Tensor]:
-        """Take input_ids, attention_mask, response_mask [2B, T]; give {"loss": [], metrics: [B]}."""
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """Take a PairBatch; give {"loss": [], metrics: [B]}."""
         guide = self.model.guide(self.guide)
         if not guide.trainable:
             raise DualHeadError(
                 f"The guide '{self.guide}' only acts during decoding, so no objective can train it. "
                 "Train what it is made of (for a reward model: 'dual-head train reward')."
             )
-        del attention_mask  # padding is on the right, where causal attention never looks back from
-        encoded = self.model.encode(input_ids, guides=self.names)
-        tokens = response_tokens(encoded.hidden, flatten(encoded.states), input_ids, response_mask)
-        needs = {need for objective in self.method.objectives for need in objective.needs}
-        trained = {need for objective in self.method.objectives if objective.weight for need in objective.needs}
+        _require_gathered(self.model)
+        encoded, at = self._encode(**batch)
+        tokens = pick_tokens(encoded.hidden, flatten(encoded.states), at, batch["labels"], batch["row"])
+        counts = batch["counts"]
+        shape, dtype = self.model.backbone.shape, tokens.hidden.dtype
+        return by_pairs(
+            tokens,
+            counts,
+            lambda part, pairs: self._loss(part, pairs, of=len(counts)),
+            self.model.parameters(),
+            size=at_a_time(self.budget, shape.vocab_size, dtype, compiled=self.compiled),
+        )
 
+    def _encode(
+        self,
+        *,
+        at: Tensor,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        parts: Tensor | None = None,
+        sequences: Tensor | None = None,
+        within: Tensor | None = None,
+        hidden: Tensor | None = None,
+        layers: dict[int, Tensor] | None = None,
+        **_: Any,
+    ) -> tuple[Encoded, Tensor]:
+        """One pass over the batch, or over what is kept of one (hidden, layers [R, T, d]); and where `at` is in it.
+
+        A guide without a history sees the scored positions alone. One that looks back sees whole sequences, even
+        where the backbone has read a prompt once for both. A model reads rows as they are, through the masks that
+        keep responses apart.
+        """
+        guide, select = self.model.guide(self.guide), None
+        if not guide.reads_tokens and not guide.cache_layers:
+            select, at = at[None], torch.arange(len(at), device=at.device)
+        elif not guide.reads_tokens and sequences is not None:
+            assert within is not None
+            select, at = sequences, within
+        if hidden is not None:
+            features = Features(hidden, layers or {})
+            features = features if select is None else features.select(select)
+            return Encoded(features.hidden, self.model.encode_features(features, self.names)), at
+        masks = None if parts is None else self.model.branch_masks(parts)
+        encoded = self.model.encode(
+            input_ids, attention_mask=masks, position_ids=position_ids, guides=self.names, select=select
+        )
+        return encoded, at
+
+    def _loss(self, tokens: Tokens, pairs: int, *, of: int) -> dict[str, Tensor]:
+        """The share that some pairs of a batch of `of` have in its loss, and their metrics [pairs]."""
+        objectives = [x for x in self.method.objectives if x.weight or self.looking]
+        trained = {need for objective in objectives if objective.weight for need in objective.needs}
+        needs = {need for x in objectives for need in (x.needs | x.looks_at if self.looking else x.needs)}
         values = reduce_tokens(
             tokens,
             self._head,
@@ -104,35 +167,81 @@ class GuidedLoss(nn.Module):
             measured=frozenset(needs - trained),
             vocab_size=self.model.backbone.shape.vocab_size,
             budget=self.budget,
+            compiled=self.compiled,
         )
-        gate_logit = guide.gate_logit(unflatten(tokens.states, self.names)[self.guide])
+        gate_logit = self.model.guide(self.guide).gate_logit(unflatten(tokens.states, self.names)[self.guide])
         if gate_logit is not None:
             values["gate_logit"] = gate_logit
-        return self._combine(Scored(values, tokens.row, input_ids.shape[0] // 2))
-
-    def _head(self, hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
-        """The distributions at alpha = 1; those of one guide alone are this one's, not the base head's."""
-        states = unflatten(flat, self.names)
-        once = torch.ones(1, len(self.names), device=hidden.device)
-        if len(self.names) == 1:
-            return self.model.distributions(hidden, states, once, wanted, upcast=True)
-        alone, base_head = ({name: states[name]} for name in self.names)
-        z = self.model.distributions(hidden, states, once, wanted - {"reward", "delta", "base_head"}, upcast=True)
-        z |= self.model.distributions(hidden, alone, once[:, :1], wanted & {"reward", "delta"}, upcast=True)
-        if "base_head" in wanted:
-            z["base_head"] = self.model.distributions(hidden, base_head, once[:, :1], upcast=True)["policy"]
-        return z
-
-    def _combine(self, scored: Scored) -> dict[str, Tensor]:
-        loss = torch.zeros((), device=scored.row.device)
+        scored = Scored(values, tokens.row, pairs)
+        loss = torch.zeros((), device=tokens.row.device)
         metrics: dict[str, Tensor] = {}
-        for objective in self.method.objectives:
+        for objective in objectives:
             terms = objective(scored)
             metrics[name_of(objective)] = terms.loss.detach()
             metrics |= {name: value.detach() for name, value in terms.metrics.items()}
             if objective.weight:
-                loss = loss + objective.weight * terms.loss.mean()
+                loss = loss + objective.weight * terms.loss.sum() / of
         return {"loss": loss, **metrics}
+
+
+def _require_gathered(model: AlignedModel) -> None:
+    """Refuse guides that FSDP shards apart from the loss: their gradients, taken in its forward, would be lost."""
+    if any(isinstance(x, DTensor) for x in model.parameters() if x.requires_grad):
+        raise DualHeadError(
+            "A guide is sharded apart from the loss that trains it, so that its gradient would be lost. Shard the "
+            "backbone's layers and the whole GuidedLoss, and nothing between: fully_shard(layer), fully_shard(loss)."
+        )
+
+
+def _head_of(model: AlignedModel, names: tuple[str, ...]) -> Head:
+    """The distributions at alpha = 1; those of one guide alone are the first one's, not the base head's."""
+    backbone, fusion = model.backbone, model.config.fusion
+    # Which guides speak in which distributions: together in the policy, the first alone, the base head alone.
+    groups = {"": (names, frozenset({"base", "policy"})), "alone/": (names[:1], frozenset({"reward", "delta"}))}
+    if len(names) == 1:
+        groups = {"": (names, frozenset({"base", "policy", "reward", "delta"}))}
+    else:
+        groups["base_head/"] = (names[1:], frozenset({"base_head"}))
+    guides = {name: model.guide(name) for name in names}
+
+    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+        states = unflatten(flat, names)
+        out = {}
+        for prefix, (who, gives) in groups.items():
+            if asked := _as_policy(wanted & gives):
+                voices = [Voice(guides[name], states[name], 1.0, model.transfer(name)) for name in who]
+                said = policy.products(backbone, voices, hidden, asked, fusion=fusion)
+                out |= {prefix + key: x for key, x in said.items()}
+        return out
+
+    def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+        out = {}
+        for prefix, (who, gives) in groups.items():
+            if asked := _as_policy(wanted & gives):
+                own = {key.removeprefix(prefix): x for key, x in said.items() if key.startswith(prefix)}
+                z = policy.combine([guides[name] for name in who], own, asked, fusion=fusion, upcast=True)
+                out |= {"base_head": z["policy"]} if prefix == "base_head/" else z
+        return out
+
+    return Head(products, combine)
+
+
+def _as_policy(wanted: frozenset[str]) -> frozenset[str]:
+    """A base head alone is a policy of one guide."""
+    return frozenset("policy" if name == "base_head" else name for name in wanted)
+
+
+class _ByLength(LengthGroupedSampler):
+    """transformers' sampler, whose order of an epoch depends on nothing but seed and epoch, so that runs resume."""
+
+    def __init__(self, batch_size: int, *, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
 class GuideTrainer(Trainer):
@@ -161,8 +270,9 @@ class GuideTrainer(Trainer):
             "train": defaultdict(list),
             "eval": defaultdict(list),
         }
+        self.loss = GuidedLoss(model, method, guide=guide or method.name, budget=budget)
         super().__init__(
-            model=GuidedLoss(model, method, guide=guide or method.name, budget=budget),
+            model=self.loss,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -170,6 +280,29 @@ class GuideTrainer(Trainer):
             processing_class=tokenizer,
         )
         brief(self)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        # All that one step of the optimizer sees, so that the order is the same however it is spread.
+        at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = dataset.pair_lengths() if isinstance(dataset, FeatureSet) else pair_lengths(dataset)
+        return _ByLength(at_once, lengths=lengths, seed=seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return SequentialSampler(eval_dataset)  # in the order given: each pair keeps its place in `held_out`
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Take a step; what nobody optimises is measured only where the step is logged."""
+        step = self.state.global_step + 1
+        often = int(self.state.logging_steps) if self.args.logging_strategy == "steps" else 1
+        self.loss.looking = step == self.state.max_steps or step % max(1, often) == 0
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self.loss.looking = True
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Take the loss from the step and keep its metrics, on the device, for the next log."""

@@ -242,6 +242,8 @@ def _ids_only(trainer: type) -> type:
 def _shared(args: TrainingArguments) -> dict[str, Any]:
     """Every setting of transformers, so that none of TRL's other defaults (bf16, recomputation, rates) comes in."""
     values = {field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init}
+    if values["train_sampling_strategy"] == "group_by_length":
+        values["train_sampling_strategy"] = "random"  # transformers tells lengths by a column that we do not have
     return {**values, "remove_unused_columns": False}  # the collators read ours, which no model's forward names
 
 

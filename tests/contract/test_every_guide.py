@@ -234,6 +234,24 @@ def test_chunks_change_nothing(kind, architecture):
         torch.testing.assert_close(grad, whole_grads[name], atol=1e-4, rtol=1e-4)
 
 
+def test_a_prompt_shared_by_both_responses_changes_nothing(kind, architecture):
+    model = guided(kind, architecture)
+    if model.why_not_branch(["g"], longest=6) or (step := trained(kind, model)) is None:
+        return
+    step.eval()  # dropout falls elsewhere in rows of another shape
+    results = []
+    for share in (False, True):
+        model.zero_grad()
+        out = step(**PairCollator(0, share_prompt=share)(ROWS))
+        out["loss"].backward()
+        results.append((out, {name: p.grad.clone() for name, p in model.guides.named_parameters()}))
+    (apart, apart_grads), (shared, shared_grads) = results
+    for name in apart:
+        torch.testing.assert_close(shared[name], apart[name], atol=1e-5, rtol=1e-4)
+    for name, grad in apart_grads.items():
+        torch.testing.assert_close(shared_grads[name], grad, atol=1e-4, rtol=1e-4)
+
+
 def test_bf16_gives_no_nan_for_extreme_weights(kind, architecture):
     model, ids = guided(kind, architecture), prompts(2)
     model.to(torch.bfloat16)

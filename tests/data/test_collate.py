@@ -12,43 +12,68 @@ ROWS = [
 ]
 
 
-def test_chosen_rows_come_first_and_padding_is_on_the_right():
+@pytest.fixture(params=[False, True], ids=["a prompt for each response", "a prompt for both responses"])
+def batch(request):
+    return PairCollator(pad_token_id=0, share_prompt=request.param)(ROWS)
+
+
+def test_each_response_has_a_row_where_prompts_are_not_shared():
     batch = PairCollator(pad_token_id=0)(ROWS)
     assert batch["input_ids"].tolist() == [
         [11, 12, 13, 21, 2, 0],
-        [14, 22, 23, 2, 0, 0],
         [11, 12, 13, 31, 32, 2],
+        [14, 22, 23, 2, 0, 0],
         [14, 33, 0, 0, 0, 0],
     ]
-    assert batch["attention_mask"].tolist() == [
-        [1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 1],
-        [1, 1, 0, 0, 0, 0],
-    ]
-    assert batch["response_mask"].int().tolist() == [
-        [0, 0, 0, 1, 1, 0],
-        [0, 1, 1, 1, 0, 0],
-        [0, 0, 0, 1, 1, 1],
+    assert batch["position_ids"].tolist() == [
+        [0, 1, 2, 3, 4, 0],
+        [0, 1, 2, 3, 4, 5],
+        [0, 1, 2, 3, 0, 0],
         [0, 1, 0, 0, 0, 0],
     ]
+    assert batch["at"].tolist() == [2, 3, 8, 9, 10, 12, 13, 14, 18]
+    assert "parts" not in batch
 
 
-def test_masks_select_what_embeddings_and_indexing_expect():
-    batch = PairCollator(pad_token_id=0)(ROWS)
-    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
-    assert batch["response_mask"].dtype == torch.bool
-    assert batch["input_ids"][batch["response_mask"]].tolist() == [21, 2, 22, 23, 2, 31, 32, 2, 33]
+def test_a_shared_prompt_is_written_once_and_predicts_both_first_tokens():
+    batch = PairCollator(pad_token_id=0, share_prompt=True)(ROWS)
+    assert batch["input_ids"].tolist() == [[11, 12, 13, 21, 2, 31, 32, 2], [14, 22, 23, 2, 33, 0, 0, 0]]
+    assert batch["parts"].tolist() == [[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 2, -1, -1, -1]]
+    # Either response goes on counting where the prompt ends.
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 5], [0, 1, 2, 3, 1, 0, 0, 0]]
+    assert batch["at"].tolist() == [2, 3, 2, 5, 6, 8, 9, 10, 8]
 
 
+def test_of_shared_rows_one_can_make_the_sequences_again():
+    apart, shared = (PairCollator(pad_token_id=0, share_prompt=share)(ROWS) for share in (False, True))
+    sequences = shared["input_ids"].flatten()[shared["sequences"]]
+    there = apart["input_ids"] != 0
+    assert torch.equal(sequences[there], apart["input_ids"][there])
+    assert (shared["sequences"][~there] == 0).all()
+    assert torch.equal(shared["within"], apart["at"])
+    assert torch.equal(shared["sequences"].flatten()[shared["within"]], shared["at"])
+
+
+def test_response_tokens_come_pair_by_pair_and_chosen_first(batch):
+    assert batch["labels"].tolist() == [21, 2, 31, 32, 2, 22, 23, 2, 33]
+    assert batch["row"].tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3]
+    assert batch["counts"] == [5, 4]
+
+
+def test_every_token_is_predicted_by_the_one_before_it_in_its_own_sequence(batch):
+    before = batch["input_ids"].flatten()[batch["at"]].tolist()
+    assert before == [13, 21, 13, 31, 32, 14, 22, 23, 14]
+    assert (batch["position_ids"].flatten()[batch["at"]] + 1).tolist() == [3, 4, 3, 4, 5, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("pad", [2, 11, 21], ids=["eos", "a prompt's token", "a response's token"])
-def test_the_pad_token_may_be_any_token(pad):
-    usual, odd = PairCollator(pad_token_id=0)(ROWS), PairCollator(pad_token_id=pad)(ROWS)
-    assert torch.equal(odd["attention_mask"], usual["attention_mask"])
-    assert torch.equal(odd["response_mask"], usual["response_mask"])
-    there = usual["attention_mask"].bool()
-    assert torch.equal(odd["input_ids"][there], usual["input_ids"][there])
-    assert (odd["input_ids"][~there] == pad).all()
+def test_the_pad_token_may_be_any_token(pad, share):
+    usual, odd = (PairCollator(pad_token_id=p, share_prompt=share)(ROWS) for p in (0, pad))
+    padding = usual["input_ids"] == 0
+    assert (odd["input_ids"][padding] == pad).all()
+    assert torch.equal(odd["input_ids"][~padding], usual["input_ids"][~padding])
+    assert all(torch.equal(odd[key], usual[key]) for key in ("position_ids", "at", "labels", "row"))
 
 
 def test_the_rows_are_left_as_they_were():
@@ -58,8 +83,7 @@ def test_the_rows_are_left_as_they_were():
 
 
 def test_split_sides_gives_back_chosen_and_rejected():
-    per_row = PairCollator(pad_token_id=0)(ROWS)["response_mask"].sum(-1)
-    chosen, rejected = split_sides(per_row)
+    chosen, rejected = split_sides(torch.tensor([2, 3, 3, 1]))
     assert (chosen.tolist(), rejected.tolist()) == ([2, 3], [3, 1])
 
 
@@ -67,7 +91,7 @@ def test_split_sides_gives_back_chosen_and_rejected():
 def test_split_sides_splits_rows_and_nothing_else(shape):
     per_row = torch.arange(float(torch.tensor(shape).prod())).reshape(shape)
     chosen, rejected = split_sides(per_row)
-    assert torch.equal(torch.cat([chosen, rejected]), per_row)
+    assert torch.equal(torch.stack([chosen, rejected], 1).flatten(0, 1), per_row)
     assert chosen.shape == rejected.shape
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from dual_head.kernels import DISTRIBUTIONS
 from dual_head.objectives import name_of, objective_class, objective_names
-from dual_head.reductions import DISTRIBUTIONS, Scored
+from dual_head.reductions import Scored
 
 NAMES = sorted({*DISTRIBUTIONS, "gate_logit"})
 every_objective = pytest.mark.parametrize("name", objective_names())
@@ -20,14 +21,19 @@ def scored_rows(rows: list[list[int]], pairs: int) -> Scored:
     return Scored(dict(zip(NAMES, torch.cat(values, 1), strict=True)), torch.tensor(row), pairs)
 
 
-CHOSEN, REJECTED = [[0, 3], [1, 1], [2, 7], [3, 2]], [[4, 2], [5, 6], [6, 1], [7, 4]]  # [number, length]
+# [number, length] of chosen and rejected, pair by pair
+PAIRS = [[[0, 3], [4, 2]], [[1, 1], [5, 6]], [[2, 7], [6, 1]], [[3, 2], [7, 4]]]
+
+
+def rows(pairs: slice) -> list[list[int]]:
+    return [row for pair in PAIRS[pairs] for row in pair]
 
 
 @every_objective
 def test_splitting_a_batch_and_averaging_gives_the_same_loss_and_metrics(name):
     objective = objective_class(name)()
-    whole = objective(scored_rows(CHOSEN + REJECTED, 4))
-    halves = [objective(scored_rows(CHOSEN[at] + REJECTED[at], 2)) for at in (slice(0, 2), slice(2, 4))]
+    whole = objective(scored_rows(rows(slice(None)), 4))
+    halves = [objective(scored_rows(rows(at), 2)) for at in (slice(0, 2), slice(2, 4))]
     torch.testing.assert_close(whole.loss, torch.cat([half.loss for half in halves]))
     torch.testing.assert_close(whole.loss.mean(), sum(half.loss.mean() for half in halves) / 2)
     for metric, values in whole.metrics.items():
@@ -36,7 +42,7 @@ def test_splitting_a_batch_and_averaging_gives_the_same_loss_and_metrics(name):
 
 @every_objective
 def test_everything_is_per_pair(name):
-    terms = objective_class(name)()(scored_rows(CHOSEN + REJECTED, 4))
+    terms = objective_class(name)()(scored_rows(rows(slice(None)), 4))
     assert {x.shape for x in (terms.loss, *terms.metrics.values())} == {(4,)}
 
 

@@ -19,7 +19,7 @@ def entropy(g: float) -> float:
 
 # Pair 0 has gates .1 and .3 in the chosen response and .55 in the rejected; pair 1 has .9, and .9.
 GATES = [0.1, 0.3001, 0.55, 0.9001, 0.9001]
-SCORED = Scored({"gate_logit": torch.tensor([logit(g) for g in GATES])}, torch.tensor([0, 0, 2, 1, 3]), pairs=2)
+SCORED = Scored({"gate_logit": torch.tensor([logit(g) for g in GATES])}, torch.tensor([0, 0, 1, 2, 3]), pairs=2)
 MEAN = [(entropy(0.1) + entropy(0.3001) + entropy(0.55)) / 3, entropy(0.9001)]
 
 

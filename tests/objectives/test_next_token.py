@@ -9,7 +9,7 @@ from dual_head.reductions import Scored
 # Chosen responses have 3 and 1 tokens, the rejected 1 and 2.
 SCORED = Scored(
     {"policy_logps": torch.tensor([-1.0, -2.0, -6.0, -5.0, -70.0, -80.0, -90.0])},
-    torch.tensor([0, 0, 0, 1, 2, 3, 3]),
+    torch.tensor([0, 0, 0, 2, 1, 3, 3]),
     pairs=2,
 )
 

@@ -9,7 +9,7 @@ from dual_head.reductions import Scored
 
 # Pair 0: three tokens chosen, one rejected; pair 1: one and two.
 SCORED = Scored(
-    {"delta_norm": torch.tensor([1.0, 2.0, 6.0, 5.0, 0.5, 4.0, 8.0])}, torch.tensor([0, 0, 0, 1, 2, 3, 3]), pairs=2
+    {"delta_norm": torch.tensor([1.0, 2.0, 6.0, 5.0, 0.5, 4.0, 8.0])}, torch.tensor([0, 0, 0, 2, 1, 3, 3]), pairs=2
 )
 
 

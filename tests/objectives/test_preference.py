@@ -8,7 +8,7 @@ import torch
 from dual_head.objectives.preference import Preference
 from dual_head.reductions import Scored
 
-ROW = torch.tensor([0, 0, 1, 2, 3, 3])  # chosen rows 0 and 1, rejected rows 2 and 3
+ROW = torch.tensor([0, 0, 2, 1, 3, 3])  # chosen rows 0 and 2, rejected rows 1 and 3
 SCORED = Scored(
     {
         "reward_logps": torch.tensor([-1.0, -2.0, -7.0, -5.0, -3.0, -1.0]),
@@ -74,8 +74,17 @@ def test_a_tie_is_not_a_win():
 
 
 @pytest.mark.parametrize("on", ["reward", "policy"])
-def test_it_reads_its_distribution_and_the_base(on):
-    assert Preference(through=on).needs == {f"{on}_logps", "base_logps"}
+def test_it_needs_its_distribution_and_looks_at_the_base(on):
+    assert Preference(through=on).needs == {f"{on}_logps"}
+    assert Preference(through=on).looks_at == {"base_logps"}
+    assert Preference(through=on, reference_free=False).needs == {f"{on}_logps", "base_logps"}
+
+
+def test_without_a_look_at_the_base_the_loss_is_the_same():
+    unseen = Scored({name: x for name, x in SCORED.values.items() if name != "base_logps"}, ROW, pairs=2)
+    terms = Preference()(unseen)
+    assert terms.loss.tolist() == Preference()(SCORED).loss.tolist()
+    assert "accuracy_over_base" not in terms.metrics
 
 
 def test_a_hopeless_margin_has_a_finite_loss_and_gradient():

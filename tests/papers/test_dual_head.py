@@ -12,7 +12,6 @@ from dual_head.backbone import BackboneShape
 from dual_head.fusion import fuse
 from dual_head.guides.reward_head import RewardHead
 from dual_head.model import Encoded
-from dual_head.policy import Voice, distributions
 from dual_head.training import GuidedLoss
 
 
@@ -81,15 +80,15 @@ def step(**options) -> dict[str, torch.Tensor]:
     model = SimpleNamespace(
         config=SimpleNamespace(fusion=chosen.fusion),
         guide=lambda name: guide,
-        encode=lambda ids, guides: Encoded(hidden, {"dual_head": {"hidden": hidden, "gate_logit": gate}}),
+        transfer=lambda name: None,
+        parameters=guide.parameters,
+        encode=lambda ids, guides, **_: Encoded(hidden, {"dual_head": {"hidden": hidden, "gate_logit": gate}}),
         backbone=backbone,
-        distributions=lambda h, states, alpha, wanted, upcast: distributions(
-            backbone, [Voice(guide, states["dual_head"], alpha)], h, wanted, fusion=chosen.fusion, upcast=upcast
-        ),
     )
     loss = GuidedLoss(model, chosen, guide="dual_head")
-    mask = torch.tensor([[0, 1, 1]] * 2, dtype=torch.bool)
-    return loss(input_ids=ids, attention_mask=torch.ones_like(ids), response_mask=mask)
+    # The first two positions of each row of three predict the tokens after them.
+    at, row = torch.tensor([0, 1, 3, 4]), torch.tensor([0, 0, 1, 1])
+    return loss(input_ids=ids, position_ids=None, at=at, labels=ids.flatten()[at + 1], row=row, counts=[4])
 
 
 def policy_of(z: list[float], d: list[float], s: float, fusion: str = "logits") -> list[float]:

@@ -1,33 +1,50 @@
 """Token ids to the tensors of a pair batch, and the only place that knows how its rows are laid out.
 
-It knows no tokenizer: padding only fills, and every mask comes from lengths, so that pad may be EOS.
+A prompt may be written once for both responses, [prompt | chosen | rejected], or once for each. It knows no
+tokenizer: padding only fills, and every index comes from lengths, so that pad may be EOS.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from dual_head.errors import DualHeadError
 
-__all__ = ["PairBatch", "PairCollator", "split_sides"]
+__all__ = ["PADDING", "PROMPT", "PairBatch", "PairCollator", "split_sides"]
+
+PADDING, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2  # what a token is part of
 
 
 class PairBatch(TypedDict):
-    """B pairs, right padded: rows 0..B-1 are prompt + chosen, and rows B..2B-1 prompt + rejected."""
+    """B pairs in R rows of T tokens, right padded, and the n response tokens to score, pair by pair.
 
-    input_ids: Tensor  # [2B, T] int64
-    attention_mask: Tensor  # [2B, T] int64, 1 where there is a token
-    response_mask: Tensor  # [2B, T] bool, True where the token is a response's
+    Rows are the B pairs where prompts are shared; else 2B, the chosen sequence of each pair before the rejected one.
+    """
+
+    input_ids: Tensor  # [R, T] int64
+    position_ids: Tensor  # [R, T] int64, of a token in its own sequence
+    at: Tensor  # [n] int64, which of the R T tokens predicts it
+    labels: Tensor  # [n] int64
+    row: Tensor  # [n] int64, 2 i for the chosen response of pair i, 2 i + 1 for the rejected one
+    counts: list[int]  # [B], how many of the n each pair has
+    # Where prompts are shared:
+    parts: NotRequired[Tensor]  # [R, T] int64: prompt 0, chosen 1, rejected 2, padding -1
+    sequences: NotRequired[Tensor]  # [2B, L] int64, which of the R T tokens each sequence consists of, padded with 0
+    within: NotRequired[Tensor]  # [n] int64, as `at`, among the 2B L tokens of sequences
 
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Collate rows of prompt_ids, chosen_ids, rejected_ids; raises DualHeadError without a pad token id."""
+    """Collate rows of prompt_ids, chosen_ids, rejected_ids; raises DualHeadError without a pad token id.
+
+    share_prompt: write a prompt once for both responses. Whoever reads such rows needs masks made from `parts`.
+    """
 
     pad_token_id: int
+    share_prompt: bool = False
 
     def __post_init__(self) -> None:
         if self.pad_token_id is None:
@@ -36,21 +53,66 @@ class PairCollator:
             )
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> PairBatch:
-        """Stack pairs into [2B, T], where T is the longest prompt + response."""
-        sides = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
-        starts = torch.tensor([[len(prompt)] for prompt, _ in sides])  # [2B, 1]
-        ends = torch.tensor([[len(prompt) + len(response)] for prompt, response in sides])  # [2B, 1]
-        position = torch.arange(int(ends.max()))  # [T]
-        padding = [[self.pad_token_id] * (len(position) - int(end)) for end in ends]
-        ids = [prompt + response + fill for (prompt, response), fill in zip(sides, padding, strict=True)]
-        return PairBatch(
-            input_ids=torch.tensor(ids),
-            attention_mask=(position < ends).long(),
-            response_mask=(starts <= position) & (position < ends),
+        """Lay out pairs in rows as long as the longest."""
+        lengths = torch.tensor([[len(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")] for row in rows])
+        both = [row["prompt_ids"] + row[f"{side}_ids"] for row in rows for side in ("chosen", "rejected")]
+        layout = torch.stack([lengths[:, [0, 1]], lengths[:, [0, 2]]], 1).flatten(0, 1)  # [2B, prompt and response]
+        scored = _scored(layout, max(map(len, both)))
+        ids = (
+            [row["prompt_ids"] + row["chosen_ids"] + row["rejected_ids"] for row in rows] if self.share_prompt else both
         )
+        width = max(map(len, ids))
+        input_ids = torch.tensor([row + [self.pad_token_id] * (width - len(row)) for row in ids])
+        parts = _parts(lengths if self.share_prompt else layout, width)
+        batch: Any = {
+            "input_ids": input_ids,
+            "position_ids": _positions(lengths if self.share_prompt else layout, width).masked_fill(
+                parts == PADDING, 0
+            ),
+            "at": scored,
+            "row": torch.arange(2 * len(lengths)).repeat_interleave(layout[:, 1]),
+            "counts": lengths[:, 1:].sum(1).tolist(),
+        }
+        following = scored + 1
+        if self.share_prompt:
+            sequences = _sequences(lengths, width, max(map(len, both)))
+            batch |= {"parts": parts, "sequences": sequences, "within": scored, "at": sequences.flatten()[scored]}
+            following = sequences.flatten()[following]
+        return batch | {"labels": input_ids.flatten()[following]}
+
+
+def _parts(layout: Tensor, width: int) -> Tensor:
+    """What each token is part of, [R, T], from the lengths of the parts [R, parts]."""
+    ends = layout.cumsum(1)  # [R, parts]
+    part = (torch.arange(width)[None, :, None] >= ends[:, None, :]).sum(-1)
+    return part.masked_fill(part == layout.shape[1], PADDING)
+
+
+def _positions(layout: Tensor, width: int) -> Tensor:
+    """Positions in a token's own sequence, [R, T]: every response goes on where the prompt ends."""
+    at, starts = torch.arange(width).expand(len(layout), width), layout.cumsum(1) - layout
+    if layout.shape[1] == 3:  # the rejected response, past the chosen one
+        at = at - layout[:, 1:2] * (at >= starts[:, 2:])
+    return at
+
+
+def _scored(layout: Tensor, width: int) -> Tensor:
+    """What predicts each response token, [n] of the S width tokens of sequences [prompt | response]; layout [S, 2]."""
+    at, ends = torch.arange(width), layout.cumsum(1)
+    return ((at >= ends[:, :1] - 1) & (at < ends[:, 1:] - 1)).flatten().nonzero().flatten()
+
+
+def _sequences(lengths: Tensor, width: int, longest: int) -> Tensor:
+    """Which of the B width tokens of rows [prompt | chosen | rejected] make each sequence, [2B, longest], else 0."""
+    prompt, chosen, rejected = lengths[:, None, :, None].unbind(2)  # each [B, 1, 1]
+    at = torch.arange(longest)
+    passed = torch.tensor([0, 1])[:, None] * chosen * (at >= prompt)  # [B, 2, L], tokens of the other response
+    ends = prompt + torch.cat([chosen, rejected], 1)
+    own = torch.arange(len(lengths))[:, None, None] * width + at + passed
+    return own.masked_fill(at >= ends, 0).flatten(0, 1)
 
 
 def split_sides(per_row: Tensor) -> tuple[Tensor, Tensor]:
-    """Split [2B, ...] along the rows of a pair batch into chosen [B, ...] and rejected [B, ...]."""
-    chosen, rejected = per_row.unflatten(0, (2, -1))
+    """Split [2B, ...] along the responses of B pairs into chosen [B, ...] and rejected [B, ...]."""
+    chosen, rejected = per_row.unflatten(0, (-1, 2)).unbind(1)
     return chosen, rejected

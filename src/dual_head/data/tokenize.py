@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.data import Dropped, Drops, Message, Pair
 from dual_head.errors import DualHeadError
 
-__all__ = ["COLUMNS", "TokenizeOptions", "first_ids", "render", "tokenize_pairs"]
+__all__ = ["COLUMNS", "TokenizeOptions", "first_ids", "longest_sequence", "pair_lengths", "render", "tokenize_pairs"]
 
 Ids = list[int]
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -85,6 +85,20 @@ def tokenize_pairs(
     if not parts:
         raise DualHeadError(f"No pair is left. Raise max_length, or look at the data:\n{drops.table()}")
     return datasets.concatenate_datasets(parts), drops
+
+
+def pair_lengths(rows: Any) -> list[int]:
+    """Tokens of each pair with its prompt once, from tokenised rows: a Dataset, or a sequence of dicts."""
+    columns = [
+        rows[column] if isinstance(rows, datasets.Dataset) else [row[column] for row in rows] for column in COLUMNS
+    ]
+    return [sum(map(len, ids)) for ids in zip(*columns, strict=True)]
+
+
+def longest_sequence(rows: Any) -> int:
+    """Tokens of the longest prompt + response."""
+    columns = (rows[column] for column in COLUMNS)
+    return max((len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)), default=0)
 
 
 def _rows(

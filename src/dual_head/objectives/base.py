@@ -34,7 +34,12 @@ class Objective(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """The per-token scalars it reads, by their names in `reductions`, or "gate_logit"."""
+        """The per-token scalars the loss is computed from, by their names in `kernels`, or "gate_logit"."""
+
+    @property
+    def looks_at(self) -> frozenset[str]:
+        """What its metrics read besides; it may be missing, since not every step is looked at."""
+        return frozenset()
 
     @abstractmethod
     def __call__(self, scored: Scored) -> Terms:

@@ -32,23 +32,32 @@ class Preference(Objective):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The log-probabilities of the chosen distribution, and the backbone's for a metric."""
-        return frozenset({f"{self.through}_logps", "base_logps"})
+        """The log-probabilities of the chosen distribution, and the backbone's where it is the reference."""
+        own = {f"{self.through}_logps"}
+        return frozenset(own if self.reference_free else own | {"base_logps"})
+
+    @property
+    def looks_at(self) -> frozenset[str]:
+        """The backbone's log-probabilities, for accuracy_over_base."""
+        return frozenset({"base_logps"})
 
     def __call__(self, scored: Scored) -> Terms:
         """Preference loss of each pair, [B]."""
         chosen, rejected = scored.sums(f"{self.through}_logps")
-        base_chosen, base_rejected = scored.sums("base_logps")
-        over_base = self.beta * (chosen - base_chosen - rejected + base_rejected)
-        if not self.reference_free:
-            chosen, rejected = chosen - base_chosen, rejected - base_rejected
+        looked_at = {}
+        if "base_logps" in scored.values:
+            base_chosen, base_rejected = scored.sums("base_logps")
+            over_base = self.beta * (chosen - base_chosen - rejected + base_rejected)
+            looked_at = {"accuracy_over_base": (over_base > 0).float()}
+            if not self.reference_free:
+                chosen, rejected = chosen - base_chosen, rejected - base_rejected
         margin = self.beta * (chosen - rejected)
         metrics = {
             "accuracy": (margin > 0).float(),
-            "accuracy_over_base": (over_base > 0).float(),
             "margin": margin,
             "reward_chosen": self.beta * chosen,
             "reward_rejected": self.beta * rejected,
+            **looked_at,
         }
         return Terms(-F.logsigmoid(margin), metrics)
 

@@ -1,0 +1,101 @@
+"""Formulas of scalars and of their derivatives, against plain autograd in float64; compiled and not."""
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from dual_head import kernels
+from dual_head.kernels import DISTRIBUTIONS, MEASURED_ONLY, reduce_products
+
+TOKENS, WORDS = 5, 37
+TRAINED = tuple(sorted(DISTRIBUTIONS.keys() - MEASURED_ONLY))
+LABELS = torch.tensor([3, 0, 36, 3, 12])
+
+
+def products(dtype=torch.float64) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    said = {"base": torch.randn(TOKENS, WORDS), "own": torch.randn(TOKENS, WORDS), "head": torch.randn(TOKENS, WORDS)}
+    said["weight"] = torch.rand(TOKENS, 1)
+    return {name: x.to(dtype).requires_grad_(name != "base") for name, x in said.items()}
+
+
+def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+    base = said["base"]
+    made = {
+        "base": base,
+        "reward": base + said["own"],
+        "policy": base + said["weight"] * said["own"] + 0.5 * said["head"],
+        "base_head": base + said["head"],
+        "delta": said["weight"] * said["own"],
+    }
+    return {name: x for name, x in made.items() if name in wanted}
+
+
+def the_long_way(said: dict[str, Tensor]) -> dict[str, Tensor]:
+    z = combine(said, frozenset({"base", "reward", "policy", "base_head", "delta"}))
+    logps = {name: x.log_softmax(-1) for name, x in z.items()}
+    picked = {f"{name}_logps": logps[name][range(TOKENS), LABELS] for name in ("base", "reward", "policy")}
+    divergence = {
+        name: (logps[of].exp() * (logps[of] - logps["base"])).sum(-1)
+        for name, of in (("kl", "policy"), ("base_head_kl", "base_head"))
+    }
+    moved = (logps["policy"].exp() - logps["base"].exp()).abs().sum(-1) / 2
+    return {**picked, **divergence, "moved": moved, "delta_norm": z["delta"].square().sum(-1)}
+
+
+def gradients(scalars: dict[str, Tensor], said: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a loss in which every token of every scalar counts differently."""
+    weights = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
+    loss = sum((i + 1) * (weights.to(x.dtype) * x).sum() for i, (_, x) in enumerate(sorted(scalars.items())))
+    moving = [name for name, x in said.items() if x.requires_grad]
+    found = torch.autograd.grad(loss, [said[name] for name in moving], allow_unused=True, materialize_grads=True)
+    return dict(zip(moving, found, strict=True))
+
+
+def reduced(said, wanted=TRAINED, **options) -> dict[str, Tensor]:
+    return dict(zip(wanted, reduce_products(said, LABELS, combine, wanted, **options), strict=True))
+
+
+@pytest.mark.parametrize("wanted", [TRAINED, *((name,) for name in TRAINED)], ids="+".join)
+def test_scalars_and_gradients_are_those_of_plain_autograd(wanted):
+    ours, theirs = products(), products()
+    known = {name: x for name, x in the_long_way(theirs).items() if name in wanted}
+    scalars = reduced(ours, wanted)
+    torch.testing.assert_close(scalars, known)
+    if wanted != ("base_logps",):
+        torch.testing.assert_close(gradients(scalars, ours), gradients(known, theirs))
+
+
+def test_what_is_measured_only_is_measured_right_and_trains_nothing():
+    said = products()
+    scalars = reduced(said, ("moved", "policy_logps"))
+    torch.testing.assert_close(scalars["moved"], the_long_way(said)["moved"].detach())
+    assert not scalars["moved"].requires_grad
+    assert scalars["policy_logps"].requires_grad
+    assert not reduced(said, ("kl",), measured=frozenset({"kl"}))["kl"].requires_grad
+
+
+def test_compiled_loops_give_the_same_and_write_gradients_over_their_products():
+    ours, theirs = products(torch.float32), products(torch.float32)
+    wide = {name: x.clone() for name, x in ours.items()}  # as matrix products are: no leaves
+    scalars, plain = reduced(wide, compiled=True), reduced(theirs)
+    torch.testing.assert_close(scalars, plain)
+    torch.testing.assert_close(gradients(scalars, ours), gradients(plain, theirs))
+    assert torch.equal(wide["base"], ours["base"])
+    assert not torch.equal(wide["own"], ours["own"])
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
+    def no_compiler(_fn, **_options):
+        def run(*_args):
+            raise torch._dynamo.exc.TorchDynamoException("no C++ compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(kernels, "_compiled", functools.cache(kernels._compiled.__wrapped__))
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler.*Install a C"):
+        scalars = reduced(products(), compiled=True)
+    torch.testing.assert_close(scalars, reduced(products()))
