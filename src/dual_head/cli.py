@@ -12,6 +12,7 @@ from dual_head.errors import DualHeadError, did_you_mean
 
 COMMANDS = {
     "train": "train a guide on preference pairs",
+    "cache": "keep what a backbone says about preference pairs, to train guides from",
     "generate": "generate text with guides, at any strength",
     "inspect": "say what a guide is, what it costs, and whether it fits another backbone",
     "compose": "put several guides, or models as guides, into one folder",

@@ -9,23 +9,21 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.backbone import load_backbone, load_context_length
 from dual_head.checkpoint import atomic_folder
-from dual_head.data import split_by_prompt
 from dual_head.data.collate import PairCollator
-from dual_head.data.formats import load_pairs
-from dual_head.data.tokenize import COLUMNS, TokenizeOptions, tokenize_pairs
+from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError, require
 from dual_head.guides import guide_class
 from dual_head.loading import read_config
@@ -34,6 +32,7 @@ from dual_head.model import AlignedModel
 from dual_head.progress import brief
 from dual_head.report import draw, print_report, summarise
 from dual_head.resume import check_same_run, is_finished, last_whole_checkpoint, load_guides, save_guides
+from dual_head.run_inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
 from dual_head.run_options import RunOptions, identity_of
 from dual_head.training import GuideTrainer, GuideTrainingArguments
 from dual_head.tuning import kind_of_peer, preference_trainer
@@ -47,6 +46,8 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     """Train one guide and write it with its report; go on where a killed run of the same options stopped."""
     if options.move_guides:
         method = _as_trained(method, options.move_guides)
+    cached = CachedInputs(method, options) if options.feature_cache else None
+    options = cached.options if cached else options
     processes = PartialState(cpu=args.use_cpu)
     main = processes.is_main_process
     console = Console(quiet=not main, highlight=False, markup=False, emoji=False)
@@ -56,21 +57,26 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
             require(tracker, tracker)
     identity = identity_of(method, options, args)
     resume = None if options.restart else _resume_point(output, identity, args)
-    tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
-    train_set, held_out, drops = _data(options, args, tokenizer, console)
+    if cached:
+        tokenizer, (train_set, held_out, drops) = cached.load_tokenizer(), cached.load_data(console)
+    else:
+        tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
+        quiet = bool(args.disable_tqdm) or console.quiet
+        train_set, held_out, drops = load_data(options, tokenizer, console, progress=not quiet)
+        held_out = by_length(held_out)
     set_seed(args.seed)  # the guide's first weights belong to the run as much as the order of its data
-    model = _model(method, options, tokenizer)
-    _describe(model, console)
+    model = _model(method, options, tokenizer, cached)
+    _describe(model, cached, console)
     if not len(held_out):
         args = dataclasses.replace(args, eval_strategy="no", eval_steps=None)
-    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collator = cached.collator if cached else _collator(model, method, tokenizer, (train_set, held_out), console)
     measuring = GuideTrainer(
         model,
         method,
         args,
         train_dataset=train_set,
         eval_dataset=held_out if len(held_out) else None,
-        data_collator=PairCollator(pad),
+        data_collator=collator,
         tokenizer=tokenizer,
         budget=options.logits_budget_mb * 2**20,
     )
@@ -99,6 +105,17 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         print_report(report, output, console)
     measuring.state = trainer.state
     return measuring
+
+
+def _collator(
+    model: AlignedModel, method: Method, tokenizer: PreTrainedTokenizerBase, sets: Sequence[Any], console: Console
+) -> PairCollator:
+    """Lay out pairs with their prompt once, where backbone and guide keep the two responses apart."""
+    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    why_not = model.why_not_branch([method.name], max(longest_sequence(rows) for rows in sets if len(rows)))
+    if why_not:
+        console.print(f"Prompts are run once for each response: {why_not}.")
+    return PairCollator(pad, share_prompt=why_not is None)
 
 
 def _as_trained(method: Method, folder: str) -> Method:
@@ -152,17 +169,6 @@ def _measure(trainer: Trainer, measuring: GuideTrainer) -> dict[str, float]:
     return measuring.evaluate() if measuring.objectives else trainer.evaluate()
 
 
-def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. Errors: none there."""
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise DualHeadError(
-            f"Could not load a tokenizer from '{name_or_path}': {str(error).splitlines()[0]} "
-            "Say where it is with --tokenizer (in training: --tokenizer_name)."
-        ) from error
-
-
 def _writable(output_dir: str | None) -> Path:
     if not output_dir:
         raise DualHeadError("Say where to write with --output_dir.")
@@ -199,60 +205,10 @@ def _begin(output: Path, identity: dict[str, Any], options: RunOptions, processe
     processes.wait_for_everyone()
 
 
-def _data(options: RunOptions, args: GuideTrainingArguments, tokenizer: PreTrainedTokenizerBase, console: Console):
-    pairs, drops = load_pairs(
-        options.dataset_name,
-        split=options.dataset_split,
-        objective=options.objective,
-        data_dir=options.data_dir,
-        format=options.dataset_format,
-        max_rows=options.max_pairs,
-    )
-    console.print(f"{options.dataset_name}\n{drops.table()}")
-    kept, aside = split_by_prompt(pairs, options.held_out)
-    if not kept:
-        raise DualHeadError("No pair is left to train on. Lower --held_out, or give more data.")
-    context = load_context_length(options.model_name_or_path, trust_remote_code=options.trust_remote_code)
-    lengths = TokenizeOptions(
-        max_length=min(options.max_length, context or options.max_length),
-        max_prompt_length=options.max_prompt_length,
-        truncate_responses=options.truncate_responses,
-    )
-    quiet = bool(args.disable_tqdm) or console.quiet
-    train_set, dropped = tokenize_pairs(kept, tokenizer, lengths, progress=not quiet)
-    held_out: Any = []
-    if aside:
-        try:
-            held_out, more = tokenize_pairs(aside, tokenizer, lengths, progress=False)
-            held_out, dropped = _by_length(held_out), dropped + more
-        except DualHeadError:
-            console.print(f"None of the {len(aside)} held-out pairs can be used, so nothing is held out.")
-    console.print(f"tokenised, at most {lengths.max_length} tokens\n{dropped.table()}")
-    console.print(f"{len(train_set)} pairs to train on, {len(held_out)} held out by prompt.")
-    return train_set, held_out, {"rows": drops, "tokens": dropped}
-
-
-def _by_length(rows: Any) -> Any:
-    """Order held-out pairs by length, so that a batch pads little; their order means nothing."""
-    longest = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(rows[column] for column in COLUMNS), strict=True)]
-    return rows.select(sorted(range(len(longest)), key=longest.__getitem__))
-
-
-def _model(method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBase) -> AlignedModel:
-    quantization = None
-    if options.quantization != "none":
-        require("bitsandbytes", "quantization")
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=options.quantization == "4bit", load_in_8bit=options.quantization == "8bit"
-        )
-    lm = load_backbone(
-        options.model_name_or_path,
-        dtype=options.dtype,
-        device_map=options.device_map,
-        attn_implementation=options.attn_implementation,
-        quantization_config=quantization,
-        trust_remote_code=options.trust_remote_code,
-    )
+def _model(
+    method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBase, cached: CachedInputs | None
+) -> AlignedModel:
+    lm = load_lm(options, options.dtype) if cached is None else cached.load_lm()
     if options.move_guides:
         model = AlignedModel.from_pretrained(
             options.move_guides,
@@ -267,6 +223,8 @@ def _model(method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBa
             raise DualHeadError(f"The guides in '{options.move_guides}' were trained on this very backbone.")
     else:
         model = AlignedModel.from_backbone(lm, method.guides(), fusion=method.fusion, tokenizer=tokenizer)
+    if cached:
+        model.config.backbone_fingerprint = cached.backbone["fingerprint"]  # of all its weights, not of the head's
     model.config.training = {
         **method.as_dict(),
         "dataset": options.dataset_name,
@@ -275,7 +233,8 @@ def _model(method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBa
     return model
 
 
-def _describe(model: AlignedModel, console: Console) -> None:
+def _describe(model: AlignedModel, cached: CachedInputs | None, console: Console) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.backbone.lm.parameters())
+    own = sum(p.numel() for p in model.backbone.lm.parameters())
+    frozen = own if cached is None else cached.backbone["parameters"]
     console.print(f"{trained:,} parameters to train beside {frozen:,} frozen ({trained / frozen:.1%}).")

@@ -4,7 +4,7 @@ The same names on the command line, in YAML and here. It knows values only.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +31,7 @@ TRAINING_IDENTITY = (
     "fp16",
     "optim",
 )
+PLACES = ("model_name_or_path", "dataset_name", "tokenizer_name", "move_guides", "feature_cache")  # perhaps local
 PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
 
 
@@ -39,13 +40,12 @@ def _option(default: Any, said: str, **more: Any) -> Any:
 
 
 @dataclass
-class RunOptions:
-    """Which backbone, which data, how long; the same names on the command line and in YAML."""
+class SourceOptions:
+    """Which backbone and which data, for every command that runs pairs through a backbone."""
 
-    _argument_group_name: ClassVar[str] = "backbone and data"
-
-    model_name_or_path: str = field(metadata={"help": "Backbone: a folder, or a name on the hub."})
-    dataset_name: str = field(metadata={"help": "Preference data: a file, a folder, or a name on the hub."})
+    # Typed as they are once they have been checked, or filled in from a feature cache.
+    model_name_or_path: str = _option(None, "Backbone: a folder, or a name on the hub.")
+    dataset_name: str = _option(None, "Preference data: a file, a folder, or a name on the hub.")
     dataset_split: str = _option("train", "Split to train on; part of it is held out.")
     dataset_format: str = _option("auto", "Format of the rows, told from the first ones by default.")
     data_dir: str | None = _option(None, "Subfolder of a data set on the hub, as helpful-base in Anthropic/hh-rlhf.")
@@ -56,11 +56,32 @@ class RunOptions:
     max_prompt_length: int | None = _option(None, "Longest prompt in tokens; the left is cut.")
     truncate_responses: bool = _option(False, "Cut long responses instead of dropping the pair.")
     tokenizer_name: str | None = _option(None, "Tokenizer, if it is not beside the backbone.")
-    dtype: str = _option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
     device_map: str | None = _option(None, "Where transformers places the backbone, as auto.")
     attn_implementation: str | None = _option(None, "Attention of the backbone: sdpa, eager, flash_attention_2.")
     quantization: Literal["none", "4bit", "8bit"] = _option("none", "Load the backbone quantised by bitsandbytes.")
     trust_remote_code: bool = _option(False, "Run code that comes with the backbone or tokenizer.")
+
+    def __post_init__(self):
+        _require_positive(self, "max_pairs", "max_length", "max_prompt_length")
+        if not 0 <= self.held_out < 1:
+            raise DualHeadError(f"--held_out is a share of prompts, at least 0 and below 1, not {self.held_out}.")
+
+    def _require_source(self) -> None:
+        for name, what in (("model_name_or_path", "backbone"), ("dataset_name", "preference data")):
+            if not getattr(self, name):
+                raise DualHeadError(f"Say which {what} with --{name}.")
+
+
+@dataclass
+class RunOptions(SourceOptions):
+    """Which backbone, which data, how long; the same names on the command line and in YAML."""
+
+    _argument_group_name: ClassVar[str] = "backbone and data"
+
+    dtype: str = _option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
+    feature_cache: str | None = _option(
+        None, "Train from the folder that 'dual-head cache' wrote; backbone and data are then those written there."
+    )
     logits_budget_mb: int = _option(128, "Memory for logits at a time; smaller is slower and never different.")
     move_guides: str | None = _option(
         None, "Guides trained on another backbone: move them to this one and train only the map in between."
@@ -69,18 +90,58 @@ class RunOptions:
     restart: bool = _option(False, "Delete the checkpoints in output_dir instead of resuming from them.")
 
     def __post_init__(self):
-        for name in ("max_pairs", "max_length", "max_prompt_length", "logits_budget_mb"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise DualHeadError(f"--{name} must be at least 1, not {value}.")
-        if not 0 <= self.held_out < 1:
-            raise DualHeadError(f"--held_out is a share of prompts, at least 0 and below 1, not {self.held_out}.")
+        super().__post_init__()
+        _require_positive(self, "logits_budget_mb")
+        if not self.feature_cache:
+            self._require_source()
+        elif self.move_guides:
+            raise DualHeadError("Moving guides needs the backbone itself: leave out --feature_cache or --move_guides.")
+
+
+@dataclass
+class CacheOptions(SourceOptions):
+    """What to cache, and how."""
+
+    _argument_group_name: ClassVar[str] = "backbone and data"
+
+    output_dir: str = _option(None, "Folder to write to; the same command goes on with one that was stopped.")
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _option(
+        "auto", "How hidden states are stored, auto: as the backbone gives them; int8 has a scale for every token."
+    )
+    backbone_dtype: str = _option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
+    pairs_per_shard: int = _option(256, "Pairs in one file; what a killed command loses at most.")
+    batch_tokens: int = _option(8192, "Tokens in one forward, padding included; lower it when memory runs out.")
+    restart: bool = _option(False, "Delete the cache in output_dir instead of going on with it.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require_source()
+        if not self.output_dir:
+            raise DualHeadError("Say where to write with --output_dir.")
+        _require_positive(self, "pairs_per_shard", "batch_tokens")
+
+
+def _require_positive(options: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise DualHeadError(f"--{name} must be at least 1, not {value}.")
+
+
+def source_of(options: SourceOptions) -> dict[str, Any]:
+    """Say where backbone and data are, a local one by its full path: what a feature cache records."""
+    # Whether to run code that came with a model is for whoever runs it to say.
+    left_out = (*PLACEMENT, "trust_remote_code")
+    said = {f.name: getattr(options, f.name) for f in fields(SourceOptions) if f.name not in left_out}
+    return said | {name: _full(said[name]) for name in PLACES if name in said}
+
+
+def _full(name: str | None) -> str | None:
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
 def identity_of(method: Method, options: RunOptions, args: GuideTrainingArguments) -> dict[str, Any]:
     """Collect what makes a run this run: a resumed one must agree on all of it."""
     said = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
-    for key in ("model_name_or_path", "dataset_name", "tokenizer_name", "move_guides"):
-        if said[key] and Path(said[key]).exists():
-            said[key] = str(Path(said[key]).resolve())
+    said |= {key: _full(said[key]) for key in PLACES}
     training = {key: str(getattr(args, key)) for key in TRAINING_IDENTITY}
     return json.loads(json.dumps({**method.as_dict(), **said, **training, "processes": args.world_size}))

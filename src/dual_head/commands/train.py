@@ -18,6 +18,7 @@ from dual_head.commands.help import Help
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method, method, method_names
 from dual_head.run import RunOptions, train_guide
+from dual_head.run_inputs import cached_options
 from dual_head.training import GuideTrainingArguments
 
 # Of TrainingArguments' more than hundred flags, those that most runs want to see; --help_all shows the rest.
@@ -58,9 +59,15 @@ def run(arguments: Sequence[str]) -> int:
     parser = build_parser(chosen, help_all="--help_all" in arguments)
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--config")
+    before.add_argument("--feature_cache")
     config = before.parse_known_args(arguments[1:])[0].config
     if config:
         apply_config(parser, Path(config), chosen)
+    if cache := before.parse_known_args(arguments[1:])[0].feature_cache or parser.get_default("feature_cache"):
+        # What its backbone and data are is the default, so that whatever else is said is known to be meant.
+        parser.set_defaults(**cached_options(cache))
+        if config:
+            apply_config(parser, Path(config), chosen)
     if "--help_all" in arguments:
         parser.print_help()
         return 0
@@ -69,8 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         options, training, rest = parser.parse_args_into_dataclasses(list(arguments[1:]))
     except ValueError as error:  # how TrainingArguments refuses a combination of flags
         raise DualHeadError(str(error)) from error
-    given = {key.removeprefix(OPTION): value for key, value in vars(rest).items() if key.startswith(OPTION)}
-    train_guide(chosen.with_options(given), options, training)
+    train_guide(with_method_options(chosen, rest), options, training)
     # Processes that leave one by one, each with an open connection, abort those that are still there.
     processes = PartialState()
     processes.wait_for_everyone()
@@ -96,11 +102,20 @@ def build_parser(chosen: Method, *, help_all: bool = False) -> HfArgumentParser:
                 action.help = " ".join(action.help.split()).split(". ")[0][:160]
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
     parser.add_argument("--help_all", action="store_true", help="show every TrainingArguments flag too")
+    add_method_options(parser, chosen)
+    parser.set_defaults(**chosen.training, **chosen.run)
+    return parser
+
+
+def add_method_options(parser: argparse.ArgumentParser, chosen: Method, *, section: str = "") -> None:
+    """Add a flag for every option of the method, or of one section, under its path and the paper's symbols."""
     group = parser.add_argument_group(f"options of {chosen.name}")
     symbols: dict[str, list[str]] = {}
     for symbol, path in chosen.symbols.items():
         symbols.setdefault(path, []).append(symbol)
     for path, value in chosen.options():
+        if not path.startswith(section):
+            continue
         flags = [f"--{flag}" for flag in (*symbols.get(path, []), path)]
         group.add_argument(
             *flags,
@@ -110,8 +125,12 @@ def build_parser(chosen: Method, *, help_all: bool = False) -> HfArgumentParser:
             metavar="VALUE",
             help=f"default: {value}",
         )
-    parser.set_defaults(**chosen.training, **chosen.run)
-    return parser
+
+
+def with_method_options(chosen: Method, parsed: argparse.Namespace) -> Method:
+    """Return the method with the options that were given."""
+    given = {key.removeprefix(OPTION): value for key, value in vars(parsed).items() if key.startswith(OPTION)}
+    return chosen.with_options(given)
 
 
 def apply_config(parser: HfArgumentParser, file: Path, chosen: Method) -> None:

@@ -1,0 +1,225 @@
+"""A feature cache read back: shards to pairs, pairs to the batches that training takes instead of token ids.
+
+Files are mapped into memory, so a pair costs the reading of its own rows. It knows no method and no model.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dual_head.data import Drops
+from dual_head.data.collate import PairCollator
+from dual_head.errors import DualHeadError
+from dual_head.features.store import (
+    ALL,
+    MANIFEST_FILE,
+    RESPONSE,
+    Layout,
+    Needs,
+    read_manifest,
+    unpack,
+)
+
+PART_NAMES = ("prompt", "chosen", "rejected")
+
+
+class FeatureCache:
+    """A finished feature cache: whose features it holds, and its pairs. Errors: none there, or not finished."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise DualHeadError(
+                f"'{folder}' holds no {MANIFEST_FILE}, so it is no feature cache. Write one: dual-head cache."
+            )
+        if not manifest["complete"]:
+            raise DualHeadError(
+                f"The feature cache '{folder}' is not finished. Run the 'dual-head cache' command again."
+            )
+        self.manifest = manifest
+        self.layout = Layout(positions=manifest["positions"], widths=manifest["widths"], dtype=manifest["dtype"])
+        self.layers = tuple(int(name.split(".")[1]) for name in self.layout.widths if name != "hidden")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Where backbone and data came from, by the names of the command line."""
+        return dict(self.manifest["options"])
+
+    @property
+    def drops(self) -> dict[str, Drops]:
+        """What became of the rows that were read."""
+        said = {stage: dict(values) for stage, values in self.manifest["drops"].items()}
+        return {
+            stage: Drops(**{**values, "reasons": Counter(values["reasons"]), "notes": Counter(values["notes"])})
+            for stage, values in said.items()
+        }
+
+    def require(self, needs: Needs, method: str) -> None:
+        """Refuse guides that read more than is here."""
+        last = self.manifest["backbone"]["fingerprint"]["num_layers"]
+        missing = [i for i in needs.layers if i != last and i not in self.layers]
+        lacks = []
+        if needs.positions == ALL and self.layout.positions == RESPONSE:
+            lacks.append("the hidden states of prompts, which a guide that looks back reads")
+        if missing:
+            lacks.append(f"those of layers {', '.join(map(str, missing))}")
+        if lacks:
+            raise DualHeadError(
+                f"The feature cache '{self.folder}' does not hold {', nor '.join(lacks)}. "
+                f"Write one that does: dual-head cache --method {method} (with the same options of the method)."
+            )
+
+    def pairs(self, part: str, needs: Needs, *, dtype: torch.dtype, by_length: bool = False) -> "FeatureSet":
+        """The pairs of "train" or "held_out" with what is needed of them, in the order of the data or by length."""
+        last = self.manifest["backbone"]["fingerprint"]["num_layers"]
+        shards = self.manifest["parts"][part]["shards"]
+        return FeatureSet(self.folder, shards, self.layout, needs, last=last, dtype=dtype, by_length=by_length)
+
+
+class FeatureSet(Dataset):
+    """Pairs of a feature cache by number: {"hidden": [rows, d], "layers": {i: [rows, d]}, "ids", "lengths"}.
+
+    Rows are the tokens of [prompt | chosen | rejected] where guides look back, and else what predicts each
+    response token; ids are those of the same tokens, or of the response tokens predicted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[dict[str, Any]],
+        layout: Layout,
+        needs: Needs,
+        *,
+        last: int,
+        dtype: torch.dtype,
+        by_length: bool,
+    ):
+        self.layout, self.needs, self.last, self.dtype = layout, needs, last, dtype
+        self._files = [folder / shard["file"] for shard in shards]
+        self._open: dict[Path, Any] = {}
+        for file, shard in zip(self._files, shards, strict=True):
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                raise DualHeadError(f"'{file}' is cut short or missing. Run the same 'dual-head cache' command again.")
+        own = [self._shard(file).get_tensor("lengths").long() for file in self._files]
+        self._lengths = torch.cat(own) if own else torch.zeros(0, 3, dtype=torch.long)
+        rows = [layout.rows(lengths) for lengths in own]
+        # Of every pair: which file, and where its rows begin there.
+        self._file = torch.arange(len(own)).repeat_interleave(torch.tensor([len(x) for x in own], dtype=torch.long))
+        self._start = torch.cat([x.cumsum(0) - x for x in rows]) if rows else torch.zeros(0, dtype=torch.long)
+        tokens = self._lengths.sum(1).tolist()
+        order = range(len(tokens))
+        self._order = sorted(order, key=tokens.__getitem__) if by_length else list(order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a file is mapped anew in each process that reads it
+
+    def pair_lengths(self) -> list[int]:
+        """Tokens of each pair with its prompt once."""
+        return self._lengths[self._order].sum(1).tolist()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one pair."""
+        at = self._order[index]
+        shard, start, lengths = self._shard(self._files[self._file[at]]), int(self._start[at]), self._lengths[at]
+        rows, picks, labels = _wanted(lengths.tolist(), start, self.layout.positions, self.needs.positions)
+        hidden = self._read(shard, "hidden", rows, picks)
+        layers = {
+            i: hidden if i == self.last else self._read(shard, f"layers.{i}", rows, picks) for i in self.needs.layers
+        }
+        return {"hidden": hidden, "layers": layers, "ids": _ids(shard, labels), "lengths": lengths}
+
+    def _read(self, shard: Any, name: str, rows: slice, picks: Tensor | None) -> Tensor:
+        x = shard.get_slice(name)[rows]
+        scale = shard.get_slice(f"{name}.scale")[rows] if self.layout.dtype == "int8" else None
+        x = unpack(x, scale, self.dtype)
+        return x if picks is None else x[picks]
+
+    def _shard(self, file: Path) -> Any:
+        if file not in self._open:
+            try:
+                self._open[file] = safe_open(file, "pt")
+            except (OSError, SafetensorError) as error:
+                raise DualHeadError(
+                    f"Cannot read '{file}' ({error}). Run: dual-head cache --verify {file.parent}"
+                ) from error
+        return self._open[file]
+
+
+def _wanted(lengths: list[int], start: int, kept: str, needed: str) -> tuple[slice, Tensor | None, slice]:
+    """Which rows of a shard to read for a pair, which of those to pick, and which ids go with them."""
+    prompt, chosen, rejected = lengths
+    if kept == RESPONSE:
+        rows = slice(start, start + chosen + rejected)
+        return rows, None, rows
+    if needed == ALL:
+        rows = slice(start, start + prompt + chosen + rejected)
+        return rows, None, rows
+    # What predicts a response: the prompt's last token, then all of the response but its last.
+    first = torch.zeros(1, dtype=torch.long)
+    picks = torch.cat([torch.arange(chosen), first, torch.arange(chosen + 1, chosen + rejected)])
+    begin = start + prompt
+    return slice(begin - 1, begin + chosen + rejected - 1), picks, slice(begin, begin + chosen + rejected)
+
+
+def _ids(shard: Any, rows: slice) -> Tensor:
+    return shard.get_slice("ids")[rows].long()
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCollator:
+    """Collate pairs of a `FeatureSet` into a PairBatch with "hidden" [R, T, d] and "layers" instead of input_ids.
+
+    positions "response": all tokens to score in one row, [1, n, d]; "all": a row per pair, padded to the longest.
+    """
+
+    positions: str
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Lay out pairs as `PairCollator` does, or one after the other."""
+        batch: dict[str, Any] = _flat(pairs) if self.positions == RESPONSE else _padded(pairs)
+        join = _joined if self.positions == RESPONSE else _stacked
+        batch["hidden"] = join([pair["hidden"] for pair in pairs])
+        last: dict[int, Tensor] = {}
+        for i in pairs[0]["layers"]:
+            same = pairs[0]["layers"][i] is pairs[0]["hidden"]
+            last[i] = batch["hidden"] if same else join([pair["layers"][i] for pair in pairs])
+        if last:
+            batch["layers"] = last
+        return batch
+
+
+def _flat(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    lengths = torch.stack([pair["lengths"] for pair in pairs])[:, 1:]  # [B, 2]
+    labels = torch.cat([pair["ids"] for pair in pairs])
+    row = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
+    return {"at": torch.arange(len(labels)), "labels": labels, "row": row, "counts": lengths.sum(1).tolist()}
+
+
+def _padded(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    rows = [
+        dict(zip((f"{part}_ids" for part in PART_NAMES), map(Tensor.tolist, ids), strict=True))
+        for pair in pairs
+        for ids in [pair["ids"].split(pair["lengths"].tolist())]
+    ]
+    batch: dict[str, Any] = {**PairCollator(0, share_prompt=True)(rows)}
+    del batch["input_ids"]  # whoever finds them would run a decoder on them
+    return batch
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(rows))[None]
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

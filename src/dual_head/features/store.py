@@ -1,0 +1,224 @@
+"""A feature cache on disk: what its files hold, how numbers are stored, and whether a file is whole.
+
+    manifest.json          whose features these are, and every shard with its checksum
+    features-00000.*       pairs to train on: .safetensors, and .json with its checksum from the moment it is whole
+    held_out-00000.*       pairs to evaluate on
+    head.safetensors       what of the backbone is outside its decoder; config.json and the tokenizer beside it
+
+It knows tensors and files; no backbone, no data set and no training.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dual_head.checkpoint import atomic_folder
+from dual_head.errors import DualHeadError
+
+if TYPE_CHECKING:
+    from dual_head.guides import Guide
+
+VERSION = 1
+MANIFEST_FILE, HEAD_FILE = "manifest.json", "head.safetensors"
+PARTS = {"train": "features", "held_out": "held_out"}  # what the names of their shards begin with
+WRITING = ".writing"  # the end of a name whose file is not whole yet
+STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+RESPONSE, ALL = "response", "all"  # positions: those that predict a response token, or every token
+ID_BYTES, SCALE_BYTES, LENGTH_BYTES = 4, 4, 12
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What guides read of a backbone: every position or those of responses, and which layers by number."""
+
+    positions: str
+    layers: tuple[int, ...] = ()
+
+
+def needs_of(guides: Mapping[str, "Guide"]) -> Needs:
+    """Collect what guides need. Errors: a guide that reads token ids, for which nothing can be kept."""
+    for name, guide in guides.items():
+        if guide.reads_tokens:
+            raise DualHeadError(
+                f"The guide '{name}' reads token ids, not the backbone's hidden states, so there is nothing to cache. "
+                "Train it without a feature cache."
+            )
+    looks_back = any(guide.cache_layers for guide in guides.values())
+    layers = {i for guide in guides.values() for i in guide.hidden_layers}
+    return Needs(ALL if looks_back else RESPONSE, tuple(sorted(layers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What is kept of every token: positions, {tensor: width} ("hidden", "layers.3", ...), and the stored dtype."""
+
+    positions: str
+    widths: dict[str, int]
+    dtype: str
+
+    def rows(self, lengths: Tensor) -> Tensor:
+        """Rows of pairs whose prompt, chosen and rejected lengths are [n, 3]."""
+        return lengths.sum(1) if self.positions == ALL else lengths[:, 1:].sum(1)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        scale = SCALE_BYTES if self.dtype == "int8" else 0
+        return ID_BYTES + sum(width * STORED[self.dtype].itemsize + scale for width in self.widths.values())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the manifest says of one file; data: the hash of its pairs' token ids."""
+
+    file: str
+    pairs: int
+    rows: int
+    bytes: int
+    sha256: str
+    data: str
+
+
+# ---- numbers -----------------------------------------------------------------------------------------------
+
+
+def pack(name: str, x: Tensor, dtype: str) -> dict[str, Tensor]:
+    """Store rows [n, d]: cast, or for int8 divided by a scale per row so that the largest is 127."""
+    if dtype != "int8":
+        return {name: x.to(STORED[dtype])}
+    x = x.float()
+    scale = x.abs().amax(-1) / 127
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return {name: (x / scale[:, None]).round().to(torch.int8), f"{name}.scale": scale}
+
+
+def unpack(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Rows [n, d] as `pack` was given them, up to rounding, in `dtype`."""
+    return x.to(dtype) if scale is None else (x.float() * scale[:, None]).to(dtype)
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def shard_name(part: str, index: int) -> str:
+    """Name a shard, without what its two files end in."""
+    return f"{PARTS[part]}-{index:05d}"
+
+
+def publish(folder: Path, name: str, tensors: Mapping[str, Tensor], *, pairs: int, rows: int, data: str) -> Shard:
+    """Write a shard whole or not at all: under another name, renamed, and only then with its checksum beside it."""
+    file, record = folder / f"{name}.safetensors", folder / f"{name}.json"
+    writing = folder / f".{file.name}{WRITING}"
+    record.unlink(missing_ok=True)  # what it says is about to be wrong
+    try:
+        save_file({key: x.contiguous() for key, x in tensors.items()}, writing, metadata={"format": "pt"})
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(None, str(error)) from error
+    writing.chmod(0o644)  # safetensors makes it private
+    _flush(writing)
+    shard = Shard(file.name, pairs, rows, writing.stat().st_size, checksum(writing), data)
+    writing.replace(file)
+    beside = folder / f".{record.name}{WRITING}"
+    beside.write_text(json.dumps(asdict(shard), indent=2))
+    beside.replace(record)
+    return shard
+
+
+def _flush(file: Path) -> None:
+    # A rename may reach the disk before the bytes do, and a power cut would leave a whole name on half a file.
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def recorded(folder: Path, name: str) -> Shard | None:
+    """What is said beside a shard; None where it was never whole. Its bytes are not read."""
+    try:
+        return Shard(**json.loads((folder / f"{name}.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_there(folder: Path, shard: Shard) -> bool:
+    """Whether a shard's file has the size it should have."""
+    file = folder / shard.file
+    return file.is_file() and file.stat().st_size == shard.bytes
+
+
+def checksum(file: Path) -> str:
+    """sha256 of a file, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(rows: Iterable[Mapping[str, list[int]]]) -> str:
+    """Hash token ids of pairs in their order, so that equal hashes mean equal pairs."""
+    said = hashlib.sha256()
+    for row in rows:
+        ids = [row[f"{part}_ids"] for part in ("prompt", "chosen", "rejected")]
+        said.update(torch.tensor([*map(len, ids), *ids[0], *ids[1], *ids[2]], dtype=torch.int32).numpy().tobytes())
+    return said.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, whole or not at all."""
+    with atomic_folder(folder) as staging:
+        (staging / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """Read a folder's manifest; None where there is none. Errors: one that is cut short, or of another version."""
+    file = Path(folder) / MANIFEST_FILE
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_text())
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DualHeadError(
+            f"'{file}' is no whole manifest of a feature cache. Write it again with --restart."
+        ) from error
+    if version != VERSION:
+        raise DualHeadError(
+            f"'{folder}' is a feature cache of format {version}, and this version reads {VERSION}. "
+            "Write it again with --restart."
+        )
+    return manifest
+
+
+def remove(folder: Path) -> None:
+    """Delete a cache's own files, and nothing else that may lie beside them."""
+    kinds = [f"{name}-[0-9][0-9][0-9][0-9][0-9].{end}" for name in PARTS.values() for end in ("safetensors", "json")]
+    for pattern in (MANIFEST_FILE, HEAD_FILE, *kinds, *(f".{kind}{WRITING}" for kind in kinds)):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def verify(folder: str | Path) -> int:
+    """Compute every checksum again and return how many files there are. Errors: the first that differs, by name."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DualHeadError(
+            f"'{folder}' holds no {MANIFEST_FILE}, so it is no feature cache. Write one: dual-head cache."
+        )
+    wanted = dict(manifest["files"])
+    for part in manifest["parts"].values():
+        wanted |= {shard["file"]: shard["sha256"] for shard in part["shards"]}
+    for name, said in wanted.items():
+        file = Path(folder) / name
+        if not file.is_file() or checksum(file) != said:
+            found = "is not what was written" if file.is_file() else "is missing"
+            raise DualHeadError(
+                f"'{file}' {found}. Delete it and run the same 'dual-head cache' command again: it writes only that."
+            )
+    if not manifest["complete"]:
+        raise DualHeadError(f"'{folder}' is whole as far as it goes, but not finished. Run the same command again.")
+    return len(wanted)

@@ -1,0 +1,209 @@
+"""Pairs through a backbone to shards: which are missing, and each of them written the same whoever writes it.
+
+A shard is a fixed number of pairs, and its batches are made of those alone, so that neither other processes nor an
+interruption show in its bytes. It knows a backbone and token ids; no method, and nothing of training.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dual_head.backbone import Backbone
+from dual_head.data.collate import PairBatch, PairCollator
+from dual_head.data.tokenize import COLUMNS
+from dual_head.errors import DualHeadError
+from dual_head.features.store import (
+    ALL,
+    LENGTH_BYTES,
+    Layout,
+    Shard,
+    digest,
+    is_there,
+    pack,
+    publish,
+    recorded,
+    shard_name,
+)
+from dual_head.masks import additive, branch_mask
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to be: pairs start, start + 1, ... of a part; there: what is written of it already, if it is whole."""
+
+    part: str
+    index: int
+    start: int
+    stop: int
+    rows: int
+    data: str
+    there: Shard | None
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return shard_name(self.part, self.index)
+
+
+@dataclass
+class Plan:
+    """Every shard of a cache, and what it takes to write those that are missing."""
+
+    layout: Layout
+    tasks: list[Task] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[Task]:
+        """What is left to write."""
+        return [task for task in self.tasks if task.there is None]
+
+    def bytes(self, tasks: Sequence[Task]) -> int:
+        """What shards take on a disk, without their headers."""
+        return sum(task.rows * self.layout.row_bytes + (task.stop - task.start) * LENGTH_BYTES for task in tasks)
+
+
+def plan_shards(folder: Path | None, parts: dict[str, Any], layout: Layout, *, pairs_per_shard: int) -> Plan:
+    """Divide tokenised pairs into shards, and find those that are there.
+
+    folder: None where all are to be written anew; parts: {"train": rows, "held_out": rows}, each a Dataset.
+    Errors: a shard that is there of other pairs.
+    """
+    plan = Plan(layout)
+    for part, rows in parts.items():
+        count = -(-len(rows) // pairs_per_shard)
+        for index in range(count):
+            start = index * pairs_per_shard
+            plan.tasks.append(_task(folder, part, index, _pairs(rows, start, start + pairs_per_shard), start, layout))
+        if folder and recorded(folder, shard_name(part, count)) is not None:
+            raise _other(folder, part, count * pairs_per_shard)
+    return plan
+
+
+def _task(folder: Path | None, part: str, index: int, pairs: list[dict[str, Any]], start: int, layout: Layout) -> Task:
+    data, lengths = digest(pairs), _lengths(pairs)
+    there = recorded(folder, shard_name(part, index)) if folder else None
+    if folder and there and there.data != data:
+        # The last shard of a data set that has grown since is written again, longer.
+        if there.pairs >= len(pairs) or digest(pairs[: there.pairs]) != there.data:
+            raise _other(folder, part, start)
+        there = None
+    if folder and there and not is_there(folder, there):
+        there = None
+    rows = int(layout.rows(lengths).sum())
+    return Task(part, index, start, start + len(pairs), rows, data, there)
+
+
+def _other(folder: Path, part: str, start: int) -> DualHeadError:
+    return DualHeadError(
+        f"The feature cache '{folder}' holds more or other pairs than the data now have (data: {part} pairs from "
+        f"{start + 1} on). Pairs may only be added at the end. Choose another --output_dir, or add --restart "
+        "to write it anew."
+    )
+
+
+def _pairs(rows: Any, start: int, stop: int) -> list[dict[str, Any]]:
+    columns = rows[start:stop]
+    return [dict(zip(COLUMNS, ids, strict=True)) for ids in zip(*(columns[name] for name in COLUMNS), strict=True)]
+
+
+def _lengths(pairs: Sequence[dict[str, Any]]) -> Tensor:
+    return torch.tensor([[len(pair[column]) for column in COLUMNS] for pair in pairs])
+
+
+def write_shards(
+    folder: Path,
+    backbone: Backbone,
+    parts: dict[str, Any],
+    plan: Plan,
+    tasks: Sequence[Task],
+    *,
+    share_prompt: bool,
+    batch_tokens: int,
+) -> Iterator[Shard]:
+    """Write shards one after the other, yielding each when it is whole."""
+    for task in tasks:
+        pairs = _pairs(parts[task.part], task.start, task.stop)
+        tensors = shard_of(backbone, pairs, plan.layout, share_prompt=share_prompt, batch_tokens=batch_tokens)
+        yield publish(folder, task.name, tensors, pairs=len(pairs), rows=task.rows, data=task.data)
+
+
+@torch.no_grad()
+def shard_of(
+    backbone: Backbone, pairs: Sequence[dict[str, Any]], layout: Layout, *, share_prompt: bool, batch_tokens: int
+) -> dict[str, Tensor]:
+    """The tensors of one shard: rows of every pair in order, ids and lengths."""
+    lengths = _lengths(pairs)
+    rows = layout.rows(lengths)
+    starts = (rows.cumsum(0) - rows).tolist()
+    tensors: dict[str, Tensor] = {}
+    ids = torch.empty(int(rows.sum()), dtype=torch.int32)
+    collate = PairCollator(0, share_prompt=share_prompt)
+    for chosen in _batches(lengths.sum(1).tolist(), batch_tokens):
+        batch = collate([pairs[i] for i in chosen])
+        outputs = _run(backbone, batch, layout)
+        at = torch.cat(_own_rows(batch, lengths[chosen], layout))
+        where = torch.cat([torch.arange(starts[i], starts[i] + int(rows[i])) for i in chosen])
+        ids[where] = torch.cat([_ids(pairs[i], layout) for i in chosen])
+        for name, x in outputs.items():
+            for key, packed in pack(name, x[at.to(x.device)], layout.dtype).items():
+                if key not in tensors:
+                    tensors[key] = torch.empty(len(ids), *packed.shape[1:], dtype=packed.dtype)
+                tensors[key][where] = packed.cpu()
+    return {**tensors, "ids": ids, "lengths": lengths.int()}
+
+
+def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Pairs of about the same length together, longest first, at most so many tokens with padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _run(backbone: Backbone, batch: PairBatch, layout: Layout) -> dict[str, Tensor]:
+    """Hidden states of a batch by the names they are stored under, each [R T, d]."""
+    device: Any = backbone.lm.get_input_embeddings().weight.device
+    parts = batch.get("parts")
+    mask = None if parts is None else additive(branch_mask(parts.to(device)), backbone.lm.dtype)
+    layers = {name: int(name.split(".")[1]) for name in layout.widths if name != "hidden"}
+    output, kept = backbone(
+        batch["input_ids"].to(device),
+        attention_mask=mask,
+        position_ids=batch["position_ids"].to(device),
+        layers=tuple(layers.values()),
+    )
+    outputs = {"hidden": output.last_hidden_state, **{name: kept[i] for name, i in layers.items()}}
+    for name, x in outputs.items():
+        if not x.isfinite().all():
+            raise DualHeadError(
+                f"The backbone gives NaN or infinity ({name}), which no guide can be trained on. Load it in another "
+                "dtype with --backbone_dtype float32 or bfloat16."
+            )
+    return {name: x.flatten(0, 1) for name, x in outputs.items()}
+
+
+def _own_rows(batch: PairBatch, lengths: Tensor, layout: Layout) -> list[Tensor]:
+    """Where each pair's rows are among the R T tokens of its batch."""
+    if layout.positions != ALL:
+        return list(batch["at"].split(batch["counts"]))
+    width = batch["input_ids"].shape[1]
+    if "parts" in batch:
+        return [torch.arange(i * width, i * width + n) for i, n in enumerate(lengths.sum(1).tolist())]
+    own = []
+    for i, (prompt, chosen, rejected) in enumerate(lengths.tolist()):
+        first, second = 2 * i * width, (2 * i + 1) * width + prompt
+        own.append(torch.cat([torch.arange(first, first + prompt + chosen), torch.arange(second, second + rejected)]))
+    return own
+
+
+def _ids(pair: dict[str, Any], layout: Layout) -> Tensor:
+    names = COLUMNS if layout.positions == ALL else COLUMNS[1:]
+    return torch.tensor([token for name in names for token in pair[name]], dtype=torch.int32)

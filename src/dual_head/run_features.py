@@ -1,0 +1,272 @@
+"""One caching run: preference data and a backbone in, a folder of hidden states out that guides are trained from.
+
+It says what the folder will hold and what that costs before it writes, goes on where a stopped run was, and refuses
+a folder of another backbone or other data. It knows the order of things; how each is done is in `features`.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import transformers
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+from transformers import PreTrainedTokenizerBase
+
+from dual_head import __version__
+from dual_head.backbone import Backbone
+from dual_head.checkpoint import atomic_folder
+from dual_head.data import Drops
+from dual_head.data.tokenize import longest_sequence
+from dual_head.errors import DualHeadError
+from dual_head.features import FeatureCache, Layout, Plan, plan_shards, save_head, write_shards
+from dual_head.features.head import outside
+from dual_head.features.store import (
+    ALL,
+    HEAD_FILE,
+    PARTS,
+    STORED,
+    VERSION,
+    checksum,
+    read_manifest,
+    recorded,
+    remove,
+    write_manifest,
+)
+from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
+from dual_head.guides import guide_class, kind_of
+from dual_head.methods import Method
+from dual_head.run_inputs import load_data, load_lm, load_tokenizer, needs_of_method
+from dual_head.run_options import CacheOptions, source_of
+
+# What may differ between two commands that write one cache: where things are; and how much data, which only grows.
+WHEREABOUTS = ("model_name_or_path", "dataset_name", "dataset_split", "max_pairs", "tokenizer_name")
+
+
+def cache_features(method: Method, options: CacheOptions) -> FeatureCache:
+    """Write the feature cache that a method's guides are trained from, or what is missing of it."""
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    main = processes.is_main_process
+    console = Console(quiet=not main, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    folder = Path(options.output_dir)
+    with atomic_folder(folder):
+        pass  # a folder that cannot be written is refused before anything is loaded
+    _refuse_what_reads_tokens(method)
+    tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
+    train_set, held_out, drops = load_data(options, tokenizer, console, progress=main and console.is_terminal)
+    parts = {"train": train_set, "held_out": held_out}
+    backbone = _backbone(options, processes)
+    layout = _layout(method, backbone, options.dtype)
+    why_not = backbone.why_not_branch(max(longest_sequence(rows) for rows in parts.values() if len(rows)))
+    manifest = _manifest(backbone, tokenizer, layout, options, drops, why_not)
+    if not options.restart:
+        _require_same(folder, manifest)
+    plan = plan_shards(None if options.restart else folder, parts, layout, pairs_per_shard=options.pairs_per_shard)
+    _announce(plan, folder, backbone, console, why_not)
+    if main:
+        _begin(folder, manifest, backbone, tokenizer, restart=options.restart)
+    processes.wait_for_everyone()
+    _write(folder, backbone, parts, plan, options, why_not, processes, console)
+    processes.wait_for_everyone()
+    if main:
+        _finish(folder, manifest, plan)
+        console.print(
+            f"Features written to {folder}. Train from them: dual-head train {method.name} --feature_cache {folder}"
+        )
+    processes.wait_for_everyone()
+    return FeatureCache(folder)
+
+
+def _refuse_what_reads_tokens(method: Method) -> None:
+    """Refuse before anything large is loaded."""
+    kind = guide_class(kind_of(method.guide))
+    if method.peer is not None or kind.reads_tokens:
+        raise DualHeadError(
+            f"'{method.name}' trains a language model, which reads token ids, so there is nothing to cache. "
+            "Train it without a feature cache."
+        )
+
+
+def _backbone(options: CacheOptions, processes: PartialState) -> Backbone:
+    lm = load_lm(options, options.backbone_dtype)
+    if options.device_map is None and options.quantization == "none":
+        lm.to(processes.device)  # type: ignore[arg-type]
+    return Backbone(lm)
+
+
+def _layout(method: Method, backbone: Backbone, dtype: str) -> Layout:
+    shape = backbone.shape
+    needs = needs_of_method(method, shape)
+    if dtype == "auto":
+        own = [name for name, kind in STORED.items() if kind == backbone.lm.dtype]
+        if not own:
+            raise DualHeadError(f"Hidden states in {backbone.lm.dtype} cannot be stored as they are. Say --dtype bf16.")
+        dtype = own[0]
+    inner = backbone.config.get_text_config(decoder=True).hidden_size
+    layers = {f"layers.{i}": inner for i in needs.layers if i != shape.num_layers}  # the last is "hidden" itself
+    return Layout(positions=needs.positions, widths={"hidden": shape.hidden_size, **layers}, dtype=dtype)
+
+
+def _manifest(
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: Layout,
+    options: CacheOptions,
+    drops: Mapping[str, Drops],
+    why_not: str | None,
+) -> dict[str, Any]:
+    """Everything that is known before the first shard is written."""
+    return {
+        "format": VERSION,
+        "complete": False,
+        "positions": layout.positions,
+        "widths": layout.widths,
+        "dtype": layout.dtype,
+        "pairs_per_shard": options.pairs_per_shard,
+        "options": source_of(options),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "backbone": {
+            "name_or_path": source_of(options)["model_name_or_path"],
+            "dtype": str(backbone.lm.dtype),
+            "parameters": sum(p.numel() for p in backbone.lm.parameters()),
+            "prompts_run_twice_because": why_not,
+            "fingerprint": backbone.fingerprint().as_dict(),
+        },
+        "versions": {
+            "dual_head": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "safetensors": safetensors.__version__,
+        },
+        "drops": {stage: _plain(d) for stage, d in drops.items()},
+        "files": {},
+        "parts": {part: {"pairs": 0, "shards": []} for part in PARTS},
+    }
+
+
+def _plain(drops: Drops) -> dict[str, Any]:
+    said = {f.name: getattr(drops, f.name) for f in dataclasses.fields(drops)}
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in said.items()}
+
+
+def _require_same(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse to go on with a cache of another backbone, tokenizer, layout or other options, naming what differs."""
+    there = read_manifest(folder)
+    if there is None:
+        return
+    compared = ("positions", "widths", "dtype", "pairs_per_shard", "tokenizer")
+    found = [
+        f"{name}: {there[name]!r} there, {manifest[name]!r} now" for name in compared if there[name] != manifest[name]
+    ]
+    own = {name: value for name, value in manifest["options"].items() if name not in WHEREABOUTS}
+    found += [
+        f"{name}: {there['options'].get(name)!r} there, {value!r} now"
+        for name, value in own.items()
+        if there["options"].get(name) != value
+    ]
+    recorded_as, now = (m["backbone"] for m in (there, manifest))
+    prints = (Fingerprint.from_dict(backbone["fingerprint"]) for backbone in (recorded_as, now))
+    found += [f"backbone: {said}" for said in next(prints).differences(next(prints))]
+    if recorded_as["dtype"] != now["dtype"]:
+        found.append(f"backbone_dtype: {recorded_as['dtype']} there, {now['dtype']} now")
+    if found:
+        raise DualHeadError(
+            f"'{folder}' holds a feature cache of something else ({'; '.join(found[:4])}). "
+            "Choose another --output_dir, or add --restart to delete it."
+        )
+
+
+def _announce(plan: Plan, folder: Path, backbone: Backbone, console: Console, why_not: str | None) -> None:
+    """Say what the cache holds and takes. Errors: more than fits on the disk."""
+    layout, tasks = plan.layout, plan.tasks
+    pairs, rows = sum(task.stop - task.start for task in tasks), sum(task.rows for task in tasks)
+    head = sum(x.numel() * x.element_size() for x in outside(backbone.lm).values())
+    left, free = plan.bytes(plan.missing) + head, shutil.disk_usage(folder).free
+    kept = "of every token, prompts once" if layout.positions == ALL else "that predict response tokens"
+    console.print(
+        f"{pairs:,} pairs, {rows:,} hidden states {kept}; {', '.join(layout.widths)} in {layout.dtype}\n"
+        f"{layout.row_bytes:,} bytes each, {_size(plan.bytes(tasks))}; {_size(left)} to write, {_size(free)} free"
+    )
+    if why_not:
+        console.print(f"Prompts are run once for each response: the backbone cannot share them, {why_not}.")
+    if len(plan.missing) < len(tasks):
+        console.print(f"{len(tasks) - len(plan.missing)} of {len(tasks)} shards are there already.")
+    if left > free:
+        raise DualHeadError(
+            f"{_size(left)} do not fit into the {_size(free)} that are free at '{folder}'. Store with --dtype int8, "
+            "cache for a method without an attention gate (response positions only), lower --max_pairs, or choose "
+            "another --output_dir."
+        )
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
+def _begin(
+    folder: Path, manifest: Mapping[str, Any], backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *, restart: bool
+) -> None:
+    """Write everything but the shards."""
+    if restart:
+        remove(folder)
+    with atomic_folder(folder) as staging:
+        save_head(backbone, staging)
+        tokenizer.save_pretrained(staging)
+    write_manifest(folder, manifest)
+
+
+def _write(
+    folder: Path,
+    backbone: Backbone,
+    parts: dict[str, Any],
+    plan: Plan,
+    options: CacheOptions,
+    why_not: str | None,
+    processes: PartialState,
+    console: Console,
+) -> None:
+    """Write this process's share of the missing shards, r, r + W, ... of them."""
+    mine = plan.missing[processes.process_index :: processes.num_processes]
+    shards = write_shards(
+        folder, backbone, parts, plan, mine, share_prompt=why_not is None, batch_tokens=options.batch_tokens
+    )
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+    shown = Console(stderr=True, quiet=console.quiet)
+    with Progress(*columns, console=shown, disable=not shown.is_terminal) as progress:
+        bar, started = progress.add_task("caching", total=len(mine)), time.perf_counter()
+        for number, _ in enumerate(shards):
+            if number == 0:
+                share = mine[0].rows / sum(task.rows for task in mine)
+                _say_worth(time.perf_counter() - started, share, console)
+            progress.advance(bar)
+
+
+def _say_worth(seconds: float, share: float, console: Console) -> None:
+    whole = seconds / share
+    about = f"{whole / 3600:.1f} h" if whole > 3600 else f"{whole:.0f} s"
+    console.print(
+        f"The first shard took {seconds:.1f} s, so all take about {about}, as streaming does in every epoch: a cache "
+        "pays from the 2nd epoch, or the 2nd run, on; for a single epoch train without --feature_cache."
+    )
+
+
+def _finish(folder: Path, manifest: dict[str, Any], plan: Plan) -> None:
+    """Collect the checksums of all shards into the manifest."""
+    parts: dict[str, dict[str, Any]] = {part: {"pairs": 0, "shards": []} for part in PARTS}
+    for task in plan.tasks:
+        shard = recorded(folder, task.name)
+        if shard is None or shard.data != task.data:
+            raise DualHeadError(f"'{folder / task.name}' was changed while it was written. Run the same command again.")
+        parts[task.part]["pairs"] += shard.pairs
+        parts[task.part]["shards"].append(dataclasses.asdict(shard))
+    files = {HEAD_FILE: checksum(folder / HEAD_FILE)}
+    write_manifest(folder, {**manifest, "complete": True, "files": files, "parts": parts})
