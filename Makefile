@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench bench-gpu lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
 
@@ -18,6 +18,13 @@ test: .venv/.installed lint
 
 test-slow: .venv/.installed
 	$(BIN)/pytest -m slow
+
+# Figures for docs/performance.md, on an otherwise idle machine; the second one on a machine with a GPU.
+bench: .venv/.installed
+	$(BIN)/python benchmarks/cpu.py
+
+bench-gpu: .venv/.installed
+	$(BIN)/python benchmarks/gpu.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

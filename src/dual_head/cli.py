@@ -25,6 +25,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it went well, 2 for bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Huge pages for large tensors on Linux: logits come and go by the chunk, and a page fault costs as much as a
+    # hundred multiplications. torch reads it at its first large tensor; whoever has set it is left alone.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     name = arguments[0] if arguments else ""
     try:
         if name in COMMANDS:

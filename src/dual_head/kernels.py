@@ -13,7 +13,7 @@ that nothing more as wide as the vocabulary is allocated. It knows no guide, no 
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ DISTRIBUTIONS = {
 }
 MEASURED_ONLY = frozenset({"moved"})  # no objective can train it
 DIVERGENCES = {"kl": "policy", "base_head_kl": "base_head"}
+BLOCK_BYTES = 2**25  # of products at a time on a CPU: what its last cache holds
 WORTH_COMPILING = 8192  # entries of a vocabulary; below, a run is over before the compiler is
 
 Products = dict[str, Tensor]
@@ -63,33 +64,60 @@ class _Reduced(torch.autograd.Function):
     def forward(ctx: Any, plan: tuple, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         names, _, wanted, trained, combine, compiled = plan
         products = {name: x.detach() for name, x in zip(names, tensors, strict=True)}
-        run = _compiled() if compiled else _EAGER
-        values, norms = run[0](products, labels, combine, wanted)
-        ctx.plan, ctx.norms = plan, tuple(norms)
-        ctx.save_for_backward(labels, *tensors, *values.values(), *norms.values())
-        ctx.mark_non_differentiable(*(values[name] for name in wanted if name not in trained))
-        return tuple(values.values())
+        run = _compiled()[0] if compiled else _values
+        parts = [run(own, of, combine, wanted) for own, of in _blocks(products, {"labels": labels}, compiled=compiled)]
+        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        ctx.plan, ctx.columns = plan, tuple(columns)
+        ctx.save_for_backward(labels, *tensors, *columns.values())
+        ctx.mark_non_differentiable(*(columns[name] for name in wanted if name not in trained))
+        return tuple(columns[name] for name in wanted)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         names, moving, wanted, trained, combine, compiled = ctx.plan
         labels, *rest = (x.detach() for x in ctx.saved_tensors)
         products = dict(zip(names, rest, strict=False))
-        rest = rest[len(names) :]
-        values = {name: x for name, x in zip(wanted, rest, strict=False) if name in trained}
-        norms = dict(zip(ctx.norms, rest[len(wanted) :], strict=True))
-        by = {name: grad for name, grad in zip(wanted, grads, strict=True) if name in trained}
-        run = _compiled() if compiled else _EAGER
-        found = run[1](products, labels, values, norms, by, combine, moving)
-        if compiled:
-            found = {name: products[name] if x is None else x for name, x in found.items()}
+        columns = {"labels": labels, **dict(zip(ctx.columns, rest[len(names) :], strict=True))}
+        columns |= {f"by {name}": grad for name, grad in zip(wanted, grads, strict=True) if name in trained}
+        run = _compiled()[1] if compiled else _gradients
+        parts = [run(own, of, combine, trained, moving) for own, of in _blocks(products, columns, compiled=compiled)]
+        found: dict[str, Any] = {}
+        for name in moving:
+            own = [part[name] for part in parts]
+            if own[0] is None:  # written over the product
+                found[name] = products[name]
+            elif len(own) > 1:
+                found[name] = torch.cat(own) if _per_token(products[name], labels) else torch.stack(own).sum(0)
+            else:
+                found[name] = own[0]
         return (None, None, *(found.get(name) for name in names))
 
 
-def _values(
-    products: Products, labels: Tensor, combine: Combine, wanted: tuple[str, ...]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The scalars {name: [n]}, and the normaliser of every distribution {name: [n]}."""
+def _per_token(x: Tensor, labels: Tensor) -> bool:
+    """Whether a product has a row for every token, and is no number that all of them share."""
+    return x.dim() > 0 and x.shape[0] == len(labels)
+
+
+def _blocks(products: Products, columns: Products, *, compiled: bool) -> Iterator[tuple[Products, Products]]:
+    """The same for a few rows at a time, where that keeps them in a processor's cache from one loop to the next."""
+    labels = columns["labels"]
+    rows = len(labels)
+    if compiled and labels.device.type == "cpu":
+        row_bytes = sum(x.shape[-1] * x.element_size() for x in products.values() if x.dim())
+        rows = max(1, BLOCK_BYTES // row_bytes)
+    if rows >= len(labels):
+        yield products, columns
+        return
+    for start in range(0, len(labels), rows):
+        at = slice(start, start + rows)
+        yield (
+            {name: x[at] if _per_token(x, labels) else x for name, x in products.items()},
+            {name: x[at] for name, x in columns.items()},
+        )
+
+
+def _values(products: Products, columns: Products, combine: Combine, wanted: tuple[str, ...]) -> Products:
+    """Every wanted scalar [n], and the normaliser of every distribution [n], as "lse NAME"."""
     z = combine(products, frozenset().union(*(DISTRIBUTIONS[name] for name in wanted)))
     norms = {name: logits.logsumexp(-1) for name, logits in z.items() if name != "delta"}
     out: dict[str, Tensor] = {}
@@ -105,49 +133,37 @@ def _values(
             out[name] = ((policy - norm[:, None]).exp() * (policy - z["base"])).sum(-1) - (norm - norms["base"])
         else:
             (which,) = DISTRIBUTIONS[name]
-            out[name] = z[which].gather(-1, labels[:, None])[:, 0] - norms[which]
-    return out, norms
+            out[name] = z[which].gather(-1, columns["labels"][:, None])[:, 0] - norms[which]
+    return out | {f"lse {name}": norm for name, norm in norms.items()}
 
 
 def _gradients(
-    products: Products,
-    labels: Tensor,
-    values: dict[str, Tensor],
-    norms: dict[str, Tensor],
-    by: dict[str, Tensor],
-    combine: Combine,
-    moving: tuple[str, ...],
+    products: Products, columns: Products, combine: Combine, trained: tuple[str, ...], moving: tuple[str, ...]
 ) -> dict[str, Tensor | None]:
-    """Derivatives of the loss by the moving products, from those by the scalars: {name: like the product}."""
-    fed = frozenset(DIVERGENCES.get(name) or next(iter(DISTRIBUTIONS[name])) for name in by)
+    """Derivatives of the loss by the moving products, from those by the trained scalars: {name: like the product}."""
+    read = {name: DIVERGENCES.get(name) or next(iter(DISTRIBUTIONS[name])) for name in trained}
+    z_base = combine(products, frozenset({"base"}))["base"] if DIVERGENCES.keys() & read.keys() else None
 
-    def combined(own: Products) -> dict[str, Tensor]:
-        z = combine({**products, **own}, fed | ({"base"} if DIVERGENCES.keys() & by.keys() else set()))
-        return {name: z[name] for name in z if name in fed}
+    def moved(own: Products) -> dict[str, Tensor]:
+        return combine({**products, **own}, frozenset(read.values()))
 
-    z, pull, *_ = torch.func.vjp(combined, {name: products[name] for name in moving})
-    base = combine(products, frozenset({"base"}))["base"] if DIVERGENCES.keys() & by.keys() else None
-    out: dict[str, Tensor] = {}
+    z, pull, *_ = torch.func.vjp(moved, {name: products[name] for name in moving})
+    out = {}
     for which, logits in z.items():
-        parts: list[Tensor] = []
+        by = {name: columns[f"by {name}"][:, None] for name in trained if read[name] == which}
         if which == "delta":
-            parts.append(2 * by["delta_norm"][:, None] * logits)
-        else:
-            log_p = logits - norms[which][:, None]
-            scale: Any = 0.0
-            for name in (f"{which}_logps", "kl" if which == "policy" else f"{which}_kl"):
-                if name not in by:
-                    continue
-                c = by[name][:, None]
-                if name.endswith("_logps"):
-                    scale = scale - c
-                    hot = torch.arange(logits.shape[-1], device=logits.device) == labels[:, None]
-                    parts.append(c * hot)
-                else:
-                    assert base is not None
-                    scale = scale + c * (log_p - (base - norms["base"][:, None]) - values[name][:, None])
-            parts.append(scale * log_p.exp())
-        out[which] = sum(parts[1:], parts[0])
+            out[which] = 2 * by["delta_norm"] * logits
+            continue
+        log_p = logits - columns[f"lse {which}"][:, None]
+        scale, added = 0.0, 0.0
+        for name, c in by.items():
+            if name in DIVERGENCES:
+                assert z_base is not None
+                scale = scale + c * (log_p - (z_base - columns["lse base"][:, None]) - columns[name][:, None])
+            else:
+                words = torch.arange(logits.shape[-1], device=logits.device)
+                scale, added = scale - c, c * (words == columns["labels"][:, None])
+        out[which] = scale * log_p.exp() + added
     return pull(out)[0]
 
 
@@ -155,13 +171,10 @@ def _gradients_in_place(products: Products, *rest: Any) -> dict[str, Tensor | No
     """As `_gradients`, where what is wider than a column is written over its product, and None stands for it."""
     found = _gradients(products, *rest)
     for name, x in found.items():
-        if x is not None and x.shape[-1] > 1:
+        if x is not None and x.dim() and x.shape[-1] > 1:
             products[name].copy_(x)
             found[name] = None
     return found
-
-
-_EAGER = (_values, _gradients)
 
 
 @functools.cache

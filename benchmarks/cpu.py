@@ -1,0 +1,280 @@
+"""Every comparison on this machine's processor, as ratios of runs that took turns in one process.
+
+    python benchmarks/cpu.py                       # all sections, below 15 minutes on two cores
+    python benchmarks/cpu.py training-hh decoding  # some of them; the others keep the figures they have
+
+Figures go to benchmarks/results/cpu.json as soon as a section is through, and from there into docs/performance.md.
+It knows which sides meet; how they do it is in peers.py and ours.py.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ours
+import peers
+import report
+import torch
+from job import PROMPT, SEQUENCE, VOCAB, language_model, padded, pairs, prompts, reward_model
+from measure import Timing, compare, machine, peak_memory
+
+from dual_head import method
+from dual_head.export import merge
+
+RUNS = 5
+NEW = 32  # decoded tokens
+NAIVE, TRL = "naive Dual-Head", "TRL DPO, LoRA, reference precomputed"
+BATCH = 4
+
+
+def main() -> None:
+    """Measure, and write tables and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all of them where none is named")
+    parser.add_argument("--runs", type=int, default=RUNS, help="counted rounds of every comparison")
+    parser.add_argument(
+        "--point", type=json.loads, help=argparse.SUPPRESS
+    )  # one side's memory, in a process of its own
+    args = parser.parse_args()
+    # As the dual-head command does: huge pages, for every side alike. torch reads it at its first large tensor.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    torch.manual_seed(0)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if args.point:
+        print(json.dumps(_point(**args.point)))
+        return
+    for name in args.sections or SECTIONS:
+        print(f"{name} ...", flush=True)
+        for section in SECTIONS[name](args.runs):
+            if isinstance(section, report.Section):
+                report.collect(section, machine().as_dict())
+                print(report.markdown(report.read()["sections"][section.name]), flush=True)
+            else:
+                report.collect_points([section], machine().as_dict())
+    report.fill()
+    report.draw(report.read()["points"])
+
+
+# ---- training --------------------------------------------------------------------------------------------
+
+
+def _training(kind: str, runs: int, *, every_peer: bool):
+    lm = language_model()
+    rows = typical(kind)
+    scored = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    exact, half = (ours.Step(lm, rows, method("dual_head"), bf16=bf16) for bf16 in (False, True))
+    heads = peers.NaiveHeads(lm.lm_head)
+    optimizer, batch = torch.optim.AdamW(heads.parameters()), padded(rows)
+    sides: dict[str, Callable[[], Any]] = {
+        NAIVE: lambda: peers.naive_dual_head_step(lm, heads, batch, optimizer),
+        TRL: peers.trl_dpo(lm, rows, lora=True, precomputed=True),
+        "from kept hidden states, fp32": exact.cached(),
+        "from kept hidden states, bf16 products": half.cached(),
+        "first epoch, backbone included, fp32": exact.streamed,
+        "first epoch, backbone included, bf16": half.streamed,
+        "three bare products, fp32": exact.bare,
+        "three bare products, bf16": half.bare,
+    }
+    if every_peer:
+        sides |= {
+            "TRL DPO, LoRA": peers.trl_dpo(lm, rows, lora=True, precomputed=False),
+            "TRL DPO, full, reference precomputed": peers.trl_dpo(lm, rows, lora=False, precomputed=True),
+            "TRL DPO, full": peers.trl_dpo(lm, rows, lora=False, precomputed=False),
+        }
+    times = compare(sides, runs=runs)
+    table = []
+    for side, time in times.items():
+        bare = times["three bare products, bf16" if "bf16" in side else "three bare products, fp32"]
+        own = "hidden states" in side or "bare" in side
+        table.append(
+            (side, time.median * 1000, faster(time, times[NAIVE]), faster(time, times[TRL]))
+            + ((times_of(time, bare),) if own else ("",))
+        )
+    tokens = f"{sum(len(row['prompt_ids']) for row in rows)} prompt tokens, {scored} response tokens"
+    yield report.Section(
+        name=f"training-{kind}",
+        columns=("one optimizer step on 4 pairs", "ms", "x faster than naive", "x faster than TRL", "x bare products"),
+        rows=tuple(table),
+        note=f"{tokens}; medians of {runs} rounds, ratios of the same round with their smallest and largest.",
+        bound="the products W_LM h, D h and dz' h at the response tokens; ours includes gate, losses and AdamW.",
+    )
+
+
+def typical(kind: str) -> list[dict[str, list[int]]]:
+    """Four pairs whose lengths add up to four times the average: of 500 draws, the closest."""
+    draws = [pairs(kind, BATCH, seed) for seed in range(500 if kind == "hh" else 1)]  # type: ignore[arg-type]
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    totals = torch.tensor([[sum(len(row[c]) for row in rows) for c in columns] for rows in draws]).float()
+    return draws[int((totals - totals.mean(0)).div(totals.mean(0)).norm(dim=1).argmin())]
+
+
+def faster(side: Timing, than: Timing) -> str:
+    """How many times faster than another side: median, smallest and largest of the rounds."""
+    return _spread(sorted(b / a for a, b in zip(side.seconds, than.seconds, strict=True)))
+
+
+def times_of(side: Timing, of: Timing) -> str:
+    """How many times the time of another side."""
+    return _spread(sorted(a / b for a, b in zip(side.seconds, of.seconds, strict=True)))
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{ratios[len(ratios) // 2]:.3g} ({ratios[0]:.3g} to {ratios[-1]:.3g})"
+
+
+# ---- memory, and how both grow ---------------------------------------------------------------------------
+
+
+def _memory(_runs: int):
+    rows = []
+    naive = _measured(side="naive")
+    rows.append((NAIVE, SEQUENCE, naive["mb"], 1.0))
+    for bf16 in (False, True):
+        for tokens in (SEQUENCE, 2 * SEQUENCE, 4 * SEQUENCE):
+            point = _measured(side="dual_head", tokens=tokens, bf16=bf16)
+            label = f"from kept hidden states, {'bf16 products' if bf16 else 'fp32'}"
+            rows.append((label, tokens, point["mb"], naive["mb"] / point["mb"]))
+            for measure in ("ms", "mb"):
+                yield _at(label, measure, "T", tokens, point)
+    for measure in ("ms", "mb"):
+        yield _at(NAIVE, measure, "T", SEQUENCE, naive)
+    yield report.Section(
+        name="memory",
+        columns=("one step on 4 pairs, half of each sequence prompt", "tokens of a sequence", "MiB", "x below naive"),
+        rows=tuple(rows),
+        note="Peak over what the process held before the step (weights, Adam's moments, hidden states), in a process "
+        "of its own, after one step. The gradient of the heads, 65 MiB, is in it.",
+    )
+
+
+def _scaling(_runs: int):
+    for size in (8192, 32000, 128000):
+        for side in ("dual_head", "hidden"):
+            point = _measured(side=side, vocab=size)
+            yield from (_at(LABELS[side], measure, "V", size, point) for measure in ("ms", "mb"))
+    for rank in (16, 64, 256):
+        for side in ("iav", "hidden"):
+            point = _measured(side=side, rank=rank)
+            yield from (_at(LABELS[side], measure, "rank", rank, point) for measure in ("ms", "mb"))
+    lm, ids = language_model(), prompts(1, PROMPT)
+    models = {count: ours.hidden_guides(lm, count) for count in (1, 2, 4, 8)}
+    times = compare({str(n): ours.generation(model, ids, NEW) for n, model in models.items()}, runs=RUNS)
+    for count, time in times.items():
+        values = [1000 * s / NEW for s in time.seconds]
+        point = {"ms": sorted(values)[len(values) // 2], "ms_spread": (min(values), max(values))}
+        yield _at("hidden-space guides, a decoded token", "ms", "guides", int(count), point)
+
+
+LABELS = {"dual_head": "Dual-Head, full", "hidden": "hidden-space", "iav": "full-width head of rank r (IAV)"}
+
+
+def _at(side: str, measure: str, axis: str, at: int, point: Mapping[str, Any]) -> report.Point:
+    spread = point.get(f"{measure}_spread", (point[measure],) * 2)
+    return report.Point(side=side, measure=measure, axis=axis, at=at, median=point[measure], spread=tuple(spread))
+
+
+def _measured(**options: Any) -> dict[str, Any]:
+    """Time and memory of one side in a process of its own."""
+    command = [sys.executable, __file__, "--point", json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _point(
+    *, side: str, tokens: int = SEQUENCE, vocab: int = VOCAB, rank: int | None = None, bf16: bool = False
+) -> dict[str, Any]:
+    lm = language_model(vocab_size=vocab)
+    if side == "naive":
+        heads = peers.NaiveHeads(lm.lm_head)
+        optimizer, batch = torch.optim.AdamW(heads.parameters()), padded(pairs("full", BATCH))
+        run: Callable[[], Any] = lambda: peers.naive_dual_head_step(lm, heads, batch, optimizer)  # noqa: E731
+    else:
+        chosen = method(side).with_options({} if rank is None else {"guide.rank": rank})
+        rows = ours.rows_of(tokens, tokens // 2, BATCH, vocab_size=vocab)
+        run = ours.Step(lm, rows, chosen, bf16=bf16).cached()
+    run()
+    memory = peak_memory(run)
+    time = compare({side: run}, runs=3, warmup=0)[side]
+    return {
+        "ms": time.median * 1000,
+        "ms_spread": [1000 * min(time.seconds), 1000 * max(time.seconds)],
+        "mb": memory.over,
+    }
+
+
+# ---- decoding --------------------------------------------------------------------------------------------
+
+
+def _decoding(runs: int):
+    lm, judge = language_model(), reward_model()
+    lm.lm_head.requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        head, many = ours.full_head(lm), ours.hidden_guides(lm, 4)
+        constant = method("iav").with_options({"guide.init_std": 0.01})
+        plain = ours.AlignedModel.from_backbone(lm, constant.guides())
+        merged = merge(plain)
+        arm, args = ours.genarm(lm), ours.args(lm, judge, f"{folder}/judge", 10)
+        for batch in (1, 8):
+            ids = prompts(batch, PROMPT)
+            alphas = {f"objective_{i}": torch.linspace(0.1, 1, batch).tolist() for i in range(4)}
+            second = torch.zeros(VOCAB, lm.config.hidden_size)
+            x = torch.ones(batch, lm.config.hidden_size)
+
+            def bound(ids=ids, second=second, x=x):
+                peers.plain_generate(lm, ids, NEW)
+                for _ in range(NEW):
+                    torch.mm(x, second.T)
+
+            sides = {
+                "the backbone's own generate": lambda ids=ids: peers.plain_generate(lm, ids, NEW),
+                "merged": lambda ids=ids: peers.plain_generate(merged, ids, NEW),
+                "four hidden-space guides, alpha per row": ours.generation(many, ids, NEW, alpha=alphas),
+                "reward head and gate": ours.generation(head, ids, NEW),
+                "  bound: a second vocabulary product": bound,
+                "GenARM, shared weights": ours.generation(arm, ids, NEW),
+                "  peer: two models in turn": lambda ids=ids: peers.genarm_two_models(lm, lm, ids, NEW, 1.0),
+                "ARGS, 10 candidates": ours.generation(args, ids, NEW),
+                "  peer: k forwards in turn": lambda ids=ids: peers.args_k_forwards(lm, judge, ids, NEW, 10, 1.0),
+            }
+            times = compare(sides, runs=runs)
+            first = next(iter(times.values()))
+            yield report.Section(
+                name=f"decoding-{batch}",
+                columns=(
+                    f"{NEW} greedy tokens after {PROMPT}, batch {batch}",
+                    "ms a token",
+                    "x the backbone",
+                    "x faster than peer",
+                ),
+                rows=tuple(
+                    (side, 1000 * time.median / NEW, times_of(time, first), _against(side, times))
+                    for side, time in times.items()
+                ),
+                note=f"Medians of {runs} rounds; ratios of the same round with their smallest and largest.",
+                bound="what the backbone takes, and one more product with a matrix as large as its lm_head.",
+            )
+
+
+def _against(side: str, times: Mapping[str, Timing]) -> str:
+    peer = {"GenARM, shared weights": "  peer: two models in turn", "ARGS, 10 candidates": "  peer: k forwards in turn"}
+    return faster(times[side], times[peer[side]]) if side in peer else ""
+
+
+SECTIONS: dict[str, Callable[[int], Any]] = {
+    "training-full": lambda runs: _training("full", runs, every_peer=True),
+    "training-hh": lambda runs: _training("hh", runs, every_peer=False),
+    "memory": _memory,
+    "decoding": _decoding,
+    "scaling": _scaling,
+}
+
+if __name__ == "__main__":
+    main()
