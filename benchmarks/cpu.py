@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import ours
@@ -51,7 +52,8 @@ def main() -> None:
         return
     for name in args.sections or SECTIONS:
         print(f"{name} ...", flush=True)
-        for section in SECTIONS[name](args.runs):
+        more = {"every_peer": True} if args.every_peer and name == "training-full" else {}
+        for section in SECTIONS[name](args.runs, **more):
             if isinstance(section, report.Section):
                 report.collect(section, machine().as_dict())
                 print(report.markdown(report.read()["sections"][section.name]), flush=True)
@@ -64,7 +66,7 @@ def main() -> None:
 # ---- training --------------------------------------------------------------------------------------------
 
 
-def _training(kind: str, runs: int, *, every_peer: bool):
+def _training(kind: str, runs: int, *, every_peer: bool = False):
     lm = language_model()
     rows = typical(kind)
     scored = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
@@ -136,7 +138,7 @@ def _memory(_runs: int):
     naive = _measured(side="naive")
     rows.append((NAIVE, SEQUENCE, naive["mb"], 1.0))
     for bf16 in (False, True):
-        for tokens in (SEQUENCE, 2 * SEQUENCE, 4 * SEQUENCE):
+        for tokens in (SEQUENCE // 2, SEQUENCE, 2 * SEQUENCE):
             point = _measured(side="dual_head", tokens=tokens, bf16=bf16)
             label = f"from kept hidden states, {'bf16 products' if bf16 else 'fp32'}"
             rows.append((label, tokens, point["mb"], naive["mb"] / point["mb"]))
@@ -269,8 +271,8 @@ def _against(side: str, times: Mapping[str, Timing]) -> str:
 
 
 SECTIONS: dict[str, Callable[[int], Any]] = {
-    "training-full": lambda runs: _training("full", runs, every_peer=True),
-    "training-hh": lambda runs: _training("hh", runs, every_peer=False),
+    "training-full": partial(_training, "full"),
+    "training-hh": partial(_training, "hh"),
     "memory": _memory,
     "decoding": _decoding,
     "scaling": _scaling,

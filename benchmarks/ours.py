@@ -4,6 +4,7 @@ A training step from kept hidden states, the same with the backbone's forward in
 products that no implementation can do without, and decoding. It knows no clock and no table.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,10 @@ HEADS_CHUNK = 512  # tokens of a bare product at a time: large enough for the ca
 
 
 class Step:
-    """One optimizer step of a method's guide on one batch of pairs, with bf16 products or in fp32."""
+    """One optimizer step of a method's guide on one batch of pairs, in fp32 or beside a bf16 backbone."""
 
     def __init__(self, lm: LlamaForCausalLM, rows: Sequence[Mapping[str, list[int]]], chosen: Method, *, bf16: bool):
+        lm = copy.deepcopy(lm).to(torch.bfloat16) if bf16 else lm
         self.model = AlignedModel.from_backbone(lm, chosen.guides())
         self.loss = GuidedLoss(self.model, chosen, guide=chosen.name).train()
         self.optimizer = torch.optim.AdamW(

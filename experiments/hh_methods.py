@@ -88,6 +88,7 @@ def _train(name: str, file: Path, folder: Path, args: argparse.Namespace) -> dic
             per_device_eval_batch_size=16,
             learning_rate=METHODS[name],
             warmup_steps=0.1,
+            train_sampling_strategy="random",
             save_strategy="no",
             eval_strategy="no",
             disable_tqdm=True,
@@ -110,12 +111,11 @@ def _accuracy(model: AlignedModel, batches: list[dict[str, Tensor]], alpha: dict
     """How often sum_t (log pi - log pi_base) is larger for the chosen reply, with its Wilson interval."""
     right, pairs = 0.0, 0
     for batch in batches:
-        ids, said = batch["input_ids"], batch["response_mask"][:, 1:]
         policy, base = (
-            model(ids, alpha=a).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-            for a in (alpha, 0.0)
+            model(batch["input_ids"], alpha=a).logits.flatten(0, 1)[batch["at"]].log_softmax(-1) for a in (alpha, 0.0)
         )
-        chosen, rejected = split_sides(((policy - base) * said).sum(1))
+        over = (policy - base).gather(-1, batch["labels"][:, None])[:, 0]
+        chosen, rejected = split_sides(over.new_zeros(2 * len(batch["counts"])).index_add(0, batch["row"], over))
         right, pairs = right + (chosen > rejected).sum().item(), pairs + len(chosen)
     return right / pairs, wilson(right, pairs)
 

@@ -60,6 +60,7 @@ def train(
             per_device_eval_batch_size=64,
             learning_rate=rate,
             lr_scheduler_type="cosine",
+            train_sampling_strategy="random",
             save_strategy="no",
             eval_strategy="no",
             disable_tqdm=True,

@@ -88,6 +88,7 @@ def _train(chosen: Method, objective: str, output: Path, folder: Path, args: arg
             learning_rate=args.learning_rate,
             lr_scheduler_type="cosine",
             logging_steps=max(1, args.steps // 10),
+            train_sampling_strategy="random",  # every text of the world is about as long
             save_strategy="no",
             eval_strategy="no",
             seed=args.seed,
