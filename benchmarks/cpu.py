@@ -39,9 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all of them where none is named")
     parser.add_argument("--runs", type=int, default=RUNS, help="counted rounds of every comparison")
-    parser.add_argument(
-        "--point", type=json.loads, help=argparse.SUPPRESS
-    )  # one side's memory, in a process of its own
+    parser.add_argument("--every_peer", action="store_true", help="TRL in every variant, six minutes more")
+    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)  # one side, in a process of its own
     args = parser.parse_args()
     # As the dual-head command does: huge pages, for every side alike. torch reads it at its first large tensor.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,4 +1,4 @@
-"""Every objective's loss and gradients are those of whole logits in float64, whatever is chunked, shared or compiled."""
+"""Every loss and its gradients are those of whole logits in float64, whether chunked, cut or with prompts shared."""
 
 import copy
 
