@@ -8,6 +8,7 @@ from models import guided_lm
 from torch import Tensor
 
 from dual_head import AlignedModel
+from dual_head.backbone import Features
 from dual_head.data.collate import PairCollator
 from dual_head.guides import guide_class
 from dual_head.methods import Method
@@ -25,7 +26,7 @@ CHUNKS = {"pairs cut": 1, "whole pairs": 60_000, "all at once": 10**9}  # bytes 
 
 
 def aligned(kind: str) -> AlignedModel:
-    return guided_lm({"g": guide_class(kind).Config()}, std=0.3)
+    return guided_lm({"g": guide_class(kind).Config()}, spread=0.2)
 
 
 def gradients(model: AlignedModel) -> dict[str, Tensor]:
@@ -33,17 +34,19 @@ def gradients(model: AlignedModel) -> dict[str, Tensor]:
 
 
 def the_long_way(model: AlignedModel, objective) -> tuple[float, dict[str, Tensor]]:
-    """Each response by itself, logits at every position, log_softmax over all of V; plain autograd."""
-    model = copy.deepcopy(model).double()
+    """Each response by itself from the backbone's hidden states; log_softmax over all of V, plain autograd."""
+    backbone, model = model.backbone, copy.deepcopy(model).double()
     scalars: dict[str, list[Tensor]] = {}
     row: list[int] = []
     for i, (pair, side) in enumerate((pair, side) for pair in ROWS for side in ("chosen", "rejected")):
         prompt, reply = pair["prompt_ids"], pair[f"{side}_ids"]
-        encoded = model.encode(torch.tensor([prompt + reply]), guides=("g",))
+        output, layers = backbone(torch.tensor([prompt + reply]), layers=model.guide("g").hidden_layers)
+        features = Features(output.last_hidden_state.double(), {i: x.double() for i, x in layers.items()})
         at = slice(len(prompt) - 1, -1)
-        states = {"g": {name: x[0, at] for name, x in encoded.states["g"].items()}}
+        encoded = model.encode_features(features, ["g"])["g"]
+        states = {"g": {name: x[0, at] for name, x in encoded.items()}}
         wanted = ("base", "policy", "reward", "delta")
-        z = model.distributions(encoded.hidden[0, at], states, torch.ones(1, 1), wanted)
+        z = model.distributions(features.hidden[0, at], states, torch.ones(1, 1), wanted)
         logps = {name: z[name].log_softmax(-1) for name in ("base", "policy", "reward")}
         said = torch.tensor(reply)[:, None]
         values = {f"{name}_logps": x.gather(-1, said)[:, 0] for name, x in logps.items()}
@@ -71,12 +74,14 @@ def test_loss_and_gradients_are_those_of_whole_logits_in_float64(name, kind, sha
     step = GuidedLoss(model, Method(name="g", guide=model.guide("g").config, objectives=(objective,)), guide="g")
     step.budget = budget
     out = step(**PairCollator(0, share_prompt=share)(ROWS))
-    assert out[name].mean().item() == pytest.approx(known, rel=1e-5, abs=1e-7)
-    if not out["loss"].requires_grad:
-        assert not known_gradients  # the entropy of a gate that does not move
-        return
+    assert out["loss"].item() == pytest.approx(objective.weight * known, rel=1e-5, abs=1e-7)
+    if not known_gradients:
+        return  # the entropy of a gate that does not move
     out["loss"].backward()
     ours = gradients(model)
-    for parameter, known_gradient in known_gradients.items():
-        off = objective.weight * known_gradient
-        assert (ours[parameter] - off).norm() <= 1e-5 * off.norm() + 1e-9, parameter
+    known_gradients = {parameter: objective.weight * x for parameter, x in known_gradients.items()}
+    distances = {parameter: (ours[parameter] - x).norm() for parameter, x in known_gradients.items()}
+    whole = torch.stack([x.norm() for x in known_gradients.values()]).norm()
+    assert torch.stack(list(distances.values())).norm() <= 1e-5 * whole
+    for parameter, distance in distances.items():  # fp32 hidden states through an attention lose a digit more
+        assert distance <= 1e-4 * known_gradients[parameter].norm() + 1e-9, parameter
