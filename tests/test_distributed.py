@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dual_head import AlignedModel, DualHeadError
 from dual_head.data.collate import PairCollator
+from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
-from dual_head.training import GuidedLoss
 
 HERE = Path(__file__).parent
 PROCESSES, PAIRS = 2, 4

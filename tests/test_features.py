@@ -16,12 +16,13 @@ from dual_head.data.collate import PairCollator
 from dual_head.features import FeatureCache, FeatureCollator, Layout, Needs, load_head, save_head
 from dual_head.features.store import STORED, pack, unpack
 from dual_head.features.write import shard_of
+from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
 from dual_head.run import RunOptions, train_guide
 from dual_head.run_features import cache_features
 from dual_head.run_inputs import cached_options
 from dual_head.run_options import CacheOptions
-from dual_head.training import GuidedLoss, GuideTrainingArguments
+from dual_head.training import GuideTrainingArguments
 
 PAIRS = [
     {"prompt_ids": [1, 7, 8], "chosen_ids": [21, 2], "rejected_ids": [31, 32, 33, 2]},

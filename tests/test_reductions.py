@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dual_head.backbone import Backbone, BackboneShape, Features
 from dual_head.data.collate import PairCollator
+from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import RewardHead, RewardHeadConfig
 from dual_head.methods import method
 from dual_head.policy import Voice, combine, products
@@ -22,7 +23,6 @@ from dual_head.reductions import (
     reduce_tokens,
     response_tokens,
 )
-from dual_head.training import GuidedLoss
 
 ROW_BYTES = VOCAB * 4 * LIVE_TENSORS  # what one token costs of the budget
 SCALARS = frozenset({"policy_logps", "reward_logps", "base_logps", "kl"})

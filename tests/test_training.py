@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from dual_head import AlignedModel, DualHeadError
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
+from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
 from dual_head.resume import check_same_run, last_whole_checkpoint
-from dual_head.training import GuidedLoss, GuideTrainer, GuideTrainingArguments
+from dual_head.training import GuideTrainer, GuideTrainingArguments
 
 SRC = Path(__file__).parents[1] / "src"
 

@@ -11,26 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from dual_head import policy
-from dual_head.backbone import Features
 from dual_head.data.tokenize import pair_lengths
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.features import FeatureSet
-from dual_head.guides import flatten, unflatten
-from dual_head.kernels import WORTH_COMPILING
+from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import Method
-from dual_head.methods.base import BASE_HEAD
-from dual_head.model import AlignedModel, Encoded
-from dual_head.objectives import name_of
-from dual_head.policy import Voice
+from dual_head.model import AlignedModel
 from dual_head.progress import brief
-from dual_head.reductions import DEFAULT_BUDGET, Head, Scored, Tokens, at_a_time, by_pairs, pick_tokens, reduce_tokens
+from dual_head.reductions import DEFAULT_BUDGET
 from dual_head.resume import load_guides, save_guides
 
 
@@ -71,164 +64,6 @@ class GuideTrainingArguments(TrainingArguments):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DualHeadError(f"--{name} must be a finite number of at least 0, not {getattr(self, name)}.")
         super().__post_init__()
-
-
-class GuidedLoss(nn.Module):
-    """One training step as a module: a batch of pairs in, the loss and per-pair metrics out.
-
-    L = sum_k weight_k mean_pairs loss_k. Only the guide named `guide` has gradients, and the base head where the
-    method trains one.
-    """
-
-    def __init__(self, model: AlignedModel, method: Method, *, guide: str, budget: int = DEFAULT_BUDGET):
-        super().__init__()
-        self.model = model
-        self.method = method
-        self.guide = guide
-        self.names = (guide, BASE_HEAD) if method.train_base_head else (guide,)
-        self.budget = budget
-        self.compiled = model.backbone.shape.vocab_size >= WORTH_COMPILING
-        self.looking = True  # False leaves out what is computed for metrics alone
-        self._head = _head_of(model, self.names)
-
-    @property
-    def config(self):
-        """The model's configuration, where the Trainer looks for it."""
-        return self.model.config
-
-    def activation_checkpointing_enable(self, **_options: Any) -> None:
-        """Do nothing: the backbone keeps no activations and the vocabulary part is recomputed anyway."""
-
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
-        """Take a PairBatch; give {"loss": [], metrics: [B]}."""
-        guide = self.model.guide(self.guide)
-        if not guide.trainable:
-            raise DualHeadError(
-                f"The guide '{self.guide}' only acts during decoding, so no objective can train it. "
-                "Train what it is made of (for a reward model: 'dual-head train reward')."
-            )
-        _require_gathered(self.model)
-        encoded, at = self._encode(**batch)
-        tokens = pick_tokens(encoded.hidden, flatten(encoded.states), at, batch["labels"], batch["row"])
-        counts = batch["counts"]
-        shape, dtype = self.model.backbone.shape, tokens.hidden.dtype
-        return by_pairs(
-            tokens,
-            counts,
-            lambda part, pairs: self._loss(part, pairs, of=len(counts)),
-            self.model.parameters(),
-            size=at_a_time(self.budget, shape.vocab_size, dtype, compiled=self.compiled),
-        )
-
-    def _encode(
-        self,
-        *,
-        at: Tensor,
-        input_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        parts: Tensor | None = None,
-        sequences: Tensor | None = None,
-        within: Tensor | None = None,
-        hidden: Tensor | None = None,
-        layers: dict[int, Tensor] | None = None,
-        **_: Any,
-    ) -> tuple[Encoded, Tensor]:
-        """One pass over the batch, or over what is kept of one (hidden, layers [R, T, d]); and where `at` is in it.
-
-        A guide without a history sees the scored positions alone. One that looks back sees whole sequences, even
-        where the backbone has read a prompt once for both. A model reads rows as they are, through the masks that
-        keep responses apart.
-        """
-        guide, select = self.model.guide(self.guide), None
-        if not guide.reads_tokens and not guide.cache_layers:
-            select, at = at[None], torch.arange(len(at), device=at.device)
-        elif not guide.reads_tokens and sequences is not None:
-            assert within is not None
-            select, at = sequences, within
-        if hidden is not None:
-            features = Features(hidden, layers or {})
-            features = features if select is None else features.select(select)
-            return Encoded(features.hidden, self.model.encode_features(features, self.names)), at
-        masks = None if parts is None else self.model.branch_masks(parts)
-        encoded = self.model.encode(
-            input_ids, attention_mask=masks, position_ids=position_ids, guides=self.names, select=select
-        )
-        return encoded, at
-
-    def _loss(self, tokens: Tokens, pairs: int, *, of: int) -> dict[str, Tensor]:
-        """The share that some pairs of a batch of `of` have in its loss, and their metrics [pairs]."""
-        objectives = [x for x in self.method.objectives if x.weight or self.looking]
-        trained = {need for objective in objectives if objective.weight for need in objective.needs}
-        needs = {need for x in objectives for need in (x.needs | x.looks_at if self.looking else x.needs)}
-        values = reduce_tokens(
-            tokens,
-            self._head,
-            needs,
-            measured=frozenset(needs - trained),
-            vocab_size=self.model.backbone.shape.vocab_size,
-            budget=self.budget,
-            compiled=self.compiled,
-        )
-        gate_logit = self.model.guide(self.guide).gate_logit(unflatten(tokens.states, self.names)[self.guide])
-        if gate_logit is not None:
-            values["gate_logit"] = gate_logit
-        scored = Scored(values, tokens.row, pairs)
-        loss = torch.zeros((), device=tokens.row.device)
-        metrics: dict[str, Tensor] = {}
-        for objective in objectives:
-            terms = objective(scored)
-            metrics[name_of(objective)] = terms.loss.detach()
-            metrics |= {name: value.detach() for name, value in terms.metrics.items()}
-            if objective.weight:
-                loss = loss + objective.weight * terms.loss.sum() / of
-        return {"loss": loss, **metrics}
-
-
-def _require_gathered(model: AlignedModel) -> None:
-    """Refuse guides that FSDP shards apart from the loss: their gradients, taken in its forward, would be lost."""
-    if any(isinstance(x, DTensor) for x in model.parameters() if x.requires_grad):
-        raise DualHeadError(
-            "A guide is sharded apart from the loss that trains it, so that its gradient would be lost. Shard the "
-            "backbone's layers and the whole GuidedLoss, and nothing between: fully_shard(layer), fully_shard(loss)."
-        )
-
-
-def _head_of(model: AlignedModel, names: tuple[str, ...]) -> Head:
-    """The distributions at alpha = 1; those of one guide alone are the first one's, not the base head's."""
-    backbone, fusion = model.backbone, model.config.fusion
-    # Which guides speak in which distributions: together in the policy, the first alone, the base head alone.
-    groups = {"": (names, frozenset({"base", "policy"})), "alone/": (names[:1], frozenset({"reward", "delta"}))}
-    if len(names) == 1:
-        groups = {"": (names, frozenset({"base", "policy", "reward", "delta"}))}
-    else:
-        groups["base_head/"] = (names[1:], frozenset({"base_head"}))
-    guides = {name: model.guide(name) for name in names}
-
-    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
-        states = unflatten(flat, names)
-        out = {}
-        for prefix, (who, gives) in groups.items():
-            if asked := _as_policy(wanted & gives):
-                voices = [Voice(guides[name], states[name], 1.0, model.transfer(name)) for name in who]
-                said = policy.products(backbone, voices, hidden, asked, fusion=fusion)
-                out |= {prefix + key: x for key, x in said.items()}
-        return out
-
-    def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
-        out = {}
-        for prefix, (who, gives) in groups.items():
-            if asked := _as_policy(wanted & gives):
-                own = {key.removeprefix(prefix): x for key, x in said.items() if key.startswith(prefix)}
-                z = policy.combine([guides[name] for name in who], own, asked, fusion=fusion, upcast=True)
-                out |= {"base_head": z["policy"]} if prefix == "base_head/" else z
-        return out
-
-    return Head(products, combine)
-
-
-def _as_policy(wanted: frozenset[str]) -> frozenset[str]:
-    """A base head alone is a policy of one guide."""
-    return frozenset("policy" if name == "base_head" else name for name in wanted)
 
 
 class _ByLength(LengthGroupedSampler):
