@@ -16,15 +16,15 @@ _HOMES = {
     "AlignedConfig": "config",
     "AlignedModel": "model",
     "DualHeadError": "errors",
-    "DualHeadModel": "model",
+    "DualHeadModel": "paper_models",
     "GuideTrainer": "training",
     "GuideTrainingArguments": "training",
     "HiddenConfig": "guides.hidden",
-    "IAVModel": "model",
+    "IAVModel": "paper_models",
     "LanguageModelConfig": "guides.language_model",
     "LinearConfig": "guides.linear",
     "LinearDecay": "strength",
-    "MAVModel": "model",
+    "MAVModel": "paper_models",
     "Method": "methods",
     "MultilayerConfig": "guides.multilayer",
     "Pair": "data",
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from dual_head.methods import Method as Method
     from dual_head.methods import method as method
     from dual_head.model import AlignedModel as AlignedModel
-    from dual_head.model import DualHeadModel as DualHeadModel
-    from dual_head.model import IAVModel as IAVModel
-    from dual_head.model import MAVModel as MAVModel
+    from dual_head.paper_models import DualHeadModel as DualHeadModel
+    from dual_head.paper_models import IAVModel as IAVModel
+    from dual_head.paper_models import MAVModel as MAVModel
     from dual_head.strength import LinearDecay as LinearDecay
     from dual_head.training import GuideTrainer as GuideTrainer
     from dual_head.training import GuideTrainingArguments as GuideTrainingArguments

@@ -20,7 +20,7 @@ from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel, Encoded
 from dual_head.objectives import name_of
 from dual_head.policy import Voice
-from dual_head.reductions import DEFAULT_BUDGET, Head, Scored, Tokens, at_a_time, by_pairs, pick_tokens, reduce_tokens
+from dual_head.reductions import Head, Scored, Tokens, at_a_time, auto_budget, by_pairs, pick_tokens, reduce_tokens
 
 
 class GuidedLoss(nn.Module):
@@ -30,13 +30,13 @@ class GuidedLoss(nn.Module):
     method trains one.
     """
 
-    def __init__(self, model: AlignedModel, method: Method, *, guide: str, budget: int = DEFAULT_BUDGET):
+    def __init__(self, model: AlignedModel, method: Method, *, guide: str, budget: int | None = None):
         super().__init__()
         self.model = model
         self.method = method
         self.guide = guide
         self.names = (guide, BASE_HEAD) if method.train_base_head else (guide,)
-        self.budget = budget
+        self.budget = budget or auto_budget(model.backbone.output_device)
         self.compiled = model.backbone.shape.vocab_size >= WORTH_COMPILING
         self.looking = True  # False leaves out what is computed for metrics alone
         self._head = _head_of(model, self.names)

@@ -83,7 +83,7 @@ class _Reduced(torch.autograd.Function):
         parts = [run(own, of, combine, trained, moving) for own, of in _blocks(products, columns, compiled=compiled)]
         found: dict[str, Any] = {}
         for name in moving:
-            own = [part[name] for part in parts]
+            own: Any = [part[name] for part in parts]
             if own[0] is None:  # written over the product
                 found[name] = products[name]
             elif len(own) > 1:

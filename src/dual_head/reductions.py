@@ -144,6 +144,14 @@ def reduce_tokens(
     return {name: torch.cat(list(column)) for name, column in zip(wanted, columns, strict=True)}
 
 
+def auto_budget(device: torch.device) -> int:
+    """Bytes of logits at a time: 128 MiB on a CPU; on an accelerator an eighth of what is free, from there to 2 GiB."""
+    if device.type == "cpu":
+        return DEFAULT_BUDGET
+    free, _ = torch.accelerator.get_memory_info(device)
+    return max(DEFAULT_BUDGET, min(2**31, free // 8))
+
+
 def at_a_time(budget: int, vocab_size: int, dtype: torch.dtype, *, compiled: bool) -> int:
     """How many tokens' logits fit into the budget."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):

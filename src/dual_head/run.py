@@ -78,7 +78,7 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         eval_dataset=held_out if len(held_out) else None,
         data_collator=collator,
         tokenizer=tokenizer,
-        budget=options.logits_budget_mb * 2**20,
+        budget=options.logits_budget_mb and options.logits_budget_mb * 2**20,
     )
     trainer = measuring if method.peer is None else _peer_trainer(method, model, args, train_set, held_out, tokenizer)
     _begin(output, identity, options, processes)

@@ -23,7 +23,6 @@ from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
 from dual_head.progress import brief
-from dual_head.reductions import DEFAULT_BUDGET
 from dual_head.resume import load_guides, save_guides
 
 
@@ -96,7 +95,7 @@ class GuideTrainer(Trainer):
         data_collator: Any,
         tokenizer: PreTrainedTokenizerBase | None = None,
         guide: str | None = None,
-        budget: int = DEFAULT_BUDGET,
+        budget: int | None = None,
     ):
         self.aligned, self.objectives = model, method.objectives
         _require_same(model, method, guide or method.name)

@@ -12,7 +12,8 @@ from dual_head.commands.train import build_parser
 from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.linear import LinearConfig
-from dual_head.model import Encoded, IAVModel
+from dual_head.model import Encoded
+from dual_head.paper_models import IAVModel
 
 BATCH = PairCollator(0)(PAIRS)
 IDS = torch.tensor([[BOS, 5, 6, 7]])

@@ -12,7 +12,7 @@ from dual_head.commands.train import build_parser
 from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.multilayer import MultilayerConfig
-from dual_head.model import MAVModel
+from dual_head.paper_models import MAVModel
 
 BATCH = PairCollator(0)(PAIRS)
 IDS = torch.tensor([[BOS, 5, 6, 7]])

@@ -1,0 +1,57 @@
+"""Aligned models that begin with the guide of one paper; all else is `AlignedModel`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dual_head.errors import DualHeadError
+from dual_head.guides import GuideConfig
+from dual_head.guides.linear import LinearConfig
+from dual_head.guides.multilayer import MultilayerConfig
+from dual_head.guides.reward_head import RewardHeadConfig
+from dual_head.model import AlignedModel
+
+
+class _OneGuideModel(AlignedModel):
+    """An aligned model that begins with one fresh guide, named after its method."""
+
+    _guide_name: str
+    _guide_config: type[GuideConfig]
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | PreTrainedModel,
+        guides: Mapping[str, GuideConfig] | None = None,
+        *,
+        alpha: Mapping[str, float] | None = None,
+        fusion: str = "logits",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        guide: GuideConfig | None = None,
+        **load: Any,
+    ) -> "AlignedModel":
+        """Attach one fresh guide of the class's kind, with `guide` as its options; else as `AlignedModel`."""
+        if guides and guide:
+            raise DualHeadError("Give guides={name: config, ...}, or guide=config for a single one; not both.")
+        guides = guides or {cls._guide_name: guide or cls._guide_config()}
+        return super().from_backbone(backbone, guides, alpha=alpha, fusion=fusion, tokenizer=tokenizer, **load)
+
+
+class DualHeadModel(_OneGuideModel):
+    """An aligned model with one Dual-Head guide "dual_head": a reward head and its attention gate."""
+
+    _guide_name, _guide_config = "dual_head", RewardHeadConfig
+
+
+class IAVModel(_OneGuideModel):
+    """An aligned model with one linear guide "iav", an alignment vector per token."""
+
+    _guide_name, _guide_config = "iav", LinearConfig
+
+
+class MAVModel(_OneGuideModel):
+    """An aligned model with one multi-layer guide "mav"; `switch_backbone` moves it to another backbone."""
+
+    _guide_name, _guide_config = "mav", MultilayerConfig
