@@ -180,7 +180,7 @@ def draw(points: Iterable[Mapping[str, Any]], picture: Path = PICTURE) -> None:
     lines = {
         label: line for panel in panels.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(lines.values(), lines.keys(), fontsize=8, loc="outside lower center", ncols=4)
+    figure.legend(lines.values(), lines.keys(), fontsize=8, loc="outside lower center", ncols=len(axes))
     figure.savefig(picture, dpi=120)
 
 

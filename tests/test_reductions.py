@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dual_head import reductions
 from dual_head.backbone import Backbone, BackboneShape, Features
 from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
@@ -20,6 +21,7 @@ from dual_head.reductions import (
     Head,
     Scored,
     Tokens,
+    auto_budget,
     reduce_tokens,
     response_tokens,
 )
@@ -257,6 +259,12 @@ def test_no_product_is_computed_twice_where_a_pair_fits_the_budget(fusion):
         with AsWideAsTheVocabulary() as seen:
             step(**TWO_PAIRS)["loss"].backward()
         assert seen.multiplied == times * 2 * response_tokens  # the LM head and the reward head
+
+
+def test_the_budget_holds_as_many_tokens_as_the_hidden_state_is_wide():
+    """Of a 7B: 8 x 32000 x 4096 bytes, 4096 tokens of two fp32 products; of a small model the 128 MiB there are."""
+    assert reductions.at_a_time(auto_budget(32000, 4096), 32000, torch.float32, compiled=True) == 4096
+    assert auto_budget(VOCAB, HIDDEN) == 128 * 2**20
 
 
 def test_the_gradients_of_one_loss_are_taken_once():

@@ -36,7 +36,8 @@ class GuidedLoss(nn.Module):
         self.method = method
         self.guide = guide
         self.names = (guide, BASE_HEAD) if method.train_base_head else (guide,)
-        self.budget = budget or auto_budget(model.backbone.output_device)
+        shape = model.backbone.shape
+        self.budget = budget or auto_budget(shape.vocab_size, shape.hidden_size)
         self.compiled = model.backbone.shape.vocab_size >= WORTH_COMPILING
         self.looking = True  # False leaves out what is computed for metrics alone
         self._head = _head_of(model, self.names)

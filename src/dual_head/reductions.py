@@ -144,12 +144,12 @@ def reduce_tokens(
     return {name: torch.cat(list(column)) for name, column in zip(wanted, columns, strict=True)}
 
 
-def auto_budget(device: torch.device) -> int:
-    """Bytes of logits at a time: 128 MiB on a CPU; on an accelerator an eighth of what is free, from there to 2 GiB."""
-    if device.type == "cpu":
-        return DEFAULT_BUDGET
-    free, _ = torch.accelerator.get_memory_info(device)
-    return max(DEFAULT_BUDGET, min(2**31, free // 8))
+def auto_budget(vocab_size: int, hidden_size: int) -> int:
+    """Bytes of logits at a time, 8 V d but at least 128 MiB: twice a head's weights in fp32, or d tokens.
+
+    Fewer tokens at a time would spend the step on adding up gradients as large as the head.
+    """
+    return max(DEFAULT_BUDGET, 8 * vocab_size * hidden_size)
 
 
 def at_a_time(budget: int, vocab_size: int, dtype: torch.dtype, *, compiled: bool) -> int:

@@ -76,7 +76,7 @@ def step(**options) -> dict[str, torch.Tensor]:
     guide = RewardHead(RewardHeadConfig(num_heads=1, head_dim=1), BackboneShape(6, 3, 1))
     guide.difference.up.weight.data = torch.cat([torch.zeros(3, 3), torch.eye(3)], 1)
     chosen = method("dual_head").with_options(options)
-    backbone = SimpleNamespace(logits=lambda h: h[..., :3], shape=guide.shape, output_device=hidden.device)
+    backbone = SimpleNamespace(logits=lambda h: h[..., :3], shape=guide.shape)
     model = SimpleNamespace(
         config=SimpleNamespace(fusion=chosen.fusion),
         guide=lambda name: guide,
