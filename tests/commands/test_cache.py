@@ -14,8 +14,9 @@ import pytest
 import torch
 from files import WORDS, word_tokenizer, write_backbone, write_pairs
 
+from dual_head import run_inputs
 from dual_head.cli import main
-from dual_head.features import write
+from dual_head.features import head, write
 from dual_head.methods import method
 from dual_head.run_features import cache_features
 from dual_head.run_options import CacheOptions
@@ -208,6 +209,18 @@ def test_two_processes_divide_the_shards_and_write_what_one_writes(source, whole
         said.append((int(threading.current_thread().name), name))
         return publish(folder, name, *args, **options)
 
+    # While it loads a model transformers replaces methods of its classes, which two threads would never put back.
+    one_at_a_time = threading.Lock()
+
+    def alone(build):
+        def locked(*args, **options):
+            with one_at_a_time:
+                return build(*args, **options)
+
+        return locked
+
+    monkeypatch.setattr(run_inputs, "load_backbone", alone(run_inputs.load_backbone))
+    monkeypatch.setattr(head, "_from_config", alone(head._from_config))
     monkeypatch.setattr("dual_head.run_features.PartialState", Process)
     monkeypatch.setattr(write, "publish", publish_and_say)
     options = CacheOptions(str(source / "backbone"), str(source / "pairs.jsonl"), output_dir=str(tmp_path))
