@@ -179,7 +179,10 @@ def by_pairs(
     """
     groups = _groups(counts, size)
     if not torch.is_grad_enabled():
-        outs = [loss_of(_part(tokens, tokens.tensors(), group), group.pairs) for group in groups]
+        outs = [
+            loss_of(_part(tokens, group, [x[group.start : group.stop] for x in tokens.tensors()]), group.pairs)
+            for group in groups
+        ]
         return {name: _join(name, [out[name] for out in outs]) for name in outs[0]}
     leaves = [x for x in parameters if x.requires_grad]
     names: list[str] = []
@@ -198,7 +201,7 @@ class _ByPairs(torch.autograd.Function):
             own = [x[group.start : group.stop].detach().requires_grad_(x.requires_grad) for x in carriers]
             moving = [i for i, x in enumerate(own) if x.requires_grad]
             with torch.enable_grad():
-                out = loss_of(_part(tokens, own, group, sliced=True), group.pairs)
+                out = loss_of(_part(tokens, group, own), group.pairs)
             outs.append({name: x.detach() for name, x in out.items()})
             if not out["loss"].requires_grad:
                 continue
@@ -249,10 +252,10 @@ def _groups(counts: Sequence[int], size: int) -> list[_Group]:
     return groups
 
 
-def _part(tokens: Tokens, tensors: Sequence[Tensor], group: _Group, *, sliced: bool = False) -> Tokens:
+def _part(tokens: Tokens, group: _Group, tensors: Sequence[Tensor]) -> Tokens:
     """The tokens of one group, with hidden and states from `tensors`, and rows counted from its first pair."""
     at = slice(group.start, group.stop)
-    hidden, *states = tensors if sliced else [x[at] for x in tensors]
+    hidden, *states = tensors
     return Tokens(
         hidden, dict(zip(tokens.states, states, strict=True)), tokens.labels[at], tokens.row[at] - 2 * group.first
     )
