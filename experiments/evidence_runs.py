@@ -1,15 +1,12 @@
-"""The training runs of the evidence: which there are, as values, and how one is trained and claimed.
+"""The training runs of the evidence: which there are, as values, and how one is trained.
 
 A run is named by all that makes it, so the search's best run is the first seed of the main table and nothing is
 trained twice. It knows methods and pairs, and nothing of replies.
 """
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,19 +193,3 @@ def train(plan: Plan, run: Run) -> dict[str, Any]:
     }
     write_json(done, said)
     return said
-
-
-@contextmanager
-def claimed(file: Path) -> Iterator[bool]:
-    """Whether this process is the only one that holds a file; one that dies gives it back."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file, os.O_CREAT | os.O_RDWR)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)

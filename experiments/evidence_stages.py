@@ -3,9 +3,7 @@
 It knows runs, systems and files. It knows no figure and no table.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -14,20 +12,13 @@ from typing import Any
 from evidence_answers import Row, answered, base_of, read_rows
 from evidence_data import write_text
 from evidence_judge import judge_folders, train_judge
-from evidence_runs import TWO, Plan, Run, claimed, train
+from evidence_runs import TWO, Plan, Run, train
 from evidence_transfer import TRANSFER_ALPHAS, Siblings, make_weak
+from evidence_work import Task, work
 from evidence_worlds import Dialogues
 
 from dual_head import AlignedModel
 from dual_head.errors import DualHeadError
-
-
-@dataclass(frozen=True)
-class Task:
-    """Something to be done once: file is there when it is done."""
-
-    file: Path
-    do: Callable[[], Any]
 
 
 class Evidence:
@@ -177,18 +168,7 @@ class Evidence:
         return best
 
     def _work(self, tasks: Sequence[Task]) -> None:
-        """Do what is not done, beside other processes that do the same; return when all of it is done."""
-        while pending := [task for task in tasks if not task.file.is_file()]:
-            idle = True
-            for task in pending:
-                name = "-".join(task.file.relative_to(self.folder).parts)
-                with claimed(self.folder / "claims" / name) as mine:
-                    if mine and not task.file.is_file():
-                        idle, started = False, time.perf_counter()
-                        task.do()
-                        print(f"== {task.file} {time.perf_counter() - started:.0f} s", flush=True)
-            if idle:
-                time.sleep(1)  # another process is at it
+        work(self.folder, tasks)
 
 
 def _call(function: Callable[..., Any], *args: Any, **named: Any) -> Callable[[], Any]:

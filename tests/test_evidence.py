@@ -20,6 +20,7 @@ import evidence_data  # noqa: E402
 import evidence_runs  # noqa: E402
 import evidence_stages  # noqa: E402
 import evidence_tables  # noqa: E402
+import evidence_work  # noqa: E402
 from evidence_worlds import Demo  # noqa: E402
 
 
@@ -130,9 +131,9 @@ def test_every_ablation_is_an_option_that_its_method_has():
 
 
 def test_what_one_process_works_at_no_other_begins(tmp_path):
-    with evidence_runs.claimed(tmp_path / "claim") as first, evidence_runs.claimed(tmp_path / "claim") as second:
+    with evidence_work.claimed(tmp_path / "claim") as first, evidence_work.claimed(tmp_path / "claim") as second:
         assert (first, second) == (True, False)
-    with evidence_runs.claimed(tmp_path / "claim") as again:
+    with evidence_work.claimed(tmp_path / "claim") as again:
         assert again
 
 

@@ -1,0 +1,262 @@
+"""Do rationales help a classifier? The plain pooled one, DHRD and every control, trained alike on four data sets.
+
+    python experiments/rationales.py --backbone chat --data data --output_dir rationales --jobs 2
+    python experiments/rationales.py --backbone chat --data data --output_dir rationales --stage report \\
+        --page docs/classify.md
+
+Search of the learning rate on rows kept back, for the plain classifier and for DHRD (whose rate the controls take);
+then every system at the same steps, batches and rows, several seeds, on the test rows. What is done is skipped, so the
+same command goes on after it was stopped; several processes on one folder share the work. Writes summary.json,
+tables.md and curve.png, and with --page the tables between their markers there and the picture beside it.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence_data import write_json, write_text
+from evidence_tables import replaced
+from evidence_work import Task, work
+from rationales_data import Dataset, datasets
+from rationales_tables import curve_picture, summary, tables
+
+from dual_head.classify.formats import load_examples
+from dual_head.classify.options import ClassifyOptions
+from dual_head.classify.probe import probe
+from dual_head.classify.run import train_classifier
+from dual_head.classify.training import ClassifierTrainingArguments
+from dual_head.errors import DualHeadError
+
+SYSTEMS = ("pooled", "none", "input_lm", "label_only", "shuffled", "shuffled_in_class", "permuted")
+SEARCHED = ("pooled", "none")
+RATES = (1e-3, 3e-4, 3e-3)
+CURVE = 8  # evaluations on the way, on the synthetic set
+SMALL = {"seeds": 2, "rates": 1, "steps": 2, "chain_steps": 8, "batch": 4, "test_rows": 16,
+         "systems": ["none", "pooled"], "data_sets": ["creak", "chains"]}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run; part: "dev" for rows kept back of the training rows, or "test"."""
+
+    data: str
+    control: str
+    rate: float
+    seed: int = 0
+    part: str = "test"
+
+    @property
+    def key(self) -> str:
+        """Its folder's name."""
+        return f"{self.data}-{self.control}-{self.rate:.2g}-{self.part}-s{self.seed}"
+
+
+class Experiment:
+    """All runs of one folder."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.folder = args, Path(args.output_dir)
+        found = datasets(Path(args.data), self.folder, rows=args.chain_steps * args.batch, test_rows=args.test_rows)
+        self.data: Mapping[str, Dataset] = {name: found[name] for name in args.data_sets}
+
+    def search(self) -> list[Run]:
+        """Both searched systems at every rate, at the first seed."""
+        rates = RATES[: self.args.rates]
+        return [Run(data=d, control=c, rate=r, part="dev") for d in self.data for c in SEARCHED for r in rates]
+
+    def main(self) -> list[Run]:
+        """Every system at its rate, at every seed, the seeds outermost: what is stopped early has all systems."""
+        return [
+            Run(data=name, control=control, rate=self.rate(name, control), seed=seed)
+            for seed in range(self.args.seeds)
+            for name in self.data
+            for control in self.args.systems
+        ]
+
+    def tried(self, data: str, control: str) -> dict[float, float]:
+        """Accuracy on the rows kept back, by learning rate."""
+        own = [run for run in self.search() if (run.data, run.control) == (data, control)]
+        return {run.rate: self.read(run)["accuracy"] for run in own}
+
+    def rate(self, data: str, control: str) -> float:
+        """The best learning rate of a system; a control's is that of DHRD."""
+        tried = self.tried(data, control if control in SEARCHED else "none")
+        return max(tried, key=tried.__getitem__)
+
+    def read(self, run: Run) -> dict[str, Any]:
+        """What a finished run said."""
+        return json.loads(self._done(run).read_text())
+
+    def floors(self) -> dict[str, Any]:
+        """What bags of words tell on the test rows, kept beside the runs."""
+        file = self.folder / "floors.json"
+        return json.loads(file.read_text())
+
+    def run(self) -> None:
+        """Do what is not done."""
+        work(self.folder, [Task(self.folder / "floors.json", self._measure_floors)])
+        for runs in (self.search, self.main):  # the second needs what the first found
+            work(self.folder, [Task(self._done(run), self._train(run)) for run in runs()])
+
+    def _done(self, run: Run) -> Path:
+        return self.folder / "runs" / run.key / "done.json"
+
+    def _measure_floors(self) -> None:
+        found = {}
+        for name, own in self.data.items():
+            train = load_examples(str(own.path), split=own.train_split)
+            test = load_examples(str(own.path), split=own.test_split, labels=train.labels)
+            found[name] = {
+                "train_rows": len(train.examples),
+                "test_rows": len(test.examples),
+                **asdict(probe(train.examples, held_out=test.examples)),
+            }
+        write_json(self.folder / "floors.json", found)
+
+    def _train(self, run: Run) -> Any:
+        return lambda: write_json(self._done(run), self._trained(run))
+
+    def _trained(self, run: Run) -> dict[str, Any]:
+        args, data = self.args, self.data[run.data]
+        curve = run.data == "chains" and run.part == "test"
+        steps = args.chain_steps if run.data == "chains" else args.steps
+        held = {"eval_split": data.test_split, "held_out": 0.0} if run.part == "test" else {"held_out": 0.1}
+        started, processor = time.perf_counter(), time.process_time()
+        trainer = train_classifier(
+            ClassifyOptions(
+                model_name_or_path=args.backbone,
+                control=run.control,
+                tune="full",
+                truncate_inputs="end",
+                max_input_length=args.max_input_length,
+                max_rationale_length=args.max_rationale_length,
+                max_eval_rows=args.test_rows,
+                **data.options(),
+                **held,
+            ),
+            ClassifierTrainingArguments(
+                output_dir=str(self._done(run).parent),
+                max_steps=steps,
+                per_device_train_batch_size=args.batch,
+                per_device_eval_batch_size=128,
+                learning_rate=run.rate,
+                warmup_steps=0.1,
+                eval_strategy="steps" if curve else "no",
+                eval_steps=max(1, steps // CURVE),
+                save_strategy="no",
+                logging_steps=max(1, steps // CURVE),
+                disable_tqdm=True,
+                bf16=args.bf16,
+                seed=run.seed,
+            ),
+        )
+        for file in self._done(run).parent.glob("*.safetensors"):
+            file.unlink()  # figures are kept, not a hundred classifiers
+        assert trainer.held_out is not None
+        logits, labels = trainer.held_out
+        right = logits.argmax(1) == labels
+        evaluations = [row for row in trainer.state.log_history if "eval_accuracy" in row]
+        return {
+            **asdict(run),
+            "steps": steps,
+            "batch": args.batch,
+            "accuracy": right.float().mean().item(),
+            "right": "".join("01"[int(one)] for one in right),
+            "curve": [[row["step"], row["eval_accuracy"]] for row in evaluations],
+            "seconds": round(time.perf_counter() - started, 1),
+            "processor_seconds": round(time.process_time() - processor, 1),
+        }
+
+
+def main() -> None:
+    """Train what is to be trained, then report."""
+    args = _arguments()
+    experiment = Experiment(args)
+    _same_plan(experiment.folder / "plan.json", args)
+    if args.stage in ("all", "train"):
+        others = [
+            subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1", "--stage", "train"])
+            for _ in range(args.jobs - 1)
+        ]
+        experiment.run()
+        if any(other.wait() for other in others):
+            raise SystemExit("Another of the processes failed; see above, and run the same command again.")
+    if args.stage in ("all", "report"):
+        _report(experiment)
+
+
+def _report(experiment: Experiment) -> None:
+    args, folder = experiment.args, experiment.folder
+    about = {
+        "command": " ".join(["python", "experiments/rationales.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        **{name: getattr(args, name) for name in ("steps", "chain_steps", "batch", "seeds", "test_rows", "bf16")},
+    }
+    figures = {"about": about, **summary(experiment)}
+    write_json(folder / "summary.json", figures)
+    found = tables(figures)
+    said = "\n\n".join(f"<!-- evidence:{name} -->\n\n{table}\n\n<!-- /evidence -->" for name, table in found.items())
+    write_text(folder / "tables.md", said + "\n")
+    print(said)
+    if figures["curve"]:
+        curve_picture(figures["curve"], folder / "curve.png")
+    if args.page:
+        page = Path(args.page)
+        text, missing = replaced(page.read_text(encoding="utf-8"), found)
+        write_text(page, text)
+        if figures["curve"]:
+            shutil.copy2(folder / "curve.png", page.parent / "rationales.png")
+        print(f"{page} has no place for: {', '.join(missing) or 'nothing'}.")
+
+
+def _same_plan(file: Path, args: argparse.Namespace) -> None:
+    """Refuse to go on in the folder of another plan."""
+    names = ("steps", "chain_steps", "batch", "test_rows", "bf16", "max_input_length", "max_rationale_length")
+    said = {"backbone": str(Path(args.backbone).resolve()), **{name: getattr(args, name) for name in names}}
+    if file.is_file() and (there := json.loads(file.read_text())) != said:
+        odd = next(name for name in said if there.get(name) != said[name])
+        raise DualHeadError(f"'{file.parent}' has another run ({odd}: {there.get(odd)}). Give another --output_dir.")
+    write_json(file, said)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--backbone", required=True, help="a decoder that was pretrained on text, as chat_backbone.py's"
+    )
+    parser.add_argument("--data", required=True, help="folder with rationales/")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--stage", choices=("all", "train", "report"), default="all")
+    parser.add_argument("--data_sets", nargs="+", choices=("esnli", "creak", "cqa", "chains"),
+                        default=["esnli", "creak", "cqa", "chains"])  # fmt: skip
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", type=int, choices=(1, 2, 3), default=2, help="learning rates tried")
+    parser.add_argument("--steps", type=int, default=300, help="of every run")
+    parser.add_argument("--chain_steps", type=int, default=400, help="of every run on the synthetic set, each row once")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--test_rows", type=int, default=3000, help="at most so many of each test split")
+    parser.add_argument("--max_input_length", type=int, default=128)
+    parser.add_argument("--max_rationale_length", type=int, default=96)
+    parser.add_argument("--bf16", action="store_true", help="autocast, where the machine is faster so")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
+    parser.add_argument("--page", help="a markdown file whose tables between markers are written again")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    given, _ = parser.parse_known_args()
+    if given.small:
+        parser.set_defaults(**SMALL)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Figures, tables and the picture of the rationale experiment, from what its finished runs said.
+
+It knows plain values. It trains nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from evidence_tables import crossed, markdown
+
+SAID = {
+    "pooled": "pooled only, no reasoning loss",
+    "none": "DHRD",
+    "input_lm": "next-token loss on the input only",
+    "label_only": "label written, no rationale",
+    "shuffled": "another row's rationale",
+    "shuffled_in_class": "another's of the same label",
+    "permuted": "its words in random order",
+}
+
+
+def summary(experiment: Any) -> dict[str, Any]:
+    """Figures of every data set. Errors: a run that is not there."""
+    runs = experiment.main()
+    return {
+        "floors": experiment.floors(),
+        "titles": {name: own.title for name, own in experiment.data.items()},
+        "search": {
+            name: {control: experiment.tried(name, control) for control in ("pooled", "none")}
+            for name in experiment.data
+        },
+        "systems": {name: _systems(experiment, [run for run in runs if run.data == name]) for name in experiment.data},
+        "curve": _curve(experiment, [run for run in runs if run.data == "chains"]),
+    }
+
+
+def _systems(experiment: Any, runs: Sequence[Any]) -> dict[str, Any]:
+    """Accuracy of each system, and its difference from the plain one and from DHRD, row by row and seed by seed."""
+    controls = dict.fromkeys(run.control for run in runs)
+    said = {control: [experiment.read(run) for run in runs if run.control == control] for control in controls}
+    right = {control: right_table(own) for control, own in said.items()}
+    found = {}
+    for control, table in right.items():
+        mean, interval = crossed(table)
+        found[control] = {
+            "accuracy": mean,
+            "interval": interval,
+            "by_seed": table.mean(1).tolist(),
+            "rate": said[control][0]["rate"],
+            "processor_seconds": fmean(own["processor_seconds"] for own in said[control]),
+            "over": {other: _difference(table, right[other]) for other in ("pooled", "none") if other in right},
+        }
+    return found
+
+
+def right_table(runs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Whether each row was classified rightly, [seeds, rows]."""
+    return np.array([[int(one) for one in run["right"]] for run in runs], dtype=float)
+
+
+def _difference(own: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    mean, interval = crossed(own - other)
+    return {"mean": mean, "interval": interval}
+
+
+def _curve(experiment: Any, runs: Sequence[Any]) -> dict[str, Any]:
+    """Accuracy at each evaluation, of every seed, by system."""
+    found: dict[str, Any] = {}
+    for run in runs:
+        points = experiment.read(run)["curve"]
+        own = found.setdefault(run.control, {"steps": [step for step, _ in points], "by_seed": []})
+        own["by_seed"].append([accuracy for _, accuracy in points])
+    return found
+
+
+# ---- tables ---------------------------------------------------------------------------------------------
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Every table by its name."""
+    found = {"rationales-floors": _floors(figures), "rationales-search": _search(figures)}
+    found |= {f"rationales-{name}": _accuracies(own) for name, own in figures["systems"].items()}
+    if figures["curve"]:
+        found["rationales-curve"] = _curve_table(figures["curve"])
+    return found
+
+
+def _percent(value: float, interval: Sequence[float], form: str = ".1f") -> str:
+    return f"{100 * value:{form}} ({100 * interval[0]:{form}} to {100 * interval[1]:{form}})"
+
+
+def _floors(figures: Mapping[str, Any]) -> str:
+    rows = []
+    for name, own in figures["floors"].items():
+        words = [_percent(own[part]["value"], own[part]["interval"]) for part in ("majority", "input", "rationale")]
+        rows.append([figures["titles"][name], f"{own['train_rows']:,}", f"{own['test_rows']:,}", *words])
+    columns = ["", "training rows", "test rows", "most frequent label", "TF-IDF of the input", "of the rationale"]
+    return markdown(columns, rows)
+
+
+def _search(figures: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            figures["titles"][name],
+            SAID[control],
+            " / ".join(f"{rate:.2g}: {100 * value:.1f}" for rate, value in own.items()),
+        ]
+        for name, by_control in figures["search"].items()
+        for control, own in by_control.items()
+    ]
+    return markdown(["", "system", "learning rate: accuracy on rows kept back"], rows)
+
+
+def _accuracies(systems: Mapping[str, Any]) -> str:
+    rows = []
+    for control, own in systems.items():
+        over = {name: _percent(one["mean"], one["interval"], "+.1f") for name, one in own["over"].items()}
+        rows.append(
+            [
+                SAID[control],
+                _percent(own["accuracy"], own["interval"]),
+                " / ".join(f"{100 * one:.1f}" for one in own["by_seed"]),
+                "" if control == "pooled" else over.get("pooled", ""),
+                "" if control == "none" else over.get("none", ""),
+                f"{own['processor_seconds']:.0f}",
+            ]
+        )
+    columns = ["system", "accuracy (95%)", "by seed", "over pooled (95%)", "over DHRD (95%)", "processor s"]
+    return markdown(columns, rows)
+
+
+def _curve_table(curve: Mapping[str, Any]) -> str:
+    steps = next(iter(curve.values()))["steps"]
+    rows = [
+        [SAID[control], *(f"{100 * value:.1f}" for value in np.mean(own["by_seed"], axis=0))]
+        for control, own in curve.items()
+    ]
+    return markdown(["accuracy after steps", *map(str, steps)], rows)
+
+
+def curve_picture(curve: Mapping[str, Any], file: Path) -> None:
+    """Draw accuracy over steps: the mean of the seeds, and from the worst to the best of them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for control, own in curve.items():
+        seeds = 100 * np.array(own["by_seed"])
+        (line,) = axis.plot(own["steps"], seeds.mean(0), marker="o", markersize=3, linewidth=1.4, label=SAID[control])
+        axis.fill_between(own["steps"], seeds.min(0), seeds.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    axis.set_xlabel("steps")
+    axis.set_ylabel("accuracy on rows not seen, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,114 @@
+"""The rationale experiment: rows whose answer follows, figures by hand, and all of it, small."""
+
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+if str(EXPERIMENTS) not in sys.path:  # scripts that import each other by name
+    sys.path.append(str(EXPERIMENTS))
+
+import rationales_data  # noqa: E402
+import rationales_tables  # noqa: E402
+
+
+def walk(text: str, name: str) -> list[str]:
+    """The sentences from a person to a room, found by reading."""
+    said = {sentence.split()[0]: sentence + "." for sentence in text.split("?")[0].split(". ")[:-1]}
+    found = [said[name]]
+    while with_whom := re.match(r"\w+ is with (\w+)", found[-1]):
+        found.append(said[with_whom[1]])
+    return found
+
+
+def test_the_label_is_the_room_that_the_chain_leads_to_and_the_rationale_walks_it():
+    for row in rationales_data.chain_rows(100, seed=3):
+        asked = re.search(r"Where is (\w+)\?", row["input_text"])[1]
+        chain = walk(row["input_text"], asked)
+        assert len(chain) == rationales_data.HOPS + 1
+        assert chain[-1].endswith(f"in the {row['label']}.")
+        assert row["rationale"] == " ".join(chain)
+
+
+def test_every_room_is_as_frequent_and_the_text_always_names_a_wrong_one():
+    rows = list(rationales_data.chain_rows(400, seed=3))
+    assert set(Counter(row["label"] for row in rows).values()) == {100}
+    for row in rows:
+        assert len(set(re.findall("|".join(rationales_data.ROOMS), row["input_text"]))) == 2
+
+
+def test_training_and_test_rows_of_the_chains_are_different(shared_data, tmp_path):
+    found = rationales_data.datasets(shared_data, tmp_path, rows=200, test_rows=200)["chains"]
+    train, test = (set((found.path / f"{split}.jsonl").read_text().splitlines()) for split in ("train", "test"))
+    assert not train & test
+
+
+def test_a_folder_without_rationales_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match="--data"):
+        rationales_data.datasets(tmp_path, tmp_path, rows=4, test_rows=4)
+
+
+def test_where_a_room_is_asked_for_does_not_say_which():
+    """Neither the first nor the last room of a text is the right one more often than chance."""
+    rows = [rationales_data.chain_row(random.Random(seed), "attic") for seed in range(400)]
+    first = [re.search("|".join(rationales_data.ROOMS), row["input_text"])[0] for row in rows]
+    assert 0.4 < first.count("attic") / 400 < 0.6
+
+
+def test_seeds_are_rows_of_the_table_and_differences_are_by_row():
+    class Run:
+        def __init__(self, control: str, right: str):
+            self.control, self.data, self.right = control, "creak", right
+
+    class Experiment:
+        @staticmethod
+        def read(run: Run) -> dict:
+            return {"right": run.right, "rate": 1e-3, "processor_seconds": 2.0}
+
+    runs = [Run("pooled", "0011"), Run("pooled", "0111"), Run("none", "1011"), Run("none", "1111")]
+    found = rationales_tables._systems(Experiment, runs)
+    assert found["pooled"]["accuracy"] == pytest.approx(5 / 8)
+    assert found["none"]["by_seed"] == [0.75, 1.0]
+    assert found["none"]["over"]["pooled"]["mean"] == pytest.approx(2 / 8)  # one more right of four, in both seeds
+    low, high = found["none"]["over"]["pooled"]["interval"]
+    assert low == 0.0
+    assert high <= 0.75  # only one row ever differs
+
+
+def test_tables_say_how_far_a_system_is_from_both_others():
+    over = {"pooled": {"mean": 0.1, "interval": (0.05, 0.15)}, "none": {"mean": 0.0, "interval": (0, 0)}}
+    own = {"accuracy": 0.5, "interval": (0.4, 0.6), "by_seed": [0.5], "processor_seconds": 9.0, "over": over}
+    table = rationales_tables._accuracies({"pooled": own, "none": own})
+    assert "| DHRD | 50.0 (40.0 to 60.0) | 50.0 | +10.0 (+5.0 to +15.0) |  | 9 |" in table
+    assert "| pooled only, no reasoning loss | 50.0 (40.0 to 60.0) | 50.0 |  | +0.0 (+0.0 to +0.0) | 9 |" in table
+
+
+def test_the_curve_is_the_mean_over_seeds():
+    curve = {"none": {"steps": [10, 20], "by_seed": np.array([[0.2, 0.4], [0.4, 0.8]]).tolist()}}
+    assert "| DHRD | 30.0 | 60.0 |" in rationales_tables._curve_table(curve)
+
+
+@pytest.mark.slow
+def test_the_experiment_is_made_once_and_written_into_a_page(shared_data, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- evidence:rationales-creak -->\n<!-- /evidence -->\nThe end.\n")
+    backbone = shared_data / "lm" / "stories260k"
+    command = [sys.executable, str(EXPERIMENTS / "rationales.py"), "--small", "--backbone", str(backbone)]
+    command += ["--data", str(shared_data), "--output_dir", str(tmp_path / "out"), "--page", str(page)]
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    text = page.read_text()
+    assert "| DHRD |" in text
+    assert text.endswith("The end.\n")
+    assert (tmp_path / "rationales.png").stat().st_size > 1000
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "== " not in again.stdout  # nothing was done twice
+    assert page.read_text() == text
