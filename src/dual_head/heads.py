@@ -3,9 +3,12 @@
 They know hidden states and a slot of the cache; losses, alphas and whole guides are elsewhere.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from dual_head.accumulation import linear
 from dual_head.backbone import Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
@@ -46,7 +49,8 @@ class LinearMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out], in the dtype of the weights."""
         x = x.to(self.up.weight.dtype)
-        return self.up(x if self.down is None else self.down(x))
+        x = x if self.down is None else linear(x, self.down.weight)
+        return linear(x, self.up.weight, self.up.bias)
 
     def matrix(self) -> Tensor:
         """W [out, in], multiplied out."""
@@ -70,12 +74,21 @@ class CausalGate(nn.Module):
 
     def forward(self, features: Features, cache: CacheSlot | None) -> Tensor:
         """Map features [B, T, d] to gate logits [B, T]."""
-        hidden = features.hidden.to(self.query.weight.dtype)
+        own = (features.hidden, features.mask, cache)
+        if torch.is_grad_enabled() and cache is None:
+            # What attention keeps for its backward pass grows with the sequences, and is cheap to compute again.
+            return checkpoint(self._logits, *own, use_reentrant=False, preserve_rng_state=False)
+        return self._logits(*own)
+
+    def _logits(self, hidden: Tensor, mask: Tensor | None, cache: CacheSlot | None) -> Tensor:
+        kind = hidden.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        hidden = hidden.to(torch.get_autocast_dtype(kind) if autocast else self.query.weight.dtype)
         q, k, v = (self._split(project(hidden)) for project in (self.query, self.key, self.value))
         if cache is not None:
             k, v = cache.update(k, v)
-        causal = features.mask is None and q.shape[-2] > 1
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=features.mask, is_causal=causal)
+        causal = mask is None and q.shape[-2] > 1
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.output(mixed.transpose(1, 2).flatten(2)).squeeze(-1)
 
     def _split(self, projected: Tensor) -> Tensor:

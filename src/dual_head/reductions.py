@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dual_head.accumulation import accumulating
 from dual_head.data.collate import split_sides
 from dual_head.kernels import DISTRIBUTIONS, Products, reduce_products
 
@@ -197,19 +198,21 @@ class _ByPairs(torch.autograd.Function):
         total: list[Tensor | None] = [None] * count
         per_token: list[list[Tensor]] = [[] for _ in carriers]
         outs = []
-        for group in groups:
-            own = [x[group.start : group.stop].detach().requires_grad_(x.requires_grad) for x in carriers]
-            moving = [i for i, x in enumerate(own) if x.requires_grad]
-            with torch.enable_grad():
-                out = loss_of(_part(tokens, group, own), group.pairs)
-            outs.append({name: x.detach() for name, x in out.items()})
-            if not out["loss"].requires_grad:
-                continue
-            sources = [*leaves, *(own[i] for i in moving)]
-            found = torch.autograd.grad(out.pop("loss"), sources, allow_unused=True)
-            total = [a if b is None else b if a is None else a.add_(b) for a, b in zip(total, found, strict=False)]
-            for i, grad in zip(moving, found[count:], strict=True):
-                per_token[i].append(torch.zeros_like(own[i]) if grad is None else grad)
+        with accumulating(leaves) as sinks:
+            for group in groups:
+                own = [x[group.start : group.stop].detach().requires_grad_(x.requires_grad) for x in carriers]
+                moving = [i for i, x in enumerate(own) if x.requires_grad]
+                with torch.enable_grad():
+                    out = loss_of(_part(tokens, group, own), group.pairs)
+                outs.append({name: x.detach() for name, x in out.items()})
+                if not out["loss"].requires_grad:
+                    continue
+                sources = [*leaves, *(own[i] for i in moving)]
+                found = torch.autograd.grad(out.pop("loss"), sources, allow_unused=True)
+                total = [_added(a, b) for a, b in zip(total, found, strict=False)]
+                for i, grad in zip(moving, found[count:], strict=True):
+                    per_token[i].append(torch.zeros_like(own[i]) if grad is None else grad)
+        total = [_added(a, sink.total) for a, sink in zip(total, sinks, strict=True)]
         ctx.grads = [*total, *(torch.cat(parts) if parts else None for parts in per_token)]
         names.extend(outs[0])
         joined = tuple(_join(name, [out[name] for out in outs]) for name in names)
@@ -227,6 +230,10 @@ class _ByPairs(torch.autograd.Function):
                 if x is not None:
                     x.mul_(grad)
         return (None, None, None, None, None, *grads)
+
+
+def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return total if more is None else more if total is None else total.add_(more)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""Gradients of weights that many chunks of tokens share, added up in one buffer per weight.
+
+autograd makes the gradient of every chunk anew, as large as the weight, before it is added to the last one. A weight of
+[V, d] is larger than a chunk of its logits, so that is where the memory of a step goes, and a tenth of its time. Inside
+`accumulating`, `linear` adds its weight's gradient where the others are. It knows weights, and neither guides nor
+losses.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SLICE = 8192  # rows of a gradient in lower precision at a time, before they are added up in full
+# By id of the weight. No context variable: on GPUs backward passes, and what they compute again, run in other threads.
+_SINKS: dict[int, "Sink"] = {}
+
+
+class Sink:
+    """What the chunks so far have added to the gradient of one weight; `total` None before the first."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+        self.total: Tensor | None = None
+        self._cast = weight.detach()
+
+    def operand(self, dtype: torch.dtype) -> Tensor:
+        """The weight in the dtype of a product, cast once."""
+        if self._cast.dtype != dtype:
+            self._cast = self.weight.detach().to(dtype)
+        return self._cast
+
+    def add(self, dy: Tensor, x: Tensor) -> None:
+        """Add dy' x, of dy [n, out] and x [n, in]."""
+        if dy.dtype == self.weight.dtype:
+            self.total = torch.mm(dy.T, x) if self.total is None else self.total.addmm_(dy.T, x)
+            return
+        self.total = torch.zeros_like(self.weight) if self.total is None else self.total
+        for out, part in zip(self.total.split(SLICE), dy.split(SLICE, dim=-1), strict=True):
+            out.add_(torch.mm(part.T, x))
+
+
+@contextmanager
+def accumulating(weights: Iterable[Tensor]) -> Iterator[list[Sink]]:
+    """Have `linear` add up the gradients of these weights; autograd gives None for them. In their order."""
+    sinks = [Sink(weight) for weight in weights]
+    own = {id(sink.weight): sink for sink in sinks}
+    if _SINKS.keys() & own.keys():
+        raise RuntimeError("The gradients of these weights are being added up already.")
+    _SINKS.update(own)
+    try:
+        yield sinks
+    finally:
+        for key in own:
+            del _SINKS[key]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute x W' + b as torch does, x [*, in] and W [out, in]."""
+    sink = _SINKS.get(id(weight))
+    if sink is None or not (weight.requires_grad and torch.is_grad_enabled()):
+        return F.linear(x, weight, bias)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    # The weight is handed over although its gradient goes elsewhere: without it nothing would ask for a backward pass.
+    y = _Linear.apply(x.to(dtype), weight, sink)
+    return y if bias is None else y + bias.to(dtype)  # type: ignore[operator]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sink: Sink) -> Tensor:
+        del weight
+        ctx.sink = sink
+        ctx.save_for_backward(x)
+        return torch.mm(x.flatten(0, -2), sink.operand(x.dtype).T).unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
+        (x,) = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            dx = dy @ ctx.sink.operand(dy.dtype) if ctx.needs_input_grad[0] else None
+            if ctx.needs_input_grad[1]:
+                ctx.sink.add(dy.flatten(0, -2), x.flatten(0, -2))
+        return dx, None, None
