@@ -172,6 +172,7 @@ def train(plan: Plan, run: Run) -> dict[str, Any]:
             eval_strategy="no",
             logging_steps=max(1, plan.steps // 4),
             disable_tqdm=True,
+            bf16=world.bf16,
             seed=run.seed,
         ),
     )

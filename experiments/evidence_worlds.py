@@ -48,6 +48,7 @@ class Demo:
     batch: int = 32
     max_length: int = 128
     most: int | None = None  # pairs read of a file
+    bf16: bool = False  # training under autocast
     judge: str = "the world's exact reward"
 
     def pairs(self, objective: str, seed: int) -> Path:
@@ -86,6 +87,7 @@ class Dialogues:
     batch: int = 16
     max_length: int = 256
     most: int | None = None  # pairs read of a file
+    bf16: bool = True  # as its backbone was trained
     longest_prompt: int = 160  # tokens; what a dialogue leaves for its reply
     judge: str = "reward models trained on other prompts"
 

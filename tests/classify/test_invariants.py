@@ -19,6 +19,7 @@ from dual_head.classify.collate import ExampleCollator
 from dual_head.classify.model import IGNORED, DualHeadReasoningModel
 from dual_head.classify.tokenize import ClassifyTokenizeOptions, Tokenized, tokenize_examples
 from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArguments
+from dual_head.errors import DualHeadError
 
 LABELS = 3
 INPUTS = (5, 1, 9, 14, 2, 9)  # tokens
@@ -170,6 +171,18 @@ def test_what_is_loaded_gives_the_bits_of_what_was_saved(architecture, tune, hea
     assert torch.equal(logits(loaded, rows()), logits(model, rows()))
     lm = [own.decoder.lm(torch.tensor([ids(6, 1)])).logits for own in (model, loaded)]
     assert torch.equal(*lm)
+
+
+def test_a_fully_tuned_classifier_is_loaded_with_the_attention_that_is_asked_for(tmp_path):
+    DualHeadReasoningModel.from_backbone(tiny_lm("llama"), 2, tune="full").save_pretrained(tmp_path)
+    loaded = DualHeadReasoningModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert loaded.decoder.lm.config._attn_implementation == "eager"
+
+
+def test_a_fully_tuned_classifier_is_not_spread_over_devices_in_silence(tmp_path):
+    DualHeadReasoningModel.from_backbone(tiny_lm("llama"), 2, tune="full").save_pretrained(tmp_path)
+    with pytest.raises(DualHeadError, match="--device"):
+        DualHeadReasoningModel.from_pretrained(tmp_path, device_map="auto")
 
 
 @pytest.mark.parametrize(("tune", "head"), [("lora", "linear"), ("full", "mlp"), ("frozen", "mlp")])

@@ -269,7 +269,16 @@ class DualHeadReasoningModel(PreTrainedModel):
             raise DualHeadError(f"'{source}' is no classifier of ours. Train one with 'dual-head classify train'.")
         lm: Any = backbone
         if config.tune == "full":
-            lm = AutoModelForCausalLM.from_config(config.backbone_config, trust_remote_code=trust_remote_code)
+            if device_map is not None:
+                raise DualHeadError(
+                    f"The whole backbone of '{source}' was trained, and such a classifier is loaded onto one device. "
+                    "Leave device_map out, and say which with .to(device) or --device."
+                )
+            lm = AutoModelForCausalLM.from_config(
+                config.backbone_config,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+            )
         elif not isinstance(backbone, nn.Module):
             place = backbone or config.backbone_name_or_path
             if not place:
