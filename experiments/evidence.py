@@ -49,6 +49,8 @@ def main() -> None:
     if args.small:
         plan = replace(plan, methods=SMALL_METHODS, ablations=SMALL_ABLATIONS if world.name == "demo" else (),
                        alphas=(0.5, 1.0), grid=(0.0, 1.0), max_new_tokens=SMALL_NEW_TOKENS)  # fmt: skip
+    if args.alphas:
+        plan = replace(plan, alphas=tuple(args.alphas))
     small = {"judge_steps": 2, "weak_steps": 4} if args.small else {}
     numbers = {"judge_steps": None, "weak_steps": WEAK_STEPS, **small}
     evidence = Evidence(plan, _siblings(args, folder, world), two_prompts=args.two_prompts, **numbers)
@@ -93,6 +95,7 @@ def _same_plan(file: Path, plan: Plan) -> None:
     """Refuse to go on in the folder of another plan."""
     said = {
         "world": plan.world.name,
+        "about": getattr(plan.world, "about", "overall"),
         "backbone": plan.world.backbone,
         "steps": plan.steps,
         "prompts": plan.prompts,
@@ -111,7 +114,8 @@ def _world(args: argparse.Namespace, folder: Path) -> Demo | Dialogues:
         return Demo(folder=folder, pairs_each=200 if args.small else 4000)
     if not args.chat:
         raise DualHeadError("Say with --chat where experiments/chat_backbone.py wrote its backbone.")
-    return Dialogues(folder=folder, backbone=str(Path(args.chat).resolve()), most=64 if args.small else None)
+    backbone = str(Path(args.chat).resolve())
+    return Dialogues(folder=folder, backbone=backbone, about=args.about, most=64 if args.small else None)
 
 
 def _siblings(args: argparse.Namespace, folder: Path, world: Demo | Dialogues) -> Siblings | None:
@@ -132,13 +136,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stage", choices=STAGES, default="all")
     parser.add_argument("--chat", help="backbone of the hh world, as chat_backbone.py writes it")
     parser.add_argument("--strong", help="a larger sibling of --chat, for weak to strong in the hh world")
+    parser.add_argument("--about", choices=("overall", "helpful", "harmless"), default="overall",
+                        help="what methods are compared by in the hh world")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=int, choices=(1, 2, 3), default=3, help="learning rates tried of each method")
     parser.add_argument("--steps", type=int, help="of every run")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--dev_prompts", type=int, default=100, help="of the search")
-    parser.add_argument("--two_prompts", type=int, default=100, help="at each of 16 pairs of strengths")
+    parser.add_argument("--two_prompts", type=int, default=100, help="at each of 16 pairs of strengths; 0: no mixing")
     parser.add_argument("--max_new_tokens", type=int, help="instead of the world's own")
+    parser.add_argument("--alphas", type=float, nargs="+", help="strengths of the main table, 1 among them")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument("--page", help="a markdown file whose tables between markers are written again")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")

@@ -58,7 +58,9 @@ def answered(
     tokenizer = load_tokenizer(world.backbone)
     rows = replies(model(), tokenizer, asked, alphas, world.decoding, seed=seed, limit=max_new_tokens)
     by_id = {one.id: one for one in asked}
-    scores = world.score([by_id[row["id"]] for row in rows], rows)
+    mixed = any(isinstance(alpha, Mapping) for alpha in alphas)
+    objectives = ("overall", "helpful", "harmless") if mixed else ("overall",)
+    scores = world.score([by_id[row["id"]] for row in rows], rows, objectives)
     for i, row in enumerate(rows):
         row["rewards"] = {name: round(values[i], 5) for name, values in scores.items()}
         _require_finite(row)

@@ -78,30 +78,38 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
         "batch": BATCH,
         "learning_rate": RATE,
         "seconds": round(seconds, 1),
-        "held_out": {own: accuracy(world, folder, own) for own in OBJECTIVES},
+        "held_out": held_out(world, folder),
     }
     write_json(folder / "judge.json", said)
     return said
 
 
-def accuracy(world: Dialogues, folder: Path, objective: str) -> dict[str, Any]:
-    """How often the chosen reply of a pair of the parts dev and test scores higher, with its Wilson interval."""
-    judge = _judge(str(folder))
-    pairs = [
-        pair
-        for part in ("dev", "test")
-        for pair in load_pairs(str(world.part(objective, part)), max_rows=world.most)[0]
-    ]
-    rows = tokenize_pairs(pairs, judge.tokenizer, TokenizeOptions(max_length=384))[0]
-    chosen = _scores(judge, [row["prompt_ids"] + row["chosen_ids"] for row in map(dict, rows)])
-    rejected = _scores(judge, [row["prompt_ids"] + row["rejected_ids"] for row in map(dict, rows)])
-    right = sum((a > b) + 0.5 * (a == b) for a, b in zip(chosen, rejected, strict=True))
-    longer = sum(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in map(dict, rows))
+def held_out(world: Dialogues, folder: Path) -> dict[str, dict[str, Any]]:
+    """How often the chosen reply of a pair of the parts dev and test scores higher, by objective and overall."""
+    judge, found = _judge(str(folder)), {}
+    for objective in OBJECTIVES[1:]:
+        pairs = [
+            pair
+            for part in ("dev", "test")
+            for pair in load_pairs(str(world.part(objective, part)), max_rows=world.most)[0]
+        ]
+        rows = [dict(row) for row in tokenize_pairs(pairs, judge.tokenizer, TokenizeOptions(max_length=384))[0]]
+        ids = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
+        scores = _scores(judge, ids)
+        both = zip(scores[: len(rows)], scores[len(rows) :], strict=True)
+        right = [(a > b) + 0.5 * (a == b) for a, b in both]
+        found[objective] = right, [len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in rows]
+    every = ([own for pair in found.values() for own in pair[i]] for i in (0, 1))
+    return {name: accuracy(*own) for name, own in {OBJECTIVES[0]: tuple(every), **found}.items()}
+
+
+def accuracy(right: Sequence[float], longer: Sequence[bool]) -> dict[str, Any]:
+    """A share of pairs with its Wilson interval, beside what preferring the longer reply would give."""
     return {
-        "pairs": len(rows),
-        "accuracy": right / len(rows),
-        "interval": list(wilson(right, len(rows))),
-        "by_length": longer / len(rows),  # what preferring the longer reply would give
+        "pairs": len(right),
+        "accuracy": sum(right) / len(right),
+        "interval": list(wilson(sum(right), len(right))),
+        "by_length": sum(longer) / len(longer),
     }
 
 

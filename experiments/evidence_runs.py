@@ -115,8 +115,8 @@ class Plan:
         ]
 
     def main(self, rates: Mapping[str, float]) -> list[Run]:
-        """Every method at its best rate, at every seed."""
-        return [Run(method=name, rate=rates[name], seed=seed) for name in self.methods for seed in range(self.seeds)]
+        """Every method at its best rate, at every seed; the seeds outermost: what is stopped early has all methods."""
+        return [Run(method=name, rate=rates[name], seed=seed) for seed in range(self.seeds) for name in self.methods]
 
     def two(self, rates: Mapping[str, float]) -> list[Run]:
         """One guide of each of two objectives, for the methods that are mixed."""

@@ -33,10 +33,11 @@ class Evidence:
     # ---- training -----------------------------------------------------------------------------------------
 
     def judge(self) -> None:
-        """Train the judges, where rewards are not exact."""
+        """Train the judges, where rewards are not exact; those of one objective where two are mixed."""
         world = self.plan.world
         if isinstance(world, Dialogues):
             places = judge_folders(self.folder)
+            places = places if self.two_prompts else {world.about: places[world.about]}
             self._work(
                 [
                     Task(place / "judge.json", _call(train_judge, world, objective, steps=self.judge_steps))
@@ -50,7 +51,7 @@ class Evidence:
         self.judge()
         self._work([Task(plan.place(run) / "dev.jsonl", _call(self._try, run)) for run in plan.search()])
         rates = self.rates()
-        runs = [*plan.main(rates), *plan.two(rates), *plan.ablated(rates)]
+        runs = [*plan.main(rates), *(plan.two(rates) if self.two_prompts else []), *plan.ablated(rates)]
         self._work([Task(plan.place(run) / "trained.json", _call(train, plan, run)) for run in runs])
         if self.siblings:
             if plan.world.name == "demo":
@@ -144,7 +145,8 @@ class Evidence:
         return self.folder / "transfer" / f"{name.replace(' ', '_').replace(',', '')}.jsonl"
 
     def mixed(self) -> list[str]:
-        return [name for name in TWO if name in self.plan.methods]
+        """Methods of which guides of two objectives are mixed."""
+        return [name for name in TWO if name in self.plan.methods and self.two_prompts]
 
     # ---- the search ---------------------------------------------------------------------------------------
 

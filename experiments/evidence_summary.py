@@ -42,7 +42,7 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
             "the backbone": compared(base, base, ["0"])["0"],
             **{n: own["at"]["1"] for n, own in main.items()},
         },
-        "two": frontiers({name: evidence.two(name) for name in evidence.mixed()}),
+        "two": frontiers({name: evidence.two(name) for name in evidence.mixed()}) if evidence.mixed() else {},
         "ablation": _ablation(evidence, rates, base, rows),
         "transfer": _transfer(evidence, rates),
     }

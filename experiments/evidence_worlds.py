@@ -67,8 +67,9 @@ class Demo:
         _require(len(own), count, part)
         return [Asked(r.text, r.prompt, "harmless" if r.harmful else "helpful") for r in own[:count]]
 
-    def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]]) -> Rewards:
-        """Exact points of each reply by objective."""
+    def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
+        """Exact points of each reply by objective, which cost nothing: all of them."""
+        del objectives
         found = [
             world.reward(world.parse_request(str(one.prompt)), row["reply"])
             for one, row in zip(asked, rows, strict=True)
@@ -78,10 +79,14 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogues:
-    """HH-RLHF's dialogues on a chat backbone made by chat_backbone.py, in whose folder the pairs lie, by part."""
+    """HH-RLHF's dialogues on a chat backbone made by chat_backbone.py, in whose folder the pairs lie, by part.
+
+    about: the objective that methods are compared by: helpful, harmless, or "overall" for both.
+    """
 
     folder: Path
     backbone: str
+    about: str = "overall"
     name: str = "hh"
     decoding: Decoding = SPOKEN
     batch: int = 16
@@ -93,7 +98,11 @@ class Dialogues:
 
     def pairs(self, objective: str, seed: int) -> Path:  # noqa: ARG002 - people wrote them once
         """The pairs of one objective for training."""
-        return self.part(objective, "train")
+        return self.part(self.meant(objective), "train")
+
+    def meant(self, objective: str) -> str:
+        """The objective that stands for "overall" here, or the one itself."""
+        return self.about if objective == "overall" else objective
 
     def part(self, objective: str, part: str) -> Path:
         """The pairs of one objective in one part."""
@@ -103,10 +112,11 @@ class Dialogues:
         return file
 
     def asked(self, part: str, count: int) -> list[Asked]:
-        """Prompts of a part, each once, half of them of either objective."""
+        """Prompts of a part, each once; half of them of either objective where both are compared by."""
         tokenizer = load_tokenizer(self.backbone)
         found = []
-        for objective, wanted in (("helpful", count - count // 2), ("harmless", count // 2)):
+        shares = {"helpful": count - count // 2, "harmless": count // 2}
+        for objective, wanted in (shares if self.about == "overall" else {self.about: count}).items():
             prompts = {json.dumps(p.prompt): p.prompt for p in load_pairs(str(self.part(objective, part)))[0]}
             own = [
                 Asked(f"{objective}-{i}", prompt, objective)
@@ -118,14 +128,12 @@ class Dialogues:
             found += own[:wanted]
         return found
 
-    def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]]) -> Rewards:
+    def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
         """Scores of each reply by the reward model of each objective."""
         from evidence_judge import judge_folders, judged
 
-        return {
-            objective: judged(folder, [one.prompt for one in asked], rows)
-            for objective, folder in judge_folders(self.folder).items()
-        }
+        places, prompts = judge_folders(self.folder), [one.prompt for one in asked]
+        return {name: judged(places[self.meant(name)], prompts, rows) for name in objectives}
 
 
 World = Demo | Dialogues
