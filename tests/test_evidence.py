@@ -21,7 +21,8 @@ import evidence_runs  # noqa: E402
 import evidence_stages  # noqa: E402
 import evidence_tables  # noqa: E402
 import evidence_work  # noqa: E402
-from evidence_worlds import Demo  # noqa: E402
+from evidence_judge import accuracy  # noqa: E402
+from evidence_worlds import Demo, Dialogues  # noqa: E402
 
 
 def dialogue(*said: str) -> Pair:
@@ -77,6 +78,20 @@ def test_the_search_and_the_tables_ask_different_requests_of_the_demonstration(t
     assert len({*dev, *test}) == 400
 
 
+def test_what_dialogues_are_compared_by_stands_for_everything(tmp_path):
+    (tmp_path / "pairs-helpful-train.jsonl").touch()
+    world = Dialogues(folder=tmp_path, backbone=str(tmp_path), about="helpful")
+    assert world.pairs("overall", 0) == world.pairs("helpful", 0) == tmp_path / "pairs-helpful-train.jsonl"
+    assert world.meant("harmless") == "harmless"
+    assert Dialogues(folder=tmp_path, backbone=str(tmp_path)).meant("overall") == "overall"
+
+
+def test_a_judge_is_held_against_preferring_the_longer_reply():
+    said = accuracy([1.0, 0.0, 0.5, 1.0], [True, True, False, True])
+    assert (said["pairs"], said["accuracy"], said["by_length"]) == (4, 0.625, 0.75)
+    assert said["interval"][0] < 0.625 < said["interval"][1]
+
+
 def test_asking_more_requests_than_there_are_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="--prompts"):
         Demo(folder=tmp_path).asked("test", 5000)
@@ -111,7 +126,7 @@ def test_the_best_of_the_search_is_the_first_seed_and_is_not_trained_twice(tmp_p
     searched = {run.key for run in plan.search()}
     assert len(searched) == 6
     main = [run.key for run in plan.main({"iav": 3e-3, "hidden": 3e-3})]
-    assert [key in searched for key in main] == [True, False, False] * 2
+    assert [key in searched for key in main] == [True] * 2 + [False] * 4  # the first seed of either comes first
 
 
 def test_no_two_runs_share_a_folder(tmp_path):

@@ -38,9 +38,10 @@ class Sink:
         if dy.dtype == self.weight.dtype:
             self.total = torch.mm(dy.T, x) if self.total is None else self.total.addmm_(dy.T, x)
             return
-        self.total = torch.zeros_like(self.weight) if self.total is None else self.total
+        first, self.total = self.total is None, torch.empty_like(self.weight) if self.total is None else self.total
         for out, part in zip(self.total.split(SLICE), dy.split(SLICE, dim=-1), strict=True):
-            out.add_(torch.mm(part.T, x))
+            own = torch.mm(part.T, x)
+            out.copy_(own) if first else out.add_(own)
 
 
 @contextmanager
