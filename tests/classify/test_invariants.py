@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from files import word_tokenizer
 from models import ARCHITECTURES, EOS, PAD, VOCAB, tiny_lm
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, MixtralConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from dual_head.classify import Example, TextForm
@@ -183,6 +184,24 @@ def test_a_fully_tuned_classifier_is_not_spread_over_devices_in_silence(tmp_path
     DualHeadReasoningModel.from_backbone(tiny_lm("llama"), 2, tune="full").save_pretrained(tmp_path)
     with pytest.raises(DualHeadError, match="--device"):
         DualHeadReasoningModel.from_pretrained(tmp_path, device_map="auto")
+
+
+def test_experts_take_no_dropout_and_the_error_says_what_to_set():
+    config = MixtralConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+    )
+    lm = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(DualHeadError, match="--lora_dropout 0"):
+        DualHeadReasoningModel.from_backbone(lm, 2)
+    model = DualHeadReasoningModel.from_backbone(AutoModelForCausalLM.from_config(config), 2, lora={"dropout": 0.0})
+    trained = {name for name, p in model.decoder.lm.named_parameters() if p.requires_grad}
+    assert any("experts" in name for name in trained)
 
 
 @pytest.mark.parametrize(("tune", "head"), [("lora", "linear"), ("full", "mlp"), ("frozen", "mlp")])

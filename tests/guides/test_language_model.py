@@ -290,7 +290,7 @@ def test_options_that_do_not_fit_are_refused_with_the_remedy(tmp_path, monkeypat
     refused("is an adapter that was trained before. Use it with tune=none", model=adapter)
     refused(r"dropout must lie in \[0, 1\), not 1", dropout=1.0)
     refused("rank must be at least 1", rank=0)
-    refused("LoRA found nothing to adapt.*target_modules, or use all-linear", target_modules=["nothing"])
+    refused("LoRA finds nothing to adapt.*target_modules, or use all-linear", target_modules=["nothing"])
     refused("against='unguided' needs a checkpoint of guides", model=base, tune="none", against="unguided")
     refused("needs the model '/nowhere', which cannot be read.*Put it back", model="/nowhere", tune="none")
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -146,13 +146,17 @@ def injecting(model: nn.Module) -> Iterator[None]:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         # GPT-2's Conv1D holds its weight the other way round; PEFT sees it and does right.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        # Ranks that PEFT itself sets for fused experts, whichever way a version of transformers holds them.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         try:
             yield
-        except ValueError as error:  # no layer has the target's name
-            raise DualHeadError(
-                f"LoRA found nothing to adapt: {str(error).splitlines()[0]} Name layers of {type(model).__name__} in "
-                "target_modules, or use all-linear."
-            ) from error
+        except ValueError as error:
+            said = str(error).splitlines()[0]
+            if "dropout" in said:  # experts, whose weights are no layers
+                remedy = "Set the LoRA's dropout to 0 (--lora_dropout 0), or name layers that are no experts."
+            else:  # no layer has the target's name
+                remedy = "Name some of its layers in target_modules, or use all-linear."
+            raise DualHeadError(f"LoRA finds nothing to adapt in {type(model).__name__}: {said} {remedy}") from error
 
 
 def causal_lm(name: str | None, backbone: Backbone) -> PreTrainedModel:
