@@ -31,7 +31,7 @@ from dual_head.errors import DualHeadError
 
 STEPS = {"demo": 200, "hh": 120}
 WEAK_STEPS = 1200
-STAGES = ("all", "judge", "train", "answer", "report")
+STAGES = ("all", "judge", "train", "answer", "costs", "report")
 SMALL = {"seeds": 2, "rates": 1, "steps": 2, "prompts": 6, "dev_prompts": 4, "two_prompts": 4}
 SMALL_NEW_TOKENS = 8
 SMALL_METHODS = ("dual_head", "hidden", "iav", "genarm", "dpo")
@@ -51,7 +51,7 @@ def main() -> None:
                        alphas=(0.5, 1.0), grid=(0.0, 1.0), max_new_tokens=SMALL_NEW_TOKENS)  # fmt: skip
     if args.alphas:
         plan = replace(plan, alphas=tuple(args.alphas))
-    small = {"judge_steps": 2, "weak_steps": 4} if args.small else {}
+    small: dict = {"judge_steps": 2, "weak_steps": 4, "timing": {"new_tokens": 2, "rounds": 1}} if args.small else {}
     numbers = {"judge_steps": None, "weak_steps": WEAK_STEPS, **small}
     evidence = Evidence(plan, _siblings(args, folder, world), two_prompts=args.two_prompts, **numbers)
     _same_plan(folder / "plan.json", plan)
@@ -64,6 +64,8 @@ def main() -> None:
         evidence.answer()
     if any(other.wait() for other in others):
         raise SystemExit("Another of the processes failed; see above, and run the same command again.")
+    if args.stage in ("all", "costs") and not args.worker:
+        evidence.measure()
     if args.stage in ("all", "report") and not args.worker:
         _report(evidence, args)
 

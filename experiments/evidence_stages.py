@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from evidence_answers import Row, answered, base_of, read_rows
-from evidence_data import write_text
+from evidence_costs import measured
+from evidence_data import write_json, write_text
 from evidence_judge import judge_folders, train_judge
 from evidence_runs import TWO, Plan, Run, train
 from evidence_transfer import TRANSFER_ALPHAS, Siblings, make_weak
@@ -25,10 +26,18 @@ class Evidence:
     """All stages of one evidence folder."""
 
     def __init__(
-        self, plan: Plan, siblings: Siblings | None, *, two_prompts: int, judge_steps: int | None, weak_steps: int
+        self,
+        plan: Plan,
+        siblings: Siblings | None,
+        *,
+        two_prompts: int,
+        judge_steps: int | None,
+        weak_steps: int,
+        timing: dict[str, int] | None = None,
     ):
         self.plan, self.siblings, self.folder = plan, siblings, plan.folder
         self.two_prompts, self.judge_steps, self.weak_steps = two_prompts, judge_steps, weak_steps
+        self.timing = timing or {}
 
     # ---- training -----------------------------------------------------------------------------------------
 
@@ -63,6 +72,14 @@ class Evidence:
     def answer(self) -> None:
         """Answer the test prompts with everything that was trained."""
         self._work(self._answering())
+
+    def measure(self) -> None:
+        """Time every method beside the backbone: by one process alone, when nothing else runs."""
+        plan = self.plan
+        places = {run.method: plan.place(run) for run in plan.main(self.rates()) if run.seed == 0}
+        file = self.folder / "costs.json"
+        if not file.is_file():
+            write_json(file, measured(plan.world, places, **self.timing))
 
     def missing(self) -> list[Path]:
         """The files of answers that are not there yet."""

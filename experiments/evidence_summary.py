@@ -45,6 +45,7 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
         "two": frontiers({name: evidence.two(name) for name in evidence.mixed()}) if evidence.mixed() else {},
         "ablation": _ablation(evidence, rates, base, rows),
         "transfer": _transfer(evidence, rates),
+        "costs": json.loads(costs.read_text()) if (costs := evidence.folder / "costs.json").is_file() else {},
     }
 
 

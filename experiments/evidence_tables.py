@@ -144,6 +144,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
         "two": _two,
         "ablation": _ablation,
         "transfer": _transfer,
+        "costs": _costs,
     }
     world = summary["about"]["world"]
     return {f"{world}-{name}": make(summary) for name, make in makers.items() if summary.get(name)}
@@ -282,3 +283,29 @@ def _transfer(summary: Mapping[str, Any]) -> str:
         rows.append([name, rewards, _span(at["1"]["gain"], at["1"]["interval"]), f"{at['1']['kl']:.2f}"])
     alphas = " / ".join(next(iter(summary["transfer"].values()))["at"])
     return markdown(["system", f"reward at alpha {alphas}", "gain at alpha = 1 (95%)", "KL at 1"], rows)
+
+
+def _costs(summary: Mapping[str, Any]) -> str:
+    found = summary["costs"]
+    rows = [
+        [
+            own["system"],
+            str(own["batch_size"]),
+            f"{own['added']:,}",
+            f"{own['forwards']:g}",
+            f"{own['prefill_ms']:.1f}",
+            f"{own['decode_ms']:.2f}",
+            "{median:.2f} ({low:.2f} to {high:.2f})".format(**own["ratio"]),
+            f"{own['tokens_per_s']:.0f}",
+            f"{own['peak_mib']:.0f}" if own["peak_mib"] is not None else "",
+        ]
+        for own in found["rows"]
+    ]
+    first = found["rows"][0]
+    columns = ["system at alpha = 1", "batch", "parameters beside the backbone", "forwards per token"]
+    columns += ["prefill ms", "ms a token", "x the backbone", "tokens/s", "MiB"]
+    note = (
+        f"{first['new_tokens']} greedy tokens after {first['prompt_tokens']}, {first['rounds']} rounds in turns, "
+        f"{found['threads']} threads; medians, and ratios of the same round with their smallest and largest."
+    )
+    return f"{markdown(columns, rows)}\n\n{note}"

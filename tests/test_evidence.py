@@ -240,6 +240,15 @@ def test_markers_left_open_or_there_twice_are_refused(broken):
         evidence_tables.replaced(broken, {})
 
 
+def test_costs_are_those_of_the_same_round_beside_the_backbone():
+    own = {"system": "iav", "batch_size": 8, "added": 64256, "forwards": 1.0, "prefill_ms": 3.21, "decode_ms": 2.5,
+           "ratio": {"median": 1.04, "low": 1.0, "high": 1.1}, "tokens_per_s": 3200.0, "peak_mib": None,
+           "new_tokens": 32, "prompt_tokens": 12, "rounds": 5}  # fmt: skip
+    table = evidence_tables.tables({"about": {"world": "demo"}, "costs": {"threads": 2, "rows": [own]}})["demo-costs"]
+    assert "| iav | 8 | 64,256 | 1 | 3.2 | 2.50 | 1.04 (1.00 to 1.10) | 3200 |  |" in table
+    assert "32 greedy tokens after 12, 5 rounds in turns, 2 threads" in table
+
+
 # ---- the whole ----------------------------------------------------------------------------------------------
 
 
@@ -252,7 +261,8 @@ def test_the_evidence_of_the_demonstration_is_made_once_and_written_into_a_page(
     assert first.count("== ") > 20
     tables = (out / "tables.md").read_text()
     named = re.findall(r"<!-- evidence:([\w-]+) -->", tables)
-    assert named == [f"demo-{name}" for name in ("search", "main", "wins", "quality", "two", "ablation", "transfer")]
+    expected = ("search", "main", "wins", "quality", "two", "ablation", "transfer", "costs")
+    assert named == [f"demo-{name}" for name in expected]
     assert "| dual_head | 212,097 | 1 |" in page.read_text()
     assert page.read_text().endswith("The end.\n")
     made = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name in ("trained.json", "test.jsonl")}
@@ -269,6 +279,12 @@ def test_the_evidence_of_dialogues_begins_with_what_its_judges_are_worth(shared_
     assert {"pretraining", "fine_tuning"} <= set((tmp_path / "chat" / "card.json").read_text().split('"'))
     _evidence("--world", "hh", "--small", "--chat", str(tmp_path / "chat"), "--output_dir", str(tmp_path / "hh"))
     assert (tmp_path / "hh" / "tables.md").read_text().startswith("<!-- evidence:hh-judge -->")
+    one = ("--about", "helpful", "--two_prompts", "0", "--alphas", "1")
+    _evidence("--world", "hh", "--small", "--chat", str(tmp_path / "chat"), "--output_dir", str(tmp_path / "one"), *one)
+    tables = (tmp_path / "one" / "tables.md").read_text()
+    assert "| helpful |" in tables
+    assert "hh-two" not in tables
+    assert not (tmp_path / "one" / "judge" / "harmless").exists()  # what no table reads is not trained
 
 
 def _evidence(*arguments: str) -> str:
