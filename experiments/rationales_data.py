@@ -18,7 +18,7 @@ from dual_head.errors import DualHeadError
 
 ROOMS = ("kitchen", "garden", "office", "attic")
 NAMES = ("Ann", "Bob", "Carl", "Dora", "Emma", "Frank", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo")
-HOPS, PEOPLE = 2, 6  # whom to ask after another before a room is named; sentences of a row
+HOPS, PEOPLE = 1, 4  # whom to ask after another before a room is named; sentences of a row
 TRAIN_SEED, TEST_SEED = 1, 2
 
 
