@@ -79,24 +79,29 @@ class Preferred:
 
 
 def preferred(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], alphas: tuple[str, str]) -> dict:
-    """Win rate of one system over another by reward: a win where it is higher, a tie where equal, seed by seed."""
-    outcomes, lengths = [], []
+    """Win rate of one system over another by reward: a win where it is higher, a tie where equal, seed by seed.
+
+    Its interval is `crossed`: seeds and prompts are both resampled.
+    """
+    outcomes, lengths, table = [], [], []
     for one, other in zip(first, second, strict=True):
         ours = {row["id"]: row for row in one if row["alpha"] == alphas[0]}
         theirs = {row["id"]: row for row in other if row["alpha"] == alphas[1]}
         if ours.keys() != theirs.keys():
             raise ValueError("Two systems have not answered the same prompts.")
-        for i, row in ours.items():
-            a, b = row["rewards"]["overall"], theirs[i]["rewards"]["overall"]
-            outcomes.append(Preferred(i, 0.5 + 0.5 * ((a > b) - (a < b))))
-            lengths.append((len(row["reply"]), len(theirs[i]["reply"])))
+        ids = sorted(ours)
+        pairs = [(ours[i]["rewards"]["overall"], theirs[i]["rewards"]["overall"]) for i in ids]
+        table.append([0.5 + 0.5 * ((a > b) - (a < b)) for a, b in pairs])
+        outcomes += [Preferred(i, own) for i, own in zip(ids, table[-1], strict=True)]
+        lengths += [(len(ours[i]["reply"]), len(theirs[i]["reply"])) for i in ids]
     found = win_rate(outcomes, lengths=lengths)
+    rate, interval = crossed(np.array(table))
     return {
         "wins": found.wins,
         "ties": found.ties,
         "losses": found.losses,
-        "rate": found.rate,
-        "interval": found.interval,
+        "rate": rate,
+        "interval": interval,
         "length_controlled": found.length_controlled,
     }
 

@@ -40,8 +40,8 @@ SYSTEMS = ("pooled", "none", "input_lm", "label_only", "shuffled", "shuffled_in_
 SEARCHED = ("pooled", "none")
 RATES = (1e-3, 3e-4, 3e-3)
 CURVE = 8  # evaluations on the way, on the synthetic set
-SMALL = {"seeds": 2, "rates": 1, "steps": 2, "chain_steps": 8, "batch": 4, "test_rows": 16,
-         "systems": ["none", "pooled"], "data_sets": ["creak", "chains"]}  # fmt: skip
+SMALL = {"seeds": 2, "rates": 1, "steps": 2, "lamp_steps": 8, "batch": 4, "test_rows": 16,
+         "systems": ["none", "pooled"], "data_sets": ["creak", "lamp"]}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Experiment:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.folder = args, Path(args.output_dir)
-        found = datasets(Path(args.data), self.folder, rows=args.chain_steps * args.batch, test_rows=args.test_rows)
+        found = datasets(Path(args.data), self.folder, rows=args.lamp_steps * args.batch, test_rows=args.test_rows)
         self.data: Mapping[str, Dataset] = {name: found[name] for name in args.data_sets}
 
     def search(self) -> list[Run]:
@@ -127,8 +127,8 @@ class Experiment:
 
     def _trained(self, run: Run) -> dict[str, Any]:
         args, data = self.args, self.data[run.data]
-        curve = run.data == "chains" and run.part == "test"
-        steps = args.chain_steps if run.data == "chains" else args.steps
+        curve = run.data == "lamp" and run.part == "test"
+        steps = args.lamp_steps if run.data == "lamp" else args.steps
         held = {"eval_split": data.test_split, "held_out": 0.0} if run.part == "test" else {"held_out": 0.1}
         started, processor = time.perf_counter(), time.process_time()
         trainer = train_classifier(
@@ -200,7 +200,7 @@ def _report(experiment: Experiment) -> None:
         "command": " ".join(["python", "experiments/rationales.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        **{name: getattr(args, name) for name in ("steps", "chain_steps", "batch", "seeds", "test_rows", "bf16")},
+        **{name: getattr(args, name) for name in ("steps", "lamp_steps", "batch", "seeds", "test_rows", "bf16")},
     }
     figures = {"about": about, **summary(experiment)}
     write_json(folder / "summary.json", figures)
@@ -221,7 +221,7 @@ def _report(experiment: Experiment) -> None:
 
 def _same_plan(file: Path, args: argparse.Namespace) -> None:
     """Refuse to go on in the folder of another plan."""
-    names = ("steps", "chain_steps", "batch", "test_rows", "bf16", "max_input_length", "max_rationale_length")
+    names = ("steps", "lamp_steps", "batch", "test_rows", "bf16", "max_input_length", "max_rationale_length")
     said = {"backbone": str(Path(args.backbone).resolve()), **{name: getattr(args, name) for name in names}}
     if file.is_file() and (there := json.loads(file.read_text())) != said:
         odd = next(name for name in said if there.get(name) != said[name])
@@ -237,13 +237,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder with rationales/")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--stage", choices=("all", "train", "report"), default="all")
-    parser.add_argument("--data_sets", nargs="+", choices=("esnli", "creak", "cqa", "chains"),
-                        default=["esnli", "creak", "cqa", "chains"])  # fmt: skip
+    parser.add_argument("--data_sets", nargs="+", choices=("esnli", "creak", "cqa", "lamp"),
+                        default=["esnli", "creak", "cqa", "lamp"])  # fmt: skip
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=int, choices=(1, 2, 3), default=2, help="learning rates tried")
     parser.add_argument("--steps", type=int, default=300, help="of every run")
-    parser.add_argument("--chain_steps", type=int, default=400, help="of every run on the synthetic set, each row once")
+    parser.add_argument("--lamp_steps", type=int, default=400, help="of every run on the synthetic set, each row once")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--test_rows", type=int, default=3000, help="at most so many of each test split")
     parser.add_argument("--max_input_length", type=int, default=128)

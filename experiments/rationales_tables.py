@@ -33,7 +33,7 @@ def summary(experiment: Any) -> dict[str, Any]:
             for name in experiment.data
         },
         "systems": {name: _systems(experiment, [run for run in runs if run.data == name]) for name in experiment.data},
-        "curve": _curve(experiment, [run for run in runs if run.data == "chains"]),
+        "curve": _curve(experiment, [run for run in runs if run.data == "lamp"]),
     }
 
 

@@ -57,9 +57,13 @@ def flags() -> set[str]:
     return set(FLAG.findall(shown.getvalue()))
 
 
+SCRIPT = re.compile(r"^ *python \S+\.py(?:.*\\\n)*.*$", re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", ["seeds.md", "data.md", "guides.md", "evaluation.md", "classify.md"])
 def test_every_flag_that_is_named_exists(page, flags):
-    named = set(FLAG.findall((ROOT / "docs" / page).read_text()))
+    text = SCRIPT.sub("", (ROOT / "docs" / page).read_text())  # scripts of ours have flags of their own
+    named = set(FLAG.findall(text))
     assert len(named) > 5
     assert named <= flags
 

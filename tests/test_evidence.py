@@ -197,6 +197,15 @@ def test_the_higher_reward_wins_and_equal_ones_tie():
     assert (found["wins"], found["ties"], found["losses"], found["rate"]) == (2, 1, 1, 0.625)
 
 
+def test_seeds_that_disagree_on_who_wins_widen_the_interval_of_the_rate():
+    """One seed wins everything and the other loses everything: requests alone would give an interval of no width."""
+    ids = [f"{i}" for i in range(50)]
+    wins, losses = ([row(i, reward) for i in ids] for reward in (1.0, -1.0))
+    found = evidence_tables.preferred([wins, losses], [[row(i, 0.0) for i in ids]] * 2, ("1", "1"))
+    assert found["rate"] == 0.5
+    assert found["interval"] == (0.0, 1.0)
+
+
 def test_frontiers_are_measured_from_the_worst_of_all_points():
     def at(alpha: str, helpful: float, harmless: float):
         return [row(i, 0.0, alpha=alpha, helpful=helpful, harmless=harmless) for i in ("a", "b")]

@@ -1,7 +1,5 @@
 """The rationale experiment: rows whose answer follows, figures by hand, and all of it, small."""
 
-import random
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,33 +16,28 @@ import rationales_data  # noqa: E402
 import rationales_tables  # noqa: E402
 
 
-def walk(text: str, name: str) -> list[str]:
-    """The sentences from a person to a room, found by reading."""
-    said = {sentence.split()[0]: sentence + "." for sentence in text.split("?")[0].split(". ")[:-1]}
-    found = [said[name]]
-    while with_whom := re.match(r"\w+ is with (\w+)", found[-1]):
-        found.append(said[with_whom[1]])
-    return found
+def test_the_label_is_the_last_state_of_the_lamp_and_the_rationale_says_every_one():
+    row = rationales_data.lamp_row(["Ann", "Bob", "Carl"], [True, False, True])
+    assert row == {
+        "input_text": "The lamp is off. Ann flips it. Bob leaves it. Carl flips it.",
+        "label": "off",
+        "rationale": "After Ann it is on. After Bob it is on. After Carl it is off.",
+    }
+    for row in rationales_data.lamp_rows(100, seed=3):
+        assert row["label"] == ("on" if row["input_text"].count("flips") % 2 else "off")
+        assert row["rationale"].endswith(f"it is {row['label']}.")
 
 
-def test_the_label_is_the_room_that_the_chain_leads_to_and_the_rationale_walks_it():
-    for row in rationales_data.chain_rows(100, seed=3):
-        asked = re.search(r"Where is (\w+)\?", row["input_text"])[1]
-        chain = walk(row["input_text"], asked)
-        assert len(chain) == rationales_data.HOPS + 1
-        assert chain[-1].endswith(f"in the {row['label']}.")
-        assert row["rationale"] == " ".join(chain)
+def test_both_labels_are_as_frequent_and_no_turn_tells_the_label():
+    rows = list(rationales_data.lamp_rows(2000, seed=3))
+    assert Counter(row["label"] for row in rows) == {"on": 1000, "off": 1000}
+    for turn in range(rationales_data.TURNS):
+        flipped = [row["label"] == "on" for row in rows if "flips" in row["input_text"].split(". ")[turn + 1]]
+        assert abs(sum(flipped) / len(flipped) - 0.5) < 0.06  # four standard deviations of a thousand
 
 
-def test_every_room_is_as_frequent_and_the_text_always_names_a_wrong_one():
-    rows = list(rationales_data.chain_rows(400, seed=3))
-    assert set(Counter(row["label"] for row in rows).values()) == {100}
-    for row in rows:
-        assert len(set(re.findall("|".join(rationales_data.ROOMS), row["input_text"]))) == 2
-
-
-def test_training_and_test_rows_of_the_chains_are_different(shared_data, tmp_path):
-    found = rationales_data.datasets(shared_data, tmp_path, rows=200, test_rows=200)["chains"]
+def test_training_and_test_rows_of_the_lamp_are_different(shared_data, tmp_path):
+    found = rationales_data.datasets(shared_data, tmp_path, rows=200, test_rows=200)["lamp"]
     train, test = (set((found.path / f"{split}.jsonl").read_text().splitlines()) for split in ("train", "test"))
     assert not train & test
 
@@ -52,13 +45,6 @@ def test_training_and_test_rows_of_the_chains_are_different(shared_data, tmp_pat
 def test_a_folder_without_rationales_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="--data"):
         rationales_data.datasets(tmp_path, tmp_path, rows=4, test_rows=4)
-
-
-def test_where_a_room_is_asked_for_does_not_say_which():
-    """Neither the first nor the last room of a text is the right one more often than chance."""
-    rows = [rationales_data.chain_row(random.Random(seed), "attic") for seed in range(400)]
-    first = [re.search("|".join(rationales_data.ROOMS), row["input_text"])[0] for row in rows]
-    assert 0.4 < first.count("attic") / 400 < 0.6
 
 
 def test_seeds_are_rows_of_the_table_and_differences_are_by_row():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dual_head.data.tokenize import render
 from dual_head.errors import DualHeadError
@@ -44,6 +44,19 @@ def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, 
     if not callable(reward):
         raise DualHeadError(f"'{spec}' is {type(reward).__name__}, not a function. {FORMS}")
     return name, cast(Reward, reward)
+
+
+def require_reward(spec: str) -> None:
+    """Refuse what cannot be a reward, as far as a function or a folder's config tell. Errors: as of `load_reward`."""
+    if not Path(spec).is_dir():
+        load_reward(spec)
+        return
+    try:
+        config: Any = AutoConfig.from_pretrained(spec)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(spec, error) from error
+    if config.num_labels != 1:
+        raise _no_reward_model(spec, config.num_labels)
 
 
 def score(rewards: Mapping[str, Reward], prompt: Prompt, reply: str) -> dict[str, float]:
@@ -78,6 +91,20 @@ def called(name: str, reward: Reward, prompt: Prompt, reply: str) -> tuple[float
         return math.nan, value
 
 
+def _unloadable(folder: str, error: Exception) -> DualHeadError:
+    return DualHeadError(
+        f"Could not load a reward model from '{folder}': {str(error).splitlines()[0]} Give the folder of a sequence "
+        "classifier with one label and of its tokenizer."
+    )
+
+
+def _no_reward_model(folder: str, labels: int) -> DualHeadError:
+    return DualHeadError(
+        f"'{folder}' is no reward model: it needs one label (it has {labels}) and a trained score. Give a sequence "
+        "classifier, not a language model."
+    )
+
+
 class Classifier:
     """Score of prompt + reply as one text under a sequence classifier with one label.
 
@@ -89,16 +116,10 @@ class Classifier:
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
-            raise DualHeadError(
-                f"Could not load a reward model from '{folder}': {str(error).splitlines()[0]} Give the folder of a "
-                "sequence classifier with one label and of its tokenizer."
-            ) from error
+            raise _unloadable(folder, error) from error
         model, info = loaded
         if model.config.num_labels != 1 or info["missing_keys"]:
-            raise DualHeadError(
-                f"'{folder}' is no reward model: it needs one label (it has {model.config.num_labels}) and a trained "
-                "score. Give a sequence classifier, not a language model."
-            )
+            raise _no_reward_model(folder, model.config.num_labels)
         self.folder, self.tokenizer = folder, tokenizer
         self.model: Any = model.requires_grad_(False).eval().to(device)
         # Either may be missing; a tokenizer says a huge number then.

@@ -83,6 +83,13 @@ def test_a_broken_plan_is_told_what_it_lacks(tmp_path, changed, said):
         ablate.read_plan(plan_of(tmp_path, **changed))
 
 
+def test_a_list_repeats_its_flag_for_each_of_its_items():
+    options = {"benchmark": "world", "judge": "rule", "reward": ["a:f", "b:g"], "force": True, "chat": False}
+    said = ablate.evaluation_arguments(options, {"As published": Path("out")})
+    assert said[:5] == ["world", "--models", "as-published=out", "--judge", "rule"]
+    assert said[5:] == ["--reward", "a:f", "--reward", "b:g", "--force"]
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_shipped_ablations_say_what_their_methods_know(file):
     plan = ablate.read_plan(file)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from files import write_backbone
 
-from dual_head import AlignedModel, RewardHeadConfig
+from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.cli import main
 from dual_head.demo import TOY_BACKBONE
 from dual_head.run_inputs import load_tokenizer
@@ -113,11 +113,87 @@ def test_a_model_does_not_judge_itself(guides, tmp_path, capsys):
         (("world", "--models", "base={guides}@0", "--judge", "rul"), "Did you mean 'rule'"),
         (("world", "--models", "base={guides}@0", "--judge", "rule", "--judge_option", "x"), "NAME=VALUE"),
         (("truthfulqa", "--models", "base={guides}@0"), "--source"),
+        (("world", "--models", "base={guides}@0", "--judge_option", "concurrency=8"), "Name one with --judge"),
     ],
 )
 def test_bad_input_is_one_paragraph_with_a_remedy(guides, tmp_path, capsys, arguments, said):
     given = [argument.format(guides=guides) for argument in arguments]
     assert said in refused(capsys, *given, "--output_dir", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--judge", "rule"), ("rule:module:function", "reward:PATH", "dual-head eval world")),
+        (("--reward", "no_such_module:words"), ("Cannot import the reward",)),
+        (("--reward", "{guides}"), ("it needs one label",)),
+        (("--reward", "/nowhere/reward"), ("is no reward",)),
+        (("--embedder", "/nowhere/embedder"), ("There is no embedder in '/nowhere/embedder'",)),
+        (("--judge", "rule:no_such_module:words"), ("Cannot import the reward",)),
+        (("--judge", "reward:/nowhere/judge"), ("There is no folder '/nowhere/judge'",)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_cannot_judge_or_measure_is_refused_before_anybody_is_asked(
+    guides, tmp_path, capsys, monkeypatch, arguments, said
+):
+    def asked(*_):
+        raise AssertionError("a model was asked")
+
+    monkeypatch.setattr("dual_head.evaluate.model_system.ModelSystem._load", asked)
+    if arguments[0] == "--embedder":
+        pytest.importorskip("sentence_transformers", reason="needs pip install 'dual-head[embeddings]'")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("user : how do i bake bread ? assistant :\n")
+    given = [argument.format(guides=guides) for argument in arguments]
+    systems = ["--models", f"base={guides}@0,guided={guides}@1", "--output_dir", str(tmp_path / "out")]
+    told = refused(capsys, "prompts", "--source", str(prompts), *systems, "--max_new_tokens", "8", *given)
+    assert all(part in told for part in said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_outlives_what_could_not_be_timed(guides, tmp_path, capsys):
+    evaluate(guides, tmp_path / "first")
+    files = ",".join(f"{name}={tmp_path / 'first' / 'answers' / name}.jsonl" for name in ("base", "guided"))
+    arguments = ["--models", files, "--num_samples", "6", "--max_new_tokens", "12", "--judge", "rule", "--efficiency"]
+    assert "files of answers" in refused(capsys, "world", *arguments, "--output_dir", str(tmp_path / "second"))
+    first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "second"))
+    assert second["pairs"] == first["pairs"]
+    assert (tmp_path / "second" / "report.html").is_file()
+
+
+def test_time_and_memory_are_added_to_what_was_written_before(guides, tmp_path, monkeypatch):
+    def measured(systems, questions, options):
+        assert "efficiency" not in json.loads((tmp_path / "report.json").read_text())
+        return {"efficiency": []}
+
+    monkeypatch.setattr("dual_head.evaluate.evaluation._efficiency", measured)
+    assert evaluate(guides, tmp_path, "--efficiency")["efficiency"] == []
+
+
+def test_a_reply_that_no_file_takes_is_judged_and_written(guides, tmp_path):
+    evaluate(guides, tmp_path / "first")
+    kept = (tmp_path / "first" / "answers" / "guided.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "replies": ["bake \ud800 bread"]} for line in kept]
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["eval", "world", "--models", f"base={guides}@0,broken={broken}", "--num_samples", "6"]
+    arguments += ["--max_new_tokens", "12", "--judge", "rule", "--output_dir", str(tmp_path / "second")]
+    assert main(arguments) == 0
+    (pair,) = json.loads((tmp_path / "second" / "report.json").read_text())["pairs"]
+    assert pair["wins"] + pair["ties"] + pair["losses"] == 6
+
+
+def test_an_answer_without_a_reply_is_a_missing_one(guides, tmp_path, capsys):
+    evaluate(guides, tmp_path / "first")
+    kept = (tmp_path / "first" / "answers" / "guided.jsonl").read_text().splitlines()
+    silent = json.dumps({**json.loads(kept[0]), "replies": [], "tokens": [], "finished": []})
+    file = tmp_path / "file.jsonl"
+    file.write_text("\n".join([silent, *kept[1:]]) + "\n")
+    arguments = ["world", "--models", f"base={guides}@0,file={file}", "--num_samples", "6", "--max_new_tokens", "12"]
+    arguments += ["--judge", "rule", "--output_dir", str(tmp_path / "second")]
+    assert "'file' lacks 1 of 6" in refused(capsys, *arguments)
+    assert main(["eval", *arguments, "--allow_missing"]) == 0
 
 
 def test_nan_rewards_are_counted_and_not_averaged(guides, tmp_path, monkeypatch):
@@ -139,9 +215,7 @@ def test_nan_rewards_are_counted_and_not_averaged(guides, tmp_path, monkeypatch)
         assert row["values"]["reward:odd"]["n"] == 1
 
 
-def test_truthfulqa_scores_every_system_and_keeps_the_scores(tmp_path, monkeypatch):
-    backbone = write_backbone(tmp_path / "backbone", spread=0.5)
-    source = tmp_path / "mc_task.json"
+def choices(file: Path) -> Path:
     rows = [
         {
             "question": f"how can i ask{i} ?",
@@ -151,7 +225,13 @@ def test_truthfulqa_scores_every_system_and_keeps_the_scores(tmp_path, monkeypat
         }
         for i in range(5)
     ]
-    source.write_text(json.dumps(rows))
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def test_truthfulqa_scores_every_system_and_keeps_the_scores(tmp_path, monkeypatch):
+    backbone = write_backbone(tmp_path / "backbone", spread=0.5)
+    source = choices(tmp_path / "mc_task.json")
     arguments = [
         "eval",
         "truthfulqa",
@@ -171,6 +251,31 @@ def test_truthfulqa_scores_every_system_and_keeps_the_scores(tmp_path, monkeypat
     assert report["tables"][0]["rows"] == [["b", "+0.000 (+0.000 to +0.000)", "+0.000 (+0.000 to +0.000)"]]
     monkeypatch.setattr("dual_head.evaluate.multiple_choice.continuation_logps", None)  # nobody is asked again
     assert main(arguments) == 0
+
+
+def test_the_seed_picks_the_choices_of_truthfulqa(tmp_path, monkeypatch):
+    backbone = write_backbone(tmp_path / "backbone", spread=0.5)
+    source, picked = choices(tmp_path / "mc_task.json"), []
+
+    def scores(system, questions, *_):
+        picked.append([question.question for question in questions])
+        raise DualHeadError("That is enough.")
+
+    monkeypatch.setattr("dual_head.evaluate.multiple_choice._scores", scores)
+    arguments = ["eval", "truthfulqa", "--source", str(source), "--models", f"a={backbone}", "--num_samples", "2"]
+    for seed in range(6):
+        assert main([*arguments, "--seed", str(seed), "--output_dir", str(tmp_path / "out")]) == 2
+    assert len(set(map(tuple, picked))) > 1
+
+
+def test_what_means_nothing_to_truthfulqa_is_refused_by_name(tmp_path, capsys):
+    arguments = ["truthfulqa", "--source", "x", "--models", "a=b", "--output_dir", str(tmp_path)]
+    valued = ("judge", "judge_option", "reward", "embedder", "against", "base", "split", "max_new_tokens", "top_k")
+    given = [(f"--{name}", "7") for name in valued] + [("--temperature", "0.5"), ("--top_p", "0.5")]
+    switches = ("chat", "one_order", "efficiency", "skip_measures", "allow_missing", "force")
+    for flag, *value in [*given, *((f"--{name}",) for name in switches)]:
+        assert f"{flag} would change nothing. Leave it out." in refused(capsys, *arguments, flag, *value)
+    assert "--chat, --one_order would change" in refused(capsys, *arguments, "--one_order", "--chat")
 
 
 def test_as_many_questions_are_asked_as_were_wanted_where_some_do_not_fit(guides, tmp_path, capsys):

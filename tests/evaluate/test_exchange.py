@@ -8,6 +8,7 @@ import pytest
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.exchange import (
+    ARENA_2,
     instruction_of,
     read_answers,
     write_alpaca_eval,
@@ -102,6 +103,36 @@ def test_tokens_are_written_only_where_they_are_known(tmp_path):
     assert (row["question_id"], row["choices"]) == (81, [{"index": 0, "turns": [""]}])
 
 
+def test_questions_of_arena_2_are_answered_in_its_own_layout(tmp_path):
+    row = {"uid": "2edb", "category": "hard_prompt", "subcategory": "coding", "prompt": "write it"}
+    (tmp_path / "question.jsonl").write_text(json.dumps(row) + "\n")
+    ((question,), _) = load_questions("arena", tmp_path)
+    answers = {"2edb": Answer(question="2edb", replies=(" done\n",), tokens=(3,))}
+    write_arena_hard(tmp_path / "m.jsonl", [question], answers, model="m", tstamp=5.0)
+    line = json.loads((tmp_path / "m.jsonl").read_text())
+    # What their judge reads.
+    assert (line["uid"], line["model"], line["messages"][-1]["content"]["answer"]) == ("2edb", "m", "done")
+    assert line.keys() == {"uid", "ans_id", "model", "messages", "tstamp"}
+    assert line["messages"] == [
+        {"role": "user", "content": "write it"},
+        {"role": "assistant", "content": {"answer": "done"}},
+    ]
+    assert (len(line["ans_id"]), line["tstamp"]) == (22, 5.0)
+    recorded = read_answers(tmp_path / "m.jsonl")
+    assert (recorded.model, recorded.of(question)) == ("m", Answer(question="2edb", replies=("done",)))
+
+
+def test_texts_and_several_turns_are_told_in_arena_2s_messages(tmp_path):
+    questions = [Question("t", "plain", layout=ARENA_2), Question("c", ASKED, ("d",), layout=ARENA_2)]
+    answers = {"t": Answer(question="t", replies=("r",)), "c": Answer(question="c", replies=("one", "two"))}
+    write_arena_hard(tmp_path / "m.jsonl", questions, answers, model="m")
+    plain, talk = (json.loads(line)["messages"] for line in (tmp_path / "m.jsonl").read_text().splitlines())
+    assert plain[0] == {"role": "user", "content": "plain"}
+    assert [turn["content"] for turn in talk] == ["a", "b", "c", {"answer": "one"}, "d", {"answer": "two"}]
+    recorded = read_answers(tmp_path / "m.jsonl")
+    assert [recorded.of(question) for question in questions] == [answers["t"], answers["c"]]
+
+
 def test_what_a_format_cannot_hold_is_refused(tmp_path):
     two = Question("q", ASKED, ("d",))
     with pytest.raises(DualHeadError, match="no second turn"):
@@ -136,6 +167,21 @@ def test_our_own_file_gives_what_was_said_last_and_how_it_was_decoded(tmp_path):
     assert recorded.of(Question("c", "c")) is None
 
 
+def arena_2(answer, **changes):
+    said = {"role": "assistant", "content": answer}
+    row = {"uid": "u", "ans_id": "x", "model": "o3", "messages": [{"role": "user", "content": "a"}, said]}
+    return json.dumps({**row, "tstamp": 1.5, **changes}) + "\n"
+
+
+def test_answers_of_arena_2_are_read_without_what_was_thought(tmp_path):
+    file = tmp_path / "o3.jsonl"
+    file.write_text(arena_2({"thought": "hm", "answer": "yes"}, metadata={"token_len": 7, "header_count": {"h1": 0}}))
+    recorded = read_answers(file)
+    assert recorded.model == "o3"
+    assert recorded.of(Question("u", "a")) == Answer(question="u", replies=("yes",), tokens=(7,))
+    assert recorded.of(Question("other", "a")) is None
+
+
 @pytest.mark.parametrize(
     ("name", "content", "remedy"),
     [
@@ -144,6 +190,9 @@ def test_our_own_file_gives_what_was_said_last_and_how_it_was_decoded(tmp_path):
         ("a.jsonl", own("a", "x", decoding={"max_new_tokens": 5}) + own("b", "x"), "several decodings"),
         ("a.jsonl", '{"cut": \n' + own("a", "x"), "no whole JSON"),
         ("a.jsonl", '{"question_id": 1, "model_id": "m", "choices": []}\n', "is no answer"),
+        ("a.jsonl", arena_2({"answer": None}), r'is no answer .*or "uid", "messages"'),
+        ("a.jsonl", arena_2("text"), "no message has an answer"),
+        ("a.jsonl", arena_2({"answer": "b"}, messages=None), "is no answer"),
         ("a.jsonl", "[]\n[]\n", "is no answer"),
         ("a.json", '[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}]', "Keep one of them"),
         ("a.json", '[{"instruction": "a", "output": "b"', "no whole JSON"),

@@ -298,3 +298,21 @@ def test_filters_and_pages_show_what_they_say(opened):
     assert seen["no verdict"] == ["q3", "q7", "q11", "q15", "q19", "q23"]
     assert (seen["systems"], seen["shown"]) == (list(SYSTEMS), 2)
     assert seen["theme"] == [True, True]
+
+
+def test_costs_say_what_a_guide_adds_and_what_a_token_reads():
+    row = {"system": "genarm", "parameters": 26_000_000, "added": 1_000_000, "executed": 53_000_000, "forwards": 2}
+    report = {"efficiency": [{**row, "ratio": {"median": 2.0, "low": 1.9, "high": 2.2}}]}
+    text = markdown(report)
+    assert "| parameters of its model | added to it | read per token | forwards per token |" in text
+    assert "26,000,000 | 1,000,000 | 53,000,000" in text
+    assert "smallest to largest" in text  # of a few rounds: no interval
+
+
+def test_differences_stand_before_other_tables_in_both_forms():
+    table = {"title": "Differences from base", "columns": ["system", "tokens"], "rows": [["guided", "+2 (+1 to +3)"]]}
+    other = {"title": "Grades by category", "columns": ["system"], "rows": [["base"]]}
+    report = {"quality": {"metrics": [], "rows": [], "differences": table}, "tables": [other]}
+    for text in (markdown(report), render(report)):
+        assert 0 < text.index("Differences from base") < text.index("Grades by category")
+        assert "+2 (+1 to +3)" in text

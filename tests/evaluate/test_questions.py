@@ -9,6 +9,7 @@ from dual_head import DualHeadError
 from dual_head.demo.world import parse_request
 from dual_head.evaluate import Question
 from dual_head.evaluate.benchmarks import BENCHMARKS, benchmark
+from dual_head.evaluate.exchange import ARENA_2
 from dual_head.evaluate.questions import load_questions
 
 
@@ -67,6 +68,7 @@ def test_arena_is_read_in_both_of_its_layouts(tmp_path):
     (first, second), _ = load_questions("arena", file)
     assert (first.id, first.prompt, first.category) == ("q1", user("a"), "Puzzles")
     assert (second.id, second.prompt, second.category) == ("q2", user("b"), "coding")
+    assert (first.layout, second.layout) == ("", ARENA_2)
 
 
 def test_mt_bench_takes_references_from_the_file_beside_it_and_does_not_ask_them(tmp_path):
@@ -77,7 +79,8 @@ def test_mt_bench_takes_references_from_the_file_beside_it_and_does_not_ask_them
         {"question_id": 95, "category": "roleplay", "turns": ["five", "six"], "reference": ["unused", "unused"]},
     )
     answer = {"question_id": 101, "model_id": "gpt-4", "choices": [{"index": 0, "turns": ["good", "better"]}]}
-    lines(tmp_path / "bench" / "reference_answer_gpt-4.jsonl", answer)
+    silent = {"question_id": 111, "model_id": "gpt-4", "choices": [{"index": 0, "turns": []}]}
+    lines(tmp_path / "bench" / "reference_answer_gpt-4.jsonl", answer, silent)
     lines(tmp_path / "bench" / "judge_prompts.jsonl", {"name": "pair-v2", "prompt_template": "..."})
     questions, _ = load_questions("mt_bench", tmp_path / "bench")
     assert [(question.id, question.asked) for question in questions] == [
@@ -239,6 +242,45 @@ def test_where_nothing_is_given_the_published_file_is_fetched(tmp_path, monkeypa
     assert asked == [("tatsu-lab/alpaca_eval", "alpaca_eval.json", "dataset")]
     with pytest.raises(DualHeadError, match=r"offline Give a copy of it as the source\."):
         load_questions("arena")
+
+
+def test_the_split_that_is_given_is_read_and_else_the_published_one(tmp_path, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, *, data_dir, split):
+        asked.append((name, split))
+        return [{"prompt": "p", "turns": ["a", "b"], "chosen": "\n\nHuman: p\n\nAssistant: no"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    load_questions("safety")
+    load_questions("safety", split="other")
+    load_questions("hh", split="train")
+    load_questions("hh")
+    load_questions("mt_bench", "HuggingFaceH4/mt_bench_prompts")
+    load_questions("safety", "some/set")
+    assert asked == [
+        ("natolambert/xstest-v2-copy", "prompts"),
+        ("natolambert/xstest-v2-copy", "other"),
+        ("Anthropic/hh-rlhf", "train"),
+        ("Anthropic/hh-rlhf", "test"),
+        ("HuggingFaceH4/mt_bench_prompts", "train"),
+        ("some/set", "test"),
+    ]
+    lines(tmp_path / "train.jsonl", {"prompt": "a"})
+    lines(tmp_path / "test.jsonl", {"prompt": "b"})
+    assert load_questions("prompts", tmp_path)[0][0].prompt == "b"
+    assert load_questions("prompts", tmp_path, split="train")[0][0].prompt == "a"
+
+
+def test_a_split_that_cannot_be_read_is_said(tmp_path):
+    file = lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    assert not load_questions("prompts", file)[1].notes
+    (note,) = load_questions("prompts", file, split="train")[1].notes
+    assert "no split 'train' was looked for" in note
+    with pytest.raises(DualHeadError, match="Leave source and split out"):
+        load_questions("world", split="train")
 
 
 def test_a_new_benchmark_is_one_function(tmp_path):

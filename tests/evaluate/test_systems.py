@@ -387,3 +387,16 @@ def test_a_file_of_answers_is_a_system_that_can_be_looked_up(tmp_path):
     before = it.identity
     file.write_text('[{"instruction": "ask0 ask1", "output": "no", "generator": "gpt4"}]')
     assert open_system(spec).identity != before
+
+
+def test_a_recorded_answer_of_no_reply_at_all_is_none(tmp_path):
+    rows = [
+        {"question_id": name, "model_id": "m", "choices": [{"turns": turns}]}
+        for name, turns in (("a", []), ("b", [""]))
+    ]
+    (tmp_path / "arena.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"question": "a", "prompt": "ask0", "follow_ups": [], "replies": [], "tokens": [], "finished": []}
+    (tmp_path / "own.jsonl").write_text(json.dumps(own) + "\n")
+    questions = [Question("a", "ask0"), Question("b", "ask1")]
+    assert [answer.question for answer in system(tmp_path / "arena.jsonl").answer(questions, SHORT)] == ["b"]
+    assert system(tmp_path / "own.jsonl").answer(questions, SHORT) == []

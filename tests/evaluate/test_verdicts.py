@@ -6,7 +6,7 @@ import pytest
 
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Judge, Question, Verdict
-from dual_head.evaluate.verdicts import FILE, Graded, Outcome, grade_all, judge_pairs
+from dual_head.evaluate.verdicts import FILE, Graded, Outcome, grade_all, judge_pairs, spent
 
 QUESTIONS = [Question(f"q{i}", f"question {i}") for i in range(4)]
 
@@ -177,6 +177,27 @@ def test_a_second_run_asks_nothing_and_says_the_same(tmp_path):
     assert [(graded.grade, graded.kept) for graded in kept] == [(graded.grade, 1) for graded in grades]
 
 
+def test_what_systems_share_is_paid_once_and_what_had_no_answer_as_often_as_it_was_asked(tmp_path):
+    failing = ["b1"]
+
+    def say(*replies):
+        failed = replies[0] in failing
+        return Verdict(None, flaw="no answer: 500", used={"requests": 5.0}) if failed else 1.0
+
+    def run(judge):
+        outcomes = [judge_pairs(judge, QUESTIONS, a, B, folder=tmp_path) for a in (A, dict(A))]
+        return [*outcomes[0], *outcomes[1], *grade_all(judge, QUESTIONS, B, folder=tmp_path)]
+
+    judge = Told(say)
+    found = run(judge)
+    assert sum(own.used["requests"] for own in found) > 7 + 2 * 5 + 3 + 5  # system by system
+    assert len(judge.asked) == 8 + 1 + 4
+    assert spent(found) == {"requests": 7 + 2 * 5 + 3 + 5}
+    failing.clear()
+    run(Told(say))
+    assert spent(run(Told(None))) == {"requests": 8 + 4}  # of what is kept, whenever it was asked for
+
+
 def test_each_verdict_is_on_disk_before_the_next_one_is_asked_for(tmp_path):
     class Watching(Told):
         def compare(self, comparisons):
@@ -187,6 +208,25 @@ def test_each_verdict_is_on_disk_before_the_next_one_is_asked_for(tmp_path):
 
     judge_pairs(Watching(lambda first, second: 1.0), QUESTIONS, A, B, folder=tmp_path)
     assert len((tmp_path / FILE).read_text().splitlines()) == 8
+
+
+def test_what_no_file_takes_is_replaced_in_replies_and_in_what_a_judge_says(tmp_path):
+    broken = Verdict(None, said="it is \ud800b", flaw="\udc00")
+    assert (broken.said, broken.flaw) == ("it is \ufffdb", "\ufffd")
+    assert Answer(question="q", replies=("a\ud800", "caf\u00e9 \U0001f600", "\ud83d\ude00")).replies == (
+        "a\ufffd",
+        "caf\u00e9 \U0001f600",
+        "\U0001f600",
+    )
+    judge_pairs(Told(by_length), QUESTIONS[:1], answers("a0"), answers("b"), folder=tmp_path)
+    file = tmp_path / FILE
+    rows = [{**json.loads(line), "said": "\ud800"} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (outcome,) = judge_pairs(Told(None), QUESTIONS[:1], answers("a0"), answers("b"), folder=tmp_path)
+    assert outcome.said == ("\ufffd", "\ufffd")
+    file.write_text("".join(json.dumps({**row, "said": None}) + "\n" for row in rows))
+    (again,) = judge_pairs(Told(by_length), QUESTIONS[:1], answers("a0"), answers("b"), folder=tmp_path)
+    assert again.kept == 0
 
 
 @pytest.mark.parametrize("torn", [0, 1, 40])

@@ -97,6 +97,22 @@ def test_lengths_give_a_length_controlled_rate_from_how_sure_the_judge_is():
     assert low <= found.length_controlled <= high
 
 
+@pytest.mark.parametrize("shorter", [0, 4])
+def test_where_one_system_is_nearly_always_longer_nothing_is_controlled_for(shorter):
+    """A judge of lengths alone would keep its 96%: the constant and the length are one column."""
+    lengths = [(200, 100)] * (100 - shorter) + [(100, 200)] * shorter
+    found = win_rate(outcomes(win=100 - shorter, loss=shorter), lengths=lengths)
+    assert found.rate == 1 - shorter / 100
+    assert found.length_controlled is None
+    assert found.length_controlled_interval is None
+
+
+def test_answers_as_long_as_each_other_are_on_no_side():
+    assert win_rate(outcomes(win=6, loss=4), lengths=[(100, 100)] * 10).length_controlled == pytest.approx(
+        0.6, abs=0.01
+    )
+
+
 def test_what_cannot_be_counted_is_refused():
     with pytest.raises(DualHeadError, match="None of the 3 comparisons"):
         win_rate(outcomes(unparsable=3))

@@ -115,14 +115,15 @@ def slug(name: str) -> str:
 
 
 def evaluation_arguments(evaluate: Mapping[str, Any], folders: Mapping[str, Path]) -> list[str]:
-    """Arguments of `dual-head eval` that compare every variant with the first."""
+    """Arguments of `dual-head eval` that compare every variant with the first; a list repeats its flag."""
     options = {key: value for key, value in evaluate.items() if key != "benchmark"}
     said = [str(evaluate["benchmark"])]
     for name, folder in folders.items():
         said += ["--models", f"{slug(name)}={folder}"]
-    for key, value in options.items():
-        if value is not None and value is not False:
-            said += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    for key, given in options.items():
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value is not False:
+                said += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     return said
 
 

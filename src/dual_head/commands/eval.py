@@ -19,12 +19,16 @@ from dual_head.commands.help import Help, at_least
 from dual_head.errors import DualHeadError, did_you_mean
 
 BENCHMARKS = ("hh", "alpaca", "arena", "mt_bench", "truthfulqa", "safety", "world", "prompts")
+# What choices are scored with; they are given, so that no other option changes anything.
+OF_CHOICES = {"benchmark", "models", "output_dir", "source", "num_samples", "seed", "batch_size"}
+OF_CHOICES |= {"dtype", "device", "trust_remote_code"}
 PLAIN_WIDTH = 160
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, evaluate, print."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
     if args.benchmark not in BENCHMARKS:
         raise DualHeadError(f"There is no benchmark '{args.benchmark}'.{did_you_mean(args.benchmark, BENCHMARKS)}")
     console = Console(highlight=False, markup=False, emoji=False)
@@ -34,6 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     command = shlex.join(["dual-head", "eval", *arguments])
     # Imported late: a mistyped option should not wait for torch.
     if args.benchmark == "truthfulqa":
+        _require_of_choices(args, parser)
         from dual_head.evaluate.multiple_choice import evaluate_choices
 
         report = evaluate_choices(
@@ -43,6 +48,7 @@ def run(arguments: Sequence[str]) -> int:
             console,
             command=command,
             num_samples=args.num_samples,
+            seed=args.seed,
             batch_size=args.batch_size,
             load=_load(args),
         )
@@ -52,6 +58,15 @@ def run(arguments: Sequence[str]) -> int:
         report = evaluate(_options(args), output, console, command=command)
     _print(report, output, console)
     return 0
+
+
+def _require_of_choices(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    given = [f"--{name}" for name, value in vars(args).items() if value != parser.get_default(name)]
+    if ignored := [flag for flag in given if flag.removeprefix("--") not in OF_CHOICES]:
+        raise DualHeadError(
+            f"'{args.benchmark}' asks how likely given answers are: nothing is generated, judged or measured, so that "
+            f"{', '.join(ignored)} would change nothing. Leave {'them' if len(ignored) > 1 else 'it'} out."
+        )
 
 
 def _options(args: argparse.Namespace) -> Any:
@@ -162,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", required=True, help="folder for answers, verdicts and the report")
     asked = parser.add_argument_group("questions")
     asked.add_argument("--source", help="file, folder or hub name; default: where the benchmark is published")
-    asked.add_argument("--split", default="test", help="split, where the source has several")
+    asked.add_argument("--split", help="split, where the source has several; default: the published one, or test")
     asked.add_argument("--num_samples", type=at_least(1), help="a random so many of them; default: all")
     asked.add_argument("--chat", action="store_true", help="treat text prompts as a user's message")
     how = parser.add_argument_group("decoding, the same for every system")

@@ -21,7 +21,8 @@ class Question:
 
     id: unique in its benchmark; prompt: a text to continue, or a conversation to answer; follow_ups: what the user
     says next, whatever the answer was (MT-Bench's second turn); category: of its benchmark, "" where it has none;
-    references: a good reply to each turn, where the benchmark has one.
+    references: a good reply to each turn, where the benchmark has one; layout: which of its benchmark's it was read
+    from, "" for the first.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Question:
     follow_ups: tuple[str, ...] = ()
     category: str = ""
     references: Replies = ()
+    layout: str = ""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -52,14 +54,17 @@ class Decoding:
 class Answer:
     """What a system replied to one question, turn by turn.
 
-    question: its id; replies: texts without special tokens; tokens: length of each reply, the end-of-sequence token
-    included; finished: whether each ended by itself rather than at the limit of tokens.
+    question: its id; replies: texts without special tokens or lone surrogates; tokens: length of each reply, the
+    end-of-sequence token included; finished: whether each ended by itself rather than at the limit of tokens.
     """
 
     question: str
     replies: Replies
     tokens: tuple[int, ...] = ()
     finished: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "replies", tuple(map(_writable, self.replies)))
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,15 @@ class Verdict:
     said: str = ""
     flaw: str = ""
     used: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "said", _writable(self.said))
+        object.__setattr__(self, "flaw", _writable(self.flaw))
+
+
+def _writable(text: str) -> str:
+    """Replace lone surrogates, which JSON may hold, and which neither a file nor a tokenizer takes. Errors: no text."""
+    return str.encode(text, "utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from dual_head.data import Dropped, Message
 from dual_head.data.formats import transcript
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Question
+from dual_head.evaluate.exchange import ARENA_2
 
 __all__ = ["BENCHMARKS", "Benchmark", "Hub", "benchmark", "user_says"]
 
@@ -104,8 +105,10 @@ def alpaca(row: Row) -> Question:
 def arena(row: Row) -> Question:
     """Arena-Hard: v0.1's {"question_id", "cluster", "turns": [{"content"}]}, or v2.0's {"uid", "prompt"}."""
     first, *rest = _turns(row.get("turns") or [row.get("prompt")])
-    category = row.get("cluster") or row.get("subcategory") or row.get("category")
-    return Question(_id(row, "question_id", "uid"), user_says(first), tuple(rest), category=str(category or ""))
+    category = str(row.get("cluster") or row.get("subcategory") or row.get("category") or "")
+    layout = ARENA_2 if _id(row, "uid") else ""
+    # Their tools of v2.0 join by the uid.
+    return Question(_id(row, "uid", "question_id"), user_says(first), tuple(rest), category=category, layout=layout)
 
 
 _WITH_REFERENCE = ("math", "reasoning", "coding")  # of MT-Bench's categories

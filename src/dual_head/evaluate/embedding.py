@@ -1,15 +1,25 @@
 """Sentence embeddings, by a model that users name. It knows the optional package that loads one, and no metric."""
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dual_head.errors import DualHeadError, require
 
-__all__ = ["Embedder", "load_embedder"]
+__all__ = ["Embedder", "load_embedder", "require_embedder"]
 
 Embedder = Callable[[Sequence[str]], Tensor]  # texts to embeddings [n, d]
+WANTED = "Give the folder or hub name of a sentence-transformers model."
+
+
+def require_embedder(name: str) -> None:
+    """Refuse what cannot be an embedder, without loading it; what the hub has is not asked. Errors: no such folder."""
+    require("sentence_transformers", "embeddings")
+    if not (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
+        raise DualHeadError(f"There is no embedder in '{name}'. {WANTED}")
 
 
 def load_embedder(name: str, *, device: str | None = None, batch_size: int = 16) -> Embedder:
@@ -21,10 +31,7 @@ def load_embedder(name: str, *, device: str | None = None, batch_size: int = 16)
     try:
         model = package.SentenceTransformer(name, device=device)
     except (OSError, ValueError) as error:
-        raise DualHeadError(
-            f"Could not load the embedder '{name}': {str(error).splitlines()[0]} Give the folder or hub name of a "
-            "sentence-transformers model."
-        ) from error
+        raise DualHeadError(f"Could not load the embedder '{name}': {str(error).splitlines()[0]} {WANTED}") from error
 
     def embed(texts: Sequence[str]) -> Tensor:
         options = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}

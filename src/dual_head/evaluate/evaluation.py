@@ -25,6 +25,7 @@ from dual_head.data import Drops
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate import Answer, Decoding, Judge, Question, reporting
 from dual_head.evaluate.answers import answer_all, require_comparable, require_same_decoding
+from dual_head.evaluate.embedding import require_embedder
 from dual_head.evaluate.exchange import write_alpaca_eval, write_arena_hard, write_mt_bench
 from dual_head.evaluate.independence import require_independent
 from dual_head.evaluate.judges import load_judge
@@ -35,6 +36,7 @@ from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.specs import parse_systems
 from dual_head.evaluate.systems import System, fits, open_system
 from dual_head.evaluate.verdicts import Graded, Outcome, grade_all, judge_pairs
+from dual_head.rewards import require_reward
 
 ALL = "all"
 Answers = dict[str, dict[str, Answer]]
@@ -56,7 +58,7 @@ class EvaluationOptions:
     benchmark: str
     models: tuple[str, ...]
     source: str | None = None
-    split: str = "test"
+    split: str | None = None
     num_samples: int | None = 300
     chat: bool | None = None
     judge: str | None = None
@@ -81,12 +83,14 @@ class EvaluationOptions:
 def evaluate(options: EvaluationOptions, output: Path, console: Console, *, command: str = "") -> dict[str, Any]:
     """Run an evaluation, write answers, verdicts and the report into `output`, and return the report.
 
-    Errors: as of its parts; a judge or reward that guided one of the systems; systems that cannot be compared.
+    Errors: as of its parts; a judge or reward that guided one of the systems, or cannot be had; systems that cannot
+    be compared. What needs time and memory is measured when all else is written.
     """
     specs = parse_systems(options.models)
     load = {"dtype": options.dtype, "device": options.device, "trust_remote_code": options.trust_remote_code}
     systems = [open_system(spec, **load) for spec in specs]
     pairs = pairs_of([system.name for system in systems], options.against)
+    _require_tools(options)
     judge = load_judge(options.judge, **options.judge_options) if options.judge else None
     notes = require_same_decoding(systems, options.decoding, force=options.force)
     if not options.force:
@@ -143,16 +147,18 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
         "systems": [
             {"name": s.name, "path": s.path, "alpha": dict(s.alpha), "identity": s.identity[:16]} for s in systems
         ],
-        **reporting.judged(judge, questions, answers, verdicts),
+        **reporting.judged(judge, questions, answers, verdicts, grades),
         "quality": reporting.quality(systems, questions, measured, grades),
         "tables": reporting.tables(options.benchmark, systems, questions, grades),
         "examples": reporting.examples(questions, answers, verdicts),
         "warnings": [*notes, *reporting.warnings(judge, verdicts, grades, answers, measured)],
     }
+    _write(output, report)
+    _write_answers(output, questions, answers, options.benchmark)
     if options.efficiency:
-        console.print("time and memory, all systems in turns")
+        console.print(f"time and memory, all systems in turns; all else is in {output / REPORT_FILE}", soft_wrap=True)
         report |= _efficiency(systems, questions, options)
-    _write(output, report, questions, answers, options)
+        _write(output, report)
     return report
 
 
@@ -167,6 +173,26 @@ def pairs_of(names: Sequence[str], against: str | None) -> list[tuple[str, str]]
         raise DualHeadError(f"No system is named '{against}'.{did_you_mean(against, [*names, ALL])}")
     b = against or names[0]
     return [(a, b) for a in names if a != b]
+
+
+def _require_tools(options: EvaluationOptions) -> None:
+    """Refuse judges, rewards and embedders that could only fail after all was generated; no model is loaded."""
+    if options.judge_options and not options.judge:
+        raise DualHeadError(
+            f"Nobody judges, so that '{next(iter(options.judge_options))}' is an option of no judge. Name one with "
+            "--judge, or leave out --judge_option."
+        )
+    prefix, _, where = (options.judge or "").partition(":")
+    if prefix == "rule" and not where and options.benchmark != "world":
+        raise DualHeadError(
+            f"The judge 'rule' is the demonstration world's, which cannot judge answers to '{options.benchmark}'. Give "
+            "a rule of your own as rule:module:function, a reward model as reward:PATH, or ask the world's questions: "
+            "dual-head eval world."
+        )
+    for reward in options.rewards:
+        require_reward(reward)
+    if options.embedder:
+        require_embedder(options.embedder)
 
 
 def _base(systems: Sequence[System], name: str | None) -> System | None:
@@ -272,23 +298,21 @@ def _efficiency(systems: Sequence[System], questions: Sequence[Question], option
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _write(
-    output: Path,
-    report: dict[str, Any],
-    questions: Sequence[Question],
-    answers: Answers,
-    options: EvaluationOptions,
-) -> None:
+def _write(output: Path, report: dict[str, Any]) -> None:
     with atomic_folder(output) as staging:
         (staging / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
         (staging / MARKDOWN_FILE).write_text(markdown(report), encoding="utf-8")
         (staging / PAGE_FILE).write_text(render(report), encoding="utf-8")
+
+
+def _write_answers(output: Path, questions: Sequence[Question], answers: Answers, benchmark: str) -> None:
+    """In the formats of the benchmarks' own tools."""
     for name, own in answers.items():
-        if options.benchmark == "mt_bench":
+        if benchmark == "mt_bench":
             write_mt_bench(output / "mt_bench" / f"{name}.jsonl", questions, own, model=name)
-        elif options.benchmark == "arena":
+        elif benchmark == "arena":
             write_arena_hard(output / "arena_hard" / f"{name}.jsonl", questions, own, model=name)
-        elif options.benchmark == "alpaca":
+        elif benchmark == "alpaca":
             write_alpaca_eval(output / "alpaca_eval" / f"{name}.json", questions, own, generator=name)
 
 

@@ -19,6 +19,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
 
 __all__ = [
+    "ARENA_2",
     "Recorded",
     "content_of",
     "instruction_of",
@@ -28,9 +29,10 @@ __all__ = [
     "write_mt_bench",
 ]
 
+ARENA_2 = "arena-hard-v2.0"  # the layout of questions whose answers Arena-Hard 2.0 reads
 _FORMS = (
     'A file of answers is AlpacaEval\'s JSON ("instruction", "output"), the JSONL of Arena-Hard or MT-Bench '
-    '("question_id", "choices"), or a file of our own ("prompt", "replies").'
+    '("question_id", "choices", or "uid", "messages"), or a file of our own ("prompt", "replies").'
 )
 _SPEAKERS = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
 
@@ -103,18 +105,20 @@ def write_arena_hard(
     model: str,
     tstamp: float | None = None,
 ) -> None:
-    """Write Arena-Hard v0.1's model_answer/MODEL.jsonl: turns are {"content", "token_len"}.
+    """Write Arena-Hard's model_answer/MODEL.jsonl, in the layout of the questions; `tstamp`: seconds, now if None.
 
-    token_len is left out where an answer does not tell its tokens. tstamp: seconds, now where not given.
+    v0.1's turns are {"content", "token_len"}, the latter where an answer tells its tokens. v2.0's messages end in
+    {"content": {"answer"}}; its "metadata" counts another tokenizer's tokens, and their add_markdown_info writes it.
     """
 
-    def turns(answer: Answer) -> list[Any]:
-        if not answer.tokens:
-            return [{"content": reply.strip()} for reply in answer.replies]
-        both = zip(answer.replies, answer.tokens, strict=True)
-        return [{"content": reply.strip(), "token_len": tokens} for reply, tokens in both]
+    def row(question: Question, answer: Answer) -> dict[str, Any]:
+        if question.layout == ARENA_2:
+            return _messages_row(question, answer, model)
+        tokens = [{"token_len": tokens} for tokens in answer.tokens] or [{}] * len(answer.replies)
+        turns = [{"content": reply.strip(), **own} for reply, own in zip(answer.replies, tokens, strict=True)]
+        return _choices_row(question.id, turns, model)
 
-    _write_choices(Path(file), questions, answers, model, tstamp, turns, str)
+    _write_rows(Path(file), questions, answers, tstamp, row)
 
 
 def write_mt_bench(
@@ -127,35 +131,45 @@ def write_mt_bench(
 ) -> None:
     """Write MT-Bench's model_answer/MODEL.jsonl: turns are texts."""
 
-    def turns(answer: Answer) -> list[Any]:
-        return [reply.strip() for reply in answer.replies]
-
     # Their tools join by the id, and MT-Bench's own are numbers.
     named = {str(number): number for number in (int(q.id) for q in questions if q.id.isdecimal())}
-    _write_choices(Path(file), questions, answers, model, tstamp, turns, lambda name: named.get(name, name))
+
+    def row(question: Question, answer: Answer) -> dict[str, Any]:
+        return _choices_row(named.get(question.id, question.id), [reply.strip() for reply in answer.replies], model)
+
+    _write_rows(Path(file), questions, answers, tstamp, row)
 
 
-def _write_choices(
+def _choices_row(id: str | int, turns: list[Any], model: str) -> dict[str, Any]:
+    choices = [{"index": 0, "turns": turns}]
+    return {"question_id": id, "answer_id": _id_of(model, str(id), turns), "model_id": model, "choices": choices}
+
+
+def _messages_row(question: Question, answer: Answer, model: str) -> dict[str, Any]:
+    prompt = question.prompt
+    messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+    for asked, reply in zip((None, *question.follow_ups), answer.replies, strict=True):
+        messages += [] if asked is None else [{"role": "user", "content": asked}]
+        messages.append({"role": "assistant", "content": {"answer": reply.strip()}})
+    id = _id_of(model, question.id, list(answer.replies))
+    return {"uid": question.id, "ans_id": id, "model": model, "messages": messages}
+
+
+def _id_of(*answer: Any) -> str:
+    """As long as theirs, and the same for the same answer."""
+    return hashlib.sha256(json.dumps(answer).encode()).hexdigest()[:22]
+
+
+def _write_rows(
     file: Path,
     questions: Sequence[Question],
     answers: Mapping[str, Answer],
-    model: str,
     tstamp: float | None,
-    turns: Callable[[Answer], list[Any]],
-    named: Callable[[str], Any],
+    row: Callable[[Question, Answer], dict[str, Any]],
 ) -> None:
-    lines = []
-    for question in questions:
-        said = turns(_answer(question, answers))
-        row = {
-            "question_id": named(question.id),
-            "answer_id": hashlib.sha256(json.dumps([model, question.id, said]).encode()).hexdigest()[:22],
-            "model_id": model,
-            "choices": [{"index": 0, "turns": said}],
-            "tstamp": time.time() if tstamp is None else tstamp,
-        }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    _write(file, "".join(lines))
+    when = {"tstamp": time.time() if tstamp is None else tstamp}
+    rows = [row(question, _answer(question, answers)) | when for question in questions]
+    _write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _answer(question: Question, answers: Mapping[str, Answer]) -> Answer:
@@ -230,9 +244,22 @@ def _read(row: Any) -> tuple[tuple[str, str], Answer, str, dict[str, Any] | None
         tokens = [turn["token_len"] for turn in turns if isinstance(turn, dict) and "token_len" in turn]
         answer = Answer(question=question, replies=replies, tokens=tuple(tokens) if len(tokens) == len(turns) else ())
         return ("id", question), answer, str(row["model_id"]), None
+    if "messages" in row:
+        return ("id", str(row["uid"])), _of_messages(row), str(row["model"]), None
     instruction, output = _texts([row["instruction"], row["output"]])
     answer = Answer(question=instruction, replies=(output,))
     return ("instruction", instruction), answer, str(row.get("generator", "")), None
+
+
+def _of_messages(row: Any) -> Answer:
+    """The answer in a row of Arena-Hard 2.0; what a model thought before it, or was told before, is none."""
+    said = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+    replies = _texts([content["answer"] for content in said if isinstance(content, dict)])
+    if not replies:
+        raise ValueError("no message has an answer")
+    metadata = row.get("metadata")
+    tokens = [metadata["token_len"]] if isinstance(metadata, dict) and "token_len" in metadata else []
+    return Answer(question=str(row["uid"]), replies=replies, tokens=tuple(tokens) if len(replies) == 1 else ())
 
 
 def _texts(values: Any) -> tuple[str, ...]:

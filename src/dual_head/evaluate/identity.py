@@ -6,8 +6,10 @@ what each is made of; nothing of questions, or of how replies are decoded.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -20,7 +22,7 @@ from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides.companion import ADAPTER_CONFIG, adapter_config
 
-__all__ = ["Kind", "digest", "file_digest", "kind_of", "made_of", "tokenizer_identity"]
+__all__ = ["Kind", "digest", "file_digest", "kind_of", "made_of", "sources_digest", "tokenizer_identity"]
 
 Kind = Literal["guides", "adapter", "model", "answers"]
 
@@ -105,6 +107,13 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
 def digest(values: Any) -> str:
     """Name JSON values by 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def sources_digest(modules: Sequence[ModuleType | None]) -> str:
+    """Name the text of modules; those without a source (built in, or typed into a session) by nothing."""
+    files = [Path(getattr(m, "__file__", None) or "") for m in modules]
+    texts = b"\0".join(file.read_bytes() for file in files if file.is_file())
+    return hashlib.sha256(texts).hexdigest()[:16]
 
 
 def file_digest(file: Path) -> str:

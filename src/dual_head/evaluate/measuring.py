@@ -4,6 +4,7 @@ It knows systems, metrics and files; nothing of judges.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from dual_head.checkpoint import atomic_folder
 from dual_head.demo import world
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
-from dual_head.evaluate.identity import digest, file_digest
+from dual_head.evaluate.identity import digest, file_digest, sources_digest
 from dual_head.evaluate.metrics import METRICS, Measured, Tools, about, measure, summary
 from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.refusals import is_refusal
@@ -86,7 +87,8 @@ class Measures:
 
     def _key(self, system: System, questions: Sequence[Question], answers: Mapping[str, Answer]) -> str:
         base = self.base.identity if self.base is not None else None
-        tools = [[_reward_identity(spec) for spec in self.rewards], self.embedder, base, self.world]
+        embedder = self.embedder and (_files_of(self.embedder) or self.embedder)
+        tools = [[_reward_identity(spec) for spec in self.rewards], embedder, base, self.world]
         said = [[asdict(question), asdict(answers[question.id])] for question in questions if question.id in answers]
         return digest([VERSION, sorted(METRICS), system.identity, tools, said])
 
@@ -96,12 +98,17 @@ def _name(spec: str) -> str:
     return Path(spec).resolve().name if Path(spec).is_dir() else spec.rpartition(":")[2]
 
 
-def _reward_identity(spec: str) -> list[str]:
-    """A folder's files; a function is known by its name alone."""
-    if not Path(spec).is_dir():
-        return [spec]
-    files = sorted(path for path in Path(spec).iterdir() if path.suffix in (".json", ".safetensors"))
-    return [hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()]
+def _reward_identity(spec: str) -> str:
+    """A folder's files; a function's name and the text of its module, so that one that was changed is asked anew."""
+    return _files_of(spec) or f"{spec}:{sources_digest([inspect.getmodule(load_reward(spec)[1])])}"
+
+
+def _files_of(folder: str) -> str:
+    """The files of a model's folder, "" where it is none."""
+    if not Path(folder).is_dir():
+        return ""
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors", ".bin"))
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -9,8 +9,8 @@ no other script run. Replies are shown as text, whatever is in them. A report is
     pairs [{a, b, wins, ties, losses, unparsable, inconsistent, rate, interval [low, high], length_controlled,
             length_controlled_interval}], rates in [0, 1]
     quality {metrics [{name, unit, better "higher" | "lower" | "", about}],
-             rows [{system, values {metric: {mean, interval, n}}}]}
-    efficiency [{system, parameters, forwards, prefill_ms, decode_ms, tokens_per_s, peak_mib,
+             rows [{system, values {metric: {mean, interval, n}}}], differences (a table)}
+    efficiency [{system, parameters, added, executed, forwards, prefill_ms, decode_ms, tokens_per_s, peak_mib,
                  ratio {median, low, high}}]
     tables [{title, about, columns [str], rows [[cell]]}]
     examples [{id, category, prompt, replies {system: text}, verdicts [{a, b, preference, said}]}]
@@ -36,7 +36,9 @@ INTERVALS = (
     "interval leaves out 50%; intervals of two systems may overlap although they differ."
 )
 EFFICIENCY = {
-    "parameters": "parameters",
+    "parameters": "parameters of its model",
+    "added": "added to it",
+    "executed": "read per token",
     "forwards": "forwards per token",
     "prefill_ms": "prefill, ms",
     "decode_ms": "decode, ms per token",
@@ -93,6 +95,7 @@ def _drawn(report: Report) -> dict[str, Any]:
         "scatter": marks.scatter(report),
         "ratios": marks.ratios(report),
         "efficiency_columns": _present(report),
+        "tables": _all_tables(report),
         "examples": examples,
         "categories": sorted({example["category"] for example in examples if example.get("category")}),
         "shown_systems": list(dict.fromkeys(name for example in examples for name in example.get("replies") or {})),
@@ -160,7 +163,7 @@ def _efficiency(report: Report) -> str:
         return ""
     present = _present(report)
     paired = any(row.get("ratio") for row in rows)
-    columns = ["system", *present.values(), *(["time ratio", "95% interval"] if paired else [])]
+    columns = ["system", *present.values(), *(["time ratio", "smallest to largest"] if paired else [])]
     cells = []
     for row in rows:
         ratio = row.get("ratio") or {}
@@ -175,8 +178,14 @@ def _tables(report: Report) -> list[str]:
         f"## {_plain(table['title'])}\n\n"
         + (f"{_plain(table['about'])}\n\n" if table.get("about") else "")
         + _table(table["columns"], [[numbers.number(cell) for cell in row] for row in table["rows"]])
-        for table in report.get("tables") or []
+        for table in _all_tables(report)
     ]
+
+
+def _all_tables(report: Report) -> list[dict[str, Any]]:
+    """Differences first, which belong to the quality above them."""
+    differences = (report.get("quality") or {}).get("differences")
+    return [*([differences] if differences else []), *(report.get("tables") or [])]
 
 
 def _setting(report: Report) -> str:

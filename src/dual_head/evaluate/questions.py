@@ -30,15 +30,15 @@ def load_questions(
     *,
     num_samples: int | None = None,
     seed: int = 0,
-    split: str = "test",
+    split: str | None = None,
     chat: bool | None = None,
 ) -> tuple[list[Question], Drops]:
     """Read a benchmark's questions, or a seeded random `num_samples` of them in their own order.
 
     source: a file, a folder or a hub name; None for where it is published. split: of a folder or hub data set that
-    has several. chat: True makes texts a user's message, False makes single messages plain texts; None leaves
-    each as its benchmark has it. A prompt or an id that was there before is dropped and counted. Errors: an unknown
-    benchmark or source, no question left.
+    has several; None for the published one, or "test". chat: True makes texts a user's message, False makes single
+    messages plain texts; None leaves each as its benchmark has it. A prompt or an id that was there before is dropped
+    and counted. Errors: an unknown benchmark or source, no question left.
     """
     if name not in BENCHMARKS:
         raise DualHeadError(f"There is no benchmark '{name}'.{did_you_mean(name, BENCHMARKS)}")
@@ -103,26 +103,28 @@ def _question(chosen: Benchmark, row: Any, where: str, chat: bool | None) -> Que
 
 
 def _rows(
-    chosen: Benchmark, source: str | Path | None, num_samples: int | None, seed: int, split: str, drops: Drops
+    chosen: Benchmark, source: str | Path | None, num_samples: int | None, seed: int, split: str | None, drops: Drops
 ) -> tuple[Path | None, Rows]:
     """The rows of a benchmark, and the file they are from where it is one."""
-    if chosen.draw and source is None:
+    hub = chosen.hub
+    if chosen.draw and source is None and split is None:
         return None, chosen.draw(num_samples, seed)
     if chosen.draw:
-        raise DualHeadError(f"'{chosen.name}' has no files. Leave the source out, or ask 'prompts'.")
-    if source is None and chosen.hub is None:
+        raise DualHeadError(f"'{chosen.name}' has no files. Leave source and split out, or ask 'prompts'.")
+    if source is None and hub is None:
         raise DualHeadError(f"'{chosen.name}' needs a source: a file, a folder or a data set on the hub.")
     if source is None:
-        assert chosen.hub is not None
-        if not chosen.hub.file:
-            return None, rows_of(chosen.hub.name, chosen.hub.split, None, drops)
-        source = _fetched(chosen.hub)
+        assert hub is not None
+        source = _fetched(hub) if hub.file else hub.name
+    wanted = split or (hub.split if hub and str(source) == hub.name else "test")
     path = Path(source).expanduser()
     if path.is_dir() and chosen.files:
         path = _file_in(path, chosen)
     if path.is_file():
-        return path, _file_rows(path, split, drops)
-    return None, rows_of(str(source), split, None, drops)
+        if split:
+            drops.notes[f"'{path}' is one file, in which no split '{split}' was looked for"] += 1
+        return path, _file_rows(path, drops)
+    return None, rows_of(str(source), wanted, None, drops)
 
 
 def _file_in(folder: Path, chosen: Benchmark) -> Path:
@@ -148,10 +150,10 @@ def _fetched(hub: Hub) -> str:
         ) from error
 
 
-def _file_rows(file: Path, split: str, drops: Drops) -> Rows:
+def _file_rows(file: Path, drops: Drops) -> Rows:
     """Rows of one file; besides what `sources` reads, one prompt a line (.txt), and tables (.csv)."""
     if file.suffix not in (".txt", ".csv"):
-        for row, where in rows_of(str(file), split, None, drops):
+        for row, where in rows_of(str(file), "test", None, drops):
             yield {"prompt": row} if isinstance(row, str) else row, where
         return
     try:
@@ -172,6 +174,6 @@ def _with_references(questions: Sequence[Question], folder: Path, pattern: str) 
     known = read_answers(found[-1]) if found else None
     answers = [known.of(question) if known else None for question in questions]
     return [
-        replace(question, references=answer.replies) if answer else question
+        replace(question, references=answer.replies) if answer and answer.replies else question
         for question, answer in zip(questions, answers, strict=True)
     ]

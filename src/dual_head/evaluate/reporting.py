@@ -3,17 +3,19 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 from dual_head.data import Drops
 from dual_head.evaluate import Answer, Judge, Question
 from dual_head.evaluate.measuring import Measured, about, summary
 from dual_head.evaluate.systems import System
-from dual_head.evaluate.verdicts import Graded, Outcome
-from dual_head.evaluate.win_rates import win_rate
+from dual_head.evaluate.verdicts import Graded, Outcome, spent
+from dual_head.evaluate.win_rates import one_sided, paired_difference, win_rate
 from dual_head.text import Prompt
 
 Answers = Mapping[str, Mapping[str, Answer]]
+Values = Mapping[str, float | None]  # of each question
 Verdicts = Mapping[tuple[str, str], Sequence[Outcome]]
 JUDGED = {"name": "judge", "unit": "", "better": "higher", "about": "the judge's own grade of each answer"}
 OF_NOTHING = "there is no question that it is of"  # a metric of other benchmarks
@@ -25,14 +27,12 @@ def judged(
     questions: Sequence[Question],
     answers: Answers,
     verdicts: Verdicts,
+    grades: Mapping[str, Sequence[Graded]],
 ) -> dict[str, Any]:
-    """Win rates of every pair that has any verdict, with what the judge used."""
+    """Win rates of every pair that has any verdict, with what the judge used, for grades too."""
     if judge is None:
         return {}
-    used: Counter[str] = Counter()
-    for outcomes in verdicts.values():
-        for outcome in outcomes:
-            used.update(outcome.used)
+    used = spent(chain(*verdicts.values(), *grades.values()))
     rows = []
     for (a, b), outcomes in verdicts.items():
         if all(outcome.result == "unparsable" for outcome in outcomes):
@@ -41,7 +41,7 @@ def judged(
         found = asdict(win_rate(outcomes, lengths=lengths))
         rows.append({"a": a, "b": b, **found, "interval": list(found["interval"])})
     orders = "one order is enough for a score" if judge.symmetric else "both orders, a win only where both agree"
-    return {"judge": {"name": judge.name, "used": dict(used), "note": orders}, "pairs": rows}
+    return {"judge": {"name": judge.name, "used": used, "note": orders}, "pairs": rows}
 
 
 def _length(answer: Answer) -> int:
@@ -64,20 +64,71 @@ def quality(
     measured: Mapping[str, Measured],
     grades: Mapping[str, Sequence[Graded]],
 ) -> dict[str, Any]:
-    """Mean and interval of every measure of every system, over the questions that all answered."""
-    wanted = {question.id for question in questions}
-    rows: list[dict[str, Any]] = []
+    """Mean and interval of every measure of every system, and differences from the first system, in pairs.
+
+    A measure is over the questions that every system which has it has a value for, and no others.
+    """
+    names, values = [system.name for system in systems], _values(systems, questions, measured, grades)
+    kept: dict[str, dict[str, Values]] = {}
+    for metric in dict.fromkeys(metric for own in values.values() for metric in own):
+        known = {name: own[metric] for name, own in values.items() if _there(own.get(metric, {}))}
+        shared = set.intersection(*map(_there, known.values())) if known else set()
+        if shared:
+            kept[metric] = {n: {id: v if id in shared else None for id, v in own.items()} for n, own in known.items()}
+    if not kept:
+        return {}
+    rows = [{"system": n, "values": {m: summary(own[n]) for m, own in kept.items() if n in own}} for n in names]
+    metrics = [JUDGED if metric == JUDGED["name"] else about(metric) for metric in kept]
+    return {"metrics": metrics, "rows": rows, **_differences(names, kept)}
+
+
+def _values(
+    systems: Sequence[System],
+    questions: Sequence[Question],
+    measured: Mapping[str, Measured],
+    grades: Mapping[str, Sequence[Graded]],
+) -> dict[str, dict[str, Values]]:
+    """What is known of each system: {system: {metric: {question: value}}}, None where one is missing."""
+    wanted, found = {question.id for question in questions}, {}
     for system in systems:
-        values = {}
-        if own := grades.get(system.name):
-            values[JUDGED["name"]] = summary({g.question: g.grade for g in own})
+        own: dict[str, Values] = {}
+        if graded := grades.get(system.name):
+            own[JUDGED["name"]] = {g.question: g.grade for g in graded}
         if system.name in measured:
-            for metric, by_question in measured[system.name].values.items():
-                values[metric] = summary({id: value for id, value in by_question.items() if id in wanted})
-        rows.append({"system": system.name, "values": {name: value for name, value in values.items() if value["n"]}})
-    named = dict.fromkeys(metric for row in rows for metric in row["values"])
-    metrics = [JUDGED if metric == JUDGED["name"] else about(metric) for metric in named]
-    return {"metrics": metrics, "rows": rows} if metrics else {}
+            own |= measured[system.name].values
+        found[system.name] = {
+            metric: {id: value for id, value in by_question.items() if id in wanted}
+            for metric, by_question in own.items()
+        }
+    return found
+
+
+def _there(values: Values) -> set[str]:
+    return {id for id, value in values.items() if value is not None}
+
+
+def _differences(names: Sequence[str], kept: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
+    """How far every other system is from the first, question by question, as a table."""
+    first, *others = names
+    metrics = [metric for metric, own in kept.items() if first in own and len(own) > 1]
+    if not metrics:
+        return {}
+
+    def cell(name: str, metric: str) -> str:
+        if name not in kept[metric]:
+            return ""
+        own, other = ({id: v for id, v in kept[metric][n].items() if v is not None} for n in (name, first))
+        found = paired_difference(own, other)
+        return f"{found.mean:+.3g} ({found.interval[0]:+.3g} to {found.interval[1]:+.3g})"
+
+    return {
+        "differences": {
+            "title": f"Differences from {first}",
+            "about": "mean over the same questions, in pairs, with its 95% interval",
+            "columns": ["system", *metrics],
+            "rows": [[name, *(cell(name, metric) for metric in metrics)] for name in others],
+        }
+    }
 
 
 def tables(
@@ -147,6 +198,11 @@ def warnings(
         if empty := sum(not any(reply.strip() for reply in answer.replies) for answer in own.values()):
             said.append(f"{name} answered nothing to {empty} of {len(own)} questions; they are judged as they are.")
     for (a, b), outcomes in verdicts.items():
+        if one_sided([(_length(answers[a][o.question]), _length(answers[b][o.question])) for o in outcomes]):
+            said.append(
+                f"One of {a} and {b} gives nearly all of the longer answers: what their length does to the judge "
+                "cannot be told from what they say, and there is no length-controlled rate."
+            )
         flaws = Counter(flaw for outcome in outcomes for flaw in outcome.flaws if flaw)
         if flaws:
             listed = "; ".join(f"{flaw} ({count})" for flaw, count in flaws.most_common(3))

@@ -108,10 +108,10 @@ class RecordedSystem:
         del question, decoding
 
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
-        """Look the answers up; those that are not there are left out."""
+        """Look the answers up; those that are not there, or have no reply at all, are left out."""
         del decoding
         found = (self._answers.of(question) for question in questions)
-        return [answer for answer in found if answer is not None]
+        return [answer for answer in found if answer is not None and answer.replies]
 
     def release(self) -> None:
         """There is no model to let go of."""

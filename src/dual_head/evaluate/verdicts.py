@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Judge, Question, Replies, Verdict
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
 
-__all__ = ["FILE", "Graded", "Outcome", "Result", "grade_all", "judge_pairs"]
+__all__ = ["FILE", "Cost", "Graded", "Outcome", "Result", "grade_all", "judge_pairs", "spent"]
 
 FILE = "verdicts.jsonl"
 EXAMPLES = 3  # question ids that an error names
@@ -26,14 +26,23 @@ Progress = Callable[[int, int], None]  # verdicts there are, verdicts needed
 Shown = Comparison | tuple[Question, Replies]
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one verdict cost, under the key of all that it depends on; kept: it was there from before."""
+
+    key: str
+    used: Mapping[str, float]
+    kept: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What became of two answers to one question, seen from A.
 
     orders: how far A is preferred, 0 to 1, where A was read first and where it was read second (one number where one
     order was asked for); None where no verdict could be read, with its flaw in `flaws`. said: the judge's words.
-    used: what the verdicts cost, whenever they were asked for; kept: how many were there from before. identical:
-    the replies are the same, which is a tie that nobody was asked about.
+    used: what the verdicts cost, whenever they were asked for; kept: how many were there from before; costs: the same
+    verdict by verdict, see `spent`. identical: the replies are the same, which is a tie that nobody was asked about.
     """
 
     question: str
@@ -43,6 +52,7 @@ class Outcome:
     used: dict[str, float] = field(default_factory=dict)
     kept: int = 0
     identical: bool = False
+    costs: tuple[Cost, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def preference(self) -> float | None:
@@ -66,7 +76,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Graded:
-    """A judge's grade of one answer; None where none could be read, with its `flaw`. used, kept: see `Outcome`."""
+    """A judge's grade of one answer; None where none could be read, with its `flaw`. The others: see `Outcome`."""
 
     question: str
     grade: float | None
@@ -74,6 +84,7 @@ class Graded:
     flaw: str = ""
     used: dict[str, float] = field(default_factory=dict)
     kept: int = 0
+    costs: tuple[Cost, ...] = field(default=(), compare=False, repr=False)
 
 
 def judge_pairs(
@@ -103,7 +114,7 @@ def judge_pairs(
         wanted[question.id] = [(_key(judge, question, *pair), Comparison(question, *pair)) for pair in pairs]
     shown = {key: comparison for own in wanted.values() for key, comparison in own}
     heard = _ask(judge, judge.compare, shown, folder, on_progress, highest=1.0)
-    return [_outcome(id, [heard[key] for key, _ in own]) for id, own in wanted.items()]
+    return [_outcome(id, [(key, *heard[key]) for key, _ in own]) for id, own in wanted.items()]
 
 
 def grade_all(
@@ -124,20 +135,41 @@ def grade_all(
         keys.append(_key(judge, question, replies))
         shown[keys[-1]] = (question, replies)
     heard = _ask(judge, judge.grade, shown, folder, on_progress, lowest=-math.inf, highest=math.inf)
-    return [
-        Graded(question=q.id, grade=v.value, said=v.said, flaw=v.flaw, used=v.used, kept=int(old))
-        for q, (v, old) in zip(questions, (heard[key] for key in keys), strict=True)
-    ]
+    return [_grade(question.id, key, *heard[key]) for question, key in zip(questions, keys, strict=True)]
+
+
+def spent(judged: Iterable[Outcome | Graded]) -> dict[str, float]:
+    """What verdicts cost together: one that was kept and counts for several systems is counted once."""
+    used: Counter[str] = Counter()
+    counted: set[str] = set()
+    for cost in (cost for own in judged for cost in own.costs):
+        # One that had no answer is kept nowhere, and was asked for again.
+        if cost.key not in counted or not cost.kept:
+            used.update(cost.used)  # pyright: ignore[reportArgumentType, reportCallIssue] - counters add floats as well
+        counted.add(cost.key)
+    return dict(used)
 
 
 def _side(value: float) -> Result:
     return "tie" if abs(value - 0.5) < TIE else "win" if value > 0.5 else "loss"
 
 
-def _outcome(question: str, heard: list[tuple[Verdict, bool]]) -> Outcome:
+def _grade(question: str, key: str, verdict: Verdict, old: bool) -> Graded:
+    return Graded(
+        question=question,
+        grade=verdict.value,
+        said=verdict.said,
+        flaw=verdict.flaw,
+        used=verdict.used,
+        kept=int(old),
+        costs=(Cost(key, verdict.used, old),),
+    )
+
+
+def _outcome(question: str, heard: list[tuple[str, Verdict, bool]]) -> Outcome:
     if not heard:
         return Outcome(question=question, orders=(0.5,), identical=True)
-    verdicts = [verdict for verdict, _ in heard]
+    verdicts = [verdict for _, verdict, _ in heard]
     used: Counter[str] = Counter()
     for verdict in verdicts:
         used.update(verdict.used)  # pyright: ignore[reportArgumentType] - counters add floats as well
@@ -149,7 +181,8 @@ def _outcome(question: str, heard: list[tuple[Verdict, bool]]) -> Outcome:
         said=tuple(verdict.said for verdict in verdicts),
         flaws=tuple(verdict.flaw for verdict in verdicts if verdict.flaw),
         used=dict(used),
-        kept=sum(old for _, old in heard),
+        kept=sum(old for _, _, old in heard),
+        costs=tuple(Cost(key, verdict.used, old) for key, verdict, old in heard),
     )
 
 

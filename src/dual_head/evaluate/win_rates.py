@@ -17,6 +17,7 @@ from dual_head.intervals import bootstrap_mean, draws, percentiles
 
 SCORES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 RESULTS = (*SCORES, "unparsable")
+ONE_SIDED = 0.05  # share of answers that must be the longer and the shorter ones for lengths to be controlled for
 
 
 class Judged(Protocol):
@@ -49,7 +50,8 @@ class WinRate:
 
     rate: (wins + ties / 2) / (wins + ties + losses), in [0, 1]; interval: 95%, questions resampled; p_value: that of
     an exact two-sided sign test over questions, were neither better; length_controlled: the rate had both answers been
-    equally long, None where lengths were not given.
+    equally long, None where lengths were not given, or where one system's answers are nearly always the longer ones:
+    what length does cannot be told from what they say then (`ONE_SIDED`).
     """
 
     questions: int
@@ -181,6 +183,12 @@ def _ratio_interval(
     return percentiles(np.concatenate([scores[i].sum(1) / trials[i].sum(1) for i in drawn]))
 
 
+def one_sided(lengths: Sequence[tuple[int, int]]) -> bool:
+    """Whether one of two systems gives nearly all of the longer answers."""
+    longer, shorter = sum(a > b for a, b in lengths), sum(a < b for a, b in lengths)
+    return longer + shorter > 0 and min(longer, shorter) < ONE_SIDED * len(lengths)
+
+
 def _controlled(outcomes: Sequence[Judged], lengths: Sequence[tuple[int, int]], seed: int):
     if len(lengths) != len(outcomes):
         raise DualHeadError(
@@ -191,6 +199,8 @@ def _controlled(outcomes: Sequence[Judged], lengths: Sequence[tuple[int, int]], 
         for outcome, own in zip(outcomes, lengths, strict=True)
         if outcome.preference is not None
     ]
+    if one_sided([own for _, _, own in kept]):
+        return None
     return length_controlled(
         [preference for _, preference, _ in kept],
         [own[0] for _, _, own in kept],

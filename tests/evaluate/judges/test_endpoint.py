@@ -1,13 +1,17 @@
 """A judge behind an endpoint that is slow, fails, limits, talks nonsense or is not there."""
 
+import json
 import sys
 import threading
 import time
 
 import pytest
+from rich.console import Console
 
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Question
+from dual_head.evaluate.evaluation import EvaluationOptions, evaluate
+from dual_head.evaluate.exchange import write_mt_bench
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.endpoint import FAILURES
 from dual_head.evaluate.verdicts import judge_pairs
@@ -115,6 +119,16 @@ def test_letters_with_log_probabilities_give_a_soft_preference(endpoint):
     assert one_verdict(endpoint, template="alpaca").flaw == "unparsable: neither m nor M is likely"
 
 
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens", "none"])
+def test_a_replys_length_is_limited_under_the_name_that_the_endpoint_knows(endpoint, limit):
+    judge = judge_at(endpoint, limit=limit, max_tokens=7)
+    list(judge.compare([PAIR]))
+    (body,) = endpoint.bodies
+    assert {name: body[name] for name in body if name.startswith("max_")} == ({} if limit == "none" else {limit: 7})
+    usual = judge_at(endpoint, max_tokens=7)
+    assert (judge.identity == usual.identity) == (limit == "max_tokens")  # what was kept under the usual name counts
+
+
 # ---- faults of one answer ----------------------------------------------------------------------------------
 
 
@@ -186,6 +200,87 @@ def test_words_without_a_verdict_are_kept_and_are_no_tie(endpoint, said, finish,
     assert verdict.used["output_tokens"] == 3  # it was paid for
 
 
+def odd(content: object = "[[A]]", **changes):
+    """A completion in which something is of another type than it should be."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+    usage = {"prompt_tokens": 10, "completion_tokens": 3}
+    logprobs = changes.pop("logprobs", None)
+    body = {"id": "1", "choices": [{**choice, "logprobs": logprobs}], "usage": usage, **changes}
+    return 200, {}, json.dumps(body)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([{"type": "text", "text": "So: [["}, {"type": "text", "text": "A]]"}], "So: [[A]]"),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "[[B]]"}]}, "[[A]]"], "[[A]]"),
+        (["[[A]] \ud83d"], "[[A]] \ufffd"),  # half a character, which no file takes
+    ],
+)
+def test_a_reply_in_parts_is_read_as_one_text_that_can_be_written(endpoint, parts, said):
+    endpoint.answer = lambda number, body: odd(parts)
+    verdict = one_verdict(endpoint)
+    assert (verdict.value, verdict.said) == (1, said)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        odd(5),
+        odd({"text": "[[A]]"}),
+        odd([None]),
+        odd([{"type": "text", "text": 5}]),
+        odd(choices={"a": 1}),
+        odd(choices=[None]),
+        odd(choices=[{"message": "[[A]]"}]),
+    ],
+)
+def test_a_reply_that_is_no_text_is_no_answer(endpoint, reply):
+    endpoint.answer = lambda number, body: reply
+    verdict = one_verdict(endpoint)
+    assert verdict.value is None
+    assert verdict.flaw.startswith("no answer: what came is no chat completion")
+
+
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": "many", "completion_tokens": None}, {"prompt_tokens": float("nan")}, [1], "much"]
+)
+def test_a_use_that_is_no_number_is_unknown_and_the_verdict_counts(endpoint, usage):
+    endpoint.answer = lambda number, body: odd(usage=usage)
+    verdict = one_verdict(endpoint, input_price=1.0)
+    assert verdict.value == 1
+    assert verdict.used == {"requests": 1, "input_tokens": 0, "output_tokens": 0, "cost": 0}
+
+
+GOOD = [{"token": "m", "logprob": -1.0}, {"token": "M", "logprob": -1.0}]
+
+
+@pytest.mark.parametrize(
+    ("first", "value"),
+    [
+        ({"token": None, "logprob": None}, 1),
+        ({"token": "M", "logprob": float("nan"), "top_logprobs": 5}, 1),
+        ({"token": "m", "logprob": -1.0, "top_logprobs": [{"token": None, "logprob": -0.1}, *GOOD]}, 0.5),
+        ({"token": "m", "logprob": -1.0, "top_logprobs": [{"token": "m", "logprob": 10**4}, None, *GOOD]}, 0.5),
+        (None, 1),
+        ("m", 1),
+    ],
+)
+def test_tokens_without_a_probability_are_left_out_and_without_any_the_words_count(endpoint, first, value):
+    endpoint.answer = lambda number, body: odd("m", logprobs={"content": [first]})
+    assert one_verdict(endpoint, template="alpaca").value == value
+    endpoint.answer = lambda number, body: odd("m", logprobs={"content": first})
+    assert one_verdict(endpoint, template="alpaca").value == 1
+
+
+def test_a_question_too_long_for_the_limit_stops_nobody_and_names_the_options(endpoint):
+    said = "'max_tokens' is too large: 1024. The context has 2048 tokens, and the request 1500."
+    endpoint.answer = lambda number, body: endpoint.failure(400, said) if number == 1 else endpoint.completion("[[A]]")
+    verdicts = dict(judge_at(endpoint, concurrency=1).compare(pairs(3)))
+    assert [verdicts[i].value for i in range(3)] == [None, 1, 1]
+    assert verdicts[0].flaw == f"no answer: 400: {said} (see the judge's options limit and max_tokens)"
+
+
 def test_a_question_that_fails_now_and_then_stops_nobody(endpoint):
     refused = [f"question {i}" for i in range(0, 30, 3)]
 
@@ -218,6 +313,30 @@ def test_a_refusal_stops_at_once_with_the_remedy(endpoint, status, remedy):
         list(judge_at(endpoint, concurrency=2).compare(pairs(50)))
     assert remedy in str(refused.value)
     assert "it goes on" in str(refused.value)
+    assert len(endpoint.bodies) < 10
+
+
+@pytest.mark.parametrize(
+    ("limit", "said", "remedy"),
+    [
+        (
+            "max_tokens",
+            "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+            "--judge_option limit=max_completion_tokens, or limit=none",
+        ),
+        (
+            "max_completion_tokens",
+            "Unrecognized request argument supplied: max_completion_tokens",
+            "--judge_option limit=max_tokens, or limit=none",
+        ),
+    ],
+)
+def test_an_endpoint_that_knows_the_limit_by_another_name_stops_at_once(endpoint, limit, said, remedy):
+    endpoint.answer = lambda number, body: endpoint.failure(400, said)
+    with pytest.raises(DualHeadError) as refused:
+        list(judge_at(endpoint, concurrency=2, limit=limit).compare(pairs(50)))
+    assert f"takes no {limit} for 'tiny' (400: {said}" in str(refused.value)
+    assert remedy in str(refused.value)
     assert len(endpoint.bodies) < 10
 
 
@@ -306,6 +425,28 @@ def test_a_second_run_asks_for_nothing_that_was_answered(endpoint, tmp_path):
     assert len(endpoint.bodies) == 18  # another prompt is another judge
 
 
+def test_a_report_says_how_many_requests_were_made_grades_and_systems_that_agree_included(endpoint, tmp_path):
+    endpoint.answer = lambda number, body: endpoint.completion("[[A]]" if "Assistant B" in str(body) else "[[7]]")
+    questions = [Question(str(i), f"question {i}", (f"and {i}",)) for i in range(4)]
+    rows = [{"question_id": int(q.id), "category": "writing", "turns": q.asked} for q in questions]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, said in (("base", "near"), ("one", "far"), ("same", "far"), ("other", "here")):
+        own = {q.id: Answer(question=q.id, replies=(said, "yes")) for q in questions}
+        write_mt_bench(tmp_path / f"{name}.jsonl", questions, own, model=name)
+    options = EvaluationOptions(
+        benchmark="mt_bench",
+        source=str(tmp_path / "question.jsonl"),
+        models=tuple(f"{name}={tmp_path / name}.jsonl" for name in ("base", "one", "same", "other")),
+        judge=f"openai:tiny@{endpoint.url}",
+        skip_measures=True,
+    )
+    reports = [evaluate(options, tmp_path / "out", Console(quiet=True)) for _ in range(2)]
+    assert len(endpoint.bodies) == 4 * 2 * 2 + 4 * 3  # both orders of two pairs that differ, and three grades
+    for report in reports:
+        used = report["judge"]["used"]
+        assert (used["requests"], used["input_tokens"]) == (len(endpoint.bodies), 10 * len(endpoint.bodies))
+
+
 # ---- what cannot be asked ----------------------------------------------------------------------------------
 
 
@@ -321,6 +462,7 @@ def test_openais_own_endpoint_needs_a_key(endpoint):
         ({"timeout": 0.0}, "above 0"),
         ({"requests_per_minute": -1.0}, "above 0"),
         ({"concurency": 2}, "Did you mean 'concurrency'?"),
+        ({"limit": "max_token"}, "must be one of 'max_tokens', 'max_completion_tokens', 'none'"),
         ({"template": "alpacca"}, "Did you mean 'alpaca'?"),
     ],
 )

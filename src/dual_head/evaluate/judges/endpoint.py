@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dual_head.data import Message
 from dual_head.errors import DualHeadError, require
@@ -23,6 +23,9 @@ OPENAI = "https://api.openai.com/v1"
 FAILURES = 8  # questions in a row without an answer, after which an endpoint is taken to be down
 TOP_LOGPROBS = 5  # the most that every endpoint gives
 ALONE_TOKENS = 4  # of a reply that is its verdict and nothing else
+MOST = 1e12  # a number of tokens or a log-probability beyond it is none
+# What servers say of a parameter that they do not take; that a number is too large concerns one question.
+NOT_TAKEN = ("unsupported", "not support", "unrecognized", "unknown", "unexpected", "not permitted", "not allowed")
 AGAIN = "What was judged is kept: run the same command again, and it goes on."
 
 Item = tuple[list[Message], Pattern]
@@ -35,7 +38,8 @@ class EndpointOptions:
     base_url: where it is, such as http://127.0.0.1:8000/v1; None for OPENAI_BASE_URL or OpenAI's own; api_key: None
     for OPENAI_API_KEY; template: see `load_family`; concurrency: requests at once; requests_per_minute: None for no
     limit; max_retries: of each request, after a timeout, 429 or 5xx; timeout: seconds; max_tokens: of a judge's
-    reply; seed: None where the endpoint takes none; input_price, output_price: for a million tokens.
+    reply; limit: what the endpoint calls that, "none" to send no limit; seed: None where the endpoint takes none;
+    input_price, output_price: for a million tokens.
     """
 
     base_url: str | None = None
@@ -46,6 +50,7 @@ class EndpointOptions:
     max_retries: int = 4
     timeout: float = 120.0
     max_tokens: int = 1024
+    limit: Literal["max_tokens", "max_completion_tokens", "none"] = "max_tokens"
     temperature: float = 0.0
     seed: int | None = 0
     input_price: float | None = None
@@ -111,6 +116,8 @@ class EndpointJudge:
         self._pace = Pace(options.requests_per_minute)
         self._sent = threading.local()  # requests for the item that a thread is at, retries included
         asked = [options.temperature, options.seed, options.max_tokens, self._family.identity]
+        # Verdicts that were kept before there was a choice stay theirs.
+        asked += [] if options.limit == "max_tokens" else [options.limit]
         self.identity = f"openai:{self.name}@{self.url}:{digest(asked)}"
 
     def compare(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Verdict]]:
@@ -165,38 +172,41 @@ class EndpointJudge:
 
     def _ask(self, client: Any, messages: list[Message], pattern: Pattern) -> Verdict:
         """Ask once, retries included. Errors: `_Stop` where nobody else would get an answer either."""
-        openai, options, self._sent.requests = self._openai, self.options, 0
-        more: dict[str, Any] = {} if options.seed is None else {"seed": options.seed}
-        if pattern.alone:
-            more |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        openai, self._sent.requests = self._openai, 0
         try:
             raw = client.chat.completions.with_raw_response.create(
-                model=self.name,
-                messages=messages,
-                temperature=options.temperature,
-                max_tokens=min(options.max_tokens, ALONE_TOKENS) if pattern.alone else options.max_tokens,
-                **more,
+                model=self.name, messages=messages, temperature=self.options.temperature, **self._more(pattern)
             )
         except openai.APITimeoutError:
-            return self._without_answer(f"nothing came within {options.timeout:g} s")
+            return self._without_answer(f"nothing came within {self.options.timeout:g} s")
         except openai.APIConnectionError as error:
             raise _Stop(f"Nobody answers at {self.url} ({error.__cause__ or error}). Start the endpoint.") from error
         except openai.APIStatusError as error:
             if remedy := self._remedy(error):
                 raise _Stop(remedy) from error
-            return self._without_answer(f"{error.status_code}: {_brief(error)}")
+            options = " (see the judge's options limit and max_tokens)" if self._about_limit(error) else ""
+            return self._without_answer(f"{error.status_code}: {_brief(error)}{options}")
         try:
             completion = raw.parse()
-            choice, usage = completion.choices[0], completion.usage
-            said = choice.message.content or ""
-        except (openai.OpenAIError, ValueError, AttributeError, TypeError, IndexError) as error:
+            choice, used = completion.choices[0], self._used(completion.usage)
+            said = _text(choice.message.content)
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError, LookupError) as error:
             return self._without_answer(f"what came is no chat completion ({type(error).__name__})")
-        used = self._used(usage)
         try:
             return Verdict(_value(pattern, said, choice.logprobs), said=said, used=used)
         except Unreadable as error:
-            cut = f"; it was cut at {options.max_tokens} tokens" if choice.finish_reason == "length" else ""
+            cut = f"; it was cut at {self.options.max_tokens} tokens" if choice.finish_reason == "length" else ""
             return Verdict(None, said=said, flaw=f"unparsable: {error}{cut}", used=used)
+
+    def _more(self, pattern: Pattern) -> dict[str, Any]:
+        """What not every request has."""
+        options = self.options
+        more: dict[str, Any] = {} if options.seed is None else {"seed": options.seed}
+        if options.limit != "none":
+            more[options.limit] = min(options.max_tokens, ALONE_TOKENS) if pattern.alone else options.max_tokens
+        if pattern.alone:
+            more |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        return more
 
     def _before_request(self, _request: Any) -> None:
         self._sent.requests += 1
@@ -206,8 +216,7 @@ class EndpointJudge:
         return Verdict(None, flaw=f"{NO_ANSWER}{why}", used={"requests": float(self._sent.requests)})
 
     def _used(self, usage: Any) -> dict[str, float]:
-        read = float(getattr(usage, "prompt_tokens", 0) or 0)
-        wrote = float(getattr(usage, "completion_tokens", 0) or 0)
+        read, wrote = (_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
         used = {"requests": float(self._sent.requests), "input_tokens": read, "output_tokens": wrote}
         prices = (self.options.input_price, self.options.output_price)
         if prices != (None, None):
@@ -226,7 +235,18 @@ class EndpointJudge:
             )
         if code == 429 and getattr(error, "code", None) == "insufficient_quota":
             return f"The account at {self.url} has no credit left ({said})."
+        if self._about_limit(error) and any(words in said.lower() for words in NOT_TAKEN):
+            limit = self.options.limit
+            other = "max_completion_tokens" if limit == "max_tokens" else "max_tokens"
+            return (
+                f"{self.url} takes no {limit} for '{self.name}' ({code}: {said}). Give the judge's option limit: "
+                f"--judge_option limit={other}, or limit=none."
+            )
         return ""
+
+    def _about_limit(self, error: Any) -> bool:
+        """Whether the limit of tokens is refused, or is too high for this question."""
+        return error.status_code in (400, 422) and self.options.limit in _brief(error) and self.options.limit != "none"
 
     def _down(self, failures: int, flaw: str) -> str:
         last = flaw.removeprefix(NO_ANSWER)
@@ -243,19 +263,57 @@ def _brief(error: Any) -> str:
     return " ".join(str(said or error.message).split())[:200]
 
 
+def _text(content: Any) -> str:
+    """What a message says: a text, or the texts among its parts. Errors: TypeError where it is neither."""
+    if isinstance(content, list):
+        content = "".join([_part(part) for part in content])
+    if content is not None and not isinstance(content, str):
+        raise TypeError
+    return content or ""
+
+
+def _part(part: Any) -> str:
+    """The text of one part, "" for one that is a thought or an image."""
+    if isinstance(part, dict):
+        part = part.get("text") if part.get("type", "text") == "text" else ""
+    if not isinstance(part, str):
+        raise TypeError
+    return part
+
+
+def _count(tokens: Any) -> float:
+    """A number of tokens; 0, which is unknown, where something else came."""
+    return float(tokens) if isinstance(tokens, int | float) and 0 < tokens < MOST else 0.0
+
+
 def _value(pattern: Pattern, said: str, logprobs: Any) -> float:
     """The verdict in a reply: from the probabilities of its first token where the endpoint tells them."""
-    first = (getattr(logprobs, "content", None) or [None])[0] if pattern.alone else None
-    if first is None:
+    likely = _first_token(logprobs) if pattern.alone else []
+    if not likely:
         return pattern.read(said)
     mass = dict.fromkeys(pattern.choices, 0.0)
-    for option in getattr(first, "top_logprobs", None) or [first]:
-        if option.token.strip() in mass:
-            mass[option.token.strip()] += math.exp(option.logprob)
+    for token, probability in likely:
+        if token.strip() in mass:
+            mass[token.strip()] += probability
     whole = sum(mass.values())
     if not whole:
         raise Unreadable(f"neither {' nor '.join(mass)} is likely")
     return sum(pattern.choices[choice] * own for choice, own in mass.items()) / whole
+
+
+def _first_token(logprobs: Any) -> list[tuple[str, float]]:
+    """What a reply may begin with, and how likely each is; what is no token with a log-probability is left out."""
+    tokens = getattr(logprobs, "content", None)
+    if not isinstance(tokens, list) or not tokens:
+        return []
+    options = getattr(tokens[0], "top_logprobs", None) or [tokens[0]]
+    found = []
+    for option in options if isinstance(options, list) else [tokens[0]]:
+        token, logprob = getattr(option, "token", None), getattr(option, "logprob", None)
+        # Rounding may put a certain token a little above 0; NaN is neither above nor below anything.
+        if isinstance(token, str) and isinstance(logprob, int | float) and -MOST < logprob < 1:
+            found.append((token, math.exp(logprob)))
+    return found
 
 
 JUDGE = EndpointJudge

@@ -3,14 +3,12 @@
 It knows where rules are found; how scores become verdicts is `base`.
 """
 
-import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.identity import sources_digest
 from dual_head.evaluate.judges.base import NoOptions, ScoreJudge, Shown
 from dual_head.rewards import Reward, called, load_reward
 from dual_head.text import Prompt
@@ -42,7 +40,7 @@ class RuleJudge(ScoreJudge):
             self.name, self._rule = "rule", _demonstration_world
             sources = [world, topics]
         # An edited rule is another rule.
-        self.identity = f"rule:{where}:{_of_sources(sources)}"
+        self.identity = f"rule:{where}:{sources_digest(sources)}"
 
     def scores(self, shown: Sequence[Shown]) -> Iterator[tuple[int, float | str]]:
         """Score one reply after another."""
@@ -66,13 +64,6 @@ def _demonstration_world(prompt: Prompt, reply: str) -> float:
             f"{OWN_RULE}"
         ) from None
     return reward(request, reply).total
-
-
-def _of_sources(modules: Sequence[ModuleType | None]) -> str:
-    """Name the text of modules; those without a source (built in, or typed into a session) by nothing."""
-    files = [Path(getattr(m, "__file__", None) or "") for m in modules]
-    texts = b"\0".join(file.read_bytes() for file in files if file.is_file())
-    return hashlib.sha256(texts).hexdigest()[:16]
 
 
 JUDGE = RuleJudge
