@@ -5,6 +5,7 @@ step from tokens to per-pair losses. Checkpoints hold the guides, the optimizer 
 run that was killed goes on from the last whole one. It knows methods and data sets only as values.
 """
 
+import logging
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from dual_head.methods import Method
 from dual_head.model import AlignedModel
 from dual_head.progress import brief
 from dual_head.resume import load_guides, save_guides
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,6 +66,17 @@ class GuideTrainingArguments(TrainingArguments):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DualHeadError(f"--{name} must be a finite number of at least 0, not {getattr(self, name)}.")
         super().__post_init__()
+        one_device(self)
+
+
+def one_device(args: TrainingArguments) -> None:
+    """Keep transformers from nn.DataParallel, which cuts every tensor of a batch by its first dimension."""
+    if args.n_gpu > 1:
+        logger.warning(
+            "There are %d GPUs, and one process trains on one: 'accelerate launch -m dual_head ...' uses all.",
+            args.n_gpu,
+        )
+    args._n_gpu = min(args.n_gpu, 1)
 
 
 class ByLength(LengthGroupedSampler):

@@ -1,11 +1,15 @@
 """A temperature is fitted where the NLL is least, never harms the rows it is fitted on, and is kept beside weights."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head import DualHeadError
+from dual_head import DualHeadError, checkpoint
+from dual_head.classify import calibration
 from dual_head.classify.calibration import (
     CALIBRATION_FILE,
     Calibration,
@@ -99,11 +103,61 @@ def test_a_group_is_on_one_side():
     assert len(set(found.tolist())) == 2
 
 
+WRITTEN = Calibration(temperature=1.7, rows=3, nll_before=0.5, nll_after=0.4, fitted_on="dev.json")
+
+
+def weights(folder: Path, said: bytes = b"weights") -> Path:
+    """A classifier's folder, as far as a calibration looks into it."""
+    folder.mkdir(exist_ok=True)
+    (folder / SAFE_WEIGHTS_NAME).write_bytes(said)
+    return folder
+
+
 def test_a_calibration_is_read_back_and_is_1_where_there_is_none(tmp_path):
-    assert load_calibration(tmp_path) == Calibration()
-    written = Calibration(temperature=1.7, rows=3, nll_before=0.5, nll_after=0.4, fitted_on="dev.json")
-    written.save(tmp_path)
-    assert load_calibration(tmp_path) == written
+    assert load_calibration(weights(tmp_path)) == Calibration()
+    WRITTEN.save(tmp_path)
+    found = load_calibration(tmp_path)
+    assert replace(found, weights="") == WRITTEN
+    assert len(found.weights) == 64
+
+
+def test_a_calibration_of_other_weights_is_left_aside_with_a_warning(tmp_path):
+    WRITTEN.save(weights(tmp_path))
+    weights(tmp_path, b"trained again")
+    with pytest.warns(UserWarning, match="--calibrate"):
+        assert load_calibration(tmp_path) == Calibration()
+    (tmp_path / CALIBRATION_FILE).write_text('{"temperature": 1.7}')
+    with pytest.warns(UserWarning, match="does not belong"):
+        assert load_calibration(tmp_path) == Calibration()
+
+
+def test_there_is_nothing_to_calibrate_where_there_are_no_weights(tmp_path):
+    with pytest.raises(DualHeadError, match=f"no {SAFE_WEIGHTS_NAME}"):
+        WRITTEN.save(tmp_path)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The classifier owner/name on the hub: its folder."""
+    folder = weights(tmp_path / "hub")
+
+    def cached_file(source, name, **options):
+        if source not in ("owner/name", str(folder)):
+            raise OSError("no such repository\nand more")
+        assert (folder / name).is_file() or not options.get("_raise_exceptions_for_missing_entries", True)
+        return str(folder / name) if (folder / name).is_file() else None
+
+    for module in (calibration, checkpoint):
+        monkeypatch.setattr(module, "cached_file", cached_file)
+    return folder
+
+
+def test_a_calibration_on_the_hub_is_fetched(hub):
+    assert load_calibration("owner/name") == Calibration()
+    WRITTEN.save(hub)
+    assert load_calibration("owner/name").temperature == 1.7
+    with pytest.raises(DualHeadError, match="no such repository Say the temperature"):
+        load_calibration("owner/other")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"temperature": 0}', '{"temperatur": 1.0}', '{"temperature": "hot"}'])

@@ -1,6 +1,7 @@
 """Controls change what the reasoning head learns, and nothing of what the class head does."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,28 @@ def test_shuffled_in_class_stays_among_rows_of_a_label():
     for row in found[:-1]:
         assert int(row.rationale.split()[1]) % 2 == row.label
         assert row.rationale.split()[1] != row.input.split()[1]
+
+
+def test_shuffled_in_class_goes_by_the_largest_share_and_by_all_of_several_labels():
+    shares = [replace(row, label=(0.6 + i / 100, 0.4 - i / 100)[:: 1 - 2 * (i % 2)]) for i, row in enumerate(ROWS[:12])]
+    several = [replace(row, label=((1.0, 1.0), (0.0, 0.0))[i % 2]) for i, row in enumerate(ROWS[:12])]
+    for rows in (shares, several):
+        found = apply_control("shuffled_in_class", rows)
+        moved = [(int(new.input.split()[1]), int(new.rationale.split()[1])) for new in found.examples]
+        assert all(own != given and own % 2 == given % 2 for own, given in moved)
+        assert found.note == ""
+
+
+def test_rationales_that_nobody_can_swap_with_are_counted():
+    rows = [*ROWS[:4], Example("lonely", 2, rationale="the only one of its label")]
+    assert "1 of 5 rationales stay as they are" in apply_control("shuffled_in_class", rows).note
+
+
+@pytest.mark.parametrize("control", ["shuffled", "shuffled_in_class", "permuted"])
+def test_a_control_that_would_spoil_nothing_is_refused(control):
+    rows = [Example("one", 0, rationale="same"), Example("other", 0, rationale="same")]
+    with pytest.raises(DualHeadError, match=r"changes none of these 2 rationales.*another control"):
+        apply_control(control, rows)
 
 
 def test_permuted_keeps_the_words_of_each_rationale_and_not_their_order():

@@ -134,3 +134,17 @@ def test_pictures_are_drawn_of_any_number_of_classifiers_and_labels(tmp_path):
         reliability_picture({name: bins(own) for name, own in found.items()}, tmp_path / "reliability.png")
         for file in tmp_path.glob("*.png"):
             assert len(set(Image.open(file).convert("L").get_flattened_data())) > 20
+
+
+@pytest.mark.parametrize("classes", [300, 1001])
+def test_a_picture_does_not_grow_with_the_number_of_classes(tmp_path, classes):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from dual_head.classify.plots import confusion_picture
+
+    names = [str(i) for i in range(classes)]
+    figures = {"classes": names, "confusion": np.eye(classes, dtype=int).tolist(), "rows": classes}
+    confusion_picture({"it": figures}, tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 3000

@@ -147,6 +147,14 @@ def test_columns_are_mapped_and_a_template_joins_them(load):
     assert load(row, columns={**columns, "input": ["b", "a"]}).examples[0].input == "An animal moves.\nA dog runs."
 
 
+def test_an_input_ends_where_its_text_does_however_it_is_written(load):
+    rows = {"title": "a", "text": "", "label": "x"}, {"title": "b", "text": " ", "label": "y"}
+    columns = {"input": ["title", "text"]}
+    assert [example.input for example in load(*rows, columns=columns).examples] == ["a", "b"]
+    found = load(*rows, columns=columns, template="{title} {text}\n")
+    assert [example.input for example in found.examples] == ["a", "b"]
+
+
 def test_a_template_writes_the_input_of_a_named_format_too(load):
     loaded = load(ROWS["boolq"][0], template="{question}? {passage}")
     assert loaded.examples == [Example("is ice cold? Ice is frozen.", 1, id="4")]
@@ -324,6 +332,23 @@ def test_rows_of_unknown_label_are_kept_where_that_is_asked_for(load):
     assert labels_of(load(*rows, labelled=False)) == [0, None, None, None, None]
 
 
+@pytest.mark.parametrize("written", [(-1, 0, 1), (-1.0, 0.0, 1.0), ("-1", "0", "1")])
+def test_minus_one_is_a_label_where_a_class_is_called_so(load, written):
+    rows = [triplet(f"row {i}", label=label) for i, label in enumerate(written)]
+    found = load(*rows, labels=["-1", "0", "1"])
+    assert [example.label for example in found.examples] == [0, 1, 2]
+    assert load(*rows).drops.reasons == {"no label": 1}
+
+
+def test_minus_one_is_a_name_and_no_place(load):
+    found = load(triplet("a", label=1), triplet("b", label=-1), labels=["1", "-1"])
+    assert [example.label for example in found.examples] == [0, 1]
+    found = load(triplet("a", label=[-1, "up"]), labels=["up", "-1"], multi_label=True)
+    assert found.examples[0].label == (1.0, 1.0)
+    found = load(triplet("a", label=0), triplet("b", label=-1), labels=["-1", "up"])
+    assert found.drops.reasons == {"unknown label '0'": 1}
+
+
 def test_a_number_between_classes_is_no_label(load):
     loaded = load(triplet("a", 1), triplet("b", 0.4), triplet("c", {"x": 1}))
     assert labels_of(loaded) == [0]
@@ -497,7 +522,7 @@ def test_both_layouts_of_the_hub_list_choices_by_letter(load, row):
 def test_a_task_by_name_is_read_from_the_hub(monkeypatch, tmp_path):
     asked = []
 
-    def load_dataset(*where, split):
+    def load_dataset(*where, data_dir, split):
         asked.append((*where, split))
         return [ROWS["boolq"][0]]
 
@@ -507,6 +532,16 @@ def test_a_task_by_name_is_read_from_the_hub(monkeypatch, tmp_path):
     assert by_name.examples == [ROWS["boolq"][1]]
     assert load_examples("aps/super_glue", format="boolq").examples == by_name.examples
     assert asked == [("aps/super_glue", "boolq", "validation"), ("aps/super_glue", "boolq", "train")]
+
+
+def test_a_task_on_the_hub_that_became_a_script_is_refused(monkeypatch, tmp_path):
+    def load_dataset(*where, data_dir, split):
+        raise RuntimeError("Dataset scripts are no longer supported, but found super_glue.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DualHeadError, match="without a script"):
+        load_examples("boolq")
 
 
 def test_an_unknown_format_gets_the_nearest(load):

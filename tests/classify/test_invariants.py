@@ -418,12 +418,26 @@ def test_rows_without_a_label_count_for_no_class_loss():
     model = classifier("llama", class_weights=[1.0, 3.0, 0.25])
     totals = model.loss_totals(torch.tensor([0, IGNORED, 1, IGNORED]), torch.zeros(7))
     assert totals.tolist() == [4.0, 7.0]
+    whole = classifier("llama", class_weights=[1, 3, 2])
+    assert whole(**batch(rows())).loss.isfinite()
     soft, several = {}, {"problem_type": "multi_label_classification"}
     for options in (soft, several):
         model, labels = classifier("llama", **options), ((1.0, 0.0, 0.0), None, (0.0, 1.0, 0.0), None)
         some = batch(rows(inputs=(5, 1, 9, 14), rests=(4, 7, 0, 3), labels=labels))
         labelled = batch(rows(inputs=(5, 1, 9, 14), rests=(4, 7, 0, 3), labels=labels)[::2])
         assert model(**some).cls_loss.item() == pytest.approx(model(**labelled).cls_loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], [0, 0, 0], [1.0, float("inf"), 0.0]])
+def test_class_weights_that_no_mean_can_have_are_refused(weights):
+    with pytest.raises(DualHeadError, match="at least 0 and not all 0"):
+        classifier("llama", class_weights=weights)
+
+
+def test_one_class_is_nothing_to_classify_unless_a_row_may_have_none():
+    with pytest.raises(DualHeadError, match="two at least"):
+        DualHeadReasoningModel.from_backbone(tiny_lm("llama"), 1)
+    assert DualHeadReasoningModel.from_backbone(tiny_lm("llama"), 1, problem_type="multi_label_classification")
 
 
 def test_a_batch_without_any_label_still_teaches_its_rationales():

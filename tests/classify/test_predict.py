@@ -8,8 +8,10 @@ import torch
 from classifiers import LONGEST, some_texts, write_dhrd
 from files import word_tokenizer
 from models import ARCHITECTURES, tiny_lm
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head import DualHeadError
+from dual_head.classify import predict
 from dual_head.classify.calibration import Calibration
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.predict import Predictor
@@ -162,6 +164,13 @@ def test_no_text_is_read_further_ahead_than_one_window(predictor):
     assert given == 100
 
 
+def test_spaces_around_a_text_are_left_out_as_in_training(predictor, monkeypatch):
+    seen = []
+    monkeypatch.setattr(predict, "input_ids_of", lambda rows, _: (seen.append(row.input) or [1] for row in rows))
+    list(predictor.score([" good0 bad1\n", "good0 bad1", " "]))
+    assert seen == ["good0 bad1", "good0 bad1", ""]
+
+
 def test_a_window_starts_its_batches_anew(predictor):
     # So that a run which goes on after whole windows gives the very bits of one that was never stopped.
     assert (logits(predictor, TEXTS)[32:] == logits(predictor, TEXTS[32:])).all()
@@ -185,6 +194,22 @@ def test_the_folders_temperature_is_used_unless_another_is_asked_for(folder, pre
     found = [list(one.probabilities.values()) for one in warm.predict(TEXTS)]
     assert np.allclose(found, torch.softmax(torch.tensor(raw) / 2, -1), atol=1e-6)
     assert plain.temperature == predictor.temperature == 1
+
+
+def test_the_temperature_of_an_earlier_training_is_left_aside(tmp_path):
+    folder = write_dhrd(tmp_path)
+    Calibration(temperature=2.0).save(folder)
+    other = write_dhrd(tmp_path, seed=1)
+    (folder / SAFE_WEIGHTS_NAME).write_bytes((other / SAFE_WEIGHTS_NAME).read_bytes())
+    with pytest.warns(UserWarning, match="trained again"):
+        assert Predictor.load(folder, device="cpu").temperature == 1
+    assert Predictor.load(folder, device="cpu", temperature=3.0).temperature == 3
+
+
+def test_an_accelerator_that_torch_was_built_for_and_that_is_not_there_is_not_taken(folder, monkeypatch):
+    built = lambda check_available=False: None if check_available else torch.device("cuda")  # noqa: E731
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", built)
+    assert Predictor.load(folder).model.device.type == "cpu"
 
 
 def test_several_labels_are_those_that_are_probable_enough(tmp_path):

@@ -97,11 +97,56 @@ def test_a_stream_is_read_as_it_comes(monkeypatch):
     assert [next(stream) for _ in range(3)] == ["word"] * 3
 
 
+def test_a_compressed_file_is_unpacked_whatever_its_kind(tmp_path):
+    for name, said, wanted in (
+        ("rows.txt.gz", "a b\n\nlast", ["a b", "", "last"]),
+        ("rows.csv.gz", "input,id\na,1\n", [{"input": "a", "id": "1"}]),
+        ("rows.tsv.gz", "input\tid\na,b\t1\n", [{"input": "a,b", "id": "1"}]),
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(said.encode()))
+        assert rows(tmp_path / name) == wanted
+
+
+def test_a_damaged_compressed_file_ends_in_a_broken_row(tmp_path):
+    whole = gzip.compress("".join(f"{n * 7919 % 10007}\n" for n in range(50_000)).encode())
+    for kind in ("txt", "csv", "jsonl"):
+        file = tmp_path / f"rows.{kind}.gz"
+        file.write_bytes(whole[: len(whole) // 2])
+        found = rows(file)
+        assert len(found) > 100
+        assert found[-1] is None
+        file.write_bytes(b"a\n")
+        assert rows(file) == [None]
+
+
+def test_a_kind_that_is_said_is_stronger_than_the_name(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    (tmp_path / "rows.txt").write_text(json.dumps(ROWS, indent=1))
+    assert rows(tmp_path / "rows.txt", kind="json") == ROWS
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.bin")
+    assert rows(tmp_path / "rows.bin", kind="parquet") == ROWS
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "ROWS.PARQUET")
+    assert rows(tmp_path / "ROWS.PARQUET") == ROWS
+    (tmp_path / "rows.json").write_text('["a"]\n"b"\n')
+    assert rows(tmp_path / "rows.json", kind="jsonl") == [["a"], "b"]
+    assert count_rows(str(tmp_path / "rows.txt"), kind="parquet") is None
+
+
+def test_a_line_of_nothing_but_brackets_is_a_broken_row(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("[" * 200_000 + '\n{"input": "a"}\n')
+    assert rows(file) == [None, {"input": "a"}]
+
+
 def test_what_cannot_be_read_says_why(tmp_path, monkeypatch):
-    (tmp_path / "rows.xyz").write_text("")
+    for name in ("rows.xyz", "rows.parquet.gz"):
+        (tmp_path / name).write_text("")
     for source, options, said in (
         ("nowhere.jsonl", {}, "no file"),
         (str(tmp_path / "rows.xyz"), {}, "--kind"),
+        (str(tmp_path / "rows.parquet.gz"), {}, "gunzip"),
         ("-", {"kind": "jsn"}, "Did you mean 'json'"),
         ("-", {"kind": "parquet"}, "from a stream"),
     ):
@@ -117,7 +162,7 @@ def test_a_text_is_where_it_is_usually_and_an_id_comes_along():
     read = reader_of(None)
     assert read({"input_text": " a ", "text": "b", "id": 7}) == Asked("a", 7)
     assert read({"sentence": "a"}) == Asked("a")
-    assert read("as it is ") == Asked("as it is ")
+    assert read(" as in training ") == Asked("as in training")
     assert read({"text": ""}) == Asked("")
 
 
@@ -137,6 +182,18 @@ def test_a_text_is_written_as_it_was_in_training_unless_said_otherwise():
     assert reader_of({"template": None, "format": "boolq"})({"passage": "p", "question": "q"}).text.startswith("Pass")
     mapped = {"format": "columns", "columns": {"input": ["a", "b"], "id": "c"}}
     assert reader_of(mapped)(row) == Asked("x\ny", "z")
+
+
+def test_only_inputs_and_ids_have_to_be_there():
+    columns = {"input": "text", "label": "class", "id": "key", "rationale": "why", "answer": "said", "group": "of"}
+    read = reader_of({"format": "columns", "columns": columns})
+    assert read({"text": "a", "key": "7"}) == Asked("a", "7")
+    assert read({"text": "a", "key": "7", "why": {}, "said": [], "of": {}}) == Asked("a", "7")
+
+
+def test_a_text_ends_where_it_ended_in_training():
+    assert reader_of(None, template="{a} {b}\n")({"a": "x", "b": ""}) == Asked("x")
+    assert reader_of({"format": "columns", "columns": {"input": ["a", "b"]}})({"a": "x", "b": ""}) == Asked("x")
 
 
 @pytest.mark.parametrize("row", [None, 3, [1], {}, {"input": None}, {"input": ["a"]}, {"input": "\ud800"}])

@@ -195,6 +195,14 @@ def test_shares_are_written_back_as_they_were(write):
     assert load_examples(str(write.file), labels=LABELS).examples[0].label == (0.25, 0.75)
 
 
+@pytest.mark.parametrize(("label", "said"), [((0.0, 0.0), "none"), ((1.0, 1.0), "wrong, right"), ((0.7, 0.3), "wrong")])
+def test_the_teacher_is_told_all_labels_of_a_row_and_that_it_has_none(write, label, said):
+    teacher = Teacher(lambda *_: GOOD.format(gold=said))
+    found, [line] = write(teacher, [Example("Tea is warm.", label)])
+    assert f"The correct label is: {said}\n" in teacher.asked[0]
+    assert (line["answer"], found.flags) == (said, {})
+
+
 def test_rows_are_asked_about_in_blocks_so_that_a_kill_costs_little(write):
     sizes = []
 

@@ -91,6 +91,28 @@ def test_positions_predict_the_token_after_them_on_either_side_of_the_padding():
         assert words(pooled.tolist()) == "ask1 ask0"
 
 
+def test_a_class_among_shares_is_all_of_that_class_and_not_a_missing_label():
+    rows, _ = tokenized([Example("ask0", 1), Example("ask1", (0.25, 0.75)), Example("ask2")])
+    assert ExampleCollator()(rows)["labels"].tolist() == [[0.0, 1.0], [0.25, 0.75], [-100.0, -100.0]]
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (2, "c"),
+        ((0.4, 0.3, 0.3), "a"),
+        ((0.0, 1.0, 0.0), "b"),
+        ((1.0, 0.0, 1.0), "a, c"),
+        ((0.0, 0.0, 0.0), "none"),
+        ((0.9, 0.1, 0.6), "a, c"),  # no shares, which sum to 1
+    ],
+)
+def test_the_answer_of_any_label_is_written(label, said):
+    parts = TextForm().parts(Example("ask0", label, rationale="why"), ("a", "b", "c"))
+    assert parts[1] == ("answer", f"\nFinal Answer: {said}")
+    assert [kind for kind, _ in TextForm().parts(Example("ask0", None, rationale="why"), ("a",))] == ["rationale"]
+
+
 def test_labels_may_be_missing_or_shares():
     rows, _ = tokenized([ROW, Example("ask0")])
     assert ExampleCollator()(rows)["labels"].tolist() == [1, -100]

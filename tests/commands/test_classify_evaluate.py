@@ -86,6 +86,16 @@ def test_calibration_is_kept_with_the_classifier(place, tmp_path, capsys):
     assert f"T = {kept['temperature']:.3g}" in capsys.readouterr().out
 
 
+def test_what_is_no_folder_here_keeps_nothing(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ("--dataset", place / "test.jsonl", "--device", "cpu")
+    assert "Say where to write with --output_dir" in refused(capsys, "org/name", *given)
+    written = (*given, "--output_dir", "out", "--calibrate")
+    assert "'org/name' is none here" in refused(capsys, "org/name", *written)
+    assert "'org/name' is none here" in refused(capsys, place / "classifier", "org/name", *written)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_readmes_checkpoint_and_a_training_config_do(place, tmp_path):
     config = tmp_path / "dhrd.yaml"
     model, data = {"name_or_path": "gpt2", "num_labels": 2}, {"train_file": "x", "eval_file": str(place / "test.jsonl")}
@@ -114,6 +124,15 @@ def test_columns_and_templates_say_how_rows_are_read(place, tmp_path):
     evaluate(place, place / "classifier", "--dataset", other, "--columns", "input=claim,label=verdict",
              "--output_dir", tmp_path)  # fmt: skip
     assert summary(tmp_path)["classifiers"]["classifier"]["accuracy"]["mean"] == RIGHT / len(TEXTS)
+    said = {"dataset": str(other), "columns": {"input": "claim", "label": "verdict"}, "output_dir": str(tmp_path / "a")}
+    own, training = tmp_path / "evaluate.yaml", tmp_path / "train.yaml"
+    own.write_text(yaml.safe_dump({"classifier": str(place / "classifier"), **said}))
+    training.write_text(
+        yaml.safe_dump({"eval_dataset_name": str(other), "columns": said["columns"], "num_train_epochs": 3})
+    )
+    evaluate(place, "--config", own)
+    evaluate(place, place / "classifier", "--config", training, "--output_dir", tmp_path / "b")
+    assert summary(tmp_path / "a")["classifiers"] == summary(tmp_path / "b")["classifiers"]
 
 
 def test_mistakes_are_named(place, tmp_path, capsys):

@@ -9,6 +9,7 @@ from files import word_tokenizer, write_backbone
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from dual_head.classify.calibration import Calibration
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import main
 
@@ -45,7 +46,7 @@ def refused(capsys, *arguments) -> str:
 
 
 def test_the_command_writes_a_checkpoint_and_says_how_to_load_it(classifier, tmp_path, capsys):
-    (classifier / "calibration.json").write_text(json.dumps({"temperature": 1.25}))
+    Calibration(temperature=1.25).save(classifier)
     assert run(classifier, "--output_dir", tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "LlamaForSequenceClassification" in said

@@ -69,7 +69,7 @@ def test_the_probe_is_measured_on_held_out_rows(tmp_path, capsys):
     ("more", "said"),
     [
         (["--explanation", "one"], "--explanation is a number"),
-        (["--columns", "q"], "--columns is JSON"),
+        (["--columns", "q"], "input=text,label=class"),
         (["--format", "tripel"], "Did you mean 'triplets'"),
         (["--no_probe", "--output", "."], "--output is a file"),
     ],

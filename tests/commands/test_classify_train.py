@@ -1,7 +1,10 @@
 """`dual-head classify train`: from rows to a classifier, resumed, configured, and tracked."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from files import ASKED, BAD, GOOD
 
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import main
+
+SRC = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,79 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(backbone_folder, r
     assert "--restart" in said
 
 
+def test_two_processes_measure_and_log_what_one_does(backbone_folder, rows, tmp_path):
+    steps = ["--max_steps", "2", "--logging_steps", "2", "--dropout", "0", "--lora_dropout", "0", "--held_out", "0.3"]
+    sizes = ["--max_input_length", "12", "--max_rationale_length", "24", "--disable_tqdm", "true", "--use_cpu", "true"]
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    gloo = "--dynamo_backend no --main_process_port 0 -m dual_head"
+    for name, size, start in (("one", 8, "-m dual_head"), ("two", 4, f"{launch} {gloo}")):
+        given = ["--model_name_or_path", backbone_folder, "--dataset_name", rows, "--output_dir", tmp_path / name]
+        more = [*sizes, *steps, "--eval_strategy", "no", "--per_device_train_batch_size", size]
+        done = subprocess.run(
+            [sys.executable, *start.split(), "classify", "train", *map(str, [*given, *more])],
+            env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert two["held_out"]["rows"] == one["held_out"]["rows"]
+    assert two["held_out"]["nll"]["mean"] == pytest.approx(one["held_out"]["nll"]["mean"], rel=1e-4)
+    logs = [next(row for row in report["log"] if "cls_loss" in row) for report in (one, two)]
+    assert logs[1]["cls_loss"] == pytest.approx(logs[0]["cls_loss"], rel=1e-4)
+    assert logs[1]["lm_loss"] == pytest.approx(logs[0]["lm_loss"], rel=1e-4)
+
+
+def test_the_best_weights_are_the_ones_reported_also_when_the_command_is_repeated(
+    backbone_folder, rows, tmp_path, capsys
+):
+    # A rate that makes each step worse than the last: the best is the first.
+    more = ["--max_steps", "3", "--learning_rate", "2", "--held_out", "0.3", "--lr_scheduler_type", "constant"]
+    each = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+    given = arguments(backbone_folder, rows, tmp_path, *more, *each, "--load_best_model_at_end", "true")
+    assert main(given) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    losses = {row["step"]: row["eval_nll"] for row in report["log"] if "eval_nll" in row}
+    assert report["best_step"] < report["steps"] == 3
+    assert report["held_out"]["nll"]["mean"] == pytest.approx(losses[report["best_step"]])
+    assert losses[report["best_step"]] != pytest.approx(losses[3])
+    assert f"weights of step {report['best_step']}" in " ".join(capsys.readouterr().out.split())
+    weights = DualHeadReasoningModel.from_pretrained(tmp_path).stored()
+    for lost in ("report.json", "model.safetensors"):
+        (tmp_path / lost).unlink()
+    assert main(given) == 0
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert (again["best_step"], again["held_out"]) == (report["best_step"], report["held_out"])
+    assert all(
+        torch.equal(x, weights[name]) for name, x in DualHeadReasoningModel.from_pretrained(tmp_path).stored().items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "reasoning head learns to write the inputs alone"),
+        (["--lm_scope", "rationale"], "reasoning head learns nothing"),
+        (["--control", "input_lm"], None),
+        (["--lm_weight", "0"], None),
+    ],
+)
+def test_a_reasoning_head_without_rationales_is_said_aloud(backbone_folder, rows, tmp_path, capsys, more, said):
+    bare = [{key: row[key] for key in ("input_text", "label")} for row in json.loads(rows.read_text())]
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    given = ["--max_steps", "1", "--eval_strategy", "no", "--held_out", "0"]
+    assert main(arguments(backbone_folder, tmp_path / "bare.json", tmp_path / "out", *given, *more)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (said in shown) if said else ("No training row has a rationale" not in shown)
+
+
+def test_the_shipped_config_trains_on_rationales():
+    values = yaml.safe_load((SRC.parent / "configs" / "dhrd.yaml").read_text())
+    assert values["data"] == {"dataset_name": "data/creak", "eval_split": "dev"}
+    assert values["model"]["lm_weight"] == 1.0
+
+
 def test_the_readmes_own_config_and_flags_work(backbone_folder, rows, tmp_path):
     config = {
         "model": {"name_or_path": str(backbone_folder), "num_labels": 2, "loss_weight_alpha": 0.25},
@@ -124,14 +202,70 @@ def test_mlflow_has_what_was_logged(backbone_folder, rows, tmp_path, monkeypatch
     [
         (["--heda", "linear"], "Did you mean '--head'"),
         (["--num_labels", "3"], "the data have 2"),
-        (["--columns", "x"], "--columns is JSON"),
+        (["--columns", "x"], "input=text,label=class"),
+        (["--labels", "[no, yes]"], "--labels names the classes"),
+        (["--loss_weight_alpha", "0.5", "--lm_weight", "0"], "Leave it out, or the two"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no effect"),
+        (["--device", "banana"], "There is no device 'banana'"),
         (["--class_weights", "1,x"], "numbers separated by commas"),
+        (["--class_weights", "1,-1"], "at least 0 and not all 0"),
+        (["--held_out", "0", "--load_best_model_at_end", "true", "--save_strategy", "epoch"], "Nothing is held out"),
         (["--max_rationale_length", "60"], "the backbone has 64 positions"),
         (["--explanation", "x"], "--explanation"),
     ],
 )
 def test_bad_options_name_the_remedy(backbone_folder, rows, tmp_path, capsys, more, said):
     assert said in refused(capsys, arguments(backbone_folder, rows, tmp_path, *more))
+
+
+def configured(file: Path, **said) -> list[str]:
+    file.write_text(yaml.safe_dump(said))
+    return ["classify", "train", "--config", str(file)]
+
+
+def test_columns_and_labels_of_a_config_are_what_they_are_in_yaml(backbone_folder, rows, tmp_path):
+    long = {"yes": "yes, really", "no": "no"}
+    other = tmp_path / "rows.json"
+    found = [{"text": row["input_text"], "class": long[row["label"]]} for row in json.loads(rows.read_text())]
+    other.write_text(json.dumps(found))
+    given = configured(
+        tmp_path / "dhrd.yaml",
+        columns={"input": "text", "label": "class"},
+        labels=["yes, really", "no"],
+        class_weights=[1.0, 2.0],
+    )
+    more = ["--max_steps", "1", "--eval_strategy", "no"]
+    for name, spelt in (("a", []), ("b", ["--columns", "input=text,label=class", "--labels", '["yes, really", "no"]'])):
+        assert main(given + arguments(backbone_folder, other, tmp_path / name, *more, *spelt)[2:]) == 0
+        config = DualHeadReasoningModel.from_pretrained(tmp_path / name).config
+        assert config.id2label == {0: "yes, really", 1: "no"}
+        assert config.text is not None
+        assert config.text["columns"] == {"input": "text", "label": "class"}
+        assert config.class_weights == [1, 2]
+
+
+def test_labels_that_a_config_reads_as_truth_values_are_to_be_quoted(backbone_folder, rows, tmp_path, capsys):
+    given = configured(tmp_path / "dhrd.yaml", labels=[False, True])
+    assert "Quote them" in refused(capsys, given + arguments(backbone_folder, rows, tmp_path)[2:])
+
+
+def test_a_device_is_one_that_is_there_and_that_training_takes(backbone_folder, rows, tmp_path, capsys, monkeypatch):
+    def said(device: str) -> str:
+        given = arguments(backbone_folder, rows, tmp_path / "out")
+        by_config = refused(capsys, configured(tmp_path / "dhrd.yaml", device=device) + given[2:])
+        assert refused(capsys, [*given, "--device", device]) == by_config
+        return by_config
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    assert "torch sees cpu. Say one of them" in said("cuda")
+    assert "torch sees cpu. Say one of them" in said("cuda:1")
+    found = lambda check_available=False: torch.device("cuda")  # noqa: E731
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert "torch sees cpu and cuda" in said("mps")
+    assert "CUDA_VISIBLE_DEVICES=1" in said("cuda:1")
+    assert "There is no device 'cuda:2' here" in said("cuda:2")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_key_of_a_config_is_refused_with_the_nearest(tmp_path, capsys):

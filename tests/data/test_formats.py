@@ -458,6 +458,7 @@ def test_any_other_name_is_asked_of_the_hub(monkeypatch):
         return datasets.Dataset.from_list([ROWS["hh"][0], hh("b", "b")])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _: ["default"])
     pairs, drops = load_pairs("Anthropic/hh-rlhf", data_dir="harmless-base", split="test")
     assert asked == {"name": "Anthropic/hh-rlhf", "data_dir": "harmless-base", "split": "test"}
     assert pairs == [HELLO]

@@ -4,13 +4,17 @@
 of them: it stands below all.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dual_head.errors import DualHeadError
 from dual_head.options import build
 
-__all__ = ["Example", "TextForm"]
+__all__ = ["NO_LABEL", "Example", "Label", "TextForm", "as_shares", "classes_of", "in_words"]
+
+Label = int | tuple[float, ...] | None
+NO_LABEL = "none"  # what is written of a row that has none of the labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +27,30 @@ class Example:
     """
 
     input: str
-    label: int | tuple[float, ...] | None = None
+    label: Label = None
     rationale: str = ""
     answer: str = ""
     group: str = ""
     id: str = ""
+
+
+def as_shares(label: int | tuple[float, ...], classes: int) -> tuple[float, ...]:
+    """A label as shares: a class has all of it."""
+    return label if isinstance(label, tuple) else tuple(float(place == label) for place in range(classes))
+
+
+def classes_of(label: Label) -> tuple[int, ...]:
+    """The classes that a label says: of shares, which sum to 1, the largest; of zeros and ones, every one."""
+    if not isinstance(label, tuple):
+        return () if label is None else (label,)
+    if set(label) - {0.0, 1.0} and abs(sum(label) - 1) < 1e-3:
+        return (label.index(max(label)),)
+    return tuple(place for place, share in enumerate(label) if share >= 0.5)
+
+
+def in_words(label: Label, names: Sequence[str]) -> str:
+    """The names of the classes that a label says, "none" where there is none of them; "" where it is unknown."""
+    return "" if label is None else ", ".join(names[place] for place in classes_of(label)) or NO_LABEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +77,7 @@ class TextForm:
 
     def parts(self, example: Example, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """What follows the input, in order: ("rationale" | "answer", text); nothing where there is no rationale."""
-        answer = example.answer or (names[example.label] if isinstance(example.label, int) else "")
+        answer = example.answer or in_words(example.label, names)
         written = ("answer", self.answer_prefix + answer)
         if self.answer == "alone":
             return (written,) if answer else ()

@@ -1,18 +1,23 @@
 """One temperature that makes a classifier as sure as it is right: softmax(l / T), the same labels.
 
-Source: On Calibration of Modern Neural Networks (Guo et al. 2017). It knows logits, and a file beside the weights.
+Source: On Calibration of Modern Neural Networks (Guo et al. 2017). It knows logits, and a file beside the weights,
+which says whose temperature it is: that of a classifier trained again in the same folder is another.
 """
 
+import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
-from dual_head.checkpoint import atomic_folder
+from dual_head.checkpoint import atomic_folder, find_file
 from dual_head.classify.metrics import log_probabilities, probabilities
 from dual_head.errors import DualHeadError
 from dual_head.options import build
@@ -26,33 +31,70 @@ HALVINGS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A temperature, and what it was fitted on: rows, their mean NLL in nats at T = 1 and at this T, and a note."""
+    """A temperature, and what it was fitted on: rows, their mean NLL in nats at T = 1 and at this T, and a note.
+
+    weights: sha256 of the classifier's weights file, filled in by `save`.
+    """
 
     temperature: float = 1.0
     rows: int = 0
     nll_before: float | None = None
     nll_after: float | None = None
     fitted_on: str = ""
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0 or not math.isfinite(self.temperature):
             raise DualHeadError(f"A temperature is above 0, not {self.temperature}.")
 
     def save(self, folder: str | Path) -> None:
-        """Write calibration.json into a classifier's folder, whole or not at all."""
+        """Write calibration.json into a classifier's folder, whole or not at all. Errors: no weights in it."""
+        if not (Path(folder) / SAFE_WEIGHTS_NAME).is_file():
+            raise DualHeadError(f"'{folder}' has no {SAFE_WEIGHTS_NAME} to calibrate. Save the classifier there first.")
+        own = replace(self, weights=_digest(folder))
         with atomic_folder(Path(folder)) as staging:
-            (staging / CALIBRATION_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+            (staging / CALIBRATION_FILE).write_text(json.dumps(asdict(own), indent=2) + "\n")
 
 
-def load_calibration(folder: str | Path) -> Calibration:
-    """Read calibration.json; T = 1 where a classifier has none. Errors: a file that is none."""
-    file = Path(folder) / CALIBRATION_FILE
-    if not file.is_file():
+def load_calibration(source: str | Path) -> Calibration:
+    """Read calibration.json of a folder or of a name on the hub; T = 1 where a classifier has none of its own.
+
+    One that was fitted to other weights is left aside, with a warning. Errors: a file that is none.
+    """
+    file = _file(source)
+    if file is None:
         return Calibration()
     try:
-        return build(Calibration, json.loads(file.read_text()))
+        found = build(Calibration, json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DualHeadError(f"'{file}' is no calibration ({error}). Delete it, or fit it again.") from error
+    if found.weights == _digest(source):
+        return found
+    warnings.warn(
+        f"'{file}' does not belong to the weights beside it, which were trained again, or does not say so, as older "
+        "ones: T = 1 is used. Fit it again with classify evaluate --calibrate, or delete it.",
+        stacklevel=2,
+    )
+    return Calibration()
+
+
+def _file(source: str | Path) -> Path | None:
+    if Path(source).is_dir():
+        file = Path(source) / CALIBRATION_FILE
+        return file if file.is_file() else None
+    try:
+        found = cached_file(str(source), CALIBRATION_FILE, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise DualHeadError(
+            f"Whether '{source}' has a {CALIBRATION_FILE} cannot be found out: {str(error).splitlines()[0]} "
+            "Say the temperature (--temperature), or give a folder."
+        ) from error
+    return None if found is None else Path(found)
+
+
+def _digest(source: str | Path) -> str:
+    with Path(find_file(str(source), SAFE_WEIGHTS_NAME)).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fit_temperature(

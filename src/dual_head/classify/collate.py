@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from dual_head.classify import as_shares
 from dual_head.classify.model import IGNORED
 from dual_head.classify.tokenize import Tokenized
 
@@ -47,8 +48,9 @@ class ExampleCollator:
 
 
 def _labels(rows: Sequence[Tokenized]) -> torch.Tensor:
+    """Classes [B], or shares [B, K] where any row has shares: a class is then a share of 1."""
     shares = [row.label for row in rows if isinstance(row.label, tuple)]
-    if shares:
-        none = [float(IGNORED)] * len(shares[0])
-        return torch.tensor([row.label if isinstance(row.label, tuple) else none for row in rows])
-    return torch.tensor([IGNORED if row.label is None else row.label for row in rows])
+    if not shares:
+        return torch.tensor([IGNORED if row.label is None else row.label for row in rows])
+    none = (float(IGNORED),) * len(shares[0])
+    return torch.tensor([none if row.label is None else as_shares(row.label, len(shares[0])) for row in rows])

@@ -7,7 +7,7 @@ row's own, so that the class loss is the same in all. It knows examples, and no 
     input_lm            next-token loss on the input only
     label_only          the answer is written, without a rationale
     shuffled            each row gets another row's rationale
-    shuffled_in_class   another row's of the same label
+    shuffled_in_class   another row's of the same label: of shares, the largest; of several, all
     permuted            the words of each rationale in random order
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, get_args
 
-from dual_head.classify import Example
+from dual_head.classify import Example, classes_of
 from dual_head.errors import DualHeadError, did_you_mean
 
 Control = Literal["none", "pooled", "input_lm", "label_only", "shuffled", "shuffled_in_class", "permuted"]
@@ -24,11 +24,15 @@ Control = Literal["none", "pooled", "input_lm", "label_only", "shuffled", "shuff
 
 @dataclass(frozen=True)
 class Controlled:
-    """Examples under a control, and the options it sets: of the model ("lm_weight", ...) or of the `TextForm`."""
+    """Examples under a control, and the options it sets: of the model ("lm_weight", ...) or of the `TextForm`.
+
+    note: how many rationales it could not spoil, "" where it spoilt them all.
+    """
 
     examples: list[Example]
     model: dict[str, Any]
     form: dict[str, Any]
+    note: str = ""
 
 
 def apply_control(control: Control, examples: Sequence[Example], *, seed: int = 0) -> Controlled:
@@ -44,12 +48,31 @@ def apply_control(control: Control, examples: Sequence[Example], *, seed: int = 
         return Controlled([replace(row, rationale="") for row in rows], {"lm_scope": "everything"}, {})
     if control == "label_only":
         return Controlled(rows, {}, {"answer": "alone"})
+    if control == "none":
+        return Controlled(rows, {}, {})
     rng = Random(f"{control}:{seed}")
     if control == "permuted":
-        return Controlled([replace(row, rationale=_permuted(row.rationale, rng)) for row in rows], {}, {})
-    if control in ("shuffled", "shuffled_in_class"):
-        return Controlled(_shuffled(rows, rng, in_class=control == "shuffled_in_class"), {}, {})
-    return Controlled(rows, {}, {})
+        found = [replace(row, rationale=_permuted(row.rationale, rng)) for row in rows]
+    else:
+        found = _shuffled(rows, rng, in_class=control == "shuffled_in_class")
+    return Controlled(found, {}, {}, _unspoilt(control, rows, found))
+
+
+def _unspoilt(control: str, rows: list[Example], found: list[Example]) -> str:
+    """Count the rationales that are still what they were. Errors: all of them."""
+    said = [(row.rationale.split(), new.rationale.split()) for row, new in zip(rows, found, strict=True)]
+    same, rationales = sum(old == new != [] for old, new in said), sum(bool(old) for old, _ in said)
+    if same == rationales:
+        needs = {
+            "shuffled": "two different rationales",
+            "shuffled_in_class": "two different rationales of one label",
+            "permuted": "rationales of several words",
+        }[control]
+        raise DualHeadError(
+            f"The control '{control}' changes none of these {rationales} rationales: it needs {needs}. "
+            "Take more rows, or another control."
+        )
+    return f"{control}: {same} of {rationales} rationales stay as they are." if same else ""
 
 
 def _shuffled(rows: list[Example], rng: Random, *, in_class: bool) -> list[Example]:
@@ -57,7 +80,9 @@ def _shuffled(rows: list[Example], rng: Random, *, in_class: bool) -> list[Examp
     groups: dict[Any, list[int]] = {}
     for i, row in enumerate(rows):
         if row.rationale.strip():
-            groups.setdefault(row.label if in_class else None, []).append(i)
+            # Not by the shares themselves, which may be a row's own.
+            key = (row.label is None, classes_of(row.label)) if in_class else None
+            groups.setdefault(key, []).append(i)
     found = list(rows)
     for places in groups.values():
         order = rng.sample(places, len(places))

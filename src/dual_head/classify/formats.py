@@ -26,7 +26,7 @@ from dual_head.classify.formats_base import (
 )
 from dual_head.classify.formats_labels import Label, LabelReader, label_names, unknown
 from dual_head.data import Dropped, Drops
-from dual_head.data.sources import rows_of
+from dual_head.data.sources import hub_rows, rows_of
 from dual_head.errors import DualHeadError, did_you_mean
 
 __all__ = ["COLUMNS", "FORMATS", "Loaded", "example_format", "fill", "load_examples", "overlap", "same_input"]
@@ -112,7 +112,7 @@ def load_examples(
     rows = islice(stream, max_rows)
     head = list(islice(rows, 20))
     chosen, read = _chosen(asked, head, name, data_dir, columns, template)
-    found = list(_found(chain(head, rows), read, drops, labelled=labelled))
+    found = list(_found(chain(head, rows), read, drops, own=chosen.labels or labels or (), labelled=labelled))
     names = labels or chosen.labels or label_names((one.label for one, _ in found), multi_label=multi_label)
     reader = LabelReader(tuple(names), own=chosen.labels, aliases=chosen.aliases, multi_label=multi_label)
     examples = _examples(found, reader, explanation, drops)
@@ -148,20 +148,8 @@ def _source(name: str, split: str, data_dir: str | None, format: str, drops: Dro
         # Its copy on the hub has many tasks, and the format says which.
         asked = name == known.name or (format == known.name and known.hub and name == known.hub[0] and not data_dir)
         if asked and known.hub and not root.exists():
-            return known.name, _hub_rows(*known.hub, split)
+            return known.name, hub_rows(known.hub[0], split, configuration=known.hub[1])
     return format, rows_of(name, split, data_dir, drops)
-
-
-def _hub_rows(name: str, configuration: str | None, split: str) -> Rows:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, configuration, split=split)
-    except (OSError, ValueError) as error:
-        raise DualHeadError(
-            f"'{name}' could not be had from the hub: {error} Pass a local path, or check split=."
-        ) from error
-    yield from ((row, f"{name} {configuration or ''} [{split}] row {i}") for i, row in enumerate(rows, 1))
 
 
 def _chosen(
@@ -209,7 +197,7 @@ def _read_with(read: Any, template: str, row: Row) -> Found:
     return replace(read(row), input=fill(template, row))
 
 
-def _found(rows: Rows, read: Any, drops: Drops, *, labelled: bool) -> Iterator[tuple[Found, str]]:
+def _found(rows: Rows, read: Any, drops: Drops, *, own: Sequence[str], labelled: bool) -> Iterator[tuple[Found, str]]:
     """What the rows hold, with their places; those that hold nothing are dropped."""
     for row, where in rows:
         drops.rows += 1
@@ -217,9 +205,11 @@ def _found(rows: Rows, read: Any, drops: Drops, *, labelled: bool) -> Iterator[t
             if not isinstance(row, Mapping):
                 raise Dropped("malformed line" if row is None else "malformed row")
             one = read(row)
+            # A template, or an empty column at the end of several, leaves spaces that predicting would not pool at.
+            one = replace(one, input=one.input.strip())
             if not one.input:
                 raise Dropped("empty input")
-            if labelled and not isinstance(one.label, (list, tuple)) and unknown(one.label):
+            if labelled and not isinstance(one.label, (list, tuple)) and unknown(one.label, own):
                 raise Dropped("no label")
         except Dropped as reason:
             drops.drop(str(reason), where)

@@ -20,7 +20,7 @@ class LabelReader:
 
     names: of the classes, in order; own: the data format's own names, which numbers stand for, () where numbers
     stand for `names`; aliases: other words for them, in lower case; multi_label: whether a row may have several
-    labels, or none. Where a name is itself a number, numbers are names.
+    labels, or none. Where a name is itself a number, numbers are names, -1 too.
     Errors: a name twice; names that are neither some of `own` nor new ones for all of them.
     """
 
@@ -42,7 +42,7 @@ class LabelReader:
             raise DualHeadError(f"There is no label '{strangers[0]}'.{did_you_mean(strangers[0], self.own)}")
         else:
             self._places = {name: place for place, name in enumerate(self.names)}
-        self._numbered = not any(name.isdecimal() for name in self.own)
+        self._numbered = not any(name.removeprefix("-").isdecimal() for name in self.own)
         folded = Counter(name.casefold() for name in self.own)
         # Names that differ in case only have to be written as they are.
         own_folded = {name.casefold(): name for name in self.own if folded[name.casefold()] == 1}
@@ -52,7 +52,7 @@ class LabelReader:
         """Read a label; None where it is not known. Raises `Dropped` for one that is not among the names."""
         if isinstance(raw, (list, tuple)):
             return self._several(raw) if self.multi_label and not _floats(raw) else self._shares(raw)
-        if unknown(raw):
+        if unknown(raw, self.own):
             return None
         place = self._place(raw)
         return self._hot([place]) if self.multi_label else place
@@ -75,7 +75,7 @@ class LabelReader:
         return self.own[number] if number is not None and number < len(self.own) else None
 
     def _several(self, raw: Sequence[Any]) -> tuple[float, ...]:
-        if any(unknown(one) for one in raw):
+        if any(unknown(one, self.own) for one in raw):
             raise Dropped("a list of labels with an unknown one in it")
         places = [self._place(one) for one in raw]
         if len(set(places)) < len(places):
@@ -127,9 +127,12 @@ def label_names(raws: Iterable[Any], *, multi_label: bool = False) -> tuple[str,
     return tuple(sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
 
-def unknown(raw: Any) -> bool:
-    """Whether this says that the label is not known: nothing, "", NaN or -1."""
-    return raw is None or (isinstance(raw, float) and math.isnan(raw)) or str(raw).strip() in ("", NONE, f"{NONE}.0")
+def unknown(raw: Any, names: Sequence[str] = ()) -> bool:
+    """Whether this says that the label is not known: nothing, "", NaN, or -1 unless that is the name of a class."""
+    if raw is None or (isinstance(raw, float) and math.isnan(raw)):
+        return True
+    said = str(raw).strip()
+    return not said or (said in (NONE, f"{NONE}.0") and NONE not in names)
 
 
 def _said(raw: Any) -> str:

@@ -138,7 +138,7 @@ def _chains(folder: Path, split: str) -> list[Any]:
 def _array(file: Path) -> list[Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DualHeadError(f"'{file}' is no JSON ({error}). Copy it again.") from error
     return found if isinstance(found, list) else [found]
 

@@ -85,6 +85,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         own: Any = AutoModelForCausalLM.from_config(config.backbone_config) if lm is None else lm
         config._attn_implementation = own.config._attn_implementation
         super().__init__(config)
+        weights = _class_weights(config)
         self.decoder = Decoder(_tuned(own, config))
         shape = self.decoder.shape
         self.head = ClassHead(
@@ -94,12 +95,8 @@ class DualHeadReasoningModel(PreTrainedModel):
             width=config.head_width,
             dropout=config.dropout,
         ).to(self.decoder.output_device)
-        weights = config.class_weights
-        self.register_buffer(
-            "class_weights",
-            None if weights is None else torch.tensor(weights, device=self.decoder.output_device),
-            persistent=False,
-        )
+        on_device = None if weights is None else weights.to(self.decoder.output_device)
+        self.register_buffer("class_weights", on_device, persistent=False)
         self.eval()
 
     @classmethod
@@ -132,8 +129,9 @@ class DualHeadReasoningModel(PreTrainedModel):
                 raise DualHeadError("loss_weight_alpha lies in [0, 1] and stands for cls_weight and lm_weight both.")
             options |= {"cls_weight": loss_weight_alpha, "lm_weight": 1 - loss_weight_alpha}
         names = labels or [str(i) for i in range(num_labels or 0)]
-        if len(names) < 1 or (num_labels is not None and len(names) != num_labels):
-            raise DualHeadError("Say how many classes there are: num_labels=2, or labels=['no', 'yes'].")
+        fewest = 1 if options.get("problem_type") == "multi_label_classification" else 2
+        if len(names) < fewest or (num_labels is not None and len(names) != num_labels):
+            raise DualHeadError("Say how many classes there are, two at least: num_labels=2, or labels=['no', 'yes'].")
         if isinstance(backbone, nn.Module):
             lm: Any = backbone
         else:
@@ -311,6 +309,19 @@ def last_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         return torch.full((len(input_ids),), length - 1, device=input_ids.device)
     places = torch.arange(length, device=attention_mask.device)
     return torch.where(attention_mask.bool(), places, -1).max(-1).values.clamp_min(0)
+
+
+def _class_weights(config: DualHeadReasoningConfig) -> Tensor | None:
+    """The weights [K] as the class loss takes them. Errors: negative, not finite, or all 0."""
+    if config.class_weights is None:
+        return None
+    weights = torch.tensor(config.class_weights, dtype=torch.float32)
+    if not weights.isfinite().all() or weights.min() < 0 or not weights.any():
+        said = ", ".join(f"{weight:g}" for weight in config.class_weights)
+        raise DualHeadError(
+            f"class_weights are finite, at least 0 and not all 0, unlike {said}. Say one for each label."
+        )
+    return weights
 
 
 def _tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedModel:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from dual_head.classify.config import HeadKind, LmScope, ProblemType, Tune
 from dual_head.classify.controls import Control
+from dual_head.classify.formats_options import columns_of, labels_of
 from dual_head.errors import DualHeadError
 from dual_head.run_options import TRAINING_IDENTITY
 
@@ -31,10 +32,17 @@ class ClassifyOptions:
     eval_dataset_name: str | None = _option(None, "Held-out data; without it, a share of the training data.")
     eval_split: str | None = _option(None, "Split of the held-out data [validation, or that of its only file].")
     held_out: float = _option(0.1, "Share of inputs kept for evaluation where there is no held-out data.")
-    columns: str | None = _option(None, 'JSON: which columns are what, as {"input": "text", "label": "class"}.')
+    # Flags are of the first type of a union; YAML and Python have the others too.
+    columns: str | None | dict[str, Any] = field(  # noqa: RUF036
+        default=None,
+        metadata={"help": "Which columns are what: input=text,label=class, or the same in JSON."},
+    )
     explanation: str = _option("1", "Which of a row's rationales, from 1, or all: a row for each.")
     template: str | None = _option(None, "How an input is written from columns: '{premise} Therefore {hypothesis}?'.")
-    labels: str | None = _option(None, "Names of the classes in their order, separated by commas.")
+    labels: str | None | list[str] = field(  # noqa: RUF036
+        default=None,
+        metadata={"help": "Names of the classes in their order, separated by commas, or a JSON list of them."},
+    )
     num_labels: int | None = _option(None, "How many classes; only checked against the data.")
     max_rows: int | None = _option(None, "Read at most so many training rows.")
     max_eval_rows: int | None = _option(None, "Classify at most so many held-out rows.")
@@ -82,22 +90,20 @@ class ClassifyOptions:
         for name in ("max_rows", "max_eval_rows", "lora_r"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise DualHeadError(f"--{name} must be at least 1, not {value}.")
+        if self.loss_weight_alpha is not None and (self.cls_weight, self.lm_weight) != (1, 1):
+            raise DualHeadError(
+                "--loss_weight_alpha stands for --cls_weight and --lm_weight both. Leave it out, or the two."
+            )
+        self.column_names()  # a mistake in them should not wait for data
+        self.label_names()
 
     def column_names(self) -> dict[str, Any] | None:
-        """Which columns are what. Errors: no JSON object of names."""
-        if self.columns is None:
-            return None
-        try:
-            found = json.loads(self.columns)
-        except ValueError as error:
-            raise DualHeadError(f'--columns is JSON such as \'{{"input": "text"}}\', not {self.columns}.') from error
-        if not isinstance(found, dict) or not all(isinstance(name, (str, list)) for name in found.values()):
-            raise DualHeadError("--columns maps input, label, rationale, answer, group or id to names of columns.")
-        return found
+        """Which columns are what. Errors: see `columns_of`."""
+        return columns_of(self.columns)
 
     def label_names(self) -> list[str] | None:
-        """Names of the classes, where they were given."""
-        return [name.strip() for name in self.labels.split(",")] if self.labels else None
+        """Names of the classes, where they were given. Errors: see `labels_of`."""
+        return labels_of(self.labels)
 
     def model_options(self) -> dict[str, Any]:
         """What `DualHeadReasoningModel.from_backbone` is told of these, class weights and labels aside."""

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: a notebook's backend is its own business
 
 WRITTEN = 12  # classes up to which every cell has its count in it
-NAMED = 40  # and up to which every class has its name
+NAMED = 40  # and up to which every class has its name, and a picture grows
+DRAWN = 1000**2  # cells that are drawn at most
 COLUMNS = 3  # panels in a row
 OUTCOMES = ("neither", "given only", "true only", "both")
 
@@ -20,15 +21,21 @@ def confusion_picture(reports: Mapping[str, Mapping[str, Any]], file: Path) -> N
     """Draw each classifier's confusion: share of each true class's rows that are given each class, and counts.
 
     reports: by name of the classifier, as `metrics.report` makes them. Where a row may have several labels: of each
-    label, how many rows it is true of, given to, both or neither.
+    label, how many rows it is true of, given to, both or neither. Of very many classes there is a note only.
     """
     first = next(iter(reports.values()))
     names = list(first["classes"])
-    several = np.asarray(first["confusion"]).ndim == 3
+    several = isinstance(first["confusion"][0][0], Sequence)  # not by way of an array, which may be large
     across = list(OUTCOMES) if several else names
     image: Any = None
-    figure, axes = _panels(len(reports), width=max(4.0, 0.45 * len(across)), height=max(3.6, 0.4 * len(names)))
+    wide, high = min(len(across), NAMED), min(len(names), NAMED)
+    figure, axes = _panels(len(reports), width=max(4.0, 0.45 * wide), height=max(3.6, 0.4 * high))
     for axis, (title, report) in zip(axes, reports.items(), strict=False):
+        axis.set_title(f"{title}, {report['rows']} rows", fontsize=10)
+        if len(names) * len(across) > DRAWN:
+            axis.text(0.5, 0.5, f"{len(names):,} classes are too many to draw", ha="center", va="center", fontsize=9)
+            axis.set_axis_off()
+            continue
         counts = np.asarray(report["confusion"]).reshape(len(names), -1)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -41,8 +48,8 @@ def confusion_picture(reports: Mapping[str, Mapping[str, Any]], file: Path) -> N
             axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_xlabel("" if several else "given", fontsize=9)
         axis.set_ylabel("label" if several else "true", fontsize=9)
-        axis.set_title(f"{title}, {report['rows']} rows", fontsize=10)
-    figure.colorbar(image, ax=list(axes), shrink=0.8, label="share")
+    if image is not None:
+        figure.colorbar(image, ax=list(axes), shrink=0.8, label="share")
     figure.savefig(file, dpi=120)
 
 

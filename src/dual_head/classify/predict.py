@@ -154,6 +154,7 @@ class Predictor:
         """Classify texts in their order, never reading further ahead than one window.
 
         Every text gets a prediction: one too long is cut and flagged, an empty one is classified like any other.
+        Spaces around a text are left out, as in training.
         """
         for texts_read in _windows(texts, self.window):
             logits, cut = self._score(texts_read)
@@ -189,7 +190,7 @@ class Predictor:
     def _encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids as training makes them, cut where they are too long, and which were."""
         limit = self._lengths.max_input_length
-        whole = list(input_ids_of([Example(_unicode(text)) for text in texts], self.tokenizer))
+        whole = list(input_ids_of([Example(_unicode(text.strip())) for text in texts], self.tokenizer))
         cut = [len(own) > limit for own in whole]
         pairs = zip(whole, cut, strict=True)
         return [cut_ids(own, self._lengths, first=self._first) if long else own for own, long in pairs], cut
@@ -270,8 +271,10 @@ def _cast(decoder: nn.Module, dtype: torch.dtype) -> None:
 
 def _place(model: DualHeadReasoningModel, device: str | torch.device | None) -> None:
     if device is None:
-        device = torch.accelerator.current_accelerator() or "cpu"
+        # That torch was built for an accelerator does not mean that there is one.
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         nn.Module.to(model, torch.device(device))
     except (RuntimeError, AssertionError) as error:
-        raise DualHeadError(f"Cannot use the device {device}: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        raise DualHeadError(f"Cannot use the device {device}: {said} Choose another, as cpu.") from error

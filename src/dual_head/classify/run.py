@@ -19,13 +19,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone import load_context_length
-from dual_head.checkpoint import atomic_folder, load_strictly, read_weights
-from dual_head.classify import Example, TextForm
+from dual_head.checkpoint import atomic_folder
+from dual_head.classify import Example, TextForm, as_shares, in_words
 from dual_head.classify.controls import apply_control
 from dual_head.classify.formats import load_examples, overlap
 from dual_head.classify.metrics import report as measured
@@ -56,6 +54,8 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
     tokenizer = load_tokenizer(options.model_name_or_path, options.trust_remote_code)
     train, held_out, labels, rows_format = load_sets(options, console)
     controlled = apply_control(options.control, train, seed=args.seed)
+    if controlled.note:
+        console.print(controlled.note)
     form = TextForm(**{"answer": options.answer, **controlled.form})
     lengths = lengths_of(options)
     set_seed(args.seed)
@@ -84,8 +84,10 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
         "truncate_inputs": lengths.truncate_inputs,
     }
     _describe(model, rows, console)
+    if not any(row.rationale.strip() for row in train):
+        _warn_of_no_rationale(options.control, model, console)
     if not held_rows:
-        args = replace(args, eval_strategy="no")
+        args = _without_evaluation(args)
     trainer = ClassifierTrainer(
         model,
         args,
@@ -98,8 +100,7 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
     started = time.perf_counter()
     if resume and is_finished(resume):
         console.print(f"Already trained to the end: {resume}. Add --restart to train again.")
-        trainer.state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
-        load_strictly(model.stored(), read_weights(str(resume)), str(resume))
+        trainer.load_finished(resume)
         if (output / REPORT_FILE).is_file() and (output / SAFE_WEIGHTS_NAME).is_file():
             return trainer
     else:
@@ -109,6 +110,8 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
     seconds = time.perf_counter() - started
     model.eval()
     save_classifier(model, tokenizer, output)
+    if held_rows:
+        trainer.evaluate_once()  # by every process: each has a part of the rows
     if processes.is_main_process:
         found = _report(trainer, options, drops, [held_out[row.index] for row in held_rows], seconds)
         with atomic_folder(output) as staging:
@@ -118,43 +121,93 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
 
 
 def load_sets(options: ClassifyOptions, console: Console) -> tuple[list[Example], list[Example], tuple[str, ...], str]:
-    """Training and held-out examples, the classes' names and the rows' format; held out by hash where no file is."""
-    reading = {
+    """Training and held-out examples, the classes' names and the rows' format; held out by hash where no file is.
+
+    Where any row of either has shares, the labels of all are shares. Errors: fewer than two labels to tell apart.
+    """
+    explanation = options.explanation if options.explanation == "all" else _number(options.explanation)
+    reading: dict[str, Any] = {
         "data_dir": options.data_dir,
         "format": options.dataset_format,
         "columns": options.column_names(),
         "template": options.template,
-        "explanation": options.explanation if options.explanation == "all" else _number(options.explanation),
         "multi_label": options.problem_type == "multi_label_classification",
     }
-    names = options.label_names()
     loaded = load_examples(
-        options.dataset_name, split=options.dataset_split, labels=names, max_rows=options.max_rows, **reading
+        options.dataset_name,
+        split=options.dataset_split,
+        labels=options.label_names(),
+        max_rows=options.max_rows,
+        explanation=explanation,
+        **reading,
     )
     labels = loaded.labels
     if options.num_labels is not None and options.num_labels != len(labels):
         raise DualHeadError(f"--num_labels says {options.num_labels}, and the data have {len(labels)}: {labels}.")
     console.print(f"{loaded.drops.table()}\nlabels: {', '.join(labels)}")
     if options.eval_dataset_name or options.eval_split:
-        held = load_examples(
-            options.eval_dataset_name or options.dataset_name,
-            split=options.eval_split or "validation",
-            labels=labels,
-            max_rows=options.max_eval_rows,
-            **reading,
-        )
-        console.print(f"held out\n{held.drops.table()}")
-        train, held_out = list(loaded.examples), list(held.examples)
+        # Rows with several rationales are still one input each.
+        once = {**reading, "explanation": 1 if explanation == "all" else explanation}
+        train, held_out = list(loaded.examples), _read_held_out(options, labels, console, once)
         if shared := len(overlap(train, held_out)):
             console.print(
                 f"{shared} held-out inputs are among the training inputs: what is measured on them is memory."
             )
-        return train, held_out, labels, loaded.format
+    else:
+        train, held_out = _split(loaded.examples, options.held_out)
+        held_out = (_first_of_each(held_out) if explanation == "all" else held_out)[: options.max_eval_rows]
+    _require_two_labels(train, labels)
+    return *_of_one_kind(train, held_out, len(labels)), labels, loaded.format
+
+
+def _read_held_out(
+    options: ClassifyOptions, labels: tuple[str, ...], console: Console, reading: dict[str, Any]
+) -> list[Example]:
+    held = load_examples(
+        options.eval_dataset_name or options.dataset_name,
+        split=options.eval_split or "validation",
+        labels=labels,
+        max_rows=options.max_eval_rows,
+        **reading,
+    )
+    console.print(f"held out\n{held.drops.table()}")
+    return list(held.examples)
+
+
+def _split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
     sides: tuple[list[Example], list[Example]] = [], []
-    for example in loaded.examples:
-        sides[is_held_out(example.group or example.input, options.held_out)].append(example)
-    train, held_out = sides
-    return train, held_out[: options.max_eval_rows], labels, loaded.format
+    for example in examples:
+        sides[is_held_out(example.group or example.input, share)].append(example)
+    return sides
+
+
+def _first_of_each(examples: Sequence[Example]) -> list[Example]:
+    """Of examples that differ in their rationales only, the first: the others would count as rows of their own."""
+    found: dict[Example, Example] = {}
+    for example in examples:
+        found.setdefault(replace(example, rationale=""), example)
+    return list(found.values())
+
+
+def _require_two_labels(train: Sequence[Example], labels: Sequence[str]) -> None:
+    kinds = {example.label for example in train if example.label is not None}
+    if len(kinds) < 2:
+        said = f"all have the label '{in_words(kinds.pop(), labels)}'" if kinds else "have no label"
+        raise DualHeadError(
+            f"The {len(train)} training rows {said}, and a classifier needs two to tell apart. Check --columns and "
+            "--labels, read more with --max_rows, or keep fewer aside with --held_out."
+        )
+
+
+def _of_one_kind(train: list[Example], held_out: list[Example], classes: int) -> tuple[list[Example], list[Example]]:
+    """Both sets with shares for classes where any row has shares: what a label is cannot depend on the batch."""
+    if not any(isinstance(example.label, tuple) for example in (*train, *held_out)):
+        return train, held_out
+
+    def shared(rows: list[Example]) -> list[Example]:
+        return [row if row.label is None else replace(row, label=as_shares(row.label, classes)) for row in rows]
+
+    return shared(train), shared(held_out)
 
 
 def _number(text: str) -> int:
@@ -201,7 +254,7 @@ def _class_weights(options: ClassifyOptions, train: Sequence[Example], labels: t
     if options.class_weights is None:
         return None
     if options.class_weights == "balanced":
-        counts = Counter(example.label for example in train)
+        counts = Counter(example.label for example in train if example.label is not None)
         if not all(counts[i] for i in range(len(labels))):
             raise DualHeadError("class_weights=balanced needs rows of every label, and plain labels.")
         return [sum(counts.values()) / (len(labels) * counts[i]) for i in range(len(labels))]
@@ -249,6 +302,24 @@ def _describe(model: DualHeadReasoningModel, rows: Sequence[Tokenized], console:
     )
 
 
+def _warn_of_no_rationale(control: str, model: DualHeadReasoningModel, console: Console) -> None:
+    if model.config.lm_weight and control not in ("input_lm", "label_only"):
+        learns = "to write the inputs alone" if model.config.lm_scope == "everything" else "nothing"
+        console.print(
+            f"No training row has a rationale: the reasoning head learns {learns}. Train on rows with rationales "
+            "(dual-head classify rationales has a teacher write them), or set --lm_weight 0, the plain classifier."
+        )
+
+
+def _without_evaluation(args: ClassifierTrainingArguments) -> ClassifierTrainingArguments:
+    if args.load_best_model_at_end:
+        raise DualHeadError(
+            "Nothing is held out, so no checkpoint is the best. Leave out --load_best_model_at_end, or give "
+            "--eval_dataset_name, --eval_split or a larger --held_out."
+        )
+    return replace(args, eval_strategy="no")
+
+
 def _report(
     trainer: ClassifierTrainer, options: ClassifyOptions, drops: Drops, held_out: Sequence[Example], seconds: float
 ) -> dict[str, Any]:
@@ -256,32 +327,32 @@ def _report(
         "control": options.control,
         "data": {"rows": drops.rows, "kept": drops.kept, "dropped": dict(drops.reasons), "notes": dict(drops.notes)},
         "steps": trainer.state.global_step,
+        **({} if trainer.best_step is None else {"best_step": trainer.best_step}),
         "seconds": round(seconds, 2),
         "log": trainer.state.log_history,
         "held_out": {},
     }
     if held_out:
-        last = [row["step"] for row in trainer.state.log_history if "eval_loss" in row][-1:]
-        if trainer.held_out is None or last != [trainer.state.global_step]:
-            # Not `evaluate`, which logs: a tracker would begin a second run for what comes after training.
-            trainer.evaluation_loop(trainer.get_eval_dataloader(), "held-out rows")
         assert trainer.held_out is not None
         logits, labels = trainer.held_out
         found["held_out"] = _measured(logits.numpy(), labels.numpy(), held_out, trainer.classifier)
-        found["majority"] = _majority(labels)
+        found["majority"] = None if trainer.classifier.config.multi_label else _majority(labels)
     return found
 
 
 def _majority(labels: torch.Tensor) -> float | None:
-    """Accuracy of always giving the label that is most frequent among the held-out rows."""
-    if labels.dim() != 1 or not len(labels):
+    """Accuracy of always giving the label that is most frequent among the held-out rows: of shares, the largest."""
+    if not len(labels):
         return None
-    return labels.bincount().max().item() / len(labels)
+    classes = labels if labels.dim() == 1 else labels.argmax(-1)
+    return classes.bincount().max().item() / len(labels)
 
 
 def _print(report: dict[str, Any], output: Path, console: Console) -> None:
     if report["held_out"]:
-        table = Table(title=f"held-out rows after {report['steps']} steps, {report['seconds']:.0f} s", box=box.SIMPLE)
+        best = f" (weights of step {report['best_step']}, the best)" if "best_step" in report else ""
+        title = f"held-out rows after {report['steps']} steps{best}, {report['seconds']:.0f} s"
+        table = Table(title=title, box=box.SIMPLE)
         for column in ("", "mean", "95% interval"):
             table.add_column(column, justify="left" if not column else "right")
         for name, value in report["held_out"].items():

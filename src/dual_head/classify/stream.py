@@ -5,9 +5,11 @@ model.
 """
 
 import csv
+import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -17,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from dual_head.classify.formats import FORMATS
 from dual_head.classify.formats_base import Row, fill, template_columns, text
 from dual_head.data import Dropped, Drops
-from dual_head.data.sources import rows_of
+from dual_head.data.sources import rows_of_file
 from dual_head.errors import DualHeadError, did_you_mean
 
 __all__ = ["COLUMNS", "KINDS", "Asked", "count_rows", "read_rows", "reader_of"]
@@ -40,8 +42,9 @@ class Asked(NamedTuple):
 def read_rows(source: str, *, kind: str = "auto") -> Iterator[Any]:
     """Yield the rows of a file, or of standard input ("-"): mappings, plain texts, or None for a broken one.
 
-    kind: told from the file's name, and for standard input from its first line, where "auto". Blank lines are rows
-    of plain text and nothing between rows of JSON. Errors: no such file, a kind that cannot be streamed or read.
+    kind: told from the file's name, and for standard input from its first line, where "auto"; whatever it is, a name
+    that ends in .gz is that of a compressed file. Blank lines are rows of plain text and nothing between rows of JSON.
+    Errors: no such file, a kind that cannot be streamed or read.
     """
     if kind not in KINDS:
         raise DualHeadError(f"Unknown kind of file '{kind}'.{did_you_mean(kind, KINDS)}")
@@ -51,8 +54,10 @@ def read_rows(source: str, *, kind: str = "auto") -> Iterator[Any]:
     if not file.is_file():
         raise DualHeadError(f"There is no file '{source}' to classify. Check the path, or give - for standard input.")
     kind = _kind_of(file) if kind == "auto" else kind
+    if kind == "parquet" and file.suffix == ".gz":
+        raise DualHeadError(f"'{file}' is read at any place, which a compressed file cannot be. Unpack it with gunzip.")
     if kind in ("jsonl", "json", "parquet"):
-        return (row for row, _ in rows_of(str(file), "test", None, Drops()))
+        return (row for row, _ in rows_of_file(file, Drops(), kind=kind))
     return _of_file(file, kind)
 
 
@@ -65,7 +70,10 @@ def count_rows(source: str, *, kind: str = "auto") -> int | None:
     if kind == "parquet":
         import pyarrow.parquet as parquet
 
-        return parquet.read_metadata(file).num_rows
+        try:
+            return parquet.read_metadata(file).num_rows
+        except (OSError, ValueError):
+            return None  # reading it will say what is wrong
     if kind not in ("jsonl", "txt"):
         return None
     with file.open("rb") as stream:
@@ -80,8 +88,11 @@ def _kind_of(file: Path) -> str:
 
 
 def _of_file(file: Path, kind: str) -> Iterator[Any]:
-    with file.open("rb") as stream:
-        yield from _of_stream(stream, kind)
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+        try:
+            yield from _of_stream(stream, kind)  # type: ignore[arg-type]
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            yield None  # a damaged file ends in a broken row, as one of JSON does
 
 
 def _of_stream(stream: IO[bytes], kind: str) -> Iterator[Any]:
@@ -108,7 +119,7 @@ def _json(line: bytes) -> Any:
 
 def _plain(line: bytes) -> str | None:
     try:
-        return line.decode("utf-8").rstrip("\r\n")
+        return line.decode("utf-8").strip()
     except UnicodeDecodeError:
         return None
 
@@ -144,7 +155,8 @@ def reader_of(
 
     written: a classifier's config.text, how inputs were written in training; column, format, template: what holds
     instead, one at most. Without any of them the text is the first of `COLUMNS` that a row has. A row that is plain
-    text is the text. Errors: an unknown format, more than one of the three.
+    text is the text. Spaces around a text are left out, as in training. Errors: an unknown format, more than one of
+    the three.
     """
     if sum(given is not None for given in (column, format, template)) > 1:
         raise DualHeadError("A text is in one column, or written by a template or a format. Give one of the three.")
@@ -164,10 +176,11 @@ def reader_of(
 
 def _asked(row: Any, *, read: Callable[[Row], Asked]) -> Asked:
     if isinstance(row, str):
-        return Asked(row)
+        return Asked(row.strip())
     if not isinstance(row, Mapping):
         raise Dropped("malformed row")
     found = read(row)
+    found = found._replace(text=found.text.strip())
     return found if row.get("id") is None else found._replace(id=row["id"])
 
 
@@ -181,6 +194,7 @@ def _by_format(row: Row, read: Callable[..., Any]) -> Asked:
 
 
 def _by_columns(row: Row, columns: Mapping[str, Any]) -> Asked:
+    columns = {name: column for name, column in columns.items() if name in ("input", "id")}  # others may be unknown yet
     return _by_format(row, partial(FORMATS["columns"].read, columns=columns))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from dual_head.classify import Example
+from dual_head.classify import Example, in_words
 from dual_head.classify.linter import agrees, label_words
 from dual_head.data import Message
 from dual_head.errors import DualHeadError
@@ -124,7 +124,7 @@ def _explained(
             if said is None:
                 yield key, best.get(key)
                 continue
-            reply = _understood(said, _gold(block[key], labels), words, attempt)
+            reply = _understood(said, in_words(block[key].label, labels), words, attempt)
             best[key] = min((reply, best.get(key, reply)), key=lambda one: len(one.flags))
             if not reply.flags or attempt == options.attempts:
                 yield key, best[key]
@@ -136,7 +136,7 @@ def _explained(
 
 
 def _question(example: Example, labels: Sequence[str], options: TeacherOptions) -> Talk:
-    gold, (least, most) = _gold(example, labels), options.sentences
+    gold, (least, most) = in_words(example.label, labels), options.sentences
     words = ", ".join(f'"{name}"' for name in labels if len(name.strip()) > 1)
     parts = [
         options.task.strip(),
@@ -174,15 +174,6 @@ def _understood(said: str, gold: str, words: re.Pattern[str], attempt: int) -> _
         *([WORD] if words.search(rationale) else []),
     ]
     return _Reply(rationale, answer, tuple(flags), attempt)
-
-
-def _gold(example: Example, labels: Sequence[str]) -> str:
-    """The label in words: of several, all; of shares, the greatest."""
-    label = example.label
-    if isinstance(label, tuple):
-        several = [name for name, share in zip(labels, label, strict=True) if share == 1.0]
-        return ", ".join(several) or labels[max(range(len(label)), key=label.__getitem__)]
-    return labels[label or 0]
 
 
 # ---- the file --------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from dual_head.checkpoint import load_strictly, read_weights
 from dual_head.classify.collate import ExampleCollator
@@ -22,7 +24,7 @@ from dual_head.classify.tokenize import Tokenized
 from dual_head.errors import DualHeadError
 from dual_head.progress import brief
 from dual_head.resume import require_finite
-from dual_head.training import ByLength
+from dual_head.training import ByLength, one_device
 
 
 @dataclass
@@ -54,6 +56,18 @@ class ClassifierTrainingArguments(TrainingArguments):
             if getattr(self, name) < 1:
                 raise DualHeadError(f"--{name} must be at least 1, not {getattr(self, name)}.")
         super().__post_init__()
+        one_device(self)
+
+
+class _FromHere(TrainerCallback):
+    """Counts the steps of a log from where training begins, which after a resume is not 0."""
+
+    def __init__(self, trainer: "ClassifierTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Forget what came before."""
+        self.trainer.take_losses()
 
 
 class ClassifierTrainer(Trainer):
@@ -78,6 +92,7 @@ class ClassifierTrainer(Trainer):
         self.classifier = model
         self.held_out: tuple[Tensor, Tensor] | None = None
         self._parts: dict[str, list[Tensor]] = {"cls_loss": [], "lm_loss": []}
+        self._taken = 0  # the step up to which they were logged
         pad = tokenizer.pad_token_id if tokenizer is not None and isinstance(tokenizer.pad_token_id, int) else 0
         super().__init__(
             model=model,
@@ -89,6 +104,7 @@ class ClassifierTrainer(Trainer):
             compute_metrics=compute_metrics,
         )
         self.model_accepts_loss_kwargs = True
+        self.add_callback(_FromHere(self))
         brief(self)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -137,16 +153,40 @@ class ClassifierTrainer(Trainer):
         self.held_out = (torch.as_tensor(output.predictions), torch.as_tensor(output.label_ids))
         return output
 
+    def evaluate_once(self) -> tuple[Tensor, Tensor]:
+        """`held_out` of the weights as they are; evaluates unless the last step did. All processes take part."""
+        last = [row["step"] for row in self.state.log_history if "eval_loss" in row][-1:]
+        if self.held_out is None or last != [self.state.global_step]:
+            # Not `evaluate`, which logs: a tracker would begin a second run for what comes after training.
+            self.evaluation_loop(self.get_eval_dataloader(), "held-out rows")
+        assert self.held_out is not None
+        return self.held_out
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the two losses since the last log."""
+        """Add the two losses since the last log, over all processes."""
         if "loss" in logs or "train_runtime" in logs:
-            steps = max(1, self.state.global_step - getattr(self, "_logged", 0))
-            for name, values in self._parts.items():
-                if values:
-                    logs = {**logs, name: torch.stack(values).sum().item() / steps}
-                values.clear()
-            self._logged = self.state.global_step
+            logs = {**logs, **self.take_losses()}
         super().log(logs, start_time)
+
+    def take_losses(self) -> dict[str, float]:
+        """Both losses, means over the steps since they were last taken; one that no process had is left out."""
+        zero = torch.zeros((), device=self.args.device)
+        own = [part for name in self._parts for part in self._sum_and_count(name, zero)]
+        # All four at once and always: a process without rationales takes part as well.
+        found: Any = self.accelerator.reduce(torch.stack(own), reduction="mean")
+        steps = max(1, self.state.global_step - self._taken)
+        self._taken = self.state.global_step
+        for values in self._parts.values():
+            values.clear()
+        return {
+            name: total / steps
+            for name, (total, count) in zip(self._parts, found.view(-1, 2).tolist(), strict=True)
+            if count
+        }
+
+    def _sum_and_count(self, name: str, zero: Tensor) -> tuple[Tensor, Tensor]:
+        values = self._parts[name]
+        return (torch.stack(values).sum().to(zero) if values else zero), zero + len(values)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         del state_dict
@@ -157,10 +197,24 @@ class ClassifierTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del model
         load_strictly(self.classifier.stored(), read_weights(resume_from_checkpoint), resume_from_checkpoint)
+        self.held_out = None  # of other weights
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights `load_best_model_at_end` takes, None where the last ones are kept."""
+        best = self.args.load_best_model_at_end and self.state.best_model_checkpoint
+        return self.state.best_global_step if best else None
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take up a run that was trained to its end, with its best weights where those are asked for."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint if self.best_step is not None else None
+        # Beside the last one, whatever the run's folder was called then.
+        self._load_from_checkpoint(str(checkpoint.parent / Path(best).name if best else checkpoint))
 
 
 def save_classifier(model: DualHeadReasoningModel, tokenizer: Any, folder: str | Path) -> None:

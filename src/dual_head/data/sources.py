@@ -16,7 +16,7 @@ from typing import Any
 from dual_head.data import Drops
 from dual_head.errors import DualHeadError
 
-__all__ = ["rows_of"]
+__all__ = ["hub_rows", "rows_of", "rows_of_file"]
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
@@ -51,18 +51,18 @@ def _parse(line: bytes) -> Any:
     """The JSON value of a line, or None for a line that holds none."""
     try:
         return json.loads(line.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of a line of nothing but brackets
         return None
 
 
-def _json_rows(file: Path, drops: Drops) -> Iterator[tuple[Any, str]]:
+def _json_rows(file: Path, drops: Drops, *, array: bool) -> Iterator[tuple[Any, str]]:
     number = 0
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
         try:
             for number, line in enumerate(stream, 1):
-                if number == 1 and ".json" in file.suffixes and line.lstrip().startswith(b"["):
-                    array = _parse(line + stream.read())
-                    rows = [None] if array is None else array
+                if number == 1 and array and line.lstrip().startswith(b"["):
+                    found = _parse(line + stream.read())
+                    rows = [None] if found is None else found
                     yield from ((row, f"{file}: row {i}") for i, row in enumerate(rows, 1))
                 elif line.strip():
                     yield _parse(line), f"{file}:{number}"
@@ -82,15 +82,30 @@ def _parquet_rows(file: Path) -> Iterator[tuple[Any, str]]:
         raise DualHeadError(f"'{file}' is no readable parquet file ({error}). Download it again.") from error
 
 
-def _hub_rows(name: str, split: str, data_dir: str | None) -> Iterator[tuple[Any, str]]:
+def rows_of_file(file: Path, drops: Drops, *, kind: str | None = None) -> Iterator[tuple[Any, str]]:
+    """Yield the rows of a file that is jsonl, json (an array, or lines) or parquet; by its name where no kind is."""
+    kind = kind or ("parquet" if file.suffix == ".parquet" else "json" if ".json" in file.suffixes else "jsonl")
+    return _parquet_rows(file) if kind == "parquet" else _json_rows(file, drops, array=kind == "json")
+
+
+def hub_rows(
+    name: str, split: str, *, configuration: str | None = None, data_dir: str | None = None
+) -> Iterator[tuple[Any, str]]:
+    """Yield the rows of a data set on the hub; data_dir: one of its configurations, or else a folder in it."""
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, data_dir=data_dir, split=split)
+        if data_dir and data_dir in datasets.get_dataset_config_names(name):
+            configuration, data_dir = data_dir, None
+        named = (name, configuration) if configuration else (name,)
+        rows = datasets.load_dataset(*named, data_dir=data_dir, split=split)
     except (OSError, ValueError) as error:
         remedy = "Pass a local path, or check the name, split= and data_dir= there."
         raise DualHeadError(f"'{name}' is no local path and the hub says: {error} {remedy}") from error
-    yield from ((row, f"{name} [{split}] row {i}") for i, row in enumerate(rows, 1))
+    except RuntimeError as error:  # how datasets refuses to run a data set's own script
+        remedy = "Name a copy of it without a script, or download its files and pass their folder."
+        raise DualHeadError(f"'{name}' cannot be read from the hub: {error}. {remedy}") from error
+    yield from ((row, f"{' '.join(named)} [{split}] row {i}") for i, row in enumerate(rows, 1))
 
 
 def rows_of(name: str, split: str, data_dir: str | None, drops: Drops) -> Iterator[tuple[Any, str]]:
@@ -98,8 +113,8 @@ def rows_of(name: str, split: str, data_dir: str | None, drops: Drops) -> Iterat
     root = Path(name).expanduser() / (data_dir or "")
     if root.exists():
         for file in _files(root, split, drops):
-            yield from _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file, drops)
+            yield from rows_of_file(file, drops)
     elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or name.endswith(_SUFFIXES) or Path(name).exists():
         raise DualHeadError(f"There is no file or folder '{root}'. Check the path; a hub name is owner/name.")
     else:
-        yield from _hub_rows(name, split, data_dir)
+        yield from hub_rows(name, split, data_dir=data_dir)

@@ -1,9 +1,9 @@
 """The options that say which rows are read, for the commands that read a data set and train nothing."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
+from dual_head.classify.formats_options import columns_of, labels_of
 from dual_head.commands.help import at_least
 from dual_head.errors import DualHeadError
 
@@ -16,11 +16,11 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("rows")
     group.add_argument("--dataset", required=True, help="a file, a folder, a name on the hub, or a task such as boolq")
     group.add_argument("--split", default="train", help="which split")
-    group.add_argument("--data_dir", help="subfolder, or folder of a data set on the hub")
+    group.add_argument("--data_dir", help="subfolder, or configuration of a data set on the hub")
     group.add_argument("--format", default="auto", help="format of the rows; default: told from the first ones")
-    group.add_argument("--columns", help='JSON: which columns are what, as {"input": "text", "label": "class"}')
+    group.add_argument("--columns", help="which columns are what: input=text,label=class, or the same in JSON")
     group.add_argument("--template", help="how an input is written from columns: '{premise} Therefore {hypothesis}?'")
-    group.add_argument("--labels", help="names of the classes in their order, with commas between")
+    group.add_argument("--labels", help="names of the classes in their order, with commas between, or a JSON list")
     group.add_argument("--explanation", default="1", help="which of a row's rationales, from 1, or all")
     group.add_argument("--multi_label", action="store_true", help="a row may have several labels")
     group.add_argument("--max_rows", type=at_least(1), help="read at most so many rows")
@@ -36,26 +36,14 @@ def load_dataset(args: argparse.Namespace, **changed: Any) -> "Loaded":
         "split": args.split,
         "data_dir": args.data_dir,
         "format": args.format,
-        "columns": _columns(args.columns),
+        "columns": columns_of(args.columns),
         "template": args.template,
-        "labels": [name.strip() for name in args.labels.split(",")] if args.labels else None,
+        "labels": labels_of(args.labels),
         "explanation": explanation,
         "multi_label": args.multi_label,
         "max_rows": args.max_rows,
     }
     return load_examples(**{**said, **changed})
-
-
-def _columns(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise DualHeadError(f'--columns is JSON such as \'{{"input": "text", "label": "class"}}\', not {text}.')
-    return found
 
 
 def _number(text: str) -> int:

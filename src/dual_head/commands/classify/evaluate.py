@@ -20,7 +20,8 @@ from rich.table import Table
 
 from dual_head import __version__
 from dual_head.checkpoint import atomic_folder
-from dual_head.commands.classify.evaluate_config import apply_config, columns_of, folder_of
+from dual_head.classify.formats_options import columns_of
+from dual_head.commands.classify.evaluate_config import apply_config, folder_of
 from dual_head.commands.classify.predict import add_batches, add_classifier
 from dual_head.commands.flags import refuse_unknown
 from dual_head.commands.help import Help, at_least
@@ -97,7 +98,7 @@ def _examples(predictor: "Predictor", args: argparse.Namespace) -> "tuple[list[E
         split=args.split,
         data_dir=args.data_dir,
         format=args.format or own.get("format") or "auto",
-        columns=columns_of(args.columns) or own.get("columns"),
+        columns=args.columns or own.get("columns"),
         labels=predictor.labels,
         template=args.template or own.get("template"),
         max_rows=args.max_rows,
@@ -205,11 +206,25 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     args.classifier = [folder_of(place) for place in said or parser.get_default("trained") or []]
     if not args.classifier:
         raise DualHeadError("Say which classifier: its folder, the output_dir of training.")
+    _require_places(args)
+    args.columns = columns_of(args.columns)
     if not args.dataset:
         raise DualHeadError("Say what to evaluate on with --dataset.")
     if args.held_out is not None and not 0 < args.held_out < 1:
         raise DualHeadError(f"--held_out is a share of inputs, above 0 and below 1, not {args.held_out}.")
     return args
+
+
+def _require_places(args: argparse.Namespace) -> None:
+    """Refuse to keep anything with a classifier that is no folder here, as one on the hub."""
+    elsewhere = [place for place in args.classifier if not Path(place).is_dir()]
+    if args.classifier[0] in elsewhere and not args.output_dir:
+        raise DualHeadError(f"'{args.classifier[0]}' is no folder here. Say where to write with --output_dir.")
+    if elsewhere and args.calibrate:
+        raise DualHeadError(
+            f"--calibrate keeps the temperature in the classifier's folder, and '{elsewhere[0]}' is none here. "
+            "Download it and give its folder."
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     add_classifier(parser, "classifier", nargs="*")
     parser.add_argument("--checkpoint", help="a classifier, as the DHRD README names it")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options, or that of training")
-    parser.add_argument("--output_dir", help="default: evaluation, in the first classifier's folder")
+    parser.add_argument("--output_dir", help="default: evaluation, in the first classifier's folder, where it is one")
     data = parser.add_argument_group("rows")
     data.add_argument("--dataset", help="a file, a folder, a name on the hub, or a task such as boolq")
     data.add_argument("--split", default="test", help="which split")

@@ -4,7 +4,6 @@ It knows names of options, and neither classifiers nor rows.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,6 @@ def _of_training(values: dict[str, Any], file: Path, own: set[str]) -> dict[str,
             raise DualHeadError(f"Unknown key '{key}' in '{file}'.{did_you_mean(key, known | own)}")
     named = {train.ALIASES.get(key, (key,))[0]: value for key, value in flat.items() if key != "checkpoint"}
     found = {HELD_OUT[key]: value for key, value in named.items() if key in HELD_OUT}
-    if isinstance(found.get("columns"), dict):
-        found["columns"] = json.dumps(found["columns"])
     if "dataset" in found or "split" in found:
         found = {"dataset": named.get("dataset_name"), "split": "validation", **found}
     else:
@@ -66,19 +63,6 @@ def _of_training(values: dict[str, Any], file: Path, own: set[str]) -> dict[str,
     common = ("device", "dtype", "device_map", "attn_implementation", "trust_remote_code")
     found |= {key: named[key] for key in common if key in named}
     return found | {"trained": [str(named.get("output_dir") or train.build_parser().get_default("output_dir"))]}
-
-
-def columns_of(text: str | None) -> dict[str, Any] | None:
-    """Read "input=text,label=class", or the same in JSON, where an input may be a list. Errors: neither."""
-    if text is None:
-        return None
-    try:
-        if not text.lstrip().startswith("{"):
-            return {key.strip(): column.strip() for key, column in (pair.split("=") for pair in text.split(","))}
-        found = json.loads(text)
-    except ValueError as error:
-        raise DualHeadError(f"--columns is input=text,label=class or such, not '{text}'.") from error
-    return found
 
 
 def folder_of(place: str) -> str:

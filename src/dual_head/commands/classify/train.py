@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
@@ -50,6 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         options, training, _ = parser.parse_args_into_dataclasses(said)
     except ValueError as error:  # how TrainingArguments refuses a combination of flags
         raise DualHeadError(str(error)) from error
+    _require_no_smoothing(training)
     train_classifier(options, training)
     # Processes that leave one by one, each with an open connection, abort those that are still there.
     processes = PartialState()
@@ -82,19 +84,52 @@ def apply_config(parser: HfArgumentParser, file: Path) -> None:
     defaults: dict[str, Any] = {}
     for key, value in _flat(values).items():
         if key == "device":
-            defaults["use_cpu"] = value == "cpu"
+            defaults["use_cpu"] = _is_cpu(str(value))
             continue
         for name in ALIASES.get(key, (key,)):
             if name not in flags:
                 raise DualHeadError(f"Unknown key '{key}' in '{file}'.{did_you_mean(key, [*flags, *ALIASES])}")
-            given = (
-                ",".join(map(str, value)) if isinstance(value, list) and name in ("labels", "class_weights") else value
-            )
-            defaults[name] = checked(flags[name], given, file)
+            if name == "class_weights" and isinstance(value, list):
+                value = ",".join(map(str, value))
+            # What YAML has more words for than a flag has is for the options themselves to check.
+            defaults[name] = value if name in ("labels", "columns") else checked(flags[name], value, file)
     for action in parser._actions:
         if action.dest in defaults:
             action.required = False
     parser.set_defaults(**defaults)
+
+
+def _is_cpu(device: str) -> bool:
+    """Whether --device asks for the processor. Errors: no such device, or not the one that training will take."""
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise DualHeadError(
+            f"There is no device '{device}'. Say --device cpu, or cuda or mps where there is one."
+        ) from error
+    if asked.type == "cpu":
+        return True
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or asked.type != found.type:
+        there = "cpu" if found is None else f"cpu and {found.type}"
+        raise DualHeadError(
+            f"There is no device '{device}' here: torch sees {there}. Say one of them, or leave it out."
+        )
+    if (asked.index or 0) >= torch.accelerator.device_count():
+        raise DualHeadError(f"There is no device '{device}' here. Say --device {asked.type}, or leave it out.")
+    if asked.index:
+        raise DualHeadError(
+            f"Training takes the first device that it sees, not '{device}'. Show it that one only: "
+            f"CUDA_VISIBLE_DEVICES={asked.index} dual-head classify train ... --device {asked.type}."
+        )
+    return False
+
+
+def _require_no_smoothing(training: ClassifierTrainingArguments) -> None:
+    if training.label_smoothing_factor:  # transformers smooths in its own loss, and ours are the model's
+        raise DualHeadError(
+            "--label_smoothing_factor has no effect on a classifier's losses. Leave it out, or give shares as labels."
+        )
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +142,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelled_out(arguments: list[str]) -> list[str]:
-    """Put our own flags in the place of the README's; --device says cpu or cuda."""
+    """Put our own flags in the place of the README's; --device says whether it is the cpu."""
     found: list[str] = []
     i = 0
     while i < len(arguments):
@@ -123,7 +158,7 @@ def _spelled_out(arguments: list[str]) -> list[str]:
             value = arguments[i + 1]
         i += 1 if equals else 2
         if name == "device":
-            found += ["--use_cpu", str(value == "cpu")]
+            found += ["--use_cpu", str(_is_cpu(value))]
         else:
             for own in ALIASES[name]:
                 found += [f"--{own}", value]
