@@ -184,6 +184,24 @@ def test_metrics_reach_tensorboard(backbone_folder, pairs_file, tmp_path):
     assert {"train/preference", "train/gate", "eval/accuracy"} <= set(events.Tags()["scalars"])
 
 
+def test_the_report_is_of_the_weights_that_are_kept(backbone_folder, pairs_file, tmp_path):
+    """At this rate every evaluation is worse than the first one, whose weights are the best."""
+    options = {"learning_rate": 3.0, "eval_steps": 2, "save_steps": 2, "max_steps": 6, "load_best_model_at_end": True}
+    out = tmp_path / "out"
+    train(backbone_folder, pairs_file, out, **options, save_strategy="steps", eval_strategy="steps")
+    state = json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())
+    losses = {row["step"]: row["eval_loss"] for row in state["log_history"] if "eval_loss" in row}
+    best = min(losses, key=losses.__getitem__)
+    assert best != 6
+    assert_same(weights(out), weights(out / f"checkpoint-{best}"))
+    reported = json.loads((out / "report.json").read_text())["metrics"]["eval_loss"]
+    assert reported == pytest.approx(losses[best])
+    for file in ("report.json", "model.safetensors"):
+        (out / file).unlink()
+    train(backbone_folder, pairs_file, out, **options, save_strategy="steps", eval_strategy="steps")
+    assert_same(weights(out), weights(out / f"checkpoint-{best}"))  # written again without training
+
+
 def test_only_the_newest_whole_checkpoint_counts(tmp_path):
     for step in (2, 10, 12):
         folder = tmp_path / f"checkpoint-{step}"

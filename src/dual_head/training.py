@@ -216,6 +216,7 @@ class GuideTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del model
         load_guides(self.aligned, resume_from_checkpoint)
+        self.held_out = {}  # of other weights
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
