@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 SLICE = 8192  # rows of a gradient in lower precision at a time, before they are added up in full
 # By id of the weight. No context variable: on GPUs backward passes, and what they compute again, run in other threads.
@@ -69,6 +69,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # The weight is handed over although its gradient goes elsewhere: without it nothing would ask for a backward pass.
     y = _Linear.apply(x.to(dtype), weight, sink)
     return y if bias is None else y + bias.to(dtype)  # type: ignore[operator]
+
+
+class AccumulatingLinear(nn.Linear):
+    """torch's linear layer, whose weight's gradient is added up in one buffer inside `accumulating`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W' + b."""
+        return linear(x, self.weight, self.bias)
 
 
 class _Linear(torch.autograd.Function):

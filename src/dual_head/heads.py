@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dual_head.accumulation import linear
+from dual_head.accumulation import AccumulatingLinear
 from dual_head.backbone import Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
@@ -40,8 +40,8 @@ class LinearMap(nn.Module):
         self, inputs: int, outputs: int, *, rank: int | None = None, bias: bool = False, init_std: float = 0.0
     ):
         super().__init__()
-        self.down = None if rank is None else nn.Linear(inputs, rank, bias=False)
-        self.up = nn.Linear(inputs if rank is None else rank, outputs, bias=bias)
+        self.down = None if rank is None else AccumulatingLinear(inputs, rank, bias=False)
+        self.up = AccumulatingLinear(inputs if rank is None else rank, outputs, bias=bias)
         nn.init.normal_(self.up.weight, std=init_std)
         if bias:
             nn.init.zeros_(self.up.bias)
@@ -49,8 +49,7 @@ class LinearMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out], in the dtype of the weights."""
         x = x.to(self.up.weight.dtype)
-        x = x if self.down is None else linear(x, self.down.weight)
-        return linear(x, self.up.weight, self.up.bias)
+        return self.up(x if self.down is None else self.down(x))
 
     def matrix(self) -> Tensor:
         """W [out, in], multiplied out."""
