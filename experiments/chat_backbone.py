@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from evidence_data import documents, transcripts, write_json, write_parts
+from evidence_script import parsed
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -273,11 +274,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--bf16", action="store_true", help="autocast, where the machine is faster so")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
-    given, _ = parser.parse_known_args()
-    if given.small:
-        parser.set_defaults(**SMALL)
-    return parser.parse_args()
+    return parsed(parser, SMALL)
 
 
 if __name__ == "__main__":

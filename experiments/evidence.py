@@ -10,20 +10,17 @@ one folder share the work. Writes summary.json and tables.md, and with --page th
 """
 
 import argparse
-import json
-import platform
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from evidence_data import write_json, write_text
 from evidence_runs import ABLATIONS, Plan
+from evidence_script import circumstances, parsed, publish, same_plan
 from evidence_stages import Evidence
 from evidence_summary import summary
-from evidence_tables import replaced, tables
+from evidence_tables import tables
 from evidence_transfer import Siblings
 from evidence_worlds import Demo, Dialogues
 
@@ -54,7 +51,7 @@ def main() -> None:
     small: dict = {"judge_steps": 2, "weak_steps": 4, "timing": {"new_tokens": 2, "rounds": 1}} if args.small else {}
     numbers = {"judge_steps": None, "weak_steps": WEAK_STEPS, **small}
     evidence = Evidence(plan, _siblings(args, folder, world), two_prompts=args.two_prompts, **numbers)
-    _same_plan(folder / "plan.json", plan)
+    same_plan(folder / "plan.json", _identity(plan))
     others = [subprocess.Popen([sys.executable, *_for_others()]) for _ in range(args.jobs - 1)]
     if args.stage == "judge":
         evidence.judge()
@@ -74,30 +71,20 @@ def _report(evidence: Evidence, args: argparse.Namespace) -> None:
     about = {
         "world": evidence.plan.world.name,
         "judge": evidence.plan.world.judge,
-        "command": " ".join(["python", "experiments/evidence.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        **circumstances(),
         "steps": evidence.plan.steps,
         "seeds": evidence.plan.seeds,
         "prompts": evidence.plan.prompts,
     }
     figures = summary(evidence, about)
-    write_json(evidence.folder / "summary.json", figures)
-    found = tables(figures)
-    said = "\n\n".join(f"<!-- evidence:{name} -->\n\n{table}\n\n<!-- /evidence -->" for name, table in found.items())
-    write_text(evidence.folder / "tables.md", said + "\n")
-    print(said)
-    if args.page:
-        text, missing = replaced(Path(args.page).read_text(encoding="utf-8"), found)
-        write_text(Path(args.page), text)
-        print(f"{args.page} has no place for: {', '.join(missing) or 'nothing'}.")
+    publish(evidence.folder, figures, tables(figures), args.page)
 
 
-def _same_plan(file: Path, plan: Plan) -> None:
-    """Refuse to go on in the folder of another plan."""
-    said = {
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What all runs of a folder have in common."""
+    return {
         "world": plan.world.name,
-        "about": getattr(plan.world, "about", "overall"),
+        "about": plan.world.about,
         "backbone": plan.world.backbone,
         "steps": plan.steps,
         "prompts": plan.prompts,
@@ -105,10 +92,6 @@ def _same_plan(file: Path, plan: Plan) -> None:
         "methods": list(plan.methods),
         "max_new_tokens": plan.max_new_tokens,
     }
-    if file.is_file() and (there := json.loads(file.read_text())) != said:
-        odd = next(name for name in said if there.get(name) != said[name])
-        raise DualHeadError(f"'{file.parent}' has another run ({odd}: {there.get(odd)}). Give another --output_dir.")
-    write_json(file, said)
 
 
 def _world(args: argparse.Namespace, folder: Path) -> Demo | Dialogues:
@@ -150,12 +133,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--alphas", type=float, nargs="+", help="strengths of the main table, 1 among them")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument("--page", help="a markdown file whose tables between markers are written again")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    given, _ = parser.parse_known_args()
-    if given.small:
-        parser.set_defaults(**SMALL)
-    return parser.parse_args()
+    return parsed(parser, SMALL)
 
 
 if __name__ == "__main__":

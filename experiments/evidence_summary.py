@@ -42,7 +42,7 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
             "the backbone": compared(base, base, ["0"])["0"],
             **{n: own["at"]["1"] for n, own in main.items()},
         },
-        "two": frontiers({name: evidence.two(name) for name in evidence.mixed()}) if evidence.mixed() else {},
+        "two": frontiers({name: evidence.two(name) for name in evidence.mixed()}),
         "ablation": _ablation(evidence, rates, base, rows),
         "transfer": _transfer(evidence, rates),
         "costs": json.loads(costs.read_text()) if (costs := evidence.folder / "costs.json").is_file() else {},

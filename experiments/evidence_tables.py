@@ -109,8 +109,10 @@ def preferred(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], a
 def frontiers(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Mean (helpful, harmless) at every pair of strengths of each method, and the area that they dominate.
 
-    The area is measured from the worst of all points in either objective, the same for every method.
+    The area is measured from the worst of all points in either objective, the same for every method; nothing of none.
     """
+    if not rows:
+        return {}
     values: dict[str, np.ndarray] = {}
     alphas: dict[str, list[str]] = {}
     for name, own in rows.items():

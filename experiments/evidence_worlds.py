@@ -42,6 +42,7 @@ class Demo:
 
     folder: Path
     name: str = "demo"
+    about: str = "overall"
     backbone: str = str(TOY_BACKBONE)
     decoding: Decoding = EXACT
     pairs_each: int = 4000

@@ -12,7 +12,6 @@ tables.md and curve.png, and with --page the tables between their markers there 
 
 import argparse
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,9 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from evidence_data import write_json, write_text
-from evidence_tables import replaced
+from evidence_data import write_json
+from evidence_script import circumstances, parsed, publish, same_plan
 from evidence_work import Task, work
 from rationales_data import Dataset, datasets
 from rationales_tables import curve_picture, summary, tables
@@ -34,7 +32,6 @@ from dual_head.classify.options import ClassifyOptions
 from dual_head.classify.probe import probe
 from dual_head.classify.run import train_classifier
 from dual_head.classify.training import ClassifierTrainingArguments
-from dual_head.errors import DualHeadError
 
 SYSTEMS = ("pooled", "none", "input_lm", "label_only", "shuffled", "shuffled_in_class", "permuted")
 SEARCHED = ("pooled", "none")
@@ -98,8 +95,7 @@ class Experiment:
 
     def floors(self) -> dict[str, Any]:
         """What bags of words tell on the test rows, kept beside the runs."""
-        file = self.folder / "floors.json"
-        return json.loads(file.read_text())
+        return json.loads((self.folder / "floors.json").read_text())
 
     def run(self) -> None:
         """Do what is not done."""
@@ -181,7 +177,7 @@ def main() -> None:
     """Train what is to be trained, then report."""
     args = _arguments()
     experiment = Experiment(args)
-    _same_plan(experiment.folder / "plan.json", args)
+    same_plan(experiment.folder / "plan.json", _identity(args))
     if args.stage in ("all", "train"):
         others = [
             subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1", "--stage", "train"])
@@ -197,36 +193,21 @@ def main() -> None:
 def _report(experiment: Experiment) -> None:
     args, folder = experiment.args, experiment.folder
     about = {
-        "command": " ".join(["python", "experiments/rationales.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        **circumstances(),
         **{name: getattr(args, name) for name in ("steps", "lamp_steps", "batch", "seeds", "test_rows", "bf16")},
     }
     figures = {"about": about, **summary(experiment)}
-    write_json(folder / "summary.json", figures)
-    found = tables(figures)
-    said = "\n\n".join(f"<!-- evidence:{name} -->\n\n{table}\n\n<!-- /evidence -->" for name, table in found.items())
-    write_text(folder / "tables.md", said + "\n")
-    print(said)
+    publish(folder, figures, tables(figures), args.page)
     if figures["curve"]:
         curve_picture(figures["curve"], folder / "curve.png")
-    if args.page:
-        page = Path(args.page)
-        text, missing = replaced(page.read_text(encoding="utf-8"), found)
-        write_text(page, text)
-        if figures["curve"]:
-            shutil.copy2(folder / "curve.png", page.parent / "rationales.png")
-        print(f"{page} has no place for: {', '.join(missing) or 'nothing'}.")
+        if args.page:
+            shutil.copy2(folder / "curve.png", Path(args.page).parent / "rationales.png")
 
 
-def _same_plan(file: Path, args: argparse.Namespace) -> None:
-    """Refuse to go on in the folder of another plan."""
+def _identity(args: argparse.Namespace) -> dict[str, Any]:
+    """What all runs of a folder have in common."""
     names = ("steps", "lamp_steps", "batch", "test_rows", "bf16", "max_input_length", "max_rationale_length")
-    said = {"backbone": str(Path(args.backbone).resolve()), **{name: getattr(args, name) for name in names}}
-    if file.is_file() and (there := json.loads(file.read_text())) != said:
-        odd = next(name for name in said if there.get(name) != said[name])
-        raise DualHeadError(f"'{file.parent}' has another run ({odd}: {there.get(odd)}). Give another --output_dir.")
-    write_json(file, said)
+    return {"backbone": str(Path(args.backbone).resolve()), **{name: getattr(args, name) for name in names}}
 
 
 def _arguments() -> argparse.Namespace:
@@ -251,11 +232,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="autocast, where the machine is faster so")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument("--page", help="a markdown file whose tables between markers are written again")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
-    given, _ = parser.parse_known_args()
-    if given.small:
-        parser.set_defaults(**SMALL)
-    return parser.parse_args()
+    return parsed(parser, SMALL)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -73,6 +74,11 @@ def is_finished(checkpoint: Path) -> bool:
     """Whether a whole checkpoint is its run's last one."""
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
     return state["global_step"] >= state["max_steps"]
+
+
+def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Path:
+    """The checkpoint whose weights a finished run keeps: the best one beside the last, whatever its folder was then."""
+    return last.parent / Path(best).name if best and args.load_best_model_at_end else last
 
 
 def check_same_run(recorded: Mapping[str, Any], wanted: Mapping[str, Any], output_dir: str) -> None:

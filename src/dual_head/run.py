@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -30,7 +29,7 @@ from dual_head.methods import Method
 from dual_head.model import AlignedModel
 from dual_head.progress import brief
 from dual_head.report import draw, print_report, summarise
-from dual_head.resume import begin, is_finished, load_guides, resume_point, save_guides, writable
+from dual_head.resume import begin, is_finished, kept_checkpoint, load_guides, resume_point, save_guides, writable
 from dual_head.run_inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
 from dual_head.run_options import RunOptions, identity_of
 from dual_head.training import GuideTrainer, GuideTrainingArguments
@@ -84,7 +83,7 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     if resume and is_finished(resume):
         console.print(f"Already trained to the end: {resume}. Add --restart to train again.")
         trainer.state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
-        load_guides(model, _kept(resume, trainer.state, best=args.load_best_model_at_end))
+        load_guides(model, kept_checkpoint(resume, trainer.state.best_model_checkpoint, args))
         if (output / REPORT_FILE).is_file() and (output / SAFE_WEIGHTS_NAME).is_file():
             return measuring  # all of it is written; another evaluation would say the same
     else:
@@ -158,12 +157,6 @@ def _peer_trainer(
     )
     brief(trainer)
     return trainer
-
-
-def _kept(last: Path, state: TrainerState, *, best: bool) -> Path:
-    """The checkpoint whose weights a finished run keeps, beside the last one, whatever its folder was called then."""
-    chosen = state.best_model_checkpoint if best else None
-    return last.parent / Path(chosen).name if chosen else last
 
 
 def _measure(trainer: Trainer, measuring: GuideTrainer) -> dict[str, float]:

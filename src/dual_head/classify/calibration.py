@@ -4,7 +4,6 @@ Source: On Calibration of Modern Neural Networks (Guo et al. 2017). It knows log
 which says whose temperature it is: that of a classifier trained again in the same folder is another.
 """
 
-import hashlib
 import json
 import math
 import warnings
@@ -20,6 +19,7 @@ from transformers.utils.hub import cached_file
 from dual_head.checkpoint import atomic_folder, find_file
 from dual_head.classify.metrics import log_probabilities, probabilities
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.identity import file_digest
 from dual_head.options import build
 
 __all__ = ["CALIBRATION_FILE", "Calibration", "cross_fitted", "fit_temperature", "load_calibration"]
@@ -93,8 +93,7 @@ def _file(source: str | Path) -> Path | None:
 
 
 def _digest(source: str | Path) -> str:
-    with Path(find_file(str(source), SAFE_WEIGHTS_NAME)).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(Path(find_file(str(source), SAFE_WEIGHTS_NAME)))
 
 
 def fit_temperature(

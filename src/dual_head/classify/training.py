@@ -23,7 +23,7 @@ from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import Tokenized
 from dual_head.errors import DualHeadError
 from dual_head.progress import brief
-from dual_head.resume import require_finite
+from dual_head.resume import kept_checkpoint, require_finite
 from dual_head.training import ByLength, one_device
 
 
@@ -212,9 +212,7 @@ class ClassifierTrainer(Trainer):
     def load_finished(self, checkpoint: Path) -> None:
         """Take up a run that was trained to its end, with its best weights where those are asked for."""
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        best = self.state.best_model_checkpoint if self.best_step is not None else None
-        # Beside the last one, whatever the run's folder was called then.
-        self._load_from_checkpoint(str(checkpoint.parent / Path(best).name if best else checkpoint))
+        self._load_from_checkpoint(str(kept_checkpoint(checkpoint, self.state.best_model_checkpoint, self.args)))
 
 
 def save_classifier(model: DualHeadReasoningModel, tokenizer: Any, folder: str | Path) -> None:

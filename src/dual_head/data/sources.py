@@ -16,7 +16,7 @@ from typing import Any
 from dual_head.data import Drops
 from dual_head.errors import DualHeadError
 
-__all__ = ["hub_rows", "rows_of", "rows_of_file"]
+__all__ = ["hub_rows", "is_hub_name", "rows_of", "rows_of_file"]
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
@@ -82,6 +82,11 @@ def _parquet_rows(file: Path) -> Iterator[tuple[Any, str]]:
         raise DualHeadError(f"'{file}' is no readable parquet file ({error}). Download it again.") from error
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether the hub could have something of this name: name, or owner/name."""
+    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name))
+
+
 def rows_of_file(file: Path, drops: Drops, *, kind: str | None = None) -> Iterator[tuple[Any, str]]:
     """Yield the rows of a file that is jsonl, json (an array, or lines) or parquet; by its name where no kind is."""
     kind = kind or ("parquet" if file.suffix == ".parquet" else "json" if ".json" in file.suffixes else "jsonl")
@@ -114,7 +119,7 @@ def rows_of(name: str, split: str, data_dir: str | None, drops: Drops) -> Iterat
     if root.exists():
         for file in _files(root, split, drops):
             yield from rows_of_file(file, drops)
-    elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or name.endswith(_SUFFIXES) or Path(name).exists():
+    elif not is_hub_name(name) or name.endswith(_SUFFIXES) or Path(name).exists():
         raise DualHeadError(f"There is no file or folder '{root}'. Check the path; a hub name is owner/name.")
     else:
         yield from hub_rows(name, split, data_dir=data_dir)

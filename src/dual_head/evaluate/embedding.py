@@ -1,12 +1,12 @@
 """Sentence embeddings, by a model that users name. It knows the optional package that loads one, and no metric."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError, require
 
 __all__ = ["Embedder", "load_embedder", "require_embedder"]
@@ -18,7 +18,7 @@ WANTED = "Give the folder or hub name of a sentence-transformers model."
 def require_embedder(name: str) -> None:
     """Refuse what cannot be an embedder, without loading it; what the hub has is not asked. Errors: no such folder."""
     require("sentence_transformers", "embeddings")
-    if not (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)):
+    if not (Path(name).is_dir() or is_hub_name(name)):
         raise DualHeadError(f"There is no embedder in '{name}'. {WANTED}")
 
 

@@ -1,0 +1,57 @@
+"""What the scripts of the experiments share: small sizes, one plan to a folder, tables written into files and pages.
+
+It knows arguments and files, and nothing of what is measured.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence_data import write_json, write_text
+from evidence_tables import replaced
+
+from dual_head.errors import DualHeadError
+
+
+def parsed(parser: argparse.ArgumentParser, small: Mapping[str, Any]) -> argparse.Namespace:
+    """Parse the command line; --small, which is added here, makes other defaults of the tiny sizes."""
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    given, _ = parser.parse_known_args()
+    if given.small:
+        parser.set_defaults(**small)
+    return parser.parse_args()
+
+
+def same_plan(file: Path, said: Mapping[str, Any]) -> None:
+    """Write down what a folder is for; refuse to go on in that of another plan."""
+    if file.is_file() and (there := json.loads(file.read_text())) != said:
+        odd = next(name for name in said if there.get(name) != said[name])
+        raise DualHeadError(f"'{file.parent}' has another run ({odd}: {there.get(odd)}). Give another --output_dir.")
+    write_json(file, said)
+
+
+def circumstances() -> dict[str, str]:
+    """The command, the day and the machine."""
+    return {
+        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+
+
+def publish(folder: Path, figures: Mapping[str, Any], tables: Mapping[str, str], page: str | None) -> None:
+    """Write summary.json and tables.md, print the tables, and put them between their markers of a page."""
+    write_json(folder / "summary.json", figures)
+    said = "\n\n".join(f"<!-- evidence:{name} -->\n\n{table}\n\n<!-- /evidence -->" for name, table in tables.items())
+    write_text(folder / "tables.md", said + "\n")
+    print(said)
+    if page:
+        text, missing = replaced(Path(page).read_text(encoding="utf-8"), tables)
+        write_text(Path(page), text)
+        print(f"{page} has no place for: {', '.join(missing) or 'nothing'}.")
