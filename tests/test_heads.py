@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from dual_head import DualHeadError
-from dual_head.heads import LinearMap, require_not_negative, require_positive
+from dual_head import DualHeadError, heads
+from dual_head.backbone import Features
+from dual_head.heads import CausalGate, LinearMap, require_not_negative, require_positive
+from dual_head.masks import causal_mask
 
 X = torch.tensor([[2.0, 3.0], [-1.0, 0.5]])
 
@@ -123,3 +125,54 @@ def test_values_below_0_are_refused_by_name():
 def test_what_is_off_or_just_large_enough_passes():
     require_positive(rank=None, width=1)
     require_not_negative(init_std=0.0)
+
+
+# ---- the gate ----------------------------------------------------------------------------------------------
+
+
+def a_gate() -> tuple[CausalGate, torch.Tensor, torch.Tensor]:
+    """A gate, hidden states [2, 6, 8], and the mask of a second row that is two tokens shorter."""
+    torch.manual_seed(0)
+    padding = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    return (
+        CausalGate(8, 2, 4),
+        torch.randn(2, 6, 8),
+        causal_mask(padding, 6, None, guide_layer=0, device=padding.device),
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "keep", [slice(-3, None), slice(-1, None), torch.tensor([4, 1]), torch.tensor([5, 4, 3, 2, 1, 0])]
+)
+def test_a_gate_that_is_asked_at_some_positions_says_there_what_it_says_everywhere(masked, keep):
+    gate, hidden, mask = a_gate()
+    mask = mask if masked else None
+    everywhere, there = gate(Features(hidden, mask=mask), None), gate(Features(hidden, mask=mask, keep=keep), None)
+    torch.testing.assert_close(there[:, keep], everywhere[:, keep])
+    elsewhere = torch.ones(6, dtype=torch.bool)
+    elsewhere[keep] = False
+    assert not there[:, elsewhere].any()
+
+
+def test_what_a_gate_computes_again_has_the_same_gradients(monkeypatch):
+    found = []
+    for kept in (heads.KEPT, 0):
+        monkeypatch.setattr(heads, "KEPT", kept)
+        gate, hidden, mask = a_gate()
+        gate(Features(hidden, mask=mask, keep=slice(-3, None)), None).square().sum().backward()
+        found.append([p.grad for p in gate.parameters()])
+    for kept, again in zip(*found, strict=True):
+        assert kept.any()
+        assert torch.equal(kept, again)
+
+
+def test_only_long_sequences_are_computed_again(monkeypatch):
+    calls = []
+    monkeypatch.setattr(heads, "checkpoint", lambda function, *own, **_: calls.append(1) or function(*own))
+    gate = CausalGate(8, 2, 4)
+    few = 2**24 // (4 * 8 * 4)  # what keys, values, queries and outputs of so many tokens take, in fp32
+    for tokens in (few, few + 1):
+        gate._attended = lambda asked, hidden, mask, cache: asked[..., 0]
+        gate(Features(torch.zeros(1, tokens, 8)), None)
+        assert len(calls) == tokens - few

@@ -48,11 +48,21 @@ class Features:
     keep: slice | Tensor = field(default_factory=lambda: slice(None))
     logits: Callable[[Tensor], Tensor] | None = None
 
-    def select(self, index: Tensor) -> "Features":
-        """Other rows of the same tokens: index [S, L] into the B T tokens gives [S, L, d], plain causal."""
-        pick = lambda x: None if x is None else x.flatten(0, 1)[index]  # noqa: E731
-        layers = {i: x.flatten(0, 1)[index] for i, x in self.layers.items()}
-        return Features(self.hidden.flatten(0, 1)[index], layers, input_ids=pick(self.input_ids), logits=self.logits)
+    def select(self, rows: "Rows") -> "Features":
+        """Other rows of the same tokens, [S, L, d] of [B, T, d]."""
+        pick = lambda x: None if x is None else x.flatten(0, 1)[rows.index]  # noqa: E731
+        layers = {i: x.flatten(0, 1)[rows.index] for i, x in self.layers.items()}
+        hidden, ids = self.hidden.flatten(0, 1)[rows.index], pick(self.input_ids)
+        return Features(hidden, layers, rows.mask, input_ids=ids, keep=rows.keep, logits=self.logits)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in which guides read a batch's tokens: index [S, L] into its B T tokens; mask, keep: see `Features`."""
+
+    index: Tensor
+    mask: Tensor | None = None
+    keep: slice | Tensor = field(default_factory=lambda: slice(None))
 
 
 @dataclass(frozen=True)

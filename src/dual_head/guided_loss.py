@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dual_head import policy
-from dual_head.backbone import Features
+from dual_head.backbone import Features, Rows
+from dual_head.data.collate import NO_TOKEN
 from dual_head.errors import DualHeadError
 from dual_head.guides import flatten, unflatten
 from dual_head.kernels import WORTH_COMPILING
+from dual_head.masks import causal_mask
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel, Encoded
@@ -80,6 +82,7 @@ class GuidedLoss(nn.Module):
         parts: Tensor | None = None,
         sequences: Tensor | None = None,
         within: Tensor | None = None,
+        tail: int = 0,
         hidden: Tensor | None = None,
         layers: dict[int, Tensor] | None = None,
         **_: Any,
@@ -92,10 +95,13 @@ class GuidedLoss(nn.Module):
         """
         guide, select = self.model.guide(self.guide), None
         if not guide.reads_tokens and not guide.cache_layers:
-            select, at = at[None], torch.arange(len(at), device=at.device)
+            select, at = Rows(at[None]), torch.arange(len(at), device=at.device)
         elif not guide.reads_tokens and sequences is not None:
             assert within is not None
-            select, at = sequences, within
+            # What precedes a response is looked back at, and nothing is asked of it.
+            there, device = sequences != NO_TOKEN, sequences.device
+            mask = causal_mask(there, sequences.shape[1], None, guide_layer=0, device=device)
+            select, at = Rows(sequences.clamp(min=0), mask, slice(-tail, None)), within
         if hidden is not None:
             features = Features(hidden, layers or {})
             features = features if select is None else features.select(select)

@@ -13,6 +13,10 @@ from dual_head.backbone import Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
 
+# What attention keeps for its backward pass, in bytes, beyond which it is computed again: it grows with the sequences,
+# and at the length of a dialogue computing it again would be a twelfth of a step.
+KEPT = 2**24
+
 
 def require_positive(**sizes: int | None) -> None:
     """Refuse sizes below 1, by their names; None means the option is off."""
@@ -72,18 +76,30 @@ class CausalGate(nn.Module):
         nn.init.zeros_(self.output.bias)  # gates start near one half, where the sigmoid is steepest
 
     def forward(self, features: Features, cache: CacheSlot | None) -> Tensor:
-        """Map features [B, T, d] to gate logits [B, T]."""
-        own = (features.hidden, features.mask, cache)
-        if torch.is_grad_enabled() and cache is None:
-            # What attention keeps for its backward pass grows with the sequences, and is cheap to compute again.
-            return checkpoint(self._logits, *own, use_reentrant=False, preserve_rng_state=False)
-        return self._logits(*own)
-
-    def _logits(self, hidden: Tensor, mask: Tensor | None, cache: CacheSlot | None) -> Tensor:
-        kind = hidden.device.type
+        """Map features [B, T, d] to gate logits [B, T], 0 where nobody will ask for logits (`keep`)."""
+        kind = features.hidden.device.type
         autocast = torch.is_autocast_enabled(kind)
-        hidden = hidden.to(torch.get_autocast_dtype(kind) if autocast else self.query.weight.dtype)
-        q, k, v = (self._split(project(hidden)) for project in (self.query, self.key, self.value))
+        hidden = features.hidden.to(torch.get_autocast_dtype(kind) if autocast else self.query.weight.dtype)
+        asked = hidden[:, features.keep]
+        if isinstance(features.keep, slice) and asked.shape[1] == hidden.shape[1]:
+            return self._logits(hidden, hidden, features.mask, cache)
+        at = torch.arange(hidden.shape[1], device=hidden.device)
+        mask = at <= at[features.keep, None] if features.mask is None else features.mask[..., features.keep, :]
+        own = self._logits(asked, hidden, mask, cache)
+        logits = own.new_zeros(hidden.shape[:2])
+        logits[:, features.keep] = own
+        return logits
+
+    def _logits(self, asked: Tensor, hidden: Tensor, mask: Tensor | None, cache: CacheSlot | None) -> Tensor:
+        width = self.num_heads * self.head_dim
+        kept = 2 * width * (asked[..., 0].numel() + hidden[..., 0].numel()) * hidden.itemsize
+        if torch.is_grad_enabled() and cache is None and kept > KEPT:
+            own = (asked, hidden, mask, cache)
+            return checkpoint(self._attended, *own, use_reentrant=False, preserve_rng_state=False)
+        return self._attended(asked, hidden, mask, cache)
+
+    def _attended(self, asked: Tensor, hidden: Tensor, mask: Tensor | None, cache: CacheSlot | None) -> Tensor:
+        q, k, v = self._split(self.query(asked)), self._split(self.key(hidden)), self._split(self.value(hidden))
         if cache is not None:
             k, v = cache.update(k, v)
         causal = mask is None and q.shape[-2] > 1

@@ -29,7 +29,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
-from dual_head.backbone import Backbone, BackboneShape, Features, load_backbone
+from dual_head.backbone import Backbone, BackboneShape, Features, Rows, load_backbone
 from dual_head.cache import CacheSlot
 from dual_head.caching import GuideCaching
 from dual_head.composition import GuideComposition, absolute, entry_of, require_guide_name
@@ -146,13 +146,13 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading,
         inputs_embeds: Tensor | None = None,
         guides: Collection[str] = (),
         keep: slice | Tensor = slice(None),
-        select: Tensor | None = None,
+        select: Rows | None = None,
         options: dict[str, Any] | None = None,
     ) -> Encoded:
         """Run the backbone and the sequence part of the named guides: no logits, nothing as wide as V.
 
         keep: the positions whose logits will be asked for; others need no work of a guide that looks at logits;
-        select [S, L]: give the guides other rows of the same tokens, see `Features.select`, and return those.
+        select: give the guides these rows of the same tokens, and return those.
         """
         acting = {name: self.guide(name) for name in guides}
         slots = self._cache_slots(past_key_values, acting)

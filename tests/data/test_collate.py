@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dual_head.data.collate import PairCollator, split_sides
+from dual_head.data.collate import NO_TOKEN, PairCollator, split_sides
 from dual_head.errors import DualHeadError
 
 ROWS = [
@@ -46,12 +46,23 @@ def test_a_shared_prompt_is_written_once_and_predicts_both_first_tokens():
 
 def test_of_shared_rows_one_can_make_the_sequences_again():
     apart, shared = (PairCollator(pad_token_id=0, share_prompt=share)(ROWS) for share in (False, True))
-    sequences = shared["input_ids"].flatten()[shared["sequences"]]
-    there = apart["input_ids"] != 0
-    assert torch.equal(sequences[there], apart["input_ids"][there])
-    assert (shared["sequences"][~there] == 0).all()
-    assert torch.equal(shared["within"], apart["at"])
+    there = shared["sequences"] != NO_TOKEN
+    sequences = shared["input_ids"].flatten()[shared["sequences"]].where(there, 0)
+    assert sequences.tolist() == [
+        [0, 11, 12, 13, 21, 2],
+        [11, 12, 13, 31, 32, 2],
+        [0, 0, 14, 22, 23, 2],
+        [0, 0, 0, 0, 14, 33],
+    ]
+    assert sequences[there].tolist() == apart["input_ids"][apart["input_ids"] != 0].tolist()
     assert torch.equal(shared["sequences"].flatten()[shared["within"]], shared["at"])
+
+
+def test_all_that_is_scored_is_in_the_tail_of_the_sequences():
+    shared = PairCollator(pad_token_id=0, share_prompt=True)(ROWS)
+    assert shared["tail"] == 4  # three tokens, and what predicts the first of them
+    length = shared["sequences"].shape[1]
+    assert (shared["within"] % length >= length - shared["tail"]).all()
 
 
 def test_response_tokens_come_pair_by_pair_and_chosen_first(batch):

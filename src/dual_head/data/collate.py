@@ -16,6 +16,7 @@ from dual_head.errors import DualHeadError
 __all__ = ["PADDING", "PROMPT", "PairBatch", "PairCollator", "split_sides"]
 
 PADDING, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2  # what a token is part of
+NO_TOKEN = -1  # of a sequence that is shorter than the others
 
 
 class PairBatch(TypedDict):
@@ -32,8 +33,10 @@ class PairBatch(TypedDict):
     counts: list[int]  # [B], how many of the n each pair has
     # Where prompts are shared:
     parts: NotRequired[Tensor]  # [R, T] int64: prompt 0, chosen 1, rejected 2, padding -1
-    sequences: NotRequired[Tensor]  # [2B, L] int64, which of the R T tokens each sequence consists of, padded with 0
+    # [2B, L] int64, which of the R T tokens each sequence consists of; on the left NO_TOKEN, so that all end together
+    sequences: NotRequired[Tensor]
     within: NotRequired[Tensor]  # [n] int64, as `at`, among the 2B L tokens of sequences
+    tail: NotRequired[int]  # in how many last tokens of sequences all of `within` are
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,11 @@ class PairCollator:
         }
         following = scored + 1
         if self.share_prompt:
-            sequences = _sequences(lengths, width, max(map(len, both)))
-            batch |= {"parts": parts, "sequences": sequences, "within": scored, "at": sequences.flatten()[scored]}
-            following = sequences.flatten()[following]
+            sequences, shift = _sequences(lengths, width, max(map(len, both)))
+            within = scored + shift.repeat_interleave(layout[:, 1])
+            batch |= {"parts": parts, "sequences": sequences, "within": within, "at": sequences.flatten()[within]}
+            batch["tail"] = int(lengths[:, 1:].max()) + 1  # a response's tokens, and what predicts the first of them
+            following = sequences.flatten()[within + 1]
         return batch | {"labels": input_ids.flatten()[following]}
 
 
@@ -102,14 +107,17 @@ def _scored(layout: Tensor, width: int) -> Tensor:
     return ((at >= ends[:, :1] - 1) & (at < ends[:, 1:] - 1)).flatten().nonzero().flatten()
 
 
-def _sequences(lengths: Tensor, width: int, longest: int) -> Tensor:
-    """Which of the B width tokens of rows [prompt | chosen | rejected] make each sequence, [2B, longest], else 0."""
+def _sequences(lengths: Tensor, width: int, longest: int) -> tuple[Tensor, Tensor]:
+    """Which of the B width tokens of rows [prompt | chosen | rejected] make each sequence, and how far it is shifted.
+
+    [2B, longest], NO_TOKEN on the left; and [2B], so that all sequences end at the right.
+    """
     prompt, chosen, rejected = lengths[:, None, :, None].unbind(2)  # each [B, 1, 1]
-    at = torch.arange(longest)
+    shift = longest - prompt - torch.cat([chosen, rejected], 1)  # [B, 2, 1]
+    at = torch.arange(longest) - shift
     passed = torch.tensor([0, 1])[:, None] * chosen * (at >= prompt)  # [B, 2, L], tokens of the other response
-    ends = prompt + torch.cat([chosen, rejected], 1)
     own = torch.arange(len(lengths))[:, None, None] * width + at + passed
-    return own.masked_fill(at >= ends, 0).flatten(0, 1)
+    return own.masked_fill(at < 0, NO_TOKEN).flatten(0, 1), shift.flatten()
 
 
 def split_sides(per_row: Tensor) -> tuple[Tensor, Tensor]:
