@@ -45,7 +45,7 @@ METHODS = tuple(SETTINGS["demo"])
 FACTORS = {1: (1.0,), 2: (1.0, 3.0), 3: (1 / 3, 1.0, 3.0)}  # of the middle learning rate
 TWO = ("dual_head", "hidden")  # methods of which two objectives are mixed
 
-# One change of each from the best setting of its method, at one seed.
+# One change of each from the best setting of its method.
 ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "fixed gate": ("dual_head", {"gate": "constant"}),
     "no gate regularisation": ("dual_head", {"lambda_g": 0.0}),
@@ -119,18 +119,20 @@ class Plan:
         return [Run(method=name, rate=rates[name], seed=seed) for seed in range(self.seeds) for name in self.methods]
 
     def two(self, rates: Mapping[str, float]) -> list[Run]:
-        """One guide of each of two objectives, for the methods that are mixed."""
+        """One guide of each of two objectives, for the methods that are mixed, at every seed."""
         return [
-            Run(method=name, rate=rates[name], seed=0, objective=objective)
+            Run(method=name, rate=rates[name], seed=seed, objective=objective)
+            for seed in range(self.seeds)
             for name in TWO
             if name in self.methods
             for objective in ("helpful", "harmless")
         ]
 
     def ablated(self, rates: Mapping[str, float]) -> list[Run]:
-        """Every ablation of a method that is there."""
+        """Every ablation of a method that is there, at every seed."""
         return [
-            Run(method=name, rate=rates[name], seed=0, options=options, label=label)
+            Run(method=name, rate=rates[name], seed=seed, options=options, label=label)
+            for seed in range(self.seeds)
             for label, (name, options) in ABLATIONS.items()
             if label in self.ablations and name in self.methods
         ]

@@ -66,7 +66,8 @@ class Evidence:
             if plan.world.name == "demo":
                 weak = Path(self.siblings.weak)
                 self._work([Task(weak / "README.md", _call(make_weak, weak, self.weak_steps))])
-            for some in (self.siblings.runs(plan, rates), [self.siblings.adapted(plan, rates)]):
+            adapted = [self.siblings.adapted(plan, rates, seed) for seed in range(plan.seeds)]
+            for some in (self.siblings.runs(plan, rates), adapted):  # the second moves what the first made
                 self._work([Task(plan.place(run) / "trained.json", _call(train, plan, run)) for run in some])
 
     def answer(self) -> None:
@@ -92,10 +93,10 @@ class Evidence:
             Task(plan.place(run) / "test.jsonl", _call(self.test, run))
             for run in [*plan.main(rates), *plan.ablated(rates)]
         ]
-        tasks += [Task(self.folder / "two" / f"{name}.jsonl", _call(self.two, name)) for name in self.mixed()]
-        if self.siblings:
-            names = self.siblings.systems(plan, rates)
-            tasks += [Task(self._transfer_file(name), _call(self.transfer, name)) for name in names]
+        for seed in range(plan.seeds):
+            tasks += [Task(self._two_file(name, seed), _call(self.two, name, seed)) for name in self.mixed()]
+            names = self.siblings.systems(plan, rates, seed) if self.siblings else ()
+            tasks += [Task(self._transfer_file(name, seed), _call(self.transfer, name, seed)) for name in names]
         return tasks
 
     def _try(self, run: Run) -> None:
@@ -133,10 +134,11 @@ class Evidence:
             file, world, asked, (0.0,), seed=seed, model=lambda: base_of(world), max_new_tokens=plan.max_new_tokens
         )
 
-    def two(self, name: str) -> list[Row]:
+    def two(self, name: str, seed: int) -> list[Row]:
         """Answers of two guides of one method at every pair of strengths."""
         plan, world = self.plan, self.plan.world
-        places = {run.objective: plan.place(run) for run in plan.two(self.rates()) if run.method == name}
+        runs = [run for run in plan.two(self.rates()) if (run.method, run.seed) == (name, seed)]
+        places = {run.objective: plan.place(run) for run in runs}
 
         def both() -> AlignedModel:
             model = base_of(world)
@@ -146,20 +148,23 @@ class Evidence:
 
         alphas = [dict(zip(places, pair, strict=True)) for pair in product(plan.grid, repeat=2)]
         asked = world.asked("test", min(plan.prompts, self.two_prompts))
-        file = self.folder / "two" / f"{name}.jsonl"
-        return answered(file, world, asked, alphas, seed=0, model=both, max_new_tokens=plan.max_new_tokens)
+        file, limit = self._two_file(name, seed), plan.max_new_tokens
+        return answered(file, world, asked, alphas, seed=seed, model=both, max_new_tokens=limit)
 
-    def transfer(self, name: str) -> list[Row]:
+    def _two_file(self, name: str, seed: int) -> Path:
+        return self.folder / "two" / f"{name}-s{seed}.jsonl"
+
+    def transfer(self, name: str, seed: int) -> list[Row]:
         """Answers of one system of weak to strong."""
         assert self.siblings is not None
         plan, world = self.plan, self.plan.world
-        load = self.siblings.systems(plan, self.rates())[name]
+        load = self.siblings.systems(plan, self.rates(), seed)[name]
         asked = world.asked("test", plan.prompts)
-        file, limit = self._transfer_file(name), plan.max_new_tokens
-        return answered(file, world, asked, TRANSFER_ALPHAS, seed=0, model=load, max_new_tokens=limit)
+        file, limit = self._transfer_file(name, seed), plan.max_new_tokens
+        return answered(file, world, asked, TRANSFER_ALPHAS, seed=seed, model=load, max_new_tokens=limit)
 
-    def _transfer_file(self, name: str) -> Path:
-        return self.folder / "transfer" / f"{name.replace(' ', '_').replace(',', '')}.jsonl"
+    def _transfer_file(self, name: str, seed: int) -> Path:
+        return self.folder / "transfer" / f"{name.replace(' ', '_').replace(',', '')}-s{seed}.jsonl"
 
     def mixed(self) -> list[str]:
         """Methods of which guides of two objectives are mixed."""

@@ -42,7 +42,7 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
             "the backbone": compared(base, base, ["0"])["0"],
             **{n: own["at"]["1"] for n, own in main.items()},
         },
-        "two": frontiers({name: evidence.two(name) for name in evidence.mixed()}),
+        "two": frontiers({name: [evidence.two(name, seed) for seed in range(plan.seeds)] for name in evidence.mixed()}),
         "ablation": _ablation(evidence, rates, base, rows),
         "transfer": _transfer(evidence, rates),
         "costs": json.loads(costs.read_text()) if (costs := evidence.folder / "costs.json").is_file() else {},
@@ -57,22 +57,23 @@ def _judge(evidence: Evidence) -> dict[str, Any]:
 def _ablation(
     evidence: Evidence, rates: dict[str, float], base: list[list[Row]], rows: dict[str, Any]
 ) -> dict[str, Any]:
-    """Each setting of one change, and the method's own settings at the same seed."""
-    plan, found = evidence.plan, {}
-    for name in dict.fromkeys(run.method for run in plan.ablated(rates)):
-        found[f"{name}, all seeds"] = {"method": name, "at": compared(rows[name], base, ["1"]), "change": None}
-    for run in plan.ablated(rates):
-        own = [evidence.test(run)]
-        change = table_of(own, "1", "overall") - table_of(rows[run.method][:1], "1", "overall")
-        mean, interval = crossed(change)
-        at = compared(own, base[:1], ["1"])
-        found[run.label] = {"method": run.method, "at": at, "change": {"mean": mean, "interval": interval}}
+    """Each setting of one change, and the method's own settings, at the same seeds."""
+    runs, found = evidence.plan.ablated(rates), {}
+    for name in dict.fromkeys(run.method for run in runs):
+        found[f"{name} itself"] = {"method": name, "at": compared(rows[name], base, ["1"]), "change": None}
+    for label, name in dict.fromkeys((run.label, run.method) for run in runs):
+        own = [evidence.test(run) for run in runs if run.label == label]
+        mean, interval = crossed(table_of(own, "1", "overall") - table_of(rows[name], "1", "overall"))
+        at = compared(own, base, ["1"])
+        found[label] = {"method": name, "at": at, "change": {"mean": mean, "interval": interval}}
     return found
 
 
 def _transfer(evidence: Evidence, rates: dict[str, float]) -> dict[str, Any]:
     if not evidence.siblings:
         return {}
-    rows = {name: [evidence.transfer(name)] for name in evidence.siblings.systems(evidence.plan, rates)}
-    alphas = [f"{alpha:g}" for alpha in TRANSFER_ALPHAS]
-    return {name: {"at": compared(own, own, alphas)} for name, own in rows.items()}
+    plan, alphas, found = evidence.plan, [f"{alpha:g}" for alpha in TRANSFER_ALPHAS], {}
+    for name in evidence.siblings.systems(plan, rates, 0):
+        own = [evidence.transfer(name, seed) for seed in range(plan.seeds)]
+        found[name] = {"at": compared(own, own, alphas)}
+    return found

@@ -4,15 +4,16 @@ It knows rows of answers and plain values. It loads no model and generates nothi
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from dual_head.evaluate.frontier import hypervolume_interval, pareto
+from dual_head.evaluate.frontier import hypervolume, pareto
 from dual_head.evaluate.win_rates import win_rate
+from dual_head.intervals import percentiles
 
 RESAMPLES = 2000
 BLOCK = re.compile(r"<!-- evidence:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /evidence -->", re.DOTALL)
@@ -106,8 +107,8 @@ def preferred(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], a
     }
 
 
-def frontiers(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Mean (helpful, harmless) at every pair of strengths of each method, and the area that they dominate.
+def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]]) -> dict[str, Any]:
+    """Mean (helpful, harmless) at every pair of strengths of each method over its seeds, and the area they dominate.
 
     The area is measured from the worst of all points in either objective, the same for every method; nothing of none.
     """
@@ -115,26 +116,34 @@ def frontiers(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         return {}
     values: dict[str, np.ndarray] = {}
     alphas: dict[str, list[str]] = {}
-    for name, own in rows.items():
-        alphas[name] = list(dict.fromkeys(row["alpha"] for row in own))
+    for name, by_seed in rows.items():
+        alphas[name] = list(dict.fromkeys(row["alpha"] for row in by_seed[0]))
         values[name] = np.stack(
             [
-                np.stack([table_of([own], alpha, objective)[0] for objective in ("helpful", "harmless")], -1)
+                np.stack([table_of(by_seed, alpha, objective) for objective in ("helpful", "harmless")], -1)
                 for alpha in alphas[name]
             ]
-        )  # [points, prompts, 2]
-    reference = np.min([own.mean(1).min(0) for own in values.values()], axis=0)
+        )  # [points, seeds, prompts, 2]
+    reference = np.min([own.mean((1, 2)).min(0) for own in values.values()], axis=0)
     found: dict[str, Any] = {"reference": reference.tolist(), "methods": {}}
     for name, own in values.items():
-        points = own.mean(1)
-        volume = hypervolume_interval(own, reference)
+        points = own.mean((1, 2))
         found["methods"][name] = {
             "points": {alpha: point.tolist() for alpha, point in zip(alphas[name], points, strict=True)},
             "frontier": [alphas[name][i] for i in pareto(points)],
-            "hypervolume": volume.volume,
-            "interval": volume.interval,
+            "hypervolume": hypervolume(points, reference),
+            "interval": percentiles(np.array([hypervolume(one, reference) for one in _redrawn(own)])),
         }
     return found
+
+
+def _redrawn(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Means [points, k] of values [points, seeds, prompts, k], seeds and prompts both resampled."""
+    rng = np.random.default_rng(0)
+    _, seeds, prompts, _ = values.shape
+    for _ in range(RESAMPLES):
+        own = values[:, rng.integers(0, seeds, seeds)].mean(1)
+        yield own[:, rng.integers(0, prompts, prompts)].mean(1)
 
 
 # ---- tables ---------------------------------------------------------------------------------------------
@@ -278,7 +287,7 @@ def _ablation(summary: Mapping[str, Any]) -> str:
         at, change = own["at"]["1"], own["change"]
         of = _span(change["mean"], change["interval"]) if change else ""
         rows.append([label, own["method"], _span(at["gain"], at["interval"]), f"{at['kl']:.2f}", of])
-    columns = ["setting", "method", "gain at alpha = 1 (95%)", "KL at 1", "against the method's own, same seed (95%)"]
+    columns = ["setting", "method", "gain at alpha = 1 (95%)", "KL at 1", "against the method itself (95%)"]
     return markdown(columns, rows)
 
 

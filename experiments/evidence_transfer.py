@@ -27,34 +27,33 @@ class Siblings:
     weak: str
     strong: str
 
-    def on(self, which: str, plan: Plan, method: str, rate: float) -> Run:
+    def on(self, which: str, plan: Plan, method: str, rate: float, seed: int) -> Run:
         """A run on one of the two; on the world's own it is the run of the main table."""
         backbone = getattr(self, which)
         own = backbone == plan.world.backbone
-        return Run(method=method, rate=rate, seed=0, backbone="" if own else backbone, label="" if own else which)
+        return Run(method=method, rate=rate, seed=seed, backbone="" if own else backbone, label="" if own else which)
 
     def runs(self, plan: Plan, rates: Mapping[str, float]) -> list[Run]:
-        """Everything that is trained by itself."""
-        weak = [self.on("weak", plan, name, rates[name]) for name in NEEDED]
-        return [*weak, *(self.on("strong", plan, name, rates[name]) for name in ("iav", "hidden"))]
+        """Everything that is trained by itself, at every seed."""
+        each = [("weak", name) for name in NEEDED] + [("strong", name) for name in ("iav", "hidden")]
+        return [self.on(which, plan, name, rates[name], seed) for seed in range(plan.seeds) for which, name in each]
 
-    def adapted(self, plan: Plan, rates: Mapping[str, float]) -> Run:
+    def adapted(self, plan: Plan, rates: Mapping[str, float], seed: int) -> Run:
         """A weak head moved to the strong backbone, where the map between their hidden states is trained."""
-        weak = plan.place(self.on("weak", plan, "iav", rates["iav"]))
-        return Run(
-            method="iav", rate=rates["iav"], seed=0, backbone=self.strong, move=str(weak.resolve()), label="adapter"
-        )
+        rate = rates["iav"]
+        weak = str(plan.place(self.on("weak", plan, "iav", rate, seed)).resolve())
+        return Run(method="iav", rate=rate, seed=seed, backbone=self.strong, move=weak, label="adapter")
 
-    def systems(self, plan: Plan, rates: Mapping[str, float]) -> dict[str, Callable[[], AlignedModel]]:
+    def systems(self, plan: Plan, rates: Mapping[str, float], seed: int) -> dict[str, Callable[[], AlignedModel]]:
         """What answers, by its name in the table, loaded when called."""
-        place = {(which, name): plan.place(self.on(which, plan, name, rates[name])) for which, name in _pairs()}
+        place = {(which, name): plan.place(self.on(which, plan, name, rates[name], seed)) for which, name in _pairs()}
         return {
             "weak, its own hidden-space guide": lambda: AlignedModel.from_pretrained(str(place["weak", "hidden"])),
             "strong, its own hidden-space guide": lambda: AlignedModel.from_pretrained(str(place["strong", "hidden"])),
             "strong, its own head (IAV)": lambda: AlignedModel.from_pretrained(str(place["strong", "iav"])),
             "weak head moved, pooled": lambda: self._moved(place["weak", "iav"]),
             "weak head moved, trained adapter": lambda: AlignedModel.from_pretrained(
-                str(plan.place(self.adapted(plan, rates)))
+                str(plan.place(self.adapted(plan, rates, seed)))
             ),
             "weak GenARM steers strong": lambda: self._moved(place["weak", "genarm"]),
             "weak guided model steers strong": lambda: self._steered(place["weak", "hidden"]),

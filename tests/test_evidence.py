@@ -135,7 +135,7 @@ def test_no_two_runs_share_a_folder(tmp_path):
     )
     rates = dict.fromkeys(evidence_runs.METHODS, 3e-3)
     runs = [*plan.main(rates), *plan.two(rates), *plan.ablated(rates)]
-    assert len({run.key for run in runs}) == len(runs) == 8 * 3 + 2 * 2 + len(evidence_runs.ABLATIONS)
+    assert len({run.key for run in runs}) == len(runs) == 3 * (8 + 2 * 2 + len(evidence_runs.ABLATIONS))
 
 
 def test_every_ablation_is_an_option_that_its_method_has():
@@ -211,12 +211,21 @@ def test_frontiers_are_measured_from_the_worst_of_all_points():
         return [row(i, 0.0, alpha=alpha, helpful=helpful, harmless=harmless) for i in ("a", "b")]
 
     found = evidence_tables.frontiers(
-        {"one": [*at("x", 0.0, 2.0), *at("y", 2.0, 1.0), *at("z", 1.0, 1.0)], "other": at("x", 1.0, 0.0)}
+        {"one": [[*at("x", 0.0, 2.0), *at("y", 2.0, 1.0), *at("z", 1.0, 1.0)]], "other": [at("x", 1.0, 0.0)]}
     )
     assert found["reference"] == [0.0, 0.0]
     assert found["methods"]["one"]["frontier"] == ["x", "y"]
     assert found["methods"]["one"]["hypervolume"] == 2.0  # of (2, 1); (0, 2) lies on the edge
     assert found["methods"]["other"]["hypervolume"] == 0.0
+
+
+def test_seeds_that_disagree_widen_the_interval_of_a_frontier():
+    def seed(value: float):
+        return [row(i, 0.0, alpha="x", helpful=value, harmless=value) for i in ("a", "b")]
+
+    found = evidence_tables.frontiers({"one": [seed(1.0), seed(3.0)], "worst": [seed(0.0), seed(0.0)]})
+    assert found["methods"]["one"]["hypervolume"] == 4.0  # of (2, 2), the mean of both seeds
+    assert found["methods"]["one"]["interval"] == (1.0, 9.0)
 
 
 def test_a_judge_that_is_not_above_chance_is_said_to_be_so():
