@@ -24,7 +24,7 @@ from typing import Any
 from evidence_data import write_json
 from evidence_script import circumstances, parsed, publish, same_plan
 from evidence_work import Task, work
-from rationales_data import Dataset, datasets
+from rationales_data import SYNTHETIC, Dataset, datasets
 from rationales_tables import curve_picture, summary, tables
 
 from dual_head.classify.formats import load_examples
@@ -37,8 +37,8 @@ SYSTEMS = ("pooled", "none", "input_lm", "label_only", "shuffled", "shuffled_in_
 SEARCHED = ("pooled", "none")
 RATES = (1e-3, 3e-4, 3e-3)
 CURVE = 8  # evaluations on the way, on the synthetic set
-SMALL = {"seeds": 2, "rates": 1, "steps": 2, "lamp_steps": 8, "batch": 4, "test_rows": 16,
-         "systems": ["none", "pooled"], "data_sets": ["creak", "lamp"]}  # fmt: skip
+SMALL = {"seeds": 2, "rates": 1, "steps": 2, "synthetic_steps": 8, "batch": 4, "test_rows": 16,
+         "systems": ["none", "pooled"], "data_sets": ["creak", SYNTHETIC]}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,12 @@ class Experiment:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.folder = args, Path(args.output_dir)
-        found = datasets(Path(args.data), self.folder, rows=args.lamp_steps * args.batch, test_rows=args.test_rows)
+        found = datasets(Path(args.data), self.folder, rows=args.synthetic_steps * args.batch, test_rows=args.test_rows)
         self.data: Mapping[str, Dataset] = {name: found[name] for name in args.data_sets}
 
     def search(self) -> list[Run]:
-        """Both searched systems at every rate, at the first seed."""
-        rates = RATES[: self.args.rates]
+        """Both searched systems at every rate, at the first seed; of a single rate nothing is searched."""
+        rates = RATES[: self.args.rates] if self.args.rates > 1 else ()
         return [Run(data=d, control=c, rate=r, part="dev") for d in self.data for c in SEARCHED for r in rates]
 
     def main(self) -> list[Run]:
@@ -87,7 +87,7 @@ class Experiment:
     def rate(self, data: str, control: str) -> float:
         """The best learning rate of a system; a control's is that of DHRD."""
         tried = self.tried(data, control if control in SEARCHED else "none")
-        return max(tried, key=tried.__getitem__)
+        return max(tried, key=tried.__getitem__, default=RATES[0])
 
     def read(self, run: Run) -> dict[str, Any]:
         """What a finished run said."""
@@ -123,8 +123,8 @@ class Experiment:
 
     def _trained(self, run: Run) -> dict[str, Any]:
         args, data = self.args, self.data[run.data]
-        curve = run.data == "lamp" and run.part == "test"
-        steps = args.lamp_steps if run.data == "lamp" else args.steps
+        curve = run.data == SYNTHETIC and run.part == "test"
+        steps = args.synthetic_steps if run.data == SYNTHETIC else args.steps
         held = {"eval_split": data.test_split, "held_out": 0.0} if run.part == "test" else {"held_out": 0.1}
         started, processor = time.perf_counter(), time.process_time()
         trainer = train_classifier(
@@ -194,7 +194,7 @@ def _report(experiment: Experiment) -> None:
     args, folder = experiment.args, experiment.folder
     about = {
         **circumstances(),
-        **{name: getattr(args, name) for name in ("steps", "lamp_steps", "batch", "seeds", "test_rows", "bf16")},
+        **{name: getattr(args, name) for name in ("steps", "synthetic_steps", "batch", "seeds", "test_rows", "bf16")},
     }
     figures = {"about": about, **summary(experiment)}
     publish(folder, figures, tables(figures), args.page)
@@ -206,7 +206,7 @@ def _report(experiment: Experiment) -> None:
 
 def _identity(args: argparse.Namespace) -> dict[str, Any]:
     """What all runs of a folder have in common."""
-    names = ("steps", "lamp_steps", "batch", "test_rows", "bf16", "max_input_length", "max_rationale_length")
+    names = ("steps", "synthetic_steps", "batch", "test_rows", "bf16", "max_input_length", "max_rationale_length")
     return {"backbone": str(Path(args.backbone).resolve()), **{name: getattr(args, name) for name in names}}
 
 
@@ -218,13 +218,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder with rationales/")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--stage", choices=("all", "train", "report"), default="all")
-    parser.add_argument("--data_sets", nargs="+", choices=("esnli", "creak", "cqa", "lamp"),
-                        default=["esnli", "creak", "cqa", "lamp"])  # fmt: skip
+    parser.add_argument("--data_sets", nargs="+", choices=("esnli", "creak", "cqa", SYNTHETIC),
+                        default=["esnli", "creak", "cqa", SYNTHETIC])  # fmt: skip
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=int, choices=(1, 2, 3), default=2, help="learning rates tried")
     parser.add_argument("--steps", type=int, default=300, help="of every run")
-    parser.add_argument("--lamp_steps", type=int, default=400, help="of every run on the synthetic set, each row once")
+    parser.add_argument("--synthetic_steps", type=int, default=1500, help="of every run on the synthetic set")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--test_rows", type=int, default=3000, help="at most so many of each test split")
     parser.add_argument("--max_input_length", type=int, default=128)

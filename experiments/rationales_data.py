@@ -1,12 +1,13 @@
 """The data of the rationale experiment: three sets that people or a teacher explained, and one whose steps are known.
 
-In the last one a lamp is switched a few times and left alone a few times: the label is what it is in the end, and a
-rationale says what it is after each time. It knows files and rows, and no model.
+In the last one three people are given something to eat: they are happy where most like what they got, and a rationale
+says of each whether they do. Who likes what is nowhere else. It knows files and rows, and no model.
 """
 
+import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from evidence_data import write_text
 
 from dual_head.errors import DualHeadError
 
-NAMES = ("Ann", "Bob", "Carl", "Dora", "Emma", "Frank", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo")
-TURNS = 3  # of people who switch the lamp or leave it
-TRAIN_SEED, TEST_SEED = 1, 2
+SYNTHETIC = "tastes"
+PEOPLE = ("Ann", "Bob", "Carl", "Dora", "Emma", "Frank")
+FOODS = ("cake", "milk", "soup", "fish", "eggs", "rice")
+GIVEN = 3  # people of a row
+SEED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,32 +42,40 @@ def datasets(data: Path, folder: Path, *, rows: int, test_rows: int) -> Mapping[
     there = data / "rationales"
     if not there.is_dir():
         raise DualHeadError(f"There is no folder '{there}'. Give the one that holds rationales/ with --data.")
-    lamp = folder / "lamp"
-    for split, count, seed in (("train", rows, TRAIN_SEED), ("test", test_rows, TEST_SEED)):
-        lines = (json.dumps(row) + "\n" for row in lamp_rows(count, seed))
-        write_text(lamp / f"{split}.jsonl", "".join(lines))
+    made, place = taste_rows(), folder / SYNTHETIC
+    for split, own in (("train", made[test_rows : test_rows + rows]), ("test", made[:test_rows])):
+        write_text(place / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in own))
     return {
         # Its train split is not among what can be had as plain files: dev is trained on, test is judged.
         "esnli": Dataset(title="e-SNLI", path=there / "esnli", train_split="dev", test_split="test"),
         "creak": Dataset(title="CREAK", path=there / "creak", train_split="train", test_split="dev"),
         "cqa": Dataset(title="CommonsenseQA", path=there / "cqa_palm", train_split="train", test_split="test"),
-        "lamp": Dataset(title=f"A lamp and {TURNS} people", path=lamp, train_split="train", test_split="test"),
+        SYNTHETIC: Dataset(title=f"Tastes of {GIVEN} people", path=place, train_split="train", test_split="test"),
     }
 
 
-def lamp_rows(count: int, seed: int) -> Iterator[dict[str, str]]:
-    """Rows {"input_text", "label", "rationale"}; as many end in the light as in the dark."""
-    rng = random.Random(seed)
-    for i in range(count):
-        turns = [rng.random() < 0.5 for _ in range(TURNS - 1)]
-        yield lamp_row(rng.sample(NAMES, TURNS), [*turns, sum(turns) % 2 != i % 2])
+def tastes() -> dict[tuple[str, str], bool]:
+    """Who likes what: everybody half of all foods, and every food half of all people."""
+    liked = {(name, FOODS[(i + j) % len(FOODS)]) for i, name in enumerate(PEOPLE) for j in range(len(FOODS) // 2)}
+    return {pair: pair in liked for pair in itertools.product(PEOPLE, FOODS)}
 
 
-def lamp_row(names: Sequence[str], switches: Sequence[bool]) -> dict[str, str]:
-    """One row: the lamp is off, and everybody in turn switches it or leaves it. No sentence alone tells the label."""
-    said, after, on = ["The lamp is off."], [], False
-    for name, switched in zip(names, switches, strict=True):
-        on ^= switched
-        said.append(f"{name} {'flips' if switched else 'leaves'} it.")
-        after.append(f"After {name} it is {'on' if on else 'off'}.")
-    return {"input_text": " ".join(said), "label": "on" if on else "off", "rationale": " ".join(after)}
+def taste_rows() -> list[dict[str, str]]:
+    """All 25,920 rows {"input_text", "label", "rationale"} in an order drawn once: half of them are happy."""
+    rows = [
+        taste_row(list(zip(names, foods, strict=True)))
+        for names in itertools.permutations(PEOPLE, GIVEN)
+        for foods in itertools.product(FOODS, repeat=GIVEN)
+    ]
+    random.Random(SEED).shuffle(rows)
+    return rows
+
+
+def taste_row(given: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """One row: who got what. Whether they like it is in no sentence, and no name or food alone tells it."""
+    likes = tastes()
+    return {
+        "input_text": " ".join(f"{name} got {food}." for name, food in given),
+        "label": "happy" if sum(likes[pair] for pair in given) * 2 > len(given) else "sad",
+        "rationale": " ".join(f"{name} {'likes' if likes[name, food] else 'hates'} {food}." for name, food in given),
+    }

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from evidence_tables import crossed, markdown
+from rationales_data import SYNTHETIC
 
 SAID = {
     "pooled": "pooled only, no reasoning loss",
@@ -33,7 +34,7 @@ def summary(experiment: Any) -> dict[str, Any]:
             for name in experiment.data
         },
         "systems": {name: _systems(experiment, [run for run in runs if run.data == name]) for name in experiment.data},
-        "curve": _curve(experiment, [run for run in runs if run.data == "lamp"]),
+        "curve": _curve(experiment, [run for run in runs if run.data == SYNTHETIC]),
     }
 
 
@@ -101,11 +102,13 @@ def _before(figures: Mapping[str, Any], name: str) -> str:
     tried = "; ".join(
         f"{SAID[control]} " + ", ".join(f"{100 * value:.1f} at {rate:.2g}" for rate, value in rates.items())
         for control, rates in figures["search"][name].items()
+        if rates
     )
     return (
         f"{figures['titles'][name]}, {own['train_rows']:,} training rows. On all {own['test_rows']:,} test rows the "
         f"most frequent label is right on {words['majority']}%, TF-IDF with logistic regression of the input on "
-        f"{words['input']}%, of the rationale alone on {words['rationale']}%. Tried on rows kept back: {tried}."
+        f"{words['input']}%, of the rationale alone on {words['rationale']}%."
+        + (f" Tried on rows kept back: {tried}." if tried else "")
     )
 
 

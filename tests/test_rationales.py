@@ -16,31 +16,29 @@ import rationales_data  # noqa: E402
 import rationales_tables  # noqa: E402
 
 
-def test_the_label_is_the_last_state_of_the_lamp_and_the_rationale_says_every_one():
-    row = rationales_data.lamp_row(["Ann", "Bob", "Carl"], [True, False, True])
+def test_people_are_happy_where_most_like_what_they_got_and_the_rationale_says_who_does():
+    row = rationales_data.taste_row([("Ann", "cake"), ("Bob", "cake"), ("Carl", "rice")])
     assert row == {
-        "input_text": "The lamp is off. Ann flips it. Bob leaves it. Carl flips it.",
-        "label": "off",
-        "rationale": "After Ann it is on. After Bob it is on. After Carl it is off.",
+        "input_text": "Ann got cake. Bob got cake. Carl got rice.",
+        "label": "sad",
+        "rationale": "Ann likes cake. Bob hates cake. Carl hates rice.",
     }
-    for row in rationales_data.lamp_rows(100, seed=3):
-        assert row["label"] == ("on" if row["input_text"].count("flips") % 2 else "off")
-        assert row["rationale"].endswith(f"it is {row['label']}.")
+    for row in rationales_data.taste_rows()[:500]:
+        assert row["label"] == ("happy" if row["rationale"].count("likes") > 1 else "sad")
 
 
-def test_both_labels_are_as_frequent_and_no_turn_tells_the_label():
-    rows = list(rationales_data.lamp_rows(2000, seed=3))
-    assert Counter(row["label"] for row in rows) == {"on": 1000, "off": 1000}
-    for turn in range(rationales_data.TURNS):
-        flipped = [row["label"] == "on" for row in rows if "flips" in row["input_text"].split(". ")[turn + 1]]
-        assert abs(sum(flipped) / len(flipped) - 0.5) < 0.06  # four standard deviations of a thousand
+def test_both_labels_are_as_frequent_and_no_name_or_food_tells_the_label():
+    rows = rationales_data.taste_rows()
+    assert Counter(row["label"] for row in rows) == {"happy": 12960, "sad": 12960}
+    for word in (*rationales_data.PEOPLE, *rationales_data.FOODS):
+        found = Counter(row["label"] for row in rows if word in row["input_text"])
+        assert found["happy"] == found["sad"]
 
 
-def test_training_and_test_rows_of_the_lamp_are_drawn_apart(shared_data, tmp_path):
-    """Of 12 names and three turns there are 10,560 rows: some of the test rows come up in training as well."""
-    found = rationales_data.datasets(shared_data, tmp_path, rows=200, test_rows=200)["lamp"]
+def test_no_test_row_is_trained_on(shared_data, tmp_path):
+    found = rationales_data.datasets(shared_data, tmp_path, rows=200, test_rows=100)[rationales_data.SYNTHETIC]
     train, test = (set((found.path / f"{split}.jsonl").read_text().splitlines()) for split in ("train", "test"))
-    assert len(train & test) < 20
+    assert (len(train), len(test), len(train & test)) == (200, 100, 0)
 
 
 def test_a_folder_without_rationales_is_refused_with_the_remedy(tmp_path):
