@@ -60,11 +60,16 @@ class Lookahead(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Return the stored keys and values followed by those that only look ahead, along the tokens."""
+        stored: Any = self._prefix.layers[layer_idx] if layer_idx < len(self._prefix.layers) else None
+        if self._new and type(stored) is DynamicLayer:
+            # It makes room by copying what it holds. So everything goes in, and what looks ahead is cut off again.
+            both = self._prefix.update(key_states, value_states, layer_idx, *args, **kwargs)
+            stored.crop(self._new - key_states.shape[-2])
+            return both
         keys, values = key_states[:, :, : self._new], value_states[:, :, : self._new]
         if self._new:
             keys, values = self._prefix.update(keys, values, layer_idx, *args, **kwargs)
         else:
-            stored: Any = self._prefix.layers[layer_idx]
             keys, values = stored.keys, stored.values
         ahead = key_states[:, :, self._new :], value_states[:, :, self._new :]
         return torch.cat([keys, ahead[0]], -2), torch.cat([values, ahead[1]], -2)

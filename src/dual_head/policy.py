@@ -88,7 +88,9 @@ def products(
     mixing = fusion == "probabilities" and "policy" in wanted
     out: Products = {}
     if "base" in wanted or not editing or mixing or any(voice.guide.reads_base for voice in voices):
-        out["base"] = backbone.logits(hidden)
+        known = (voice.guide.base_logits(voice.states) for voice in voices)
+        base = next((logits for logits in known if logits is not None), None)
+        out["base"] = backbone.logits(hidden) if base is None else base
     if "policy" in wanted and editing and not mixing:
         out["edited"] = backbone.logits(_edited(hidden, editing))
     for i, voice in enumerate(voices):

@@ -143,6 +143,10 @@ class Guide(nn.Module, ABC):
         """Return what is added to the hidden state: token-local states [n, *] to [n, d]."""
         raise NotImplementedError(f"{type(self).__name__} speaks in the vocabulary")
 
+    def base_logits(self, states: States) -> Tensor | None:
+        """Return the backbone's logits [n, V] where the guide has computed them, so that nobody does so again."""
+        return states.get("base_logits")
+
     def gate_logit(self, states: States) -> Tensor | None:
         """Return the gate's logit s [n] in fp32, gate = sigmoid(s); None for a gate that does not move."""
         s = states.get("gate_logit")

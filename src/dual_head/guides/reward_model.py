@@ -132,12 +132,12 @@ class RewardModel(Companion):
         return True
 
     def executed(self, stored: int, backbone: Parameters) -> int:
-        """Its decoder and its score head, and the lm_head once more to find the candidates."""
+        """Its decoder and its score head; the candidates come from logits that the policy needs anyway."""
         if self.config.model is not None:
             own = count_parameters(self.config.model, backbone, AutoModelForSequenceClassification)
-            return own.whole + backbone.head
+            return own.whole
         shared = 0 if self.config.tune == "full" else backbone.decoder
-        return shared + stored + backbone.head
+        return shared + stored
 
     @property
     def forwards(self) -> float:
@@ -166,17 +166,19 @@ class RewardModel(Companion):
         # A backbone may have more logits than there are tokens; the reward model can only read its own.
         known = min(self.shape.vocab_size, self._decoder.get_input_embeddings().weight.shape[0])
         k = min(self.config.k, known)
-        candidates = features.logits(features.hidden[:, features.keep])[..., :known].topk(k).indices  # [B, n, k]
+        base = features.logits(features.hidden[:, features.keep])  # [B, n, V]
+        candidates = base[..., :known].topk(k).indices
         step = max(1, BATCH_TOKENS // (len(ids) * k))
         rewards = [
             self._rewards(candidates[:, i : i + step], at[i : i + step], new, Lookahead(prefix, new), past, features)
             for i in range(0, len(at), step)
         ]
         shape = (*ids.shape, k)
-        return {
+        states = {
             "candidates": candidates.new_zeros(shape).index_copy(1, at, candidates),
             "rewards": torch.zeros(shape, device=ids.device).index_copy(1, at, _joined(rewards, candidates)),
         }
+        return {**states, "base_logits": base} if new else states  # of a whole prompt they would be kept for nothing
 
     def _rewards(
         self, candidates: Tensor, at: Tensor, new: int, ahead: Lookahead, past: Any, features: Features
