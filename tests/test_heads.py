@@ -130,14 +130,16 @@ def test_what_is_off_or_just_large_enough_passes():
 # ---- the gate ----------------------------------------------------------------------------------------------
 
 
+PADDING = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+
+
 def a_gate() -> tuple[CausalGate, torch.Tensor, torch.Tensor]:
     """A gate, hidden states [2, 6, 8], and the mask of a second row that is two tokens shorter."""
     torch.manual_seed(0)
-    padding = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
     return (
         CausalGate(8, 2, 4),
         torch.randn(2, 6, 8),
-        causal_mask(padding, 6, None, guide_layer=0, device=padding.device),
+        causal_mask(PADDING, 6, None, guide_layer=0, device=PADDING.device),
     )
 
 
@@ -155,24 +157,34 @@ def test_a_gate_that_is_asked_at_some_positions_says_there_what_it_says_everywhe
     assert not there[:, elsewhere].any()
 
 
-def test_what_a_gate_computes_again_has_the_same_gradients(monkeypatch):
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_a_gate_computes_again_row_by_row_has_the_same_gradients(masked, monkeypatch):
     found = []
     for kept in (heads.KEPT, 0):
         monkeypatch.setattr(heads, "KEPT", kept)
         gate, hidden, mask = a_gate()
-        gate(Features(hidden, mask=mask, keep=slice(-3, None)), None).square().sum().backward()
+        features = Features(hidden, mask=mask if masked else None, padding=PADDING, keep=slice(-3, None))
+        gate(features, None).square().sum().backward()
         found.append([p.grad for p in gate.parameters()])
     for kept, again in zip(*found, strict=True):
         assert kept.any()
-        assert torch.equal(kept, again)
+        torch.testing.assert_close(kept, again)
 
 
-def test_only_long_sequences_are_computed_again(monkeypatch):
-    calls = []
-    monkeypatch.setattr(heads, "checkpoint", lambda function, *own, **_: calls.append(1) or function(*own))
-    gate = CausalGate(8, 2, 4)
-    few = 2**24 // (4 * 8 * 4)  # what keys, values, queries and outputs of so many tokens take, in fp32
-    for tokens in (few, few + 1):
-        gate._attended = lambda asked, hidden, mask, cache: asked[..., 0]
-        gate(Features(torch.zeros(1, tokens, 8)), None)
-        assert len(calls) == tokens - few
+def test_padding_alone_says_what_its_mask_says():
+    gate, hidden, mask = a_gate()
+    assert torch.equal(gate(Features(hidden, padding=PADDING), None), gate(Features(hidden, mask=mask), None))
+
+
+def test_only_what_would_keep_much_is_computed_again_and_in_groups_of_rows(monkeypatch):
+    groups = []
+    monkeypatch.setattr(heads, "checkpoint", lambda function, *own, **_: groups.append(len(own[0])) or function(*own))
+    gate, hidden, _ = a_gate()
+    row = (2 * 8 * (3 + 6) + 3 * 6) * 4  # keys and values of 6 tokens, queries of 3 and their answers, the mask; fp32
+    for kept in (2 * row, 2 * row - 1):
+        monkeypatch.setattr(heads, "KEPT", kept)
+        gate(Features(hidden, keep=slice(-3, None)), None)
+    assert groups == [1, 1]
+    with torch.no_grad():
+        gate(Features(hidden, keep=slice(-3, None)), None)
+    assert groups == [1, 1]

@@ -33,10 +33,10 @@ class Features:
     """What the backbone says about a batch of tokens; guides read this and nothing else.
 
     hidden: [B, T, d] input of the lm_head; layers: {index: [B, T, d]} the hidden states a guide asked for
-    (0 is the embedding); mask: bool [B, 1, T, K], True where query t may look at key k, or None where plain
-    causal attention over the T tokens is right; positions: [B, T] or None; input_ids: [B, T] or None where
-    embeddings were given; padding: [B, past + T] of ones and zeros, or None; keep: the positions whose logits
-    anyone will ask for; logits: hidden states [..., d] to the backbone's logits [..., V].
+    (0 is the embedding); mask: bool [B, 1, T, K], True where query t may look at key k, or None where causal
+    attention over those of the T tokens that are no padding is right; positions: [B, T] or None; input_ids: [B, T]
+    or None where embeddings were given; padding: [B, past + T] of ones and zeros, or None; keep: the positions whose
+    logits anyone will ask for; logits: hidden states [..., d] to the backbone's logits [..., V].
     """
 
     hidden: Tensor
@@ -53,15 +53,15 @@ class Features:
         pick = lambda x: None if x is None else x.flatten(0, 1)[rows.index]  # noqa: E731
         layers = {i: x.flatten(0, 1)[rows.index] for i, x in self.layers.items()}
         hidden, ids = self.hidden.flatten(0, 1)[rows.index], pick(self.input_ids)
-        return Features(hidden, layers, rows.mask, input_ids=ids, keep=rows.keep, logits=self.logits)
+        return Features(hidden, layers, input_ids=ids, padding=rows.padding, keep=rows.keep, logits=self.logits)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in which guides read a batch's tokens: index [S, L] into its B T tokens; mask, keep: see `Features`."""
+    """Rows in which guides read a batch's tokens: index [S, L] into its B T tokens; padding, keep: see `Features`."""
 
     index: Tensor
-    mask: Tensor | None = None
+    padding: Tensor | None = None
     keep: slice | Tensor = field(default_factory=lambda: slice(None))
 
 

@@ -16,7 +16,6 @@ from dual_head.data.collate import NO_TOKEN
 from dual_head.errors import DualHeadError
 from dual_head.guides import flatten, unflatten
 from dual_head.kernels import WORTH_COMPILING
-from dual_head.masks import causal_mask
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel, Encoded
@@ -99,9 +98,7 @@ class GuidedLoss(nn.Module):
         elif not guide.reads_tokens and sequences is not None:
             assert within is not None
             # What precedes a response is looked back at, and nothing is asked of it.
-            there, device = sequences != NO_TOKEN, sequences.device
-            mask = causal_mask(there, sequences.shape[1], None, guide_layer=0, device=device)
-            select, at = Rows(sequences.clamp(min=0), mask, slice(-tail, None)), within
+            select, at = Rows(sequences.clamp(min=0), sequences != NO_TOKEN, slice(-tail, None)), within
         if hidden is not None:
             features = Features(hidden, layers or {})
             features = features if select is None else features.select(select)

@@ -3,6 +3,9 @@
 They know hidden states and a slot of the cache; losses, alphas and whole guides are elsewhere.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,9 +15,10 @@ from dual_head.accumulation import AccumulatingLinear
 from dual_head.backbone import Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
+from dual_head.masks import causal_mask
 
-# What attention keeps for its backward pass, in bytes, beyond which it is computed again: it grows with the sequences,
-# and at the length of a dialogue computing it again would be a twelfth of a step.
+# Bytes that a gate's attention may keep for its backward pass. Where sequences are longer it is computed again, so many
+# rows at a time as take no more; at the length of a dialogue that would be a twelfth of a step for nothing.
 KEPT = 2**24
 
 
@@ -80,31 +84,49 @@ class CausalGate(nn.Module):
         kind = features.hidden.device.type
         autocast = torch.is_autocast_enabled(kind)
         hidden = features.hidden.to(torch.get_autocast_dtype(kind) if autocast else self.query.weight.dtype)
-        asked = hidden[:, features.keep]
-        if isinstance(features.keep, slice) and asked.shape[1] == hidden.shape[1]:
-            return self._logits(hidden, hidden, features.mask, cache)
-        at = torch.arange(hidden.shape[1], device=hidden.device)
-        mask = at <= at[features.keep, None] if features.mask is None else features.mask[..., features.keep, :]
-        own = self._logits(asked, hidden, mask, cache)
-        logits = own.new_zeros(hidden.shape[:2])
-        logits[:, features.keep] = own
-        return logits
+        if cache is not None or not torch.is_grad_enabled():
+            return self._logits(hidden, features.mask, features.padding, features.keep, cache)
+        size = max(1, KEPT // self._kept(hidden, hidden[:, features.keep]))
+        if size >= len(hidden):
+            return self._logits(hidden, features.mask, features.padding, features.keep, None)
+        given: list[Sequence[Tensor | None]] = [hidden.split(size)]
+        for one in (features.mask, features.padding):
+            given.append([None] * len(given[0]) if one is None else one.expand(len(hidden), *one.shape[1:]).split(size))
+        again = partial(checkpoint, self._logits, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(*own, features.keep, None) for own in zip(*given, strict=True)])
 
-    def _logits(self, asked: Tensor, hidden: Tensor, mask: Tensor | None, cache: CacheSlot | None) -> Tensor:
-        width = self.num_heads * self.head_dim
-        kept = 2 * width * (asked[..., 0].numel() + hidden[..., 0].numel()) * hidden.itemsize
-        if torch.is_grad_enabled() and cache is None and kept > KEPT:
-            own = (asked, hidden, mask, cache)
-            return checkpoint(self._attended, *own, use_reentrant=False, preserve_rng_state=False)
-        return self._attended(asked, hidden, mask, cache)
+    def _kept(self, hidden: Tensor, asked: Tensor) -> int:
+        """How many bytes a row keeps for its backward pass: keys and values, queries and their answers, the mask."""
+        length, queries, width = hidden.shape[1], asked.shape[1], self.num_heads * self.head_dim
+        return (2 * width * (queries + length) + queries * length) * hidden.itemsize
 
-    def _attended(self, asked: Tensor, hidden: Tensor, mask: Tensor | None, cache: CacheSlot | None) -> Tensor:
+    def _logits(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        padding: Tensor | None,
+        keep: slice | Tensor,
+        cache: CacheSlot | None,
+    ) -> Tensor:
+        """Logits [B, T] of some rows, from hidden states in the dtype of the products."""
+        asked, length = hidden[:, keep], hidden.shape[1]
+        everywhere = isinstance(keep, slice) and asked.shape[1] == length
+        if mask is None and padding is not None and cache is None:
+            mask = causal_mask(padding, length, None, guide_layer=0, device=hidden.device)
         q, k, v = self._split(self.query(asked)), self._split(self.key(hidden)), self._split(self.value(hidden))
         if cache is not None:
             k, v = cache.update(k, v)
-        causal = mask is None and q.shape[-2] > 1
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.output(mixed.transpose(1, 2).flatten(2)).squeeze(-1)
+        seen = None if mask is None else mask[..., keep, :]
+        if seen is None and not everywhere:
+            at = torch.arange(length, device=hidden.device)
+            seen = at <= at[keep, None]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None and length > 1)
+        own = self.output(mixed.transpose(1, 2).flatten(2)).squeeze(-1)
+        if everywhere:
+            return own
+        logits = own.new_zeros(hidden.shape[:2])
+        logits[:, keep] = own
+        return logits
 
     def _split(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, heads, T, width]
