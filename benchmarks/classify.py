@@ -41,6 +41,7 @@ NAME = "classify-throughput"
 LABELS, AGREED = ["no", "yes"], 0.99  # and the share of them that models must agree on: rounding may change some
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 DHRD, PLAIN, VERBALISER = "DHRD classifier", "plain pooled, the same batches", "one-token verbaliser, the same batches"
+HALF = "DHRD classifier, --dtype bfloat16"  # beside the others in float32
 PIPELINE, COT = "transformers' pipeline, defaults", "chain of thought, batched"
 
 Side = Callable[[list[str]], list[str]]
@@ -169,13 +170,21 @@ def sides_of(work: Job, folder: Path) -> dict[str, Side]:
         assert found.shape[1] == input_ids.shape[1] + work.new
         return [LABELS[int(token) % len(LABELS)] for token in found[:, -1]]
 
-    return {
-        DHRD: lambda texts: [str(found.label) for found in predictor.predict(texts)],
+    sides: dict[str, Side] = {DHRD: labelled(predictor)}
+    if work.dtype == "float32":
+        half = Predictor.load(dhrd, device=work.device, dtype="bfloat16", batch_tokens=work.batch_tokens)
+        sides[HALF] = labelled(half)
+    return sides | {
         PLAIN: bucketed(predictor, pooled),
         VERBALISER: bucketed(predictor, verbalised),
         PIPELINE: lambda texts: [found["label"] for found in classify(texts)],
         COT: decoded,
     }
+
+
+def labelled(predictor: Predictor) -> Side:
+    """Texts to labels as `predict` does it."""
+    return lambda texts: [str(found.label) for found in predictor.predict(texts)]
 
 
 def padded(ids: list[list[int]], device: str, *, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -220,6 +229,7 @@ def measured(work: Job) -> report.Section:
     with tempfile.TemporaryDirectory() as folder:
         sides = sides_of(work, Path(folder))
         require_agreement(sides, texts)
+        agreed = agreement(sides[HALF], sides[DHRD], texts) if HALF in sides else None
         given = {name: few if name == COT else texts for name in sides}
         runs = {name: (lambda name=name: sides[name](given[name])) for name in sides}
         times = compare(runs, runs=work.rounds, reference=PLAIN, clock=clock)
@@ -227,15 +237,20 @@ def measured(work: Job) -> report.Section:
         waits = latencies({name: side for name, side in sides.items() if name != COT}, asked, clock)
         waits |= latencies({COT: sides[COT]}, evenly(texts, work.cot_requests), clock)
     each = {name: [s / len(given[name]) for s in side.seconds] for name, side in times.items()}
-    return section(work, each, waits, texts)
+    made = section(work, each, waits, texts)
+    said = "" if agreed is None else f" bfloat16 gives {agreed:.1%} of the texts float32's label, at random weights."
+    return replace(made, note=made.note + said)
+
+
+def agreement(side: Side, other: Side, texts: list[str]) -> float:
+    """The share of texts that both give the same label."""
+    return sum(a == b for a, b in zip(side(texts), other(texts), strict=True)) / len(texts)
 
 
 def require_agreement(sides: Mapping[str, Side], texts: list[str]) -> None:
     """Refuse to time models that say different things."""
-    wanted = sides[DHRD](texts)
     for name in (PLAIN, PIPELINE):
-        same = sum(a == b for a, b in zip(sides[name](texts), wanted, strict=True)) / len(texts)
-        if same < AGREED:
+        if (same := agreement(sides[name], sides[DHRD], texts)) < AGREED:
             raise RuntimeError(f"'{name}' agrees with the classifier on {same:.1%} of the texts only.")
 
 

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import classify
 import pytest
 import report
-from classify import COT, DHRD, NAME, PIPELINE, PLAIN, SMALL, VERBALISER
+from classify import COT, DHRD, HALF, NAME, PIPELINE, PLAIN, SMALL, VERBALISER
 from measure import Timing
 
 
@@ -17,12 +18,13 @@ def test_the_small_job_measures_every_side_and_writes_json_and_page(tmp_path, mo
     monkeypatch.setattr(sys, "argv", ["classify.py", *options])
     classify.main()
     section = json.loads(output.read_text())["sections"][NAME]
-    assert [row[0] for row in section["rows"]] == [DHRD, PLAIN, VERBALISER, PIPELINE, COT]
+    assert [row[0] for row in section["rows"]] == [DHRD, HALF, PLAIN, VERBALISER, PIPELINE, COT]
     figures = {row[0]: row[1:] for row in section["rows"]}
     assert all(row[0] > 0 and row[4] > 0 for row in figures.values())
     assert figures[PLAIN][1] == figures[PIPELINE][2] == figures[COT][3] == "1 (1 to 1)"
     assert figures[COT][5] is None  # of one request there is no p99
     assert "9 texts of" in section["note"]
+    assert "of the texts float32's label" in section["note"]
     assert report.markdown(section) in page.read_text()
     assert DHRD in capsys.readouterr().out
 
@@ -60,6 +62,11 @@ def test_models_that_say_different_things_are_not_timed():
         classify.require_agreement(says, ["w1"])
     alike = dict.fromkeys(says, says[DHRD])
     classify.require_agreement(alike, ["w1"])
+
+
+def test_half_precision_is_measured_beside_full_precision_only(tmp_path):
+    assert HALF in classify.sides_of(SMALL, tmp_path / "full")
+    assert HALF not in classify.sides_of(replace(SMALL, dtype="bfloat16"), tmp_path / "half")
 
 
 def test_ratios_are_of_the_same_round_and_a_text():
