@@ -3,7 +3,6 @@
 They know hidden states and a slot of the cache; losses, alphas and whole guides are elsewhere.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -84,16 +83,14 @@ class CausalGate(nn.Module):
         kind = features.hidden.device.type
         autocast = torch.is_autocast_enabled(kind)
         hidden = features.hidden.to(torch.get_autocast_dtype(kind) if autocast else self.query.weight.dtype)
-        if cache is not None or not torch.is_grad_enabled():
-            return self._logits(hidden, features.mask, features.padding, features.keep, cache)
-        size = max(1, KEPT // self._kept(hidden, hidden[:, features.keep]))
-        if size >= len(hidden):
-            return self._logits(hidden, features.mask, features.padding, features.keep, None)
-        given: list[Sequence[Tensor | None]] = [hidden.split(size)]
-        for one in (features.mask, features.padding):
-            given.append([None] * len(given[0]) if one is None else one.expand(len(hidden), *one.shape[1:]).split(size))
+        mask, padding, keep, rows = features.mask, features.padding, features.keep, len(hidden)
+        keeps = torch.is_grad_enabled() and cache is None
+        size = max(1, KEPT // self._kept(hidden, hidden[:, keep])) if keeps else rows
+        if size >= rows:
+            return self._logits(hidden, mask, padding, keep, cache)
         again = partial(checkpoint, self._logits, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(*own, features.keep, None) for own in zip(*given, strict=True)])
+        groups = [slice(i, i + size) for i in range(0, rows, size)]
+        return torch.cat([again(hidden[at], _of(mask, at), _of(padding, at), keep, None) for at in groups])
 
     def _kept(self, hidden: Tensor, asked: Tensor) -> int:
         """How many bytes a row keeps for its backward pass: keys and values, queries and their answers, the mask."""
@@ -130,6 +127,11 @@ class CausalGate(nn.Module):
 
     def _split(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, heads, T, width]
+
+
+def _of(rows: Tensor | None, at: slice) -> Tensor | None:
+    """Some rows of a mask, which may be one for all of them."""
+    return rows if rows is None or len(rows) == 1 else rows[at]
 
 
 def gated(gate: CausalGate | None, features: Features, cache: CacheSlot | None) -> dict[str, Tensor]:
