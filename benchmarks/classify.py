@@ -229,7 +229,7 @@ def measured(work: Job) -> report.Section:
     with tempfile.TemporaryDirectory() as folder:
         sides = sides_of(work, Path(folder))
         require_agreement(sides, texts)
-        agreed = agreement(sides[HALF], sides[DHRD], texts) if HALF in sides else None
+        agreed = agreement(sides[HALF](texts), sides[DHRD](texts)) if HALF in sides else None
         given = {name: few if name == COT else texts for name in sides}
         runs = {name: (lambda name=name: sides[name](given[name])) for name in sides}
         times = compare(runs, runs=work.rounds, reference=PLAIN, clock=clock)
@@ -242,15 +242,16 @@ def measured(work: Job) -> report.Section:
     return replace(made, note=made.note + said)
 
 
-def agreement(side: Side, other: Side, texts: list[str]) -> float:
-    """The share of texts that both give the same label."""
-    return sum(a == b for a, b in zip(side(texts), other(texts), strict=True)) / len(texts)
+def agreement(labels: Sequence[str], others: Sequence[str]) -> float:
+    """The share of texts that two sides gave the same label."""
+    return sum(a == b for a, b in zip(labels, others, strict=True)) / len(labels)
 
 
 def require_agreement(sides: Mapping[str, Side], texts: list[str]) -> None:
     """Refuse to time models that say different things."""
+    wanted = sides[DHRD](texts)
     for name in (PLAIN, PIPELINE):
-        if (same := agreement(sides[name], sides[DHRD], texts)) < AGREED:
+        if (same := agreement(sides[name](texts), wanted)) < AGREED:
             raise RuntimeError(f"'{name}' agrees with the classifier on {same:.1%} of the texts only.")
 
 
