@@ -49,6 +49,15 @@ def test_shuffled_in_class_goes_by_the_largest_share_and_by_all_of_several_label
         assert found.note == ""
 
 
+@pytest.mark.parametrize("control", ["shuffled", "shuffled_in_class"])
+@pytest.mark.parametrize("seed", range(8))
+def test_no_row_gets_another_explanation_of_its_own_input(control, seed):
+    rows = [Example(f"input {i}", 0, rationale=f"{i} for reason {j}") for i in range(3) for j in range(3)]
+    found = apply_control(control, rows, seed=seed).examples
+    assert Counter(rationales(found)) == Counter(rationales(rows))
+    assert all(row.input.split()[1] != row.rationale.split()[0] for row in found)
+
+
 def test_rationales_that_nobody_can_swap_with_are_counted():
     rows = [*ROWS[:4], Example("lonely", 2, rationale="the only one of its label")]
     assert "1 of 5 rationales stay as they are" in apply_control("shuffled_in_class", rows).note

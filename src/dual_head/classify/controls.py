@@ -86,9 +86,21 @@ def _shuffled(rows: list[Example], rng: Random, *, in_class: bool) -> list[Examp
     found = list(rows)
     for places in groups.values():
         order = rng.sample(places, len(places))
-        for to, source in zip(order, order[1:] + order[:1], strict=True):
+        for to, source in zip(order, _of_others(order, rows), strict=True):
             found[to] = replace(rows[to], rationale=rows[source].rationale)
     return found
+
+
+def _of_others(order: list[int], rows: list[Example]) -> list[int]:
+    """Whose rationale each place of an order gets: the next one's, unless it explains the same input."""
+    sources = order[1:] + order[:1]
+    inputs = [rows[i].input for i in order]
+    for i, own in enumerate(inputs):
+        if rows[sources[i]].input == own:  # another explanation of it, or the same row twice
+            apart = (j for j, other in enumerate(inputs) if own not in (other, rows[sources[j]].input))
+            j = next(apart, i)
+            sources[i], sources[j] = sources[j], sources[i]
+    return sources
 
 
 def _permuted(rationale: str, rng: Random) -> str:
