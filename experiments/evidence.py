@@ -4,9 +4,10 @@
     python experiments/evidence.py --world hh --chat chat --strong strong --output_dir evidence/hh --jobs 2
     python experiments/evidence.py --world demo --output_dir evidence/demo --stage report --page docs/results.md
 
-Search of the learning rate on prompts of its own, then several seeds at the best; two objectives mixed, ablations (demo
-world), weak to strong. What is done is skipped, so the same command goes on after it was stopped; several processes on
-one folder share the work. Writes summary.json and tables.md, and with --page the tables between their markers there.
+Search of the learning rate on prompts of its own, then several seeds at the best; two objectives mixed, ablations, weak
+to strong (in the hh world where --strong is given). What is done is skipped, so the same command goes on after it was
+stopped; several processes on one folder share the work. Writes summary.json and tables.md, and with --page the tables
+between their markers there.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence_runs import ABLATIONS, Plan
+from evidence_runs import ABLATED, Plan
 from evidence_script import circumstances, parsed, publish, same_plan
 from evidence_stages import Evidence
 from evidence_summary import summary
@@ -42,9 +43,9 @@ def main() -> None:
     world = _world(args, folder)
     plan = Plan(world=world, folder=folder, steps=args.steps or STEPS[world.name], seeds=args.seeds, rates=args.rates,
                 prompts=args.prompts, dev_prompts=args.dev_prompts, max_new_tokens=args.max_new_tokens,
-                ablations=tuple(ABLATIONS) if world.name == "demo" else ())  # fmt: skip
+                ablations=ABLATED[world.name])  # fmt: skip
     if args.small:
-        plan = replace(plan, methods=SMALL_METHODS, ablations=SMALL_ABLATIONS if world.name == "demo" else (),
+        plan = replace(plan, methods=SMALL_METHODS, ablations=SMALL_ABLATIONS,
                        alphas=(0.5, 1.0), grid=(0.0, 1.0), max_new_tokens=SMALL_NEW_TOKENS)  # fmt: skip
     if args.alphas:
         plan = replace(plan, alphas=tuple(args.alphas))

@@ -67,6 +67,17 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "hidden-space, lambda_kl 0": ("hidden", {"lambda_kl": 0.0}),
     "hidden-space, lambda_kl 1": ("hidden", {"lambda_kl": 1.0}),
 }
+# Those that the papers have; the sweeps beside them are set for the demonstration's world.
+PAPERS = (
+    "fixed gate",
+    "no gate regularisation",
+    "single-head gate",
+    "entropy as printed",
+    "MAV without L2",
+    "MAV, last layer only",
+    "IAV without KL",
+)
+ABLATED = {"demo": tuple(ABLATIONS), "hh": PAPERS}
 
 
 @dataclass(frozen=True, kw_only=True)

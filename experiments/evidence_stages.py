@@ -14,7 +14,7 @@ from evidence_costs import measured
 from evidence_data import write_json, write_text
 from evidence_judge import judge_folders, train_judge
 from evidence_runs import TWO, Plan, Run, train
-from evidence_transfer import TRANSFER_ALPHAS, Siblings, make_weak
+from evidence_transfer import Siblings, make_weak, transfer_alphas
 from evidence_work import Task, work
 from evidence_worlds import Dialogues
 
@@ -160,8 +160,8 @@ class Evidence:
         plan, world = self.plan, self.plan.world
         load = self.siblings.systems(plan, self.rates(), seed)[name]
         asked = world.asked("test", plan.prompts)
-        file, limit = self._transfer_file(name, seed), plan.max_new_tokens
-        return answered(file, world, asked, TRANSFER_ALPHAS, seed=seed, model=load, max_new_tokens=limit)
+        file, limit, alphas = self._transfer_file(name, seed), plan.max_new_tokens, transfer_alphas(plan)
+        return answered(file, world, asked, alphas, seed=seed, model=load, max_new_tokens=limit)
 
     def _transfer_file(self, name: str, seed: int) -> Path:
         return self.folder / "transfer" / f"{name.replace(' ', '_').replace(',', '')}-s{seed}.jsonl"

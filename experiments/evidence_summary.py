@@ -11,7 +11,7 @@ from evidence_judge import judge_folders
 from evidence_runs import train
 from evidence_stages import Evidence
 from evidence_tables import compared, crossed, frontiers, preferred, table_of
-from evidence_transfer import TRANSFER_ALPHAS
+from evidence_transfer import transfer_alphas
 
 from dual_head.errors import DualHeadError
 
@@ -72,7 +72,8 @@ def _ablation(
 def _transfer(evidence: Evidence, rates: dict[str, float]) -> dict[str, Any]:
     if not evidence.siblings:
         return {}
-    plan, alphas, found = evidence.plan, [f"{alpha:g}" for alpha in TRANSFER_ALPHAS], {}
+    plan, found = evidence.plan, {}
+    alphas = [f"{alpha:g}" for alpha in transfer_alphas(plan)]
     for name in evidence.siblings.systems(plan, rates, 0):
         own = [evidence.transfer(name, seed) for seed in range(plan.seeds)]
         found[name] = {"at": compared(own, own, alphas)}

@@ -17,7 +17,12 @@ from dual_head.run import load_tokenizer
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_toy_backbone.py"
 NEEDED = ("iav", "hidden", "genarm")
-TRANSFER_ALPHAS = (0.0, 0.5, 1.0, 1.5)
+TRANSFER_ALPHAS = (0.0, 0.5, 1.0, 1.5)  # those the main table has too, and 0
+
+
+def transfer_alphas(plan: Plan) -> tuple[float, ...]:
+    """At which strengths systems answer."""
+    return tuple(alpha for alpha in TRANSFER_ALPHAS if not alpha or alpha in plan.alphas)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     python experiments/rationales.py --backbone chat --data data --output_dir rationales --stage report \\
         --page docs/classify.md
 
-Search of the learning rate on rows kept back, for the plain classifier and for DHRD (whose rate the controls take);
+Search of the learning rate on rows kept back, for the plain classifier and for DHRD (whose rate all others take);
 then every system at the same steps, batches and rows, several seeds, on the test rows. What is done is skipped, so the
 same command goes on after it was stopped; several processes on one folder share the work. Writes summary.json,
 tables.md and curve.png, and with --page the tables between their markers there and the picture beside it.
@@ -33,7 +33,16 @@ from dual_head.classify.probe import probe
 from dual_head.classify.run import train_classifier
 from dual_head.classify.training import ClassifierTrainingArguments
 
-SYSTEMS = ("pooled", "none", "input_lm", "label_only", "shuffled", "shuffled_in_class", "permuted")
+SYSTEMS: Mapping[str, Mapping[str, Any]] = {  # what each is told beside what all are told
+    "pooled": {"control": "pooled"},
+    "none": {},
+    "continuation": {"lm_scope": "continuation"},
+    "input_lm": {"control": "input_lm"},
+    "label_only": {"control": "label_only"},
+    "shuffled": {"control": "shuffled"},
+    "shuffled_in_class": {"control": "shuffled_in_class"},
+    "permuted": {"control": "permuted"},
+}
 SEARCHED = ("pooled", "none")
 RATES = (1e-3, 3e-4, 3e-3)
 CURVE = 8  # evaluations on the way, on the synthetic set
@@ -46,7 +55,7 @@ class Run:
     """One training run; part: "dev" for rows kept back of the training rows, or "test"."""
 
     data: str
-    control: str
+    system: str
     rate: float
     seed: int = 0
     part: str = "test"
@@ -54,7 +63,7 @@ class Run:
     @property
     def key(self) -> str:
         """Its folder's name."""
-        return f"{self.data}-{self.control}-{self.rate:.2g}-{self.part}-s{self.seed}"
+        return f"{self.data}-{self.system}-{self.rate:.2g}-{self.part}-s{self.seed}"
 
 
 class Experiment:
@@ -68,25 +77,25 @@ class Experiment:
     def search(self) -> list[Run]:
         """Both searched systems at every rate, at the first seed; of a single rate nothing is searched."""
         rates = RATES[: self.args.rates] if self.args.rates > 1 else ()
-        return [Run(data=d, control=c, rate=r, part="dev") for d in self.data for c in SEARCHED for r in rates]
+        return [Run(data=d, system=s, rate=r, part="dev") for d in self.data for s in SEARCHED for r in rates]
 
     def main(self) -> list[Run]:
         """Every system at its rate, at every seed, the seeds outermost: what is stopped early has all systems."""
         return [
-            Run(data=name, control=control, rate=self.rate(name, control), seed=seed)
+            Run(data=name, system=system, rate=self.rate(name, system), seed=seed)
             for seed in range(self.args.seeds)
             for name in self.data
-            for control in self.args.systems
+            for system in self.args.systems
         ]
 
-    def tried(self, data: str, control: str) -> dict[float, float]:
+    def tried(self, data: str, system: str) -> dict[float, float]:
         """Accuracy on the rows kept back, by learning rate."""
-        own = [run for run in self.search() if (run.data, run.control) == (data, control)]
+        own = [run for run in self.search() if (run.data, run.system) == (data, system)]
         return {run.rate: self.read(run)["accuracy"] for run in own}
 
-    def rate(self, data: str, control: str) -> float:
-        """The best learning rate of a system; a control's is that of DHRD."""
-        tried = self.tried(data, control if control in SEARCHED else "none")
+    def rate(self, data: str, system: str) -> float:
+        """The best learning rate of a system; one that is not searched has DHRD's."""
+        tried = self.tried(data, system if system in SEARCHED else "none")
         return max(tried, key=tried.__getitem__, default=RATES[0])
 
     def read(self, run: Run) -> dict[str, Any]:
@@ -130,7 +139,6 @@ class Experiment:
         trainer = train_classifier(
             ClassifyOptions(
                 model_name_or_path=args.backbone,
-                control=run.control,
                 tune="full",
                 truncate_inputs="end",
                 max_input_length=args.max_input_length,
@@ -138,6 +146,7 @@ class Experiment:
                 max_eval_rows=args.test_rows,
                 **data.options(),
                 **held,
+                **SYSTEMS[run.system],
             ),
             ClassifierTrainingArguments(
                 output_dir=str(self._done(run).parent),
@@ -220,7 +229,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stage", choices=("all", "train", "report"), default="all")
     parser.add_argument("--data_sets", nargs="+", choices=("esnli", "creak", "cqa", SYNTHETIC),
                         default=["esnli", "creak", "cqa", SYNTHETIC])  # fmt: skip
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=int, choices=(1, 2, 3), default=2, help="learning rates tried")
     parser.add_argument("--steps", type=int, default=300, help="of every run")

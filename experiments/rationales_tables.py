@@ -15,6 +15,7 @@ from rationales_data import SYNTHETIC
 SAID = {
     "pooled": "pooled only, no reasoning loss",
     "none": "DHRD",
+    "continuation": "DHRD, reasoning loss without the input",
     "input_lm": "next-token loss on the input only",
     "label_only": "label written, no rationale",
     "shuffled": "another row's rationale",
@@ -30,8 +31,7 @@ def summary(experiment: Any) -> dict[str, Any]:
         "floors": experiment.floors(),
         "titles": {name: own.title for name, own in experiment.data.items()},
         "search": {
-            name: {control: experiment.tried(name, control) for control in ("pooled", "none")}
-            for name in experiment.data
+            name: {system: experiment.tried(name, system) for system in ("pooled", "none")} for name in experiment.data
         },
         "systems": {name: _systems(experiment, [run for run in runs if run.data == name]) for name in experiment.data},
         "curve": _curve(experiment, [run for run in runs if run.data == SYNTHETIC]),
@@ -40,18 +40,18 @@ def summary(experiment: Any) -> dict[str, Any]:
 
 def _systems(experiment: Any, runs: Sequence[Any]) -> dict[str, Any]:
     """Accuracy of each system, and its difference from the plain one and from DHRD, row by row and seed by seed."""
-    controls = dict.fromkeys(run.control for run in runs)
-    said = {control: [experiment.read(run) for run in runs if run.control == control] for control in controls}
-    right = {control: right_table(own) for control, own in said.items()}
+    systems = dict.fromkeys(run.system for run in runs)
+    said = {system: [experiment.read(run) for run in runs if run.system == system] for system in systems}
+    right = {system: right_table(own) for system, own in said.items()}
     found = {}
-    for control, table in right.items():
+    for system, table in right.items():
         mean, interval = crossed(table)
-        found[control] = {
+        found[system] = {
             "accuracy": mean,
             "interval": interval,
             "by_seed": table.mean(1).tolist(),
-            "rate": said[control][0]["rate"],
-            "processor_seconds": fmean(own["processor_seconds"] for own in said[control]),
+            "rate": said[system][0]["rate"],
+            "processor_seconds": fmean(own["processor_seconds"] for own in said[system]),
             "over": {other: _difference(table, right[other]) for other in ("pooled", "none") if other in right},
         }
     return found
@@ -72,7 +72,7 @@ def _curve(experiment: Any, runs: Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for run in runs:
         points = experiment.read(run)["curve"]
-        own = found.setdefault(run.control, {"steps": [step for step, _ in points], "by_seed": []})
+        own = found.setdefault(run.system, {"steps": [step for step, _ in points], "by_seed": []})
         own["by_seed"].append([accuracy for _, accuracy in points])
     return found
 
@@ -100,8 +100,8 @@ def _before(figures: Mapping[str, Any], name: str) -> str:
     own = figures["floors"][name]
     words = {part: _percent(own[part]["value"], own[part]["interval"]) for part in ("majority", "input", "rationale")}
     tried = "; ".join(
-        f"{SAID[control]} " + ", ".join(f"{100 * value:.1f} at {rate:.2g}" for rate, value in rates.items())
-        for control, rates in figures["search"][name].items()
+        f"{SAID[system]} " + ", ".join(f"{100 * value:.1f} at {rate:.2g}" for rate, value in rates.items())
+        for system, rates in figures["search"][name].items()
         if rates
     )
     return (
@@ -114,15 +114,15 @@ def _before(figures: Mapping[str, Any], name: str) -> str:
 
 def _accuracies(systems: Mapping[str, Any]) -> str:
     rows = []
-    for control, own in systems.items():
+    for system, own in systems.items():
         over = {name: _percent(one["mean"], one["interval"], "+.1f") for name, one in own["over"].items()}
         rows.append(
             [
-                SAID[control],
+                SAID[system],
                 _percent(own["accuracy"], own["interval"]),
                 " / ".join(f"{100 * one:.1f}" for one in own["by_seed"]),
-                "" if control == "pooled" else over.get("pooled", ""),
-                "" if control == "none" else over.get("none", ""),
+                "" if system == "pooled" else over.get("pooled", ""),
+                "" if system == "none" else over.get("none", ""),
                 f"{own['processor_seconds']:.0f}",
             ]
         )
@@ -133,8 +133,8 @@ def _accuracies(systems: Mapping[str, Any]) -> str:
 def _curve_table(curve: Mapping[str, Any]) -> str:
     steps = next(iter(curve.values()))["steps"]
     rows = [
-        [SAID[control], *(f"{100 * value:.1f}" for value in np.mean(own["by_seed"], axis=0))]
-        for control, own in curve.items()
+        [SAID[system], *(f"{100 * value:.1f}" for value in np.mean(own["by_seed"], axis=0))]
+        for system, own in curve.items()
     ]
     return markdown(["accuracy after steps", *map(str, steps)], rows)
 
@@ -145,9 +145,9 @@ def curve_picture(curve: Mapping[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    for control, own in curve.items():
+    for system, own in curve.items():
         seeds = 100 * np.array(own["by_seed"])
-        (line,) = axis.plot(own["steps"], seeds.mean(0), marker="o", markersize=3, linewidth=1.4, label=SAID[control])
+        (line,) = axis.plot(own["steps"], seeds.mean(0), marker="o", markersize=3, linewidth=1.4, label=SAID[system])
         axis.fill_between(own["steps"], seeds.min(0), seeds.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     axis.set_xlabel("steps")
     axis.set_ylabel("accuracy on rows not seen, %")

@@ -297,11 +297,15 @@ def test_the_evidence_of_dialogues_begins_with_what_its_judges_are_worth(shared_
     assert {"pretraining", "fine_tuning"} <= set((tmp_path / "chat" / "card.json").read_text().split('"'))
     _evidence("--world", "hh", "--small", "--chat", str(tmp_path / "chat"), "--output_dir", str(tmp_path / "hh"))
     assert (tmp_path / "hh" / "tables.md").read_text().startswith("<!-- evidence:hh-judge -->")
-    one = ("--about", "helpful", "--two_prompts", "0", "--alphas", "1")
+    strong = [*chat, "--hidden_size", "48", "--tokenizer", str(tmp_path / "chat")]
+    subprocess.run([*strong, "--output_dir", str(tmp_path / "strong")], check=True, capture_output=True)
+    one = ("--about", "helpful", "--two_prompts", "0", "--alphas", "1", "--strong", str(tmp_path / "strong"))
     _evidence("--world", "hh", "--small", "--chat", str(tmp_path / "chat"), "--output_dir", str(tmp_path / "one"), *one)
     tables = (tmp_path / "one" / "tables.md").read_text()
     assert "| helpful |" in tables
     assert "hh-two" not in tables
+    assert "| fixed gate |" in tables
+    assert "reward at alpha 0 / 1 |" in tables  # weak to strong, at the strengths of the main table
     assert not (tmp_path / "one" / "judge" / "harmless").exists()  # what no table reads is not trained
 
 

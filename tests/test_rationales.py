@@ -48,8 +48,8 @@ def test_a_folder_without_rationales_is_refused_with_the_remedy(tmp_path):
 
 def test_seeds_are_rows_of_the_table_and_differences_are_by_row():
     class Run:
-        def __init__(self, control: str, right: str):
-            self.control, self.data, self.right = control, "creak", right
+        def __init__(self, system: str, right: str):
+            self.system, self.data, self.right = system, "creak", right
 
     class Experiment:
         @staticmethod
