@@ -25,7 +25,7 @@ SRC = Path(__file__).parents[1] / "src"
 
 
 def arguments(backbone: Path, pairs: Path, output: Path, **options) -> list[str]:
-    """`dual-head train dual_head` on the tiny backbone, with options on top."""
+    """`dual-head train dual_head` on the tiny backbone, with options on top; None leaves one out."""
     given = {
         "model_name_or_path": backbone,
         "dataset_name": pairs,
@@ -38,7 +38,8 @@ def arguments(backbone: Path, pairs: Path, output: Path, **options) -> list[str]
         "held_out": 0.2,
         **options,
     }
-    return ["train", "dual_head", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
+    said = {key: str(value) for key, value in given.items() if value is not None}
+    return ["train", "dual_head", *(part for key, value in said.items() for part in (f"--{key}", value))]
 
 
 def train(*args, **options) -> None:
@@ -138,8 +139,14 @@ def test_gradient_accumulation_equals_one_large_batch(backbone_folder, pairs_fil
     assert agree.max() < 1e-4
 
 
-def test_two_processes_give_the_gradients_of_one(backbone_folder, pairs_file, tmp_path):
-    one = {"per_device_train_batch_size": 8, "max_steps": 3, "optim": "sgd", "learning_rate": 1.0, "held_out": 0.2}
+@pytest.mark.parametrize("cached", [False, True])
+def test_two_processes_give_the_gradients_of_one(cached, backbone_folder, pairs_file, tmp_path):
+    one: dict = {"per_device_train_batch_size": 8, "max_steps": 3, "optim": "sgd", "learning_rate": 1.0}
+    if cached:
+        places = ("--model_name_or_path", str(backbone_folder), "--dataset_name", str(pairs_file))
+        assert main(["cache", *places, "--output_dir", str(tmp_path / "cache"), "--held_out", "0.2"]) == 0
+        recorded = ("model_name_or_path", "dataset_name", "held_out")
+        one |= dict.fromkeys(recorded) | {"feature_cache": tmp_path / "cache"}
     train(backbone_folder, pairs_file, tmp_path / "one", **one)
     command = [
         # "--multi_gpu" is accelerate's name for its torchrun launcher; without a GPU the processes talk by gloo.
