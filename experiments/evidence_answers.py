@@ -70,7 +70,8 @@ def answered(
 
 def read_rows(file: Path) -> list[Row]:
     """The rows of a file of answers; none where there is no such file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    # Replies may hold characters that splitlines takes for ends of lines.
+    return [json.loads(line) for line in file.read_text().split("\n") if line] if file.is_file() else []
 
 
 @torch.no_grad()

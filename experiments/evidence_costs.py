@@ -31,5 +31,5 @@ def measured(world: World, places: Mapping[str, Path], *, new_tokens: int = NEW_
     systems: list[Any] = [(BACKBONE, base_of(world), tokenizer, None)]
     for name, place in places.items():
         systems.append((name, AlignedModel.from_pretrained(str(place)).eval(), tokenizer, 1.0))
-    rows = measure_efficiency(systems, ids, new_tokens=new_tokens, batch_sizes=BATCHES, rounds=rounds)
+    rows = measure_efficiency(systems, [ids] * len(systems), new_tokens=new_tokens, batch_sizes=BATCHES, rounds=rounds)
     return {"threads": torch.get_num_threads(), "rows": [row.as_dict() for row in rows]}

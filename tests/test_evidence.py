@@ -1,5 +1,6 @@
 """The evidence run: parts that share no prompt, figures by hand, and the whole of it at a size that shows only that."""
 
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ if str(EXPERIMENTS) not in sys.path:  # scripts that import each other by name
     sys.path.append(str(EXPERIMENTS))
 
 import chat_backbone  # noqa: E402
+import evidence_answers  # noqa: E402
 import evidence_data  # noqa: E402
 import evidence_runs  # noqa: E402
 import evidence_stages  # noqa: E402
@@ -116,6 +118,13 @@ def test_blocks_are_texts_end_to_end():
     rows = chat_backbone.blocks(["abc abc"] * 400, tokenizer, 2)
     assert rows.shape == (2, chat_backbone.BLOCK)
     assert rows.flatten().tolist() == ([*text, tokenizer.eos_token_id] * 400)[: 2 * chat_backbone.BLOCK]
+
+
+def test_a_reply_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):
+    rows = [{"id": "a", "reply": "one\u2028two\x85three"}, {"id": "b", "reply": "four"}]
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert evidence_answers.read_rows(file) == rows
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from files import write_backbone
+from transformers import AutoConfig, LlamaForSequenceClassification
 
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.cli import main
@@ -53,6 +54,52 @@ def test_a_report_says_who_won_and_how_sure_that_is(guides, tmp_path, capsys):
     assert "guided against base" in capsys.readouterr().out
     assert "guided against base" in (tmp_path / "report.md").read_text()
     assert "<html" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("judge", ["rule", "reward:{}"])
+def test_dialogues_are_judged_by_a_rule_or_a_reward_model_with_no_other_option(judge, guides, tmp_path, capsys):
+    """The toy backbone reads 128 tokens, so that replies of the usual 128 would leave no room for a question."""
+    dialogues = [f"\n\nHuman: how do i bake bread {'now ' * i}?\n\nAssistant: you" for i in range(4)]
+    rows = [{"chosen": f"{own} mix it", "rejected": f"{own} do not"} for own in dialogues]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["eval", "hh", "--source", str(tmp_path / "pairs.jsonl"), "--models", f"base={guides}@0,x={guides}@1"]
+    arguments += ["--judge", judge.format(write_toy_judge(tmp_path / "judge")), "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["decoding"]["max_new_tokens"] == 64
+    assert report["benchmark"]["questions"] == 4
+    (pair,) = report["pairs"]
+    assert pair["wins"] + pair["ties"] + pair["losses"] == 4
+    assert any("It says nothing of what replies mean" in said for said in report["warnings"]) == (judge == "rule")
+
+
+def write_toy_judge(folder: Path) -> Path:
+    """A random reward model that reads what the toy backbone reads."""
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(str(TOY_BACKBONE), num_labels=1)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    load_tokenizer(str(TOY_BACKBONE), False).save_pretrained(folder)
+    return folder
+
+
+def test_every_system_is_timed_in_its_own_tokens(guides, tmp_path, capsys):
+    """The other backbone has fewer tokens than the toy's prompts have numbers for."""
+    other = write_backbone(tmp_path / "other", spread=0.5)
+    (tmp_path / "prompts.txt").write_text("user : how do i bake bread ? assistant :\n")
+    arguments = ["eval", "prompts", "--source", str(tmp_path / "prompts.txt"), "--max_new_tokens", "4"]
+    arguments += [
+        "--models",
+        f"toy={guides}@0,other={other}",
+        "--efficiency",
+        "2",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["efficiency"]
+    assert [(row["system"], row["batch_size"]) for row in rows] == [("toy", 2), ("other", 2)]
+    assert rows[0]["prompt_tokens"] == rows[1]["prompt_tokens"]
+    assert "Efficiency" in capsys.readouterr().out
 
 
 def test_a_second_run_asks_nobody(guides, tmp_path, monkeypatch):
@@ -114,6 +161,8 @@ def test_a_model_does_not_judge_itself(guides, tmp_path, capsys):
         (("world", "--models", "base={guides}@0", "--judge", "rule", "--judge_option", "x"), "NAME=VALUE"),
         (("truthfulqa", "--models", "base={guides}@0"), "--source"),
         (("world", "--models", "base={guides}@0", "--judge_option", "concurrency=8"), "Name one with --judge"),
+        (("world", "--models", "base={guides}@0", "--efficiency", "1,many"), "batch sizes, such as 1,8,32, not 'many'"),
+        (("hh", "--models", "x", "--baseline_models", "DPO,GenARM"), "--models base=PATH,DPO=PATH,GenARM=PATH"),
     ],
 )
 def test_bad_input_is_one_paragraph_with_a_remedy(guides, tmp_path, capsys, arguments, said):
@@ -124,7 +173,9 @@ def test_bad_input_is_one_paragraph_with_a_remedy(guides, tmp_path, capsys, argu
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--judge", "rule"), ("rule:module:function", "reward:PATH", "dual-head eval world")),
+        (("--judge", "rule:words"), ("rule:module:function", "reward:PATH")),
+        (("--judge", "rule:longest"), ("Did you mean 'longer'?",)),
+        (("--judge", "lm:{backbone}", "--judge_option", "template=scores-v1"), ("a choice between a few",)),
         (("--reward", "no_such_module:words"), ("Cannot import the reward",)),
         (("--reward", "{guides}"), ("it needs one label",)),
         (("--reward", "/nowhere/reward"), ("is no reward",)),
@@ -145,7 +196,8 @@ def test_what_cannot_judge_or_measure_is_refused_before_anybody_is_asked(
         pytest.importorskip("sentence_transformers", reason="needs pip install 'dual-head[embeddings]'")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("user : how do i bake bread ? assistant :\n")
-    given = [argument.format(guides=guides) for argument in arguments]
+    backbone = write_backbone(tmp_path / "judge")
+    given = [argument.format(guides=guides, backbone=backbone) for argument in arguments]
     systems = ["--models", f"base={guides}@0,guided={guides}@1", "--output_dir", str(tmp_path / "out")]
     told = refused(capsys, "prompts", "--source", str(prompts), *systems, "--max_new_tokens", "8", *given)
     assert all(part in told for part in said)

@@ -31,7 +31,7 @@ def systems():
 
 
 def test_every_system_is_measured_at_every_batch_size(systems):
-    rows = measure_efficiency(systems, PROMPT, new_tokens=6, batch_sizes=(1, 3), rounds=2)
+    rows = measure_efficiency(systems, [PROMPT] * 3, new_tokens=6, batch_sizes=(1, 3), rounds=2)
     assert [(row.batch_size, row.system) for row in rows] == [(b, s[0]) for b in (1, 3) for s in systems]
     for row in rows:
         assert row.prefill_ms > 0
@@ -54,7 +54,7 @@ def test_times_of_prefill_and_decoding_are_told_apart(systems, monkeypatch):
         now += len(ids) * (1 + (new_tokens - 1) * speed[system[0]])
 
     monkeypatch.setattr(measuring, "_generate", generate)
-    rows = measure_efficiency(systems[:2], PROMPT, new_tokens=9, batch_sizes=(2,), rounds=3, clock=lambda: now)
+    rows = measure_efficiency(systems[:2], [PROMPT] * 2, new_tokens=9, batch_sizes=(2,), rounds=3, clock=lambda: now)
     assert [(row.prefill_ms, row.decode_ms) for row in rows] == [(2000, 500), (2000, 1000)]
     assert [row.tokens_per_s for row in rows] == [4, 2]
     assert rows[1].ratio == {"median": 2, "low": 2, "high": 2}
@@ -72,7 +72,7 @@ def test_a_ratio_compares_times_of_one_round(systems, monkeypatch):
             whole.append(system[0])  # after four runs to warm up, two in each round
 
     monkeypatch.setattr(measuring, "_generate", generate)
-    rows = measure_efficiency(systems[:2], PROMPT, new_tokens=3, batch_sizes=(1,), rounds=3, clock=lambda: now)
+    rows = measure_efficiency(systems[:2], [PROMPT] * 2, new_tokens=3, batch_sizes=(1,), rounds=3, clock=lambda: now)
     assert whole == [*["base"] * 2, *["guided"] * 2, "base", "guided", "guided", "base", "base", "guided"]
     assert rows[0].ratio == {"median": 1, "low": 1, "high": 1}
     assert rows[1].ratio == pytest.approx({"median": 5, "low": 5, "high": 5})
@@ -139,16 +139,19 @@ def test_a_guide_that_does_not_act_costs_nothing_but_memory(systems):
 
 def test_what_would_say_nothing_is_refused(systems, monkeypatch):
     with pytest.raises(DualHeadError, match="each of a name of its own"):
-        measure_efficiency([systems[0], systems[0]], PROMPT)
+        measure_efficiency([systems[0], systems[0]], [PROMPT] * 2)
     with pytest.raises(DualHeadError, match="exceed the 128 that 'base' reads"):
-        measure_efficiency(systems, PROMPT, new_tokens=125)
+        measure_efficiency(systems, [PROMPT] * 3, new_tokens=125)
     for wrong in ({"new_tokens": 1}, {"rounds": 0}, {"batch_sizes": ()}, {"batch_sizes": (0,)}):
         with pytest.raises(DualHeadError, match="at least"):
-            measure_efficiency(systems, PROMPT, **wrong)
+            measure_efficiency(systems, [PROMPT] * 3, **wrong)
+    for unlike in ([PROMPT], [PROMPT, PROMPT[:2], PROMPT]):
+        with pytest.raises(DualHeadError, match="all are of one length"):
+            measure_efficiency(systems, unlike)
     training = tiny_lm("llama").train()
     with pytest.raises(DualHeadError, match=r"model\.eval"):
-        measure_efficiency([("t", training, systems[0][2], None)], PROMPT, new_tokens=4)
+        measure_efficiency([("t", training, systems[0][2], None)], [PROMPT], new_tokens=4)
     lazy = tiny_lm("llama").eval()
     monkeypatch.setattr(lazy, "generate", lambda ids, **options: ids)
     with pytest.raises(DualHeadError, match="generated 0 tokens instead of 4"):
-        measure_efficiency([("lazy", lazy, systems[0][2], None)], PROMPT, new_tokens=4)
+        measure_efficiency([("lazy", lazy, systems[0][2], None)], [PROMPT], new_tokens=4)

@@ -122,6 +122,9 @@ def test_prompts_may_be_lines_tables_texts_or_conversations(tmp_path):
     assert [question.prompt for question in texts] == ["one", " two "]
     ((cell,), _) = load_questions("safety", tmp_path / "p.csv")
     assert (cell.id, cell.prompt, cell.category) == ("x", user("a, b"), "harmless")
+    (tmp_path / "p.csv").write_text("id,prompt,label\nx,a\u2028b\x85c,safe\n", encoding="utf-8")
+    ((cell,), _) = load_questions("safety", tmp_path / "p.csv")
+    assert (cell.prompt, cell.category) == (user("a\u2028b\x85c"), "harmless")  # no table ends a line there
     ((said,), drops) = load_questions("prompts", tmp_path / "p.jsonl")
     assert said.prompt == user("c")
     assert drops.reasons == {"last turn is not the user's": 1}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.metrics import Measured
-from dual_head.evaluate.reporting import judged, quality, warnings
+from dual_head.evaluate.reporting import frontier, judged, quality, warnings
 from dual_head.evaluate.verdicts import Cost, Graded, Outcome
 
 QUESTIONS = [Question(f"q{i}", "say something") for i in range(6)]
@@ -43,6 +43,31 @@ def test_measures_that_share_no_question_are_left_out():
 def test_questions_that_were_left_out_count_for_nothing():
     found = quality(SYSTEMS, QUESTIONS[:2], measured(base=[1.0, 3.0, 99.0], guided=[2.0, 4.0, 99.0]), {})
     assert found["rows"][0]["values"]["tokens"]["mean"] == 2.0
+
+
+def test_of_several_rewards_the_systems_that_none_beats_are_named_with_what_they_cover():
+    rewards = {"helpful": [(0, 0), (2, 4), (0, 2), (0, 0)], "harmless": [(1, 3), (0, 0), (0, 0), (0, 0)]}
+    found = {
+        name: Measured({f"reward:{r}": {"q0": own[i][0], "q1": own[i][1], "q2": None} for r, own in rewards.items()})
+        for i, name in enumerate(("harmless", "helpful", "less", "base"))
+    }
+    (table,) = frontier(list(found), found)
+    assert table["columns"] == ["system", "helpful", "harmless", "on the frontier"]
+    assert [row[1:] for row in table["rows"]] == [
+        ["+0", "+2", "yes"],
+        ["+3", "+0", "yes"],
+        ["+1", "+0", ""],
+        ["+0", "+0", ""],
+    ]
+    # From (0, 0), the worst of each: both lie on an axis and cover nothing.
+    assert "cover 0 (0 to 0)" in table["about"]
+    assert "over 2 questions" in table["about"]
+
+
+def test_a_frontier_needs_two_rewards_and_two_systems():
+    one = {name: Measured({"reward:helpful": {"q0": 1.0}}) for name in ("a", "b")}
+    two = {"a": Measured({"reward:helpful": {"q0": 1.0}, "reward:harmless": {"q0": 1.0}})}
+    assert frontier(["a", "b"], one) == frontier(["a"], two) == frontier([], {}) == []
 
 
 def test_grades_of_the_judge_are_a_measure_like_others():

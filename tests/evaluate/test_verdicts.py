@@ -19,6 +19,9 @@ class Told:
     def __init__(self, say, *, symmetric=False, identity="told"):
         self.say, self.symmetric, self.identity, self.asked = say, symmetric, identity, []
 
+    def require(self, questions, kinds):
+        pass
+
     def compare(self, comparisons):
         for index in reversed(range(len(comparisons))):  # in any order
             shown = comparisons[index]
@@ -132,8 +135,8 @@ def test_answers_are_graded_in_the_questions_order():
 
     used = {"requests": 1}
     assert grade_all(Told(say), QUESTIONS[:3][::-1], A)[1:] == [
-        Graded(question="q1", grade=None, said="?", flaw="unparsable"),
-        Graded(question="q0", grade=0, said="0.0", used=used),
+        Graded(question="q1", grade=None, turns=(None,), said="?", flaw="unparsable"),
+        Graded(question="q0", grade=0, turns=(0,), said="0.0", used=used),
     ]
 
 

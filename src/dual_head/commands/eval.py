@@ -71,10 +71,10 @@ def _require_of_choices(args: argparse.Namespace, parser: argparse.ArgumentParse
 
 def _options(args: argparse.Namespace) -> Any:
     from dual_head.evaluate import Decoding
-    from dual_head.evaluate.evaluation import EvaluationOptions
+    from dual_head.evaluate.evaluation import EvaluationOptions, usual_new_tokens
 
     decoding = Decoding(
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=args.max_new_tokens or usual_new_tokens(args.models),
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,
@@ -94,7 +94,7 @@ def _options(args: argparse.Namespace) -> Any:
         rewards=tuple(args.reward or ()),
         embedder=args.embedder,
         base=args.base,
-        efficiency=args.efficiency,
+        efficiency=_batch_sizes(args.efficiency),
         decoding=decoding,
         batch_size=args.batch_size,
         seed=args.seed,
@@ -115,11 +115,21 @@ def _judge_options(given: Sequence[str]) -> dict[str, Any]:
         raise DualHeadError(f"Cannot read a --judge_option: {error}") from error
 
 
+def _batch_sizes(given: str | None) -> tuple[int, ...]:
+    """Read "1,8,32"; nothing where nothing is to be timed."""
+    sizes = [part.strip() for part in (given or "").split(",")] if given is not None else []
+    if wrong := [part for part in sizes if not part.isdecimal() or not int(part)]:
+        raise DualHeadError(f"--efficiency takes batch sizes, such as 1,8,32, not '{wrong[0]}'.")
+    return tuple(map(int, dict.fromkeys(sizes)))
+
+
 def _load(args: argparse.Namespace) -> dict[str, Any]:
     return {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
 
 
 def _print(report: dict[str, Any], output: Path, console: Console) -> None:
+    from dual_head.evaluate.page import efficiency_table
+
     if pairs := report.get("pairs"):
         # Each row of it is a claim: who, against whom, how often, how sure.
         table = Table("", title=f"{report['benchmark']['questions']} questions, {report['judge']['name']}")
@@ -147,8 +157,13 @@ def _print(report: dict[str, Any], output: Path, console: Console) -> None:
             values = [row["values"].get(metric["name"]) for row in rows]
             table.add_row(metric["name"], *("" if value is None else f"{value['mean']:.4g}" for value in values))
         console.print(table)
-    for found in report.get("tables", []):
-        table = Table(*found["columns"], title=found["title"], box=box.SIMPLE_HEAD)
+    timed = efficiency_table(report)
+    for found in [*([timed] if timed else []), *report.get("tables", [])]:
+        first, *others = found["columns"]
+        table = Table(title=found["title"], box=box.SIMPLE_HEAD)
+        table.add_column(first, no_wrap=True)
+        for column in others:
+            table.add_column(column, justify="right")
         for cells in found["rows"]:
             table.add_row(*map(str, cells))
         console.print(table)
@@ -156,6 +171,17 @@ def _print(report: dict[str, Any], output: Path, console: Console) -> None:
         console.print(f"note: {warning}", soft_wrap=True)
     for label, name in (("page", "report.html"), ("table", "report.md"), ("figures", "report.json")):
         console.print(f"{label:<8} {output / name}", soft_wrap=True)
+
+
+class _NoPaths(argparse.Action):
+    """What older scripts say: names of methods, of which nobody knows where they are."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        del parser, namespace, option_string
+        named = ",".join(f"{name.strip()}=PATH" for name in str(values).split(","))
+        raise DualHeadError(
+            f"--baseline_models names no folder. Name every system with where it is: --models base=PATH,{named}"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         help="systems: folders of guides (a strength as PATH@1.5 or PATH@helpful:0.5+harmless:1), plain models, "
         "adapters, or files of answers; with commas between, or repeated",
     )
+    parser.add_argument("--baseline_models", action=_NoPaths, help=argparse.SUPPRESS)
     parser.add_argument("--output_dir", required=True, help="folder for answers, verdicts and the report")
     asked = parser.add_argument_group("questions")
     asked.add_argument("--source", help="file, folder or hub name; default: where the benchmark is published")
@@ -181,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--num_samples", type=at_least(1), help="a random so many of them; default: all")
     asked.add_argument("--chat", action="store_true", help="treat text prompts as a user's message")
     how = parser.add_argument_group("decoding, the same for every system")
-    how.add_argument("--max_new_tokens", type=at_least(1), default=128, help="default: 128")
+    how.add_argument("--max_new_tokens", type=at_least(1), help="default: 128, or half of the smallest context")
     how.add_argument("--temperature", type=at_least(0, float), default=0.0, help="0 is greedy; above it, sample")
     how.add_argument("--top_p", type=at_least(0, float), default=1.0, help="nucleus sampling")
     how.add_argument("--top_k", type=at_least(0), default=0, help="sample among so many; 0: all")
@@ -206,7 +233,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     measured.add_argument("--embedder", help="sentence-transformers model for coherence")
     measured.add_argument("--base", help="system under which others that are no guides are measured: KL, perplexity")
-    measured.add_argument("--efficiency", action="store_true", help="time and memory of all systems, in turns")
+    measured.add_argument(
+        "--efficiency",
+        nargs="?",
+        const="1,8",
+        help="time and memory of all, in turns, at these batch sizes [1,8]",
+    )
     measured.add_argument("--skip_measures", action="store_true", help="leave out all that is not judged")
     what = parser.add_argument_group("when systems differ")
     what.add_argument("--allow_missing", action="store_true", help="leave out questions that some have no answer to")

@@ -5,7 +5,7 @@ asks them in both orders, `win_rates` counts. This file knows none of them: it s
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from dual_head.text import Prompt
@@ -37,6 +37,12 @@ class Question:
         """What the user says in each turn to be answered; a text prompt is said as it is."""
         first = self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
         return (first, *self.follow_ups)
+
+    @property
+    def by_turn(self) -> list["Question"]:
+        """The first turn by itself, then the first two, and so on: what can be graded turn by turn."""
+        turns = range(len(self.asked))
+        return [replace(self, follow_ups=self.follow_ups[:n], references=self.references[: n + 1]) for n in turns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +118,10 @@ class Judge(Protocol):
     name: str
     identity: str
     symmetric: bool
+
+    def require(self, questions: Sequence[Question], kinds: Sequence[str]) -> None:
+        """Refuse questions whose answers it could not compare ("pairwise") or grade ("single"); it asks nobody."""
+        ...
 
     def compare(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Verdict]]:
         """Prefer the first or the second answer of each comparison."""

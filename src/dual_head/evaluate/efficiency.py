@@ -65,40 +65,40 @@ class _Seconds(NamedTuple):
 
 def measure_efficiency(
     systems: Sequence[System],
-    prompt_ids: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     *,
     new_tokens: int = 128,
     batch_sizes: Sequence[int] = (1, 8),
     rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Cost]:
-    """Generate `new_tokens` greedily after one prompt, whatever ends a reply, in every system in turns.
+    """Generate `new_tokens` greedily after a prompt, whatever ends a reply, in every system in turns.
 
         prefill = t(1 token)        decode = (t(n tokens) - t(1 token)) / (n - 1)
 
-    prompt_ids: the prompt's tokens, the same for all and repeated to a batch; rounds: those that count, after one to
-    warm up in which memory is read. All systems are in memory at once. Rows by batch size, then system. Errors: no or
-    equal names, a prompt that leaves no room, a model in training mode.
+    prompts: the prompt in the tokens of each system, as many for all, repeated to a batch; rounds: those that count,
+    after one to warm up in which memory is read. All systems are in memory at once. Rows by batch size, then system.
+    Errors: no or equal names, prompts of several lengths or that leave no room, a model in training mode.
     """
-    _check(systems, prompt_ids, new_tokens, batch_sizes, rounds)
+    _check(systems, prompts, new_tokens, batch_sizes, rounds)
     gc.collect()
     gc.freeze()  # so that the collections between runs look at what the runs left, and not at every library
     try:
-        return [row for size in batch_sizes for row in _in_turns(systems, prompt_ids, new_tokens, size, rounds, clock)]
+        return [row for size in batch_sizes for row in _in_turns(systems, prompts, new_tokens, size, rounds, clock)]
     finally:
         gc.unfreeze()
 
 
 def _in_turns(
     systems: Sequence[System],
-    prompt_ids: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     new_tokens: int,
     batch_size: int,
     rounds: int,
     clock: Callable[[], float],
 ) -> list[Cost]:
     """One row per system at one batch size."""
-    batches = [_batch(system, prompt_ids, batch_size) for system in systems]
+    batches = [_batch(system, ids, batch_size) for system, ids in zip(systems, prompts, strict=True)]
     peaks = [_peak(system, ids, new_tokens) for system, ids in zip(systems, batches, strict=True)]
     seconds: list[list[_Seconds]] = [[] for _ in systems]
     for turn in range(rounds):
@@ -106,7 +106,7 @@ def _in_turns(
             which = (turn + i) % len(systems)
             seconds[which].append(_timed(systems[which], batches[which], new_tokens, clock))
     return [
-        _row(system, own, seconds[0], peak, batch_size, len(prompt_ids), new_tokens)
+        _row(system, own, seconds[0], peak, batch_size, len(prompts[0]), new_tokens)
         for system, own, peak in zip(systems, seconds, peaks, strict=True)
     ]
 
@@ -196,21 +196,29 @@ def _batch(system: System, prompt_ids: Sequence[int], batch_size: int) -> Tensor
 
 
 def _check(
-    systems: Sequence[System], prompt_ids: Sequence[int], new_tokens: int, batch_sizes: Sequence[int], rounds: int
+    systems: Sequence[System],
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    batch_sizes: Sequence[int],
+    rounds: int,
 ) -> None:
     names = [system[0] for system in systems]
     if not names or len(set(names)) < len(names):
         raise DualHeadError(f"Efficiency is that of one or more systems, each of a name of its own, not {names}.")
-    if new_tokens < 2 or rounds < 1 or not prompt_ids or not batch_sizes or min(batch_sizes) < 1:
+    lengths = {len(ids) for ids in prompts}
+    if len(prompts) != len(systems) or len(lengths) > 1:
+        raise DualHeadError(f"Every system has a prompt and all are of one length, not of {sorted(lengths)} tokens.")
+    length = max(lengths)
+    if new_tokens < 2 or rounds < 1 or not length or not batch_sizes or min(batch_sizes) < 1:
         raise DualHeadError(
             "new_tokens is at least 2, rounds and batch sizes at least 1, and a prompt has a token; "
-            f"not {new_tokens}, {rounds}, {list(batch_sizes)} and {len(prompt_ids)}."
+            f"not {new_tokens}, {rounds}, {list(batch_sizes)} and {length}."
         )
     for name, model, _, _ in systems:
         context = context_of(model)
-        if context is not None and len(prompt_ids) + new_tokens > context:
+        if context is not None and length + new_tokens > context:
             raise DualHeadError(
-                f"{len(prompt_ids)} tokens of a prompt and {new_tokens} new ones exceed the {context} that '{name}' "
+                f"{length} tokens of a prompt and {new_tokens} new ones exceed the {context} that '{name}' "
                 "reads. Shorten the prompt, or lower new_tokens."
             )
         if model.training:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dual_head import __version__
+from dual_head.backbone import context_length
 from dual_head.checkpoint import atomic_folder
 from dual_head.data import Drops
 from dual_head.errors import DualHeadError, did_you_mean
@@ -39,6 +40,7 @@ from dual_head.evaluate.verdicts import Graded, Outcome, grade_all, judge_pairs
 from dual_head.rewards import require_reward
 
 ALL = "all"
+USUAL_NEW_TOKENS = 128
 Answers = dict[str, dict[str, Answer]]
 
 
@@ -47,12 +49,12 @@ class EvaluationOptions:
     """What is asked of whom, who judges, and what else is measured.
 
     benchmark, source, split, num_samples, chat: as `load_questions` has them; models: as `parse_systems` reads them;
-    judge: as `load_judge` reads it, None for none; against: the system that all others are compared with, "all" for
-    every pair, None for the first; rewards: reward models or functions to average, none of which may have guided;
-    embedder: of the coherence; base: the plain model among the systems under which others that are no guides are
-    measured (guides have their backbone); efficiency: time and memory too; force: compare what was decoded
-    differently, and let a judge judge what it guided; allow_missing: leave out questions that some system has no
-    answer to.
+    judge: as `load_judge` reads it ("rule" is the benchmark's own), None for none; against: the system that all others
+    are compared with, "all" for every pair, None for the first; rewards: reward models or functions to average, none of
+    which may have guided; embedder: of the coherence; base: the plain model among the systems under which others that
+    are no guides are measured (guides have their backbone); efficiency: batch sizes at which time and memory are
+    measured too; force: compare what was decoded differently, and let a judge judge what it guided; allow_missing:
+    leave out questions that some system has no answer to.
     """
 
     benchmark: str
@@ -68,7 +70,7 @@ class EvaluationOptions:
     rewards: tuple[str, ...] = ()
     embedder: str | None = None
     base: str | None = None
-    efficiency: bool = False
+    efficiency: tuple[int, ...] = ()
     decoding: Decoding = field(default_factory=Decoding)
     batch_size: int = 16
     seed: int = 0
@@ -91,12 +93,14 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     systems = [open_system(spec, **load) for spec in specs]
     pairs = pairs_of([system.name for system in systems], options.against)
     _require_tools(options)
-    judge = load_judge(options.judge, **options.judge_options) if options.judge else None
     notes = require_same_decoding(systems, options.decoding, force=options.force)
+    judge = _judge(options, notes)
     if not options.force:
         require_independent(systems, [options.judge or "", *options.rewards])
     questions, drops = _questions(options, systems)
     console.print(drops.table(), soft_wrap=True)
+    if judge:
+        judge.require(questions, [*(["pairwise"] if pairs else []), *(["single"] if _grading(judge, options) else [])])
     measures = Measures(
         output / "measures",
         rewards=options.rewards,
@@ -149,7 +153,10 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
         ],
         **reporting.judged(judge, questions, answers, verdicts, grades),
         "quality": reporting.quality(systems, questions, measured, grades),
-        "tables": reporting.tables(options.benchmark, systems, questions, grades),
+        "tables": [
+            *reporting.tables(options.benchmark, systems, questions, grades),
+            *reporting.frontier([system.name for system in systems], measured),
+        ],
         "examples": reporting.examples(questions, answers, verdicts),
         "warnings": [*notes, *reporting.warnings(judge, verdicts, grades, answers, measured)],
     }
@@ -182,17 +189,30 @@ def _require_tools(options: EvaluationOptions) -> None:
             f"Nobody judges, so that '{next(iter(options.judge_options))}' is an option of no judge. Name one with "
             "--judge, or leave out --judge_option."
         )
-    prefix, _, where = (options.judge or "").partition(":")
-    if prefix == "rule" and not where and options.benchmark != "world":
-        raise DualHeadError(
-            f"The judge 'rule' is the demonstration world's, which cannot judge answers to '{options.benchmark}'. Give "
-            "a rule of your own as rule:module:function, a reward model as reward:PATH, or ask the world's questions: "
-            "dual-head eval world."
-        )
     for reward in options.rewards:
         require_reward(reward)
     if options.embedder:
         require_embedder(options.embedder)
+
+
+def _judge(options: EvaluationOptions, notes: list[str]) -> Judge | None:
+    """The judge; "rule" is the benchmark's own: the world's exact reward, and elsewhere one that sees words alone."""
+    if not options.judge:
+        return None
+    if options.judge != "rule" or options.benchmark == "world":
+        return load_judge(options.judge, **options.judge_options)
+    notes.append(
+        "The rule of real text is 'diverse': the reply that repeats itself less wins. It says nothing of what replies "
+        "mean; for that give reward:PATH, lm:PATH, openai:MODEL, or a rule of your own as rule:module:function."
+    )
+    return load_judge("rule:diverse", **options.judge_options)
+
+
+def usual_new_tokens(models: Sequence[str]) -> int:
+    """128, or half of the smallest context among systems, which leaves as much for the question."""
+    systems = [open_system(spec) for spec in parse_systems(models)]
+    known = [context_length(system.config) for system in systems if isinstance(system, ModelSystem)]
+    return min([USUAL_NEW_TOKENS, *(max(1, context // 2) for context in known if context)])
 
 
 def _base(systems: Sequence[System], name: str | None) -> System | None:
@@ -275,7 +295,7 @@ def _grades(
 
 
 def _efficiency(systems: Sequence[System], questions: Sequence[Question], options: EvaluationOptions) -> dict[str, Any]:
-    """Time and memory at batch 1 and 8 after a prompt of usual length, as tables beside each other."""
+    """Time and memory at each batch size after a prompt of usual length, as tables beside each other."""
     from dual_head.evaluate.efficiency import measure_efficiency
     from dual_head.text import encode_prompts
 
@@ -283,14 +303,17 @@ def _efficiency(systems: Sequence[System], questions: Sequence[Question], option
     if not models:
         raise DualHeadError("Only models have a speed, and these are files of answers. Leave out --efficiency.")
     prompts = sorted((question.prompt for question in questions), key=lambda prompt: len(str(prompt)))
-    ids = encode_prompts([prompts[len(prompts) // 2]], models[0].tokenizer)["input_ids"][0].tolist()  # type: ignore[index]
+    usual = [prompts[len(prompts) // 2]]
+    # Each in its own tokens, and as many of them: what is compared is systems, and not tokenizers.
+    own: list[list[int]] = [encode_prompts(usual, m.tokenizer)["input_ids"][0].tolist() for m in models]  # type: ignore[index]
+    ids = [[tokens[i % len(tokens)] for i in range(len(own[0]))] for tokens in own]
     asked = [(system.name, system.model, system.tokenizer, dict(system.alpha) or None) for system in models]
     try:
-        rows = [cost.as_dict() for cost in measure_efficiency(asked, ids, new_tokens=options.decoding.max_new_tokens)]
+        new, sizes = options.decoding.max_new_tokens, options.efficiency
+        rows = [cost.as_dict() for cost in measure_efficiency(asked, ids, new_tokens=new, batch_sizes=sizes)]
     finally:
         for system in models:
             system.release()
-    sizes = sorted({row["batch_size"] for row in rows})
     named = [{**row, "system": f"{row['system']}, batch {row['batch_size']}"} for row in rows]
     return {"efficiency": rows if len(sizes) == 1 else named}
 

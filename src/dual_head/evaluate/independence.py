@@ -1,34 +1,56 @@
-"""Who may judge: no reward model that guided a system measures it, for it would praise what it asked for."""
+"""Who may judge: no model that guided a system, or is a part of it, measures it, for it would praise what it asked for.
+
+Models are told by their files, wherever a copy of them lies. It knows systems and folders, and nothing of verdicts.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.identity import digest, made_of
 from dual_head.evaluate.systems import System
 from dual_head.loading import read_config
 
+KINDS = ("reward:", "lm:")
+
 
 def require_independent(systems: Sequence[System], judges: Sequence[str]) -> None:
-    """Refuse judges and rewards, as "reward:PATH" or PATH, that are a model which one of the systems decodes with."""
-    guiding = {place: system.name for system in systems for place in _guides_of(system)}
-    for judge in judges:
-        place = judge.removeprefix("reward:").removeprefix("lm:")
-        if place and Path(place).is_dir() and (found := guiding.get(str(Path(place).resolve()))):
+    """Refuse judges and rewards, as "reward:PATH", "lm:PATH" or PATH, that one of the systems is made of."""
+    folders = {place for judge in judges if (place := _folder(judge))}
+    if not folders:
+        return
+    parts = {_name(place): (system.name, place) for system in systems for place in _parts_of(system)}
+    for folder in folders:
+        if found := parts.get(_name(folder)):
+            system, place = found
+            copy = "" if folder.samefile(place) else f", as it holds what '{place}' does"
             raise DualHeadError(
-                f"'{place}' guides '{found}', so it is no independent judge of it. Train another on other prompts, or "
-                "add --force to look at it all the same."
+                f"'{folder}' is a part of '{system}'{copy}, so it is no independent judge of it. Train another on other "
+                "prompts, or add --force to look at it all the same."
             )
 
 
-def _guides_of(system: System) -> list[str]:
-    """Folders of the models that a system's guides read, and its own."""
+def _folder(judge: str) -> Path | None:
+    """The folder of a judge; None for one that is no model in a folder."""
+    for kind in KINDS:
+        judge = judge.removeprefix(kind)
+    return Path(judge).expanduser() if judge and Path(judge).expanduser().is_dir() else None
+
+
+def _name(folder: Path) -> str:
+    """The same for the same files."""
+    return digest(made_of(str(folder)))
+
+
+def _parts_of(system: System) -> list[Path]:
+    """Folders of the system, of its backbone, and of the models that its guides read."""
     folder = Path(system.path).expanduser()
-    found = [str(folder.resolve())] if folder.is_dir() else []
-    if not (folder / "config.json").is_file():
-        return found
+    if not folder.is_dir():
+        return []
     try:
         config = read_config(str(folder))
     except DualHeadError:  # a plain model
-        return found
-    named = (entry["config"].get("model") for entry in (config.guides or {}).values())
-    return found + [str(Path(name).resolve()) for name in named if name and Path(name).is_dir()]
+        return [folder]
+    guides = [entry["config"].get("model") for entry in (config.guides or {}).values()]
+    named = [config.backbone_name_or_path, *guides]
+    return [folder, *(Path(name) for name in named if name and Path(name).is_dir())]

@@ -157,10 +157,11 @@ def _quality(report: Report) -> str:
     return f"## Quality\n\n{_table(columns, rows)}" + (f"\n\n{about}" if about else "")
 
 
-def _efficiency(report: Report) -> str:
+def efficiency_table(report: Report) -> dict[str, Any] | None:
+    """Time and memory of every system, {title, columns, rows} of text; None where nothing was timed."""
     rows = report.get("efficiency") or []
     if not rows:
-        return ""
+        return None
     present = _present(report)
     paired = any(row.get("ratio") for row in rows)
     columns = ["system", *present.values(), *(["time ratio", "smallest to largest"] if paired else [])]
@@ -170,7 +171,12 @@ def _efficiency(report: Report) -> str:
         cells.append([row["system"], *(numbers.number(row.get(key)) for key in present)])
         if paired:
             cells[-1] += [numbers.number(ratio.get("median")), _interval(_ends(ratio))]
-    return f"## Efficiency\n\n{_table(columns, cells)}"
+    return {"title": "Efficiency", "columns": columns, "rows": cells}
+
+
+def _efficiency(report: Report) -> str:
+    found = efficiency_table(report)
+    return f"## Efficiency\n\n{_table(found['columns'], found['rows'])}" if found else ""
 
 
 def _tables(report: Report) -> list[str]:

@@ -7,6 +7,7 @@ Every row that became no question is counted. It knows where rows are and how ma
 import csv
 import fnmatch
 import hashlib
+import io
 import json
 import random
 from collections.abc import Sequence
@@ -161,7 +162,8 @@ def _file_rows(file: Path, drops: Drops) -> Rows:
     except (OSError, UnicodeDecodeError) as error:
         raise DualHeadError(f"Cannot read '{file}': {error}. Save it as UTF-8.") from error
     if file.suffix == ".csv":
-        yield from ((row, f"{file}: row {i}") for i, row in enumerate(csv.DictReader(text.splitlines(True)), 1))
+        table = csv.DictReader(io.StringIO(text, newline=""))  # which ends lines where a table does, and nowhere else
+        yield from ((row, f"{file}: row {i}") for i, row in enumerate(table, 1))
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

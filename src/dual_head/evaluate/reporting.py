@@ -6,8 +6,11 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from dual_head.data import Drops
 from dual_head.evaluate import Answer, Judge, Question
+from dual_head.evaluate.frontier import hypervolume_interval, pareto
 from dual_head.evaluate.measuring import Measured, about, summary
 from dual_head.evaluate.systems import System
 from dual_head.evaluate.verdicts import Graded, Outcome, spent
@@ -19,6 +22,7 @@ Values = Mapping[str, float | None]  # of each question
 Verdicts = Mapping[tuple[str, str], Sequence[Outcome]]
 JUDGED = {"name": "judge", "unit": "", "better": "higher", "about": "the judge's own grade of each answer"}
 OF_NOTHING = "there is no question that it is of"  # a metric of other benchmarks
+REWARD = "reward:"  # begins the name of a measure that is one reward
 TURNED = 0.3  # share of verdicts that change with the order, above which a judge is pointed at
 
 
@@ -137,27 +141,67 @@ def tables(
     questions: Sequence[Question],
     grades: Mapping[str, Sequence[Graded]],
 ) -> list[dict[str, Any]]:
-    """Grades by category, where there are grades and categories."""
-    categories = list(dict.fromkeys(question.category for question in questions if question.category))
-    if not grades or len(categories) < 2:
-        return []
+    """Grades by turn and by category, where there are grades, and several of these."""
+    names = [system.name for system in systems]
     by_id = {question.id: question.category for question in questions}
-    rows = []
-    for system in systems:
-        own = grades[system.name]
-        cells = []
-        for category in categories:
-            found = summary({g.question: g.grade for g in own if by_id[g.question] == category})
-            cells.append("" if not found["n"] else f"{found['mean']:.2f}")
-        rows.append([system.name, *cells])
+    categories = list(dict.fromkeys(filter(None, by_id.values())))
+    turns = range(max((len(own.turns) for graded in grades.values() for own in graded), default=0))
+    by_turn = {
+        name: [{g.question: g.turns[n] for g in grades[name] if n < len(g.turns)} for n in turns] for name in grades
+    }
+    by_category = {
+        name: [{g.question: g.grade for g in grades[name] if by_id[g.question] == category} for category in categories]
+        for name in grades
+    }
+    found = []
+    for what, parts, own in (
+        ("turn", [f"turn {n + 1}" for n in turns], by_turn),
+        ("category", categories, by_category),
+    ):
+        if len(parts) > 1 and own:
+            found.append(
+                {
+                    "title": f"Grades by {what}",
+                    "about": "mean grade of the judge" + ("; 1 to 10" if benchmark == "mt_bench" else ""),
+                    "columns": ["system", *parts],
+                    "rows": [[name, *map(_mean, own[name])] for name in names],
+                }
+            )
+    return found
+
+
+def frontier(names: Sequence[str], measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """Which systems no other beats in every reward, and how much they cover, where there are several of both."""
+    rewards = list(dict.fromkeys(m for own in measured.values() for m in own.values if m.startswith(REWARD)))
+    known = {name: measured[name].values for name in names if name in measured}
+    known = {name: own for name, own in known.items() if own.keys() >= set(rewards)}
+    if len(rewards) < 2 or len(known) < 2:
+        return []
+    shared = set.intersection(*(_there(own[metric]) for own in known.values() for metric in rewards))
+    if not shared:
+        return []
+    # [systems, questions, rewards], of which a frontier is that of the means
+    values = np.array([[[own[m][id] for m in rewards] for id in sorted(shared)] for own in known.values()], dtype=float)
+    points = values.mean(1)
+    covered, best = hypervolume_interval(values, points.min(0)), pareto(points)
+    low, high = covered.interval
     return [
         {
-            "title": "Grades by category",
-            "about": "mean grade of the judge" + ("; 1 to 10" if benchmark == "mt_bench" else ""),
-            "columns": ["system", *categories],
-            "rows": rows,
+            "title": "Frontier of the rewards",
+            "about": f"systems that none beats in every reward; together they cover {covered.volume:.3g} ({low:.3g} to "
+            f"{high:.3g}) beyond the worst of each, over {covered.questions} questions",
+            "columns": ["system", *(metric.removeprefix(REWARD) for metric in rewards), "on the frontier"],
+            "rows": [
+                [name, *(f"{value:+.3g}" for value in points[i]), "yes" if i in best else ""]
+                for i, name in enumerate(known)
+            ],
         }
     ]
+
+
+def _mean(values: Values) -> str:
+    found = summary(values)
+    return f"{found['mean']:.2f}" if found["n"] else ""
 
 
 def examples(questions: Sequence[Question], answers: Answers, verdicts: Verdicts) -> list[dict[str, Any]]:

@@ -76,10 +76,15 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Graded:
-    """A judge's grade of one answer; None where none could be read, with its `flaw`. The others: see `Outcome`."""
+    """A judge's grade of one answer; None where none could be read, with its `flaw`. The others: see `Outcome`.
+
+    grade: the mean of `turns`, one for each reply of the answer; of a judge that scores, its one score of them all.
+    Source: MT-Bench (Zheng et al. 2023), which averages over turns.
+    """
 
     question: str
     grade: float | None
+    turns: tuple[float | None, ...] = ()
     said: str = ""
     flaw: str = ""
     used: dict[str, float] = field(default_factory=dict)
@@ -125,17 +130,22 @@ def grade_all(
     folder: Path | str | None = None,
     on_progress: Progress | None = None,
 ) -> list[Graded]:
-    """Grade a system's answers {question id: Answer}; one `Graded` each, in the questions' order; see `judge_pairs`."""
+    """Grade a system's answers {question id: Answer}; one `Graded` each, in the questions' order; see `judge_pairs`.
+
+    An answer of several turns is graded turn by turn, each with the turns before it; a judge that scores averages over
+    turns by itself and is shown the whole.
+    """
     _require_same_questions(questions, answers, answers)
-    shown: dict[str, Shown] = {}
-    keys = []
+    wanted: dict[str, dict[str, Shown]] = {}
     for question in questions:
         replies = answers[question.id].replies
         require_whole(question, replies)
-        keys.append(_key(judge, question, replies))
-        shown[keys[-1]] = (question, replies)
+        parts = [question] if judge.symmetric else question.by_turn
+        given = [(part, replies[: len(part.asked)]) for part in parts]
+        wanted[question.id] = {_key(judge, *one): one for one in given}
+    shown = {key: part for own in wanted.values() for key, part in own.items()}
     heard = _ask(judge, judge.grade, shown, folder, on_progress, lowest=-math.inf, highest=math.inf)
-    return [_grade(question.id, key, *heard[key]) for question, key in zip(questions, keys, strict=True)]
+    return [_graded(id, [(key, *heard[key]) for key in own]) for id, own in wanted.items()]
 
 
 def spent(judged: Iterable[Outcome | Graded]) -> dict[str, float]:
@@ -154,25 +164,36 @@ def _side(value: float) -> Result:
     return "tie" if abs(value - 0.5) < TIE else "win" if value > 0.5 else "loss"
 
 
-def _grade(question: str, key: str, verdict: Verdict, old: bool) -> Graded:
+def _graded(question: str, heard: list[tuple[str, Verdict, bool]]) -> Graded:
+    verdicts = [verdict for _, verdict, _ in heard]
+    turns = tuple(verdict.value for verdict in verdicts)
+    known = [value for value in turns if value is not None]
     return Graded(
         question=question,
-        grade=verdict.value,
-        said=verdict.said,
-        flaw=verdict.flaw,
-        used=verdict.used,
-        kept=int(old),
-        costs=(Cost(key, verdict.used, old),),
+        grade=sum(known) / len(known) if len(known) == len(turns) else None,
+        turns=turns,
+        said="\n\n".join(verdict.said for verdict in verdicts),
+        flaw="; ".join(verdict.flaw for verdict in verdicts if verdict.flaw),
+        **_bill(heard),
     )
+
+
+def _bill(heard: list[tuple[str, Verdict, bool]]) -> dict[str, Any]:
+    """What verdicts cost, as `Outcome` has it."""
+    used: Counter[str] = Counter()
+    for _, verdict, _ in heard:
+        used.update(verdict.used)  # pyright: ignore[reportArgumentType] - counters add floats as well
+    return {
+        "used": dict(used),
+        "kept": sum(old for _, _, old in heard),
+        "costs": tuple(Cost(key, verdict.used, old) for key, verdict, old in heard),
+    }
 
 
 def _outcome(question: str, heard: list[tuple[str, Verdict, bool]]) -> Outcome:
     if not heard:
         return Outcome(question=question, orders=(0.5,), identical=True)
     verdicts = [verdict for _, verdict, _ in heard]
-    used: Counter[str] = Counter()
-    for verdict in verdicts:
-        used.update(verdict.used)  # pyright: ignore[reportArgumentType] - counters add floats as well
     values = [verdict.value for verdict in verdicts]
     return Outcome(
         question=question,
@@ -180,9 +201,7 @@ def _outcome(question: str, heard: list[tuple[str, Verdict, bool]]) -> Outcome:
         orders=(values[0], *(None if value is None else 1.0 - value for value in values[1:])),
         said=tuple(verdict.said for verdict in verdicts),
         flaws=tuple(verdict.flaw for verdict in verdicts if verdict.flaw),
-        used=dict(used),
-        kept=sum(old for _, _, old in heard),
-        costs=tuple(Cost(key, verdict.used, old) for key, verdict, old in heard),
+        **_bill(heard),
     )
 
 
@@ -255,7 +274,7 @@ def _read(file: Path | None) -> dict[str, Verdict]:
     kept: dict[str, Verdict] = {}
     if file is None or not file.is_file():
         return kept
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
             kept[row["key"]] = Verdict(row["value"], said=row["said"], flaw=row["flaw"], used=row["used"])

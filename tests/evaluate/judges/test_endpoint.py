@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -14,7 +15,8 @@ from dual_head.evaluate.evaluation import EvaluationOptions, evaluate
 from dual_head.evaluate.exchange import write_mt_bench
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.endpoint import FAILURES
-from dual_head.evaluate.verdicts import judge_pairs
+from dual_head.evaluate.reporting import tables
+from dual_head.evaluate.verdicts import grade_all, judge_pairs
 
 QUESTION = Question("q", "How far is the moon?")
 PAIR = Comparison(QUESTION, ("far",), ("near",))
@@ -441,10 +443,34 @@ def test_a_report_says_how_many_requests_were_made_grades_and_systems_that_agree
         skip_measures=True,
     )
     reports = [evaluate(options, tmp_path / "out", Console(quiet=True)) for _ in range(2)]
-    assert len(endpoint.bodies) == 4 * 2 * 2 + 4 * 3  # both orders of two pairs that differ, and three grades
+    # Both orders of two pairs that differ, and three grades of either turn.
+    assert len(endpoint.bodies) == 4 * 2 * 2 + 4 * 3 * 2
     for report in reports:
         used = report["judge"]["used"]
         assert (used["requests"], used["input_tokens"]) == (len(endpoint.bodies), 10 * len(endpoint.bodies))
+
+
+def test_an_answer_of_two_turns_is_graded_turn_by_turn(endpoint, tmp_path):
+    endpoint.answer = lambda number, body: endpoint.completion("[[3]]" if "and 1" in str(body) else "[[8]]")
+    question = Question("1", "question 1", ("and 1",), "math", references=("first", "second"))
+    given = {"1": Answer(question="1", replies=("here", "there"))}
+    (graded,) = grade_all(judge_at(endpoint), [question], given, folder=tmp_path)
+    assert (graded.turns, graded.grade, graded.used["requests"]) == ((8, 3), 5.5, 2)
+    first, second = sorted((str(body["messages"]) for body in endpoint.bodies), key=len)
+    assert "there" not in first
+    assert "second" not in first
+    assert "there" in second
+    assert grade_all(judge_at(endpoint), [question], given, folder=tmp_path)[0].kept == 2
+    table = tables("mt_bench", [SimpleNamespace(name="one")], [question], {"one": [graded]})[0]
+    assert (table["columns"], table["rows"]) == (["system", "turn 1", "turn 2"], [["one", "8.00", "3.00"]])
+
+
+def test_a_turn_without_a_grade_leaves_the_answer_without_one(endpoint):
+    endpoint.answer = lambda number, body: endpoint.completion("who knows" if "and 1" in str(body) else "[[8]]")
+    question = Question("1", "question 1", ("and 1",))
+    (graded,) = grade_all(judge_at(endpoint), [question], {"1": Answer(question="1", replies=("here", "there"))})
+    assert (graded.turns, graded.grade) == ((8, None), None)
+    assert "unparsable" in graded.flaw
 
 
 # ---- what cannot be asked ----------------------------------------------------------------------------------

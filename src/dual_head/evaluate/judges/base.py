@@ -98,6 +98,10 @@ class ScoreJudge(ABC):
     identity: str
     symmetric = True
 
+    def require(self, questions: Sequence[Question], kinds: Sequence[str]) -> None:
+        """Any reply has a score, as far as can be told before there is one."""
+        del questions, kinds
+
     @abstractmethod
     def scores(self, shown: Sequence[Shown]) -> Iterator[tuple[int, float | str]]:
         """Score replies, in any order: (index, number), or (index, why there is none)."""

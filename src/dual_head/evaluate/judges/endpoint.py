@@ -120,6 +120,10 @@ class EndpointJudge:
         asked += [] if options.limit == "max_tokens" else [options.limit]
         self.identity = f"openai:{self.name}@{self.url}:{digest(asked)}"
 
+    def require(self, questions: Sequence[Question], kinds: Sequence[str]) -> None:
+        """Refuse questions that no template is for."""
+        self._family.needed(questions, kinds)
+
     def compare(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Verdict]]:
         """Ask which of two answers is better."""
         chosen = [self._family.choose(c.question, "pairwise") for c in comparisons]

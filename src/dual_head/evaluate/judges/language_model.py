@@ -5,7 +5,7 @@ tokens; what is asked is `prompts`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,17 @@ class LanguageModelJudge:
         reads = [tokenizer_fingerprint(self._tokenizer), self._tokenizer.chat_template, str(lm.dtype)]
         self.identity = f"lm:{digest(self._model.fingerprint().as_dict(), reads, self._family.identity)}"
 
+    def require(self, questions: Sequence[Question], kinds: Sequence[str]) -> None:
+        """Refuse questions that no template is for, and templates whose verdict is no choice between a few."""
+        self._require_choices(template.pattern for template in self._family.needed(questions, kinds))
+
+    def _require_choices(self, patterns: Iterable[Pattern]) -> None:
+        if any(not pattern.choices for pattern in patterns):
+            raise DualHeadError(
+                f"A local model's verdict is a choice between a few; '{self._family.name}' asks for two scores. Take "
+                "template mt-bench or alpaca."
+            )
+
     def compare(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Verdict]]:
         """Read which of two answers the model would name."""
         chosen = [self._family.choose(c.question, "pairwise") for c in comparisons]
@@ -93,11 +104,7 @@ class LanguageModelJudge:
         yield from self._judge([(t.messages(*answer), t.pattern) for t, answer in pairs])
 
     def _judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
-        if any(not pattern.choices for _, pattern in items):
-            raise DualHeadError(
-                f"A local model's verdict is a choice between a few; '{self._family.name}' asks for two scores. Take "
-                "template mt-bench or alpaca."
-            )
+        self._require_choices(pattern for _, pattern in items)
         size = self.options.batch_size
         for start in range(0, len(items), size * WINDOW):
             readings: dict[int, Reading] = {}

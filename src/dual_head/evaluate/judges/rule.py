@@ -1,4 +1,4 @@
-"""A rule as judge: the exact reward of the demonstration world, or any function of a prompt and a reply.
+"""A rule as judge: the exact reward of the demonstration world, what words alone say, or any function of your own.
 
 It knows where rules are found; how scores become verdicts is `base`.
 """
@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dual_head.errors import DualHeadError
+from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.identity import sources_digest
 from dual_head.evaluate.judges.base import NoOptions, ScoreJudge, Shown
 from dual_head.rewards import Reward, called, load_reward
 from dual_head.text import Prompt
+from dual_head.text_metrics import diversity
 
 OWN_RULE = "Name a rule of your own with rule:module:function, called with prompt and reply, which returns a number."
 
@@ -19,20 +20,21 @@ OWN_RULE = "Name a rule of your own with rule:module:function, called with promp
 class RuleJudge(ScoreJudge):
     """Scores by a function score(prompt, reply) -> number; without one, by the demonstration world's exact reward.
 
-    where: "module:function", or "" for the demonstration world. What gives no finite number is a flaw of that
-    verdict. Errors: no such function, one that fails, a question that is not of the demonstration world.
+    where: "module:function", a name of `RULES`, or "" for the demonstration world. What gives no finite number is a
+    flaw of that verdict. Errors: no such function, one that fails, a question that is not of the demonstration world.
     """
 
     prefix = "rule"
-    form = "rule (the demonstration world's) or rule:module:function"
+    form = "rule (the benchmark's), rule:diverse, rule:longer or rule:module:function"
     Options = NoOptions
 
     def __init__(self, where: str, options: NoOptions | None = None):
         del options
         if where:
-            if ":" not in where:
-                raise DualHeadError(f"'rule:{where}' is no rule. {OWN_RULE} A reward model is reward:PATH.")
-            self.name, self._rule = load_reward(where)
+            if ":" not in where and where not in RULES:
+                known = f"{did_you_mean(where, RULES)} {OWN_RULE} A reward model is reward:PATH."
+                raise DualHeadError(f"'rule:{where}' is no rule.{known}")
+            self.name, self._rule = (where, RULES[where]) if where in RULES else load_reward(where)
             sources: list[Any] = [inspect.getmodule(self._rule)]
         else:
             from dual_head.demo import topics, world
@@ -66,4 +68,14 @@ def _demonstration_world(prompt: Prompt, reply: str) -> float:
     return reward(request, reply).total
 
 
+def _diverse(_prompt: Prompt, reply: str) -> float:
+    return diversity(reply.split())
+
+
+def _longer(_prompt: Prompt, reply: str) -> float:
+    """What a length-controlled rate should expose: the bias of many judges, and nothing else."""
+    return len(reply)
+
+
+RULES: dict[str, Reward] = {"diverse": _diverse, "longer": _longer}
 JUDGE = RuleJudge

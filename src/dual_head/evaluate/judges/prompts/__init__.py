@@ -113,6 +113,12 @@ class Family:
         """Names the very words."""
         return digest([asdict(template) for template in self.templates])
 
+    def needed(self, questions: Iterable[Question], kinds: Iterable[str]) -> list[Template]:
+        """The templates of all that will be asked: comparisons of whole answers, grades by turn. Errors: none fits."""
+        asked = [(question, kind) for question in questions for kind in kinds]
+        parts = [(part, kind) for q, kind in asked for part in (q.by_turn if kind == "single" else [q])]
+        return [self.choose(part, kind) for part, kind in parts]
+
     def choose(self, question: Question, kind: str) -> Template:
         """The template that a question needs. Errors: none fits.
 
