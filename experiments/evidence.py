@@ -78,7 +78,7 @@ def _report(evidence: Evidence, args: argparse.Namespace) -> None:
         "prompts": evidence.plan.prompts,
     }
     figures = summary(evidence, about)
-    publish(evidence.folder, figures, tables(figures), args.page)
+    publish(evidence.folder, figures, tables(figures), args.page, name=f"evidence-{evidence.plan.world.name}")
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

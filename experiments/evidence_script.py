@@ -45,8 +45,13 @@ def circumstances() -> dict[str, str]:
     }
 
 
-def publish(folder: Path, figures: Mapping[str, Any], tables: Mapping[str, str], page: str | None) -> None:
-    """Write summary.json and tables.md, print the tables, and put them between their markers of a page."""
+def publish(
+    folder: Path, figures: Mapping[str, Any], tables: Mapping[str, str], page: str | None, *, name: str
+) -> None:
+    """Write summary.json and tables.md, print the tables, and put them between their markers of a page.
+
+    All figures of a page are kept beside it, in figures/NAME.json, so that each can be looked up.
+    """
     write_json(folder / "summary.json", figures)
     said = "\n\n".join(f"<!-- evidence:{name} -->\n\n{table}\n\n<!-- /evidence -->" for name, table in tables.items())
     write_text(folder / "tables.md", said + "\n")
@@ -54,4 +59,5 @@ def publish(folder: Path, figures: Mapping[str, Any], tables: Mapping[str, str],
     if page:
         text, missing = replaced(Path(page).read_text(encoding="utf-8"), tables)
         write_text(Path(page), text)
+        write_json(Path(page).parent / "figures" / f"{name}.json", figures)
         print(f"{page} has no place for: {', '.join(missing) or 'nothing'}.")

@@ -206,7 +206,7 @@ def _report(experiment: Experiment) -> None:
         **{name: getattr(args, name) for name in ("steps", "synthetic_steps", "batch", "seeds", "test_rows", "bf16")},
     }
     figures = {"about": about, **summary(experiment)}
-    publish(folder, figures, tables(figures), args.page)
+    publish(folder, figures, tables(figures), args.page, name="-".join(["rationales", *args.data_sets]))
     if figures["curve"]:
         curve_picture(figures["curve"], folder / "curve.png")
         if args.page:

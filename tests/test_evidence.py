@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from dual_head.data import Pair
 from dual_head.data.tokenize import render
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+RESULTS = EXPERIMENTS.parent / "docs" / "results.md"
 if str(EXPERIMENTS) not in sys.path:  # scripts that import each other by name
     sys.path.append(str(EXPERIMENTS))
 
@@ -23,7 +25,9 @@ import evidence_runs  # noqa: E402
 import evidence_stages  # noqa: E402
 import evidence_tables  # noqa: E402
 import evidence_work  # noqa: E402
+from evidence import SMALL_METHODS  # noqa: E402
 from evidence_judge import accuracy  # noqa: E402
+from evidence_tables import BLOCK  # noqa: E402
 from evidence_worlds import Demo, Dialogues  # noqa: E402
 
 
@@ -281,8 +285,7 @@ def test_costs_are_those_of_the_same_round_beside_the_backbone():
 
 @pytest.mark.slow
 def test_the_evidence_of_the_demonstration_is_made_once_and_written_into_a_page(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- evidence:demo-main -->\n<!-- /evidence -->\nThe end.\n")
+    page = Path(shutil.copy(RESULTS, tmp_path))
     out = tmp_path / "evidence"
     first = _evidence("--world", "demo", "--small", "--output_dir", str(out), "--page", str(page))
     assert first.count("== ") > 20
@@ -290,8 +293,8 @@ def test_the_evidence_of_the_demonstration_is_made_once_and_written_into_a_page(
     named = re.findall(r"<!-- evidence:([\w-]+) -->", tables)
     expected = ("search", "main", "wins", "quality", "two", "ablation", "transfer", "costs")
     assert named == [f"demo-{name}" for name in expected]
-    assert "| dual_head | 212,097 | 1 |" in page.read_text()
-    assert page.read_text().endswith("The end.\n")
+    assert_rewritten(page, "demo", said=first)
+    assert json.loads((tmp_path / "figures" / "evidence-demo.json").read_text())["main"].keys() == {*SMALL_METHODS}
     made = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name in ("trained.json", "test.jsonl")}
     again = _evidence("--world", "demo", "--small", "--output_dir", str(out))
     assert again.count("== ") == 0
@@ -308,14 +311,25 @@ def test_the_evidence_of_dialogues_begins_with_what_its_judges_are_worth(shared_
     assert (tmp_path / "hh" / "tables.md").read_text().startswith("<!-- evidence:hh-judge -->")
     strong = [*chat, "--hidden_size", "48", "--tokenizer", str(tmp_path / "chat")]
     subprocess.run([*strong, "--output_dir", str(tmp_path / "strong")], check=True, capture_output=True)
+    page = Path(shutil.copy(RESULTS, tmp_path))
     one = ("--about", "helpful", "--two_prompts", "0", "--alphas", "1", "--strong", str(tmp_path / "strong"))
-    _evidence("--world", "hh", "--small", "--chat", str(tmp_path / "chat"), "--output_dir", str(tmp_path / "one"), *one)
+    one += ("--page", str(page), "--output_dir", str(tmp_path / "one"))
+    assert_rewritten(page, "hh", said=_evidence("--world", "hh", "--small", "--chat", str(tmp_path / "chat"), *one))
     tables = (tmp_path / "one" / "tables.md").read_text()
     assert "| helpful |" in tables
     assert "hh-two" not in tables
     assert "| fixed gate |" in tables
     assert "reward at alpha 0 / 1 |" in tables  # weak to strong, at the strengths of the main table
     assert not (tmp_path / "one" / "judge" / "harmless").exists()  # what no table reads is not trained
+
+
+def assert_rewritten(page: Path, world: str, *, said: str) -> None:
+    """Every table of a world on the page of results is another one now, and the rest of it is as it was."""
+    before, after = ({m["name"]: m["body"] for m in BLOCK.finditer(file.read_text())} for file in (RESULTS, page))
+    assert before.keys() == after.keys()
+    for name, body in before.items():
+        assert (after[name] != body) == name.startswith(f"{world}-"), name
+    assert "has no place for: nothing." in said
 
 
 def _evidence(*arguments: str) -> str:

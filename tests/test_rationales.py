@@ -1,5 +1,6 @@
 """The rationale experiment: rows whose answer follows, figures by hand, and all of it, small."""
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+PAGE = EXPERIMENTS.parent / "docs" / "classify.md"
 if str(EXPERIMENTS) not in sys.path:  # scripts that import each other by name
     sys.path.append(str(EXPERIMENTS))
 
 import rationales_data  # noqa: E402
 import rationales_tables  # noqa: E402
+from evidence_tables import BLOCK  # noqa: E402
 
 
 def test_people_are_happy_where_most_like_what_they_got_and_the_rationale_says_who_does():
@@ -81,16 +84,18 @@ def test_the_curve_is_the_mean_over_seeds():
 
 @pytest.mark.slow
 def test_the_experiment_is_made_once_and_written_into_a_page(shared_data, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- evidence:rationales-creak -->\n<!-- /evidence -->\nThe end.\n")
+    page = Path(shutil.copy(PAGE, tmp_path))
     backbone = shared_data / "lm" / "stories260k"
     command = [sys.executable, str(EXPERIMENTS / "rationales.py"), "--small", "--backbone", str(backbone)]
     command += ["--data", str(shared_data), "--output_dir", str(tmp_path / "out"), "--page", str(page)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     text = page.read_text()
-    assert "| DHRD |" in text
-    assert text.endswith("The end.\n")
+    before, after = ({m["name"]: m["body"] for m in BLOCK.finditer(own)} for own in (PAGE.read_text(), text))
+    changed = {name for name, body in after.items() if body != before[name]}
+    assert changed == {f"rationales-{name}" for name in ("creak", rationales_data.SYNTHETIC, "curve")}
+    assert "has no place for: nothing." in first.stdout
+    assert list((tmp_path / "figures").iterdir()) == [tmp_path / "figures" / "rationales-creak-tastes.json"]
     assert (tmp_path / "rationales.png").stat().st_size > 1000
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     again = subprocess.run(command, capture_output=True, text=True)

@@ -25,8 +25,8 @@ def require_independent(systems: Sequence[System], judges: Sequence[str]) -> Non
             system, place = found
             copy = "" if folder.samefile(place) else f", as it holds what '{place}' does"
             raise DualHeadError(
-                f"'{folder}' is a part of '{system}'{copy}, so it is no independent judge of it. Train another on other "
-                "prompts, or add --force to look at it all the same."
+                f"'{folder}' is a part of '{system}'{copy}, so it is no independent judge of it. Train another on "
+                "other prompts, or add --force to look at it all the same."
             )
 
 
