@@ -13,7 +13,7 @@ import numpy as np
 
 from dual_head.evaluate.frontier import hypervolume, pareto
 from dual_head.evaluate.win_rates import win_rate
-from dual_head.intervals import percentiles
+from dual_head.intervals import crossed, percentiles
 
 RESAMPLES = 2000
 BLOCK = re.compile(r"<!-- evidence:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /evidence -->", re.DOTALL)
@@ -34,17 +34,6 @@ def table_of(by_seed: Sequence[Sequence[Row]], alpha: str, value: str) -> np.nda
     if not ids or any(sorted(rows) != ids for rows in own):
         raise ValueError(f"The seeds have not all answered the same prompts at alpha {alpha}.")
     return np.array([[rows[i].get(value, rows[i]["rewards"].get(value)) for i in ids] for rows in own], dtype=float)
-
-
-def crossed(table: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """Mean of a table [seeds, prompts] and its 95% interval, where seeds and prompts are both resampled."""
-    rng = np.random.default_rng(seed)
-    seeds, prompts = table.shape
-    rows = rng.integers(0, seeds, (RESAMPLES, seeds))
-    columns = rng.integers(0, prompts, (RESAMPLES, prompts))
-    means = np.array([table[own].mean(0)[other].mean() for own, other in zip(rows, columns, strict=True)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(table.mean()), (float(low), float(high))
 
 
 def compared(own: Sequence[Sequence[Row]], base: Sequence[Sequence[Row]], alphas: Sequence[str]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from evidence_tables import crossed, markdown
+from evidence_tables import markdown
 from rationales_data import SYNTHETIC
+
+from dual_head.intervals import crossed
 
 SAID = {
     "pooled": "pooled only, no reasoning loss",

@@ -47,11 +47,12 @@ def flags() -> set[str]:
     with contextlib.redirect_stdout(shown):
         for name in method_names():
             assert main(["train", name, "--help_all"]) == 0
-        assert main(["classify", "train", "--help_all"]) == 0
+        for command in ("train", "compare"):
+            assert main(["classify", command, "--help_all"]) == 0
         for command in COMMANDS.keys() - {"train", "classify"}:
             with pytest.raises(SystemExit):
                 main([command, "--help"])
-        for command in classify.COMMANDS.keys() - {"train"}:
+        for command in classify.COMMANDS.keys() - {"train", "compare"}:
             with pytest.raises(SystemExit):
                 main(["classify", command, "--help"])
     return set(FLAG.findall(shown.getvalue()))
@@ -95,6 +96,7 @@ def test_every_command_that_is_shown_is_understood(line, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     monkeypatch.setattr("dual_head.commands.train.train_guide", train)
     monkeypatch.setattr("dual_head.commands.classify.train.train_classifier", train)
+    monkeypatch.setattr("dual_head.classify.comparison.plan_of", train)
     monkeypatch.chdir(ROOT)  # where the configs are that some of them name
     with pytest.raises(Parsed):
         main(shlex.split(line))

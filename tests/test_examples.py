@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dual_head.demo.world import sample_requests
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(file.name for file in EXAMPLES.glob("*.py"))
 PROMPT = "user : how do i bake bread ? assistant :"
@@ -99,6 +101,19 @@ def test_merge_writes_a_checkpoint_that_transformers_alone_loads(example, tmp_pa
     assert float(found[1]) < 1e-4
     kept = {file.name for file in (tmp_path / "merged").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= kept
+
+
+def test_classify_trains_a_classifier_and_says_what_requests_are(example):
+    printed = example("classify.py", "--steps", 2)
+    assert "400 rows read" in printed
+    assert len(re.findall(r"^(?:harmless|harmful ) +[01]\.\d\d  \w", printed, flags=re.MULTILINE)) == 6
+
+
+@pytest.mark.slow
+def test_classify_tells_harmful_requests_from_others_after_its_steps(example):
+    found = re.findall(r"^(harmless|harmful) +[01]\.\d\d  (.*)$", example("classify.py"), flags=re.MULTILINE)
+    asked = sample_requests(6, seed=1, split="test")
+    assert found == [(("harmless", "harmful")[request.harmful], request.prompt) for request in asked]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dual_head.intervals as intervals
-from dual_head.intervals import bootstrap_mean, draws, percentiles, wilson
+from dual_head.intervals import bootstrap_mean, crossed, crossed_draws, draws, percentiles, wilson
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,23 @@ def test_draws_are_the_same_whatever_fits_into_memory(monkeypatch):
 def test_percentiles_leave_out_a_fortieth_at_either_end():
     assert percentiles(range(1, 41)[::-1]) == (2, 39)
     assert percentiles([3.0]) == (3.0, 3.0)
+    assert percentiles(range(1, 42), interpolate=True) == (2, 40)
+
+
+def test_seeds_are_resampled_as_well_as_what_they_answer():
+    # Two seeds of two, each drawn twice a quarter of the time: means of 0, 1/2 and 1, whatever the columns.
+    assert crossed([[0.0] * 30, [1.0] * 30]) == (0.5, (0.0, 1.0))
+    # One seed: columns alone, both the same a quarter of the time each.
+    assert crossed([[0.0, 1.0]]) == (0.5, (0.0, 1.0))
+    assert crossed(np.full((3, 4), 2.0)) == (2.0, (2.0, 2.0))
+
+
+def test_an_interval_over_seeds_and_columns_is_what_it_was_before_it_was_drawn_in_blocks(monkeypatch):
+    table = np.random.default_rng(0).normal(size=(3, 40))
+    rng = np.random.default_rng(5)
+    rows, columns = rng.integers(0, 3, (2000, 3)), rng.integers(0, 40, (2000, 40))
+    means = [table[own].mean(0)[other].mean() for own, other in zip(rows, columns, strict=True)]
+    monkeypatch.setattr(intervals, "AT_ONCE", 1000)
+    assert crossed(table, seed=5) == (table.mean(), tuple(np.percentile(means, [2.5, 97.5])))
+    drawn = list(crossed_draws(3, 40, seed=5))
+    assert (len(drawn), drawn[0][0].shape, drawn[0][1].shape) == (2000, (3,), (40,))

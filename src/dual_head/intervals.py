@@ -28,13 +28,36 @@ def draws(count: int, *, resamples: int = 2000, seed: int = 0) -> Iterator[NDArr
 
     Equal count and seed give equal draws: whatever was measured on the same questions is compared on the same draws.
     """
-    rng, block = np.random.default_rng(seed), max(1, AT_ONCE // count)
-    for start in range(0, resamples, block):
-        yield rng.integers(0, count, size=(min(block, resamples - start), count))
+    yield from _blocks(np.random.default_rng(seed), count, resamples)
 
 
-def percentiles(statistics: ArrayLike) -> tuple[float, float]:
-    """95% percentile interval of a statistic's bootstrap draws [resamples]."""
+def crossed_draws(
+    rows: int, columns: int, *, resamples: int = 2000, seed: int = 0
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Draw `resamples` times the rows and the columns of a table, both with replacement: ([rows], [columns]).
+
+    Rows are seeds, columns what every seed answers. Both are chance: of few seeds, a difference that holds on any
+    columns may still be these seeds' own. Equal sizes and seed give equal draws, as with `draws`.
+    """
+    rng = np.random.default_rng(seed)
+    seeds = rng.integers(0, rows, size=(resamples, rows))
+    others = (drawn for block in _blocks(rng, columns, resamples) for drawn in block)
+    yield from zip(seeds, others, strict=True)
+
+
+def crossed(table: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """Mean of a table [seeds, columns] and its 95% interval, where seeds and columns are both resampled."""
+    given = np.asarray(table, dtype=float)
+    drawn = crossed_draws(*given.shape, resamples=resamples, seed=seed)
+    means = [given[seeds].mean(0)[columns].mean() for seeds, columns in drawn]
+    return float(given.mean()), percentiles(means, interpolate=True)
+
+
+def percentiles(statistics: ArrayLike, *, interpolate: bool = False) -> tuple[float, float]:
+    """95% percentile interval of a statistic's bootstrap draws [resamples]; interpolate: between two draws, or one."""
+    if interpolate:
+        low, high = np.percentile(np.asarray(statistics, dtype=float), [2.5, 97.5])
+        return float(low), float(high)
     ordered = np.sort(np.asarray(statistics, dtype=float))
     return float(ordered[int(0.025 * len(ordered))]), float(ordered[max(0, int(0.975 * len(ordered)) - 1)])
 
@@ -45,3 +68,10 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int 
     if given.min() == given.max():
         return float(given[0]), float(given[0])  # a mean of equal numbers is rounded
     return percentiles(np.concatenate([given[i].mean(1) for i in draws(len(given), resamples=resamples, seed=seed)]))
+
+
+def _blocks(rng: np.random.Generator, count: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """Blocks [r, count] of indices below `count`, the same whatever their size."""
+    block = max(1, AT_ONCE // count)
+    for start in range(0, resamples, block):
+        yield rng.integers(0, count, size=(min(block, resamples - start), count))

@@ -6,7 +6,7 @@ checkpoint and the fingerprints in its config; how a model runs is elsewhere.
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
@@ -23,10 +23,27 @@ from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 
-AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # AutoModelForCausalLM's own, of no use to guides
-# What AutoModelForCausalLM and PushToHubMixin hand on, besides what we name ourselves.
+AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # the auto classes' own, of no use to us
+# What the auto classes and PushToHubMixin hand on, besides what we name ourselves.
 SAVE_OPTIONS = ("repo_id", "token", "max_shard_size", "safe_serialization", "is_main_process")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "subfolder")
+
+
+def hub_options(given: Mapping[str, Any], load: Callable[..., Any]) -> dict[str, Any]:
+    """What of the options left over in `load` the hub takes. Errors: one that neither it nor the auto classes know."""
+    found = {k: v for k, v in given.items() if not k.startswith("_") and k not in AUTO_OPTIONS}
+    for name in found:
+        if name not in HUB_OPTIONS:
+            known = (*HUB_OPTIONS, *inspect.signature(load).parameters)
+            raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, known)}")
+    return found
+
+
+def require_save_options(given: Iterable[str]) -> None:
+    """Refuse options of save_pretrained that are not transformers' protocol."""
+    for name in given:
+        if name not in SAVE_OPTIONS:
+            raise DualHeadError(f"Unknown option '{name}' of save_pretrained.{did_you_mean(name, SAVE_OPTIONS)}")
 
 
 class GuideLoading(PreTrainedModel):
@@ -82,11 +99,7 @@ class GuideLoading(PreTrainedModel):
         corrupt or mismatching files; a backbone whose fingerprint is not the one trained on.
         """
         source = str(pretrained_model_name_or_path)
-        hub = {k: v for k, v in hub.items() if not k.startswith("_") and k not in AUTO_OPTIONS}
-        for name in hub:
-            if name not in HUB_OPTIONS:
-                known = (*HUB_OPTIONS, *inspect.signature(cls.from_pretrained).parameters)
-                raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, known)}")
+        hub = hub_options(hub, cls.from_pretrained)
         if (vocab_map or adapter) and not switch:
             raise DualHeadError("vocab_map and adapter say how guides move to another backbone: add switch=True.")
         if config is None:
@@ -127,9 +140,7 @@ class GuideLoading(PreTrainedModel):
         state_dict and the hub's options are transformers' protocol; only the guides' tensors are written.
         """
         del state_dict
-        for name in hub:
-            if name not in SAVE_OPTIONS:
-                raise DualHeadError(f"Unknown option '{name}' of save_pretrained.{did_you_mean(name, SAVE_OPTIONS)}")
+        require_save_options(hub)
         self.config.architectures = [type(self).__name__]
         with atomic_folder(Path(save_directory)) as staging:
             write_weights(self.stored(), staging)

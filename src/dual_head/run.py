@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from dual_head.checkpoint import atomic_folder
 from dual_head.data.collate import PairCollator
 from dual_head.data.tokenize import longest_sequence
-from dual_head.errors import DualHeadError, require
+from dual_head.errors import DualHeadError
 from dual_head.guides import guide_class
 from dual_head.loading import read_config
 from dual_head.methods import Method
@@ -32,11 +32,10 @@ from dual_head.report import draw, print_report, summarise
 from dual_head.resume import begin, is_finished, kept_checkpoint, load_guides, resume_point, save_guides, writable
 from dual_head.run_inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
 from dual_head.run_options import RunOptions, identity_of
-from dual_head.training import GuideTrainer, GuideTrainingArguments
+from dual_head.training import GuideTrainer, GuideTrainingArguments, require_trackers
 from dual_head.tuning import kind_of_peer, preference_trainer
 
 REPORT_FILE = "report.json"
-TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
 
 
 def train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
@@ -49,9 +48,7 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     main = processes.is_main_process
     console = Console(quiet=not main, highlight=False, markup=False, emoji=False)
     output = writable(args.output_dir)
-    for tracker in args.report_to or ():
-        if tracker in TRACKERS:
-            require(tracker, tracker)
+    require_trackers(args)
     identity = identity_of(method, options, args)
     resume = None if options.restart else resume_point(output, identity, args.resume_from_checkpoint)
     if cached:

@@ -8,6 +8,7 @@ run that was killed goes on from the last whole one. It knows methods and data s
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dual_head.data.tokenize import pair_lengths
-from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.errors import DualHeadError, did_you_mean, require
 from dual_head.features import FeatureSet
 from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import Method
@@ -27,6 +29,8 @@ from dual_head.progress import brief
 from dual_head.resume import load_guides, save_guides
 
 logger = logging.getLogger(__name__)
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
 
 
 @dataclass
@@ -42,8 +46,9 @@ class GuideTrainingArguments(TrainingArguments):
     )
     logging_steps: float = field(default=10, metadata={"help": "Log the loss terms every so many steps."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: our collator reads all columns."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - as transformers has it
-        default="none", metadata={"help": "Trackers to report to: tensorboard, wandb, mlflow, all or none."}
+    report_to: str | list[str] = field(  # in this order, so that the flag takes several
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers to report to: tensorboard, wandb, mlflow, ..., several of them, all or none."},
     )
     train_sampling_strategy: str = field(
         default="group_by_length",
@@ -65,8 +70,32 @@ class GuideTrainingArguments(TrainingArguments):
         for name in ("learning_rate", "num_train_epochs", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DualHeadError(f"--{name} must be a finite number of at least 0, not {getattr(self, name)}.")
+        self.report_to = trackers_of(self.report_to)
         super().__post_init__()
         one_device(self)
+
+
+def trackers_of(said: str | Sequence[str] | None) -> list[str]:
+    """Names of trackers from a list of them, or from names with commas between. Errors: one that nobody has."""
+    listed = [said] if isinstance(said, str) else said or ["none"]
+    names = list(dict.fromkeys(name.strip() for one in listed for name in str(one).split(",") if name.strip()))
+    known = ("all", "none", *INTEGRATION_TO_CALLBACK)
+    for name in names:
+        if name not in known:
+            raise DualHeadError(f"--report_to: there is no tracker '{name}'.{did_you_mean(name, known)}")
+        if name in known[:2] and len(names) > 1:
+            raise DualHeadError(f"--report_to: '{name}' stands alone, and there is {', '.join(names)}. Leave one out.")
+    return names or ["none"]
+
+
+def require_trackers(args: TrainingArguments) -> None:
+    """Refuse a tracker whose package is not there, before anything is loaded."""
+    there = (*get_available_reporting_integrations(), "azure_ml", "flyte")  # two that are not looked for there
+    for tracker in args.report_to or ():
+        if tracker in TRACKERS:
+            require(tracker, tracker)
+        elif tracker not in there:
+            raise DualHeadError(f"--report_to: the package of '{tracker}' is not installed. Install it with pip.")
 
 
 def one_device(args: TrainingArguments) -> None:

@@ -65,10 +65,28 @@ def test_the_rows_fitted_on_are_never_worse_off(seed):
     assert 0.01 <= found.temperature <= 100
 
 
-def test_rows_all_right_or_all_wrong_still_have_a_temperature():
-    logits = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert fit_temperature(logits, [0, 1]).temperature == pytest.approx(0.01)
-    assert fit_temperature(logits, [1, 0]).temperature == pytest.approx(100)
+def test_rows_all_wrong_are_as_unsure_as_a_temperature_makes_them():
+    found = fit_temperature([[1.0, 0.0], [0.0, 1.0]], [1, 0])
+    assert found.temperature == pytest.approx(100)
+    assert not found.unbounded
+
+
+def test_rows_all_right_have_no_temperature_to_keep(tmp_path):
+    found = fit_temperature([[1.0, 0.0], [0.0, 1.0]], [0, 1])
+    assert found.unbounded
+    with pytest.raises(DualHeadError, match="every prediction would be certain"):
+        found.save(weights(tmp_path))
+    assert not (tmp_path / CALIBRATION_FILE).exists()
+
+
+def test_a_half_that_is_all_right_leaves_the_other_half_at_1():
+    logits, labels = np.tile([[3.0, 0.0], [0.0, 1.0]], (50, 1)), np.tile([0, 1], 50)
+    labels[7] = 0  # the only error, so one half has none
+    found = cross_fitted(logits, labels)
+    assert found[7] == 1.0
+    fitted = fit_temperature(logits[found == 1], labels[found == 1]).temperature
+    assert (found[found != 1] == fitted).all()
+    assert nll(logits, labels, found) < 1  # 100 logits apart at T = 0.01, and wrong
 
 
 def test_several_labels_have_one_temperature():

@@ -76,8 +76,27 @@ def test_a_summary_has_each_classifier_the_majority_and_the_differences():
     assert found["majority"]["macro_f1"]["mean"] == pytest.approx((6 / 7 + 0) / 2)
     (name, difference), *none = found["differences"].items()
     assert not none
-    assert (name, difference["from"], difference["difference"]) == ("second", "first", 1 / 4)
+    assert (name, difference["from"], difference["accuracy"]["difference"]) == ("second", "first", 1 / 4)
+    assert difference["macro_f1"]["difference"] == pytest.approx(1 - (4 / 5 + 2 / 3) / 2)
+    assert "ece" not in difference
     assert (difference["only_first"], difference["only_second"]) == (0, 1)
+
+
+def test_groups_are_compared_by_f1a_and_by_whole_groups_too():
+    groups = ("p", "p", "q", "q")
+    found = summarise({"first": measured(groups=groups), "second": measured(np.eye(2)[LABELS] * 5, groups=groups)})
+    own = found["differences"]["second"]
+    assert own["f1a"]["difference"] == pytest.approx(1 - 2 / 3)  # one b of two that were given is one
+    assert own["em"]["difference"] == pytest.approx(1 / 2)
+
+
+def test_what_several_labels_a_row_get_wholly_right_is_not_called_accuracy():
+    labels = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]]
+    first, second = (measured(logits, labels, multi_label=True) for logits in (LOGITS - 0.5, 9 * np.array(labels) - 4))
+    own = summarise({"first": first, "second": second})["differences"]["second"]
+    assert own["exact_match"]["difference"] == pytest.approx(1 / 4)
+    assert "accuracy" not in own
+    assert {"macro_f1", "micro_f1", "nll"} <= own.keys()
 
 
 def test_groups_of_the_rows_are_resampled_together():
@@ -93,6 +112,26 @@ def test_labels_in_another_order_are_the_same_labels():
     turned = measured(LOGITS[:, ::-1], 1 - LABELS, names=("b", "a"))
     require_same_rows(measured(), turned, "turned")
     assert turned.right().tolist() == measured().right().tolist()
+    groups = ("p", "p", "q", "q")
+    turned = measured(LOGITS[:, ::-1], 1 - LABELS, names=("b", "a"), groups=groups)
+    found = summarise({"it": measured(groups=groups), "turned": turned}, resamples=100)
+    assert found["classifiers"]["it"] == found["classifiers"]["turned"]  # F1a is of the same label
+    assert {value["difference"] for value in found["differences"]["turned"].values() if isinstance(value, dict)} == {0}
+
+
+def test_shares_of_labels_in_another_order_are_turned_with_them():
+    shares = np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [1.0, 0.0]])
+    turned = measured(LOGITS[:, ::-1], shares[:, ::-1], names=("b", "a"))
+    found = summarise({"it": measured(labels=shares), "turned": turned}, resamples=100)["classifiers"]
+    assert found["it"] == found["turned"]
+
+
+def test_rows_that_are_all_right_leave_the_temperature_as_it_is(predictor):
+    texts = some_texts(12)
+    given = [one.index for one in predictor.predict(texts)]
+    found = measure(predictor, [Example(*pair) for pair in zip(texts, given, strict=True)], calibrate=True)
+    assert found.calibration is None
+    assert found.temperature == predictor.temperature
 
 
 def test_other_labels_and_other_rows_are_not_compared():

@@ -10,14 +10,18 @@ import torch
 import yaml
 from files import word_tokenizer
 from models import ARCHITECTURES, BOS, EOS, PAD, VOCAB, tiny_lm
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
+from dual_head.classify import Example
 from dual_head.classify import export as exporting
 from dual_head.classify.export import PAD as NEW_PAD
-from dual_head.classify.export import export, merged
+from dual_head.classify.export import export, merged, own_padding
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.onnx import export_onnx
+from dual_head.classify.tokenize import input_ids_of
 from dual_head.errors import DualHeadError
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -143,6 +147,18 @@ def test_padding_that_a_text_may_end_in_becomes_a_token_of_its_own(taken, tmp_pa
     with torch.no_grad():
         found = AutoModelForSequenceClassification.from_pretrained(tmp_path)(**batch).logits
     torch.testing.assert_close(found, own_logits(model, texts), **CLOSE)
+
+
+def test_a_special_token_that_a_text_says_is_text_to_what_is_exported_too(tmp_path):
+    alphabet = {one: i for i, one in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(alphabet, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    made, _ = own_padding(own, classifier().config)
+    made.save_pretrained(tmp_path)
+    (wanted,) = input_ids_of([Example("so </s> it")], own)
+    assert AutoTokenizer.from_pretrained(tmp_path)("so </s> it")["input_ids"] == wanted
+    assert own.eos_token_id not in wanted
 
 
 def test_a_padding_token_beyond_the_embeddings_gets_a_row(tmp_path):

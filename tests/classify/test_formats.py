@@ -46,7 +46,7 @@ ROWS = {
     ),
     "esnli": (
         {**NLI_ROW, "label": 2, "explanation_1": "Dogs stay.", "explanation_2": "", "explanation_3": ""},
-        Example(NLI, 2, "Dogs stay."),
+        Example(NLI, 2, "Dogs stay.", together="A dog runs."),
         ("entailment", "neutral", "contradiction"),
     ),
     "creak": (
@@ -86,6 +86,7 @@ ROWS = {
             1,
             group="5-2",
             id="5-2-9",
+            together="paragraph 5",
         ),
         ("No", "Yes"),
     ),
@@ -431,8 +432,8 @@ def esnli_folder(tmp_path):
 def test_the_files_of_esnli_are_read_side_by_side_and_dev_stands_in_for_train(esnli_folder):
     loaded = load_examples(str(esnli_folder))
     assert loaded.examples == [
-        Example("Premise: One\u2028line.\nHypothesis: A.", 1, "because"),
-        Example("Premise: Two.\nHypothesis: B.", 0, "so"),
+        Example("Premise: One\u2028line.\nHypothesis: A.", 1, "because", together="One\u2028line."),
+        Example("Premise: Two.\nHypothesis: B.", 0, "so", together="Two."),
     ]
     assert list(loaded.drops.notes) == [f"'{esnli_folder}' has no train split; its dev split is read instead"]
     assert rationales(load_examples(str(esnli_folder), split="validation", explanation=2)) == ["since", ""]
@@ -542,6 +543,40 @@ def test_a_task_on_the_hub_that_became_a_script_is_refused(monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DualHeadError, match="without a script"):
         load_examples("boolq")
+
+
+MOODS = datasets.ClassLabel(names=["sad", "happy", "calm"])
+
+
+@pytest.fixture
+def moods(monkeypatch, tmp_path):
+    """A data set on the hub whose labels are numbers with names, written to disk and read again."""
+    columns = {"said": ["a", "b", "c", "d"], "mood": [1, 0, 2, -1], "all": [[1], [0, 2], [], [1]]}
+    features = {"said": datasets.Value("string"), "mood": MOODS, "all": datasets.List(MOODS)}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).save_to_disk(tmp_path / "moods")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.load_from_disk(tmp_path / "moods"))
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+
+
+def test_numbers_of_a_data_set_on_the_hub_are_the_names_it_has_for_them_in_its_order(moods):
+    found = load_examples("me/moods", columns={"input": "said", "label": "mood"})
+    assert found.labels == ("sad", "happy", "calm")
+    assert [(one.input, one.label) for one in found.examples] == [("a", 1), ("b", 0), ("c", 2)]
+    assert found.drops.reasons == {"no label": 1}
+    every = load_examples("me/moods", columns={"input": "said", "label": "all"}, multi_label=True)
+    assert every.labels == ("sad", "happy", "calm")
+    assert [one.label for one in every.examples] == [(0, 1, 0), (1, 0, 1), (0, 0, 0), (0, 1, 0)]
+
+
+def test_classes_of_the_hub_can_be_put_in_order_left_out_or_named_anew(moods):
+    for labels, wanted in (
+        (["calm", "happy", "sad"], [1, 2, 0]),
+        (["sad", "happy"], [1, 0]),
+        (["traurig", "froh", "ruhig"], [1, 0, 2]),
+    ):
+        found = load_examples("me/moods", columns={"input": "said", "label": "mood"}, labels=labels)
+        assert (list(found.labels), [one.label for one in found.examples]) == (labels, wanted)
 
 
 def test_an_unknown_format_gets_the_nearest(load):

@@ -340,8 +340,6 @@ def test_a_scope_counts_the_tokens_that_were_asked_for(answer, scope):
         made = batch(read, side=side)
         assert torch.equal(made["input_ids"].flatten()[made["lm_at"] + 1], made["lm_labels"])
         second = {"everything": "once", "continuation": "", "rationale": ""}[scope]
-        if answer == "alone" and scope != "rationale":
-            second = f"{second} bad7 yes </s>".strip()
         wanted = f"{SCOPES[answer, scope]} {second}".split()
         assert tokenizer.convert_ids_to_tokens(made["lm_labels"].tolist()) == wanted
         pooled = made["input_ids"][torch.arange(2), made["pool_at"]].tolist()

@@ -55,6 +55,14 @@ def test_blank_rationales_are_rows_without_one():
     assert found.checks["word of a label"].rows == 1
 
 
+def test_special_tokens_and_marks_in_angle_brackets_are_found_in_rationales():
+    name = "special token or mark in the rationale"
+    marked = ["it <REASON> is so", "so it is <ANS>", "that is why </s>", "and so <|im_end|> on"]
+    assert counts(*map(row, marked)) == {name: 4}
+    assert counts(row("2 < 3 and 5 > 4 it is"), row("a <- b -> c it is"), row("it is [EOT] so")) == {}
+    assert counts(row("it is [EOT] so"), special=["[EOT]"]) == {name: 1}
+
+
 def test_our_prefixes_are_found_in_rationales_and_inputs():
     assert counts(row("first this. Final answer: yes"), row("then that is so", said="x\nReasoning: y")) == {
         "prefix of ours in the rationale": 1,

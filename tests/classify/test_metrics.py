@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dual_head import DualHeadError
-from dual_head.classify.metrics import log_probabilities, paired, probabilities, reliability, report
+from dual_head.classify.metrics import log_probabilities, probabilities, reliability, report
 from dual_head.intervals import wilson
 
 # Five rows of three classes; p of the class that is given, and whether it is right:
@@ -200,37 +200,6 @@ def test_one_hot_labels_are_shares_unless_said_otherwise():
     assert "micro_f1" in report(logits, one_hot, multi_label=True)
 
 
-# ---- two systems -----------------------------------------------------------------------------------------------
-
-
-def test_a_difference_counts_the_rows_that_one_alone_gets_right():
-    first, second = [1, 1, 0, 0, 0, 0, 1, 0], [1, 0, 1, 1, 1, 1, 1, 0]
-    found = paired(first, second)
-    assert found["difference"] == pytest.approx(3 / 8)
-    assert (found["only_first"], found["only_second"]) == (1, 4)
-    # McNemar: P(at most 1 of 5 heads), twice
-    assert found["p_value"] == pytest.approx(2 * (1 + 5) / 32)
-    low, high = found["interval"]
-    assert low < 3 / 8 < high
-
-
-def test_pairing_is_surer_than_two_separate_intervals():
-    rng = np.random.default_rng(0)
-    first = rng.random(500) < 0.7
-    second = first.copy()
-    second[np.flatnonzero(~first)[:20]] = True
-    low, high = paired(first, second)["interval"]
-    assert low > 0
-    assert high - low < 0.05 < np.diff(wilson(int(second.sum()), 500))[0]
-
-
-def test_groups_widen_a_difference():
-    rng = np.random.default_rng(0)
-    first, second = (np.repeat(rng.random(50) < 0.5, 10) for _ in range(2))
-    width = lambda found: np.diff(found["interval"])[0]  # noqa: E731
-    assert width(paired(first, second, groups=np.repeat(np.arange(50), 10).tolist())) > 2 * width(paired(first, second))
-
-
 # ---- pictures and mistakes --------------------------------------------------------------------------------------
 
 
@@ -257,9 +226,7 @@ def test_rows_that_cannot_be_measured_are_refused(logits, labels, said):
         report(logits, labels)
 
 
-def test_what_does_not_pair_is_refused():
-    with pytest.raises(DualHeadError, match="same rows"):
-        paired([1, 0], [1])
+def test_groups_and_temperatures_that_do_not_fit_are_refused():
     with pytest.raises(DualHeadError, match="one for each row"):
         report(np.zeros((2, 2)), [0, 1], groups=["q"])
     with pytest.raises(DualHeadError, match="above 0"):

@@ -184,6 +184,12 @@ def test_one_text_is_no_list_of_texts(predictor):
 # ---- sureness --------------------------------------------------------------------------------------------------
 
 
+def test_what_is_no_text_is_refused_with_its_place(predictor):
+    for texts, said in (([None], "Text 1 is no text but None"), (["good1"] * 20 + [7], "Text 21 is no text but 7")):
+        with pytest.raises(DualHeadError, match=said):
+            list(predictor.predict(texts))
+
+
 def test_the_folders_temperature_is_used_unless_another_is_asked_for(folder, predictor, tmp_path):
     copied = write_dhrd(tmp_path, labels=("no", "maybe", "yes"))
     Calibration(temperature=2.0).save(copied)

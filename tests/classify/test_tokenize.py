@@ -1,7 +1,11 @@
 """Examples to ids: the input alone, and what follows it, with what is to be learnt of both."""
 
+from typing import Any
+
 import pytest
 from files import word_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from dual_head.classify import Example, TextForm
 from dual_head.classify.collate import ExampleCollator
@@ -50,6 +54,49 @@ def test_a_row_without_a_rationale_has_nothing_after_its_input_and_is_counted():
     (row,), drops = tokenized([Example("ask0", 0)])
     assert row.rest_ids == []
     assert drops.notes["rows without a rationale"] == 1
+
+
+def test_a_row_without_a_rationale_has_no_answer_alone_either():
+    rows, _ = tokenized([ROW, Example("ask0", 0)], form=TextForm(answer="alone", answer_prefix=" once "))
+    assert [words(row.rest_ids) for row in rows] == ["once bad0 </s>", ""]
+
+
+def byte_tokenizer(*special: str) -> PreTrainedTokenizerFast:
+    """One token a byte, and special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({one: i for i, one in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>")
+    made.add_special_tokens({"additional_special_tokens": list(special)})
+    return made
+
+
+@pytest.mark.parametrize("tokenizer", [word_tokenizer(), byte_tokenizer()])
+def test_a_special_token_that_a_text_says_is_text_and_the_end_is_the_only_end(tokenizer):
+    row = Example("ask0 </s> <s>", 1, rationale="good1 </s> good2")
+    (read,), _ = tokenize_examples([row], tokenizer, ClassifyTokenizeOptions(), form=FORM, names=NAMES)
+    first = [1] if read.input_ids[0] == 1 else []  # the one that the tokenizer puts there
+    assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(read.input_ids[len(first) :])
+    assert read.rest_ids.index(tokenizer.eos_token_id) == len(read.rest_ids) - 1
+
+
+def test_a_prefix_is_a_special_token_where_the_tokenizer_has_it_and_text_in_a_rationale():
+    tokenizer, row = byte_tokenizer("<REASON>", "<ANS>"), Example("ask0", 1, rationale="so <ANS> <REASON> it is")
+    reason, answer = tokenizer.convert_tokens_to_ids(["<REASON>", "<ANS>"])
+    form = TextForm(reason_prefix="\n<REASON> ", answer_prefix="<ANS>")
+    (read,), _ = tokenize_examples([row], tokenizer, ClassifyTokenizeOptions(), form=form, names=NAMES)
+    assert tokenizer.decode(read.rest_ids) == "\n<REASON> so <ANS> <REASON> it is<ANS>bad0</s>"
+    assert (read.rest_ids.count(reason), read.rest_ids.count(answer)) == (1, 1)
+    assert read.rest_ids.index(reason) == 1
+    plain, other = byte_tokenizer(), TextForm(reason_prefix="<REASON> ", answer_prefix="<ANS>")
+    (read,), _ = tokenize_examples([row], plain, ClassifyTokenizeOptions(), form=other, names=NAMES)
+    assert plain.decode(read.rest_ids) == "<REASON> so <ANS> <REASON> it is<ANS>bad0</s>"
+
+
+def test_rationale_and_answer_is_another_name_of_what_follows_the_input():
+    spelt: Any = "rationale + answer"
+    assert tokenized(scope=spelt) == tokenized(scope="continuation")
 
 
 def test_an_input_that_is_too_long_is_dropped_and_located_or_cut_on_the_side_that_was_asked_for():

@@ -5,10 +5,14 @@ import json
 import pytest
 import yaml
 from classifiers import some_texts, write_dhrd
+from rich.console import Console
 
 from dual_head.classify.calibration import CALIBRATION_FILE
+from dual_head.classify.options import ClassifyOptions
 from dual_head.classify.predict import Predictor
+from dual_head.classify.run_inputs import load_sets
 from dual_head.cli import main
+from dual_head.data import is_held_out
 
 TEXTS = [text for text in some_texts(90) if text]
 WRONG = 7  # every so many rows have another label than the first classifier gives
@@ -71,9 +75,16 @@ def test_two_classifiers_are_compared_row_by_row(place, tmp_path, capsys):
     right = {name: [row["right"] for row in rows if row["classifier"] == name] for name in found["folders"]}
     first, second = right["classifier"], right["classifier1"]
     own = found["differences"]["classifier1"]
-    assert own["difference"] == pytest.approx((sum(second) - sum(first)) / len(TEXTS))
+    assert own["accuracy"]["difference"] == pytest.approx((sum(second) - sum(first)) / len(TEXTS))
+    for metric in ("macro_f1", "nll"):
+        means = [found["classifiers"][name][metric]["mean"] for name in ("classifier1", "classifier")]
+        assert own[metric]["difference"] == pytest.approx(means[0] - means[1])
+        assert own[metric]["interval"][0] < own[metric]["difference"] < own[metric]["interval"][1]
     assert own["only_first"] == sum(a and not b for a, b in zip(first, second, strict=True)) > 0
-    assert "classifier1 less classifier: accuracy -" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "classifier1 less classifier: accuracy -" in said
+    assert f", macro_f1 {own['macro_f1']['difference']:+.4f} [" in said
+    assert f"right where the other is not {own['only_second']} times" in said
 
 
 def test_calibration_is_kept_with_the_classifier(place, tmp_path, capsys):
@@ -84,6 +95,18 @@ def test_calibration_is_kept_with_the_classifier(place, tmp_path, capsys):
     assert kept["temperature"] == found["temperature"] != 1
     assert Predictor.load(own, device="cpu").temperature == kept["temperature"]
     assert f"T = {kept['temperature']:.3g}" in capsys.readouterr().out
+
+
+def test_a_temperature_of_rows_that_are_all_right_is_not_kept_and_that_is_said(place, tmp_path, capsys):
+    own, right = write_dhrd(tmp_path), tmp_path / "right.jsonl"
+    lines = (place / "test.jsonl").read_text().splitlines()[: len(TEXTS)]
+    right.write_text("\n".join(line for i, line in enumerate(lines) if i % WRONG))
+    evaluate(place, own, "--dataset", right, "--calibrate")
+    assert not (own / CALIBRATION_FILE).exists()
+    assert "Calibrate on more rows, with errors among them" in capsys.readouterr().out
+    found = summary(own / "evaluation")["classifiers"]["classifier"]
+    assert found["accuracy"]["mean"] == 1
+    assert "calibration" not in found
 
 
 def test_what_is_no_folder_here_keeps_nothing(place, tmp_path, capsys, monkeypatch):
@@ -133,6 +156,24 @@ def test_columns_and_templates_say_how_rows_are_read(place, tmp_path):
     evaluate(place, "--config", own)
     evaluate(place, place / "classifier", "--config", training, "--output_dir", tmp_path / "b")
     assert summary(tmp_path / "a")["classifiers"] == summary(tmp_path / "b")["classifiers"]
+
+
+def test_the_share_that_training_kept_aside_is_measured_where_rows_share_a_passage(place, tmp_path):
+    rows = [json.loads(line) for line in (place / "test.jsonl").read_text().splitlines()][
+        :-1
+    ]  # the last is of no class
+    passages = [f"passage {i % 10}" for i in range(len(rows))]
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        "".join(json.dumps({**row, "passage": own}) + "\n" for row, own in zip(rows, passages, strict=True))
+    )
+    columns = "input=input_text,label=label,together=passage"
+    given = ("--dataset", other, "--columns", columns, "--held_out", "0.5", "--output_dir", tmp_path / "out")
+    evaluate(place, place / "classifier", *given)
+    options = ClassifyOptions("any", str(other), dataset_split="test", columns=columns, held_out=0.5)
+    _, held_out, _, _ = load_sets(options, Console(quiet=True))
+    assert summary(tmp_path / "out")["classifiers"]["classifier"]["rows"] == len(held_out)
+    assert len(held_out) == sum(is_held_out(passage, 0.5) for passage in passages)
 
 
 def test_mistakes_are_named(place, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from dual_head.cli import main
 from dual_head.errors import DualHeadError
@@ -35,6 +36,18 @@ def test_it_prints_the_account_of_the_rows_and_each_flaw(rows, capsys):
     assert line.split()[5:7] == ["1", "50.0%"]
     assert "row 1: The answer is yes indeed." in line
     assert "leak probe: none, not asked for" in said
+
+
+def test_the_special_tokens_of_a_tokenizer_are_looked_for_too(backbone_folder, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[why]"]})
+    tokenizer.save_pretrained(tmp_path / "own")
+    said = [{"input_text": f"Ice {i}", "label": "yn"[i % 2], "rationale": f"so [why] it {i}"} for i in range(4)]
+    (tmp_path / "train.json").write_text(json.dumps(said))
+    for more, found in (([], "0"), (["--tokenizer", tmp_path / "own"], "4")):
+        assert lint("--dataset", tmp_path / "train.json", "--no_probe", *more) == 0
+        [line] = [line for line in capsys.readouterr().out.splitlines() if "special token or mark" in line]
+        assert line.split()[7] == found
 
 
 def test_it_writes_all_figures_as_json(rows, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from files import ASKED, BAD, GOOD
 
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import main
+from dual_head.commands.classify.train import apply_config, build_parser
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -83,6 +85,20 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(backbone_folder, r
     assert "--restart" in said
 
 
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(backbone_folder, rows, tmp_path, capsys):
+    more = ["--max_steps", "4", "--save_steps", "2", "--eval_strategy", "no"]
+    given = arguments(backbone_folder, rows, tmp_path / "out", *more)
+    assert main(given) == 0
+    whole = DualHeadReasoningModel.from_pretrained(tmp_path / "out").stored()
+    (tmp_path / "out" / "report.json").unlink()
+    named = str(tmp_path / "out" / "checkpoint-2")
+    assert main([*given, "--checkpoint", named]) == 0
+    assert f"Resuming from {named}" in "".join(capsys.readouterr().out.splitlines())
+    again = DualHeadReasoningModel.from_pretrained(tmp_path / "out").stored()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert "no checkpoint at 'nowhere'" in refused(capsys, [*given, "--checkpoint", "nowhere"])
+
+
 def test_two_processes_measure_and_log_what_one_does(backbone_folder, rows, tmp_path):
     steps = ["--max_steps", "2", "--logging_steps", "2", "--dropout", "0", "--lora_dropout", "0", "--held_out", "0.3"]
     sizes = ["--max_input_length", "12", "--max_rationale_length", "24", "--disable_tqdm", "true", "--use_cpu", "true"]
@@ -136,7 +152,7 @@ def test_the_best_weights_are_the_ones_reported_also_when_the_command_is_repeate
     ("more", "said"),
     [
         ([], "reasoning head learns to write the inputs alone"),
-        (["--lm_scope", "rationale"], "reasoning head learns nothing"),
+        (["--control", "label_only"], "reasoning head learns to write the inputs alone"),
         (["--control", "input_lm"], None),
         (["--lm_weight", "0"], None),
     ],
@@ -148,6 +164,29 @@ def test_a_reasoning_head_without_rationales_is_said_aloud(backbone_folder, rows
     assert main(arguments(backbone_folder, tmp_path / "bare.json", tmp_path / "out", *given, *more)) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert (said in shown) if said else ("No training row has a rationale" not in shown)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--control", "label_only", "--lm_scope", "rationale"], "--control label_only: the reasoning head learns"),
+        (["--max_rationale_length", "0", "--lm_scope", "continuation"], "raise --max_rationale_length"),
+    ],
+)
+def test_a_reasoning_loss_without_a_token_to_learn_is_refused(backbone_folder, rows, tmp_path, capsys, more, said):
+    given = arguments(backbone_folder, rows, tmp_path / "out", "--max_steps", "1", "--eval_strategy", "no", *more)
+    shown = refused(capsys, given)
+    assert said in shown
+    assert "--lm_weight 0, the plain classifier" in shown
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_reasoning_loss_without_any_rationale_to_learn_is_refused(backbone_folder, tmp_path, capsys):
+    bare = [{"input_text": word, "label": word[:-1]} for word in (*GOOD, *BAD)]
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    given = arguments(backbone_folder, tmp_path / "bare.json", tmp_path / "out", "--held_out", "0")
+    said = refused(capsys, [*given, "--max_steps", "1", "--lm_scope", "rationale"])
+    assert "No training row has a rationale: the reasoning head learns nothing" in said
 
 
 def test_the_shipped_config_trains_on_rationales():
@@ -207,11 +246,15 @@ def test_mlflow_has_what_was_logged(backbone_folder, rows, tmp_path, monkeypatch
         (["--loss_weight_alpha", "0.5", "--lm_weight", "0"], "Leave it out, or the two"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no effect"),
         (["--device", "banana"], "There is no device 'banana'"),
+        (["--report_to", "tensorbord"], "Did you mean 'tensorboard'"),
+        (["--report_to", "mlflow,banana"], "there is no tracker 'banana'. Known: "),
+        (["--report_to", "mlflow", "none"], "'none' stands alone"),
         (["--class_weights", "1,x"], "numbers separated by commas"),
         (["--class_weights", "1,-1"], "at least 0 and not all 0"),
         (["--held_out", "0", "--load_best_model_at_end", "true", "--save_strategy", "epoch"], "Nothing is held out"),
         (["--max_rationale_length", "60"], "the backbone has 64 positions"),
         (["--explanation", "x"], "--explanation"),
+        (["--reason_prefix", " "], "reason_prefix is what tells"),
     ],
 )
 def test_bad_options_name_the_remedy(backbone_folder, rows, tmp_path, capsys, more, said):
@@ -244,6 +287,20 @@ def test_columns_and_labels_of_a_config_are_what_they_are_in_yaml(backbone_folde
         assert config.class_weights == [1, 2]
 
 
+def test_the_papers_sentinels_and_its_name_of_a_scope_are_reached_from_flags_and_yaml(backbone_folder, rows, tmp_path):
+    given = configured(tmp_path / "dhrd.yaml", reason_prefix="<REASON>", lm_scope="rationale + answer")
+    more = ["--max_steps", "1", "--eval_strategy", "no", "--held_out", "0"]
+    flags = ["--reason_prefix", "<REASON>", "--lm_scope", "rationale + answer"]
+    for name, spelt in (("yaml", []), ("flags", flags)):
+        start = ["classify", "train"] if spelt else given
+        own = arguments(backbone_folder, rows, tmp_path / name, *more, *spelt, "--answer_prefix", "<ANS>")
+        assert main(start + own[2:]) == 0
+        config = DualHeadReasoningModel.from_pretrained(tmp_path / name).config
+        assert config.lm_scope == "continuation"
+        assert config.text is not None
+        assert config.text["form"] == {"reason_prefix": "<REASON>", "answer_prefix": "<ANS>", "answer": "after"}
+
+
 def test_labels_that_a_config_reads_as_truth_values_are_to_be_quoted(backbone_folder, rows, tmp_path, capsys):
     given = configured(tmp_path / "dhrd.yaml", labels=[False, True])
     assert "Quote them" in refused(capsys, given + arguments(backbone_folder, rows, tmp_path)[2:])
@@ -272,6 +329,38 @@ def test_an_unknown_key_of_a_config_is_refused_with_the_nearest(tmp_path, capsys
     file = tmp_path / "dhrd.yaml"
     file.write_text(yaml.safe_dump({"model": {"loss_weight_alfa": 0.5}}))
     assert "Did you mean 'loss_weight_alpha'" in refused(capsys, ["classify", "train", "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("modle: {name_or_path: gpt2}", "Unknown key 'modle' in '.*'. Did you mean 'model'"),
+        ("devcie: cpu", "Unknown key 'devcie' in '.*'. Did you mean 'device'"),
+        ("num_epohcs: 3", "Unknown key 'num_epohcs' in '.*'. Did you mean 'num_epochs'"),
+        ("data: {3: x}", "Unknown key '3' in"),
+        ("true: x", "Unknown key 'True' in"),
+        ("model: gpt2", "'model' in '.*' groups options. Write them below it"),
+        ("lr_scheduler_type: [cosine, linear]", "'lr_scheduler_type' in '.*' cannot be"),
+        ("seed: 1\ntraining: {seed: 2}", "gives 'seed' twice, as seed and as training.seed. Leave one out"),
+        (
+            "training: {num_epochs: 1, num_train_epochs: 2}",
+            "'num_train_epochs' twice, as training.num_epochs and",
+        ),
+        ("device: cpu\nuse_cpu: false", "gives 'use_cpu' twice, as device and as use_cpu"),
+    ],
+)
+def test_a_config_that_says_what_nobody_can_do_is_refused(tmp_path, capsys, written, said):
+    (tmp_path / "dhrd.yaml").write_text(written)
+    assert re.search(said, refused(capsys, ["classify", "train", "--config", str(tmp_path / "dhrd.yaml")]))
+
+
+def test_an_empty_section_says_nothing_and_a_list_is_one_where_a_flag_takes_commas(tmp_path):
+    (tmp_path / "dhrd.yaml").write_text("model:\n  lora_targets: [q_proj, v_proj]\n  class_weights: [1, 2.5]\ndata:\n")
+    parser = build_parser()
+    apply_config(parser, tmp_path / "dhrd.yaml")
+    options, *_ = parser.parse_args_into_dataclasses(["--model_name_or_path", "m", "--dataset_name", "d"])
+    assert options.model_options()["lora"]["targets"] == ["q_proj", "v_proj"]
+    assert options.class_weights == "1,2.5"
 
 
 def test_the_commands_are_listed_and_an_unknown_one_is_refused(capsys):

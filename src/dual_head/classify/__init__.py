@@ -23,7 +23,8 @@ class Example:
 
     input: the text, with whatever question or template belongs to it; label: the index of its class, or a share or a
     0 or 1 for each class; None where unknown; rationale: why, "" where nobody said; answer: the label as the
-    reasoning head writes it, "" for the label's name; group: rows that only count together share it (MultiRC).
+    reasoning head writes it, "" for the label's name; group: rows that only count together share it (MultiRC's
+    answers to one question); together: rows that are held out together share it (a premise's, a passage's).
     """
 
     input: str
@@ -32,6 +33,12 @@ class Example:
     answer: str = ""
     group: str = ""
     id: str = ""
+    together: str = ""
+
+    @property
+    def side_key(self) -> str:
+        """What decides whether a share that is held out has this row: rows of one key are on one side."""
+        return self.together or self.group or self.input
 
 
 def as_shares(label: int | tuple[float, ...], classes: int) -> tuple[float, ...]:
@@ -57,9 +64,9 @@ def in_words(label: Label, names: Sequence[str]) -> str:
 class TextForm:
     """How an example is written: input, then reason_prefix and rationale, then answer_prefix and answer.
 
-    answer: where the answer stands, "after" the rationale, "before" it, "absent", or "alone": then no
-    rationale is written. The input is tokenised alone,
-    so that what is pooled cannot depend on what follows.
+    answer: where the answer stands, "after" the rationale, "before" it, "absent", or "alone", which writes no
+    rationale. Nothing follows the input of a row without a rationale, so that the same rows learn whatever is written.
+    The input is tokenised alone, so that what is pooled cannot depend on what follows.
     """
 
     reason_prefix: str = "\nReasoning: "
@@ -75,14 +82,18 @@ class TextForm:
         """Plain values for a config."""
         return asdict(self)
 
+    def prefixes(self) -> dict[str, str]:
+        """What stands before each kind of part."""
+        return {"rationale": self.reason_prefix, "answer": self.answer_prefix}
+
     def parts(self, example: Example, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """What follows the input, in order: ("rationale" | "answer", text); nothing where there is no rationale."""
         answer = example.answer or in_words(example.label, names)
         written = ("answer", self.answer_prefix + answer)
-        if self.answer == "alone":
-            return (written,) if answer else ()
         if not example.rationale.strip():
             return ()
+        if self.answer == "alone":
+            return (written,) if answer else ()
         said = ("rationale", self.reason_prefix + example.rationale.strip())
         if self.answer == "absent" or not answer:
             return (said,)

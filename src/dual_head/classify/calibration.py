@@ -47,8 +47,21 @@ class Calibration:
         if not self.temperature > 0 or not math.isfinite(self.temperature):
             raise DualHeadError(f"A temperature is above 0, not {self.temperature}.")
 
+    @property
+    def unbounded(self) -> bool:
+        """Whether colder was always better, as where all rows are right: at this T every prediction is certain."""
+        return self.temperature <= COLDEST * (1 + 1e-9)
+
     def save(self, folder: str | Path) -> None:
-        """Write calibration.json into a classifier's folder, whole or not at all. Errors: no weights in it."""
+        """Write calibration.json into a classifier's folder, whole or not at all.
+
+        Errors: no weights in it, a temperature at which every prediction would be certain (`unbounded`).
+        """
+        if self.unbounded:
+            raise DualHeadError(
+                f"T = {self.temperature:g} is as cold as a temperature is fitted: every prediction would be certain. "
+                "The rows it was fitted on are all right, or nearly so. Fit it on more rows, with errors among them."
+            )
         if not (Path(folder) / SAFE_WEIGHTS_NAME).is_file():
             raise DualHeadError(f"'{folder}' has no {SAFE_WEIGHTS_NAME} to calibrate. Save the classifier there first.")
         own = replace(self, weights=_digest(folder))
@@ -103,7 +116,8 @@ def fit_temperature(
 
     logits [N, K]; labels [N], or [N, K] of shares or of zeros and ones. The NLL is convex in b = 1 / T, with slope
     mean over rows of sum_k (p_k - y_k) l_k, so that b is where the slope is 0, found by halving; T stays within
-    [0.01, 100]. The NLL on these rows is never above that at T = 1. Errors: no rows, labels that do not fit.
+    [0.01, 100]. Rows that are all right have no least NLL: their T is the coldest, and `unbounded`. The NLL on these
+    rows is never above that at T = 1. Errors: no rows, labels that do not fit.
     """
     z, y = _rows(logits, labels)
     low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)
@@ -124,8 +138,8 @@ def cross_fitted(
 ) -> NDArray[np.float64]:
     """A temperature for each row [N], fitted on the half of the rows (of the groups) that it is not in.
 
-    So one set of rows can both fit a temperature and say what it does, and no row judges what it was fitted on.
-    Errors: fewer than two rows or groups.
+    So one set of rows can both fit a temperature and say what it does, and no row judges what it was fitted on. A half
+    that has none (`Calibration.unbounded`) leaves the other at T = 1. Errors: fewer than two rows or groups.
     """
     z, given = np.asarray(logits, dtype=float), np.asarray(labels)
     keys = list(range(len(z))) if groups is None else [(i,) if g in ("", None) else g for i, g in enumerate(groups)]
@@ -138,7 +152,8 @@ def cross_fitted(
     found = np.empty(len(z))
     for own in (0, 1):
         other = half != own
-        found[~other] = fit_temperature(z[other], given[other], multi_label=multi_label).temperature
+        fitted = fit_temperature(z[other], given[other], multi_label=multi_label)
+        found[~other] = 1.0 if fitted.unbounded else fitted.temperature
     return found
 
 

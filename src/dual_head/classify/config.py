@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from dual_head.errors import DualHeadError, did_you_mean
 
-LmScope = Literal["everything", "continuation", "rationale"]
+LmScope = Literal["everything", "continuation", "rationale", "rationale + answer"]
 Tune = Literal["lora", "full", "frozen"]
 HeadKind = Literal["linear", "mlp"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
@@ -22,11 +22,12 @@ class DualHeadReasoningConfig(PreTrainedConfig):
 
     backbone_config: the backbone's own; backbone_name_or_path: where to load it from, unless all of it is trained;
     backbone_fingerprint, tokenizer_fingerprint: what the rest was trained on; head: the class head, "linear" or a
-    two-layer "mlp" of head_width (None: as wide as the backbone) with dropout; class_weights: one for each label, or
-    None; cls_weight, lm_weight: of the two losses; lm_scope: what the reasoning head learns to write, "everything"
-    (the input too, as published), "continuation" (rationale and answer) or "rationale"; tune: what is trained beside
-    the class head, a "lora" (lora: PEFT's r, alpha, dropout, targets), the "full" backbone, or nothing ("frozen");
-    text: how inputs, rationales and answers are written, so that what is classified reads as what was trained on.
+    two-layer "mlp" of head_width (None: as wide as the backbone) with dropout; class_weights: one for each label (of
+    several a row: how much its presence weighs, binary cross-entropy's pos_weight), or None; cls_weight, lm_weight: of
+    the two losses; lm_scope: what the reasoning head learns to write, "everything" (the input too, as published),
+    "continuation" ("rationale + answer") or "rationale"; tune: what is trained beside the class head, a "lora" (lora:
+    PEFT's r, alpha, dropout, targets), the "full" backbone, or nothing ("frozen"); text: how inputs, rationales and
+    answers are written, so that what is classified reads as what was trained on.
     """
 
     model_type = "dual_head_reasoning"
@@ -55,6 +56,7 @@ class DualHeadReasoningConfig(PreTrainedConfig):
                 raise DualHeadError(f"Unknown {name} '{value}'.{did_you_mean(str(value), get_args(options))}")
         if self.cls_weight < 0 or self.lm_weight < 0 or not self.cls_weight + self.lm_weight:
             raise DualHeadError("cls_weight and lm_weight are at least 0, and not both 0.")
+        self.lm_scope = scope_of(self.lm_scope)
         self.lora = {"r": 16, "alpha": 32, "dropout": 0.1, "targets": None} | (self.lora or {})
         self.tie_word_embeddings = False  # ours to save are heads and adapters; ties in the backbone are its own
         super().__post_init__(**kwargs)
@@ -67,3 +69,8 @@ class DualHeadReasoningConfig(PreTrainedConfig):
     def multi_label(self) -> bool:
         """Whether a row may have several labels, or none."""
         return self.problem_type == "multi_label_classification"
+
+
+def scope_of(said: str) -> Any:
+    """The scope that is said, by the one name that each is recorded under."""
+    return "continuation" if said == "rationale + answer" else said

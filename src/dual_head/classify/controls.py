@@ -5,7 +5,7 @@ row's own, so that the class loss is the same in all. It knows examples, and no 
 
     pooled              no reasoning loss at all: the plain classifier
     input_lm            next-token loss on the input only
-    label_only          the answer is written, without a rationale
+    label_only          of the rows that have a rationale, the answer is written and the rationale is not
     shuffled            each row gets another row's rationale
     shuffled_in_class   another row's of the same label: of shares, the largest; of several, all
     permuted            the words of each rationale in random order

@@ -4,7 +4,7 @@ It knows predictors and examples; figures are `metrics`', temperatures `calibrat
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from dual_head.classify import Example
 from dual_head.classify.calibration import Calibration, cross_fitted, fit_temperature
-from dual_head.classify.metrics import MULTI_LABEL_CUT, paired, probabilities, reliability, report
+from dual_head.classify.differences import differences, mcnemar
+from dual_head.classify.metrics import MULTI_LABEL_CUT, Rows, as_rows, probabilities, reliability, report
 from dual_head.classify.predict import Predictor
 from dual_head.errors import DualHeadError
 
-__all__ = ["Measured", "bins", "lines", "measure", "require_same_rows", "summarise"]
+__all__ = ["Measured", "bins", "label_array", "lines", "majority", "measure", "require_same_rows", "summarise"]
 
 Floats = NDArray[np.float64]
 DIGITS = 6  # of a probability
@@ -65,6 +66,11 @@ class Measured:
         """Which rows [N] have every label that they are given, and no other."""
         return (self.given() == self.truth()).all(1)
 
+    def rows(self) -> Rows:
+        """These rows, ready to be measured under any weights."""
+        kind = {"groups": self.groups, "multi_label": self.multi_label, "temperature": self.temperature}
+        return as_rows(self.logits, self.labels, **kind)
+
     def figures(self, *, resamples: int = 2000) -> dict[str, Any]:
         """What `metrics.report` says of these rows."""
         return report(
@@ -89,13 +95,14 @@ def measure(
     """Classify the examples that have a label.
 
     calibrate: fit a temperature on these rows; each row is then judged by one fitted on the half that it is not in.
-    fitted_on: a note for the calibration; progress: sees the rows go by. Errors: no row has a label.
+    Where the rows have no least NLL (`Calibration.unbounded`), nothing is fitted: `calibration` stays None. fitted_on:
+    a note for the calibration; progress: sees the rows go by. Errors: no row has a label.
     """
     rows = [example for example in examples if example.label is not None]
     if not rows:
         raise DualHeadError("No row has a label to hold predictions against. Check --columns, or use classify predict.")
     scored = list(progress(predictor.score(example.input for example in rows)))
-    logits, labels = np.array([one.logits for one in scored]), _labels(rows, len(predictor.labels))
+    logits, labels = np.array([one.logits for one in scored]), label_array(rows, len(predictor.labels))
     found = Measured(
         examples=rows,
         names=predictor.labels,
@@ -108,12 +115,14 @@ def measure(
     if not calibrate:
         return found
     kind = {"multi_label": found.multi_label}
-    temperature = cross_fitted(logits, labels, groups=found.groups, **kind)
     calibration = fit_temperature(logits, labels, fitted_on=fitted_on, **kind)
-    return Measured(**{**vars(found), "temperature": temperature, "calibration": calibration})
+    if calibration.unbounded:
+        return found
+    temperature = cross_fitted(logits, labels, groups=found.groups, **kind)
+    return replace(found, temperature=temperature, calibration=calibration)
 
 
-def _labels(rows: Sequence[Example], classes: int) -> NDArray[Any]:
+def label_array(rows: Sequence[Example], classes: int) -> NDArray[Any]:
     """Classes [N], or shares [N, K] where any row has shares or several labels."""
     given = [row.label for row in rows]
     if not any(isinstance(label, tuple) for label in given):
@@ -128,27 +137,47 @@ def require_same_rows(first: Measured, other: Measured, name: str) -> None:
             f"'{name}' tells {', '.join(other.names)} apart, and the first classifier {', '.join(first.names)}. "
             "Classifiers of the same labels are compared; evaluate others one by one."
         )
-    order = [other.names.index(label) for label in first.names]
-    if first.truth().shape != other.truth().shape or (first.truth() != other.truth()[:, order]).any():
+    same_order = _in_order(other, first.names)
+    if first.truth().shape != other.truth().shape or (first.truth() != same_order.truth()).any():
         raise DualHeadError(
             f"'{name}' reads other rows of the data than the first classifier: {len(other.examples)}, and "
             f"{len(first.examples)}. Say how both are to be read, with --format, --columns or --template."
         )
 
 
+def _in_order(measured: Measured, names: tuple[str, ...]) -> Measured:
+    """The same classifier with its labels in this order: F1a is of the second of two."""
+    order = [measured.names.index(label) for label in names]
+
+    def label(own: Any) -> Any:
+        return tuple(own[i] for i in order) if isinstance(own, tuple) else None if own is None else order.index(own)
+
+    labels = measured.labels
+    return replace(
+        measured,
+        examples=[replace(row, label=label(row.label)) for row in measured.examples],
+        names=names,
+        logits=measured.logits[:, order],
+        labels=np.argsort(order)[labels] if labels.ndim == 1 else labels[:, order],
+    )
+
+
 def summarise(found: Mapping[str, Measured], *, resamples: int = 2000) -> dict[str, Any]:
     """Figures of each classifier, what always giving one label would score, and differences from the first.
 
-    {"majority": {"label", metric: ...} or None, "classifiers": {name: figures}, "differences": {name: {"from",
-    "difference", "interval", ...}}}; see `metrics.report` and `metrics.paired`.
+    {"majority": {"label", metric: ...} or None, "classifiers": {name: figures}, "differences": {name: {"from", metric:
+    {"difference", "interval"}, ..., "only_first", "only_second", "p_value"}}}; see `metrics.report` and `differences`.
     """
-    (base, first), *others = found.items()
-    right = first.right()
+    (base, first), *others = ((name, _in_order(own, next(iter(found.values())).names)) for name, own in found.items())
     return {
-        "majority": _majority(first, resamples),
-        "classifiers": {name: _figures(measured, resamples) for name, measured in found.items()},
+        "majority": majority(first, resamples),
+        "classifiers": {name: _figures(own, resamples) for name, own in ((base, first), *others)},
         "differences": {
-            name: {"from": base, **paired(right, other.right(), groups=first.groups, resamples=resamples)}
+            name: {
+                "from": base,
+                **differences(first.rows(), other.rows(), resamples=resamples),
+                **mcnemar(first.right(), other.right()),
+            }
             for name, other in others
         },
     }
@@ -164,8 +193,8 @@ def _figures(measured: Measured, resamples: int) -> dict[str, Any]:
     return own
 
 
-def _majority(measured: Measured, resamples: int) -> dict[str, Any] | None:
-    """What always giving the label that most rows have would score."""
+def majority(measured: Measured, resamples: int = 2000) -> dict[str, Any] | None:
+    """What always giving the label that most rows have would score; None where a row may have several."""
     if measured.multi_label:
         return None
     truth = measured.truth().argmax(1)

@@ -166,7 +166,9 @@ def own_padding(
     text = config.text or {}
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "left" if text.get("truncate_inputs") == "start" else "right"
-    tokenizer.init_kwargs |= {"padding_side": "right", "truncation_side": tokenizer.truncation_side}  # else not saved
+    tokenizer.split_special_tokens = True  # one that a text says is text, as in training
+    kept = {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side", "split_special_tokens")}
+    tokenizer.init_kwargs |= kept  # else not saved
     if limit := text.get("max_input_length"):
         tokenizer.model_max_length = limit
     return tokenizer, notes

@@ -24,14 +24,15 @@ from dual_head.classify.formats_base import (
     text,
     texts,
 )
-from dual_head.classify.formats_labels import Label, LabelReader, label_names, unknown
+from dual_head.classify.formats_labels import Label, LabelReader, class_names, label_names, unknown
 from dual_head.data import Dropped, Drops
 from dual_head.data.sources import hub_rows, rows_of
 from dual_head.errors import DualHeadError, did_you_mean
 
 __all__ = ["COLUMNS", "FORMATS", "Loaded", "example_format", "fill", "load_examples", "overlap", "same_input"]
 
-COLUMNS = ("input", "label", "rationale", "answer", "group", "id")  # what `columns` may map
+TEXTS = ("answer", "group", "id", "together")  # of an example, where a row has them
+COLUMNS = ("input", "label", "rationale", *TEXTS)  # what `columns` may map
 NAMED = (formats_rationales, formats_superglue)  # imported for the formats that they add
 
 
@@ -50,15 +51,9 @@ class Loaded:
 
 @example_format("triplets", matches=lambda row: "input_text" in row)
 def triplets(row: Row) -> Found:
-    """Input, label and rationale: {"input_text", "label", "rationale"}, and where there are "answer", "group", "id"."""
-    return Found(
-        text(row, "input_text"),
-        row.get("label"),
-        rationales=texts(row, "rationale"),
-        answer=text(row, "answer", ""),
-        group=text(row, "group", ""),
-        id=text(row, "id", ""),
-    )
+    """Input, label and rationale: {"input_text", "label", "rationale"}, and where there are those of `TEXTS`."""
+    more: dict[str, Any] = {name: text(row, name, "") for name in TEXTS}
+    return Found(text(row, "input_text"), row.get("label"), rationales=texts(row, "rationale"), **more)
 
 
 @example_format("columns", matches=lambda row: False)  # noqa: ARG005 - is asked for, never guessed
@@ -69,7 +64,7 @@ def by_columns(row: Row, columns: Mapping[str, Any], template: str | None = None
     label = columns.get("label", "label")
     if label not in row and "label" in columns:
         raise Dropped(f"missing column '{label}'")
-    more: dict[str, Any] = {name: text(row, columns[name], "") for name in ("answer", "group", "id") if name in columns}
+    more: dict[str, Any] = {name: text(row, columns[name], "") for name in TEXTS if name in columns}
     return Found(
         fill(template, row) if template else "\n".join(text(row, column) for column in listed),
         row.get(label),
@@ -98,8 +93,8 @@ def load_examples(
     """Read (the first `max_rows` rows of) a file, folder or hub data set; count every row that gave no example.
 
     name: a path, a name on the hub, or a format that is a data set there, such as "boolq"; columns: which column is
-    the "input" (or several), "label", "rationale", "answer", "group", "id"; labels: the classes in order, those
-    of the data where not given; rows of other labels are dropped; template: the input, as "{premise} {hypothesis}"
+    the "input" (or several), "label", "rationale", "answer", "group", "id", "together"; labels: the classes in order,
+    those of the data where not given; rows of others are dropped; template: the input, as "{premise} {hypothesis}"
     of the row's own columns; explanation: which of a row's rationales, from 1, or "all" for an example of each;
     multi_label: a row may have several labels; labelled: false keeps rows without a label.
     Errors: an unknown source, split, format or column, and no example left.
@@ -113,8 +108,9 @@ def load_examples(
     head = list(islice(rows, 20))
     chosen, read = _chosen(asked, head, name, data_dir, columns, template)
     found = list(_found(chain(head, rows), read, drops, own=chosen.labels or labels or (), labelled=labelled))
-    names = labels or chosen.labels or label_names((one.label for one, _ in found), multi_label=multi_label)
-    reader = LabelReader(tuple(names), own=chosen.labels, aliases=chosen.aliases, multi_label=multi_label)
+    own = chosen.labels or class_names(one.label for one, _ in found)
+    names = labels or own or label_names((one.label for one, _ in found), multi_label=multi_label)
+    reader = LabelReader(tuple(names), own=own, aliases=chosen.aliases, multi_label=multi_label)
     examples = _examples(found, reader, explanation, drops)
     if not examples:
         there = next((", ".join(map(str, row)) for row, _ in head if isinstance(row, Mapping)), "none")
@@ -235,7 +231,8 @@ def _examples(
             said = [rationale for rationale in one.rationales if rationale] or [""]
         else:
             said = [*one.rationales[int(explanation) - 1 :], ""][:1]
-        examples += [Example(one.input, label, rationale, one.answer, one.group, one.id) for rationale in said]
+        more = {name: getattr(one, name) for name in TEXTS}
+        examples += [Example(one.input, label, rationale, **more) for rationale in said]
     return examples
 
 

@@ -30,6 +30,7 @@ class Found:
     answer: str = ""
     group: str = ""
     id: str = ""
+    together: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dual_head.data import Dropped
+from dual_head.data.sources import ClassName
 from dual_head.errors import DualHeadError, did_you_mean
 
 Label = int | tuple[float, ...] | None
@@ -101,6 +102,12 @@ class LabelReader:
             elif share:
                 raise Dropped(f"unknown label '{name}'")
         return tuple(found)
+
+
+def class_names(raws: Iterable[Any]) -> tuple[str, ...]:
+    """The names that a data set itself has for its classes, in the order of their numbers; () where it has none."""
+    listed = (one for raw in raws for one in (raw if isinstance(raw, list) else [raw]))
+    return next((one.names for one in listed if isinstance(one, ClassName)), ())
 
 
 def label_names(raws: Iterable[Any], *, multi_label: bool = False) -> tuple[str, ...]:

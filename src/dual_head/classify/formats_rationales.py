@@ -69,11 +69,13 @@ def _lines(file: Path, rows: int | None = None) -> list[str]:
 def esnli(row: Row) -> Found:
     """e-SNLI: premise, hypothesis, and up to three human explanations."""
     said = tuple(text(row, f"explanation_{i}", "") for i in (1, 2, 3) if f"explanation_{i}" in row)
+    premise = text(row, "premise")
     return Found(
-        f"Premise: {text(row, 'premise')}\nHypothesis: {text(row, 'hypothesis')}",
+        f"Premise: {premise}\nHypothesis: {text(row, 'hypothesis')}",
         row.get("label"),
         rationales=said,
         id=text(row, "pairID", ""),
+        together=premise,  # most have three hypotheses
     )
 
 

@@ -75,6 +75,7 @@ def multirc(row: Row) -> Found:
     match row.get("idx"):
         case {"paragraph": int(paragraph), "question": int(question), "answer": int(answer)}:
             more = {"group": f"{paragraph}-{question}", "id": f"{paragraph}-{question}-{answer}"}
+            more["together"] = f"paragraph {paragraph}"
         case _:
             raise Dropped("no idx with paragraph, question and answer")
     said = f"Passage: {text(row, 'paragraph')}\nQuestion: {text(row, 'question')}\nAnswer: {text(row, 'answer')}"

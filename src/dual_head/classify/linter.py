@@ -20,6 +20,7 @@ __all__ = ["Check", "Lint", "agrees", "label_words", "lint"]
 SHOWN, CUT = 3, 160  # examples shown of each finding, and characters of each
 SHORT = 3  # words; fewer explain nothing
 LONG = 5  # times the median number of words
+MARK = re.compile(r"</?[A-Za-z][\w.:-]*>|<\|[^<>|\s]+\|>")  # <REASON>, </s>, <|im_end|>
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ def lint(
     *,
     held_out: Sequence[Example] | None = None,
     form: TextForm | None = None,
+    special: Sequence[str] = (),
     probing: bool = True,
     seed: int = 0,
 ) -> Lint:
     """Look for what is wrong with the rationales of `examples`.
 
     labels: names by index; held_out: where the leak probe is measured, 5-fold cross-validation where not given;
-    form: whose prefixes must not stand in the texts; probing: false leaves the probe out, which needs scikit-learn.
+    form: whose prefixes must not stand in the texts; special: a tokenizer's special tokens, which must not stand in
+    rationales; probing: false leaves the probe out, which needs scikit-learn.
     Errors: no example.
     """
     if not examples:
@@ -93,7 +96,7 @@ def lint(
         rows=len(examples),
         rationales=len(said),
         words={name: _quantile(lengths, at) for name, at in (("least", 0.0), ("median", 0.5), ("most", 1.0))},
-        checks=_checks(examples, labels, form or TextForm(), times, lengths),
+        checks=_checks(examples, labels, (form or TextForm(), special), times, lengths),
         repeated=[(count, text[:CUT]) for text, count in times.most_common(SHOWN) if count > 1],
         agreement=_agreement(examples, labels),
         probe=found,
@@ -105,18 +108,23 @@ def lint(
 def _checks(
     examples: Sequence[Example],
     labels: Sequence[str],
-    form: TextForm,
+    written: tuple[TextForm, Sequence[str]],
     times: Counter[str],
     lengths: Sequence[int],
 ) -> dict[str, Check]:
     any_word, own_words = label_words(labels), [label_words([name]) for name in labels]
-    marks = re.compile("|".join(re.escape(mark.strip()) for mark in (form.reason_prefix, form.answer_prefix)), re.I)
+    form, special = written
+    prefixes = (prefix.strip() for prefix in form.prefixes().values())
+    marks = re.compile("|".join(re.escape(prefix) for prefix in prefixes if prefix), re.I)
     longest = LONG * _quantile(lengths, 0.5)
     flaws: dict[str, Callable[[Example], Any]] = {
         "word of a label": lambda e: any_word.search(e.rationale),
         "word of its own label": lambda e: any(own_words[place].search(e.rationale) for place in _classes(e.label)),
         "text of its answer": _tells_answer,
         "prefix of ours in the rationale": lambda e: marks.search(e.rationale),
+        "special token or mark in the rationale": lambda e: (
+            MARK.search(e.rationale) or any(token in e.rationale for token in special)
+        ),
         "copied from the input": _copied,
         f"fewer than {SHORT} words": lambda e: len(e.rationale.split()) < SHORT,
         f"over {LONG} times the median length": lambda e: len(e.rationale.split()) > longest,

@@ -6,16 +6,16 @@ models nor text.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.win_rates import sign_test
 from dual_head.intervals import draws, percentiles, wilson
 
-__all__ = ["BINS", "log_probabilities", "paired", "probabilities", "reliability", "report"]
+__all__ = ["BINS", "Rows", "as_rows", "log_probabilities", "probabilities", "reliability", "report", "resampled"]
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 # Noise makes them larger, and resampling adds as much again: draws are reflected, 2 m - m*, at the mean m.
@@ -24,6 +24,29 @@ MULTI_LABEL_CUT = 0.5  # a label is given from this probability on
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Statistic = Callable[[Floats, Floats], dict[str, float]]  # weights of rows [N] and of groups [G] to figures
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Measured rows, and what they say under any weights: what a bootstrap draws from.
+
+    group: number of each row's group [N], from 0; confusion: as `report` has it; statistic: weights to figures.
+    """
+
+    group: Ints
+    confusion: Ints
+    statistic: Statistic
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are: as many as rows, where each is a question of its own."""
+        return int(self.group.max()) + 1
+
+    def figures(self, times: Floats | None = None) -> dict[str, float]:
+        """Every metric, each group counted so many times [G]; once, where not said."""
+        times = np.ones(self.groups) if times is None else times
+        return self.statistic(times[self.group], times)
 
 
 def log_probabilities(logits: ArrayLike) -> Floats:
@@ -60,61 +83,50 @@ def report(
     independent rows or groups, else a percentile bootstrap over groups. Errors: shapes that do not fit, no rows, a
     label that is no class.
     """
-    z, given = np.asarray(logits, dtype=float), np.asarray(labels)
-    multi_label = _is_multi_label(given) if multi_label is None else multi_label
-    _check(z, given, multi_label)
-    group = _groups(groups, len(z))
-    count = int(group.max()) + 1
-    names = [str(i) for i in range(z.shape[1])] if names is None else list(names)
-    found: dict[str, Any] = {"rows": len(z)}
-    trials: dict[str, int] = dict.fromkeys(("accuracy", "exact_match"), len(z))  # shares of what is independent
-    if count < len(z):
+    rows = as_rows(logits, labels, groups=groups, multi_label=multi_label, temperature=temperature)
+    size, count = len(rows.group), rows.groups
+    found: dict[str, Any] = {"rows": size}
+    trials: dict[str, int] = dict.fromkeys(("accuracy", "exact_match"), size)  # shares of what is independent
+    if count < size:
         found["groups"], trials = count, {"em": count}
-    if multi_label:
-        table, statistic = _several(z, given, temperature)
-    else:
-        table, statistic = _single(z, given, temperature, group if count < len(z) else None)
-    spread = _resampled(statistic, group, resamples, seed)
-    for name, mean in statistic(np.ones(len(z)), np.ones(count)).items():
-        share, drawn = name in trials, np.array(spread[name])
+    spread = resampled(rows, resamples=resamples, seed=seed)
+    for name, mean in rows.figures().items():
+        share, drawn = name in trials, spread[name]
         if name in BIASED:
             drawn = np.maximum(0, 2 * mean - drawn)
         low, high = wilson(round(mean * trials[name]), trials[name]) if share else percentiles(drawn)
         found[name] = {"mean": float(mean), "interval": [min(low, float(mean)), max(high, float(mean))]}
-    return found | {"classes": _classes(table, names), "confusion": table.tolist()}
+    names = list(map(str, range(np.shape(logits)[1]))) if names is None else list(names)
+    return found | {"classes": _classes(rows.confusion, names), "confusion": rows.confusion.tolist()}
 
 
-def paired(
-    first: ArrayLike,
-    second: ArrayLike,
+def as_rows(
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
     groups: Sequence[Any] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Compare two systems on the same rows: right [N] (1 or True where it is) of the first and of the second.
+    multi_label: bool | None = None,
+    temperature: ArrayLike = 1.0,
+) -> Rows:
+    """Make logits [N, K] and labels ready to be measured under any weights. Arguments and errors: as of `report`."""
+    z, given = np.asarray(logits, dtype=float), np.asarray(labels)
+    multi_label = _is_multi_label(given) if multi_label is None else multi_label
+    _check(z, given, multi_label)
+    group = _groups(groups, len(z))
+    if multi_label:
+        return Rows(group, *_several(z, given, temperature))
+    return Rows(group, *_single(z, given, temperature, group if group.max() + 1 < len(z) else None))
 
-    difference: accuracy of the second less that of the first, with the interval of a paired bootstrap over groups;
-    only_first, only_second: rows that one alone gets right; p_value: McNemar's, exact and two-sided, rows taken as
-    independent. Errors: different lengths, no rows.
-    """
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise DualHeadError(f"Two systems are compared on the same rows, not on {a.shape} and {b.shape}.")
-    change = b - a
 
-    def mean(rows: Floats, _: Floats) -> dict[str, float]:
-        return {"difference": float(rows @ change / rows.sum())}
-
-    spread = _resampled(mean, _groups(groups, len(a)), resamples, seed)
-    only_first, only_second = int((change < 0).sum()), int((change > 0).sum())
-    return {
-        "difference": float(change.mean()),
-        "interval": list(percentiles(spread["difference"])),
-        "only_first": only_first,
-        "only_second": only_second,
-        "p_value": sign_test(only_second, only_first),
-    }
+def resampled(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict[str, Floats]:
+    """Every metric of rows whose groups were drawn with replacement [resamples]; equal seeds give equal draws."""
+    found: dict[str, list[float]] = {}
+    for block in draws(rows.groups, resamples=resamples, seed=seed):
+        for drawn in block:
+            times = np.bincount(drawn, minlength=rows.groups).astype(float)
+            for name, value in rows.figures(times).items():
+                found.setdefault(name, []).append(value)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def reliability(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> list[dict[str, Any]]:
@@ -142,8 +154,6 @@ def reliability(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) ->
 
 # ---- statistics of weighted rows ---------------------------------------------------------------------------
 
-Statistic = Callable[[Floats, Floats], dict[str, float]]  # weights of rows [N] and of groups [G] to figures
-
 
 def _single(z: Floats, given: NDArray[Any], temperature: ArrayLike, group: Ints | None) -> tuple[Ints, Statistic]:
     """One label a row: its confusion [true, given] and its figures."""
@@ -156,6 +166,7 @@ def _single(z: Floats, given: NDArray[Any], temperature: ArrayLike, group: Ints 
     nll, brier = -(shares * logs).sum(1), ((p - shares) ** 2).sum(1)
     cell, gap = truth * classes + said, right - sure
     even, adaptive = _equal_width(sure, BINS), _equal_mass(sure, BINS)
+    whole = None if group is None else np.bincount(group, right) == np.bincount(group)
 
     def statistic(w: Floats, by_group: Floats) -> dict[str, float]:
         total = w.sum()
@@ -168,8 +179,7 @@ def _single(z: Floats, given: NDArray[Any], temperature: ArrayLike, group: Ints 
             "ece": np.abs(np.bincount(even, w * gap)).sum() / total,
             "adaptive_ece": np.abs(np.bincount(adaptive, w * gap)).sum() / total,
         }
-        if group is not None and classes == 2:
-            whole = np.bincount(group, right) == np.bincount(group)
+        if whole is not None and classes == 2:
             found |= {"f1a": _f1(*_counts(table))[1], "em": by_group @ whole / by_group.sum()}
         return found
 
@@ -217,18 +227,6 @@ def _macro(hits: NDArray[Any], wrong: NDArray[Any], missed: NDArray[Any]) -> flo
     """Mean F1 of the classes that any row has or is given."""
     there = hits + wrong + missed > 0
     return float(_f1(hits, wrong, missed)[there].mean()) if there.any() else 0.0
-
-
-def _resampled(statistic: Statistic, group: Ints, resamples: int, seed: int) -> dict[str, list[float]]:
-    """Figures of rows whose groups were drawn with replacement: {metric: [resamples]}."""
-    count = int(group.max()) + 1
-    found: dict[str, list[float]] = {}
-    for block in draws(count, resamples=resamples, seed=seed):
-        for drawn in block:
-            times = np.bincount(drawn, minlength=count).astype(float)
-            for name, value in statistic(times[group], times).items():
-                found.setdefault(name, []).append(value)
-    return found
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------

@@ -14,56 +14,37 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from dual_head.backbone import Decoder, load_backbone
+from dual_head.backbone import Decoder, context_length, load_backbone
 from dual_head.checkpoint import atomic_folder, load_strictly, read_weights, write_weights
-from dual_head.classify.config import LORA_TARGETS, DualHeadReasoningConfig
+from dual_head.classify.config import DualHeadReasoningConfig
+from dual_head.classify.head import IGNORED, ClassHead, class_loss, weights_of
+from dual_head.classify.tuned import tuned
 from dual_head.composition import absolute
-from dual_head.errors import DualHeadError, did_you_mean, require
+from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint
-from dual_head.guides.companion import injecting
 from dual_head.kernels import WORTH_COMPILING
+from dual_head.loading import hub_options, require_save_options
 from dual_head.reductions import Head, Tokens, auto_budget, reduce_tokens
 
-IGNORED = -100  # a label that is not there
+__all__ = ["IGNORED", "DualHeadReasoningModel", "DualHeadReasoningOutput", "last_tokens"]
 
 
 @dataclass
 class DualHeadReasoningOutput(ModelOutput):
-    """What a forward gives: logits [B, K]; with labels, loss and its two parts, each a mean []."""
+    """What a forward gives: logits [B, K]; with labels, loss and its two parts, each a mean [].
+
+    hidden_states: where they were asked for, those of every layer [B, T, d], the embedding's first.
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     cls_loss: Tensor | None = None
     lm_loss: Tensor | None = None
-
-
-class ClassHead(nn.Module):
-    """Hidden states [B, d] to class logits [B, K] in fp32: W h + b, or W_2 gelu(W_1 dropout(h) + b_1) + b_2."""
-
-    def __init__(self, inputs: int, labels: int, *, kind: str, width: int | None, dropout: float):
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        width = width or inputs
-        self.inner = nn.Linear(inputs, width) if kind == "mlp" else None
-        self.score = nn.Linear(width if kind == "mlp" else inputs, labels, bias=kind == "mlp")
-        for layer in (self.inner, self.score):
-            if layer is not None:
-                nn.init.normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Score [B, d]."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            x = self.dropout(hidden.float())
-            if self.inner is not None:
-                x = self.dropout(F.gelu(self.inner(x)))
-            return self.score(x)
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class DualHeadReasoningModel(PreTrainedModel):
@@ -85,12 +66,14 @@ class DualHeadReasoningModel(PreTrainedModel):
         own: Any = AutoModelForCausalLM.from_config(config.backbone_config) if lm is None else lm
         config._attn_implementation = own.config._attn_implementation
         super().__init__(config)
-        weights = _class_weights(config)
-        self.decoder = Decoder(_tuned(own, config))
+        weights = weights_of(config.class_weights)
+        self.decoder = Decoder(tuned(own, config))
+        self.num_labels = len(config.id2label or ())
+        self.positions = context_length(self.decoder.config)
         shape = self.decoder.shape
         self.head = ClassHead(
             shape.hidden_size,
-            len(config.id2label or ()),
+            self.num_labels,
             kind=config.head,
             width=config.head_width,
             dropout=config.dropout,
@@ -154,38 +137,71 @@ class DualHeadReasoningModel(PreTrainedModel):
         *,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         pool_at: Tensor | None = None,
         labels: Tensor | None = None,
         lm_at: Tensor | None = None,
         lm_labels: Tensor | None = None,
         totals: Tensor | None = None,
-    ) -> DualHeadReasoningOutput:
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DualHeadReasoningOutput | tuple[Any, ...]:
         """Score input_ids [B, T]; with labels, the loss too.
 
         attention_mask [B, T]; pool_at [B]: index of the last token of each input, the last that is not masked where
         not given; labels: [B] with -100 for none, [B, K] shares (soft labels) or of zeros and ones (multi-label);
         lm_at [n]: positions among the B T that predict lm_labels [n], the tokens of the reasoning head's text;
         totals [2]: what the two sums are divided by, those of a whole optimizer step where this is a part of one
-        (`loss_totals`), of this batch where not given.
+        (`loss_totals`), of this batch where not given; output_hidden_states, return_dict: as transformers has them,
+        by the config where not given; token_type_ids: what tokenizers may give, and no decoder has a use for.
+        Errors: more tokens than the backbone has positions, labels of a shape that does not fit.
         """
+        del token_type_ids
+        if self.positions is not None and input_ids.shape[1] > self.positions:
+            raise DualHeadError(
+                f"There are rows of {input_ids.shape[1]} tokens, padding included, and the backbone has "
+                f"{self.positions} positions. Cut them: tokenizer(..., truncation=True, max_length={self.positions})."
+            )
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        output, _ = self.decoder(input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        every = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output, _ = self.decoder(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **({"options": {"output_hidden_states": True}} if every else {}),
+        )
         hidden = output.last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         at = last_tokens(input_ids, attention_mask) if pool_at is None else pool_at
         logits = self.head(hidden[rows, at.to(hidden.device)])
-        if labels is None:
-            return DualHeadReasoningOutput(logits=logits)
-        if totals is None:
-            totals = self.loss_totals(labels, lm_labels)
+        found = DualHeadReasoningOutput(logits=logits, hidden_states=output.hidden_states if every else None)
+        if labels is not None:
+            found = self._with_losses(found, hidden, labels, lm_at, lm_labels, totals)
+        as_it_is = self.config.return_dict if return_dict is None else return_dict
+        return found if as_it_is else found.to_tuple()
+
+    def _with_losses(
+        self,
+        found: DualHeadReasoningOutput,
+        hidden: Tensor,
+        labels: Tensor,
+        lm_at: Tensor | None,
+        lm_labels: Tensor | None,
+        totals: Tensor | None,
+    ) -> DualHeadReasoningOutput:
+        """Add both losses, each its sum over what `totals` says."""
+        config, logits = self.config, found.logits
+        assert logits is not None
+        totals = self.loss_totals(labels, lm_labels) if totals is None else totals
         totals = totals.to(logits).clamp_min(1e-12)
-        cls_loss = self._class_loss(logits, labels) / totals[0]
-        loss, lm_loss = self.config.cls_weight * cls_loss, None
-        if self.config.lm_weight and lm_at is not None and lm_labels is not None and len(lm_labels):
+        summed = class_loss(logits, labels, self.class_weights, multi_label=config.multi_label)
+        cls_loss = summed / totals[0]
+        loss, lm_loss = config.cls_weight * cls_loss, None
+        if config.lm_weight and lm_at is not None and lm_labels is not None and len(lm_labels):
             lm_loss = -self._logps(hidden, lm_at, lm_labels).sum() / totals[1]
-            loss = loss + self.config.lm_weight * lm_loss
-        return DualHeadReasoningOutput(loss=loss, logits=logits, cls_loss=cls_loss, lm_loss=lm_loss)
+            loss = loss + config.lm_weight * lm_loss
+        return DualHeadReasoningOutput(loss, logits, cls_loss, lm_loss, found.hidden_states)
 
     def loss_totals(self, labels: Tensor, lm_labels: Tensor | None) -> Tensor:
         """What the losses of these rows are averaged over: [labelled rows (weighted, as torch does), tokens]."""
@@ -197,21 +213,6 @@ class DualHeadReasoningModel(PreTrainedModel):
             rows = (labels[:, 0] != IGNORED).sum()
         tokens = 0 if lm_labels is None else lm_labels.numel()
         return torch.stack([rows.float(), torch.tensor(float(tokens), device=labels.device)])
-
-    def _class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum over rows of the cross-entropy; for several labels, of the mean over them of the binary one."""
-        if labels.dim() == 2:
-            known = labels[:, 0] != IGNORED
-            logits, labels = logits[known], labels[known]
-        elif self.config.multi_label:  # a batch without any label
-            return logits.sum() * 0.0
-        if self.config.multi_label:
-            each = F.binary_cross_entropy_with_logits(
-                logits, labels.to(logits), pos_weight=self.class_weights, reduction="none"
-            )
-            return each.mean(-1).sum()
-        given = labels if labels.dim() == 1 else labels.to(logits)
-        return F.cross_entropy(logits, given, weight=self.class_weights, ignore_index=IGNORED, reduction="sum")
 
     def _logps(self, hidden: Tensor, at: Tensor, labels: Tensor) -> Tensor:
         """log p of each token [n] under the lm_head, at those positions and no others."""
@@ -249,6 +250,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         pretrained_model_name_or_path: str | Path,
         *,
         backbone: str | Path | PreTrainedModel | None = None,
+        config: DualHeadReasoningConfig | None = None,
         dtype: str | torch.dtype = "auto",
         device_map: str | dict | None = None,
         attn_implementation: str | None = None,
@@ -258,11 +260,13 @@ class DualHeadReasoningModel(PreTrainedModel):
     ) -> Self:
         """Load a classifier: its heads, its adapters, and the backbone they were trained on.
 
-        backbone: another place of the same one. Errors: no, corrupt or mismatching files; another backbone.
+        backbone: another place of the same one; config: instead of the one there; hub: options of the hub.
+        Errors: no, corrupt or mismatching files; another backbone; an unknown option.
         """
         source = str(pretrained_model_name_or_path)
-        hub = {name: value for name, value in hub.items() if name in ("cache_dir", "token", "local_files_only")}
-        config = DualHeadReasoningConfig.from_pretrained(source, revision=revision or "main", **hub)
+        hub = hub_options(hub, cls.from_pretrained)
+        if config is None:
+            config = DualHeadReasoningConfig.from_pretrained(source, revision=revision or "main", **hub)
         if not isinstance(config, DualHeadReasoningConfig) or config.backbone_config is None:
             raise DualHeadError(f"'{source}' is no classifier of ours. Train one with 'dual-head classify train'.")
         lm: Any = backbone
@@ -289,13 +293,22 @@ class DualHeadReasoningModel(PreTrainedModel):
         load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
         return model
 
-    def save_pretrained(self, save_directory: str | Path, *, state_dict: Any = None, **hub: Any) -> None:
-        """Write head, adapters (or all of a fully trained backbone) and config, whole or not at all."""
-        del state_dict, hub
+    def save_pretrained(
+        self, save_directory: str | Path, *, state_dict: Any = None, push_to_hub: bool = False, **hub: Any
+    ) -> None:
+        """Write head, adapters (or all of a fully trained backbone) and config, whole or not at all.
+
+        state_dict and the hub's options are transformers' protocol; the tensors written are our own. Errors: an
+        unknown option.
+        """
+        del state_dict
+        require_save_options(hub)
         self.config.architectures = [type(self).__name__]
         with atomic_folder(Path(save_directory)) as staging:
             write_weights(self.stored(), staging)
             self.config.save_pretrained(staging)
+        if push_to_hub:
+            self.push_to_hub(str(hub.get("repo_id") or Path(save_directory).name), token=hub.get("token"))  # pyright: ignore
 
     def get_input_embeddings(self) -> Any:
         """The backbone's."""
@@ -309,46 +322,6 @@ def last_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         return torch.full((len(input_ids),), length - 1, device=input_ids.device)
     places = torch.arange(length, device=attention_mask.device)
     return torch.where(attention_mask.bool(), places, -1).max(-1).values.clamp_min(0)
-
-
-def _class_weights(config: DualHeadReasoningConfig) -> Tensor | None:
-    """The weights [K] as the class loss takes them. Errors: negative, not finite, or all 0."""
-    if config.class_weights is None:
-        return None
-    weights = torch.tensor(config.class_weights, dtype=torch.float32)
-    if not weights.isfinite().all() or weights.min() < 0 or not weights.any():
-        said = ", ".join(f"{weight:g}" for weight in config.class_weights)
-        raise DualHeadError(
-            f"class_weights are finite, at least 0 and not all 0, unlike {said}. Say one for each label."
-        )
-    return weights
-
-
-def _tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedModel:
-    """The model with what is trained of it: all, an adapter, or nothing."""
-    if config.tune == "full":
-        return lm.float().requires_grad_(True)  # steps of an optimizer are smaller than bf16 can hold
-    lm.requires_grad_(False)
-    if config.tune == "lora":
-        lora = config.lora or {}
-        peft = require("peft", "peft")
-        targets = lora["targets"] or _targets(lm)
-        chosen = peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora["r"],
-            lora_alpha=lora["alpha"],
-            lora_dropout=lora["dropout"],
-            target_modules=list(targets) if not isinstance(targets, str) else targets,
-        )
-        with injecting(lm):
-            return peft.get_peft_model(lm, chosen)
-    return lm
-
-
-def _targets(lm: PreTrainedModel) -> list[str] | str:
-    """The paper's layers where the model has them all by name; every linear layer of the decoder otherwise."""
-    names = {name.rsplit(".", 1)[-1] for name, _ in lm.named_modules()}
-    return list(LORA_TARGETS) if names.issuperset(LORA_TARGETS) else "all-linear"
 
 
 def _require_same_backbone(config: DualHeadReasoningConfig, lm: PreTrainedModel, source: str) -> None:

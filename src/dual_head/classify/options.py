@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from dual_head.classify.config import HeadKind, LmScope, ProblemType, Tune
+from dual_head.classify import TextForm
+from dual_head.classify.config import HeadKind, LmScope, ProblemType, Tune, scope_of
 from dual_head.classify.controls import Control
 from dual_head.classify.formats_options import columns_of, labels_of
 from dual_head.errors import DualHeadError
@@ -52,7 +53,9 @@ class ClassifyOptions:
     problem_type: ProblemType = field(
         default="single_label_classification", metadata={"help": "One label a row, or any number of them."}
     )
-    class_weights: str | None = _option(None, "'balanced', or a weight for each class, separated by commas.")
+    class_weights: str | None = _option(
+        None, "'balanced', or a weight for each class with commas between; of several labels a row, of its presence."
+    )
     head: HeadKind = field(
         default="mlp",
         metadata={"help": "Class head: two layers, or a linear one that can be exported as a plain model."},
@@ -67,6 +70,8 @@ class ClassifyOptions:
         metadata={"help": "What the reasoning head learns: input too, what follows, rationale only."},
     )
     answer: Literal["after", "before", "absent"] = _option("after", "Where the answer stands.")
+    reason_prefix: str | None = _option(None, "What stands before a rationale ['Reasoning: ' on a new line].")
+    answer_prefix: str | None = _option(None, "What stands before an answer ['Final Answer: ' on a new line].")
     control: Control = field(
         default="none", metadata={"help": "Train a control instead: rationales left out or spoilt."}
     )
@@ -96,6 +101,8 @@ class ClassifyOptions:
             )
         self.column_names()  # a mistake in them should not wait for data
         self.label_names()
+        self.text_form()
+        self.lm_scope = scope_of(self.lm_scope)
 
     def column_names(self) -> dict[str, Any] | None:
         """Which columns are what. Errors: see `columns_of`."""
@@ -104,6 +111,11 @@ class ClassifyOptions:
     def label_names(self) -> list[str] | None:
         """Names of the classes, where they were given. Errors: see `labels_of`."""
         return labels_of(self.labels)
+
+    def text_form(self) -> TextForm:
+        """How rationales and answers are written. Errors: see `TextForm`."""
+        given = {name: getattr(self, name) for name in ("reason_prefix", "answer_prefix")}
+        return TextForm(answer=self.answer, **{name: said for name, said in given.items() if said is not None})
 
     def model_options(self) -> dict[str, Any]:
         """What `DualHeadReasoningModel.from_backbone` is told of these, class weights and labels aside."""

@@ -154,7 +154,7 @@ class Predictor:
         """Classify texts in their order, never reading further ahead than one window.
 
         Every text gets a prediction: one too long is cut and flagged, an empty one is classified like any other.
-        Spaces around a text are left out, as in training.
+        Spaces around a text are left out, as in training. Errors: what is no text.
         """
         for texts_read in _windows(texts, self.window):
             logits, cut = self._score(texts_read)
@@ -237,8 +237,12 @@ class Predictor:
 def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     if isinstance(texts, str):
         raise DualHeadError("Texts come as a list or another iterable, even if there is only one: [text].")
-    rest = iter(texts)
+    rest, before = iter(texts), 0
     while window := list(islice(rest, size)):
+        for place, text in enumerate(window, before + 1):
+            if not isinstance(text, str):
+                raise DualHeadError(f"Text {place} is no text but {str(text)[:60]}. Leave it out, or give '' for it.")
+        before += len(window)
         yield window
 
 

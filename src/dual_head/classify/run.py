@@ -21,24 +21,22 @@ from rich.table import Table
 from transformers import set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.backbone import load_context_length
 from dual_head.checkpoint import atomic_folder
-from dual_head.classify import Example, TextForm, as_shares, in_words
+from dual_head.classify import Example, TextForm
 from dual_head.classify.controls import apply_control
-from dual_head.classify.formats import load_examples, overlap
 from dual_head.classify.metrics import report as measured
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.options import ClassifyOptions, identity_of
+from dual_head.classify.run_inputs import lengths_of, load_sets
 from dual_head.classify.tokenize import ClassifyTokenizeOptions, Tokenized, tokenize_examples
 from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArguments, save_classifier
-from dual_head.data import Drops, is_held_out
-from dual_head.errors import DualHeadError, require
+from dual_head.data import Drops
+from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.resume import begin, is_finished, resume_point, writable
-from dual_head.run import REPORT_FILE, TRACKERS
+from dual_head.run import REPORT_FILE
 from dual_head.run_inputs import load_tokenizer
-
-INPUT, REST = 512, 1024  # tokens, where the positions of a backbone allow
+from dual_head.training import require_trackers
 
 
 def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments) -> ClassifierTrainer:
@@ -46,9 +44,7 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
     processes = PartialState(cpu=args.use_cpu)
     console = Console(quiet=not processes.is_main_process, highlight=False, markup=False, emoji=False)
     output = writable(args.output_dir)
-    for tracker in args.report_to or ():
-        if tracker in TRACKERS:
-            require(tracker, tracker)
+    require_trackers(args)
     identity = identity_of(options, args)
     resume = None if options.restart else resume_point(output, identity, args.resume_from_checkpoint)
     tokenizer = load_tokenizer(options.model_name_or_path, options.trust_remote_code)
@@ -56,7 +52,7 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
     controlled = apply_control(options.control, train, seed=args.seed)
     if controlled.note:
         console.print(controlled.note)
-    form = TextForm(**{"answer": options.answer, **controlled.form})
+    form = replace(options.text_form(), **controlled.form)
     lengths = lengths_of(options)
     set_seed(args.seed)
     model = _model(options, controlled.examples, labels, controlled.model)
@@ -84,8 +80,7 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
         "truncate_inputs": lengths.truncate_inputs,
     }
     _describe(model, rows, console)
-    if not any(row.rationale.strip() for row in train):
-        _warn_of_no_rationale(options.control, model, console)
+    _require_learnt(rows, train, options.control, model, console)
     if not held_rows:
         args = _without_evaluation(args)
     trainer = ClassifierTrainer(
@@ -118,116 +113,6 @@ def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments
             (staging / REPORT_FILE).write_text(json.dumps(found, indent=2))
         _print(found, output, console)
     return trainer
-
-
-def load_sets(options: ClassifyOptions, console: Console) -> tuple[list[Example], list[Example], tuple[str, ...], str]:
-    """Training and held-out examples, the classes' names and the rows' format; held out by hash where no file is.
-
-    Where any row of either has shares, the labels of all are shares. Errors: fewer than two labels to tell apart.
-    """
-    explanation = options.explanation if options.explanation == "all" else _number(options.explanation)
-    reading: dict[str, Any] = {
-        "data_dir": options.data_dir,
-        "format": options.dataset_format,
-        "columns": options.column_names(),
-        "template": options.template,
-        "multi_label": options.problem_type == "multi_label_classification",
-    }
-    loaded = load_examples(
-        options.dataset_name,
-        split=options.dataset_split,
-        labels=options.label_names(),
-        max_rows=options.max_rows,
-        explanation=explanation,
-        **reading,
-    )
-    labels = loaded.labels
-    if options.num_labels is not None and options.num_labels != len(labels):
-        raise DualHeadError(f"--num_labels says {options.num_labels}, and the data have {len(labels)}: {labels}.")
-    console.print(f"{loaded.drops.table()}\nlabels: {', '.join(labels)}")
-    if options.eval_dataset_name or options.eval_split:
-        # Rows with several rationales are still one input each.
-        once = {**reading, "explanation": 1 if explanation == "all" else explanation}
-        train, held_out = list(loaded.examples), _read_held_out(options, labels, console, once)
-        if shared := len(overlap(train, held_out)):
-            console.print(
-                f"{shared} held-out inputs are among the training inputs: what is measured on them is memory."
-            )
-    else:
-        train, held_out = _split(loaded.examples, options.held_out)
-        held_out = (_first_of_each(held_out) if explanation == "all" else held_out)[: options.max_eval_rows]
-    _require_two_labels(train, labels)
-    return *_of_one_kind(train, held_out, len(labels)), labels, loaded.format
-
-
-def _read_held_out(
-    options: ClassifyOptions, labels: tuple[str, ...], console: Console, reading: dict[str, Any]
-) -> list[Example]:
-    held = load_examples(
-        options.eval_dataset_name or options.dataset_name,
-        split=options.eval_split or "validation",
-        labels=labels,
-        max_rows=options.max_eval_rows,
-        **reading,
-    )
-    console.print(f"held out\n{held.drops.table()}")
-    return list(held.examples)
-
-
-def _split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
-    sides: tuple[list[Example], list[Example]] = [], []
-    for example in examples:
-        sides[is_held_out(example.group or example.input, share)].append(example)
-    return sides
-
-
-def _first_of_each(examples: Sequence[Example]) -> list[Example]:
-    """Of examples that differ in their rationales only, the first: the others would count as rows of their own."""
-    found: dict[Example, Example] = {}
-    for example in examples:
-        found.setdefault(replace(example, rationale=""), example)
-    return list(found.values())
-
-
-def _require_two_labels(train: Sequence[Example], labels: Sequence[str]) -> None:
-    kinds = {example.label for example in train if example.label is not None}
-    if len(kinds) < 2:
-        said = f"all have the label '{in_words(kinds.pop(), labels)}'" if kinds else "have no label"
-        raise DualHeadError(
-            f"The {len(train)} training rows {said}, and a classifier needs two to tell apart. Check --columns and "
-            "--labels, read more with --max_rows, or keep fewer aside with --held_out."
-        )
-
-
-def _of_one_kind(train: list[Example], held_out: list[Example], classes: int) -> tuple[list[Example], list[Example]]:
-    """Both sets with shares for classes where any row has shares: what a label is cannot depend on the batch."""
-    if not any(isinstance(example.label, tuple) for example in (*train, *held_out)):
-        return train, held_out
-
-    def shared(rows: list[Example]) -> list[Example]:
-        return [row if row.label is None else replace(row, label=as_shares(row.label, classes)) for row in rows]
-
-    return shared(train), shared(held_out)
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise DualHeadError(f"--explanation is a number from 1, or all, not '{text}'.") from error
-
-
-def lengths_of(options: ClassifyOptions) -> ClassifyTokenizeOptions:
-    """How long inputs and rationales may be: as said, or as the backbone's positions allow. Errors: more than those."""
-    positions = load_context_length(options.model_name_or_path, trust_remote_code=options.trust_remote_code)
-    room = positions or INPUT + REST
-    inputs, rest = options.max_input_length, options.max_rationale_length
-    inputs = min(INPUT, room // 2 if rest is None else max(1, room - rest)) if inputs is None else inputs
-    rest = max(0, min(REST, room - inputs)) if rest is None else rest
-    lengths = ClassifyTokenizeOptions(
-        max_input_length=inputs, max_rationale_length=rest, truncate_inputs=options.truncate_inputs
-    )
-    return lengths.within(positions)
 
 
 def _model(
@@ -302,13 +187,27 @@ def _describe(model: DualHeadReasoningModel, rows: Sequence[Tokenized], console:
     )
 
 
-def _warn_of_no_rationale(control: str, model: DualHeadReasoningModel, console: Console) -> None:
-    if model.config.lm_weight and control not in ("input_lm", "label_only"):
-        learns = "to write the inputs alone" if model.config.lm_scope == "everything" else "nothing"
-        console.print(
-            f"No training row has a rationale: the reasoning head learns {learns}. Train on rows with rationales "
-            "(dual-head classify rationales has a teacher write them), or set --lm_weight 0, the plain classifier."
-        )
+def _require_learnt(
+    rows: Sequence[Tokenized], train: Sequence[Example], control: str, model: DualHeadReasoningModel, console: Console
+) -> None:
+    """Say where the reasoning head learns the inputs alone. Errors: it learns nothing, and its loss has a weight."""
+    if not model.config.lm_weight:
+        return
+    learns = any(any(row.learnt) for row in rows)
+    explained = any(row.rationale.strip() for row in train)
+    if explained:
+        under = "" if control == "none" else f" under --control {control}"
+        why = f"No token of --lm_scope {model.config.lm_scope} is left{under}"
+        remedy = "Say --lm_scope continuation, raise --max_rationale_length"
+    else:
+        why = "No training row has a rationale"
+        remedy = "Train on rows with rationales (dual-head classify rationales has a teacher write them)"
+    what = "to write the inputs alone" if learns else "nothing"
+    said = f"{why}: the reasoning head learns {what}. {remedy}, or set --lm_weight 0, the plain classifier."
+    if not learns:  # the plain classifier, taken for another
+        raise DualHeadError(said)
+    if not explained and control != "input_lm":
+        console.print(said)
 
 
 def _without_evaluation(args: ClassifierTrainingArguments) -> ClassifierTrainingArguments:

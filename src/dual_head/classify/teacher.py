@@ -199,6 +199,7 @@ class _Book:
                 "answer": reply.answer,
                 "id": example.id,
                 "group": example.group,
+                **({"together": example.together} if example.together else {}),
                 "teacher": self.teacher,
                 "attempts": reply.attempts,
                 "flags": reply.flags,

@@ -4,14 +4,14 @@ An input too long is dropped and counted, or cut where that was asked for; a rat
 It knows tokenizers, and no file, model or tensor.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.classify import Example, TextForm
-from dual_head.classify.config import LmScope
+from dual_head.classify.config import LmScope, scope_of
 from dual_head.data import Drops
 from dual_head.data.tokenize import first_ids
 from dual_head.errors import DualHeadError
@@ -71,11 +71,13 @@ def tokenize_examples(
 ) -> tuple[list[Tokenized], Drops]:
     """Tokenise examples, those that can be classified; count and locate the others.
 
-    names: of the labels; scope: what is learnt of a row, see `DualHeadReasoningConfig`; rationales: false leaves out
+    Special tokens are those of the tokenizer and of the form's prefixes; one that a text says is text. names: of the
+    labels; scope: what is learnt of a row, see `DualHeadReasoningConfig`; rationales: false leaves out
     all that follows the input, and teaches the reasoning head nothing. Rows without a rationale teach the input at
     most. Errors: nothing is left.
     """
-    drops, found = Drops(rows=len(examples)), []
+    drops, found, scope_name = Drops(rows=len(examples)), [], scope_of(scope)
+    ends = {kind: _end_of_special(prefix, tokenizer) for kind, prefix in form.prefixes().items()}
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
         for offset, (example, ids) in enumerate(zip(batch, input_ids_of(batch, tokenizer), strict=True)):
@@ -87,9 +89,10 @@ def tokenize_examples(
                     continue
                 drops.notes[f"inputs cut to {options.max_input_length} tokens"] += 1
                 ids = cut_ids(ids, options, first=len(first_ids(tokenizer)))
-            rest, kinds = _rest(example, tokenizer, options, form, names, drops) if rationales else ([], [])
-            everything = scope == "everything"
-            said = [everything or kind == "rationale" or scope == "continuation" for kind in kinds]
+            parts = form.parts(example, names)
+            rest, kinds = _rest(parts, tokenizer, options, ends, drops) if rationales else ([], [])
+            everything = scope_name == "everything"
+            said = [everything or kind == "rationale" or scope_name == "continuation" for kind in kinds]
             learnt = [everything and rationales] * len(ids) + said
             learnt[0] = False  # nothing predicts the first token
             found.append(Tokenized(ids, rest, learnt, example.label, index))
@@ -102,25 +105,49 @@ def tokenize_examples(
 def input_ids_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Ids]:
     """Tokenise inputs alone, so that what is pooled cannot depend on what follows."""
     first = first_ids(tokenizer)
-    for ids in tokenizer([example.input for example in examples], add_special_tokens=False)["input_ids"]:  # type: ignore[union-attr]
-        own: Any = ids
+    for ids in _plain_ids([example.input for example in examples], tokenizer):
         # An input that the tokenizer knows nothing of still has a token to pool at.
-        yield [*first, *own] or [_any_id(tokenizer)]
+        yield [*first, *ids] or [_any_id(tokenizer)]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts that a tokenizer reads as special tokens."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def _plain_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+    """Tokenise texts in which nothing begins or ends a document: "</s>" is four characters."""
+    found: Any = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    both: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    marks, unknown = set(both), cast(int | None, tokenizer.unk_token_id)
+    if unknown is None or unknown in marks:
+        return found  # such tokenizers spell what they do not know
+    # A vocabulary of whole words has the special ones among them.
+    return [ids if marks.isdisjoint(ids) else [unknown if one in marks else one for one in ids] for ids in found]
+
+
+def _end_of_special(prefix: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Where the last special token of a prefix ends, 0 where the tokenizer has none of them."""
+    return max((prefix.rfind(token) + len(token) for token in special_tokens(tokenizer) if token in prefix), default=0)
 
 
 def _rest(
-    example: Example,
+    parts: Sequence[tuple[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     options: ClassifyTokenizeOptions,
-    form: TextForm,
-    names: tuple[str, ...],
+    ends: Mapping[str, int],
     drops: Drops,
 ) -> tuple[Ids, list[str]]:
-    """Ids after the input, and of which part each is; the end-of-sequence token belongs to the last part."""
+    """Ids after the input, and of which part each is; the end-of-sequence token belongs to the last part.
+
+    ends: up to where special tokens of a kind of part are meant as such.
+    """
     ids: Ids = []
     kinds: list[str] = []
-    for kind, text in form.parts(example, names):
-        own: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for kind, text in parts:
+        end = ends[kind]
+        marked: Any = tokenizer(text[:end], add_special_tokens=False)["input_ids"] if end else []
+        own = [*marked, *_plain_ids([text[end:]], tokenizer)[0]]
         ids += own
         kinds += [kind] * len(own)
     if not ids:

@@ -24,7 +24,7 @@ from dual_head.classify.tokenize import Tokenized
 from dual_head.errors import DualHeadError
 from dual_head.progress import brief
 from dual_head.resume import kept_checkpoint, require_finite
-from dual_head.training import ByLength, one_device
+from dual_head.training import ByLength, one_device, trackers_of
 
 
 @dataclass
@@ -40,8 +40,9 @@ class ClassifierTrainingArguments(TrainingArguments):
     eval_strategy: str = field(default="epoch", metadata={"help": "When to classify the held-out rows."})
     logging_steps: float = field(default=10, metadata={"help": "Log the losses every so many steps."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: our collator reads the rows."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - as transformers has it
-        default="none", metadata={"help": "Trackers to report to: tensorboard, wandb, mlflow, all or none."}
+    report_to: str | list[str] = field(  # in this order, so that the flag takes several
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers to report to: tensorboard, wandb, mlflow, ..., several of them, all or none."},
     )
     train_sampling_strategy: str = field(
         default="group_by_length",
@@ -55,6 +56,7 @@ class ClassifierTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise DualHeadError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        self.report_to = trackers_of(self.report_to)
         super().__post_init__()
         one_device(self)
 

@@ -22,7 +22,8 @@ class Help(argparse.HelpFormatter):
         said = (action.help or "").replace("%", "%%")
         silent = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
         shown = not silent and "default:" not in said
-        return f"{said} [{action.default}]" if shown else said
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{said} [{default}]" if shown else said
 
 
 def at_least(least: float, kind: type = int) -> Callable[[str], float]:

@@ -8,15 +8,15 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dual_head.data import Drops
 from dual_head.errors import DualHeadError
 
-__all__ = ["hub_rows", "is_hub_name", "rows_of", "rows_of_file"]
+__all__ = ["ClassName", "hub_rows", "is_hub_name", "rows_of", "rows_of_file"]
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
@@ -93,24 +93,57 @@ def rows_of_file(file: Path, drops: Drops, *, kind: str | None = None) -> Iterat
     return _parquet_rows(file) if kind == "parquet" else _json_rows(file, drops, array=kind == "json")
 
 
+class ClassName(str):
+    """The name of a class, and those of all classes of its column, in the order of their numbers."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def all_of(cls, names: Sequence[str]) -> list[Self]:
+        """Make one of each name."""
+        found = [cls(name) for name in names]
+        for one in found:
+            one.names = tuple(names)
+        return found
+
+
+def _with_names(row: Mapping[str, Any], classes: Mapping[str, Sequence[ClassName]]) -> dict[str, Any]:
+    """The row with names for the numbers of classes; -1, which says that none is known, stays."""
+
+    def named(value: Any, names: Sequence[ClassName]) -> Any:
+        if isinstance(value, list):
+            return [named(one, names) for one in value]
+        return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+
+    return {column: named(value, classes[column]) if column in classes else value for column, value in row.items()}
+
+
+def _classes(features: Mapping[str, Any] | None) -> dict[str, list[ClassName]]:
+    """The names of every column of a data set that holds classes, or lists of them."""
+    each = {column: getattr(feature, "feature", feature) for column, feature in (features or {}).items()}
+    return {column: ClassName.all_of(kind.names) for column, kind in each.items() if hasattr(kind, "str2int")}
+
+
 def hub_rows(
     name: str, split: str, *, configuration: str | None = None, data_dir: str | None = None
 ) -> Iterator[tuple[Any, str]]:
-    """Yield the rows of a data set on the hub; data_dir: one of its configurations, or else a folder in it."""
+    """Yield the rows of a data set on the hub, classes by name; data_dir: a configuration of it, or else a folder."""
     import datasets
 
     try:
         if data_dir and data_dir in datasets.get_dataset_config_names(name):
             configuration, data_dir = data_dir, None
         named = (name, configuration) if configuration else (name,)
-        rows = datasets.load_dataset(*named, data_dir=data_dir, split=split)
+        rows: Any = datasets.load_dataset(*named, data_dir=data_dir, split=split)
     except (OSError, ValueError) as error:
         remedy = "Pass a local path, or check the name, split= and data_dir= there."
         raise DualHeadError(f"'{name}' is no local path and the hub says: {error} {remedy}") from error
     except RuntimeError as error:  # how datasets refuses to run a data set's own script
         remedy = "Name a copy of it without a script, or download its files and pass their folder."
         raise DualHeadError(f"'{name}' cannot be read from the hub: {error}. {remedy}") from error
-    yield from ((row, f"{' '.join(named)} [{split}] row {i}") for i, row in enumerate(rows, 1))
+    classes = _classes(getattr(rows, "features", None))
+    where = f"{' '.join(named)} [{split}] row"
+    yield from ((_with_names(row, classes) if classes else row, f"{where} {i}") for i, row in enumerate(rows, 1))
 
 
 def rows_of(name: str, split: str, data_dir: str | None, drops: Drops) -> Iterator[tuple[Any, str]]:

@@ -7,6 +7,7 @@ from dual_head.errors import DualHeadError, did_you_mean
 
 COMMANDS = {
     "train": "train a classifier on inputs, labels and rationales",
+    "compare": "train under several controls and seeds, and tabulate what sets them apart",
     "evaluate": "measure classifiers on held-out data, with intervals and paired differences",
     "predict": "classify a file or a stream, of any length",
     "export": "write a plain transformers checkpoint, or ONNX",

@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     summary = {
         "command": shlex.join(["dual-head", "classify", "evaluate", *arguments]),
         "date": time.strftime("%Y-%m-%d"),
-        "versions": _versions(),
+        "versions": versions(),
         "dataset": {"name": args.dataset, "split": args.split, "held_out": args.held_out},
         "data": {"rows": rows.rows, "kept": rows.kept, "dropped": dict(rows.reasons), "notes": dict(rows.notes)},
         "folders": dict(zip(found, args.classifier, strict=True)),
@@ -70,6 +70,8 @@ def run(arguments: Sequence[str]) -> int:
     }
     _write(output, found, summary)
     _print(summary, output, console)
+    if args.calibrate:
+        _say_uncalibrated([name for name, measured in found.items() if measured.calibration is None], console)
     return 0
 
 
@@ -106,7 +108,7 @@ def _examples(predictor: "Predictor", args: argparse.Namespace) -> "tuple[list[E
     )
     rows = loaded.examples
     if args.held_out is not None:
-        rows = [row for row in rows if is_held_out(row.group or row.input, args.held_out)]
+        rows = [row for row in rows if is_held_out(row.side_key, args.held_out)]
     return rows, loaded.drops
 
 
@@ -123,7 +125,8 @@ def _names(folders: Sequence[str]) -> list[str]:
 # ---- what is written and shown -------------------------------------------------------------------------------
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what figures depend on."""
     import torch
     import transformers
 
@@ -151,13 +154,7 @@ def _print(summary: dict[str, Any], output: Path, console: Console) -> None:
         console.width = PLAIN_WIDTH
     console.print(_table(summary))
     for name, own in summary["differences"].items():
-        low, high = own["interval"]
-        console.print(
-            f"{name} less {own['from']}: accuracy {own['difference']:+.4f} [{low:+.4f}, {high:+.4f}]; right where the "
-            f"other is wrong {own['only_second']} times, wrong where it is right {own['only_first']}; "
-            f"p = {own['p_value']:.3g} (McNemar)",
-            soft_wrap=True,
-        )
+        console.print(_difference(name, own), soft_wrap=True)
     for name, own in summary["classifiers"].items():
         if own["truncated"]:
             console.print(f"{name}: {own['truncated']} inputs are longer than it reads, and were cut.", soft_wrap=True)
@@ -172,6 +169,30 @@ def _print(summary: dict[str, Any], output: Path, console: Console) -> None:
     drawn = (output / CONFUSION_FILE).is_file()
     pictures = f"{output / CONFUSION_FILE}, {RELIABILITY_FILE}" if drawn else "none: pip install 'dual-head[plot]'"
     console.print(f"pictures  {pictures}", soft_wrap=True)
+
+
+def _difference(name: str, own: Mapping[str, Any]) -> str:
+    """One classifier less the first: each metric with its interval, and the rows that one alone gets right."""
+    parts = [
+        f"{metric} {value['difference']:+.4f} [{value['interval'][0]:+.4f}, {value['interval'][1]:+.4f}]"
+        for metric, value in own.items()
+        if isinstance(value, dict)
+    ]
+    right = "exact" if "exact_match" in own else "right"
+    return (
+        f"{name} less {own['from']}: {', '.join(parts)}; {right} where the other is not {own['only_second']} times, "
+        f"not {right} where it is {own['only_first']}; p = {own['p_value']:.3g} (McNemar)"
+    )
+
+
+def _say_uncalibrated(names: Sequence[str], console: Console) -> None:
+    for name in names:
+        console.print(
+            f"{name}: no temperature was kept. All of these rows are right, or nearly so, and the colder the better: "
+            "every prediction would be certain. Calibrate on more rows, with errors among them. Nothing above is of a "
+            "new temperature.",
+            soft_wrap=True,
+        )
 
 
 def _table(summary: dict[str, Any]) -> Table:

@@ -42,6 +42,7 @@ def run(arguments: Sequence[str]) -> int:
         loaded.labels,
         held_out=held.examples if held else None,
         form=form,
+        special=_special(args.tokenizer),
         probing=not args.no_probe,
         seed=args.seed,
     )
@@ -50,6 +51,15 @@ def run(arguments: Sequence[str]) -> int:
         _write(Path(args.output), found, loaded, shared, arguments)
     _print(found, loaded, shared, args.output)
     return 0
+
+
+def _special(tokenizer: str | None) -> list[str]:
+    if not tokenizer:
+        return []
+    from dual_head.classify.tokenize import special_tokens
+    from dual_head.run_inputs import load_tokenizer
+
+    return special_tokens(load_tokenizer(tokenizer))
 
 
 def _shared(loaded: "Loaded", held: "Loaded | None") -> int | None:
@@ -142,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--no_probe", action="store_true", help="leave out the leak probe, which needs scikit-learn")
     group.add_argument("--reason_prefix", help="what stands before a rationale when it is trained on")
     group.add_argument("--answer_prefix", help="what stands before an answer")
+    group.add_argument("--tokenizer", help="the backbone's, whose special tokens no rationale should have")
     group.add_argument("--seed", type=at_least(0), default=0, help="of the sample that the probe is fitted on")
     group.add_argument("--output", metavar="FILE", help="also write all figures there, as JSON")
     return parser

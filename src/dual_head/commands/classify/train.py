@@ -6,7 +6,7 @@ only group them. The DHRD README's own names work too: name_or_path, train_file 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ ALIASES = {
     "num_epochs": ("num_train_epochs",),
     "checkpoint": ("resume_from_checkpoint",),
     "dropout_prob": ("dropout",),
+    "device": ("use_cpu",),
 }
+AS_WRITTEN = ("labels", "columns")  # what YAML has more words for than a flag has is for the options to check
+WITH_COMMAS = ("class_weights", "lora_targets")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -41,6 +44,19 @@ def run(arguments: Sequence[str]) -> int:
     if "--help_all" in arguments:
         parser.print_help()
         return 0
+    options, training, _ = parsed(parser, arguments)
+    train_classifier(options, training)
+    # Processes that leave one by one, each with an open connection, abort those that are still there.
+    processes = PartialState()
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+    return 0
+
+
+def parsed(
+    parser: HfArgumentParser, arguments: Sequence[str]
+) -> tuple[ClassifyOptions, ClassifierTrainingArguments, argparse.Namespace]:
+    """Read flags, and the file of --config below them: our options, transformers', and what else the parser has."""
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     if config := before.parse_known_args(list(arguments))[0].config:
@@ -48,16 +64,11 @@ def run(arguments: Sequence[str]) -> int:
     said = _spelled_out(list(arguments))
     refuse_unknown(parser, said)
     try:
-        options, training, _ = parser.parse_args_into_dataclasses(said)
+        options, training, others = parser.parse_args_into_dataclasses(said)
     except ValueError as error:  # how TrainingArguments refuses a combination of flags
         raise DualHeadError(str(error)) from error
     _require_no_smoothing(training)
-    train_classifier(options, training)
-    # Processes that leave one by one, each with an open connection, abort those that are still there.
-    processes = PartialState()
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
-    return 0
+    return options, training, others
 
 
 def build_parser(*, help_all: bool = False) -> HfArgumentParser:
@@ -78,25 +89,51 @@ def build_parser(*, help_all: bool = False) -> HfArgumentParser:
 
 
 def apply_config(parser: HfArgumentParser, file: Path) -> None:
-    """Take a YAML file's values as defaults, which flags override. Errors: unreadable, or an unknown key."""
-    values = read_options(file)
+    """Take a YAML file's values as defaults, which flags override.
+
+    Errors: unreadable, an unknown key (the nearest is offered), an option given twice.
+    """
     flags = {action.dest: action for action in parser._actions}
     defaults: dict[str, Any] = {}
-    for key, value in _flat(values).items():
-        if key == "device":
-            defaults["use_cpu"] = _is_cpu(str(value))
-            continue
-        for name in ALIASES.get(key, (key,)):
-            if name not in flags:
-                raise DualHeadError(f"Unknown key '{key}' in '{file}'.{did_you_mean(key, [*flags, *ALIASES])}")
-            if name == "class_weights" and isinstance(value, list):
-                value = ",".join(map(str, value))
-            # What YAML has more words for than a flag has is for the options themselves to check.
-            defaults[name] = value if name in ("labels", "columns") else checked(flags[name], value, file)
+    said_as: dict[str, str] = {}
+    for place, key, value in _entries(read_options(file), file):
+        names = ALIASES.get(key, (key,))
+        if not set(names) <= flags.keys():
+            known = [*flags, *ALIASES, *SECTIONS]
+            raise DualHeadError(f"Unknown key '{key}' in '{file}'.{did_you_mean(key, known)}")
+        for name in names:
+            if name in said_as:
+                twice = f"as {said_as[name]} and as {place}"
+                raise DualHeadError(f"The config '{file}' gives '{name}' twice, {twice}. Leave one out.")
+            said_as[name] = place
+            defaults[name] = _setting(flags[name], key, value, file)
     for action in parser._actions:
         if action.dest in defaults:
             action.required = False
     parser.set_defaults(**defaults)
+
+
+def _entries(values: dict[Any, Any], file: Path) -> Iterator[tuple[str, str, Any]]:
+    """Every option as (where it stands, key, value), those of sections too. Errors: a section that is none."""
+    for key, value in values.items():
+        if key not in SECTIONS:
+            yield str(key), str(key), value
+        elif isinstance(value, dict):
+            yield from ((f"{key}.{own}", str(own), said) for own, said in value.items())
+        elif value is not None:
+            raise DualHeadError(
+                f"'{key}' in '{file}' groups options. Write them below it, each on a line of its own and indented."
+            )
+
+
+def _setting(action: argparse.Action, key: str, value: Any, file: Path) -> Any:
+    """A YAML value as its flag has it. Errors: one that the flag would refuse."""
+    if key == "device":
+        return _is_cpu(str(value))
+    if action.dest in AS_WRITTEN:
+        return value
+    listed = action.dest in WITH_COMMAS and isinstance(value, list)
+    return checked(action, ",".join(map(str, value)) if listed else value, file)
 
 
 def _is_cpu(device: str) -> bool:
@@ -132,15 +169,6 @@ def _require_no_smoothing(training: ClassifierTrainingArguments) -> None:
         )
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """The options of the file and of its sections."""
-    own = {key: value for key, value in values.items() if not (key in SECTIONS and isinstance(value, dict))}
-    for section in SECTIONS:
-        if isinstance(values.get(section), dict):
-            own |= values[section]
-    return own
-
-
 def _spelled_out(arguments: list[str]) -> list[str]:
     """Put our own flags in the place of the README's; --device says whether it is the cpu."""
     found: list[str] = []
@@ -148,7 +176,7 @@ def _spelled_out(arguments: list[str]) -> list[str]:
     while i < len(arguments):
         flag, equals, value = arguments[i].partition("=")
         name = flag.removeprefix("--")
-        if not flag.startswith("--") or name not in (*ALIASES, "device"):
+        if not flag.startswith("--") or name not in ALIASES:
             found.append(arguments[i])
             i += 1
             continue

@@ -1,0 +1,71 @@
+"""The class head: hidden states to class logits, and the loss of those.
+
+It knows tensors, and no backbone.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dual_head.errors import DualHeadError
+
+IGNORED = -100  # a label that is not there
+
+
+class ClassHead(nn.Module):
+    """Hidden states [B, d] to class logits [B, K] in fp32: W h + b, or W_2 gelu(W_1 dropout(h) + b_1) + b_2."""
+
+    def __init__(self, inputs: int, labels: int, *, kind: str, width: int | None, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        width = width or inputs
+        self.inner = nn.Linear(inputs, width) if kind == "mlp" else None
+        self.score = nn.Linear(width if kind == "mlp" else inputs, labels, bias=kind == "mlp")
+        for layer in (self.inner, self.score):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Score [B, d]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = self.dropout(hidden.float())
+            if self.inner is not None:
+                x = self.dropout(F.gelu(self.inner(x)))
+            return self.score(x)
+
+
+def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, *, multi_label: bool) -> Tensor:
+    """Sum over rows of the cross-entropy [] of logits [B, K]; for several labels, of the mean of the K binary ones.
+
+    labels: [B] with -100 for none, or [B, K] shares or zeros and ones; weights [K]: of the classes, and with
+    multi_label binary_cross_entropy's pos_weight. Errors: labels of another shape, where any is there.
+    """
+    classes = logits.shape[1]
+    if labels.dim() == 2 and labels.shape[1] == classes:
+        known = labels[:, 0] != IGNORED
+        logits, labels = logits[known], labels[known]
+    elif labels.dim() == 2 or multi_label:
+        if (labels != IGNORED).any():
+            kind = f"[B, {classes}], a 0 or 1" if multi_label else f"[B], or [B, {classes}], a share"
+            raise DualHeadError(f"Labels of shape {list(labels.shape)} do not fit: pass {kind} for each class.")
+        return logits.sum() * 0.0  # a batch without any label
+    if multi_label:
+        each = F.binary_cross_entropy_with_logits(logits, labels.to(logits), pos_weight=weights, reduction="none")
+        return each.mean(-1).sum()
+    given = labels if labels.dim() == 1 else labels.to(logits)
+    return F.cross_entropy(logits, given, weight=weights, ignore_index=IGNORED, reduction="sum")
+
+
+def weights_of(values: list[float] | None) -> Tensor | None:
+    """The weights [K] of the classes as the loss takes them. Errors: negative, not finite, or all 0."""
+    if values is None:
+        return None
+    weights = torch.tensor(values, dtype=torch.float32)
+    if not weights.isfinite().all() or weights.min() < 0 or not weights.any():
+        said = ", ".join(f"{weight:g}" for weight in values)
+        raise DualHeadError(
+            f"class_weights are finite, at least 0 and not all 0, unlike {said}. Say one for each label."
+        )
+    return weights

@@ -1,0 +1,34 @@
+"""What of a classifier's backbone is trained: all of it, an adapter, or nothing. It knows models, and no head."""
+
+from transformers import PreTrainedModel
+
+from dual_head.classify.config import LORA_TARGETS, DualHeadReasoningConfig
+from dual_head.errors import require
+from dual_head.guides.companion import injecting
+
+
+def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedModel:
+    """The model (changed in place) with what is trained of it: all, an adapter, or nothing."""
+    if config.tune == "full":
+        return lm.float().requires_grad_(True)  # steps of an optimizer are smaller than bf16 can hold
+    lm.requires_grad_(False)
+    if config.tune == "lora":
+        lora = config.lora or {}
+        peft = require("peft", "peft")
+        targets = lora["targets"] or _targets(lm)
+        chosen = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora["r"],
+            lora_alpha=lora["alpha"],
+            lora_dropout=lora["dropout"],
+            target_modules=list(targets) if not isinstance(targets, str) else targets,
+        )
+        with injecting(lm):
+            return peft.get_peft_model(lm, chosen)
+    return lm
+
+
+def _targets(lm: PreTrainedModel) -> list[str] | str:
+    """The paper's layers where the model has them all by name; every linear layer of the decoder otherwise."""
+    names = {name.rsplit(".", 1)[-1] for name, _ in lm.named_modules()}
+    return list(LORA_TARGETS) if names.issuperset(LORA_TARGETS) else "all-linear"

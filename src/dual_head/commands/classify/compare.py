@@ -1,0 +1,251 @@
+"""`dual-head classify compare`: one classifier under several controls and seeds, and what sets them apart.
+
+Trains each control at each seed on the same rows, for the same steps, and judges all on the same held-out rows. Writes
+compare.json and compare.md: accuracy, its difference from the plain classifier (pooled) and from the one that was asked
+for (none), and macro-F1, with 95% intervals that resample seeds and rows both. Takes every option of
+`dual-head classify train`. A run that is done is not trained again, one that was stopped goes on; more controls and
+seeds may be added later.
+"""
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dual_head.checkpoint import atomic_folder
+from dual_head.classify.controls import Control
+from dual_head.commands.help import at_least
+from dual_head.errors import DualHeadError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from transformers import HfArgumentParser
+
+    from dual_head.classify.comparison import Plan, Record
+
+RUNS, PLAN_FILE = "runs", "plan.json"
+FIGURES, PAGE = "compare.json", "compare.md"
+SEEDS = (0, 1, 2)
+# What one run is told, and what all are told instead.
+OF_ONE_RUN = {
+    "control": "Say --controls, as in --controls none pooled shuffled.",
+    "seed": "Say --seeds, as in --seeds 0 1 2.",
+}
+SHARES = {  # columns, where there are such figures
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "f1a": "F1a",
+    "em": "EM",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, train what is not done, compare, write, print."""
+    # Imported late: the list of commands should not wait for torch.
+    from accelerate import PartialState
+
+    from dual_head.classify.comparison import compare, plan_of
+    from dual_head.commands.classify import train
+    from dual_head.commands.classify.evaluate import PLAIN_WIDTH, versions
+
+    parser = build_parser(help_all="--help_all" in arguments)
+    if "--help_all" in arguments:
+        parser.print_help()
+        return 0
+    own = _parsed(parser, arguments)
+    plan = plan_of(own["options"], own["training"], own["controls"])
+    processes = PartialState(cpu=own["training"].use_cpu)
+    console = Console(quiet=not processes.is_main_process, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    output = _begin(own["training"].output_dir, plan, processes, restart=own["options"].restart)
+    runs = {
+        control: {seed: output / RUNS / f"{control}-seed{seed}" for seed in own["seeds"]} for control in own["controls"]
+    }
+    records = _records(runs, plan, lambda said: train.parsed(parser, [*arguments, *said]), console)
+    if processes.is_main_process:
+        found = {
+            "command": shlex.join(["dual-head", "classify", "compare", *arguments]),
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": versions(),
+            "plan": plan.identity,
+            "runs": {control: list(map(str, folders.values())) for control, folders in runs.items()},
+            **compare(records, plan, resamples=own["resamples"]),
+        }
+        _write(output, found)
+        _print(console, output, found)
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+    return 0
+
+
+def _begin(place: Any, plan: "Plan", processes: "PartialState", *, restart: bool) -> Path:
+    """Say what the folder is for, and give it. Errors: it is another plan's, by what differs."""
+    from dual_head.resume import check_same_run, writable
+
+    output = writable(place)
+    file = output / PLAN_FILE
+    if file.is_file() and not restart:
+        check_same_run(json.loads(file.read_text()), plan.identity, str(output))
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        with atomic_folder(output) as staging:
+            (staging / PLAN_FILE).write_text(json.dumps(plan.identity, indent=2) + "\n")
+    return output
+
+
+def _records(
+    runs: Mapping[str, Mapping[int, Path]], plan: "Plan", parsed: Callable[[list[str]], Any], console: Console
+) -> "dict[str, list[Record]]":
+    """The record of every run, by control and in the order of the seeds: as it was left, or made now."""
+    from accelerate import PartialState
+
+    from dual_head.classify.comparison import load_record, train_one
+
+    found: dict[str, list[Record]] = {control: [] for control in runs}
+    seeds = list(next(iter(runs.values())))
+    # Seeds outermost: what is stopped early has every system.
+    for number, (seed, control) in enumerate([(seed, control) for seed in seeds for control in runs], 1):
+        folder = runs[control][seed]
+        console.rule(f"{control}, seed {seed} ({number} of {len(seeds) * len(runs)})")
+        said = ["--control", control, "--seed", str(seed), "--output_dir", str(folder)]
+        options, training, _ = parsed(said)
+        record = None if options.restart else load_record(folder, plan)
+        if record is None:
+            record = train_one(options, training, plan)
+            if PartialState().is_main_process:
+                record.save(folder)
+        else:
+            console.print(f"Already trained to the end, and judged: {folder}.", soft_wrap=True)
+        found[control].append(record)
+    return found
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+
+def table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what `comparison.compare` found, in percent.
+
+    system, the first figure with its interval and by seed, its differences from pooled and from none where they are
+    there, then the other figures; always giving the most frequent label, where there is one, stands last.
+    """
+    from dual_head.classify.comparison import OVER
+
+    systems, majority = found["systems"], found["majority"]
+    first, *others = (name for name in SHARES if name in next(iter(systems.values())))
+    over = [name for name in OVER if name in systems and len(systems) > 1]
+    columns = ["system", f"{SHARES[first]} % (95%)", "by seed", *(f"over {name} (95%)" for name in over)]
+    columns += [f"{SHARES[name]} % (95%)" for name in others]
+    rows = []
+    for name, own in systems.items():
+        away = own[first]["over"]
+        rows.append(
+            [
+                name,
+                _percent(own[first]["mean"], own[first]["interval"]),
+                " / ".join(f"{100 * value:.1f}" for value in own[first]["by_seed"]),
+                *(_percent(away[o]["difference"], away[o]["interval"], "+.1f") if o in away else "" for o in over),
+                *(_percent(own[other]["mean"], own[other]["interval"]) for other in others),
+            ]
+        )
+    if majority:
+        known = {
+            name: _percent(majority[name]["mean"], majority[name]["interval"]) for name in SHARES if name in majority
+        }
+        rows.append([f"always {majority['label']}", known[first], "", *([""] * len(over)), *map(known.get, others)])
+    return columns, rows
+
+
+def _percent(value: float, interval: Sequence[float], form: str = ".1f") -> str:
+    return f"{100 * value:{form}} ({100 * interval[0]:{form}} to {100 * interval[1]:{form}})"
+
+
+def _about(found: Mapping[str, Any]) -> str:
+    grouped = f" in {found['groups']} groups" if "groups" in found else ""
+    seeds = found["seeds"]
+    if len(seeds) == 1:
+        sure = f"seed {seeds[0]}; 95% intervals resample rows only: with more --seeds they say more."
+    else:
+        sure = f"seeds {', '.join(map(str, seeds))}; 95% intervals resample seeds and rows."
+    return f"{found['rows']} held-out rows{grouped}, {found['steps']} steps, {sure}"
+
+
+def _write(output: Path, found: Mapping[str, Any]) -> None:
+    columns, rows = table(found)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
+    with atomic_folder(output) as staging:
+        (staging / FIGURES).write_text(json.dumps(found, indent=2) + "\n")
+        (staging / PAGE).write_text(f"{_about(found)}\n\n" + "\n".join(lines) + "\n")
+
+
+def _print(console: Console, output: Path, found: Mapping[str, Any]) -> None:
+    columns, rows = table(found)
+    shown = Table(columns[0], title=_about(found), box=box.SIMPLE_HEAD)
+    for name in columns[1:]:
+        shown.add_column(name, justify="right", overflow="fold")
+    for cells in rows:
+        shown.add_row(*cells)
+    console.print(shown)
+    console.print(f"table   {output / PAGE}\nfigures {output / FIGURES}", soft_wrap=True)
+
+
+# ---- what is asked for ---------------------------------------------------------------------------------------
+
+
+def build_parser(*, help_all: bool = False) -> "HfArgumentParser":
+    """Make the parser: that of `classify train`, with the controls and seeds of all runs."""
+    from dual_head.commands.classify import train
+
+    parser = train.build_parser(help_all=help_all)
+    parser.prog = "dual-head classify compare"
+    parser.usage = "dual-head classify compare --output_dir O [--controls C ...] [--seeds S ...] [options of train]"
+    parser.description = __doc__
+    for action in parser._actions:
+        if action.dest in (*OF_ONE_RUN, "resume_from_checkpoint"):
+            action.help = argparse.SUPPRESS
+    every, seeds = ", ".join(get_args(Control)), " ".join(map(str, SEEDS))
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--controls", nargs="+", help=f"any of {every}; default: all")
+    group.add_argument("--seeds", nargs="+", type=at_least(0), help=f"of each control a run of each; default: {seeds}")
+    group.add_argument("--resamples", type=at_least(100), default=2000, help="of the bootstrap")
+    parser.set_defaults(output_dir="outputs/compare")
+    return parser
+
+
+def _parsed(parser: "HfArgumentParser", arguments: Sequence[str]) -> dict[str, Any]:
+    """Everything that is asked for. Errors: what is of a single run, and all that `classify train` refuses."""
+    from dual_head.commands.classify import train
+
+    for name, remedy in OF_ONE_RUN.items():
+        if any(argument.split("=")[0] == f"--{name}" for argument in arguments):
+            raise DualHeadError(f"--{name} is of one run, and these are several. {remedy}")
+    options, training, others = train.parsed(parser, arguments)
+    if training.resume_from_checkpoint:
+        raise DualHeadError("--resume_from_checkpoint is of one run. Leave it out: what was stopped goes on by itself.")
+    return {
+        "options": options,
+        "training": training,
+        "controls": _several(others.controls, "controls", get_args(Control)),
+        "seeds": _several(others.seeds, "seeds", SEEDS),
+        "resamples": others.resamples,
+    }
+
+
+def _several(given: Any, name: str, default: Sequence[Any]) -> list[Any]:
+    """The controls or seeds, each once; the default where none are named. Errors: a config's value that is no list."""
+    found, kind = list(default) if given is None else given, type(default[0])
+    ok = isinstance(found, list) and found and all(type(one) is kind for one in found)
+    if not ok or (kind is int and min(found) < 0):
+        example = ", ".join(map(str, default[:3]))
+        raise DualHeadError(f"'{name}' is a list, such as [{example}], not {given!r}.")
+    return list(dict.fromkeys(found))
