@@ -37,9 +37,10 @@ def same_plan(file: Path, said: Mapping[str, Any]) -> None:
 
 
 def circumstances() -> dict[str, str]:
-    """The command, the day and the machine."""
+    """The command, the day and the machine; of places that are this machine's own, the names."""
+    said = [Path(own).name if own.startswith(("/", "..")) else own for own in sys.argv[1:]]
     return {
-        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *said]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
