@@ -6,6 +6,7 @@ guides, or of who asks.
 
 import importlib
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -34,6 +35,8 @@ def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, 
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
         raise DualHeadError(f"'{spec}' is no reward. {FORMS}")
+    if "" not in sys.path:
+        sys.path.append("")  # the current directory, after what is installed; a console script has it not
     try:
         reward = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever a user's module raises

@@ -114,8 +114,6 @@ def _numbers(text: str) -> list[float]:
 def _rewards(specs: Sequence[str], device: str) -> dict[str, Any]:
     from dual_head.rewards import load_reward
 
-    if "" not in sys.path:
-        sys.path.append("")  # the current directory, after what is installed
     found: dict[str, Any] = {}
     for spec in specs:
         name, reward = load_reward(spec, device=device)

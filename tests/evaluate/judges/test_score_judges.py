@@ -22,7 +22,8 @@ TALK = Question("t", "ask0", follow_ups=("ask1",))
 @pytest.fixture
 def rules(tmp_path, monkeypatch):
     """A module of rules in the current directory."""
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as a console script has it
     monkeypatch.delitem(sys.modules, "my_rules", raising=False)
     (tmp_path / "my_rules.py").write_text(
         textwrap.dedent("""
