@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from files import write_backbone
-from transformers import AutoConfig, LlamaForSequenceClassification
+from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
 
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.cli import main
 from dual_head.demo import TOY_BACKBONE
+from dual_head.evaluate.evaluation import usual_new_tokens
 from dual_head.run_inputs import load_tokenizer
 
 
@@ -71,6 +72,21 @@ def test_dialogues_are_judged_by_a_rule_or_a_reward_model_with_no_other_option(j
     (pair,) = report["pairs"]
     assert pair["wins"] + pair["ties"] + pair["losses"] == 4
     assert any("It says nothing of what replies mean" in said for said in report["warnings"]) == (judge == "rule")
+
+
+def test_the_context_is_read_with_the_trust_that_was_given_and_files_of_answers_are_not_read(tmp_path, monkeypatch):
+    trusted = []
+
+    def config(name, *, trust_remote_code):
+        trusted.append(trust_remote_code)
+        return LlamaConfig(max_position_embeddings=40)
+
+    monkeypatch.setattr("dual_head.evaluate.model_system.AutoConfig.from_pretrained", config)
+    backbone = write_backbone(tmp_path / "backbone")
+    (tmp_path / "answers.jsonl").write_text("no answers at all")
+    models = [f"a={backbone},b={tmp_path / 'answers.jsonl'}"]
+    assert [usual_new_tokens(models, trust_remote_code=trust) for trust in (True, False)] == [20, 20]
+    assert trusted == [True, False]
 
 
 def write_toy_judge(folder: Path) -> Path:

@@ -74,7 +74,7 @@ def _options(args: argparse.Namespace) -> Any:
     from dual_head.evaluate.evaluation import EvaluationOptions, usual_new_tokens
 
     decoding = Decoding(
-        max_new_tokens=args.max_new_tokens or usual_new_tokens(args.models),
+        max_new_tokens=args.max_new_tokens or usual_new_tokens(args.models, **_load(args)),
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,

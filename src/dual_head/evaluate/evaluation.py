@@ -28,6 +28,7 @@ from dual_head.evaluate import Answer, Decoding, Judge, Question, reporting
 from dual_head.evaluate.answers import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.embedding import require_embedder
 from dual_head.evaluate.exchange import write_alpaca_eval, write_arena_hard, write_mt_bench
+from dual_head.evaluate.identity import kind_of
 from dual_head.evaluate.independence import require_independent
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.measuring import Measured, Measures
@@ -208,9 +209,13 @@ def _judge(options: EvaluationOptions, notes: list[str]) -> Judge | None:
     return load_judge("rule:diverse", **options.judge_options)
 
 
-def usual_new_tokens(models: Sequence[str]) -> int:
-    """128, or half of the smallest context among systems, which leaves as much for the question."""
-    systems = [open_system(spec) for spec in parse_systems(models)]
+def usual_new_tokens(models: Sequence[str], **load: Any) -> int:
+    """128, or half of the smallest context among models, which leaves as much for the question.
+
+    load: as of `open_system`. Files of answers have no context, and are not read for this.
+    """
+    specs = [spec for spec in parse_systems(models) if kind_of(spec.path) != "answers"]
+    systems = [open_system(spec, **load) for spec in specs]
     known = [context_length(system.config) for system in systems if isinstance(system, ModelSystem)]
     return min([USUAL_NEW_TOKENS, *(max(1, context // 2) for context in known if context)])
 
