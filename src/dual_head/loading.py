@@ -39,11 +39,20 @@ def hub_options(given: Mapping[str, Any], load: Callable[..., Any]) -> dict[str,
     return found
 
 
-def require_save_options(given: Iterable[str]) -> None:
-    """Refuse options of save_pretrained that are not transformers' protocol."""
-    for name in given:
+def save_checkpoint(model: Any, folder: str | Path, *, push_to_hub: bool = False, **hub: Any) -> None:
+    """Write what a model says is stored of it, and its config, whole or not at all, and to the hub where asked for.
+
+    hub: what transformers hands to save_pretrained. Errors: an option that is not its protocol.
+    """
+    for name in hub:
         if name not in SAVE_OPTIONS:
             raise DualHeadError(f"Unknown option '{name}' of save_pretrained.{did_you_mean(name, SAVE_OPTIONS)}")
+    model.config.architectures = [type(model).__name__]
+    with atomic_folder(Path(folder)) as staging:
+        write_weights(model.stored(), staging)
+        model.config.save_pretrained(staging)
+    if push_to_hub:
+        model.push_to_hub(str(hub.get("repo_id") or Path(folder).name), token=hub.get("token"))
 
 
 class GuideLoading(PreTrainedModel):
@@ -140,13 +149,7 @@ class GuideLoading(PreTrainedModel):
         state_dict and the hub's options are transformers' protocol; only the guides' tensors are written.
         """
         del state_dict
-        require_save_options(hub)
-        self.config.architectures = [type(self).__name__]
-        with atomic_folder(Path(save_directory)) as staging:
-            write_weights(self.stored(), staging)
-            self.config.save_pretrained(staging)
-        if push_to_hub:
-            self.push_to_hub(str(hub.get("repo_id") or Path(save_directory).name), token=hub.get("token"))  # pyright: ignore
+        save_checkpoint(self, save_directory, push_to_hub=push_to_hub, **hub)
 
     def require_same_backbone(self, source: str, config: AlignedConfig | None = None) -> None:
         """Refuse guides of `source` (with its `config`, or this model's) that were trained on another backbone."""

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils.generic import ModelOutput
 
 from dual_head.backbone import Decoder, context_length, load_backbone
-from dual_head.checkpoint import atomic_folder, load_strictly, read_weights, write_weights
+from dual_head.checkpoint import load_strictly, read_weights
 from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.head import IGNORED, ClassHead, class_loss, weights_of
 from dual_head.classify.tuned import tuned
@@ -27,7 +27,7 @@ from dual_head.composition import absolute
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint
 from dual_head.kernels import WORTH_COMPILING
-from dual_head.loading import hub_options, require_save_options
+from dual_head.loading import hub_options, save_checkpoint
 from dual_head.reductions import Head, Tokens, auto_budget, reduce_tokens
 
 __all__ = ["IGNORED", "DualHeadReasoningModel", "DualHeadReasoningOutput", "last_tokens"]
@@ -302,13 +302,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         unknown option.
         """
         del state_dict
-        require_save_options(hub)
-        self.config.architectures = [type(self).__name__]
-        with atomic_folder(Path(save_directory)) as staging:
-            write_weights(self.stored(), staging)
-            self.config.save_pretrained(staging)
-        if push_to_hub:
-            self.push_to_hub(str(hub.get("repo_id") or Path(save_directory).name), token=hub.get("token"))  # pyright: ignore
+        save_checkpoint(self, save_directory, push_to_hub=push_to_hub, **hub)
 
     def get_input_embeddings(self) -> Any:
         """The backbone's."""
