@@ -1,12 +1,14 @@
 """A guide's layers live in the cache of the whole model; whatever happens to one happens to the other."""
 
+import copy
+
 import pytest
 import torch
 from models import ARCHITECTURES, LAYERS, VOCAB, tiny_lm
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig
 
-from dual_head.cache import CacheSlot, Lookahead
+from dual_head.cache import SPARE, Abreast, CacheSlot, Lookahead, offloaded
 
 LAYERS_IN_ALL = 5
 
@@ -109,6 +111,91 @@ def test_another_model_fills_a_view_as_it_would_a_cache_of_its_own(architecture)
     steps = [lm(ids[:, at], past_key_values=view).logits for at in (slice(0, 5), slice(5, 6), slice(6, 12))]
     torch.testing.assert_close(torch.cat(steps, 1), lm(ids).logits, atol=2e-4, rtol=1e-4)
     assert filled(whole) == [3, 4]
+
+
+# ---- layers abreast ----------------------------------------------------------------------------------------
+
+
+def abreast(whole: DynamicCache) -> Abreast:
+    """Layers 0 and 3 of a cache, which hold two tokens each, as one layer of two models."""
+    for layer, values in ((0, (1, 2)), (3, (3, 4))):
+        whole.update(tokens(*values), tokens(*values), layer)
+    return Abreast([[whole.layers[0], whole.layers[3]]])
+
+
+def test_layers_abreast_grow_together_and_stay_layers_of_their_cache():
+    whole = whole_cache()
+    cache = abreast(whole)
+    for new in (5, 6):
+        k, v = cache.update(torch.cat([tokens(new), tokens(10 * new)]), torch.cat([tokens(-new), tokens(-new)]), 0)
+    assert k[..., 0].squeeze(1).tolist() == [[1, 2, 5, 6], [3, 4, 50, 60]]
+    assert v[..., 0].squeeze(1).tolist() == [[1, 2, -5, -6], [3, 4, -5, -6]]
+    assert (keys(whole, 0), keys(whole, 3)) == ([[1, 2, 5, 6]], [[3, 4, 50, 60]])
+    assert cache.get_seq_length() == whole.get_seq_length() == 4
+
+
+def test_a_token_is_written_behind_the_others_and_moves_them_only_where_room_ends():
+    whole = whole_cache()
+    cache = abreast(whole)
+    places = set()
+    for new in range(2 * SPARE):
+        cache.update(torch.cat([tokens(new)] * 2), torch.cat([tokens(new)] * 2), 0)
+        places.add(whole.layers[0].keys.data_ptr())
+    assert len(places) == 2
+    assert keys(whole, 0) == [[1, 2, *range(2 * SPARE)]]
+
+
+CHANGES = {
+    "cropped": (lambda cache: cache.crop(-1), [[1, 2]], [[3, 4]]),
+    "reordered": (lambda cache: cache.reorder_cache(torch.tensor([0])), [[1, 2, 5]], [[3, 4, 5]]),
+    "filled by another": (
+        lambda cache: [cache.update(tokens(9), tokens(9), i) for i in (0, 3)],
+        [[1, 2, 5, 9]],
+        [[3, 4, 5, 9]],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "first", "second"), CHANGES.values(), ids=CHANGES)
+def test_layers_abreast_go_on_from_whatever_became_of_them(change, first, second):
+    whole = whole_cache()
+    cache = abreast(whole)
+    cache.update(tokens(5, rows=1).expand(2, -1, -1, -1), tokens(5).expand(2, -1, -1, -1), 0)
+    held = whole.layers[0].keys
+    change(whole)
+    cache.update(tokens(7).expand(2, -1, -1, -1), tokens(7).expand(2, -1, -1, -1), 0)
+    assert keys(whole, 0) == [[*first[0], 7]]
+    assert keys(whole, 3) == [[*second[0], 7]]
+    assert held.flatten().tolist() == [1, 2, 5]  # whoever kept it keeps it
+
+
+def test_two_caches_that_hold_the_same_tensors_grow_apart():
+    whole = whole_cache()
+    cache = abreast(whole)
+    both = [tokens(5).expand(2, -1, -1, -1)] * 2
+    cache.update(*both, 0)
+    other = [copy.copy(layer) for layer in (whole.layers[0], whole.layers[3])]
+    cache.update(*both, 0)
+    Abreast([other]).update(*[tokens(6).expand(2, -1, -1, -1)] * 2, 0)
+    assert keys(whole, 0) == [[1, 2, 5, 5]]
+    assert other[0].keys.flatten().tolist() == [1, 2, 5, 6]
+
+
+def test_what_grew_in_inference_mode_goes_on_outside_of_it():
+    whole = whole_cache()
+    with torch.inference_mode():
+        cache = abreast(whole)
+        cache.update(*[tokens(5).expand(2, -1, -1, -1)] * 2, 0)
+    cache.update(*[tokens(6).expand(2, -1, -1, -1)] * 2, 0)
+    assert keys(whole, 3) == [[3, 4, 5, 6]]
+
+
+def test_a_view_of_an_offloaded_cache_is_offloaded():
+    whole = whole_cache()
+    assert not offloaded(CacheSlot(whole, 3).view(2))
+    whole.offloading = True
+    assert offloaded(whole)
+    assert offloaded(CacheSlot(whole, 3).view(2))
 
 
 # ---- looking ahead -----------------------------------------------------------------------------------------

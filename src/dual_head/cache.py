@@ -4,12 +4,16 @@ Everything that reorders, crops, repeats or resets the whole cache does so to th
 because they are the same layer objects. It knows no guide and no model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+
+SPARE = 64  # tokens that fit into a room before it is made anew
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,82 @@ class LayerView(Cache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Append to layer `layer_idx` of the view; the whole cache moves offloaded layers in and out."""
         return self._whole.update(key_states, value_states, self._first + layer_idx, *args, **kwargs)
+
+
+def offloaded(cache: Cache) -> bool:
+    """Whether layers are somewhere else between updates, so that only the cache itself may touch them."""
+    return offloaded(cache._whole) if isinstance(cache, LayerView) else cache.offloading
+
+
+class Room:
+    """Keys and values of layers that grow together, one below the other, in tensors with room for more tokens.
+
+    A dynamic layer copies all it holds for every token. Here a token is written behind the others, and what the
+    layers hold are views, [B, heads, T, width] of [layers B, heads, room, width]. A view that was handed out never
+    changes: only columns behind it are written, and only while the layers still hold the views of the last time. What
+    was cropped, reordered, copied or filled by others is moved into a new room.
+    """
+
+    def __init__(self, layers: Sequence[Any], new: int):
+        self.length: int = layers[0].keys.shape[-2]
+        self._keys, self._values = (
+            self._with_spare([getattr(layer, name) for layer in layers], new) for name in ("keys", "values")
+        )
+        self._held = [(layer.keys, layer.values) for layer in layers]
+
+    def _with_spare(self, parts: list[Tensor], new: int) -> Tensor:
+        rows, heads, _, width = parts[0].shape
+        room = parts[0].new_empty(rows * len(parts), heads, self.length + new + SPARE, width)
+        for own, part in zip(room.chunk(len(parts)), parts, strict=True):
+            own[:, :, : self.length] = part
+        return room
+
+    def is_of(self, layers: Sequence[Any], new: int) -> bool:
+        """Whether the layers still hold what they were given here, and `new` more tokens fit."""
+        same = all(layer.keys is k and layer.values is v for layer, (k, v) in zip(layers, self._held, strict=True))
+        frozen = self._keys.is_inference() and not torch.is_inference_mode_enabled()
+        return same and not frozen and self.length + new <= self._keys.shape[-2]
+
+    def append(self, layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        """Write keys and values [layers B, heads, T, width], of which the layers keep the first `keep`; return all."""
+        end = self.length + keys.shape[-2]
+        self._keys[:, :, self.length : end] = keys
+        self._values[:, :, self.length : end] = values
+        self.length += keep
+        held = [x[:, :, : self.length].chunk(len(layers)) for x in (self._keys, self._values)]
+        self._held = list(zip(*held, strict=True))
+        for layer, (own_keys, own_values) in zip(layers, self._held, strict=True):
+            layer.keys, layer.values = own_keys, own_values
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+_ROOMS: WeakKeyDictionary[DynamicLayer, Room] = WeakKeyDictionary()  # by the first of the layers
+
+
+def append(
+    layers: Sequence[DynamicLayer], keys: Tensor, values: Tensor, keep: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Append to layers of equal lengths that hold something, without a gradient, as `Room.append` does."""
+    room, new = _ROOMS.get(layers[0]), keys.shape[-2]
+    if room is None or not room.is_of(layers, new):
+        room = _ROOMS[layers[0]] = Room(layers, new)
+    return room.append(layers, keys, values, new if keep is None else keep)
+
+
+class Abreast(Cache):
+    """Layers of several models that run in one forward, rows [B of the first | B of the second | ...].
+
+    groups: for each layer of the forward, the layer of every model. They stay layers of the cache they come from.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[DynamicLayer]]):
+        super().__init__(layers=[group[0] for group in groups])
+        self._groups = groups
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """Append to layer `layer_idx` of every model, and return what all of them hold."""
+        del args, kwargs  # nothing for layers of this kind
+        return append(self._groups[layer_idx], key_states, value_states)
 
 
 class Lookahead(Cache):

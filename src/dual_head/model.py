@@ -40,6 +40,7 @@ from dual_head.fusion import require_fusion
 from dual_head.guides import Guide, GuideConfig, States, build_guide
 from dual_head.loading import GuideLoading
 from dual_head.policy import Voice, distributions
+from dual_head.steps import JointSteps, Said
 from dual_head.strength import Acting, Alpha, resolve_alpha
 from dual_head.text import TextGeneration
 from dual_head.transfer import UNMAPPED, Transfer
@@ -54,7 +55,7 @@ class Encoded:
     backbone: BaseModelOutputWithPast | None = None  # what the decoder returned, for whoever asked for more
 
 
-class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading, GenerationMixin):
+class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, GuideLoading, GenerationMixin):
     """A frozen decoder steered by guides; build it with `from_backbone` or `from_pretrained`."""
 
     config_class = AlignedConfig
@@ -158,22 +159,28 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, GuideLoading,
         slots = self._cache_slots(past_key_values, acting)
         masks = self._masks(input_ids, inputs_embeds, attention_mask, past_key_values, acting)
         backbone_mask, guides_mask, padding = masks
-        output, layers = self.backbone(
-            input_ids,
-            attention_mask=backbone_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            layers=tuple(sorted({i for name, guide in acting.items() for i in self._layers_read(name, guide)})),
-            options=options,
-        )
-        hidden = output.last_hidden_state
+        wanted = tuple(sorted({i for name, guide in acting.items() for i in self._layers_read(name, guide)}))
+        said = None
+        if select is None and not options:
+            said = self._joint_step(input_ids, backbone_mask, position_ids, past_key_values, slots, wanted)
+        if said is None:
+            output, layers = self.backbone(
+                input_ids,
+                attention_mask=backbone_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                layers=wanted,
+                options=options,
+            )
+            said = Said(output.last_hidden_state, layers, output=output)
         features = Features(
-            hidden, layers, guides_mask, position_ids, input_ids, padding, keep, logits=self.backbone.logits
+            said.hidden, said.layers, guides_mask, position_ids, input_ids, padding, keep, logits=self.backbone.logits
         )
         if select is not None:
             features = features.select(select)
-        return Encoded(features.hidden, self.encode_features(features, guides, slots), output)
+        states = said.states | self.encode_features(features, [n for n in guides if n not in said.states], slots)
+        return Encoded(features.hidden, {name: states[name] for name in guides}, said.output)
 
     def encode_features(
         self, features: Features, guides: Collection[str], slots: Mapping[str, CacheSlot] | None = None

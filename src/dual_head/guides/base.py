@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dual_head.backbone import Backbone, BackboneShape, Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
+from dual_head.joint import Changes
 from dual_head.options import build
 
 States = dict[str, Tensor]  # each [B, T, *], or [n, *] once tokens have been picked
@@ -115,6 +116,14 @@ class Guide(nn.Module, ABC):
         """How many whole language models it runs per token, besides the backbone."""
         return 0
 
+    @property
+    def changes(self) -> Changes | None:
+        """What it adds to linear layers, where that alone makes it of the backbone; None for anything else.
+
+        While decoding, such a guide runs as more rows of the backbone's own forward, and `joined` follows.
+        """
+        return None
+
     def executed(self, stored: int, backbone: "Parameters") -> int:
         """How many parameters it reads per token, beyond those that the backbone reads by itself.
 
@@ -131,6 +140,13 @@ class Guide(nn.Module, ABC):
     @abstractmethod
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
         """Do what depends on the sequence: features [B, T, d] to token-local states, each [B, T, *]."""
+
+    def joined(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
+        """Return the states of a step that was run with the backbone.
+
+        hidden [B, 1, d] and logits [B, 1, V] of the backbone with this guide's `changes`; base_logits without.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not run with the backbone")
 
     def direction(self, states: States, base: Tensor | None) -> Tensor:
         """Do what is as wide as the vocabulary: token-local states [n, *] to [n, V].

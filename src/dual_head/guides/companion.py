@@ -5,7 +5,6 @@ into, and every weight in common. This file knows transformers' models and PEFT'
 output means is each guide's own business.
 """
 
-import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -27,6 +26,8 @@ from dual_head.errors import DualHeadError, require
 from dual_head.guides import build_guide
 from dual_head.guides.base import Guide, GuideConfig, Parameters
 from dual_head.heads import require_positive
+from dual_head.joint import Changes, LowRank
+from dual_head.views import shared_view
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -116,18 +117,6 @@ class Companion(Guide):
         return self
 
 
-def shared_view(lm: PreTrainedModel) -> PreTrainedModel:
-    """Return a model with containers of its own and the very same layers and weights inside.
-
-    Adapters put into the view replace layers of the view only; whatever moves or casts the original moves
-    the view, since there is nothing in the view to move.
-    """
-    memo: dict[int, Any] = {id(m): m for m in lm.modules() if not any(True for _ in m.children())}
-    memo |= {id(parameter): parameter for parameter in lm.parameters()}
-    memo |= {id(m._buffers): m._buffers for m in lm.modules()}  # by the name: a cast puts another tensor there
-    return copy.deepcopy(lm, memo)
-
-
 def lora_config(config: CompanionConfig, task: str | None = None) -> Any:
     """Make PEFT's configuration of a LoRA. Errors: peft is not installed."""
     return require("peft", "peft").LoraConfig(
@@ -157,6 +146,31 @@ def injecting(model: nn.Module) -> Iterator[None]:
             else:  # no layer has the target's name
                 remedy = "Name some of its layers in target_modules, or use all-linear."
             raise DualHeadError(f"LoRA finds nothing to adapt in {type(model).__name__}: {said} {remedy}") from error
+
+
+def low_rank_changes(lm: PreTrainedModel, backbone: Backbone) -> Changes | None:
+    """What a view of the backbone adds to its linear layers; None if there is more to it than one plain LoRA."""
+    own, changes = dict(lm.named_modules()), {}
+    for name, layer in backbone.lm.named_modules():
+        there = own.get(name)
+        if there is layer or (type(there) is type(layer) and any(True for _ in layer.children())):
+            continue
+        change = _low_rank(there, layer)
+        if change is None:
+            return None
+        changes[name] = change
+    return changes
+
+
+def _low_rank(adapted: Any, layer: nn.Module) -> LowRank | None:
+    """W + s B A as PEFT holds it; None for its variants, for more adapters than one, and for anything else."""
+    if type(adapted) is not require("peft", "peft").tuners.lora.Linear or adapted.base_layer is not layer:
+        return None
+    if adapted.merged or adapted.disable_adapters or len(adapted.active_adapters) != 1 or adapted.lora_variant:
+        return None
+    (adapter,) = adapted.active_adapters
+    down, up = adapted.lora_A[adapter], adapted.lora_B[adapter]
+    return None if up.bias is not None else LowRank(down, up, adapted.scaling[adapter])
 
 
 def causal_lm(name: str | None, backbone: Backbone) -> PreTrainedModel:

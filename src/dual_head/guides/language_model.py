@@ -33,9 +33,11 @@ from dual_head.guides.companion import (
     fit_vocabulary,
     injecting,
     lora_config,
-    shared_view,
+    low_rank_changes,
     shares_weights,
 )
+from dual_head.joint import Changes, JointDecoder
+from dual_head.views import shared_view
 
 BACKBONE, UNGUIDED = "backbone", "unguided"
 REFERENCE = "against/"  # prefix of the other model's states
@@ -76,6 +78,7 @@ class LanguageModel(Companion):
         super().__init__(config, shape)
         self.trainable = config.tune != "none"
         self._speakers: tuple[_Speaker, ...] = ()
+        self._changes: Changes | None = None
 
     def attach(self, backbone: Backbone) -> None:
         """Load the model, or take a view of the backbone; put a LoRA into it."""
@@ -93,11 +96,14 @@ class LanguageModel(Companion):
             tuned = lm = copy.deepcopy(backbone.lm if shared else lm).float().requires_grad_(True)
         self._tuned = (tuned,)  # no submodule: only what is trained is this guide's own
         self._hold(lm, moves=not shared or self.config.tune == "full")
-        speakers = [_speaker(lm, own=self.config.against == UNGUIDED)]
+        if shared and self.config.tune != "full":
+            self._changes = low_rank_changes(lm, backbone)
+        alone = JointDecoder(backbone, [self._changes]) if self._changes else None
+        speakers = [_speaker(lm, alone, own=self.config.against == UNGUIDED)]
         if self._other:
             other = untuned or causal_lm(self._other, backbone)
             self._hold(other, moves=not shares_weights(self._other, backbone))
-            speakers.append(_speaker(other, own=False))
+            speakers.append(_speaker(other, None, own=False))
         self._speakers = tuple(speakers)
 
     @property
@@ -127,6 +133,11 @@ class LanguageModel(Companion):
         return stored + own + other
 
     @property
+    def changes(self) -> Changes | None:
+        """Its LoRA, where it is the backbone with one and measured against no other model."""
+        return None if self._other else self._changes
+
+    @property
     def forwards(self) -> float:
         """One whole model, or two."""
         return sum(1 if name is None else count_forwards(name) for name in (self.config.model, self._other or ""))
@@ -139,9 +150,13 @@ class LanguageModel(Companion):
         offset = 0
         for prefix, speaker in zip(("", REFERENCE), self._speakers, strict=False):
             view = None if cache is None else cache.view(speaker.layers, offset)
-            states |= {f"{prefix}{key}": x for key, x in speaker.encode(features, view).items()}
+            states |= {f"{prefix}{key}": x for key, x in speaker.encode(features, view, self.training).items()}
             offset += speaker.layers
         return states
+
+    def joined(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
+        """Keep the logits, which came out of one product with the backbone's."""
+        return {"hidden": hidden, "logits": logits, "base_logits": base_logits}
 
     def direction(self, states: States, base: Tensor | None) -> Tensor:
         """z_r, or its difference: [n, V]."""
@@ -162,24 +177,31 @@ class LanguageModel(Companion):
 
 
 class _Speaker:
-    """A causal LM as this guide uses it: states first, logits on demand."""
+    """A causal LM as this guide uses it: states first, logits on demand.
 
-    def __init__(self, lm: PreTrainedModel):
+    alone: the same model where it is the backbone with a LoRA, for whoever wants no gradient.
+    """
+
+    def __init__(self, lm: PreTrainedModel, alone: JointDecoder | None):
         self.lm = lm
         self.layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
-        self._decoder = Decoder(lm)
+        self._decoder, self._alone = Decoder(lm), alone
 
-    def encode(self, features: Features, cache: Any) -> States:
-        output, _ = self._decoder(
-            features.input_ids,
-            attention_mask=features.padding,
-            position_ids=features.positions,
-            past_key_values=cache,
-        )
-        return {"hidden": output.last_hidden_state}
+    def encode(self, features: Features, cache: Any, training: bool) -> States:
+        inputs: dict[str, Any] = {
+            "attention_mask": features.padding,
+            "position_ids": features.positions,
+            "past_key_values": cache,
+        }
+        # PEFT's layers keep what a backward pass needs: three tensors as large as the output, for every one of them.
+        if self._alone is not None and not training and self._alone.usable():
+            assert features.input_ids is not None
+            return {"hidden": self._alone.forward(features.input_ids, **inputs)[0]}
+        return {"hidden": self._decoder(features.input_ids, **inputs)[0].last_hidden_state}
 
     def logits(self, states: States) -> Tensor:
-        return self._decoder.logits(states["hidden"])
+        # The last of many positions lie apart, and of such rows the product takes three times as long.
+        return states["logits"] if "logits" in states else self._decoder.logits(states["hidden"].contiguous())
 
 
 class _GuidedSpeaker(_Speaker):
@@ -191,7 +213,8 @@ class _GuidedSpeaker(_Speaker):
         self._acting, self._strengths = lm.resolve_alpha(None, 1)
         self._wanted = ("policy", "base") if own else ("policy",)
 
-    def encode(self, features: Features, cache: Any) -> States:
+    def encode(self, features: Features, cache: Any, training: bool) -> States:
+        del training
         encoded = self.lm.encode(
             features.input_ids,
             attention_mask=features.padding,
@@ -209,12 +232,12 @@ class _GuidedSpeaker(_Speaker):
         return z["policy"] - z["base"] if "base" in z else z["policy"]
 
 
-def _speaker(lm: PreTrainedModel, *, own: bool) -> _Speaker:
+def _speaker(lm: PreTrainedModel, alone: JointDecoder | None, *, own: bool) -> _Speaker:
     if lm.config.model_type == AlignedConfig.model_type:
         return _GuidedSpeaker(lm, own=own)
     if own:
         raise DualHeadError("against='unguided' needs a checkpoint of guides as its model, not a plain one.")
-    return _Speaker(lm)
+    return _Speaker(lm, alone)
 
 
 GUIDE = LanguageModel

@@ -28,10 +28,10 @@ from dual_head.guides.companion import (
     count_parameters,
     injecting,
     lora_config,
-    shared_view,
 )
 from dual_head.heads import require_positive
 from dual_head.masks import additive
+from dual_head.views import shared_view
 
 BATCH_TOKENS = 4096  # continuations scored in one forward
 OWN_PLACE = (

@@ -1,0 +1,122 @@
+"""One forward for a backbone and for guides that are the backbone with low-rank changes: more rows, the same weights.
+
+    rows [B backbone | B guide | B guide ...]        y = x W' + b, and s (x A') B' more in the rows of each guide
+
+A step of decoding takes as long as reading the weights, and here they are read once. It knows decoders, caches and
+low-rank changes, and nothing of what guides say.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from dual_head.backbone import Backbone, Decoder
+from dual_head.rows import product
+from dual_head.views import shared_view
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to a linear layer's output: scale * up(down(x))."""
+
+    down: nn.Linear
+    up: nn.Linear
+    scale: float
+
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        """y += scale (x A') B', in place; y [n, out] and x [n, in]."""
+        a, b = self.down.weight, self.up.weight
+        if a.dtype == y.dtype:
+            y.addmm_(F.linear(x, a), b.T, alpha=self.scale)  # in place, since y may be as large as a prompt
+        else:
+            y += F.linear(F.linear(x.to(a.dtype), a), b) * self.scale
+
+
+Changes = Mapping[str, LowRank]  # by the layer's name in the causal LM
+
+
+class JointLayer(nn.Module):
+    """A layer of the backbone for rows of several, each with a change of its own or None."""
+
+    def __init__(self, layer: nn.Module, changes: Sequence[LowRank | None]):
+        super().__init__()
+        self._layer = (layer,)  # the backbone's own, and no submodule
+        self._changes = tuple(changes)
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own weight, which architectures look at."""
+        return self._layer[0].weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own bias."""
+        return self._layer[0].bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [rows, T, in] to [rows, T, out]."""
+        (layer,) = self._layer
+        y = product(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)  # type: ignore[arg-type]
+        flat, given = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        count = len(flat) // len(self._changes)
+        for i, change in enumerate(self._changes):
+            if change is not None:
+                at = slice(i * count, (i + 1) * count)
+                change.add_to(flat[at], given[at])
+        return y
+
+
+class JointDecoder:
+    """A backbone with changes, or without, for several at once: as one decoder of more rows.
+
+    parts: what each of them adds to linear layers, {} for the backbone itself.
+    """
+
+    def __init__(self, backbone: Backbone, parts: Sequence[Changes]):
+        view = shared_view(backbone.lm)
+        for name, layer in list(view.named_modules()):
+            own = [changes.get(name) for changes in parts]
+            if type(layer) is nn.Linear or any(own):
+                view.set_submodule(name, JointLayer(layer, own))
+        self._decoder = Decoder(view)
+        self._parts = len(parts)
+        self._watched = list(backbone.modules())
+
+    def usable(self) -> bool:
+        """Whether nobody asks for a gradient or a graph, or hooked into layers of which these rows are not."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in self._watched)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        layers: tuple[int, ...] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the same tokens [B, T] for all: hidden [parts B, T, d], and layers of the first, {i: [B, T, d]}."""
+        n, rows = self._parts, len(input_ids)
+        if n > 1:
+            input_ids = input_ids.repeat(n, 1)
+            attention_mask = None if attention_mask is None else attention_mask.repeat(n, 1)
+            position_ids = None if position_ids is None else position_ids.expand(rows, -1).repeat(n, 1)
+        output, kept = self._decoder(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            layers=layers,
+        )
+        return output.last_hidden_state, {i: x[:rows] for i, x in kept.items()}
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Turn hidden states [parts B, T, d] into everybody's logits [parts B, T, V]."""
+        return self._decoder.logits(hidden)
