@@ -32,6 +32,7 @@ RUNS = 5
 NEW = 32  # decoded tokens
 NAIVE, TRL = "naive Dual-Head", "TRL DPO, LoRA, reference precomputed"
 BATCH = 4
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # set as the dual-head command sets it, for every side alike
 
 
 def main() -> None:
@@ -42,8 +43,8 @@ def main() -> None:
     parser.add_argument("--every_peer", action="store_true", help="TRL in every variant, six minutes more")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)  # one side, in a process of its own
     args = parser.parse_args()
-    # As the dual-head command does: huge pages, for every side alike. torch reads it at its first large tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if HUGE_PAGES not in os.environ:  # torch reads it at its first tensor, and to import a library can make one
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, HUGE_PAGES: "1"})
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", category=FutureWarning)
     if args.point:

@@ -40,7 +40,7 @@ class Responses:
         hidden = torch.randn(tokens, shape.hidden, dtype=torch.bfloat16, device=device)
         labels = torch.randint(job.SPECIAL, shape.vocab, (tokens,), device=device)
         at = torch.arange(tokens, device=device)
-        counts = [2 * length] * (tokens // (2 * length))
+        counts = [length] * (tokens // length)
         batch = {"hidden": hidden[None], "at": at, "labels": labels, "row": at // length, "counts": counts}
         return cls(hidden, labels, length, batch)
 

@@ -115,7 +115,7 @@ def _accuracy(model: AlignedModel, batches: list[dict[str, Tensor]], alpha: dict
             model(batch["input_ids"], alpha=a).logits.flatten(0, 1)[batch["at"]].log_softmax(-1) for a in (alpha, 0.0)
         )
         over = (policy - base).gather(-1, batch["labels"][:, None])[:, 0]
-        chosen, rejected = split_sides(over.new_zeros(2 * len(batch["counts"])).index_add(0, batch["row"], over))
+        chosen, rejected = split_sides(over.new_zeros(len(batch["counts"])).index_add(0, batch["row"], over))
         right, pairs = right + (chosen > rejected).sum().item(), pairs + len(chosen)
     return right / pairs, wilson(right, pairs)
 

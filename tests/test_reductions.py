@@ -62,6 +62,9 @@ class Example:
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden @ self.lm_head.T
 
+    def matrix(self) -> Tensor:
+        return self.lm_head
+
     def head(self, fusion: str):
         """As a backbone with this lm_head and the guide at alpha = 1 would have it."""
         return head_of(self, self.guide, fusion)
@@ -206,6 +209,9 @@ def test_no_tokens_give_empty_scalars():
 # ---- nothing as wide as the vocabulary outlives a chunk ----------------------------------------------------
 
 
+MULTIPLIES = (torch.ops.aten.mm.default, torch.ops.aten.mm.out)
+
+
 class AsWideAsTheVocabulary(TorchDispatchMode):
     """Records the rows of every tensor whose last dimension is V, but for the heads' own weights, and its storage."""
 
@@ -221,7 +227,7 @@ class AsWideAsTheVocabulary(TorchDispatchMode):
             if isinstance(x, Tensor) and x.dim() and x.shape[-1] == VOCAB and x.shape != (HIDDEN, VOCAB):
                 self.rows.append(x.numel() // VOCAB)
                 self.storages.append(StorageWeakRef(x.untyped_storage()))
-                self.multiplied += x.numel() // VOCAB if func is torch.ops.aten.mm.default else 0
+                self.multiplied += x.numel() // VOCAB if func in MULTIPLIES else 0
         return out
 
 
@@ -236,7 +242,9 @@ TWO_PAIRS = PairCollator(0)(
 
 def a_step(fusion: str, at_a_time: int) -> GuidedLoss:
     everything = method("dual_head").with_options({"fusion": fusion, "kl.weight": 1.0})
-    return GuidedLoss(steered_lm(fusion=fusion), everything, guide="dual_head", budget=at_a_time * ROW_BYTES)
+    step = GuidedLoss(steered_lm(fusion=fusion), everything, guide="dual_head", budget=at_a_time * ROW_BYTES)
+    step.model.backbone.matrix()  # whether there is one is tried once
+    return step
 
 
 @both_fusions

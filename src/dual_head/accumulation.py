@@ -59,15 +59,15 @@ def accumulating(weights: Iterable[Tensor]) -> Iterator[list[Sink]]:
             del _SINKS[key]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x W' + b as torch does, x [*, in] and W [out, in]."""
-    sink = _SINKS.get(id(weight))
-    if sink is None or not (weight.requires_grad and torch.is_grad_enabled()):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, beside: Tensor | None = None) -> Tensor:
+    """Compute x W' + b as torch does, x [*, in] and W [out, in]; or x (W + beside)' + b, with `beside` a constant."""
+    sink = _SINKS.get(id(weight)) if weight.requires_grad and torch.is_grad_enabled() else None
+    if sink is None and beside is None:
         return F.linear(x, weight, bias)
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     # The weight is handed over although its gradient goes elsewhere: without it nothing would ask for a backward pass.
-    y = _Linear.apply(x.to(dtype), weight, sink)
+    y = _Linear.apply(x.to(dtype), weight, sink, beside)
     return y if bias is None else y + bias.to(dtype)  # type: ignore[operator]
 
 
@@ -81,17 +81,30 @@ class AccumulatingLinear(nn.Linear):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, sink: Sink) -> Tensor:
-        del weight
-        ctx.sink = sink
-        ctx.save_for_backward(x)
-        return torch.mm(x.flatten(0, -2), sink.operand(x.dtype).T).unflatten(0, x.shape[:-1])
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sink: Sink | None, beside: Tensor | None) -> Tensor:
+        ctx.sink, ctx.beside = sink, beside
+        ctx.save_for_backward(x, weight)
+        rows, matrix = x.flatten(0, -2), weight if sink is None else sink.operand(x.dtype)
+        y = x.new_empty(len(rows), len(weight))
+        if beside is None:
+            torch.mm(rows, matrix.T, out=y)
+        else:
+            # Some outputs at a time: the whole sum is never held, and what is of it meets its product in a cache.
+            both = torch.empty_like(matrix[:SLICE])
+            for out, own, other in zip(y.split(SLICE, 1), matrix.split(SLICE), beside.split(SLICE), strict=True):
+                torch.mm(rows, torch.add(own, other, out=both[: len(own)]).T, out=out)
+        return y.unflatten(0, x.shape[:-1])
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        dx = dw = None
         with torch.autocast(x.device.type, enabled=False):
-            dx = dy @ ctx.sink.operand(dy.dtype) if ctx.needs_input_grad[0] else None
-            if ctx.needs_input_grad[1]:
+            if ctx.needs_input_grad[0]:
+                matrix = weight if ctx.sink is None else ctx.sink.operand(dy.dtype)
+                dx = dy @ matrix if ctx.beside is None else dy @ matrix + dy @ ctx.beside
+            if ctx.needs_input_grad[1] and ctx.sink is not None:
                 ctx.sink.add(dy.flatten(0, -2), x.flatten(0, -2))
-        return dx, None, None
+            elif ctx.needs_input_grad[1]:
+                dw = torch.mm(dy.flatten(0, -2).T, x.flatten(0, -2))
+        return dx, dw, None, None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -26,6 +27,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # How far hidden states may be from those of separate rows, relative to their norm, by bytes of a number: rounding,
 # where a wrong mask or position moves them by tenths.
 BRANCH_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 5e-2, 1: 5e-2}
+LOUD = 100.0  # a logit that soft-capping bends
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Decoder(nn.Module):
         # Not a submodule: it shares every weight with `lm` and must not be saved or counted twice.
         self._head_only = (_without_decoder(lm),)
         accepted = inspect.signature(lm.base_model.forward).parameters
+        self._plain: bool | None = None
         self._takes_positions = "position_ids" in accepted
         self.num_layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
 
@@ -206,6 +209,22 @@ class Decoder(nn.Module):
         batched = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
         out = self._head_only[0](input_ids=None, inputs_embeds=batched, use_cache=False, return_dict=True).logits
         return out if hidden.dim() == 3 else out.view(*hidden.shape[:-1], out.shape[-1])
+
+    def matrix(self) -> Tensor | None:
+        """W [V, d] where logits are W h and nothing else; None where a bias, a scale or soft-capping comes after it.
+
+        Tried rather than looked up, once, on a hidden state whose logits are large enough for anything to show.
+        """
+        head: Any = self.lm.get_output_embeddings()
+        if type(head) is not nn.Linear or head.bias is not None:
+            return None
+        weight = head.weight.detach()
+        if self._plain is None:
+            loud = (LOUD * weight[:1].float() / weight[0].float().square().sum()).to(weight.dtype)
+            with torch.no_grad():
+                apart = (self.logits(loud).float() - F.linear(loud, weight).float()).abs().max()
+            self._plain = bool(apart < LOUD / 100)
+        return weight if self._plain else None
 
     def fingerprint(self) -> Fingerprint:
         """Name this model by its sizes and a few values of every weight; the same in any floating dtype."""

@@ -4,9 +4,12 @@ Backbone and guides run once over a batch, or guides alone over what is kept of 
 by chunk. The Trainer wraps it, and DDP or FSDP in turn. It knows methods as values, and no data set.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -21,7 +24,18 @@ from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel, Encoded
 from dual_head.objectives import name_of
 from dual_head.policy import Voice
-from dual_head.reductions import Head, Scored, Tokens, at_a_time, auto_budget, by_pairs, pick_tokens, reduce_tokens
+from dual_head.reductions import (
+    Head,
+    Scored,
+    Tokens,
+    at_a_time,
+    auto_budget,
+    by_pairs,
+    group_order,
+    groups_of,
+    pick_tokens,
+    reduce_tokens,
+)
 
 
 class GuidedLoss(nn.Module):
@@ -61,15 +75,16 @@ class GuidedLoss(nn.Module):
             )
         _require_gathered(self.model)
         encoded, at = self._encode(**batch)
-        tokens = pick_tokens(encoded.hidden, flatten(encoded.states), at, batch["labels"], batch["row"])
-        counts = batch["counts"]
-        shape, dtype = self.model.backbone.shape, tokens.hidden.dtype
+        vocabulary, dtype = self.model.backbone.shape.vocab_size, encoded.hidden.dtype
+        size = at_a_time(self.budget, vocabulary, dtype, compiled=self.compiled)
+        groups, pairs = groups_of(batch["counts"], size), len(batch["counts"]) // 2
+        order = group_order(groups, batch["row"])
+        at, labels, row = at[order], batch["labels"][order], batch["row"][order]
         return by_pairs(
-            tokens,
-            counts,
-            lambda part, pairs: self._loss(part, pairs, of=len(counts)),
+            pick_tokens(encoded.hidden, flatten(encoded.states), at, labels, row),
+            groups,
+            lambda part, some: self._loss(part, some, of=pairs),
             self.model.parameters(),
-            size=at_a_time(self.budget, shape.vocab_size, dtype, compiled=self.compiled),
         )
 
     def _encode(
@@ -113,11 +128,14 @@ class GuidedLoss(nn.Module):
         """The share that some pairs of a batch of `of` have in its loss, and their metrics [pairs]."""
         objectives = [x for x in self.method.objectives if x.weight or self.looking]
         trained = {need for objective in objectives if objective.weight for need in objective.needs}
-        needs = {need for x in objectives for need in (x.needs | x.looks_at if self.looking else x.needs)}
+        read = [(x, x.needs | x.looks_at if self.looking else x.needs) for x in objectives]
+        needs = {need for _, own in read for need in own}
+        of_rejected = {need for x, own in read if x.reads_rejected for need in own}
         values = reduce_tokens(
             tokens,
             self._head,
             needs,
+            first=dict.fromkeys(needs - of_rejected, tokens.chosen),
             measured=frozenset(needs - trained),
             vocab_size=self.model.backbone.shape.vocab_size,
             budget=self.budget,
@@ -126,6 +144,8 @@ class GuidedLoss(nn.Module):
         gate_logit = self.model.guide(self.guide).gate_logit(unflatten(tokens.states, self.names)[self.guide])
         if gate_logit is not None:
             values["gate_logit"] = gate_logit
+        # NaN is what nobody may read: a loss that did would not go unnoticed.
+        values = {name: F.pad(x, (0, len(tokens.row) - len(x)), value=math.nan) for name, x in values.items()}
         scored = Scored(values, tokens.row, pairs)
         loss = torch.zeros((), device=tokens.row.device)
         metrics: dict[str, Tensor] = {}
@@ -158,11 +178,11 @@ def _head_of(model: AlignedModel, names: tuple[str, ...]) -> Head:
         groups["base_head/"] = (names[1:], frozenset({"base_head"}))
     guides = {name: model.guide(name) for name in names}
 
-    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: Mapping[str, int]) -> dict[str, Tensor]:
         states = unflatten(flat, names)
         out = {}
         for prefix, (who, gives) in groups.items():
-            if asked := _as_policy(wanted & gives):
+            if asked := {_as_policy(name): rows for name, rows in wanted.items() if name in gives}:
                 voices = [Voice(guides[name], states[name], 1.0, model.transfer(name)) for name in who]
                 said = policy.products(backbone, voices, hidden, asked, fusion=fusion)
                 out |= {prefix + key: x for key, x in said.items()}
@@ -171,7 +191,7 @@ def _head_of(model: AlignedModel, names: tuple[str, ...]) -> Head:
     def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
         out = {}
         for prefix, (who, gives) in groups.items():
-            if asked := _as_policy(wanted & gives):
+            if asked := {_as_policy(name) for name in wanted & gives}:
                 own = {key.removeprefix(prefix): x for key, x in said.items() if key.startswith(prefix)}
                 z = policy.combine([guides[name] for name in who], own, asked, fusion=fusion, upcast=True)
                 out |= {"base_head": z["policy"]} if prefix == "base_head/" else z
@@ -180,6 +200,6 @@ def _head_of(model: AlignedModel, names: tuple[str, ...]) -> Head:
     return Head(products, combine)
 
 
-def _as_policy(wanted: frozenset[str]) -> frozenset[str]:
+def _as_policy(name: str) -> str:
     """A base head alone is a policy of one guide."""
-    return frozenset("policy" if name == "base_head" else name for name in wanted)
+    return "policy" if name == "base_head" else name

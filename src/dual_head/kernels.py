@@ -13,7 +13,9 @@ that nothing more as wide as the vocabulary is allocated. It knows no guide, no 
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,9 +36,42 @@ MEASURED_ONLY = frozenset({"moved"})  # no objective can train it
 DIVERGENCES = {"kl": "policy", "base_head_kl": "base_head"}
 BLOCK_BYTES = 2**25  # of products at a time on a CPU: what its last cache holds
 WORTH_COMPILING = 8192  # entries of a vocabulary; below, a run is over before the compiler is
+VARIANTS = 64  # loops that a process may compile: one for each method, side of a pair, and what is looked at
+# Products and sums in one instruction; the compiler's default keeps them apart.
+COMPILER = {"cpp.enable_floating_point_contract_flag": "fast"}
+LEAST_EXPONENT = -87.0  # e^x is a normal number of fp32
 
 Products = dict[str, Tensor]
 Combine = Callable[[Products, frozenset[str]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is reduced from products of these names: wanted scalars, each of so many first tokens; some are trained."""
+
+    names: tuple[str, ...]
+    moving: tuple[str, ...]
+    wanted: tuple[str, ...]
+    rows: tuple[int, ...]
+    trained: frozenset[str]
+    combine: Combine
+    compiled: bool
+
+    def blocks(self, products: Products) -> Iterator[tuple[slice, tuple[str, ...]]]:
+        """Tokens of which the same scalars are wanted, and which; few at a time where a cache then keeps their rows."""
+        start, size = 0, max(self.rows, default=0)
+        if self.compiled and all(x.device.type == "cpu" for x in products.values()):
+            size = max(1, BLOCK_BYTES // sum(x.shape[-1] * x.element_size() for x in products.values() if x.dim()))
+        for stop in sorted({0, *self.rows})[1:]:
+            wanted = tuple(name for name, rows in zip(self.wanted, self.rows, strict=True) if rows >= stop)
+            for at in range(start, stop, size):
+                yield slice(at, min(stop, at + size)), wanted
+            start = stop
+
+    def targets(self, products: Products) -> Products:
+        """Where the gradients of moving products go: with `compiled`, over the products that are wide."""
+        over = {name: self.compiled and _is_wide(products[name]) for name in self.moving}
+        return {name: products[name] if over[name] else torch.zeros_like(products[name]) for name in self.moving}
 
 
 def reduce_products(
@@ -45,103 +80,131 @@ def reduce_products(
     combine: Combine,
     wanted: tuple[str, ...],
     *,
+    rows: Mapping[str, int] | None = None,
     measured: frozenset[str] = frozenset(),
     compiled: bool = False,
 ) -> tuple[Tensor, ...]:
     """Compute the wanted scalars, each [n] in fp32, of the distributions that `combine` makes of products.
 
     products: [n, V] and narrower; those wider than a column must be nobody else's: with `compiled`, the backward
-    pass overwrites them. Scalars in `measured` carry no gradient. Nothing flows into products that do not ask for it.
+    pass overwrites them. rows: of how many of the n tokens a scalar is wanted, the first ones, where not of all;
+    products that no other scalar is made of may then be of those tokens alone. Scalars in `measured` carry no gradient.
+    Nothing flows into products that do not ask for it.
     """
-    names = tuple(products)
     moving = tuple(name for name, x in products.items() if x.requires_grad and torch.is_grad_enabled())
-    trained = tuple(name for name in wanted if name not in measured | MEASURED_ONLY)
-    return _Reduced.apply((names, moving, wanted, trained, combine, compiled), labels, *products.values())  # type: ignore[return-value]
+    products = {name: x if x.dim() or name not in moving else x.expand(len(labels), 1) for name, x in products.items()}
+    trained = frozenset(wanted) - measured - MEASURED_ONLY
+    counts = tuple((rows or {}).get(name, len(labels)) for name in wanted)
+    plan = _Plan(tuple(products), moving, wanted, counts, trained, combine, compiled)
+    return _Reduced.apply(plan, labels, *products.values())  # type: ignore[return-value]
 
 
 class _Reduced(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: tuple, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        names, _, wanted, trained, combine, compiled = plan
-        products = {name: x.detach() for name, x in zip(names, tensors, strict=True)}
-        run = _compiled()[0] if compiled else _values
-        parts = [run(own, of, combine, wanted) for own, of in _blocks(products, {"labels": labels}, compiled=compiled)]
-        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    def forward(ctx: Any, plan: _Plan, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        products = {name: x.detach() for name, x in zip(plan.names, tensors, strict=True)}
+        run = _compiled()[0] if plan.compiled else _values
+        parts: dict[str, list[Tensor]] = {name: [] for name in plan.wanted}
+        for at, wanted in plan.blocks(products):
+            for name, x in run(_of(products, at), labels[at], plan.combine, wanted).items():
+                parts.setdefault(name, []).append(x)
+        none = labels.new_zeros(0, dtype=torch.float32)
+        columns = {name: torch.cat(part) if part else none for name, part in parts.items()}
         ctx.plan, ctx.columns = plan, tuple(columns)
         ctx.save_for_backward(labels, *tensors, *columns.values())
-        ctx.mark_non_differentiable(*(columns[name] for name in wanted if name not in trained))
-        return tuple(columns[name] for name in wanted)
+        ctx.mark_non_differentiable(*(columns[name] for name in plan.wanted if name not in plan.trained))
+        return tuple(columns[name] for name in plan.wanted)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        names, moving, wanted, trained, combine, compiled = ctx.plan
+        plan: _Plan = ctx.plan
         labels, *rest = (x.detach() for x in ctx.saved_tensors)
-        products = dict(zip(names, rest, strict=False))
-        columns = {"labels": labels, **dict(zip(ctx.columns, rest[len(names) :], strict=True))}
-        columns |= {f"by {name}": grad for name, grad in zip(wanted, grads, strict=True) if name in trained}
-        run = _compiled()[1] if compiled else _gradients
-        parts = [run(own, of, combine, trained, moving) for own, of in _blocks(products, columns, compiled=compiled)]
-        found: dict[str, Any] = {}
-        for name in moving:
-            own: Any = [part[name] for part in parts]
-            if own[0] is None:  # written over the product
-                found[name] = products[name]
-            elif len(own) > 1:
-                found[name] = torch.cat(own) if _per_token(products[name], labels) else torch.stack(own).sum(0)
-            else:
-                found[name] = own[0]
-        return (None, None, *(found.get(name) for name in names))
+        products = dict(zip(plan.names, rest, strict=False))
+        columns = {"labels": labels, **dict(zip(ctx.columns, rest[len(plan.names) :], strict=True))}
+        columns |= {f"by {name}": grad for name, grad in zip(plan.wanted, grads, strict=True) if name in plan.trained}
+        found = plan.targets(products)
+        plain, in_place = _compiled()[1:] if plan.compiled else (_gradients, _gradients)
+        for at, wanted in plan.blocks(products):
+            own, of, trained = _of(products, at), _of(columns, at), tuple(x for x in wanted if x in plan.trained)
+            there = [name for name in plan.moving if name in own]
+            if not trained:
+                for name in there:
+                    found[name][at].zero_()
+                continue
+            # What adds up along V first: the loops of what does not may then write over what both read.
+            wide = tuple(name for name in there if _is_wide(own[name]))
+            narrow = tuple(name for name in there if name not in wide)
+            gradients = plain(own, of, plan.combine, trained, narrow) if narrow else {}
+            gradients |= in_place(own, of, plan.combine, trained, wide) if wide else {}
+            for name, x in gradients.items():
+                found[name][at].copy_(x)
+        return (None, None, *(found.get(name) for name in plan.names))
 
 
-def _per_token(x: Tensor, labels: Tensor) -> bool:
-    """Whether a product has a row for every token, and is no number that all of them share."""
-    return x.dim() > 0 and x.shape[0] == len(labels)
+def _is_wide(x: Tensor) -> bool:
+    """Whether a product is more than a number for each token, or than one that all of them share."""
+    return x.dim() > 0 and x.shape[-1] > 1
 
 
-def _blocks(products: Products, columns: Products, *, compiled: bool) -> Iterator[tuple[Products, Products]]:
-    """The same for a few rows at a time, where that keeps them in a processor's cache from one loop to the next."""
-    labels = columns["labels"]
-    rows = len(labels)
-    if compiled and labels.device.type == "cpu":
-        row_bytes = sum(x.shape[-1] * x.element_size() for x in products.values() if x.dim())
-        rows = max(1, BLOCK_BYTES // row_bytes)
-    if rows >= len(labels):
-        yield products, columns
-        return
-    for start in range(0, len(labels), rows):
-        at = slice(start, start + rows)
-        yield (
-            {name: x[at] if _per_token(x, labels) else x for name, x in products.items()},
-            {name: x[at] for name, x in columns.items()},
-        )
+def _of(tensors: Products, at: slice) -> Products:
+    """Some tokens of those tensors that have them; a number that all tokens share is as it is."""
+    return {name: x[at] if x.dim() else x for name, x in tensors.items() if not x.dim() or len(x) >= at.stop}
 
 
-def _values(products: Products, columns: Products, combine: Combine, wanted: tuple[str, ...]) -> Products:
-    """Every wanted scalar [n], and the normaliser of every distribution [n], as "lse NAME"."""
+def _moving(scalar: str) -> str:
+    """The distribution that a scalar's gradient goes into."""
+    return DIVERGENCES.get(scalar) or next(iter(DISTRIBUTIONS[scalar]))
+
+
+def _values(
+    products: Products,
+    labels: Tensor,
+    combine: Combine,
+    wanted: tuple[str, ...],
+    exp: Callable[[Tensor], Tensor] = torch.exp,
+) -> Products:
+    """Every wanted scalar [n], every distribution's normaliser as "lse NAME", [n]."""
     z = combine(products, frozenset().union(*(DISTRIBUTIONS[name] for name in wanted)))
-    norms = {name: logits.logsumexp(-1) for name, logits in z.items() if name != "delta"}
+    most = {name: logits.amax(-1, keepdim=True) for name, logits in z.items() if name != "delta"}
+    weight = {name: exp(z[name] - x) for name, x in most.items()}
+    total = {name: x.sum(-1) for name, x in weight.items()}
+    norms = {name: most[name][:, 0] + x.log() for name, x in total.items()}
+
     out: dict[str, Tensor] = {}
     for name in wanted:
         if name == "delta_norm":
             out[name] = z["delta"].square().sum(-1)
         elif name == "moved":
-            policy, base = ((z[x] - norms[x][:, None]).exp() for x in ("policy", "base"))
+            policy, base = (weight[x] / total[x][:, None] for x in ("policy", "base"))
             out[name] = (policy - base).abs().sum(-1) / 2
         elif name in DIVERGENCES:
-            policy, norm = z[DIVERGENCES[name]], norms[DIVERGENCES[name]]
             # The constants leave the sum: sum_v p_v (z_v - zbase_v) - (lse - lse_base).
-            out[name] = ((policy - norm[:, None]).exp() * (policy - z["base"])).sum(-1) - (norm - norms["base"])
+            which = DIVERGENCES[name]
+            apart = z[which] - z["base"]
+            average = (weight[which] * apart).sum(-1) / total[which]
+            out[name] = average - (norms[which] - norms["base"])
         else:
             (which,) = DISTRIBUTIONS[name]
-            out[name] = z[which].gather(-1, columns["labels"][:, None])[:, 0] - norms[which]
+            out[name] = z[which].gather(-1, labels[:, None])[:, 0] - norms[which]
     return out | {f"lse {name}": norm for name, norm in norms.items()}
 
 
+def _hit(labels: Tensor, logits: Tensor) -> Tensor:
+    """1[v = y], [n, V]; compared as floats, which hold every id below 2^24 and are as wide as the logits."""
+    words = torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
+    return (words == labels[:, None].to(logits.dtype)).to(logits.dtype)
+
+
 def _gradients(
-    products: Products, columns: Products, combine: Combine, trained: tuple[str, ...], moving: tuple[str, ...]
-) -> dict[str, Tensor | None]:
+    products: Products,
+    columns: Products,
+    combine: Combine,
+    trained: tuple[str, ...],
+    moving: tuple[str, ...],
+    exp: Callable[[Tensor], Tensor] = torch.exp,
+) -> dict[str, Tensor]:
     """Derivatives of the loss by the moving products, from those by the trained scalars: {name: like the product}."""
-    read = {name: DIVERGENCES.get(name) or next(iter(DISTRIBUTIONS[name])) for name in trained}
+    read = {name: _moving(name) for name in trained}
     z_base = combine(products, frozenset({"base"}))["base"] if DIVERGENCES.keys() & read.keys() else None
 
     def moved(own: Products) -> dict[str, Tensor]:
@@ -161,37 +224,51 @@ def _gradients(
                 assert z_base is not None
                 scale = scale + c * (log_p - (z_base - columns["lse base"][:, None]) - columns[name][:, None])
             else:
-                words = torch.arange(logits.shape[-1], device=logits.device)
-                scale, added = scale - c, c * (words == columns["labels"][:, None])
-        out[which] = scale * log_p.exp() + added
+                scale, added = scale - c, c * _hit(columns["labels"], logits)
+        out[which] = scale * exp(log_p) + added
     return pull(out)[0]
 
 
-def _gradients_in_place(products: Products, *rest: Any) -> dict[str, Tensor | None]:
-    """As `_gradients`, where what is wider than a column is written over its product, and None stands for it."""
-    found = _gradients(products, *rest)
-    for name, x in found.items():
-        if x is not None and x.dim() and x.shape[-1] > 1:
-            products[name].copy_(x)
-            found[name] = None
-    return found
+def _gradients_in_place(products: Products, *rest: Any, **options: Any) -> dict[str, Tensor]:
+    """As `_gradients`, written over the products."""
+    for name, x in _gradients(products, *rest, **options).items():
+        products[name].copy_(x)
+    return {}
+
+
+def _fast_exp(x: Tensor) -> Tensor:
+    """e^x to 1e-7 of itself for x <= 87, from 2^n e^f with f a polynomial of x - n ln 2, |f| < 0.35 (Cephes' expf).
+
+    A processor's compiled loops call a library for torch.exp, entry by entry of a register; this stays in the loop.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x.exp()
+    x = x.clamp_min(LEAST_EXPONENT)
+    n = (x * 1.44269504088896341).round()
+    f = x - n * 0.693359375 + n * 2.12194440e-4  # ln 2 in two parts, the first of which n multiplies without rounding
+    p = 1.9875691500e-4
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * f + coefficient
+    return (p * (f * f) + f + 1.0) * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
 @functools.cache
-def _compiled() -> tuple[Callable, Callable]:
-    return _falling_back(_values, _values), _falling_back(_gradients_in_place, _gradients)
+def _compiled() -> tuple[Callable, Callable, Callable]:
+    forward, plain, in_place = (partial(f, exp=_fast_exp) for f in (_values, _gradients, _gradients_in_place))
+    return _falling_back(forward, _values), _falling_back(plain, _gradients), _falling_back(in_place, _gradients)
 
 
 def _falling_back(fast: Callable, plain: Callable) -> Callable:
     """`fast` compiled; `plain` from the first time that the compiler fails, for want of a C++ compiler or of Triton."""
-    compiled = torch.compile(fast, dynamic=True)
+    compiled = torch.compile(fast, dynamic=True, options=COMPILER)
     failed = False
 
     def run(*args: Any) -> Any:
         nonlocal failed
         if not failed:
             try:
-                return compiled(*args)
+                with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+                    return compiled(*args)
             except TorchDynamoException as error:
                 failed = True
                 warnings.warn(

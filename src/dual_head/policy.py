@@ -8,8 +8,8 @@ one is enough: the backbone's own logits are computed only when they are asked f
 It knows guides as `Guide` has them; which ones act and how strongly is decided above.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,18 @@ class Voice:
         """alpha * gate, [n, 1]."""
         gate = self.gate
         return self.alpha if isinstance(gate, float) and gate == 1 else self.alpha * gate
+
+    def first(self, rows: int) -> "Voice":
+        """The same at so many of the first tokens."""
+        if all(len(x) == rows for x in self.states.values()):
+            return self
+        alpha = self.alpha[:rows] if isinstance(self.alpha, Tensor) and len(self.alpha) > 1 else self.alpha
+        return replace(self, states={name: x[:rows] for name, x in self.states.items()}, alpha=alpha)
+
+    def reward_logits(self, backbone: Decoder) -> Tensor | None:
+        """Logits [n, V] of the distribution the guide itself stands for, where one product gives them."""
+        matrix = backbone.matrix() if self.transfer is None else None
+        return None if matrix is None else self.guide.reward_logits(self.states, matrix)
 
     def direction(self, base: Tensor | None) -> Tensor:
         """The guide's direction over the backbone's vocabulary, [n, V]."""
@@ -78,36 +90,78 @@ def products(
         base        lm_head(h), where anybody needs it
         edited      lm_head(h + sum_k w_k edit_k), where a guide edits
         own/k       the direction of voice k; of one that edits, the logits it alone would give
+        reward/0    lm_head(h) + direction in one product, in place of own/0 where that is all there is to learn from
         weight/k    alpha_k g_k [n, 1];  gate/k and edit/k, which delta is made of;  allowed/k bool [n, V]
 
+    wanted: names, or {name: of how many first tokens}; a product that no longer distribution is made of is as short.
     Errors: reward or delta of several voices.
     """
-    if ("reward" in wanted or "delta" in wanted) and len(voices) != 1:
+    rows = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, len(hidden))
+    if ("reward" in rows or "delta" in rows) and len(voices) != 1:
         raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
     editing = [voice for voice in voices if voice.guide.space == "hidden"]
-    mixing = fusion == "probabilities" and "policy" in wanted
+    mixing = fusion == "probabilities" and "policy" in rows
     out: Products = {}
-    if "base" in wanted or not editing or mixing or any(voice.guide.reads_base for voice in voices):
-        known = (voice.guide.base_logits(voice.states) for voice in voices)
+
+    def of(*names: str) -> int:
+        return max((rows[name] for name in names if name in rows), default=0)
+
+    merged = None
+    if "reward" in rows and "delta" not in rows and not editing and not mixing and torch.is_grad_enabled():
+        merged = voices[0].first(of("reward", "policy")).reward_logits(backbone)
+    if merged is not None:
+        out["reward/0"] = merged
+    whole = editing and not mixing  # what edits needs no logits of the backbone's own
+    based = max(of("base"), 0 if whole else of("policy"), 0 if editing or merged is not None else of("reward", "delta"))
+    if any(voice.guide.reads_base for voice in voices):
+        based = of(*rows)
+    if based:
+        known = (voice.guide.base_logits(voice.first(based).states) for voice in voices)
         base = next((logits for logits in known if logits is not None), None)
-        out["base"] = backbone.logits(hidden) if base is None else base
-    if "policy" in wanted and editing and not mixing:
-        out["edited"] = backbone.logits(_edited(hidden, editing))
+        out["base"] = backbone.logits(hidden[:based]) if base is None else base
+    if whole and "policy" in rows:
+        out["edited"] = backbone.logits(
+            _edited(hidden[: of("policy")], [voice.first(of("policy")) for voice in editing])
+        )
     for i, voice in enumerate(voices):
-        edits = voice.guide.space == "hidden"
-        if "policy" in wanted:
-            if not edits or mixing:
-                out[f"weight/{i}"] = torch.as_tensor(voice.weight, device=hidden.device)
-            if voice.guide.reads_base and (allowed := voice.guide.candidates(voice.states, out["base"])) is not None:
+        out |= _said(backbone, i, voice, hidden, rows, mixing=mixing, base=out.get("base"), merged=merged is not None)
+    return out
+
+
+def _said(
+    backbone: Decoder,
+    i: int,
+    voice: Voice,
+    hidden: Tensor,
+    rows: Mapping[str, int],
+    *,
+    mixing: bool,
+    base: Tensor | None,
+    merged: bool,
+) -> Products:
+    """What voice i says of the products."""
+    out: Products = {}
+    edits = voice.guide.space == "hidden"
+    if count := rows.get("policy", 0):
+        speaks = voice.first(count)
+        if not edits or mixing:
+            out[f"weight/{i}"] = torch.as_tensor(speaks.weight, device=hidden.device)
+        if voice.guide.reads_base:
+            assert base is not None
+            if (allowed := voice.guide.candidates(speaks.states, base[:count])) is not None:
                 out[f"allowed/{i}"] = allowed
-        if "delta" in wanted:
-            out[f"gate/{i}"] = torch.as_tensor(voice.gate, device=hidden.device)
-        if edits and "delta" in wanted:
-            out[f"edit/{i}"] = voice.guide.edit(voice.states)
-        if edits and ("reward" in wanted or mixing):
-            out[f"own/{i}"] = backbone.logits((hidden + voice.guide.edit(voice.states)).to(hidden.dtype))
-        elif not edits and wanted != {"base"}:
-            out[f"own/{i}"] = voice.direction(out.get("base"))
+    if count := rows.get("delta", 0):
+        speaks = voice.first(count)
+        out[f"gate/{i}"] = torch.as_tensor(speaks.gate, device=hidden.device)
+        if edits:
+            out[f"edit/{i}"] = speaks.guide.edit(speaks.states)
+    own = max(rows.get("reward", 0), rows.get("policy", 0) if mixing or not edits else 0)
+    if not edits:
+        own = max(own, rows.get("delta", 0))
+    if own and not merged:
+        speaks, at = voice.first(own), hidden[:own]
+        alone = (lambda: backbone.logits((at + speaks.guide.edit(speaks.states)).to(at.dtype))) if edits else None
+        out[f"own/{i}"] = alone() if alone else speaks.direction(None if base is None else base[:own])
     return out
 
 
@@ -127,7 +181,7 @@ def combine(
     if "base" in wanted:
         out["base"] = said["base"]
     if "reward" in wanted:
-        out["reward"] = _reward(guides, said, 0)
+        out["reward"] = said["reward/0"] if "reward/0" in said else _reward(guides, said, 0)
     if "delta" in wanted:
         out["delta"] = said["gate/0"] * said["edit/0" if "edit/0" in said else "own/0"]
     if "policy" in wanted:
@@ -136,7 +190,7 @@ def combine(
             policy = fuse(said["base"], rewards, fusion)
         else:
             spoken: list[Term] = [
-                (said[f"weight/{i}"], said[f"own/{i}"]) for i in _all(guides) if guides[i].space == "vocabulary"
+                (said[f"weight/{i}"], _direction(said, i)) for i in _all(guides) if guides[i].space == "vocabulary"
             ]
             start = said.get("edited", base)
             assert start is not None
@@ -152,6 +206,10 @@ def combine(
 
 def _all(guides: Sequence[Guide]) -> range:
     return range(len(guides))
+
+
+def _direction(said: Products, i: int) -> Tensor:
+    return said[f"own/{i}"] if f"own/{i}" in said else said[f"reward/{i}"] - said["base"]
 
 
 def _reward(guides: Sequence[Guide], said: Products, i: int) -> Tensor:

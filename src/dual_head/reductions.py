@@ -13,7 +13,7 @@ neither guides nor losses.
     delta_norm     |delta_t|^2 of what the guide adds at alpha = 1, to the logits or to the hidden state
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,22 +34,27 @@ DEFAULT_BUDGET = 128 * 2**20
 class Head:
     """What stands between tokens and the logits of the named distributions, in two halves.
 
-    products(hidden [n, d], states {name: [n, *]}, names): the matrix products [n, V], and weights [n, 1], that
-    distributions are combined from; combine(products, names): their logits [n, V] in fp32, entry by entry.
+    products(hidden [n, d], states {name: [n, *]}, wanted): the matrix products [n, V], and weights [n, 1], that
+    distributions are combined from, wanted = {distribution: of how many first tokens}; products of no others may be as
+    short. combine(products, names): their logits [n, V] in fp32, entry by entry.
     """
 
-    products: Callable[[Tensor, dict[str, Tensor], frozenset[str]], Products]
+    products: Callable[[Tensor, dict[str, Tensor], Mapping[str, int]], Products]
     combine: Callable[[Products, frozenset[str]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The n tokens to score: what predicts them (hidden [n, d], states), their ids [n] and rows [n]."""
+    """The n tokens to score: what predicts them (hidden [n, d], states), their ids [n] and rows [n].
+
+    chosen: how many come first that are of chosen responses, where these come first.
+    """
 
     hidden: Tensor
     states: dict[str, Tensor]
     labels: Tensor
     row: Tensor
+    chosen: int | None = None
 
     def tensors(self) -> list[Tensor]:
         """What gradients may flow into: hidden, then the states in their order."""
@@ -113,34 +118,39 @@ def reduce_tokens(
     needs: Iterable[str],
     *,
     vocab_size: int,
+    first: Mapping[str, int] | None = None,
     measured: frozenset[str] = frozenset(),
     budget: int = DEFAULT_BUDGET,
     compiled: bool = False,
 ) -> dict[str, Tensor]:
     """Compute the named scalars {name: [n]} in fp32, at most `budget` bytes of logits at a time.
 
-    Gradients flow into the states and into whatever parameters `head` uses, except from the scalars in
-    `measured`, which are only to be looked at. What exceeds the budget is computed again in the backward pass.
+    first: of how many of the first tokens a scalar is needed, where not of all; it is that long. Gradients flow into
+    the states and into whatever parameters `head` uses, except from the scalars in `measured`, which are only to be
+    looked at. What exceeds the budget is computed again in the backward pass.
     """
     wanted = tuple(sorted(set(needs) & DISTRIBUTIONS.keys()))
     if not wanted:
         return {}
-    distributions = frozenset().union(*(DISTRIBUTIONS[name] for name in wanted))
     size = at_a_time(budget, vocab_size, tokens.hidden.dtype, compiled=compiled)
     names = tuple(tokens.states)
 
-    def scalars(hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        products = head.products(hidden, dict(zip(names, states, strict=True)), distributions)
-        return reduce_products(products, labels, head.combine, wanted, measured=measured, compiled=compiled)
+    def scalars(start: int, hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        rows = {name: min(max(0, (first or {}).get(name, len(tokens.labels)) - start), len(labels)) for name in wanted}
+        asked: dict[str, int] = {}
+        for name in wanted:
+            asked |= {which: max(rows[name], asked.get(which, 0)) for which in DISTRIBUTIONS[name] if rows[name]}
+        products = head.products(hidden, dict(zip(names, states, strict=True)), asked)
+        return reduce_products(products, labels, head.combine, wanted, rows=rows, measured=measured, compiled=compiled)
 
     chunks = []
     for start in range(0, len(tokens.labels), size):
         at = slice(start, start + size)
         inputs = (tokens.hidden[at], tokens.labels[at], *(x[at] for x in tokens.states.values()))
         if torch.is_grad_enabled() and size < len(tokens.labels):
-            chunks.append(checkpoint(scalars, *inputs, use_reentrant=False, preserve_rng_state=False))
+            chunks.append(checkpoint(scalars, start, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
-            chunks.append(scalars(*inputs))
+            chunks.append(scalars(start, *inputs))
     columns = zip(*chunks, strict=True) if chunks else [[tokens.hidden.new_zeros(0, dtype=torch.float32)]] * len(wanted)
     return {name: torch.cat(list(column)) for name, column in zip(wanted, columns, strict=True)}
 
@@ -162,23 +172,53 @@ def at_a_time(budget: int, vocab_size: int, dtype: torch.dtype, *, compiled: boo
     return max(1, budget // (vocab_size * bytes_per_entry))
 
 
+@dataclass(frozen=True)
+class Group:
+    """Pairs first, first + 1, ... and their tokens [start, stop), the first `chosen` of them of chosen responses."""
+
+    first: int
+    pairs: int
+    start: int
+    stop: int
+    chosen: int
+
+
+def groups_of(counts: Sequence[int], size: int) -> list[Group]:
+    """As many whole pairs at a time as fit into `size` tokens; a longer one is alone.
+
+    counts: [2B], how many tokens each response has.
+    """
+    groups: list[Group] = []
+    for i, (chosen, rejected) in enumerate(zip(counts[::2], counts[1::2], strict=True)):
+        last, count = groups[-1] if groups else None, chosen + rejected
+        if last and last.stop + count - last.start <= size:
+            groups[-1] = Group(last.first, last.pairs + 1, last.start, last.stop + count, last.chosen + chosen)
+        else:
+            start = last.stop if last else 0
+            groups.append(Group(i, 1, start, start + count, chosen))
+    return groups
+
+
+def group_order(groups: Sequence[Group], row: Tensor) -> Tensor:
+    """In which order tokens [n] of these rows are group by group, in each chosen responses before rejected ones."""
+    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.pairs for group in groups]))
+    return (2 * group.to(row.device)[row // 2] + row % 2).argsort(stable=True)
+
+
 def by_pairs(
     tokens: Tokens,
-    counts: Sequence[int],
+    groups: Sequence["Group"],
     loss_of: Callable[[Tokens, int], dict[str, Tensor]],
     parameters: Iterable[Tensor],
-    *,
-    size: int,
 ) -> dict[str, Tensor]:
     """Sum a loss over groups of whole pairs, with the gradient of each group taken before the next begins.
 
         loss = sum over groups of loss_of(tokens of the group, how many pairs)["loss"]
 
-    tokens: those of a pair follow one another, chosen response first; counts: how many each pair has; loss_of
-    gives "loss" [] and metrics [pairs]; parameters: what the loss depends on besides the tokens; size: tokens of
-    a group, where a pair fits. Gives the loss, ready for one backward, and the metrics of all pairs.
+    tokens: group by group, in each chosen responses before rejected ones, see `group_order`; loss_of gives "loss" []
+    and metrics [pairs]; parameters: what the loss depends on besides the tokens. Gives the loss, ready for one
+    backward, and the metrics of all pairs.
     """
-    groups = _groups(counts, size)
     if not torch.is_grad_enabled():
         outs = [
             loss_of(_part(tokens, group, [x[group.start : group.stop] for x in tokens.tensors()]), group.pairs)
@@ -236,36 +276,12 @@ def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
     return total if more is None else more if total is None else total.add_(more)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Pairs first, first + 1, ... and their tokens [start, stop)."""
-
-    first: int
-    pairs: int
-    start: int
-    stop: int
-
-
-def _groups(counts: Sequence[int], size: int) -> list[_Group]:
-    """As many whole pairs at a time as fit into `size` tokens; a longer one is alone."""
-    groups: list[_Group] = []
-    for i, count in enumerate(counts):
-        last = groups[-1] if groups else None
-        if last and last.stop + count - last.start <= size:
-            groups[-1] = _Group(last.first, last.pairs + 1, last.start, last.stop + count)
-        else:
-            start = last.stop if last else 0
-            groups.append(_Group(i, 1, start, start + count))
-    return groups
-
-
-def _part(tokens: Tokens, group: _Group, tensors: Sequence[Tensor]) -> Tokens:
+def _part(tokens: Tokens, group: Group, tensors: Sequence[Tensor]) -> Tokens:
     """The tokens of one group, with hidden and states from `tensors`, and rows counted from its first pair."""
     at = slice(group.start, group.stop)
     hidden, *states = tensors
-    return Tokens(
-        hidden, dict(zip(tokens.states, states, strict=True)), tokens.labels[at], tokens.row[at] - 2 * group.first
-    )
+    states = dict(zip(tokens.states, states, strict=True))
+    return Tokens(hidden, states, tokens.labels[at], tokens.row[at] - 2 * group.first, group.chosen)
 
 
 def _join(name: str, parts: list[Tensor]) -> Tensor:

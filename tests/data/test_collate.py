@@ -68,7 +68,7 @@ def test_all_that_is_scored_is_in_the_tail_of_the_sequences():
 def test_response_tokens_come_pair_by_pair_and_chosen_first(batch):
     assert batch["labels"].tolist() == [21, 2, 31, 32, 2, 22, 23, 2, 33]
     assert batch["row"].tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3]
-    assert batch["counts"] == [5, 4]
+    assert batch["counts"] == [2, 3, 3, 1]
 
 
 def test_every_token_is_predicted_by_the_one_before_it_in_its_own_sequence(batch):

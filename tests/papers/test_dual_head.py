@@ -76,7 +76,7 @@ def step(**options) -> dict[str, torch.Tensor]:
     guide = RewardHead(RewardHeadConfig(num_heads=1, head_dim=1), BackboneShape(6, 3, 1))
     guide.difference.up.weight.data = torch.cat([torch.zeros(3, 3), torch.eye(3)], 1)
     chosen = method("dual_head").with_options(options)
-    backbone = SimpleNamespace(logits=lambda h: h[..., :3], shape=guide.shape)
+    backbone = SimpleNamespace(logits=lambda h: h[..., :3], matrix=lambda: torch.eye(3, 6), shape=guide.shape)
     model = SimpleNamespace(
         config=SimpleNamespace(fusion=chosen.fusion),
         guide=lambda name: guide,
@@ -88,7 +88,7 @@ def step(**options) -> dict[str, torch.Tensor]:
     loss = GuidedLoss(model, chosen, guide="dual_head")
     # The first two positions of each row of three predict the tokens after them.
     at, row = torch.tensor([0, 1, 3, 4]), torch.tensor([0, 0, 1, 1])
-    return loss(input_ids=ids, position_ids=None, at=at, labels=ids.flatten()[at + 1], row=row, counts=[4])
+    return loss(input_ids=ids, position_ids=None, at=at, labels=ids.flatten()[at + 1], row=row, counts=[2, 2])
 
 
 def policy_of(z: list[float], d: list[float], s: float, fusion: str = "logits") -> list[float]:

@@ -27,12 +27,12 @@ BATCH = PairCollator(0)([{"prompt_ids": [BOS, 5, 6], "chosen_ids": [8, 9, 2], "r
 # ---- D1: the printed sign closes or opens gates for good; ours keeps them apart from 0 and 1 ----------------
 
 
-def gates_after_steps(loss_of, steps: int = 40) -> tuple[Tensor, Tensor]:
+def gates_after_steps(loss_of, steps: int = 400) -> tuple[Tensor, Tensor]:
     """Gates of a random gate before and after gradient steps on nothing but its entropy."""
     torch.manual_seed(0)
     gate, hidden = CausalGate(HIDDEN, 2, 4), torch.randn(1, 12, HIDDEN)
     gate.output.weight.data.mul_(8)
-    optimizer = torch.optim.SGD(gate.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(gate.parameters(), lr=0.05)  # with more, rounding decides where gates end
     before = gate(Features(hidden), None).sigmoid().detach()
     for _ in range(steps):
         optimizer.zero_grad()

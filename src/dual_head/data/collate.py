@@ -30,7 +30,7 @@ class PairBatch(TypedDict):
     at: Tensor  # [n] int64, which of the R T tokens predicts it
     labels: Tensor  # [n] int64
     row: Tensor  # [n] int64, 2 i for the chosen response of pair i, 2 i + 1 for the rejected one
-    counts: list[int]  # [B], how many of the n each pair has
+    counts: list[int]  # [2B], how many of the n each response has
     # Where prompts are shared:
     parts: NotRequired[Tensor]  # [R, T] int64: prompt 0, chosen 1, rejected 2, padding -1
     # [2B, L] int64, which of the R T tokens each sequence consists of; on the left NO_TOKEN, so that all end together
@@ -74,7 +74,7 @@ class PairCollator:
             ),
             "at": scored,
             "row": torch.arange(2 * len(lengths)).repeat_interleave(layout[:, 1]),
-            "counts": lengths[:, 1:].sum(1).tolist(),
+            "counts": lengths[:, 1:].flatten().tolist(),
         }
         following = scored + 1
         if self.share_prompt:

@@ -203,7 +203,7 @@ def _flat(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     lengths = torch.stack([pair["lengths"] for pair in pairs])[:, 1:]  # [B, 2]
     labels = torch.cat([pair["ids"] for pair in pairs])
     row = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
-    return {"at": torch.arange(len(labels)), "labels": labels, "row": row, "counts": lengths.sum(1).tolist()}
+    return {"at": torch.arange(len(labels)), "labels": labels, "row": row, "counts": lengths.flatten().tolist()}
 
 
 def _padded(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _run(backbone: Backbone, batch: PairBatch, layout: Layout) -> dict[str, Tens
 def _own_rows(batch: PairBatch, lengths: Tensor, layout: Layout) -> list[Tensor]:
     """Where each pair's rows are among the R T tokens of its batch."""
     if layout.positions != ALL:
-        return list(batch["at"].split(batch["counts"]))
+        return list(batch["at"].split(lengths[:, 1:].sum(1).tolist()))
     width = batch["input_ids"].shape[1]
     if "parts" in batch:
         return [torch.arange(i * width, i * width + n) for i, n in enumerate(lengths.sum(1).tolist())]

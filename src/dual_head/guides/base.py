@@ -177,6 +177,14 @@ class Guide(nn.Module, ABC):
         """Logits [n, V] of the distribution the guide itself stands for, which preferences train."""
         return base + direction
 
+    def reward_logits(self, states: States, lm_head: Tensor) -> Tensor | None:
+        """Those logits from one product with the lm_head's matrix [V, d], where h -> W h is all there is to it.
+
+        None where there is no such product, or it would lose what the guide adds to rounding.
+        """
+        del states, lm_head
+        return None
+
     def candidates(self, states: States, base: Tensor) -> Tensor | None:
         """bool [n, V], the tokens it allows at all; None for every token."""
         del states, base

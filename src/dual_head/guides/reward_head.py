@@ -80,6 +80,10 @@ class RewardHead(Guide):
         del base
         return self.difference(states["hidden"])
 
+    def reward_logits(self, states: States, lm_head: Tensor) -> Tensor | None:
+        """(W + D) h_t, [n, d] to [n, V]."""
+        return self.difference.onto(states["hidden"], lm_head)
+
     def gate(self, states: States) -> Tensor | float:
         """sigmoid(s_t) [n], or the configured constant."""
         s = self.gate_logit(states)

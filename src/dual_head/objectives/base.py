@@ -6,6 +6,7 @@ give the gradient of one large batch. It knows no model.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class Objective(ABC):
     """A pure function of scalars, and the weight it has in the sum; weight 0 means: only measure it."""
 
     weight: float = 1.0
+    reads_rejected: ClassVar[bool] = True  # False: it needs its scalars of chosen responses alone
 
     def __post_init__(self):
         if self.weight < 0:

@@ -1,7 +1,7 @@
 """Next-token loss of the fused policy on chosen responses."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dual_head.objectives.base import Objective, Terms
 from dual_head.reductions import Scored
@@ -15,6 +15,7 @@ class NextToken(Objective):
     """
 
     over: Literal["tokens", "sequence"] = "tokens"
+    reads_rejected: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:
