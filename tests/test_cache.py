@@ -198,6 +198,19 @@ def test_a_view_of_an_offloaded_cache_is_offloaded():
     assert offloaded(CacheSlot(whole, 3).view(2))
 
 
+@torch.no_grad()
+def test_without_a_gradient_a_view_grows_into_room():
+    whole = whole_cache()
+    view = CacheSlot(whole, 3).view(2)
+    places = set()
+    for new in range(5):
+        k, v = view.update(tokens(new), tokens(-new), 1)
+        assert (k.flatten().tolist(), v.flatten().tolist()) == ([*range(new + 1)], [-i for i in range(new + 1)])
+        places.add(whole.layers[4].keys.data_ptr())
+    assert len(places) == 2  # where the first was put, and where there is room
+    assert keys(view, 1) == keys(whole, 4) == [[0, 1, 2, 3, 4]]
+
+
 # ---- looking ahead -----------------------------------------------------------------------------------------
 
 
@@ -213,15 +226,22 @@ def test_looking_ahead_returns_what_is_stored_and_what_is_new_and_stores_nothing
     assert whole.get_seq_length() == 2
 
 
-def test_the_first_tokens_of_a_look_ahead_stay_and_the_others_do_not():
+@pytest.mark.parametrize("graded", [False, True])
+def test_the_first_tokens_of_a_look_ahead_stay_and_the_others_do_not(graded):
     whole = whole_cache()
     for i in range(LAYERS_IN_ALL):
         whole.update(tokens(1, 2), tokens(3, 4), i)
-    ahead = Lookahead(CacheSlot(whole, 3).view(2), new=1)
-    assert ahead.width() == 3
-    k, v = ahead.update(tokens(5, 8, 9), tokens(6, 7, 7), 1)
-    assert (k.flatten().tolist(), v.flatten().tolist()) == ([1, 2, 5, 8, 9], [3, 4, 6, 7, 7])
-    assert (keys(whole, 4), keys(whole, 3)) == ([[1, 2, 5]], [[1, 2]])
+    stored = [1, 2]
+    with torch.set_grad_enabled(graded):
+        for new in (5, 6):
+            ahead = Lookahead(CacheSlot(whole, 3).view(2), new=1)
+            assert ahead.width() == len(stored) + 1
+            for layer in (0, 1):
+                k, v = ahead.update(tokens(new, 8, 9), tokens(-new, 7, 7), layer)
+            stored.append(new)
+            assert k.flatten().tolist() == [*stored, 8, 9]
+            assert v.flatten().tolist()[-3:] == [-new, 7, 7]
+            assert (keys(whole, 4), keys(whole, 2)) == ([stored], [[1, 2]])
 
 
 @torch.no_grad()

@@ -183,6 +183,19 @@ def test_assisted_decoding_gives_the_same_tokens(option):
     )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_beside_any_guide_the_backbone_keeps_its_bits_and_moves_nothing_it_holds(architecture):
+    model, ids = guided_lm({"head": HEAD}, architecture), prompts(2, 12)
+    ours, theirs, places = DynamicCache(), DynamicCache(), set()
+    for start, end in [(0, 4), *((t, t + 1) for t in range(4, 12))]:
+        hidden = model.encode(ids[:, start:end], past_key_values=ours, guides=("head",)).hidden
+        alone = model.backbone.lm.base_model(ids[:, start:end], past_key_values=theirs).last_hidden_state
+        assert torch.equal(hidden, alone)
+        places.add(ours.layers[0].keys.data_ptr())
+    assert len(places) == 2  # where the prompt was put, and where there is room
+
+
 # ---- only where it is right ---------------------------------------------------------------------------------
 
 

@@ -44,12 +44,22 @@ class LayerView(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Append to layer `layer_idx` of the view; the whole cache moves offloaded layers in and out."""
+        layer: Any = self.layers[layer_idx]
+        if grows(layer, self._whole):
+            return append([layer], key_states, value_states)
         return self._whole.update(key_states, value_states, self._first + layer_idx, *args, **kwargs)
 
 
 def offloaded(cache: Cache) -> bool:
     """Whether layers are somewhere else between updates, so that only the cache itself may touch them."""
     return offloaded(cache._whole) if isinstance(cache, LayerView) else cache.offloading
+
+
+def grows(layer: Any, cache: Cache) -> bool:
+    """Whether a layer of that cache, or of a view of it, is a plain one that holds something, and no gradient flows."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(layer) is not DynamicLayer:
+        return False
+    return layer.get_seq_length() > 0 and not offloaded(cache)
 
 
 class Room:
@@ -141,11 +151,8 @@ class Lookahead(Cache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Return the stored keys and values followed by those that only look ahead, along the tokens."""
         stored: Any = self._prefix.layers[layer_idx] if layer_idx < len(self._prefix.layers) else None
-        if self._new and type(stored) is DynamicLayer:
-            # It makes room by copying what it holds. So everything goes in, and what looks ahead is cut off again.
-            both = self._prefix.update(key_states, value_states, layer_idx, *args, **kwargs)
-            stored.crop(self._new - key_states.shape[-2])
-            return both
+        if self._new and grows(stored, self._prefix):
+            return append([stored], key_states, value_states, keep=self._new)
         keys, values = key_states[:, :, : self._new], value_states[:, :, : self._new]
         if self._new:
             keys, values = self._prefix.update(keys, values, layer_idx, *args, **kwargs)

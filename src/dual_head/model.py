@@ -168,7 +168,7 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, G
                 input_ids,
                 attention_mask=backbone_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                past_key_values=self._step_cache(input_ids, past_key_values) if acting else past_key_values,
                 inputs_embeds=inputs_embeds,
                 layers=wanted,
                 options=options,

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from dual_head.backbone import Backbone
-from dual_head.cache import Abreast, CacheSlot, offloaded
+from dual_head.cache import Abreast, CacheSlot, grows, offloaded
 from dual_head.guides import Guide, States
 from dual_head.joint import JointDecoder
 from dual_head.transfer import Transfer
@@ -64,6 +64,13 @@ class JointSteps:
             for name, own, own_logits in zip(joining, owns, logits, strict=True)
         }
         return Said(base, kept, states)
+
+    def _step_cache(self, input_ids: Tensor | None, cache: Cache | None) -> Cache | None:
+        """See a cache as the backbone fills it in a step beside guides: without a copy of all it holds."""
+        if cache is None or input_ids is None or input_ids.shape[1] != 1 or not cache.layers:
+            return cache
+        groups = _groups(cache, self.backbone.num_layers, []) if grows(cache.layers[0], cache) else None
+        return cache if groups is None else Abreast(groups)
 
     def _joins(self, name: str) -> bool:
         guide = self.guide(name)

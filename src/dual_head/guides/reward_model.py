@@ -166,7 +166,8 @@ class RewardModel(Companion):
         # A backbone may have more logits than there are tokens; the reward model can only read its own.
         known = min(self.shape.vocab_size, self._decoder.get_input_embeddings().weight.shape[0])
         k = min(self.config.k, known)
-        base = features.logits(features.hidden[:, features.keep])  # [B, n, V]
+        # Positions that lie apart would take three times as long.
+        base = features.logits(features.hidden[:, features.keep].contiguous())  # [B, n, V]
         candidates = base[..., :known].topk(k).indices
         step = max(1, BATCH_TOKENS // (len(ids) * k))
         rewards = [
