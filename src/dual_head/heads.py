@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dual_head.accumulation import AccumulatingLinear, linear
+from dual_head.accumulation import AccumulatingLinear
 from dual_head.backbone import Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
 from dual_head.masks import causal_mask
+from dual_head.rows import product
 
 # Bytes that a gate's attention may keep for its backward pass. Where sequences are longer it is computed again, so many
 # rows at a time as take no more; at the length of a dialogue that would be a twelfth of a step for nothing.
@@ -56,18 +57,8 @@ class LinearMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out], in the dtype of the weights."""
         x = x.to(self.up.weight.dtype)
-        return self.up(x if self.down is None else self.down(x))
-
-    def onto(self, x: Tensor, other: Tensor) -> Tensor | None:
-        """Map by the sum of this map and another matrix [out, in], in one product; None where that is none, or inexact.
-
-        A map of low rank is cheaper by itself, and in lower precision rounding takes what it adds to larger weights.
-        """
-        weight, kind = self.up.weight, x.device.type
-        exact = weight.dtype == other.dtype == x.dtype and weight.dtype in (torch.float32, torch.float64)
-        if self.down is not None or not exact or x.requires_grad or torch.is_autocast_enabled(kind):
-            return None
-        return linear(x, weight, self.up.bias, beside=other)
+        x = x if self.down is None else self.down(x)
+        return self.up(x) if torch.is_grad_enabled() else product(x, self.up.weight, self.up.bias)
 
     def matrix(self) -> Tensor:
         """W [out, in], multiplied out."""
