@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dual_head.accumulation import AccumulatingLinear
+from dual_head.accumulation import AccumulatingLinear, linear
 from dual_head.backbone import Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
@@ -59,6 +59,17 @@ class LinearMap(nn.Module):
         x = x.to(self.up.weight.dtype)
         x = x if self.down is None else self.down(x)
         return self.up(x) if torch.is_grad_enabled() else product(x, self.up.weight, self.up.bias)
+
+    def onto(self, x: Tensor, other: Tensor) -> Tensor | None:
+        """Map by the sum of this map and another matrix [out, in], in one product; None where that is none, or inexact.
+
+        A map of low rank is cheaper by itself, and in lower precision rounding takes what it adds to larger weights.
+        """
+        weight, kind = self.up.weight, x.device.type
+        exact = weight.dtype == other.dtype == x.dtype and weight.dtype in (torch.float32, torch.float64)
+        if self.down is not None or not exact or x.requires_grad or torch.is_autocast_enabled(kind):
+            return None
+        return linear(x, weight, self.up.bias, beside=other)
 
     def matrix(self) -> Tensor:
         """W [out, in], multiplied out."""
