@@ -1,13 +1,14 @@
 """Formulas of scalars and of their derivatives, against plain autograd in float64; compiled and not."""
 
 import functools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
 from dual_head import kernels
-from dual_head.kernels import DISTRIBUTIONS, MEASURED_ONLY, reduce_products
+from dual_head.kernels import DISTRIBUTIONS, MEASURED_ONLY, _fast_exp, reduce_products
 
 TOKENS, WORDS = 5, 37
 TRAINED = tuple(sorted(DISTRIBUTIONS.keys() - MEASURED_ONLY))
@@ -24,13 +25,13 @@ def products(dtype=torch.float64) -> dict[str, Tensor]:
 def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
     base = said["base"]
     made = {
-        "base": base,
-        "reward": base + said["own"],
-        "policy": base + said["weight"] * said["own"] + 0.5 * said["head"],
-        "base_head": base + said["head"],
-        "delta": said["weight"] * said["own"],
+        "base": lambda: base,
+        "reward": lambda: base + said["own"],
+        "policy": lambda: base + said["weight"] * said["own"] + 0.5 * said["head"],
+        "base_head": lambda: base + said["head"],
+        "delta": lambda: said["weight"] * said["own"],
     }
-    return {name: x for name, x in made.items() if name in wanted}
+    return {name: make() for name, make in made.items() if name in wanted}
 
 
 def the_long_way(said: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,6 +86,48 @@ def test_compiled_loops_give_the_same_and_write_gradients_over_their_products():
     torch.testing.assert_close(gradients(scalars, ours), gradients(plain, theirs))
     assert torch.equal(wide["base"], ours["base"])
     assert not torch.equal(wide["own"], ours["own"])
+
+
+FIRST = {"kl": 3, "policy_logps": 3, "delta_norm": 2}  # of the five tokens
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_wanted_of_the_first_tokens_alone_is_as_long_and_the_same(compiled):
+    """Products that nothing else is made of are then as short, too."""
+    dtype = torch.float32 if compiled else torch.float64
+    whole, first = products(dtype), products(dtype)
+    for name in ("weight", "head"):
+        first[name] = first[name].detach()[:3].requires_grad_()
+    wanted = ("delta_norm", "kl", "policy_logps", "reward_logps")
+    known = {name: x[: FIRST.get(name, TOKENS)] for name, x in the_long_way(whole).items() if name in wanted}
+    said = {name: x.clone() for name, x in first.items()}
+    scalars = reduced(said, wanted, rows=FIRST, compiled=compiled)
+    torch.testing.assert_close(scalars, known)
+    ours, theirs = (
+        torch.autograd.grad(sum((i + 1) * x.sum() for i, (_, x) in enumerate(sorted(found.items()))), moving)
+        for found, moving in ((scalars, list(first.values())[1:]), (known, list(whole.values())[1:]))
+    )
+    for own, plain in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, plain[: len(own)])
+        assert not plain[len(own) :].any()
+
+
+def test_a_product_read_by_what_is_only_measured_gets_no_gradient():
+    said = products()
+    scalars = reduced(said, ("moved", "reward_logps"), rows={"reward_logps": 2})
+    scalars["reward_logps"].sum().backward()
+    assert said["own"].grad[:2].any()
+    assert not said["own"].grad[2:].any()
+
+
+def test_the_fast_exponential_is_right_to_a_rounding_wherever_a_loop_asks_for_it():
+    x = torch.cat([torch.linspace(-87, 87, 100_001), torch.tensor([0.0, -1e-30, 1e-30])])
+    exact = x.double().exp()
+    assert ((_fast_exp(x).double() - exact) / exact).abs().max() < 2e-7
+    far = _fast_exp(torch.tensor([-88.0, -1e30, -math.inf]))
+    assert ((far >= 0) & (far < 2e-38)).all()
+    assert _fast_exp(torch.tensor([math.nan])).isnan().all()
+    assert torch.equal(_fast_exp(x.double()), exact)
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):

@@ -1,6 +1,7 @@
 """The vocabulary axis in chunks gives what plain full logits would, and never holds them."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import RewardHead, RewardHeadConfig
 from dual_head.methods import method
+from dual_head.objectives import Terms
+from dual_head.objectives.next_token import NextToken
 from dual_head.policy import Voice, combine, products
 from dual_head.reductions import (
     LIVE_TENSORS,
@@ -22,6 +25,8 @@ from dual_head.reductions import (
     Scored,
     Tokens,
     auto_budget,
+    group_order,
+    groups_of,
     reduce_tokens,
     response_tokens,
 )
@@ -267,6 +272,47 @@ def test_no_product_is_computed_twice_where_a_pair_fits_the_budget(fusion):
         with AsWideAsTheVocabulary() as seen:
             step(**TWO_PAIRS)["loss"].backward()
         assert seen.multiplied == times * 2 * response_tokens  # the LM head and the reward head
+
+
+def test_of_rejected_responses_nothing_is_computed_that_no_loss_reads():
+    """As printed the next-token loss reads chosen ones alone: of rejected ones there is one product, not two."""
+    step = GuidedLoss(steered_lm(), method("dual_head"), guide="dual_head")
+    step.looking = False
+    step.model.backbone.matrix()
+    chosen, rejected = (sum(map(len, RESPONSES[i : i + 2])) for i in (0, 2))
+    with AsWideAsTheVocabulary() as seen:
+        loss = step(**TWO_PAIRS)["loss"]
+    assert seen.multiplied == 2 * chosen + rejected
+    step.looking = True
+    with AsWideAsTheVocabulary() as seen:
+        torch.testing.assert_close(step(**TWO_PAIRS)["loss"], loss)
+    assert seen.multiplied == 2 * (chosen + rejected)  # divergence is looked at everywhere
+
+
+def test_a_loss_that_reads_what_it_said_it_would_not_is_nan():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Careless(NextToken):
+        def __call__(self, scored: Scored) -> Terms:
+            return Terms(-sum(scored.means("policy_logps")))
+
+    printed = method("dual_head")
+    careless = dataclasses.replace(printed, objectives=(Careless(), *printed.objectives[1:]))
+    step = GuidedLoss(steered_lm(), careless, guide="dual_head")
+    step.looking = False
+    assert step(**TWO_PAIRS)["loss"].isnan()
+
+
+@pytest.mark.parametrize("counts", [[4, 3, 2, 2], [1, 1, 9, 9], [0, 2, 3, 0]])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_tokens_are_put_group_by_group_and_chosen_first(counts, size):
+    row = torch.arange(4).repeat_interleave(torch.tensor(counts))
+    groups = groups_of(counts, size)
+    ordered = row[group_order(groups, row)].tolist()
+    for group in groups:
+        own = ordered[group.start : group.stop]
+        assert own == sorted(own, key=lambda r: (r % 2, r))
+        assert sum(r % 2 == 0 for r in own) == group.chosen
+        assert {r // 2 for r in own} <= set(range(group.first, group.first + group.pairs))
 
 
 def test_the_budget_holds_as_many_tokens_as_the_hidden_state_is_wide():

@@ -80,8 +80,10 @@ class GuidedLoss(nn.Module):
         groups, pairs = groups_of(batch["counts"], size), len(batch["counts"]) // 2
         order = group_order(groups, batch["row"])
         at, labels, row = at[order], batch["labels"][order], batch["row"][order]
+        tokens = pick_tokens(encoded.hidden, flatten(encoded.states), at, labels, row)
+        del encoded  # whole sequences, of which nothing else is read
         return by_pairs(
-            pick_tokens(encoded.hidden, flatten(encoded.states), at, labels, row),
+            tokens,
             groups,
             lambda part, some: self._loss(part, some, of=pairs),
             self.model.parameters(),
@@ -113,7 +115,8 @@ class GuidedLoss(nn.Module):
         elif not guide.reads_tokens and sequences is not None:
             assert within is not None
             # What precedes a response is looked back at, and nothing is asked of it.
-            select, at = Rows(sequences.clamp(min=0), sequences != NO_TOKEN, slice(-tail, None)), within
+            select = Rows(sequences.clamp(min=0), sequences != NO_TOKEN, slice(-tail, None), own=True)
+            at = within
         if hidden is not None:
             features = Features(hidden, layers or {})
             features = features if select is None else features.select(select)

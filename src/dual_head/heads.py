@@ -18,7 +18,7 @@ from dual_head.masks import causal_mask
 from dual_head.rows import product
 
 # Bytes that a gate's attention may keep for its backward pass. Where sequences are longer it is computed again, so many
-# rows at a time as take no more; at the length of a dialogue that would be a twelfth of a step for nothing.
+# rows at a time as take no more; at the length of a dialogue that would be a twentieth of a step for nothing.
 KEPT = 2**24
 
 
@@ -93,58 +93,50 @@ class CausalGate(nn.Module):
 
     def forward(self, features: Features, cache: CacheSlot | None) -> Tensor:
         """Map features [B, T, d] to gate logits [B, T], 0 where nobody will ask for logits (`keep`)."""
-        kind = features.hidden.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        hidden = features.hidden.to(torch.get_autocast_dtype(kind) if autocast else self.query.weight.dtype)
-        mask, padding, keep, rows = features.mask, features.padding, features.keep, len(hidden)
+        rows = len(features.hidden)
         keeps = torch.is_grad_enabled() and cache is None
-        size = max(1, KEPT // self._kept(hidden, hidden[:, keep])) if keeps else rows
+        size = max(1, KEPT // self._kept(features)) if keeps else rows
         if size >= rows:
-            return self._logits(hidden, mask, padding, keep, cache)
+            return self._logits(features, cache)
         again = partial(checkpoint, self._logits, use_reentrant=False, preserve_rng_state=False)
-        groups = [slice(i, i + size) for i in range(0, rows, size)]
-        return torch.cat([again(hidden[at], _of(mask, at), _of(padding, at), keep, None) for at in groups])
+        return torch.cat([again(some, None) for some in features.groups(size)])
 
-    def _kept(self, hidden: Tensor, asked: Tensor) -> int:
+    def _kept(self, features: Features) -> int:
         """How many bytes a row keeps for its backward pass: keys and values, queries and their answers, the mask."""
-        length, queries, width = hidden.shape[1], asked.shape[1], self.num_heads * self.head_dim
-        return (2 * width * (queries + length) + queries * length) * hidden.itemsize
+        length, queries = features.hidden.shape[1], features.hidden[:, features.keep].shape[1]
+        width = self.num_heads * self.head_dim
+        return (2 * width * (queries + length) + queries * length) * self._dtype(features.hidden).itemsize
 
-    def _logits(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None,
-        padding: Tensor | None,
-        keep: slice | Tensor,
-        cache: CacheSlot | None,
-    ) -> Tensor:
-        """Logits [B, T] of some rows, from hidden states in the dtype of the products."""
-        asked, length = hidden[:, keep], hidden.shape[1]
+    def _dtype(self, hidden: Tensor) -> torch.dtype:
+        """Of the products."""
+        kind = hidden.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.query.weight.dtype
+
+    def _logits(self, features: Features, cache: CacheSlot | None) -> Tensor:
+        """Logits [B, T] of some rows."""
+        dtype, keep = self._dtype(features.hidden), features.keep
+        mask, asked, length = features.mask, features.hidden[:, keep], features.hidden.shape[1]
         everywhere = isinstance(keep, slice) and asked.shape[1] == length
-        if mask is None and padding is not None and cache is None:
-            mask = causal_mask(padding, length, None, guide_layer=0, device=hidden.device)
-        q, k, v = self._split(self.query(asked)), self._split(self.key(hidden)), self._split(self.value(hidden))
+        if mask is None and features.padding is not None and cache is None:
+            mask = causal_mask(features.padding, length, None, guide_layer=0, device=asked.device)
+        q = self._split(self.query(asked.to(dtype)))
+        k, v = (self._split(features.of_each(lambda x, f=f: f(x.to(dtype)))) for f in (self.key, self.value))
         if cache is not None:
             k, v = cache.update(k, v)
         seen = None if mask is None else mask[..., keep, :]
         if seen is None and not everywhere:
-            at = torch.arange(length, device=hidden.device)
+            at = torch.arange(length, device=asked.device)
             seen = at <= at[keep, None]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None and length > 1)
         own = self.output(mixed.transpose(1, 2).flatten(2)).squeeze(-1)
         if everywhere:
             return own
-        logits = own.new_zeros(hidden.shape[:2])
+        logits = own.new_zeros(features.hidden.shape[:2])
         logits[:, keep] = own
         return logits
 
     def _split(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, heads, T, width]
-
-
-def _of(rows: Tensor | None, at: slice) -> Tensor | None:
-    """Some rows of a mask, which may be one for all of them."""
-    return rows if rows is None or len(rows) == 1 else rows[at]
 
 
 def gated(gate: CausalGate | None, features: Features, cache: CacheSlot | None) -> dict[str, Tensor]:

@@ -95,12 +95,9 @@ def pick_tokens(hidden: Tensor, states: dict[str, Tensor], at: Tensor, labels: T
 
     hidden [R, T, d], states {name: [R, T, *]}; at [n]: which of the R T positions; labels, row [n].
     """
-    return Tokens(
-        hidden=hidden.flatten(0, 1)[at],
-        states={name: x.flatten(0, 1)[at] for name, x in states.items()},
-        labels=labels,
-        row=row,
-    )
+    picked = hidden.flatten(0, 1)[at]
+    states = {name: picked if x is hidden else x.flatten(0, 1)[at] for name, x in states.items()}
+    return Tokens(picked, states, labels, row)
 
 
 def response_tokens(hidden: Tensor, states: dict[str, Tensor], input_ids: Tensor, response_mask: Tensor) -> Tokens:
