@@ -4,7 +4,7 @@ One pass over prompts and replies, vocabulary in chunks. Demonstration and sweep
 guides only through the model's own distributions.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,7 +55,7 @@ def reply_scalars(
 
     fusion, guides = model.config.fusion, [model.guide(name) for name in acting.names]
 
-    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: Mapping[str, int]) -> dict[str, Tensor]:
         own = unflatten({path: x for path, x in flat.items() if path != ALPHA}, acting.names)
         voices = model.voices(own, flat[ALPHA])
         return policy.products(model.backbone, voices, hidden, wanted, fusion=fusion)

@@ -15,7 +15,6 @@ from dual_head.backbone import Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
 from dual_head.masks import causal_mask
-from dual_head.rows import product
 
 # Bytes that a gate's attention may keep for its backward pass. Where sequences are longer it is computed again, so many
 # rows at a time as take no more; at the length of a dialogue that would be a twentieth of a step for nothing.
@@ -57,8 +56,7 @@ class LinearMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out], in the dtype of the weights."""
         x = x.to(self.up.weight.dtype)
-        x = x if self.down is None else self.down(x)
-        return self.up(x) if torch.is_grad_enabled() else product(x, self.up.weight, self.up.bias)
+        return self.up(x if self.down is None else self.down(x))
 
     def onto(self, x: Tensor, other: Tensor) -> Tensor | None:
         """Map by the sum of this map and another matrix [out, in], in one product; None where that is none, or inexact.

@@ -38,7 +38,7 @@ BLOCK_BYTES = 2**25  # of products at a time on a CPU: what its last cache holds
 WORTH_COMPILING = 8192  # entries of a vocabulary; below, a run is over before the compiler is
 VARIANTS = 64  # loops that a process may compile: one for each method, side of a pair, and what is looked at
 # Products and sums in one instruction; the compiler's default keeps them apart.
-COMPILER = {"cpp.enable_floating_point_contract_flag": "fast"}
+COMPILER: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
 LEAST_EXPONENT = -87.0  # e^x is a normal number of fp32
 
 Products = dict[str, Tensor]

@@ -104,7 +104,7 @@ def products(
     out: Products = {}
 
     def of(*names: str) -> int:
-        return max((rows[name] for name in names if name in rows), default=0)
+        return max([0, *[rows[name] for name in names if name in rows]])  # torch.compile knows no `default`
 
     merged = None
     if "reward" in rows and "delta" not in rows and not editing and not mixing and torch.is_grad_enabled():

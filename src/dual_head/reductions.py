@@ -47,14 +47,14 @@ class Head:
 class Tokens:
     """The n tokens to score: what predicts them (hidden [n, d], states), their ids [n] and rows [n].
 
-    chosen: how many come first that are of chosen responses, where these come first.
+    chosen: how many come first that are of chosen responses; 0 where they are in another order.
     """
 
     hidden: Tensor
     states: dict[str, Tensor]
     labels: Tensor
     row: Tensor
-    chosen: int | None = None
+    chosen: int = 0
 
     def tensors(self) -> list[Tensor]:
         """What gradients may flow into: hidden, then the states in their order."""
