@@ -111,6 +111,31 @@ def _training(kind: str, runs: int, *, every_peer: bool = False):
     )
 
 
+def _steps(runs: int):
+    lm, rounds, table = language_model(), 4 * runs + 1, []
+    for kind, label in (("full", "512 tokens a sequence"), ("hh", "lengths of HH-RLHF")):
+        rows = typical(kind)
+        for bf16 in (False, True) if BF16 else (False,):
+            step = ours.Step(lm, rows, method("dual_head"), bf16=bf16)
+            times = compare({"ours": step.cached(), "bare": step.bare}, runs=rounds)
+            own, bare = times["ours"], times["bare"]
+            kept = f"{label}, {'bf16 products' if bf16 else 'fp32'}"
+            table.append((kept, own.median * 1000, bare.median * 1000, _quarters(own, bare)))
+    yield report.Section(
+        name=f"steps{KIND}",
+        columns=("one step from kept hidden states on 4 pairs", "ms", "three bare products, ms", "x bare products"),
+        rows=tuple(table),
+        note=f"Nothing but the two in turns, as training repeats its step; medians of {rounds} rounds, ratios of the "
+        "same round with their quartiles.",
+    )
+
+
+def _quarters(side: Timing, of: Timing) -> str:
+    ratios = sorted(a / b for a, b in zip(side.seconds, of.seconds, strict=True))
+    low, middle, high = (ratios[i * (len(ratios) - 1) // 4] for i in (1, 2, 3))
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
 def typical(kind: str) -> list[dict[str, list[int]]]:
     """Four pairs whose lengths add up to four times the average: of 500 draws, the closest."""
     draws = [pairs(kind, BATCH, seed) for seed in range(500 if kind == "hh" else 1)]  # type: ignore[arg-type]
@@ -274,6 +299,7 @@ def _against(side: str, times: Mapping[str, Timing]) -> str:
 
 
 SECTIONS: dict[str, Callable[[int], Any]] = {
+    "steps": _steps,
     "training-full": partial(_training, "full"),
     "training-hh": partial(_training, "hh"),
     "memory": _memory,
