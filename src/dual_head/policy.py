@@ -160,8 +160,10 @@ def _said(
         own = max(own, rows.get("delta", 0))
     if own and not merged:
         speaks, at = voice.first(own), hidden[:own]
-        alone = (lambda: backbone.logits((at + speaks.guide.edit(speaks.states)).to(at.dtype))) if edits else None
-        out[f"own/{i}"] = alone() if alone else speaks.direction(None if base is None else base[:own])
+        if edits:
+            out[f"own/{i}"] = backbone.logits((at + speaks.guide.edit(speaks.states)).to(at.dtype))
+        else:
+            out[f"own/{i}"] = speaks.direction(None if base is None else base[:own])
     return out
 
 

@@ -204,7 +204,7 @@ def group_order(groups: Sequence[Group], row: Tensor) -> Tensor:
 
 def by_pairs(
     tokens: Tokens,
-    groups: Sequence["Group"],
+    groups: Sequence[Group],
     loss_of: Callable[[Tokens, int], dict[str, Tensor]],
     parameters: Iterable[Tensor],
 ) -> dict[str, Tensor]:

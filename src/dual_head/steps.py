@@ -4,6 +4,7 @@ Only a step does: one new token a row, on what a dynamic cache holds, without a 
 training run every model by itself. It knows which guides can join, and nothing of what they say.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,13 +80,9 @@ class JointSteps:
     def _joint_decoder(self, guides: Sequence[Guide]) -> JointDecoder:
         """Make the decoder of the backbone and these guides, once for as long as they act."""
         whom = (self.backbone, *guides)
-        if self._joint is None or len(self._joint[0]) != len(whom) or any(map(_differ, self._joint[0], whom)):
+        if self._joint is None or len(self._joint[0]) != len(whom) or any(map(operator.is_not, self._joint[0], whom)):
             self._joint = (whom, JointDecoder(self.backbone, [{}, *(guide.changes or {} for guide in guides)]))
         return self._joint[1]
-
-
-def _differ(one: Any, other: Any) -> bool:
-    return one is not other
 
 
 def _is_step(input_ids: Tensor, mask: Any, position_ids: Tensor | None) -> bool:
