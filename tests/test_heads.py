@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from dual_head import DualHeadError, heads
-from dual_head.backbone import Features
 from dual_head.heads import CausalGate, LinearMap, require_not_negative, require_positive
+from dual_head.hidden_states import Features
 from dual_head.masks import causal_mask
 
 X = torch.tensor([[2.0, 3.0], [-1.0, 0.5]])

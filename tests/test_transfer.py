@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dual_head.backbone import BackboneShape, Features
+from dual_head.backbone import BackboneShape
+from dual_head.hidden_states import Features
 from dual_head.transfer import UNMAPPED, Transfer, pool
 
 

@@ -1,15 +1,15 @@
 """A frozen Hugging Face decoder, seen as hidden states first and logits on demand.
 
 Everything that differs between architectures is dealt with here and nowhere else: tied embeddings, a bias
-on the lm_head, Gemma's soft-capping, logit scales, quantised or LoRA-wrapped models. This file knows
-nothing of guides; it hands out `Features` and turns any hidden state into the backbone's own logits.
+on the lm_head, Gemma's soft-capping, logit scales, quantised or LoRA-wrapped models. It gives hidden states
+and turns any of them into the backbone's own logits. It knows no guides, and not what they read.
 """
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,86 +28,6 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # where a wrong mask or position moves them by tenths.
 BRANCH_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 5e-2, 1: 5e-2}
 LOUD = 100.0  # a logit that soft-capping bends
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the backbone says about a batch of tokens; guides read this and nothing else.
-
-    hidden: [B, T, d] input of the lm_head; layers: {index: [B, T, d]} the hidden states a guide asked for
-    (0 is the embedding); mask: bool [B, 1, T, K], True where query t may look at key k, or None where causal
-    attention over those of the T tokens that are no padding is right; positions: [B, T] or None; input_ids: [B, T]
-    or None where embeddings were given; padding: [B, past + T] of ones and zeros, or None; keep: the positions whose
-    logits anyone will ask for; logits: hidden states [..., d] to the backbone's logits [..., V].
-    """
-
-    hidden: Tensor
-    layers: dict[int, Tensor] = field(default_factory=dict)
-    mask: Tensor | None = None
-    positions: Tensor | None = None
-    input_ids: Tensor | None = None
-    padding: Tensor | None = None
-    keep: slice | Tensor = field(default_factory=lambda: slice(None))
-    logits: Callable[[Tensor], Tensor] | None = None
-    shared: "Shared | None" = None
-
-    def select(self, rows: "Rows") -> "Features":
-        """Other rows of the same tokens, [S, L, d] of [B, T, d]."""
-        pick = lambda x: None if x is None else x.flatten(0, 1)[rows.index]  # noqa: E731
-        layers = {i: x.flatten(0, 1)[rows.index] for i, x in self.layers.items()}
-        hidden, ids = self.hidden.flatten(0, 1)[rows.index], pick(self.input_ids)
-        shared = Shared(self.hidden, rows.index) if rows.own else None
-        return Features(
-            hidden, layers, input_ids=ids, padding=rows.padding, keep=rows.keep, logits=self.logits, shared=shared
-        )
-
-    def of_each(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """f of every token's hidden state, [B, T, *]; computed once of a token that several rows share."""
-        if self.shared is None:
-            return f(self.hidden)
-        # An embedding: its backward pass adds up rows where an index would be taken apart entry by entry.
-        return F.embedding(self.shared.index, f(self.shared.hidden).flatten(0, 1))
-
-    def groups(self, size: int) -> Iterator["Features"]:
-        """At most `size` rows at a time, and never less than those that share tokens."""
-        together = len(self.hidden) // len(self.shared.hidden) if self.shared else 1
-        size = max(together, size // together * together)
-        for start in range(0, len(self.hidden), size):
-            at = slice(start, start + size)
-            pick = lambda x, at=at: x if x is None or len(x) == 1 else x[at]  # noqa: E731
-            shared = self.shared and self.shared.part(start // together, (start + size) // together)
-            mask, padding = pick(self.mask), pick(self.padding)
-            yield replace(self, hidden=self.hidden[at], mask=mask, padding=padding, shared=shared)
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Rows of tokens [R, T, d], and which of their R T tokens others are made of: index [S, L].
-
-    Those made of one row follow one another: S / R of row 0, then as many of row 1, ...
-    """
-
-    hidden: Tensor
-    index: Tensor
-
-    def part(self, start: int, stop: int) -> "Shared":
-        """Rows [start, stop), and the rows made of them."""
-        each, length = len(self.index) // len(self.hidden), self.hidden.shape[1]
-        index = self.index[start * each : stop * each] - start * length
-        return Shared(self.hidden[start:stop], index.clamp_min(0))  # padding may be a token of any row
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows in which guides read a batch's tokens: index [S, L] into its B T tokens; padding, keep: see `Features`.
-
-    own: every row is made of one of the B rows, as many of each, in their order, and they share tokens.
-    """
-
-    index: Tensor
-    padding: Tensor | None = None
-    keep: slice | Tensor = field(default_factory=lambda: slice(None))
-    own: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dual_head import policy
-from dual_head.backbone import Features, Rows
 from dual_head.data.collate import NO_TOKEN
 from dual_head.errors import DualHeadError
 from dual_head.guides import flatten, unflatten
+from dual_head.hidden_states import Features, Rows
 from dual_head.kernels import WORTH_COMPILING
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dual_head.accumulation import AccumulatingLinear, linear
-from dual_head.backbone import Features
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
+from dual_head.hidden_states import Features
 from dual_head.masks import causal_mask
 
 # Bytes that a gate's attention may keep for its backward pass. Where sequences are longer it is computed again, so many

@@ -29,7 +29,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
-from dual_head.backbone import Backbone, BackboneShape, Features, Rows, load_backbone
+from dual_head.backbone import Backbone, BackboneShape, load_backbone
 from dual_head.cache import CacheSlot
 from dual_head.caching import GuideCaching
 from dual_head.composition import GuideComposition, absolute, entry_of, require_guide_name
@@ -38,6 +38,7 @@ from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 from dual_head.guides import Guide, GuideConfig, States, build_guide
+from dual_head.hidden_states import Features, Rows
 from dual_head.loading import GuideLoading
 from dual_head.policy import Voice, distributions
 from dual_head.steps import JointSteps, Said

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_head.backbone import BackboneShape, Features
+from dual_head.backbone import BackboneShape
+from dual_head.hidden_states import Features
 
 UNMAPPED = -1
 

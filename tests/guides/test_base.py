@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from dual_head.backbone import BackboneShape, Features
+from dual_head.backbone import BackboneShape
 from dual_head.guides import Guide, GuideConfig, States
 from dual_head.guides.base import flatten, unflatten
+from dual_head.hidden_states import Features
 
 
 class Plain(Guide):

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dual_head.backbone import Backbone, BackboneShape, Decoder, Features
+from dual_head.backbone import Backbone, BackboneShape, Decoder
 from dual_head.cache import CacheSlot
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
@@ -36,6 +36,7 @@ from dual_head.guides.companion import (
     low_rank_changes,
     shares_weights,
 )
+from dual_head.hidden_states import Features
 from dual_head.joint import Changes, JointDecoder
 from dual_head.views import shared_view
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
 
-from dual_head.backbone import Backbone, Features
+from dual_head.backbone import Backbone
 from dual_head.cache import CacheSlot, Lookahead
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States
@@ -30,6 +30,7 @@ from dual_head.guides.companion import (
     lora_config,
 )
 from dual_head.heads import require_positive
+from dual_head.hidden_states import Features
 from dual_head.masks import additive
 from dual_head.views import shared_view
 

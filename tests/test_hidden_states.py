@@ -1,0 +1,44 @@
+"""What rows of hidden states share is computed once, and is what it would be of each row by itself."""
+
+import pytest
+import torch
+from models import HIDDEN
+
+from dual_head.hidden_states import Features, Rows
+
+
+def rows_that_share_prompts(own: bool) -> Features:
+    """Two rows of three tokens, and two sequences made of each: its first two tokens, its first and last."""
+    torch.manual_seed(0)
+    index = torch.tensor([[0, 1], [0, 2], [3, 4], [3, 5]])
+    return Features(torch.randn(2, 3, HIDDEN)).select(Rows(index, own=own))
+
+
+def test_what_rows_share_is_computed_once_and_is_the_same():
+    seen: list[int] = []
+
+    def twice(x):
+        seen.append(x.flatten(0, -2).shape[0])
+        return 2 * x
+
+    shared, apart = (rows_that_share_prompts(own).of_each(twice) for own in (True, False))
+    assert torch.equal(shared, apart)
+    assert seen == [6, 8]
+
+
+def test_gradients_of_what_rows_share_add_up():
+    found = []
+    for own in (True, False):
+        linear = torch.nn.Linear(HIDDEN, 3, bias=False)
+        torch.nn.init.eye_(linear.weight)
+        rows_that_share_prompts(own).of_each(linear).square().sum().backward()
+        found.append(linear.weight.grad)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+def test_groups_of_rows_keep_together_those_that_share(size):
+    features = rows_that_share_prompts(own=True)
+    groups = list(features.groups(size))
+    assert [len(group.hidden) for group in groups] == ([4] if size >= 4 else [2, 2])
+    torch.testing.assert_close(torch.cat([group.of_each(lambda x: x) for group in groups]), features.hidden)
