@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models import HIDDEN
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dual_head.hidden_states import Features, Rows
 
@@ -39,6 +40,14 @@ def test_gradients_of_what_rows_share_add_up():
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
 def test_groups_of_rows_keep_together_those_that_share(size):
     features = rows_that_share_prompts(own=True)
-    groups = list(features.groups(size))
+    groups = [make() for make in features.groups(size)]
     assert [len(group.hidden) for group in groups] == ([4] if size >= 4 else [2, 2])
     torch.testing.assert_close(torch.cat([group.of_each(lambda x: x) for group in groups]), features.hidden)
+
+
+def test_groups_not_yet_made_hold_no_rows_of_their_own():
+    features = rows_that_share_prompts(own=True)
+    rows, groups = StorageWeakRef(features.hidden.untyped_storage()), list(features.groups(2))
+    del features
+    assert rows.expired()
+    assert [make().hidden.shape[0] for make in groups] == [2, 2]

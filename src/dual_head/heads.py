@@ -96,8 +96,8 @@ class CausalGate(nn.Module):
         size = max(1, KEPT // self._kept(features)) if keeps else rows
         if size >= rows:
             return self._logits(features, cache)
-        again = partial(checkpoint, self._logits, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(some, None) for some in features.groups(size)])
+        again = partial(checkpoint, lambda make: self._logits(make(), None), use_reentrant=False)
+        return torch.cat([again(make, preserve_rng_state=False) for make in features.groups(size)])
 
     def _kept(self, features: Features) -> int:
         """How many bytes a row keeps for its backward pass: keys and values, queries and their answers, the mask."""

@@ -5,7 +5,9 @@ knows no backbone and no guide.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,10 +38,16 @@ class Features:
         """Other rows of the same tokens, [S, L, d] of [B, T, d]."""
         pick = lambda x: None if x is None else x.flatten(0, 1)[rows.index]  # noqa: E731
         layers = {i: x.flatten(0, 1)[rows.index] for i, x in self.layers.items()}
-        hidden, ids = self.hidden.flatten(0, 1)[rows.index], pick(self.input_ids)
-        shared = Shared(self.hidden, rows.index) if rows.own else None
+        shared = Shared(self.hidden, rows.index)
+        hidden, ids = shared.rows(), pick(self.input_ids)
         return Features(
-            hidden, layers, input_ids=ids, padding=rows.padding, keep=rows.keep, logits=self.logits, shared=shared
+            hidden,
+            layers,
+            input_ids=ids,
+            padding=rows.padding,
+            keep=rows.keep,
+            logits=self.logits,
+            shared=shared if rows.own else None,
         )
 
     def of_each(self, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -49,16 +57,21 @@ class Features:
         # An embedding: its backward pass adds up rows where an index would be taken apart entry by entry.
         return F.embedding(self.shared.index, f(self.shared.hidden).flatten(0, 1))
 
-    def groups(self, size: int) -> Iterator["Features"]:
-        """At most `size` rows at a time, and never less than those that share tokens."""
+    def groups(self, size: int) -> Iterator[Callable[[], "Features"]]:
+        """At most `size` rows at a time, and never less than those that share tokens, for who reads `hidden` alone.
+
+        Each is made when it is called for: whoever computes a group again need not keep rows made of others.
+        """
         together = len(self.hidden) // len(self.shared.hidden) if self.shared else 1
         size = max(together, size // together * together)
         for start in range(0, len(self.hidden), size):
             at = slice(start, start + size)
             pick = lambda x, at=at: x if x is None or len(x) == 1 else x[at]  # noqa: E731
-            shared = self.shared and self.shared.part(start // together, (start + size) // together)
-            mask, padding = pick(self.mask), pick(self.padding)
-            yield replace(self, hidden=self.hidden[at], mask=mask, padding=padding, shared=shared)
+            rest = {"mask": pick(self.mask), "padding": pick(self.padding), "keep": self.keep}
+            if self.shared is None:
+                yield partial(Features, self.hidden[at], **rest)
+            else:
+                yield partial(_made_of, self.shared.part(start // together, (start + size) // together), **rest)
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,19 @@ class Shared:
     hidden: Tensor
     index: Tensor
 
+    def rows(self) -> Tensor:
+        """The rows made of them, [S, L, d]."""
+        return self.hidden.flatten(0, 1)[self.index]
+
     def part(self, start: int, stop: int) -> "Shared":
         """Rows [start, stop), and the rows made of them."""
         each, length = len(self.index) // len(self.hidden), self.hidden.shape[1]
         index = self.index[start * each : stop * each] - start * length
         return Shared(self.hidden[start:stop], index.clamp_min(0))  # padding may be a token of any row
+
+
+def _made_of(shared: Shared, **rest: Any) -> Features:
+    return Features(shared.rows(), shared=shared, **rest)
 
 
 @dataclass(frozen=True)
