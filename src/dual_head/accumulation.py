@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dual_head.rows import product
 
-SLICE = 8192  # rows of a gradient in lower precision at a time, before they are added up in full
+SLICE = 2048  # rows of a matrix at a time that are added up, or of a gradient in lower precision: what a cache keeps
 # By id of the weight. No context variable: on GPUs backward passes, and what they compute again, run in other threads.
 _SINKS: dict[int, "Sink"] = {}
 
