@@ -23,7 +23,6 @@ ADAM = 4 * FP32  # a weight, its gradient and two moments
 ADAM_TRAFFIC = 7 * FP32  # all four read, all but the gradient written
 ID, SCALE = 4, 4  # bytes of a token id, and of the scale of a row in int8
 RANK, GATE_WIDTH = 64, 8 * 48
-LOGITS_BUDGET = 128 * 2**20  # --logits_budget_mb
 DPO = ADAM + BF16  # full fine-tuning, and the frozen reference
 
 # ---- shapes ----------------------------------------------------------------------------------------------
@@ -128,9 +127,14 @@ def state_bytes(shape: Shape, guide: str) -> int:
     return BF16 * shape.head + ADAM * GUIDES[guide](shape)
 
 
+def logits_bytes(shape: Shape) -> int:
+    """Logits of a chunk, as --logits_budget_mb has them where it is not given."""
+    return max(96 * 2**20, 6 * shape.head)
+
+
 def peak_bytes(shape: Shape, guide: str) -> int:
-    """The state in the middle of a step: a second gradient, the guide in bf16, and the logits of a chunk."""
-    return state_bytes(shape, guide) + (FP32 + BF16) * GUIDES[guide](shape) + LOGITS_BUDGET
+    """The state in the middle of a step: the guide in bf16 beside it, and the logits of a chunk."""
+    return state_bytes(shape, guide) + BF16 * GUIDES[guide](shape) + logits_bytes(shape)
 
 
 def cache_bytes(shape: Shape, data: Data, *, positions: str, dtype: str) -> int:

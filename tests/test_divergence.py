@@ -87,14 +87,14 @@ def test_what_moved_by_hand():
     tokens = Tokens(torch.zeros(1, 3), {}, torch.tensor([0]), torch.tensor([0]))
     base, policy = (torch.tensor([p]).log() for p in ([1 / 2, 1 / 4, 1 / 4], [1 / 8, 5 / 8, 1 / 4]))
     said = {"base": base + 7.0, "policy": policy - 3.0}  # logits are known up to a constant
-    scalars = reduce_tokens(tokens, Head(lambda *_: said, lambda z, _: z), ["moved"], vocab_size=3)
+    scalars = reduce_tokens(tokens, Head(lambda *_: said, lambda z, _: z), ["moved"])
     assert scalars["moved"].item() == pytest.approx(3 / 8)
 
 
 def test_the_length_of_delta_by_hand():
     tokens = Tokens(torch.zeros(2, 3), {}, torch.tensor([0, 0]), torch.tensor([0, 0]))
     said = {"delta": torch.tensor([[1.0, -2.0, 3.0], [0.0, 0.0, 0.5]])}
-    scalars = reduce_tokens(tokens, Head(lambda *_: said, lambda z, _: z), ["delta_norm"], vocab_size=3)
+    scalars = reduce_tokens(tokens, Head(lambda *_: said, lambda z, _: z), ["delta_norm"])
     assert scalars["delta_norm"].tolist() == [1 + 4 + 9, 0.25]
 
 

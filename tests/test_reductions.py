@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dual_head import reductions
 from dual_head.backbone import Backbone, BackboneShape
 from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
@@ -80,7 +79,7 @@ class Example:
     ) -> dict[str, Tensor]:
         states = self.guide.encode(Features(self.hidden), None)
         tokens = response_tokens(self.hidden, states, self.input_ids, self.mask)
-        options = {"vocab_size": VOCAB, "budget": rows_at_a_time * ROW_BYTES, **options}
+        options = {"budget": rows_at_a_time * ROW_BYTES, **options}
         return reduce_tokens(tokens, self.head(fusion), needs, **options)
 
     def in_float64(self, fusion: str) -> dict[str, Tensor]:
@@ -182,7 +181,7 @@ def test_a_token_is_scored_by_the_position_before_it_and_prompts_by_none():
     assert tokens.labels.tolist() == [1, 1, 2, 0]
     assert tokens.states["at"].tolist() == [0, 1, 4 + 1, 4 + 2]
     scalars = reduce_tokens(
-        tokens, says({"base": lambda h: h, "policy": lambda h: h}), ["policy_logps", "kl"], vocab_size=3, budget=1
+        tokens, says({"base": lambda h: h, "policy": lambda h: h}), ["policy_logps", "kl"], budget=1
     )
     # Row 0: 1 under rolled 0 is 1/4; 1 under rolled 1 is 1/2.  Row 1: 2 under rolled 2 is 1/2; 0 under rolled 3 is 1/2.
     assert scalars["policy_logps"].exp().tolist() == pytest.approx([1 / 4, 1 / 2, 1 / 2, 1 / 2])
@@ -194,7 +193,7 @@ def test_kl_by_hand():
     tokens = Tokens(torch.zeros(1, 2), {}, torch.tensor([0]), torch.tensor([0]))
     to_three_quarters = torch.tensor([[3.0, 1.0]]).log()
     head = says({"base": lambda h: h, "policy": lambda _: to_three_quarters})
-    scalars = reduce_tokens(tokens, head, ["kl"], vocab_size=2)
+    scalars = reduce_tokens(tokens, head, ["kl"])
     assert scalars["kl"].item() == pytest.approx(0.75 * 0.405465 + 0.25 * -0.693147, abs=1e-5)
 
 
@@ -249,7 +248,7 @@ TWO_PAIRS = PairCollator(0)(
 def a_step(fusion: str, at_a_time: int) -> GuidedLoss:
     everything = method("dual_head").with_options({"fusion": fusion, "kl.weight": 1.0})
     step = GuidedLoss(steered_lm(fusion=fusion), everything, guide="dual_head", budget=at_a_time * ROW_BYTES)
-    step.model.backbone.matrix()  # whether there is one is tried once
+    step(**TWO_PAIRS)  # what products there are is tried once
     return step
 
 
@@ -279,12 +278,13 @@ def test_of_rejected_responses_nothing_is_computed_that_no_loss_reads():
     """As printed the next-token loss reads chosen ones alone: of rejected ones there is one product, not two."""
     step = GuidedLoss(steered_lm(), method("dual_head"), guide="dual_head")
     step.looking = False
-    step.model.backbone.matrix()
+    step(**TWO_PAIRS)  # what products there are is tried once
     chosen, rejected = (sum(map(len, RESPONSES[i : i + 2])) for i in (0, 2))
     with AsWideAsTheVocabulary() as seen:
         loss = step(**TWO_PAIRS)["loss"]
     assert seen.multiplied == 2 * chosen + rejected
     step.looking = True
+    step(**TWO_PAIRS)
     with AsWideAsTheVocabulary() as seen:
         torch.testing.assert_close(step(**TWO_PAIRS)["loss"], loss)
     assert seen.multiplied == 2 * (chosen + rejected)  # divergence is looked at everywhere
@@ -307,7 +307,7 @@ def test_a_loss_that_reads_what_it_said_it_would_not_is_nan():
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_tokens_are_put_group_by_group_and_chosen_first(counts, size):
     row = torch.arange(4).repeat_interleave(torch.tensor(counts))
-    groups = groups_of(counts, size)
+    groups = groups_of(counts, size, chosen_bytes=1, rejected_bytes=1)
     ordered = row[group_order(groups, row)].tolist()
     for group in groups:
         own = ordered[group.start : group.stop]
@@ -316,10 +316,52 @@ def test_tokens_are_put_group_by_group_and_chosen_first(counts, size):
         assert {r // 2 for r in own} <= set(range(group.first, group.first + group.pairs))
 
 
-def test_the_budget_holds_as_many_tokens_as_the_hidden_state_is_wide():
-    """Of a 7B: 8 x 32000 x 4096 bytes, 4096 tokens of two fp32 products; of a small model the 128 MiB there are."""
-    assert reductions.at_a_time(auto_budget(32000, 4096), 32000, torch.float32, compiled=True) == 4096
-    assert auto_budget(VOCAB, HIDDEN) == 128 * 2**20
+def test_pairs_share_a_group_as_far_as_what_their_tokens_hold_fits():
+    """Chosen tokens of two logits, rejected of one: pairs hold 2 * 3 + 4 = 10, 2 * 1 + 1 = 3 and 2 * 2 + 6 = 10."""
+    counts = [3, 4, 1, 1, 2, 6]
+    by_budget = {9: [1, 1, 1], 12: [1, 1, 1], 13: [2, 1], 23: [3]}
+    for budget, pairs in by_budget.items():
+        groups = groups_of(counts, budget, chosen_bytes=2, rejected_bytes=1)
+        assert [group.pairs for group in groups] == pairs
+    assert [(group.start, group.stop, group.chosen) for group in groups] == [(0, 17, 6)]
+
+
+def test_a_token_is_said_to_hold_the_products_made_of_it():
+    """Eagerly a constant; compiled the policy's two, in their precision, the reward's one, and of no scalar none."""
+    example, guide = Example(), RewardHead(RewardHeadConfig(num_heads=2, head_dim=4), BackboneShape(HIDDEN, VOCAB, 2))
+    states = guide.encode(Features(example.hidden), None)
+    tokens = response_tokens(example.hidden, states, example.input_ids, example.mask)
+    eager, head = (dataclasses.replace(head_of(example, guide, "logits"), compiled=x) for x in (False, True))
+    assert eager.bytes_held(tokens, {"policy_logps", "kl"}) == ROW_BYTES
+    assert head.bytes_held(tokens, {"policy_logps", "reward_logps"}) == 2 * 4 * VOCAB
+    assert head.bytes_held(tokens, {"reward_logps"}) == 4 * VOCAB
+    assert head.bytes_held(tokens, {"gate_logit"}) == 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head.bytes_held(tokens, {"reward_logps"}) == 2 * 2 * VOCAB
+
+
+def test_what_exceeds_the_budget_is_cut_evenly_where_what_is_wanted_changes():
+    """Eight tokens, the first five with two products of 4 V bytes, the other three with one."""
+    head = says({"base": lambda h: h, "policy": lambda h: h})
+    rows = []
+
+    def products(hidden, states, wanted):
+        rows.append(len(hidden))
+        return head.products(hidden, states, wanted)
+
+    counting = Head(products, head.combine, compiled=False)
+    tokens = Tokens(torch.randn(8, VOCAB), {}, torch.arange(8), torch.zeros(8, dtype=torch.int64))
+    whole = reduce_tokens(tokens, head, ["kl", "base_logps"], first={"kl": 5})
+    parts = reduce_tokens(tokens, counting, ["kl", "base_logps"], first={"kl": 5}, budget=4 * ROW_BYTES)
+    assert rows == [1, 1, 3, 2, 3]  # a token of each kind is asked what it holds
+    for name, x in parts.items():
+        assert torch.equal(x, whole[name])
+
+
+def test_the_budget_grows_with_the_head():
+    """Of a 7B: 6 x 32000 x 4096 bytes, 3072 tokens of two fp32 products; of a small model the 96 MiB there are."""
+    assert auto_budget(32000, 4096) == 3072 * 2 * 4 * 32000
+    assert auto_budget(VOCAB, HIDDEN) == 96 * 2**20
 
 
 def test_the_gradients_of_one_loss_are_taken_once():
@@ -344,7 +386,7 @@ def test_bf16_stays_finite_for_closed_and_open_gates_and_huge_hidden_states(fusi
 
     head = head_of(backbone, guide, fusion)
     tokens = Tokens(hidden, {"hidden": hidden, "gate_logit": s}, torch.arange(6), torch.zeros(6, dtype=torch.int64))
-    scalars = reduce_tokens(tokens, head, SCALARS | {"moved", "delta_norm"}, vocab_size=VOCAB)
+    scalars = reduce_tokens(tokens, head, SCALARS | {"moved", "delta_norm"})
     sum(x.sum() for x in scalars.values() if x.requires_grad).backward()
     assert all(x.isfinite().all() and x.dtype == torch.float32 for x in scalars.values())
     assert s.grad.isfinite().all()

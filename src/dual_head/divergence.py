@@ -64,5 +64,5 @@ def reply_scalars(
         return policy.combine(guides, said, wanted, fusion=fusion, upcast=True)
 
     head = Head(products, combine)
-    scalars = reduce_tokens(tokens, head, needs, vocab_size=model.backbone.shape.vocab_size)
+    scalars = reduce_tokens(tokens, head, needs)
     return {name: x.new_zeros(len(sequences)).index_add(0, tokens.row, x) for name, x in scalars.items()}

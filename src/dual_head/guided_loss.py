@@ -6,6 +6,7 @@ by chunk. The Trainer wraps it, and DDP or FSDP in turn. It knows methods as val
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,13 +23,12 @@ from dual_head.kernels import WORTH_COMPILING
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel, Encoded
-from dual_head.objectives import name_of
+from dual_head.objectives import Objective, name_of
 from dual_head.policy import Voice
 from dual_head.reductions import (
     Head,
     Scored,
     Tokens,
-    at_a_time,
     auto_budget,
     by_pairs,
     group_order,
@@ -53,7 +53,6 @@ class GuidedLoss(nn.Module):
         self.names = (guide, BASE_HEAD) if method.train_base_head else (guide,)
         shape = model.backbone.shape
         self.budget = budget or auto_budget(shape.vocab_size, shape.hidden_size)
-        self.compiled = model.backbone.shape.vocab_size >= WORTH_COMPILING
         self.looking = True  # False leaves out what is computed for metrics alone
         self._head = _head_of(model, self.names)
 
@@ -75,18 +74,22 @@ class GuidedLoss(nn.Module):
             )
         _require_gathered(self.model)
         encoded, at = self._encode(**batch)
-        vocabulary, dtype = self.model.backbone.shape.vocab_size, encoded.hidden.dtype
-        size = at_a_time(self.budget, vocabulary, dtype, compiled=self.compiled)
-        groups, pairs = groups_of(batch["counts"], size), len(batch["counts"]) // 2
+        hidden, states = encoded.hidden, flatten(encoded.states)
+        del encoded  # whole sequences, of which only the scored positions are read
+        needs = self._needs()
+        one = pick_tokens(hidden, states, at[:1], batch["labels"][:1], batch["row"][:1])
+        groups = groups_of(
+            batch["counts"],
+            self.budget,
+            chosen_bytes=self._head.bytes_held(one, needs.read),
+            rejected_bytes=self._head.bytes_held(one, needs.of_rejected),
+        )
         order = group_order(groups, batch["row"])
-        at, labels, row = at[order], batch["labels"][order], batch["row"][order]
-        tokens = pick_tokens(encoded.hidden, flatten(encoded.states), at, labels, row)
-        del encoded  # whole sequences, of which nothing else is read
+        tokens = pick_tokens(hidden, states, at[order], batch["labels"][order], batch["row"][order])
+        del hidden, states, one
+        pairs = len(batch["counts"]) // 2
         return by_pairs(
-            tokens,
-            groups,
-            lambda part, some: self._loss(part, some, of=pairs),
-            self.model.parameters(),
+            tokens, groups, lambda part, some: self._loss(part, some, needs, of=pairs), self.model.parameters()
         )
 
     def _encode(
@@ -127,22 +130,26 @@ class GuidedLoss(nn.Module):
         )
         return encoded, at
 
-    def _loss(self, tokens: Tokens, pairs: int, *, of: int) -> dict[str, Tensor]:
-        """The share that some pairs of a batch of `of` have in its loss, and their metrics [pairs]."""
-        objectives = [x for x in self.method.objectives if x.weight or self.looking]
-        trained = {need for objective in objectives if objective.weight for need in objective.needs}
+    def _needs(self) -> "_Needs":
+        """What the objectives of this step read."""
+        objectives = tuple(x for x in self.method.objectives if x.weight or self.looking)
         read = [(x, x.needs | x.looks_at if self.looking else x.needs) for x in objectives]
-        needs = {need for _, own in read for need in own}
-        of_rejected = {need for x, own in read if x.reads_rejected for need in own}
+        return _Needs(
+            objectives,
+            read=frozenset(need for _, own in read for need in own),
+            of_rejected=frozenset(need for x, own in read if x.reads_rejected for need in own),
+            trained=frozenset(need for x in objectives if x.weight for need in x.needs),
+        )
+
+    def _loss(self, tokens: Tokens, pairs: int, needs: "_Needs", *, of: int) -> dict[str, Tensor]:
+        """The share that some pairs of a batch of `of` have in its loss, and their metrics [pairs]."""
         values = reduce_tokens(
             tokens,
             self._head,
-            needs,
-            first=dict.fromkeys(needs - of_rejected, tokens.chosen),
-            measured=frozenset(needs - trained),
-            vocab_size=self.model.backbone.shape.vocab_size,
+            needs.read,
+            first=dict.fromkeys(needs.read - needs.of_rejected, tokens.chosen),
+            measured=needs.read - needs.trained,
             budget=self.budget,
-            compiled=self.compiled,
         )
         gate_logit = self.model.guide(self.guide).gate_logit(unflatten(tokens.states, self.names)[self.guide])
         if gate_logit is not None:
@@ -152,13 +159,23 @@ class GuidedLoss(nn.Module):
         scored = Scored(values, tokens.row, pairs)
         loss = torch.zeros((), device=tokens.row.device)
         metrics: dict[str, Tensor] = {}
-        for objective in objectives:
+        for objective in needs.objectives:
             terms = objective(scored)
             metrics[name_of(objective)] = terms.loss.detach()
             metrics |= {name: value.detach() for name, value in terms.metrics.items()}
             if objective.weight:
                 loss = loss + objective.weight * terms.loss.sum() / of
         return {"loss": loss, **metrics}
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """Scalars that the objectives of a step read: of any token, of tokens of rejected responses, and with gradients."""
+
+    objectives: tuple[Objective, ...]
+    read: frozenset[str]
+    of_rejected: frozenset[str]
+    trained: frozenset[str]
 
 
 def _require_gathered(model: AlignedModel) -> None:
@@ -200,7 +217,7 @@ def _head_of(model: AlignedModel, names: tuple[str, ...]) -> Head:
                 out |= {"base_head": z["policy"]} if prefix == "base_head/" else z
         return out
 
-    return Head(products, combine)
+    return Head(products, combine, compiled=backbone.shape.vocab_size >= WORTH_COMPILING)
 
 
 def _as_policy(name: str) -> str:

@@ -13,8 +13,10 @@ neither guides nor losses.
     delta_norm     |delta_t|^2 of what the guide adds at alpha = 1, to the logits or to the hidden state
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from dual_head.kernels import DISTRIBUTIONS, Products, reduce_products
 
 # Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once where nothing is compiled.
 LIVE_TENSORS = 8
-DEFAULT_BUDGET = 128 * 2**20
+DEFAULT_BUDGET = 96 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,34 @@ class Head:
 
     products(hidden [n, d], states {name: [n, *]}, wanted): the matrix products [n, V], and weights [n, 1], that
     distributions are combined from, wanted = {distribution: of how many first tokens}; products of no others may be as
-    short. combine(products, names): their logits [n, V] in fp32, entry by entry.
+    short. combine(products, names): their logits [n, V] in fp32, entry by entry. compiled: whether the loops over
+    those entries are.
     """
 
     products: Callable[[Tensor, dict[str, Tensor], Mapping[str, int]], Products]
     combine: Callable[[Products, frozenset[str]], dict[str, Tensor]]
+    compiled: bool = False
+    _held: dict[tuple, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def bytes_held(self, tokens: "Tokens", needs: Iterable[str]) -> int:
+        """Bytes of logits a token takes while the named scalars are computed and pulled back; 0 for no scalar.
+
+        Compiled: its products, which turn into their gradients. Which ones are made, and in what precision, is found
+        out at one token, and kept.
+        """
+        asked = dict.fromkeys(sorted(_distributions(needs)), 1)
+        kind = tokens.hidden.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (*asked, tokens.hidden.dtype, autocast, torch.is_grad_enabled())
+        if asked and key not in self._held:
+            states = {name: x[:1] for name, x in tokens.states.items()}
+            wide = [x for x in self.products(tokens.hidden[:1], states, asked).values() if x.dim() and x.shape[-1] > 1]
+            self._held[key] = (
+                sum(x.shape[-1] * x.element_size() for x in wide)
+                if self.compiled
+                else eager_bytes(max(x.shape[-1] for x in wide))
+            )
+        return self._held[key] if asked else 0
 
 
 @dataclass(frozen=True)
@@ -114,11 +139,9 @@ def reduce_tokens(
     head: Head,
     needs: Iterable[str],
     *,
-    vocab_size: int,
     first: Mapping[str, int] | None = None,
     measured: frozenset[str] = frozenset(),
     budget: int = DEFAULT_BUDGET,
-    compiled: bool = False,
 ) -> dict[str, Tensor]:
     """Compute the named scalars {name: [n]} in fp32, at most `budget` bytes of logits at a time.
 
@@ -129,44 +152,66 @@ def reduce_tokens(
     wanted = tuple(sorted(set(needs) & DISTRIBUTIONS.keys()))
     if not wanted:
         return {}
-    size = at_a_time(budget, vocab_size, tokens.hidden.dtype, compiled=compiled)
+    until = {name: (first or {}).get(name, len(tokens.labels)) for name in wanted}
+    chunks_of = _chunks(tokens, head, until, budget)
     names = tuple(tokens.states)
 
     def scalars(start: int, hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        rows = {name: min(max(0, (first or {}).get(name, len(tokens.labels)) - start), len(labels)) for name in wanted}
+        rows = {name: min(max(0, until[name] - start), len(labels)) for name in wanted}
         asked: dict[str, int] = {}
         for name in wanted:
             asked |= {which: max(rows[name], asked.get(which, 0)) for which in DISTRIBUTIONS[name] if rows[name]}
         products = head.products(hidden, dict(zip(names, states, strict=True)), asked)
-        return reduce_products(products, labels, head.combine, wanted, rows=rows, measured=measured, compiled=compiled)
+        return reduce_products(
+            products, labels, head.combine, wanted, rows=rows, measured=measured, compiled=head.compiled
+        )
 
     chunks = []
-    for start in range(0, len(tokens.labels), size):
-        at = slice(start, start + size)
+    for at in chunks_of:
         inputs = (tokens.hidden[at], tokens.labels[at], *(x[at] for x in tokens.states.values()))
-        if torch.is_grad_enabled() and size < len(tokens.labels):
-            chunks.append(checkpoint(scalars, start, *inputs, use_reentrant=False, preserve_rng_state=False))
+        if torch.is_grad_enabled() and len(chunks_of) > 1:
+            chunks.append(checkpoint(scalars, at.start, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
-            chunks.append(scalars(start, *inputs))
+            chunks.append(scalars(at.start, *inputs))
     columns = zip(*chunks, strict=True) if chunks else [[tokens.hidden.new_zeros(0, dtype=torch.float32)]] * len(wanted)
     return {name: torch.cat(list(column)) for name, column in zip(wanted, columns, strict=True)}
 
 
+def _distributions(needs: Iterable[str]) -> set[str]:
+    """What the named scalars are computed from."""
+    return set().union(*(DISTRIBUTIONS.get(name, ()) for name in needs))
+
+
+def _chunks(tokens: Tokens, head: Head, until: Mapping[str, int], budget: int) -> list[slice]:
+    """All tokens at once, where the budget holds their logits; or fewer, all of which the same scalars are wanted of.
+
+    until: of how many first tokens each scalar is wanted.
+    """
+    parts = []
+    for start, stop in pairwise(sorted({0, *until.values()})):
+        wanted = [name for name, end in until.items() if end >= stop]
+        parts.append((start, stop, max(1, head.bytes_held(tokens, wanted))))
+    if sum((stop - start) * held for start, stop, held in parts) <= budget:
+        return [slice(0, max(until.values()))] if parts else []
+    chunks = []
+    for start, stop, held in parts:
+        count = math.ceil((stop - start) / max(1, budget // held))
+        size = math.ceil((stop - start) / count)
+        chunks += [slice(i, min(stop, i + size)) for i in range(start, stop, size)]
+    return chunks
+
+
 def auto_budget(vocab_size: int, hidden_size: int) -> int:
-    """Bytes of logits at a time, 8 V d but at least 128 MiB: twice a head's weights in fp32, or d tokens.
+    """Bytes of logits at a time, 6 V d but at least 96 MiB: two fp32 logits of 3 d / 4 tokens.
 
     Fewer tokens at a time would spend the step on adding up gradients as large as the head.
     """
-    return max(DEFAULT_BUDGET, 8 * vocab_size * hidden_size)
+    return max(DEFAULT_BUDGET, 6 * vocab_size * hidden_size)
 
 
-def at_a_time(budget: int, vocab_size: int, dtype: torch.dtype, *, compiled: bool) -> int:
-    """How many tokens' logits fit into the budget."""
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        dtype = torch.bfloat16
-    # Compiled: two products, one of which turns into its gradient. Eagerly, element-wise work leaves fp32 copies.
-    bytes_per_entry = 2 * dtype.itemsize if compiled else 4 * LIVE_TENSORS
-    return max(1, budget // (vocab_size * bytes_per_entry))
+def eager_bytes(vocab_size: int) -> int:
+    """Bytes of logits a token takes where element-wise work leaves fp32 copies."""
+    return 4 * LIVE_TENSORS * vocab_size
 
 
 @dataclass(frozen=True)
@@ -180,18 +225,21 @@ class Group:
     chosen: int
 
 
-def groups_of(counts: Sequence[int], size: int) -> list[Group]:
-    """As many whole pairs at a time as fit into `size` tokens; a longer one is alone.
+def groups_of(counts: Sequence[int], budget: int, *, chosen_bytes: int, rejected_bytes: int) -> list[Group]:
+    """As many whole pairs at a time as fit into the budget, in bytes of logits; a longer one is alone.
 
-    counts: [2B], how many tokens each response has.
+    counts: [2B], how many tokens each response has; chosen_bytes, rejected_bytes: what one token of it takes.
     """
     groups: list[Group] = []
+    held = math.inf
     for i, (chosen, rejected) in enumerate(zip(counts[::2], counts[1::2], strict=True)):
-        last, count = groups[-1] if groups else None, chosen + rejected
-        if last and last.stop + count - last.start <= size:
+        count, own = chosen + rejected, chosen * chosen_bytes + rejected * rejected_bytes
+        held += own
+        if held <= budget:
+            last = groups[-1]
             groups[-1] = Group(last.first, last.pairs + 1, last.start, last.stop + count, last.chosen + chosen)
         else:
-            start = last.stop if last else 0
+            held, start = own, groups[-1].stop if groups else 0
             groups.append(Group(i, 1, start, start + count, chosen))
     return groups
 

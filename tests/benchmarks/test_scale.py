@@ -1,5 +1,6 @@
 """The page on scale is what its script gives, and the script counts what the library trains and keeps."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -13,7 +14,7 @@ from dual_head import HiddenConfig, RewardHeadConfig
 from dual_head.backbone import BackboneShape
 from dual_head.features import Layout
 from dual_head.guides import GuideConfig, guide_class, kind_of
-from dual_head.reductions import DEFAULT_BUDGET
+from dual_head.reductions import auto_budget
 
 SEVEN, _, SEVENTY, EIGHT = SHAPES
 CONFIGS: dict[str, GuideConfig] = {
@@ -78,7 +79,11 @@ def test_a_cache_is_counted_as_the_library_lays_it_out(positions, dtype):
     layout = Layout(positions=positions, widths={"hidden": SEVEN.hidden}, dtype=dtype)
     rows = int(layout.rows(torch.tensor([[135, 60, 60]])))
     assert scale.cache_bytes(SEVEN, Data(), positions=positions, dtype=dtype) == 161_000 * rows * layout.row_bytes
-    assert scale.LOGITS_BUDGET == DEFAULT_BUDGET
+
+
+@pytest.mark.parametrize("shape", [SEVEN, dataclasses.replace(SEVEN, hidden=64)])
+def test_logits_take_what_the_library_gives_them(shape):
+    assert scale.logits_bytes(shape) == auto_budget(shape.vocab, shape.hidden)
 
 
 def test_a_step_is_bound_by_its_slowest_part():

@@ -220,16 +220,11 @@ class DualHeadReasoningModel(PreTrainedModel):
         head = Head(
             products=lambda h, _, __: {"z": self.decoder.logits(h)},
             combine=lambda products, _: {"policy": products["z"].float()},
+            compiled=shape.vocab_size >= WORTH_COMPILING,
         )
         tokens = Tokens(hidden.flatten(0, 1)[at], {}, labels, torch.zeros_like(labels))
-        return reduce_tokens(
-            tokens,
-            head,
-            ("policy_logps",),
-            vocab_size=shape.vocab_size,
-            budget=auto_budget(shape.vocab_size, shape.hidden_size),
-            compiled=shape.vocab_size >= WORTH_COMPILING,
-        )["policy_logps"]
+        budget = auto_budget(shape.vocab_size, shape.hidden_size)
+        return reduce_tokens(tokens, head, ("policy_logps",), budget=budget)["policy_logps"]
 
     # ---- on disk -------------------------------------------------------------------------------------------
 

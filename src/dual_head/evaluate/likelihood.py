@@ -20,7 +20,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.continuations import Row, beginning, continuation_ids, fit, windows
 from dual_head.guides import flatten, unflatten
 from dual_head.model import AlignedModel
-from dual_head.reductions import DEFAULT_BUDGET, Head, Tokens, at_a_time, pick_tokens, reduce_tokens
+from dual_head.reductions import DEFAULT_BUDGET, Head, Tokens, eager_bytes, pick_tokens, reduce_tokens
 from dual_head.strength import Alpha
 from dual_head.text import Prompt
 
@@ -139,7 +139,7 @@ def divergences(
         if base is not None:
             tokens, said = _beside(base, batch, tokens, said)
         head = Head(said, lambda products, _: products)
-        found = reduce_tokens(tokens, head, ("kl",), vocab_size=_vocabulary(model), budget=budget)["kl"]
+        found = reduce_tokens(tokens, head, ("kl",), budget=budget)["kl"]
         for i, kl in zip(which, _by_row(found, tokens.row, len(which)), strict=True):
             out[i] = max(0.0, kl)  # rounding can pass below 0
     return out
@@ -209,7 +209,7 @@ def _batch(rows: list[Row], device: torch.device) -> _Batch:
 
 
 def _chunks(tokens: Tokens, vocabulary: int, budget: int) -> Iterator[Tokens]:
-    size = at_a_time(budget, vocabulary, tokens.hidden.dtype, compiled=False)
+    size = max(1, budget // eager_bytes(vocabulary))
     for start in range(0, len(tokens.labels), size):
         part = slice(start, start + size)
         states = {name: x[part] for name, x in tokens.states.items()}
