@@ -108,9 +108,9 @@ def args(lm: LlamaForCausalLM, reward_model: LlamaForSequenceClassification, fol
     return AlignedModel.from_backbone(lm, {"args": RewardModelConfig(model=folder, k=k)})
 
 
-def generation(model: AlignedModel, ids: Tensor, new: int, *, alpha: Any = 1.0) -> Callable[[], Tensor]:
-    """Greedy generation of exactly `new` tokens, as `peers.plain_generate` does it."""
-    mask = torch.ones_like(ids)
-    return lambda: model.generate(  # pyright: ignore[reportReturnType]
-        ids, attention_mask=mask, alpha=alpha, do_sample=False, max_new_tokens=new, min_new_tokens=new
+def generation(model: AlignedModel, ids: Tensor, new: int, *, alpha: Any = 1.0) -> Callable[..., Tensor]:
+    """Greedy generation of exactly `new` tokens, as `peers.plain_generate` does it; it may be given a streamer."""
+    given = {"attention_mask": torch.ones_like(ids), "alpha": alpha, "max_new_tokens": new, "min_new_tokens": new}
+    return lambda streamer=None: model.generate(  # pyright: ignore[reportReturnType]
+        ids, do_sample=False, streamer=streamer, **given
     )

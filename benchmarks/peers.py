@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
+from transformers.generation.streamers import BaseStreamer
 
 BETA, ENTROPY_WEIGHT = 0.05, 0.01
 HEADS, WIDTH = 8, 48
@@ -186,28 +187,47 @@ def _quiet_peft() -> warnings.catch_warnings:
 # ---- generation ------------------------------------------------------------------------------------------
 
 
-def plain_generate(lm: PreTrainedModel, ids: Tensor, new: int) -> Tensor:
-    """transformers' greedy generation of exactly `new` tokens after ids [B, T]; gives [B, T + new]."""
+def plain_generate(lm: PreTrainedModel, ids: Tensor, new: int, streamer: BaseStreamer | None = None) -> Tensor:
+    """transformers' greedy generation of exactly `new` tokens after ids [B, T]; gives [B, T + new].
+
+    streamer: is put the prompt and then every token, here and in the loops below.
+    """
+    length = {"max_new_tokens": new, "min_new_tokens": new}
     return lm.generate(  # pyright: ignore[reportCallIssue]
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, min_new_tokens=new
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, streamer=streamer, **length
     )
 
 
 @torch.inference_mode()
-def genarm_two_models(base: PreTrainedModel, arm: PreTrainedModel, ids: Tensor, new: int, alpha: float) -> Tensor:
+def genarm_two_models(
+    base: PreTrainedModel,
+    arm: PreTrainedModel,
+    ids: Tensor,
+    new: int,
+    alpha: float,
+    streamer: BaseStreamer | None = None,
+) -> Tensor:
     """GenARM, greedy: z = z_base + alpha log softmax(z_arm), each model with a cache of its own; [B, T + new]."""
     base_cache, arm_cache = DynamicCache(config=base.config), DynamicCache(config=arm.config)
     token = ids
+    _put(streamer, ids)
     for _ in range(new):
         z = _next_logits(base, token, base_cache) + alpha * _next_logits(arm, token, arm_cache).log_softmax(-1)
         token = z.argmax(-1, keepdim=True)
+        _put(streamer, token)
         ids = torch.cat([ids, token], dim=1)
     return ids
 
 
 @torch.inference_mode()
 def args_k_forwards(
-    base: PreTrainedModel, reward_model: PreTrainedModel, ids: Tensor, new: int, k: int, w: float
+    base: PreTrainedModel,
+    reward_model: PreTrainedModel,
+    ids: Tensor,
+    new: int,
+    k: int,
+    w: float,
+    streamer: BaseStreamer | None = None,
 ) -> Tensor:
     """ARGS, greedy: argmax of z_base(v) + w r(x, v) over the top k of the base; [B, T + new].
 
@@ -216,15 +236,22 @@ def args_k_forwards(
     base_cache, reward_cache = DynamicCache(config=base.config), DynamicCache(config=reward_model.config)
     reward_model.base_model(ids, past_key_values=reward_cache, use_cache=True)
     token, rows = ids, torch.arange(len(ids))
+    _put(streamer, ids)
     for _ in range(new):
         z, candidates = _next_logits(base, token, base_cache).topk(k)  # [B, k]
         caches = [_copied(reward_cache) for _ in range(k)]
         scores = [_score(reward_model, candidates[:, j, None], caches[j]) for j in range(k)]
         best = (z + w * torch.stack(scores, dim=1)).argmax(-1)
         token = candidates[rows, best, None]
+        _put(streamer, token)
         reward_cache = _row_by_row(caches, best.tolist())
         ids = torch.cat([ids, token], dim=1)
     return ids
+
+
+def _put(streamer: BaseStreamer | None, tokens: Tensor) -> None:
+    if streamer is not None:
+        streamer.put(tokens)
 
 
 def _next_logits(lm: PreTrainedModel, tokens: Tensor, cache: Cache) -> Tensor:

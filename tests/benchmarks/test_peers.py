@@ -2,11 +2,13 @@
 
 import copy
 import math
+from functools import partial
 
 import job
 import peers
 import pytest
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 SIZES = {"vocab_size": 23, "hidden_size": 16, "layers": 1}
 ROWS = [
@@ -148,3 +150,26 @@ def test_args_adds_the_score_of_the_text_with_each_candidate(lm):
     assert not aligned.equal(peers.args_k_forwards(lm, reward_model, PROMPTS, 6, k, 0.0))
     each = [peers.args_k_forwards(lm, reward_model, row[None], 6, k, w) for row in PROMPTS]
     assert torch.cat(each).equal(aligned)
+
+
+def test_loops_stream_the_prompt_and_every_token_as_generate_does(lm):
+    class Kept(BaseStreamer):
+        def __init__(self):
+            self.tokens = []
+
+        def put(self, value):
+            self.tokens.append(value.reshape(len(PROMPTS), -1))
+
+        def end(self):
+            pass
+
+    judge = spread(job.reward_model(**SIZES), seed=7)
+    for run in (
+        partial(peers.plain_generate, lm, PROMPTS, 3),
+        partial(peers.genarm_two_models, lm, lm, PROMPTS, 3, 1.0),
+        partial(peers.args_k_forwards, lm, judge, PROMPTS, 3, 2, 1.0),
+    ):
+        kept = Kept()
+        out = run(streamer=kept)
+        assert [x.shape[1] for x in kept.tokens] == [PROMPTS.shape[1], 1, 1, 1]
+        assert torch.cat(kept.tokens, 1).equal(out)
