@@ -153,7 +153,7 @@ def reduce_tokens(
     if not wanted:
         return {}
     until = {name: (first or {}).get(name, len(tokens.labels)) for name in wanted}
-    chunks_of = _chunks(tokens, head, until, budget)
+    cuts = _chunks(tokens, head, until, budget)
     names = tuple(tokens.states)
 
     def scalars(start: int, hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
@@ -167,9 +167,9 @@ def reduce_tokens(
         )
 
     chunks = []
-    for at in chunks_of:
+    for at in cuts:
         inputs = (tokens.hidden[at], tokens.labels[at], *(x[at] for x in tokens.states.values()))
-        if torch.is_grad_enabled() and len(chunks_of) > 1:
+        if torch.is_grad_enabled() and len(cuts) > 1:
             chunks.append(checkpoint(scalars, at.start, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
             chunks.append(scalars(at.start, *inputs))
