@@ -359,9 +359,9 @@ def test_what_exceeds_the_budget_is_cut_evenly_where_what_is_wanted_changes():
 
 
 def test_the_budget_grows_with_the_head():
-    """Of a 7B: 6 x 32000 x 4096 bytes, 3072 tokens of two fp32 products; of a small model the 96 MiB there are."""
-    assert auto_budget(32000, 4096) == 3072 * 2 * 4 * 32000
-    assert auto_budget(VOCAB, HIDDEN) == 96 * 2**20
+    """Of a 7B: 7 x 32000 x 4096 bytes, 3584 tokens of two fp32 products; of a small model the 112 MiB there are."""
+    assert auto_budget(32000, 4096) == 3584 * 2 * 4 * 32000
+    assert auto_budget(VOCAB, HIDDEN) == 112 * 2**20
 
 
 def test_the_gradients_of_one_loss_are_taken_once():

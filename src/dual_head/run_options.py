@@ -83,7 +83,7 @@ class RunOptions(SourceOptions):
         None, "Train from the folder that 'dual-head cache' wrote; backbone and data are then those written there."
     )
     logits_budget_mb: int | None = _option(
-        None, "Memory for logits at a time, by default 6 bytes a weight of the lm_head; results do not depend on it."
+        None, "Memory for logits at a time, by default 7 bytes a weight of the lm_head; results do not depend on it."
     )
     move_guides: str | None = _option(
         None, "Guides trained on another backbone: move them to this one and train only the map in between."
