@@ -77,16 +77,16 @@ class GuidedLoss(nn.Module):
         hidden, states = encoded.hidden, flatten(encoded.states)
         del encoded  # whole sequences, of which only the scored positions are read
         needs = self._needs()
-        one = pick_tokens(hidden, states, at[:1], batch["labels"][:1], batch["row"][:1])
+        none = pick_tokens(hidden, states, at[:0], batch["labels"][:0], batch["row"][:0])
         groups = groups_of(
             batch["counts"],
             self.budget,
-            chosen_bytes=self._head.bytes_held(one, needs.read),
-            rejected_bytes=self._head.bytes_held(one, needs.of_rejected),
+            chosen_bytes=self._head.bytes_held(none, needs.read),
+            rejected_bytes=self._head.bytes_held(none, needs.of_rejected),
         )
         order = group_order(groups, batch["row"])
         tokens = pick_tokens(hidden, states, at[order], batch["labels"][order], batch["row"][order])
-        del hidden, states, one
+        del hidden, states, none
         pairs = len(batch["counts"]) // 2
         return by_pairs(
             tokens, groups, lambda part, some: self._loss(part, some, needs, of=pairs), self.model.parameters()

@@ -96,7 +96,8 @@ def products(
     wanted: names, or {name: of how many first tokens}; a product that no longer distribution is made of is as short.
     Errors: reward or delta of several voices.
     """
-    rows = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, len(hidden))
+    # At least one: products of no token have shapes too.
+    rows = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, max(1, len(hidden)))
     if ("reward" in rows or "delta" in rows) and len(voices) != 1:
         raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
     editing = [voice for voice in voices if voice.guide.space == "hidden"]

@@ -50,16 +50,16 @@ class Head:
     def bytes_held(self, tokens: "Tokens", needs: Iterable[str]) -> int:
         """Bytes of logits a token takes while the named scalars are computed and pulled back; 0 for no scalar.
 
-        Compiled: its products, which turn into their gradients. Which ones are made, and in what precision, is found
-        out at one token, and kept.
+        Compiled: its products, which turn into their gradients. Which ones are made, and in what precision, products
+        of no token tell, once.
         """
         asked = dict.fromkeys(sorted(_distributions(needs)), 1)
         kind = tokens.hidden.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         key = (*asked, tokens.hidden.dtype, autocast, torch.is_grad_enabled())
         if asked and key not in self._held:
-            states = {name: x[:1] for name, x in tokens.states.items()}
-            wide = [x for x in self.products(tokens.hidden[:1], states, asked).values() if x.dim() and x.shape[-1] > 1]
+            states = {name: x[:0] for name, x in tokens.states.items()}
+            wide = [x for x in self.products(tokens.hidden[:0], states, asked).values() if x.dim() and x.shape[-1] > 1]
             self._held[key] = (
                 sum(x.shape[-1] * x.element_size() for x in wide)
                 if self.compiled
