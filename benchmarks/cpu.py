@@ -37,6 +37,7 @@ BATCH = 4
 # A processor without products in bf16 has tables of its own, and no rows of them: there they are slower than fp32.
 BF16 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 KIND = "" if BF16 else f"-{torch.backends.cpu.get_cpu_capability().lower()}"
+PRECISIONS = (False, True) if BF16 else (False,)  # whether products are in bf16
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # set as the dual-head command sets it, for every side alike
 
 
@@ -117,7 +118,7 @@ def _steps(runs: int):
     lm, rounds, table = language_model(), 4 * runs + 1, []
     for kind, label in (("full", "512 tokens a sequence"), ("hh", "lengths of HH-RLHF")):
         rows = typical(kind)
-        for bf16 in (False, True) if BF16 else (False,):
+        for bf16 in PRECISIONS:
             step = ours.Step(lm, rows, method("dual_head"), bf16=bf16)
             times = compare({"ours": step.cached(), "bare": step.bare}, runs=rounds)
             own, bare = times["ours"], times["bare"]
@@ -133,7 +134,7 @@ def _steps(runs: int):
 
 
 def _quarters(side: Timing, of: Timing) -> str:
-    ratios = sorted(a / b for a, b in zip(side.seconds, of.seconds, strict=True))
+    ratios = _ratios(side, of)
     low, middle, high = (ratios[i * (len(ratios) - 1) // 4] for i in (1, 2, 3))
     return f"{middle:.3g} ({low:.3g} to {high:.3g})"
 
@@ -148,12 +149,17 @@ def typical(kind: str) -> list[dict[str, list[int]]]:
 
 def faster(side: Timing, than: Timing) -> str:
     """How many times faster than another side: median, smallest and largest of the rounds."""
-    return _spread(sorted(b / a for a, b in zip(side.seconds, than.seconds, strict=True)))
+    return _spread(_ratios(than, side))
 
 
 def times_of(side: Timing, of: Timing) -> str:
     """How many times the time of another side."""
-    return _spread(sorted(a / b for a, b in zip(side.seconds, of.seconds, strict=True)))
+    return _spread(_ratios(side, of))
+
+
+def _ratios(side: Timing, of: Timing) -> list[float]:
+    """Times of one side in those of another in the same round, the smallest first."""
+    return sorted(a / b for a, b in zip(side.seconds, of.seconds, strict=True))
 
 
 def _spread(ratios: list[float]) -> str:
@@ -167,7 +173,7 @@ def _memory(_runs: int):
     rows = []
     naive = _measured(side="naive")
     rows.append((NAIVE, SEQUENCE, naive["mb"], 1.0))
-    for bf16 in (False, True) if BF16 else (False,):
+    for bf16 in PRECISIONS:
         for tokens in (SEQUENCE // 2, SEQUENCE, 2 * SEQUENCE):
             point = _measured(side="dual_head", tokens=tokens, bf16=bf16)
             label = f"from kept hidden states, {'bf16 products' if bf16 else 'fp32'}"
@@ -287,8 +293,8 @@ def _decoding(runs: int):
                     "x the backbone",
                     "x faster than peer",
                     "ms a token after the first",
-                    "x the backbone ",
-                    "x faster than peer ",
+                    "x the backbone",
+                    "x faster than peer",
                 ),
                 rows=tuple((side, *_decoded(side, times, NEW), *_decoded(side, after, NEW - 1)) for side in sides),
                 note=f"Medians of {runs} rounds; ratios of the same round with their smallest and largest. The three "

@@ -340,7 +340,7 @@ def test_a_token_is_said_to_hold_the_products_made_of_it():
 
 
 def test_what_exceeds_the_budget_is_cut_evenly_where_what_is_wanted_changes():
-    """Eight tokens, the first five with two products of 4 V bytes, the other three with one."""
+    """Four of eight tokens fit; of the first five two scalars are wanted, of the other three one."""
     head = says({"base": lambda h: h, "policy": lambda h: h})
     rows = []
 
