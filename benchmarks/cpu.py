@@ -23,12 +23,13 @@ import ours
 import peers
 import report
 import torch
-from job import PROMPT, SEQUENCE, VOCAB, language_model, padded, pairs, prompts, reward_model
+from job import PAD, PROMPT, SEQUENCE, TRIPLES, VOCAB, language_model, padded, pairs, prompts, reward_model
 from measure import Timing, compare, machine, peak_memory
 from transformers.generation.streamers import BaseStreamer
 
-from dual_head import method
+from dual_head import PairCollator, method
 from dual_head.export import merge
+from dual_head.training import ByLength
 
 RUNS = 5
 NEW = 32  # decoded tokens
@@ -164,6 +165,30 @@ def _ratios(side: Timing, of: Timing) -> list[float]:
 
 def _spread(ratios: list[float]) -> str:
     return f"{ratios[len(ratios) // 2]:.3g} ({ratios[0]:.3g} to {ratios[-1]:.3g})"
+
+
+def _padding(_runs: int):
+    rows, collate = pairs("hh", TRIPLES), PairCollator(PAD, share_prompt=True)
+    lengths, table = [sum(map(len, row.values())) for row in rows], []
+    for like in (True, False):
+        for size in (BATCH, 2 * BATCH, 4 * BATCH):
+            order = list(ByLength(size, lengths=lengths, seed=0)) if like else torch.randperm(len(rows)).tolist()
+            batches = [order[at : at + size] for at in range(0, len(order), size)]
+            alone = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+            laid = sum(collate([rows[i] for i in batch])["parts"].numel() for batch in batches)
+            shares = (f"{1 - sum(lengths) / slots:.1%}" for slots in (alone, laid))
+            table.append(("like length" if like else "any length, at random", size, *shares))
+    yield report.Section(
+        name="padding",
+        columns=(
+            "batches of pairs of",
+            "pairs in a batch",
+            "padding, a row for each pair",
+            "padding, as they are laid out",
+        ),
+        rows=tuple(table),
+        note=f"Shares of all tokens, of {TRIPLES} pairs as long as those of HH-RLHF, prompts once for both responses.",
+    )
 
 
 # ---- memory, and how both grow ---------------------------------------------------------------------------
@@ -343,6 +368,7 @@ def _against(side: str, times: Mapping[str, Timing]) -> str:
 
 
 SECTIONS: dict[str, Callable[[int], Any]] = {
+    "padding": _padding,
     "steps": _steps,
     "training-full": partial(_training, "full"),
     "training-hh": partial(_training, "hh"),

@@ -17,9 +17,9 @@ from dual_head.objectives import objective_class, objective_names
 from dual_head.reductions import Scored
 
 ROWS = [
-    {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 10, 2], "rejected_ids": [11, 12, 2]},
+    {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 10, 2], "rejected_ids": [11, 12, 27, 28, 29, 30, 2]},
     {"prompt_ids": [13, 14], "chosen_ids": [15, 2], "rejected_ids": [16, 17, 18, 19, 2]},
-    {"prompt_ids": [20, 21, 22, 23], "chosen_ids": [24], "rejected_ids": [25, 26, 2]},
+    {"prompt_ids": [20, 21], "chosen_ids": [24], "rejected_ids": [25, 26]},  # fits into a row with the one before
 ]
 KINDS = ("reward_head", "linear", "hidden", "multilayer")
 CHUNKS = {"pairs cut": 1, "whole pairs": 60_000, "all at once": 10**9}  # bytes of logits at a time

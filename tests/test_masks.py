@@ -83,6 +83,18 @@ def test_both_responses_see_the_prompt_and_neither_sees_the_other():
     ]
 
 
+def test_pairs_in_one_row_see_nothing_of_each_other():
+    parts = torch.tensor([[0, 1, 2, 3, 4, 5]])
+    assert branch_mask(parts)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 1, 0, 1],
+    ]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mask_to_add_is_0_where_one_may_look_and_finite_elsewhere(dtype):
     added = additive(torch.tensor([True, False]), dtype)

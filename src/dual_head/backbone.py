@@ -217,7 +217,7 @@ class Backbone(Decoder):
         return super().forward(*args, **kwargs)
 
     def why_not_branch(self, longest: int) -> str | None:
-        """Say why one row cannot hold two continuations of a prompt, kept apart by masks; None where it can.
+        """Say why one row cannot hold prompts and two continuations of each, kept apart by masks; None where it can.
 
         longest: tokens of a sequence. Tried on a few tokens rather than looked up, since no list of
         architectures that honour masks and positions would stay true.
@@ -230,16 +230,17 @@ class Backbone(Decoder):
             return "it takes no positions"
         embedding: Any = self.lm.get_input_embeddings()
         device = embedding.weight.device
-        ids = torch.arange(1, 13, device=device)[None] % self.shape.vocab_size
-        parts = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3], device=device)
-        at = torch.tensor([[*range(9), *range(5, 8)]], device=device)
+        ids = torch.arange(1, 20, device=device)[None] % self.shape.vocab_size
+        # Two prompts of 5 and 3 tokens, with continuations of 4 and 3, and of 2 and 2.
+        parts = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3 + [3] * 3 + [4] * 2 + [5] * 2], device=device)
+        at = torch.tensor([[*range(9), *range(5, 8), *range(5), *range(3, 5)]], device=device)
         try:
             mask = additive(branch_mask(parts), self.lm.dtype)
             both = self(ids, attention_mask=mask, position_ids=at)[0].last_hidden_state[0].float()
         except (ValueError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
             return f"its attention takes no mask of our own ({str(error).splitlines()[0]})"
-        alone = [torch.arange(9, device=device), torch.tensor([*range(5), 9, 10, 11], device=device)]
-        for own in alone:
+        for tokens in ([*range(9)], [*range(5), *range(9, 12)], [*range(12, 17)], [*range(12, 15), 17, 18]):
+            own = torch.tensor(tokens, device=device)
             whole = self(ids[:, own], position_ids=at[:, own])[0].last_hidden_state[0].float()
             if (both[own] - whole).norm() > BRANCH_TOLERANCE[self.lm.dtype.itemsize] * whole.norm():
                 return "it does not keep continuations of one prompt apart"

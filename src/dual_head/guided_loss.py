@@ -118,7 +118,7 @@ class GuidedLoss(nn.Module):
         elif not guide.reads_tokens and sequences is not None:
             assert within is not None
             # What precedes a response is looked back at, and nothing is asked of it.
-            select = Rows(sequences.clamp(min=0), sequences != NO_TOKEN, slice(-tail, None), own=True)
+            select = Rows(sequences.clamp(min=0), sequences != NO_TOKEN, slice(-tail, None), together=2)
             at = within
         if hidden is not None:
             features = Features(hidden, layers or {})

@@ -33,6 +33,7 @@ class Features:
     keep: slice | Tensor = field(default_factory=lambda: slice(None))
     logits: Callable[[Tensor], Tensor] | None = None
     shared: "Shared | None" = None
+    together: int = 1  # how many rows following one another may share tokens
 
     def select(self, rows: "Rows") -> "Features":
         """Other rows of the same tokens, [S, L, d] of [B, T, d]."""
@@ -47,7 +48,8 @@ class Features:
             padding=rows.padding,
             keep=rows.keep,
             logits=self.logits,
-            shared=shared if rows.own else None,
+            shared=shared if rows.together > 1 else None,
+            together=rows.together,
         )
 
     def of_each(self, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -62,8 +64,7 @@ class Features:
 
         Each is made when it is called for: whoever computes a group again need not keep rows made of others.
         """
-        together = len(self.hidden) // len(self.shared.hidden) if self.shared else 1
-        size = max(together, size // together * together)
+        size = max(self.together, size // self.together * self.together)
         for start in range(0, len(self.hidden), size):
             at = slice(start, start + size)
             pick = lambda x, at=at: x if x is None or len(x) == 1 else x[at]  # noqa: E731
@@ -71,15 +72,12 @@ class Features:
             if self.shared is None:
                 yield partial(Features, self.hidden[at], **rest)
             else:
-                yield partial(_made_of, self.shared.part(start // together, (start + size) // together), **rest)
+                yield partial(_made_of, self.shared, at, **rest)
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Rows of tokens [R, T, d], and which of their R T tokens others are made of: index [S, L].
-
-    Those made of one row follow one another: S / R of row 0, then as many of row 1, ...
-    """
+    """Rows of tokens [R, T, d], and which of their R T tokens others are made of: index [S, L]."""
 
     hidden: Tensor
     index: Tensor
@@ -88,25 +86,25 @@ class Shared:
         """The rows made of them, [S, L, d]."""
         return self.hidden.flatten(0, 1)[self.index]
 
-    def part(self, start: int, stop: int) -> "Shared":
-        """Rows [start, stop), and the rows made of them."""
-        each, length = len(self.index) // len(self.hidden), self.hidden.shape[1]
-        index = self.index[start * each : stop * each] - start * length
-        return Shared(self.hidden[start:stop], index.clamp_min(0))  # padding may be a token of any row
+    def part(self, at: slice) -> "Shared":
+        """Some of the rows made of them, and the tokens in those alone, as one row."""
+        tokens, index = self.index[at].unique(return_inverse=True)
+        return Shared(self.hidden.flatten(0, 1)[tokens][None], index)
 
 
-def _made_of(shared: Shared, **rest: Any) -> Features:
-    return Features(shared.rows(), shared=shared, **rest)
+def _made_of(shared: Shared, at: slice, **rest: Any) -> Features:
+    part = shared.part(at)
+    return Features(part.rows(), shared=part, **rest)
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows in which guides read a batch's tokens: index [S, L] into its B T tokens; padding, keep: see `Features`.
 
-    own: every row is made of one of the B rows, as many of each, in their order, and they share tokens.
+    together: how many rows following one another may share tokens.
     """
 
     index: Tensor
     padding: Tensor | None = None
     keep: slice | Tensor = field(default_factory=lambda: slice(None))
-    own: bool = False
+    together: int = 1

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+PARTS = 3  # of a pair: prompt, chosen response, rejected response
+PADDING = -1  # what a token is part of that only fills a row
+
 
 def causal_mask(
     padding: Tensor | None, length: int, cache: Cache | None, *, guide_layer: int, device: torch.device
@@ -39,13 +42,13 @@ def causal_mask(
 
 
 def branch_mask(parts: Tensor) -> Tensor:
-    """bool [R, 1, T, T] for rows of [prompt | chosen | rejected]: both responses see the prompt, neither the other.
+    """bool [R, 1, T, T] for rows of [prompt | chosen | rejected]: both responses see their prompt, neither the other.
 
-    parts [R, T]: 0 for the prompt, then 1, 2, ... for what goes on from it, -1 for padding, which sees itself.
+    parts [R, T]: PARTS k for the prompt of a row's k-th pair, then what goes on from it; PADDING sees itself.
     """
     own, keys = parts[:, None, :, None], parts[:, None, None, :]
     at = torch.arange(parts.shape[1], device=parts.device)
-    return (at[:, None] >= at) & ((keys == own) | ((keys == 0) & (own >= 0)))
+    return (at[:, None] >= at) & ((keys == own) | (keys == own - own % PARTS))
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -234,7 +234,7 @@ def test_chunks_change_nothing(kind, architecture):
         torch.testing.assert_close(grad, whole_grads[name], atol=1e-4, rtol=1e-4)
 
 
-def test_a_prompt_shared_by_both_responses_changes_nothing(kind, architecture):
+def test_a_prompt_shared_by_both_responses_and_a_row_by_pairs_change_nothing(kind, architecture):
     model = guided(kind, architecture)
     if model.why_not_branch(["g"], longest=6) or (step := trained(kind, model)) is None:
         return
@@ -242,7 +242,9 @@ def test_a_prompt_shared_by_both_responses_changes_nothing(kind, architecture):
     results = []
     for share in (False, True):
         model.zero_grad()
-        out = step(**PairCollator(0, share_prompt=share)(ROWS))
+        batch = PairCollator(0, share_prompt=share)(ROWS)
+        assert len(batch["input_ids"]) == (1 if share else 4)
+        out = step(**batch)
         out["loss"].backward()
         results.append((out, {name: p.grad.clone() for name, p in model.guides.named_parameters()}))
     (apart, apart_grads), (shared, shared_grads) = results

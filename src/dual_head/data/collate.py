@@ -1,28 +1,34 @@
 """Token ids to the tensors of a pair batch, and the only place that knows how its rows are laid out.
 
-A prompt may be written once for both responses, [prompt | chosen | rejected], or once for each. It knows no
-tokenizer: padding only fills, and every index comes from lengths, so that pad may be EOS.
+A prompt may be written once for both responses, [prompt | chosen | rejected], and such pairs one after the other in a
+row; or once for each. It knows no tokenizer: padding only fills, and every index comes from lengths, so that pad may
+be EOS.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from dual_head.errors import DualHeadError
+from dual_head.masks import PADDING, PARTS
 
-__all__ = ["PADDING", "PROMPT", "PairBatch", "PairCollator", "split_sides"]
+__all__ = ["PairBatch", "PairCollator", "split_sides"]
 
-PADDING, PROMPT, CHOSEN, REJECTED = -1, 0, 1, 2  # what a token is part of
+REJECTED = PARTS - 1  # after the prompt and the chosen response
+# What a token costs by itself, in others that it looks at: 6 d of a small Llama, whose attention weighs most.
+ALONE = 4096
 NO_TOKEN = -1  # of a sequence that is shorter than the others
 
 
 class PairBatch(TypedDict):
     """B pairs in R rows of T tokens, right padded, and the n response tokens to score, pair by pair.
 
-    Rows are the B pairs where prompts are shared; else 2B, the chosen sequence of each pair before the rejected one.
+    Where prompts are shared, a row holds one pair or several; else there are 2B rows, the chosen sequence of each pair
+    before the rejected one.
     """
 
     input_ids: Tensor  # [R, T] int64
@@ -32,7 +38,8 @@ class PairBatch(TypedDict):
     row: Tensor  # [n] int64, 2 i for the chosen response of pair i, 2 i + 1 for the rejected one
     counts: list[int]  # [2B], how many of the n each response has
     # Where prompts are shared:
-    parts: NotRequired[Tensor]  # [R, T] int64: prompt 0, chosen 1, rejected 2, padding -1
+    parts: NotRequired[Tensor]  # [R, T] int64: 3 k, 3 k + 1, 3 k + 2 for the parts of a row's k-th pair, or PADDING
+    starts: NotRequired[list[int]]  # [B], which of the R T tokens is the first of each pair; the others follow it
     # [2B, L] int64, which of the R T tokens each sequence consists of; on the left NO_TOKEN, so that all end together
     sequences: NotRequired[Tensor]
     within: NotRequired[Tensor]  # [n] int64, as `at`, among the 2B L tokens of sequences
@@ -43,7 +50,8 @@ class PairBatch(TypedDict):
 class PairCollator:
     """Collate rows of prompt_ids, chosen_ids, rejected_ids; raises DualHeadError without a pad token id.
 
-    share_prompt: write a prompt once for both responses. Whoever reads such rows needs masks made from `parts`.
+    share_prompt: write a prompt once for both responses, and pairs one after the other where that saves padding.
+    Whoever reads such rows needs masks made from `parts`.
     """
 
     pad_token_id: int
@@ -56,49 +64,89 @@ class PairCollator:
             )
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> PairBatch:
-        """Lay out pairs in rows as long as the longest."""
+        """Lay out pairs in rows."""
         lengths = torch.tensor([[len(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")] for row in rows])
-        both = [row["prompt_ids"] + row[f"{side}_ids"] for row in rows for side in ("chosen", "rejected")]
-        layout = torch.stack([lengths[:, [0, 1]], lengths[:, [0, 2]]], 1).flatten(0, 1)  # [2B, prompt and response]
-        scored = _scored(layout, max(map(len, both)))
-        ids = (
-            [row["prompt_ids"] + row["chosen_ids"] + row["rejected_ids"] for row in rows] if self.share_prompt else both
-        )
-        width = max(map(len, ids))
-        input_ids = torch.tensor([row + [self.pad_token_id] * (width - len(row)) for row in ids])
-        parts = _parts(lengths if self.share_prompt else layout, width)
+        both = torch.stack([lengths[:, [0, 1]], lengths[:, [0, 2]]], 1).flatten(0, 1)  # [2B, prompt and response]
+        longest = int(both.sum(1).max())
+        scored = _scored(both, longest)
         batch: Any = {
-            "input_ids": input_ids,
-            "position_ids": _positions(lengths if self.share_prompt else layout, width).masked_fill(
-                parts == PADDING, 0
-            ),
-            "at": scored,
-            "row": torch.arange(2 * len(lengths)).repeat_interleave(layout[:, 1]),
+            "row": torch.arange(2 * len(lengths)).repeat_interleave(both[:, 1]),
             "counts": lengths[:, 1:].flatten().tolist(),
         }
-        following = scored + 1
-        if self.share_prompt:
-            sequences, shift = _sequences(lengths, width, max(map(len, both)))
-            within = scored + shift.repeat_interleave(layout[:, 1])
-            batch |= {"parts": parts, "sequences": sequences, "within": within, "at": sequences.flatten()[within]}
-            batch["tail"] = int(lengths[:, 1:].max()) + 1  # a response's tokens, and what predicts the first of them
-            following = sequences.flatten()[within + 1]
-        return batch | {"labels": input_ids.flatten()[following]}
+        if not self.share_prompt:
+            texts = [row["prompt_ids"] + row[f"{side}_ids"] for row in rows for side in ("chosen", "rejected")]
+            batch |= self._laid_out(texts, both, _apart(len(texts), longest))
+            del batch["parts"]
+            return batch | {"at": scored, "labels": batch["input_ids"].flatten()[scored + 1]}
+        laid = _packed(lengths.sum(1).tolist())
+        texts = [row["prompt_ids"] + row["chosen_ids"] + row["rejected_ids"] for row in rows]
+        sequences, shift = _sequences(lengths, torch.tensor(laid.starts), longest)
+        within = scored + shift.repeat_interleave(both[:, 1])
+        batch |= self._laid_out(texts, lengths, laid)
+        return batch | {
+            "starts": laid.starts,
+            "sequences": sequences,
+            "within": within,
+            "at": sequences.flatten()[within],
+            "labels": batch["input_ids"].flatten()[sequences.flatten()[within + 1]],
+            "tail": int(lengths[:, 1:].max()) + 1,  # a response's tokens, and what predicts the first of them
+        }
+
+    def _laid_out(self, texts: list[list[int]], lengths: Tensor, laid: "_Rows") -> dict[str, Tensor]:
+        """Texts of lengths [texts, parts], each where it starts: ids, positions and parts, [R, T]."""
+        whole, starts = lengths.sum(1), torch.tensor(laid.starts)
+        text = torch.arange(len(texts)).repeat_interleave(whole)
+        part = torch.arange(lengths.shape[1]).repeat(len(texts)).repeat_interleave(lengths.flatten())
+        inside = torch.arange(len(text)) - (whole.cumsum(0) - whole)[text]
+        at = starts[text] + inside
+
+        def rows(values: Tensor, filler: int) -> Tensor:
+            return torch.full((laid.count * laid.width,), filler).index_copy(0, at, values).view(laid.count, laid.width)
+
+        return {
+            "input_ids": rows(torch.tensor([token for ids in texts for token in ids]), self.pad_token_id),
+            # A rejected response goes on where the prompt ends, past the chosen one.
+            "position_ids": rows(inside - lengths[text, 1] * (part == REJECTED), 0),
+            "parts": rows(part + PARTS * torch.tensor(laid.places)[text], PADDING),
+        }
 
 
-def _parts(layout: Tensor, width: int) -> Tensor:
-    """What each token is part of, [R, T], from the lengths of the parts [R, parts]."""
-    ends = layout.cumsum(1)  # [R, parts]
-    part = (torch.arange(width)[None, :, None] >= ends[:, None, :]).sum(-1)
-    return part.masked_fill(part == layout.shape[1], PADDING)
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of `width` tokens: which of all is the first of each text, and how many texts are before it in its row."""
+
+    count: int
+    width: int
+    starts: list[int]
+    places: list[int]
 
 
-def _positions(layout: Tensor, width: int) -> Tensor:
-    """Positions in a token's own sequence, [R, T]: every response goes on where the prompt ends."""
-    at, starts = torch.arange(width).expand(len(layout), width), layout.cumsum(1) - layout
-    if layout.shape[1] == 3:  # the rejected response, past the chosen one
-        at = at - layout[:, 1:2] * (at >= starts[:, 2:])
-    return at
+def _apart(texts: int, width: int) -> _Rows:
+    """A row for each."""
+    return _Rows(texts, width, [i * width for i in range(texts)], [0] * texts)
+
+
+def _packed(lengths: list[int]) -> _Rows:
+    """Rows about as long as the longest text, twice or four times as long, whichever a decoder runs in least time.
+
+    Padding costs what tokens cost; longer rows hold less of it, and attention grows with their length.
+    """
+    total, longest = sum(lengths), max(lengths)
+    layouts = [_balanced(lengths, -(-total // (times * longest))) for times in (1, 2, 4)]
+    return min(layouts, key=lambda rows: rows.count * rows.width * (ALONE + rows.width))
+
+
+def _balanced(lengths: list[int], count: int) -> _Rows:
+    """The longest text first, each into the row that has the fewest tokens so far."""
+    rows, held = [(0, row) for row in range(count)], [0] * count  # tokens, and texts
+    put, places = [(0, 0)] * len(lengths), [0] * len(lengths)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        tokens, row = put[i] = rows[0]
+        places[i] = held[row]
+        held[row] += 1
+        heapreplace(rows, (tokens + lengths[i], row))
+    width = max(tokens for tokens, _ in rows)
+    return _Rows(count, width, [row * width + tokens for tokens, row in put], places)
 
 
 def _scored(layout: Tensor, width: int) -> Tensor:
@@ -107,8 +155,8 @@ def _scored(layout: Tensor, width: int) -> Tensor:
     return ((at >= ends[:, :1] - 1) & (at < ends[:, 1:] - 1)).flatten().nonzero().flatten()
 
 
-def _sequences(lengths: Tensor, width: int, longest: int) -> tuple[Tensor, Tensor]:
-    """Which of the B width tokens of rows [prompt | chosen | rejected] make each sequence, and how far it is shifted.
+def _sequences(lengths: Tensor, starts: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Which tokens make each sequence, where each [prompt | chosen | rejected] starts, and how far it is shifted.
 
     [2B, longest], NO_TOKEN on the left; and [2B], so that all sequences end at the right.
     """
@@ -116,7 +164,7 @@ def _sequences(lengths: Tensor, width: int, longest: int) -> tuple[Tensor, Tenso
     shift = longest - prompt - torch.cat([chosen, rejected], 1)  # [B, 2, 1]
     at = torch.arange(longest) - shift
     passed = torch.tensor([0, 1])[:, None] * chosen * (at >= prompt)  # [B, 2, L], tokens of the other response
-    own = torch.arange(len(lengths))[:, None, None] * width + at + passed
+    own = starts[:, None, None] + at + passed
     return own.masked_fill(at < 0, NO_TOKEN).flatten(0, 1), shift.flatten()
 
 

@@ -6,6 +6,7 @@ Files are mapped into memory, so a pair costs the reading of its own rows. It kn
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def _ids(shard: Any, rows: slice) -> Tensor:
 class FeatureCollator:
     """Collate pairs of a `FeatureSet` into a PairBatch with "hidden" [R, T, d] and "layers" instead of input_ids.
 
-    positions "response": all tokens to score in one row, [1, n, d]; "all": a row per pair, padded to the longest.
+    positions "response": all tokens to score in one row, [1, n, d]; "all": in rows as `PairCollator` lays out pairs.
     """
 
     positions: str
@@ -188,7 +189,7 @@ class FeatureCollator:
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Lay out pairs as `PairCollator` does, or one after the other."""
         batch: dict[str, Any] = _flat(pairs) if self.positions == RESPONSE else _padded(pairs)
-        join = _joined if self.positions == RESPONSE else _stacked
+        join = _joined if self.positions == RESPONSE else partial(_placed, batch)
         batch["hidden"] = join([pair["hidden"] for pair in pairs])
         last: dict[int, Tensor] = {}
         for i in pairs[0]["layers"]:
@@ -221,5 +222,9 @@ def _joined(rows: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(rows))[None]
 
 
-def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+def _placed(batch: dict[str, Any], rows: Sequence[Tensor]) -> Tensor:
+    """Each pair's hidden states where its tokens are, [R, T, d]."""
+    placed = rows[0].new_zeros(batch["parts"].numel(), rows[0].shape[1])
+    for start, own in zip(batch["starts"], rows, strict=True):
+        placed[start : start + len(own)] = own
+    return placed.view(*batch["parts"].shape, -1)

@@ -194,10 +194,10 @@ def _own_rows(batch: PairBatch, lengths: Tensor, layout: Layout) -> list[Tensor]
     """Where each pair's rows are among the R T tokens of its batch."""
     if layout.positions != ALL:
         return list(batch["at"].split(lengths[:, 1:].sum(1).tolist()))
-    width = batch["input_ids"].shape[1]
-    if "parts" in batch:
-        return [torch.arange(i * width, i * width + n) for i, n in enumerate(lengths.sum(1).tolist())]
-    own = []
+    if "starts" in batch:
+        spans = zip(batch["starts"], lengths.sum(1).tolist(), strict=True)
+        return [torch.arange(start, start + tokens) for start, tokens in spans]
+    width, own = batch["input_ids"].shape[1], []
     for i, (prompt, chosen, rejected) in enumerate(lengths.tolist()):
         first, second = 2 * i * width, (2 * i + 1) * width + prompt
         own.append(torch.cat([torch.arange(first, first + prompt + chosen), torch.arange(second, second + rejected)]))
