@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from files import word_tokenizer
-from models import ARCHITECTURES, VOCAB, tiny_lm
+from models import ARCHITECTURES, HIDDEN, VOCAB, tiny_lm
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, T5Config, T5ForConditionalGeneration
 
@@ -343,3 +343,28 @@ def test_logits_that_are_a_product_and_nothing_else_have_a_matrix():
 @pytest.mark.parametrize("architecture", ["gemma2", "granite", "cohere", "phi"])
 def test_soft_capping_scales_and_biases_leave_no_matrix(architecture):
     assert Backbone(tiny_lm(architecture)).matrix() is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "phi", "gemma2", "granite", "cohere"])
+def test_the_model_is_run_for_its_head_alone_only_where_something_follows_it(architecture, monkeypatch):
+    lm = tiny_lm(architecture)
+    backbone, hidden = Backbone(lm), 30 * torch.randn(1, 3, HIDDEN)
+    through = backbone._through_model(hidden)
+    backbone.logits(hidden)  # found out
+    asked = []
+    monkeypatch.setattr(Backbone, "_through_model", lambda self, x: asked.append(x) or through)
+    assert torch.equal(backbone.logits(hidden), through)
+    assert bool(asked) == (architecture in ("gemma2", "granite", "cohere"))
+
+
+@torch.no_grad()
+def test_a_head_that_is_no_plain_layer_answers_through_the_model():
+    class Quantised(torch.nn.Linear):
+        pass
+
+    lm = tiny_lm("llama")
+    lm.lm_head = Quantised(HIDDEN, VOCAB, bias=False)
+    backbone, hidden = Backbone(lm), torch.randn(1, 3, HIDDEN)
+    assert torch.equal(backbone.logits(hidden), lm.lm_head(hidden))
+    assert backbone._nothing_follows is None

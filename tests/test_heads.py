@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dual_head import DualHeadError, heads
-from dual_head.heads import CausalGate, LinearMap, require_not_negative, require_positive
+from dual_head.heads import CausalGate, LinearMap, require_not_negative, require_positive, weighted_sum
 from dual_head.hidden_states import Features
 from dual_head.masks import causal_mask
 
@@ -51,6 +51,67 @@ def test_its_matrix_is_what_it_does(rank):
     some = a_map(4, 5, rank=rank, init_std=0.3)
     assert some.matrix().shape == (5, 4)
     torch.testing.assert_close(some(torch.eye(4)), some.matrix().T)
+
+
+# ---- several maps of one input, added up -------------------------------------------------------------------
+
+
+def low_maps(**options) -> list[LinearMap]:
+    return [a_map(4, 5, rank=rank, seed=rank, init_std=0.3, **options) for rank in (2, 3)]
+
+
+def one_by_one(maps: list[LinearMap], x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return sum(weights[..., i, None] * own(x) for i, own in enumerate(maps))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(3,), (2, 1)], ids=["tokens", "rows of a token"])
+def test_a_weighted_sum_of_low_rank_maps_is_theirs_one_by_one(shape):
+    maps, x, weights = low_maps(), torch.randn(*shape, 4), torch.randn(*shape, 2)
+    torch.testing.assert_close(weighted_sum(maps, x, weights), one_by_one(maps, x, weights))
+    weights[0] = 0
+    assert (weighted_sum(maps, x, weights)[0] == 0).all()
+
+
+@torch.no_grad()
+def test_a_weighted_sum_follows_maps_that_are_written_exchanged_or_left_out():
+    maps, x, weights = low_maps(), torch.randn(3, 4), torch.ones(1, 2)
+    weighted_sum(maps, x, weights)
+    maps[0].up.weight.mul_(2)
+    torch.testing.assert_close(weighted_sum(maps, x, weights), one_by_one(maps, x, weights))
+    maps[1].down.weight.data = torch.randn(3, 4)
+    torch.testing.assert_close(weighted_sum(maps, x, weights), one_by_one(maps, x, weights))
+    maps[0].double(), maps[1].double()
+    assert weighted_sum(maps, x, weights).dtype == torch.float64
+    three = [*maps, a_map(4, 5, rank=1, seed=7, init_std=0.3).double()]
+    torch.testing.assert_close(
+        weighted_sum(three, x.double(), torch.ones(1, 3)), one_by_one(three, x.double(), torch.ones(1, 3))
+    )
+    assert weighted_sum(maps, x, weights).shape == (3, 5)  # the first two alone again
+
+
+@torch.no_grad()
+def test_maps_are_copied_once_for_as_long_as_nothing_changes(monkeypatch):
+    made, real = [], heads.Stacked
+    monkeypatch.setattr(heads, "Stacked", lambda maps: made.append(1) or real(maps))
+    maps, x, weights = low_maps(), torch.randn(3, 4), torch.ones(1, 2)
+    for _ in range(3):
+        weighted_sum(maps, x, weights)
+    assert made == [1]
+
+
+@pytest.mark.parametrize("options", [{"bias": True}, {"rank": None}])
+def test_maps_that_have_no_two_products_in_common_are_not_added_up(options):
+    maps = [*low_maps(), a_map(4, 5, **{"rank": 2, **options})]
+    with torch.no_grad():
+        assert weighted_sum(maps, torch.randn(3, 4), torch.ones(1, 3)) is None
+        assert weighted_sum(maps[:1], torch.randn(3, 4), torch.ones(1, 1)) is None
+    assert weighted_sum(maps[:2], torch.randn(3, 4), torch.ones(1, 2)) is None  # somebody wants a gradient
+
+
+def test_maps_made_in_inference_are_not_added_up():
+    with torch.inference_mode():
+        assert weighted_sum(low_maps(), torch.randn(3, 4), torch.ones(1, 2)) is None
 
 
 @pytest.mark.parametrize(

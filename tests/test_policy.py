@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from models import ARCHITECTURES, VOCAB, guided_lm
+from models import ARCHITECTURES, HIDDEN, VOCAB, guided_lm
 from torch import Tensor
 
 from dual_head import DualHeadError, RewardHeadConfig
@@ -13,6 +13,7 @@ from dual_head.guides import Guide, GuideConfig, States
 from dual_head.guides.hidden import Hidden, HiddenConfig
 from dual_head.guides.linear import Linear, LinearConfig
 from dual_head.guides.reward_head import RewardHead
+from dual_head.heads import weighted_sum
 from dual_head.policy import Voice, distributions
 from dual_head.transfer import UNMAPPED, Transfer
 
@@ -154,6 +155,30 @@ def test_a_step_of_generation_is_one_product_for_any_number_of_edits(names, monk
     monkeypatch.setattr(model.backbone, "logits", lambda hidden: calls.append(hidden.shape) or own(hidden))
     model.generate(torch.tensor([[5, 6, 7]]), do_sample=False, max_new_tokens=4)
     assert calls == [(1, 1, 32)] * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("new", [3, 1], ids=["of a prompt", "of a step"])
+def test_edits_added_up_are_the_sum_of_edits_one_by_one(new, monkeypatch):
+    configs = {
+        "gated": HiddenConfig(rank=2, gate="attention", init_std=1.0),
+        "plain": HiddenConfig(rank=3, init_std=1.0),
+    }
+    model, added, real = guided_lm(configs), [], weighted_sum
+    ids, alpha = torch.tensor([[5, 6, 7], [8, 9, 4]])[:, :new], {"gated": [0.5, 0.0], "plain": [0.0, 2.0]}
+    monkeypatch.setattr("dual_head.policy.weighted_sum", lambda *given: added.append(real(*given)) or added[-1])
+    together = model(ids, alpha=alpha).logits
+    assert [x.shape for x in added] == [(2, new, HIDDEN)]
+    monkeypatch.setattr("dual_head.policy.weighted_sum", lambda *given: None)
+    torch.testing.assert_close(together, model(ids, alpha=alpha).logits)
+
+
+def test_edits_of_other_hidden_states_are_not_added_up(monkeypatch):
+    monkeypatch.setattr("dual_head.policy.weighted_sum", None)  # nobody may ask for it
+    with torch.no_grad():
+        one, other = editor(torch.ones(1, 1)), editor(torch.ones(1, 1), hidden=2 * H)
+        z = distributions(Counting(), [one, other], H)["policy"]
+    assert z.tolist() == [[1 + 2 + 4, 2 + 1 + 2, 3 + 3 + 6]]
 
 
 # ---- what one guide says -----------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -86,7 +85,7 @@ class Decoder(nn.Module):
         # Not a submodule: it shares every weight with `lm` and must not be saved or counted twice.
         self._head_only = (_without_decoder(lm),)
         accepted = inspect.signature(lm.base_model.forward).parameters
-        self._plain: bool | None = None
+        self._nothing_follows: bool | None = None
         self._takes_positions = "position_ids" in accepted
         self.num_layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
 
@@ -170,24 +169,35 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into the model's logits [..., V], soft-capping and scales included."""
         batched = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
-        out = self._head_only[0](input_ids=None, inputs_embeds=batched, use_cache=False, return_dict=True).logits
+        head: Any = self.lm.get_output_embeddings()
+        # The model's own forward, for its head alone, costs a token as much as a small product.
+        out = head(batched) if self._ends_with(head) else self._through_model(batched)
         return out if hidden.dim() == 3 else out.view(*hidden.shape[:-1], out.shape[-1])
 
     def matrix(self) -> Tensor | None:
-        """W [V, d] where logits are W h and nothing else; None where a bias, a scale or soft-capping comes after it.
+        """W [V, d] where logits are W h and nothing else; None where a bias, a scale or soft-capping comes after it."""
+        head: Any = self.lm.get_output_embeddings()
+        plain = type(head) is nn.Linear and head.bias is None and self._ends_with(head)
+        return head.weight.detach() if plain else None
+
+    def _through_model(self, hidden: Tensor) -> Tensor:
+        return self._head_only[0](input_ids=None, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
+
+    def _ends_with(self, head: Any) -> bool:
+        """Whether logits are what the lm_head says, with no scale or soft-capping after it.
 
         Tried rather than looked up, once, on a hidden state whose logits are large enough for anything to show.
         """
-        head: Any = self.lm.get_output_embeddings()
-        if type(head) is not nn.Linear or head.bias is not None:
-            return None
-        weight = head.weight.detach()
-        if self._plain is None:
-            loud = (LOUD * weight[:1].float() / weight[0].float().square().sum()).to(weight.dtype)
+        if self._nothing_follows is None and not torch.compiler.is_compiling():
+            weight = head.weight.detach()
+            # Quantised, sharded and offloaded ones answer through the model.
+            if type(head) is not nn.Linear or type(weight) is not Tensor or weight.is_meta:
+                return False
+            loud = (LOUD * weight[:1].float() / weight[0].float().square().sum()).to(weight.dtype)[None]
             with torch.no_grad():
-                apart = (self.logits(loud).float() - F.linear(loud, weight).float()).abs().max()
-            self._plain = bool(apart < LOUD / 100)
-        return weight if self._plain else None
+                apart = (self._through_model(loud).float() - head(loud).float()).abs().max()
+            self._nothing_follows = bool(apart < LOUD / 100)
+        return bool(self._nothing_follows)
 
     def fingerprint(self) -> Fingerprint:
         """Name this model by its sizes and a few values of every weight; the same in any floating dtype."""

@@ -87,21 +87,24 @@ class Room:
 
     def is_of(self, layers: Sequence[Any], new: int) -> bool:
         """Whether the layers still hold what they were given here, and `new` more tokens fit."""
-        same = all(layer.keys is k and layer.values is v for layer, (k, v) in zip(layers, self._held, strict=True))
+        for layer, (keys, values) in zip(layers, self._held, strict=True):
+            if layer.keys is not keys or layer.values is not values:
+                return False
         frozen = self._keys.is_inference() and not torch.is_inference_mode_enabled()
-        return same and not frozen and self.length + new <= self._keys.shape[-2]
+        return not frozen and self.length + new <= self._keys.shape[-2]
 
     def append(self, layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """Write keys and values [layers B, heads, T, width], of which the layers keep the first `keep`; return all."""
-        end = self.length + keys.shape[-2]
-        self._keys[:, :, self.length : end] = keys
-        self._values[:, :, self.length : end] = values
+        new = keys.shape[-2]  # once a layer and token, so with as few calls of torch as can be
+        self._keys.narrow(2, self.length, new).copy_(keys)
+        self._values.narrow(2, self.length, new).copy_(values)
+        all_keys, all_values = (x.narrow(2, 0, self.length + new) for x in (self._keys, self._values))
         self.length += keep
-        held = [x[:, :, : self.length].chunk(len(layers)) for x in (self._keys, self._values)]
-        self._held = list(zip(*held, strict=True))
+        held = [x if keep == new else x.narrow(2, 0, self.length) for x in (all_keys, all_values)]
+        self._held = list(zip(*(x.chunk(len(layers)) for x in held), strict=True)) if len(layers) > 1 else [tuple(held)]
         for layer, (own_keys, own_values) in zip(layers, self._held, strict=True):
             layer.keys, layer.values = own_keys, own_values
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        return all_keys, all_values
 
 
 _ROOMS: WeakKeyDictionary[DynamicLayer, Room] = WeakKeyDictionary()  # by the first of the layers

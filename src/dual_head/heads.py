@@ -3,7 +3,9 @@
 They know hidden states and a slot of the cache; losses, alphas and whole guides are elsewhere.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
 from dual_head.hidden_states import Features
 from dual_head.masks import causal_mask
+from dual_head.rows import product
 
 # Bytes that a gate's attention may keep for its backward pass. Where sequences are longer it is computed again, so many
 # rows at a time as take no more; at the length of a dialogue that would be a twentieth of a step for nothing.
@@ -72,6 +75,58 @@ class LinearMap(nn.Module):
     def matrix(self) -> Tensor:
         """W [out, in], multiplied out."""
         return self.up.weight if self.down is None else self.up.weight @ self.down.weight
+
+
+class Stacked:
+    """Copies of the matrices of low-rank maps, for their weighted sum in two products where each would take two.
+
+    sum_k w_k B_k A_k x = [B_1 | ... | B_K] (w * [A_1; ...; A_K] x)
+    """
+
+    def __init__(self, maps: Sequence[LinearMap]):
+        self._of = [(x, x._version, x.data_ptr()) for x in _matrices(maps)]
+        matrices = [x.detach() for x, *_ in self._of]
+        self._down, self._up = torch.cat(matrices[::2]), torch.cat(matrices[1::2], 1)
+        ranks = torch.tensor([len(x) for x in matrices[::2]], device=self._down.device)
+        self._column = torch.arange(len(maps), device=self._down.device).repeat_interleave(ranks)
+
+    def is_of(self, maps: Sequence[LinearMap]) -> bool:
+        """Whether these are the maps that were copied, and nothing was written into them since."""
+        own = _matrices(maps)
+        return len(own) == len(self._of) and all(
+            x is y and x._version == version and x.data_ptr() == place
+            for x, (y, version, place) in zip(own, self._of, strict=True)
+        )
+
+    def sum(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Map x [..., in] to [..., out]; weights [..., K], in the order of the maps."""
+        code = product(x.to(self._down.dtype), self._down)
+        return product((code * weights[..., self._column]).to(code.dtype), self._up)
+
+
+def _matrices(maps: Sequence[LinearMap]) -> list[Tensor]:
+    """A_1 [r, in], B_1 [out, r], A_2, ..."""
+    return [layer.weight for own in maps for layer in (own.down, own.up) if layer is not None]
+
+
+_STACKED: WeakKeyDictionary[LinearMap, Stacked] = WeakKeyDictionary()  # by the first of the maps
+
+
+def weighted_sum(maps: Sequence[LinearMap], x: Tensor, weights: Tensor) -> Tensor | None:
+    """Compute sum_k w_k B_k A_k x of x [..., in] and weights [..., K], as `Stacked` does.
+
+    None where that is no help: with a gradient, of a single map, of full ranks, biases or several dtypes.
+    """
+    matrices = _matrices(maps)
+    low = len(maps) > 1 and len(matrices) == 2 * len(maps) and all(own.up.bias is None for own in maps)
+    if not low or torch.is_grad_enabled():
+        return None
+    if len({(own.dtype, own.device) for own in matrices}) > 1 or any(own.is_inference() for own in matrices):
+        return None
+    stacked = _STACKED.get(maps[0])
+    if stacked is None or not stacked.is_of(maps):
+        stacked = _STACKED[maps[0]] = Stacked(maps)
+    return stacked.sum(x, weights)
 
 
 class CausalGate(nn.Module):

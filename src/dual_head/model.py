@@ -221,9 +221,10 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, G
 
     def voices(self, states: Mapping[str, States], strengths: Tensor) -> list[Voice]:
         """Every acting guide at n tokens: its states, and its column of strengths [n or 1, acting guides]."""
+        alphas = strengths.unsqueeze(-1).unbind(-2)
         return [
-            Voice(self.guide(name), own, strengths[..., i, None], self.transfer(name))
-            for i, (name, own) in enumerate(states.items())
+            Voice(self.guide(name), own, alpha, self.transfer(name))
+            for (name, own), alpha in zip(states.items(), alphas, strict=True)
         ]
 
     def forward(
@@ -277,7 +278,8 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, G
         hidden, states = encoded.hidden, encoded.states
         if tokens.shape[1] > 1:  # of a single token all is kept
             hidden = hidden[:, keep]
-            states = {name: {key: x[:, keep] for key, x in own.items()} for name, own in states.items()}
+            kept = lambda x: hidden if x is encoded.hidden else x[:, keep]  # noqa: E731 - one tensor stays one
+            states = {name: {key: kept(x) for key, x in own.items()} for name, own in states.items()}
         return CausalLMOutputWithPast(
             logits=self.distributions(hidden, states, strengths.to(hidden.device))["policy"],
             past_key_values=past_key_values,

@@ -18,6 +18,7 @@ from dual_head.backbone import Decoder
 from dual_head.errors import DualHeadError
 from dual_head.fusion import Term, fuse
 from dual_head.guides import Guide, States
+from dual_head.heads import weighted_sum
 from dual_head.transfer import Transfer
 
 
@@ -223,7 +224,24 @@ def _reward(guides: Sequence[Guide], said: Products, i: int) -> Tensor:
 
 def _edited(hidden: Tensor, editing: Sequence[Voice]) -> Tensor:
     """h + sum_k w_k edit_k, [n, d], in the backbone's dtype; a row whose weights are 0 keeps its bits."""
+    added = _added_up(editing)
+    if added is not None:
+        return (hidden + added).to(hidden.dtype)
     edited = hidden
     for voice in editing:
         edited = edited + voice.weight * voice.guide.edit(voice.states)
     return edited.to(hidden.dtype)
+
+
+def _added_up(editing: Sequence[Voice]) -> Tensor | None:
+    """sum_k w_k edit_k at once, where all edits are maps of one hidden state that can be; else None."""
+    if len(editing) < 2 or torch.compiler.is_compiling():  # a graph makes its own of what is one by one
+        return None
+    x = editing[0].states.get("hidden")
+    maps = [own for voice in editing if (own := voice.guide.edit_map) is not None]
+    weights = [weight for voice in editing if isinstance(weight := voice.weight, Tensor)]
+    if x is None or len(maps) < len(editing) or len(weights) < len(editing):
+        return None
+    if any(voice.states["hidden"] is not x for voice in editing):
+        return None
+    return weighted_sum(maps, x, torch.cat(torch.broadcast_tensors(*weights), -1))

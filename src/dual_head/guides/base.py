@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dual_head.backbone import Backbone, BackboneShape
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
+from dual_head.heads import LinearMap
 from dual_head.hidden_states import Features
 from dual_head.joint import Changes
 from dual_head.options import build
@@ -159,6 +160,11 @@ class Guide(nn.Module, ABC):
     def edit(self, states: States) -> Tensor:
         """Return what is added to the hidden state: token-local states [n, *] to [n, d]."""
         raise NotImplementedError(f"{type(self).__name__} speaks in the vocabulary")
+
+    @property
+    def edit_map(self) -> LinearMap | None:
+        """The map of states["hidden"] that `edit` is; None where it is more. Those of several guides are added up."""
+        return None
 
     def base_logits(self, states: States) -> Tensor | None:
         """Return the backbone's logits [n, V] where the guide has computed them, so that nobody does so again."""

@@ -70,6 +70,11 @@ class Hidden(Guide):
         """U V h_t + b, [n, d] to [n, d]."""
         return self.change(states["hidden"])
 
+    @property
+    def edit_map(self) -> LinearMap:
+        """U V and b."""
+        return self.change
+
     def linear_map(self) -> tuple[Tensor, Tensor | None]:
         """U V and b, where there is no gate."""
         if self.causal_gate is not None:
