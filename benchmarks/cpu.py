@@ -12,32 +12,27 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from time import perf_counter
 from typing import Any
 
+import decoding
 import ours
 import peers
 import report
 import torch
-from job import PAD, PROMPT, SEQUENCE, TRIPLES, VOCAB, language_model, padded, pairs, prompts, reward_model
-from measure import Timing, compare, machine, peak_memory
-from transformers.generation.streamers import BaseStreamer
+from decoding import NEW
+from job import PAD, PROMPT, SEQUENCE, TRIPLES, VOCAB, language_model, padded, pairs, prompts
+from measure import BF16, KIND, compare, machine, peak_memory
+from report import faster, quarters, times_of
 
 from dual_head import PairCollator, method
-from dual_head.export import merge
 from dual_head.training import ByLength
 
 RUNS = 5
-NEW = 32  # decoded tokens
 NAIVE, TRL = "naive Dual-Head", "TRL DPO, LoRA, reference precomputed"
 BATCH = 4
-# A processor without products in bf16 has tables of its own, and no rows of them: there they are slower than fp32.
-BF16 = "AVX512" in torch.backends.cpu.get_cpu_capability()
-KIND = "" if BF16 else f"-{torch.backends.cpu.get_cpu_capability().lower()}"
 PRECISIONS = (False, True) if BF16 else (False,)  # whether products are in bf16
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # set as the dual-head command sets it, for every side alike
 
@@ -48,6 +43,9 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all of them where none is named")
     parser.add_argument("--runs", type=int, default=RUNS, help="counted rounds of every comparison")
     parser.add_argument("--every_peer", action="store_true", help="TRL in every variant, six minutes more")
+    parser.add_argument(
+        "--new_tokens", type=int, default=NEW, help="decoded tokens; others than these have tables of their own"
+    )
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)  # one side, in a process of its own
     args = parser.parse_args()
     if HUGE_PAGES not in os.environ:  # torch reads it at its first tensor, and to import a library can make one
@@ -59,7 +57,8 @@ def main() -> None:
         return
     for name in args.sections or SECTIONS:
         print(f"{name} ...", flush=True)
-        more = {"every_peer": True} if args.every_peer and name == "training-full" else {}
+        more: dict[str, Any] = {"every_peer": True} if args.every_peer and name == "training-full" else {}
+        more |= {"new": args.new_tokens} if name == "decoding" else {}
         for section in SECTIONS[name](args.runs, **more):
             if isinstance(section, report.Section):
                 report.collect(section, machine().as_dict())
@@ -124,7 +123,7 @@ def _steps(runs: int):
             times = compare({"ours": step.cached(), "bare": step.bare}, runs=rounds)
             own, bare = times["ours"], times["bare"]
             kept = f"{label}, {'bf16 products' if bf16 else 'fp32'}"
-            table.append((kept, own.median * 1000, bare.median * 1000, _quarters(own, bare)))
+            table.append((kept, own.median * 1000, bare.median * 1000, quarters(own, bare)))
     yield report.Section(
         name=f"steps{KIND}",
         columns=("one step from kept hidden states on 4 pairs", "ms", "three bare products, ms", "x bare products"),
@@ -134,37 +133,12 @@ def _steps(runs: int):
     )
 
 
-def _quarters(side: Timing, of: Timing) -> str:
-    ratios = _ratios(side, of)
-    low, middle, high = (ratios[i * (len(ratios) - 1) // 4] for i in (1, 2, 3))
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
-
-
 def typical(kind: str) -> list[dict[str, list[int]]]:
     """Four pairs whose lengths add up to four times the average: of 500 draws, the closest."""
     draws = [pairs(kind, BATCH, seed) for seed in range(500 if kind == "hh" else 1)]  # type: ignore[arg-type]
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     totals = torch.tensor([[sum(len(row[c]) for row in rows) for c in columns] for rows in draws]).float()
     return draws[int((totals - totals.mean(0)).div(totals.mean(0)).norm(dim=1).argmin())]
-
-
-def faster(side: Timing, than: Timing) -> str:
-    """How many times faster than another side: median, smallest and largest of the rounds."""
-    return _spread(_ratios(than, side))
-
-
-def times_of(side: Timing, of: Timing) -> str:
-    """How many times the time of another side."""
-    return _spread(_ratios(side, of))
-
-
-def _ratios(side: Timing, of: Timing) -> list[float]:
-    """Times of one side in those of another in the same round, the smallest first."""
-    return sorted(a / b for a, b in zip(side.seconds, of.seconds, strict=True))
-
-
-def _spread(ratios: list[float]) -> str:
-    return f"{ratios[len(ratios) // 2]:.3g} ({ratios[0]:.3g} to {ratios[-1]:.3g})"
 
 
 def _padding(_runs: int):
@@ -273,107 +247,14 @@ def _point(
     }
 
 
-# ---- decoding --------------------------------------------------------------------------------------------
-
-
-def _decoding(runs: int):
-    lm, judge = language_model(), reward_model()
-    lm.lm_head.requires_grad_(False)
-    with tempfile.TemporaryDirectory() as folder:
-        head, many = ours.full_head(lm), ours.hidden_guides(lm, 4)
-        constant = method("iav").with_options({"guide.init_std": 0.01})
-        plain = ours.AlignedModel.from_backbone(lm, constant.guides())
-        merged = merge(plain)
-        arm, args = ours.genarm(lm), ours.args(lm, judge, f"{folder}/judge", 10)
-        for batch in (1, 8):
-            ids = prompts(batch, PROMPT)
-            alphas = {f"objective_{i}": torch.linspace(0.1, 1, batch).tolist() for i in range(4)}
-            second = torch.zeros(VOCAB, lm.config.hidden_size)
-            x = torch.ones(batch, lm.config.hidden_size)
-
-            def bound(streamer, ids=ids, second=second, x=x):
-                peers.plain_generate(lm, ids, NEW, streamer)
-                for _ in range(NEW):
-                    torch.mm(x, second.T)
-
-            sides = {
-                "the backbone's own generate": partial(peers.plain_generate, lm, ids, NEW),
-                "merged": partial(peers.plain_generate, merged, ids, NEW),
-                "four hidden-space guides, alpha per row": ours.generation(many, ids, NEW, alpha=alphas),
-                "reward head and gate": ours.generation(head, ids, NEW),
-                "  bound: a second vocabulary product": bound,
-                "GenARM, shared weights": ours.generation(arm, ids, NEW),
-                "  peer: two models in turn": partial(peers.genarm_two_models, lm, lm, ids, NEW, 1.0),
-                "ARGS, 10 candidates": ours.generation(args, ids, NEW),
-                "  peer: k forwards in turn": partial(peers.args_k_forwards, lm, judge, ids, NEW, 10, 1.0),
-            }
-            watches = {side: FirstToken(run) for side, run in sides.items()}
-            times = compare({side: watch.run for side, watch in watches.items()}, runs=runs)
-            after = {side: watches[side].after(time) for side, time in times.items()}
-            yield report.Section(
-                name=f"decoding-{batch}{KIND}",
-                columns=(
-                    f"{NEW} greedy tokens after {PROMPT}, batch {batch}",
-                    "ms a token, prompt included",
-                    "x the backbone",
-                    "x faster than peer",
-                    "ms a token after the first",
-                    "x the backbone",
-                    "x faster than peer",
-                ),
-                rows=tuple((side, *_decoded(side, times, NEW), *_decoded(side, after, NEW - 1)) for side in sides),
-                note=f"Medians of {runs} rounds; ratios of the same round with their smallest and largest. The three "
-                "columns on the right leave out the time until the first token, which is the prompt's.",
-                bound="what the backbone takes, and one more product with a matrix as large as its lm_head.",
-            )
-
-
-class FirstToken(BaseStreamer):
-    """Runs a side that streams what it generates, and notes when its first token is there."""
-
-    def __init__(self, side: Callable[..., Any]):
-        self._side = side
-        self._puts: list[float] = []
-        self._first: list[float] = []  # seconds until then, of every run
-
-    def run(self) -> None:
-        """Generate once."""
-        self._puts = [perf_counter()]
-        self._side(streamer=self)
-        started, _, first, *_ = self._puts
-        self._first.append(first - started)
-
-    def put(self, value: Any) -> None:
-        """Take the prompt, then tokens."""
-        del value
-        self._puts.append(perf_counter())
-
-    def end(self) -> None:
-        """Do nothing: what ends a generation is its last token."""
-
-    def after(self, whole: Timing) -> Timing:
-        """What the counted runs took from their first token on."""
-        first = self._first[-len(whole.seconds) :]
-        return Timing(tuple(a - b for a, b in zip(whole.seconds, first, strict=True)), ratios=())
-
-
-def _decoded(side: str, times: Mapping[str, Timing], tokens: int) -> tuple[float, str, str]:
-    time, backbone = times[side], next(iter(times.values()))
-    return 1000 * time.median / tokens, times_of(time, backbone), _against(side, times)
-
-
-def _against(side: str, times: Mapping[str, Timing]) -> str:
-    peer = {"GenARM, shared weights": "  peer: two models in turn", "ARGS, 10 candidates": "  peer: k forwards in turn"}
-    return faster(times[side], times[peer[side]]) if side in peer else ""
-
-
 SECTIONS: dict[str, Callable[[int], Any]] = {
     "padding": _padding,
     "steps": _steps,
     "training-full": partial(_training, "full"),
     "training-hh": partial(_training, "hh"),
     "memory": _memory,
-    "decoding": _decoding,
+    "guides": decoding.guides,
+    "decoding": decoding.whole_models,
     "scaling": _scaling,
 }
 

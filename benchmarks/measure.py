@@ -7,21 +7,27 @@ mark, as Linux keeps it. It knows no model, no side and no table.
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import torch
 
 PROCESS = Path("/proc/self")
 RESET_HIGH_WATER_MARK = "5"  # man 5 proc, clear_refs
+# A processor without products in bf16 has tables of its own, and no rows of them: there they are slower than fp32.
+BF16 = "AVX512" in torch.backends.cpu.get_cpu_capability()
+KIND = "" if BF16 else f"-{torch.backends.cpu.get_cpu_capability().lower()}"
 PACKAGES = ("torch", "transformers", "trl", "peft")
 MB = 2**20
 
@@ -46,10 +52,21 @@ class Timing:
         """Median of the ratios; below 1 is faster than the reference."""
         return statistics.median(self.ratios)
 
+    def over(self, other: "Timing") -> list[float]:
+        """Its times in those of another side in the same round, the smallest first."""
+        return sorted(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
     @property
     def spread(self) -> tuple[float, float]:
         """The smallest and the largest ratio."""
         return min(self.ratios), max(self.ratios)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the median ratio, from the order of the ratios, as if they did not depend on one another."""
+        ordered, middle = sorted(self.ratios), (len(self.ratios) - 1) / 2
+        away = 1.96 * math.sqrt(len(ordered)) / 2
+        return ordered[max(0, math.floor(middle - away))], ordered[min(len(ordered) - 1, math.ceil(middle + away))]
 
 
 def compare(
@@ -87,6 +104,93 @@ def compare(
         )
         for name in names
     }
+
+
+def compare_tokens(
+    sides: Mapping[str, Callable[[Any], Any]], *, runs: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, Timing], dict[str, float]]:
+    """Time every token of sides that stream as many, taking turns by the token: a machine that drifts does so for all.
+
+    sides: each is given a streamer that it puts its prompt and then every token to; the first is the reference. Each
+    runs in a thread of its own, and one at a time: let torch have one thread, or every side's own ones are in the way.
+    Gives the times of all tokens but the first, and the median seconds until that. One more round goes uncounted.
+    """
+    names, tokens, firsts = list(sides), {name: [] for name in sides}, {name: [] for name in sides}
+    for i in range(1 + runs):
+        gc.collect()
+        took = _in_turns(sides, clock)
+        for name in names if i else ():
+            prompt, first, *others, _ = took[name]  # the last is what comes after the last token
+            firsts[name].append(prompt + first)
+            tokens[name] += others
+    ratios = {name: [a / b for a, b in zip(tokens[name], tokens[names[0]], strict=True)] for name in names}
+    times = {name: Timing(tuple(tokens[name]), tuple(ratios[name])) for name in names}
+    return times, {name: statistics.median(firsts[name]) for name in names}
+
+
+def _in_turns(sides: Mapping[str, Callable[[Any], Any]], clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of every turn of every side, from its start or its last token to its next token or its end."""
+    turns, took = {name: Turn() for name in sides}, {name: list[float]() for name in sides}
+    with ThreadPoolExecutor(len(sides)) as pool:
+        running = {name: pool.submit(turns[name].run, side) for name, side in sides.items()}
+        waiting = list(sides)
+        while waiting:
+            for name in list(waiting):
+                started = clock()
+                turns[name].take()
+                took[name].append(clock() - started)
+                if turns[name].over:
+                    waiting.remove(name)
+            if any(turn.over and running[name].exception() for name, turn in turns.items()):
+                for name in waiting:
+                    turns[name].drop()
+                waiting = []
+            waiting = waiting[1:] + waiting[:1]
+        for name, turn in turns.items():
+            if not turn.dropped:
+                running[name].result()  # or what it raised
+    return took
+
+
+class Turn:
+    """A streamer that lets its side run until the next token each time it is told to."""
+
+    def __init__(self) -> None:
+        self.over = self.dropped = False
+        self._go, self._back = Semaphore(0), Semaphore(0)
+
+    def run(self, side: Callable[[Any], Any]) -> None:
+        """Run the side, in its own thread."""
+        try:
+            self._wait()
+            side(self)
+        finally:
+            self.over = True
+            self._back.release()
+
+    def take(self) -> None:
+        """Let the side run until its next token or its end."""
+        self._go.release()
+        self._back.acquire()
+
+    def drop(self) -> None:
+        """Let the side run no further."""
+        self.dropped = True
+        self._go.release()
+
+    def put(self, value: Any) -> None:
+        """Take a prompt or a token, and wait."""
+        del value
+        self._back.release()
+        self._wait()
+
+    def _wait(self) -> None:
+        self._go.acquire()
+        if self.dropped:
+            raise RuntimeError("Another side failed.")
+
+    def end(self) -> None:
+        """Do nothing: `run` sees the end."""
 
 
 def _seconds(side: Callable[[], Any], clock: Callable[[], float]) -> float:

@@ -16,6 +16,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from measure import Timing
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
 PAGE = ROOT / "docs" / "performance.md"
@@ -60,6 +62,36 @@ class Point:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES or self.axis not in AXES:
             raise ValueError(f"A point is of {', '.join(MEASURES)} over {', '.join(AXES)}; not {self}.")
+
+
+# ---- ratios ----------------------------------------------------------------------------------------------
+
+
+def faster(side: Timing, than: Timing) -> str:
+    """How many times faster than another side: median, smallest and largest of the rounds."""
+    return _spread(than.over(side))
+
+
+def times_of(side: Timing, of: Timing) -> str:
+    """How many times the time of another side."""
+    return _spread(side.over(of))
+
+
+def quarters(side: Timing, of: Timing) -> str:
+    """How many times the time of another side: median and quartiles."""
+    ratios = side.over(of)
+    low, middle, high = (ratios[i * (len(ratios) - 1) // 4] for i in (1, 2, 3))
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def interval(side: Timing) -> str:
+    """How many times the reference's time: median and its 95% interval."""
+    low, high = side.interval
+    return f"{side.ratio:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{ratios[len(ratios) // 2]:.3g} ({ratios[0]:.3g} to {ratios[-1]:.3g})"
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import measure
 import pytest
 import torch
-from measure import Memory, compare, machine, peak_memory
+from measure import Memory, Timing, compare, compare_tokens, machine, peak_memory
 
 
 def test_every_round_begins_with_another_side():
@@ -32,6 +32,48 @@ def test_ratios_are_to_the_reference_of_the_same_round():
 
 def test_the_first_side_is_the_reference_where_none_is_named():
     assert compare({"a": lambda: None, "b": lambda: None}, runs=1)["a"].ratios == (1.0,)
+
+
+def test_tokens_are_timed_in_turns_and_the_first_apart_from_the_others():
+    now, ran = [0.0], []
+    cost = {"plain": [1.0, 2.0, 10.0, 20.0, 5.0], "guided": [1.0, 4.0, 11.0, 30.0, 5.0]}
+
+    def side(name):
+        def run(streamer):
+            for i, seconds in enumerate(cost[name]):  # the prompt, three tokens, and what follows the last
+                now[0] += seconds
+                ran.append(name[0])
+                if i < 4:
+                    streamer.put(i)
+            streamer.end()
+
+        return run
+
+    times, firsts = compare_tokens({name: side(name) for name in cost}, runs=2, clock=lambda: now[0])
+    assert times["guided"].seconds == (11.0, 30.0) * 2
+    assert times["guided"].ratios == (1.1, 1.5) * 2
+    assert firsts == {"plain": 3.0, "guided": 5.0}
+    assert "".join(ran[:10]) == "pggppggppg"  # one word a turn, each begins with the other side
+
+
+def test_what_a_side_raises_is_raised():
+    def broken(streamer):
+        streamer.put(0)
+        raise RuntimeError("no such token")
+
+    def long(streamer):
+        for i in range(9):
+            streamer.put(i)
+
+    with pytest.raises(RuntimeError, match="no such token"):
+        compare_tokens({"long": long, "broken": broken}, runs=1)
+
+
+def test_the_interval_of_a_median_is_by_order():
+    """Of 100 ratios in order the median is between the 40th and the 61st, 9.8 places to either side of it."""
+    timing = Timing((), tuple(float(i) for i in range(1, 101)))
+    assert timing.interval == (40.0, 61.0)
+    assert Timing((), (1.0, 2.0)).interval == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("wrong", [{"reference": "c"}, {"runs": 0}, {"warmup": -1}])
