@@ -22,7 +22,7 @@ from dual_head import method
 from dual_head.export import merge
 
 NEW = 32  # decoded tokens
-TOKENS, TURNS = 64, {1: 8, 8: 4}  # of sides that take turns by the token; rounds for each batch
+TOKENS, TURNS = 64, {1: 7, 8: 3}  # of sides that take turns by the token; rounds for each batch
 
 
 def guides(_runs: int) -> Iterator[report.Section]:

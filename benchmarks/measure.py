@@ -113,13 +113,13 @@ def compare_tokens(
 
     sides: each is given a streamer that it puts its prompt and then every token to; the first is the reference. Each
     runs in a thread of its own, and one at a time: let torch have one thread, or every side's own ones are in the way.
-    Gives the times of all tokens but the first, and the median seconds until that. One more round goes uncounted.
+    Gives the times of all tokens but the first, and the median seconds until that.
     """
     names, tokens, firsts = list(sides), {name: [] for name in sides}, {name: [] for name in sides}
-    for i in range(1 + runs):
+    for _ in range(runs):
         gc.collect()
         took = _in_turns(sides, clock)
-        for name in names if i else ():
+        for name in names:
             prompt, first, *others, _ = took[name]  # the last is what comes after the last token
             firsts[name].append(prompt + first)
             tokens[name] += others
