@@ -1,6 +1,6 @@
 """Every comparison on this machine's processor, as ratios of runs that took turns in one process.
 
-    python benchmarks/cpu.py                       # all sections, below 15 minutes on two cores
+    python benchmarks/cpu.py                       # all sections, 15 to 20 minutes on two cores, the plots some more
     python benchmarks/cpu.py training-hh decoding  # some of them; the others keep the figures they have
 
 Figures go to benchmarks/results/cpu.json as soon as a section is through, and from there into docs/performance.md.
@@ -22,7 +22,6 @@ import ours
 import peers
 import report
 import torch
-from decoding import NEW
 from job import PAD, PROMPT, SEQUENCE, TRIPLES, VOCAB, language_model, padded, pairs, prompts
 from measure import BF16, KIND, compare, machine, peak_memory
 from report import faster, quarters, times_of
@@ -43,9 +42,6 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all of them where none is named")
     parser.add_argument("--runs", type=int, default=RUNS, help="counted rounds of every comparison")
     parser.add_argument("--every_peer", action="store_true", help="TRL in every variant, six minutes more")
-    parser.add_argument(
-        "--new_tokens", type=int, default=NEW, help="decoded tokens; others than these have tables of their own"
-    )
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)  # one side, in a process of its own
     args = parser.parse_args()
     if HUGE_PAGES not in os.environ:  # torch reads it at its first tensor, and to import a library can make one
@@ -57,8 +53,7 @@ def main() -> None:
         return
     for name in args.sections or SECTIONS:
         print(f"{name} ...", flush=True)
-        more: dict[str, Any] = {"every_peer": True} if args.every_peer and name == "training-full" else {}
-        more |= {"new": args.new_tokens} if name == "decoding" else {}
+        more = {"every_peer": True} if args.every_peer and name == "training-full" else {}
         for section in SECTIONS[name](args.runs, **more):
             if isinstance(section, report.Section):
                 report.collect(section, machine().as_dict())
@@ -201,9 +196,9 @@ def _scaling(_runs: int):
             yield from (_at(LABELS[side], measure, "rank", rank, point) for measure in ("ms", "mb"))
     lm, ids = language_model(), prompts(1, PROMPT)
     models = {count: ours.hidden_guides(lm, count) for count in (1, 2, 4, 8)}
-    times = compare({str(n): ours.generation(model, ids, NEW) for n, model in models.items()}, runs=RUNS)
+    times = compare({str(n): ours.generation(model, ids, decoding.NEW) for n, model in models.items()}, runs=RUNS)
     for count, time in times.items():
-        values = [1000 * s / NEW for s in time.seconds]
+        values = [1000 * s / decoding.NEW for s in time.seconds]
         point = {"ms": sorted(values)[len(values) // 2], "ms_spread": (min(values), max(values))}
         yield _at("hidden-space guides, a decoded token", "ms", "guides", int(count), point)
 

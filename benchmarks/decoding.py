@@ -79,7 +79,7 @@ class BeforeEach(BaseStreamer):
         self._streamer.end()
 
 
-def whole_models(runs: int, *, new: int = NEW) -> Iterator[report.Section]:
+def whole_models(runs: int) -> Iterator[report.Section]:
     """What generation takes whose guides are models themselves, beside plain loops over the same models."""
     lm, judge = language_model(), reward_model()
     lm.lm_head.requires_grad_(False)
@@ -88,19 +88,19 @@ def whole_models(runs: int, *, new: int = NEW) -> Iterator[report.Section]:
         for batch in (1, 8):
             ids = prompts(batch, PROMPT)
             sides = {
-                "the backbone's own generate": partial(peers.plain_generate, lm, ids, new),
-                "GenARM, shared weights": ours.generation(arm, ids, new),
-                "  peer: two models in turn": partial(peers.genarm_two_models, lm, lm, ids, new, 1.0),
-                "ARGS, 10 candidates": ours.generation(args, ids, new),
-                "  peer: k forwards in turn": partial(peers.args_k_forwards, lm, judge, ids, new, 10, 1.0),
+                "the backbone's own generate": partial(peers.plain_generate, lm, ids, NEW),
+                "GenARM, shared weights": ours.generation(arm, ids, NEW),
+                "  peer: two models in turn": partial(peers.genarm_two_models, lm, lm, ids, NEW, 1.0),
+                "ARGS, 10 candidates": ours.generation(args, ids, NEW),
+                "  peer: k forwards in turn": partial(peers.args_k_forwards, lm, judge, ids, NEW, 10, 1.0),
             }
             watches = {side: FirstToken(run) for side, run in sides.items()}
             times = compare({side: watch.run for side, watch in watches.items()}, runs=runs)
             after = {side: watches[side].after(time) for side, time in times.items()}
             yield report.Section(
-                name=f"decoding-{batch}{'' if new == NEW else f'-{new}'}{KIND}",
+                name=f"decoding-{batch}{KIND}",
                 columns=(
-                    f"{new} greedy tokens after {PROMPT}, batch {batch}",
+                    f"{NEW} greedy tokens after {PROMPT}, batch {batch}",
                     "ms a token, prompt included",
                     "x the backbone",
                     "x faster than peer",
@@ -108,7 +108,7 @@ def whole_models(runs: int, *, new: int = NEW) -> Iterator[report.Section]:
                     "x the backbone",
                     "x faster than peer",
                 ),
-                rows=tuple((side, *_decoded(side, times, new), *_decoded(side, after, new - 1)) for side in sides),
+                rows=tuple((side, *_decoded(side, times, NEW), *_decoded(side, after, NEW - 1)) for side in sides),
                 note=f"Medians of {runs} rounds; ratios of the same round with their smallest and largest. The three "
                 "columns on the right leave out the time until the first token, which is the prompt's.",
             )
