@@ -8,7 +8,15 @@ import torch
 from files import word_tokenizer
 from models import ARCHITECTURES, HIDDEN, VOCAB, tiny_lm
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from dual_head import AlignedConfig, DualHeadError
 from dual_head.backbone import Backbone, BackboneShape, load_backbone
@@ -314,6 +322,15 @@ def test_a_backbone_that_keeps_branches_apart_may_share_prompts(architecture):
 @pytest.mark.parametrize("architecture", ["mistral", "qwen2", "gemma2", "gemma3", "phi3"])
 def test_a_window_shorter_than_a_sequence_is_a_reason_not_to(architecture):
     assert "look back 8 tokens" in (Backbone(tiny_lm(architecture)).why_not_branch(SHORT + 1) or "")
+
+
+@pytest.mark.parametrize("window", [24, 64])
+def test_a_mask_kept_in_a_buffer_is_a_reason_not_to(window):
+    """A window of 24 tokens is as wide as the sequences, and not as the rows that hold two of them."""
+    sizes = {"hidden_size": HIDDEN, "num_layers": 2, "num_heads": 4, "intermediate_size": HIDDEN, "vocab_size": VOCAB}
+    kinds = {"attention_types": [[["global", "local"], 1]], "window_size": window, "max_position_embeddings": 64}
+    lm = GPTNeoForCausalLM(GPTNeoConfig(**sizes, **kinds, bos_token_id=1, eos_token_id=2))
+    assert "by their places in a row" in (Backbone(lm).why_not_branch(20) or "")
 
 
 def test_a_backbone_that_does_not_heed_masks_is_found_out():

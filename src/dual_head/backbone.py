@@ -238,6 +238,10 @@ class Backbone(Decoder):
             return f"its layers look back {window} tokens only, fewer than the {longest} of a sequence"
         if not self._takes_positions:
             return "it takes no positions"
+        context = context_length(self.config)
+        if any(x.shape[-2:] == (context, context) for x in self.lm.base_model.buffers()):
+            # As GPT-Neo has it: what a window of it leaves out in a row is not what it leaves out in a sequence.
+            return "its layers mask tokens by their places in a row"
         embedding: Any = self.lm.get_input_embeddings()
         device = embedding.weight.device
         ids = torch.arange(1, 20, device=device)[None] % self.shape.vocab_size
