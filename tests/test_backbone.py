@@ -14,9 +14,11 @@ from transformers import (
     GPTNeoConfig,
     GPTNeoForCausalLM,
     LlamaConfig,
+    LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from dual_head import AlignedConfig, DualHeadError
 from dual_head.backbone import Backbone, BackboneShape, load_backbone
@@ -363,25 +365,34 @@ def test_soft_capping_scales_and_biases_leave_no_matrix(architecture):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ["llama", "phi", "gemma2", "granite", "cohere"])
-def test_the_model_is_run_for_its_head_alone_only_where_something_follows_it(architecture, monkeypatch):
-    lm = tiny_lm(architecture)
-    backbone, hidden = Backbone(lm), 30 * torch.randn(1, 3, HIDDEN)
-    through = backbone._through_model(hidden)
-    backbone.logits(hidden)  # found out
-    asked = []
-    monkeypatch.setattr(Backbone, "_through_model", lambda self, x: asked.append(x) or through)
-    assert torch.equal(backbone.logits(hidden), through)
-    assert bool(asked) == (architecture in ("gemma2", "granite", "cohere"))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_model_is_run_for_its_head_alone_only_where_it_does_more(architecture, monkeypatch):
+    backbone, hidden = Backbone(tiny_lm(architecture)), 30 * torch.randn(1, 3, HIDDEN)
+    logits, (view,), asked = backbone.logits(hidden), backbone._head_only, []
+    backbone._only_head = False
+    assert torch.equal(logits, backbone.logits(hidden))  # by the model's own forward
+    does_more = architecture in ("gemma2", "gemma3", "granite", "cohere")  # soft-capping, and scales
+    assert Backbone(tiny_lm(architecture))._only_head != does_more
+    backbone._only_head = not does_more
+    monkeypatch.setattr(view, "forward", lambda **given: asked.append(given) or type(view).forward(view, **given))
+    backbone.logits(hidden)
+    assert bool(asked) == does_more
 
 
 @torch.no_grad()
-def test_a_head_that_is_no_plain_layer_answers_through_the_model():
-    class Quantised(torch.nn.Linear):
-        pass
+def test_what_a_model_does_before_its_head_is_done():
+    class Halving(LlamaForCausalLM):
+        def forward(self, inputs_embeds, **_):
+            return CausalLMOutput(logits=self.lm_head(self.model(inputs_embeds=inputs_embeds)[0] / 2))
 
-    lm = tiny_lm("llama")
-    lm.lm_head = Quantised(HIDDEN, VOCAB, bias=False)
+    lm = Halving(tiny_lm("llama").config)
     backbone, hidden = Backbone(lm), torch.randn(1, 3, HIDDEN)
-    assert torch.equal(backbone.logits(hidden), lm.lm_head(hidden))
-    assert backbone._nothing_follows is None
+    assert torch.equal(backbone.logits(hidden), lm.lm_head(hidden / 2))
+    assert backbone.matrix() is None
+
+
+def test_nothing_is_asked_of_a_head_to_find_out():
+    lm, asked = tiny_lm("llama"), []
+    lm.lm_head.register_forward_hook(lambda *_: asked.append(1))
+    assert Backbone(lm).matrix() is not None
+    assert not asked

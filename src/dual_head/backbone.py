@@ -84,8 +84,8 @@ class Decoder(nn.Module):
         self.lm = lm
         # Not a submodule: it shares every weight with `lm` and must not be saved or counted twice.
         self._head_only = (_without_decoder(lm),)
+        self._only_head = _does_nothing_but_its_head(lm)
         accepted = inspect.signature(lm.base_model.forward).parameters
-        self._nothing_follows: bool | None = None
         self._takes_positions = "position_ids" in accepted
         self.num_layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
 
@@ -169,35 +169,17 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into the model's logits [..., V], soft-capping and scales included."""
         batched = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
-        head: Any = self.lm.get_output_embeddings()
-        # The model's own forward, for its head alone, costs a token as much as a small product.
-        out = head(batched) if self._ends_with(head) else self._through_model(batched)
+        if self._only_head:  # the model's own forward costs a token as much as a small product
+            out = self.lm.get_output_embeddings()(batched)  # pyright: ignore[reportOptionalCall]
+        else:
+            out = self._head_only[0](input_ids=None, inputs_embeds=batched, use_cache=False, return_dict=True).logits
         return out if hidden.dim() == 3 else out.view(*hidden.shape[:-1], out.shape[-1])
 
     def matrix(self) -> Tensor | None:
-        """W [V, d] where logits are W h and nothing else; None where a bias, a scale or soft-capping comes after it."""
+        """W [V, d] where logits are W h and nothing else; None where there is a bias, a scale or soft-capping."""
         head: Any = self.lm.get_output_embeddings()
-        plain = type(head) is nn.Linear and head.bias is None and self._ends_with(head)
+        plain = self._only_head and type(head) is nn.Linear and head.bias is None
         return head.weight.detach() if plain else None
-
-    def _through_model(self, hidden: Tensor) -> Tensor:
-        return self._head_only[0](input_ids=None, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
-
-    def _ends_with(self, head: Any) -> bool:
-        """Whether logits are what the lm_head says, with no scale or soft-capping after it.
-
-        Tried rather than looked up, once, on a hidden state whose logits are large enough for anything to show.
-        """
-        if self._nothing_follows is None and not torch.compiler.is_compiling():
-            weight = head.weight.detach()
-            # Quantised, sharded and offloaded ones answer through the model.
-            if type(head) is not nn.Linear or type(weight) is not Tensor or weight.is_meta:
-                return False
-            loud = (LOUD * weight[:1].float() / weight[0].float().square().sum()).to(weight.dtype)[None]
-            with torch.no_grad():
-                apart = (self._through_model(loud).float() - head(loud).float()).abs().max()
-            self._nothing_follows = bool(apart < LOUD / 100)
-        return bool(self._nothing_follows)
 
     def fingerprint(self) -> Fingerprint:
         """Name this model by its sizes and a few values of every weight; the same in any floating dtype."""
@@ -293,6 +275,39 @@ def _without_decoder(lm: PreTrainedModel) -> PreTrainedModel:
     view.__dict__.pop("forward", None)  # accelerate binds the original module's forward here
     view._modules = {**lm._modules, lm.base_model_prefix: _Passthrough()}
     return view
+
+
+class _Repeating(nn.Module):
+    """Stands where the lm_head stood, says what it is told to and keeps what it is asked."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits, self.asked = logits, None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.asked = hidden
+        return self.logits
+
+
+def _does_nothing_but_its_head(lm: PreTrainedModel) -> bool:
+    """Whether logits are what the lm_head says of the decoder's hidden states, with nothing before it or after it.
+
+    Tried rather than looked up, with something in its place whose logits are large enough for anything to show.
+    """
+    head, view = lm.get_output_embeddings(), _without_decoder(lm)
+    name = next((name for name, module in lm._modules.items() if module is head), None)
+    hidden = torch.linspace(-1, 1, 6, dtype=lm.dtype).view(1, 2, 3)
+    stand_in = _Repeating(torch.linspace(-LOUD, LOUD, 8, dtype=lm.dtype).view(1, 2, 4))
+    if name is None:
+        return False
+    view._modules[name] = stand_in
+    try:
+        with torch.no_grad():
+            said = view(input_ids=None, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
+    except Exception:  # whatever a model's own code needs of its head besides asking it
+        return False
+    pairs = ((stand_in.asked, hidden), (said, stand_in.logits))
+    return all(x is not None and x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
 
 def load_backbone(

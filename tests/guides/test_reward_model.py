@@ -155,7 +155,6 @@ def test_a_step_is_one_forward_whatever_k_and_rows_and_the_prompt_is_read_once(r
 
 def test_candidates_come_from_the_logits_that_a_step_needs_anyway():
     model, asked = args_lm(k=2), []
-    model.backbone.matrix()  # what it is asked once to find out what follows the lm_head
     model.get_output_embeddings().register_forward_hook(lambda *_: asked.append(1))
     model.generate(prompts(2), alpha=1.0, do_sample=False, max_new_tokens=3)
     assert len(asked) == 2 + 1 + 1  # a prompt's candidates are found first, and its last token is decoded after
