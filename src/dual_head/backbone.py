@@ -296,8 +296,8 @@ def _does_nothing_but_its_head(lm: PreTrainedModel) -> bool:
     """
     head, view = lm.get_output_embeddings(), _without_decoder(lm)
     name = next((name for name, module in lm._modules.items() if module is head), None)
-    hidden = torch.linspace(-1, 1, 6, dtype=lm.dtype).view(1, 2, 3)
-    stand_in = _Repeating(torch.linspace(-LOUD, LOUD, 8, dtype=lm.dtype).view(1, 2, 4))
+    hidden = torch.linspace(-1, 1, 6, dtype=lm.dtype, device="cpu").view(1, 2, 3)
+    stand_in = _Repeating(torch.linspace(-LOUD, LOUD, 8, dtype=lm.dtype, device="cpu").view(1, 2, 4))
     if name is None:
         return False
     view._modules[name] = stand_in
@@ -307,7 +307,7 @@ def _does_nothing_but_its_head(lm: PreTrainedModel) -> bool:
     except Exception:  # whatever a model's own code needs of its head besides asking it
         return False
     pairs = ((stand_in.asked, hidden), (said, stand_in.logits))
-    return all(x is not None and x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
+    return all(x is not None and x.dtype == y.dtype and x.tolist() == y.tolist() for x, y in pairs)
 
 
 def load_backbone(
