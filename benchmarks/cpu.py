@@ -27,6 +27,7 @@ from measure import BF16, KIND, compare, machine, peak_memory
 from report import faster, quarters, times_of
 
 from dual_head import PairCollator, method
+from dual_head.data.tokenize import pair_lengths
 from dual_head.training import ByLength
 
 RUNS = 5
@@ -138,7 +139,7 @@ def typical(kind: str) -> list[dict[str, list[int]]]:
 
 def _padding(_runs: int):
     rows, collate = pairs("hh", TRIPLES), PairCollator(PAD, share_prompt=True)
-    lengths, table = [sum(map(len, row.values())) for row in rows], []
+    lengths, table = pair_lengths(rows), []
     for like in (True, False):
         for size in (BATCH, 2 * BATCH, 4 * BATCH):
             order = list(ByLength(size, lengths=lengths, seed=0)) if like else torch.randperm(len(rows)).tolist()
