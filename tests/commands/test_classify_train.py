@@ -102,19 +102,23 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(backbone_folder, rows, 
 def test_two_processes_measure_and_log_what_one_does(backbone_folder, rows, tmp_path):
     steps = ["--max_steps", "2", "--logging_steps", "2", "--dropout", "0", "--lora_dropout", "0", "--held_out", "0.3"]
     sizes = ["--max_input_length", "12", "--max_rationale_length", "24", "--disable_tqdm", "true", "--use_cpu", "true"]
+
+    def given(name: str, size: int) -> list[str]:
+        places = ["--model_name_or_path", backbone_folder, "--dataset_name", rows, "--output_dir", tmp_path / name]
+        more = [*sizes, *steps, "--eval_strategy", "no", "--per_device_train_batch_size", size]
+        return ["classify", "train", *map(str, [*places, *more])]
+
+    assert main(given("one", 8)) == 0
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     gloo = "--dynamo_backend no --main_process_port 0 -m dual_head"
-    for name, size, start in (("one", 8, "-m dual_head"), ("two", 4, f"{launch} {gloo}")):
-        given = ["--model_name_or_path", backbone_folder, "--dataset_name", rows, "--output_dir", tmp_path / name]
-        more = [*sizes, *steps, "--eval_strategy", "no", "--per_device_train_batch_size", size]
-        done = subprocess.run(
-            [sys.executable, *start.split(), "classify", "train", *map(str, [*given, *more])],
-            env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, *launch.split(), *gloo.split(), *given("two", 4)],
+        env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
     assert two["held_out"]["rows"] == one["held_out"]["rows"]
     assert two["held_out"]["nll"]["mean"] == pytest.approx(one["held_out"]["nll"]["mean"], rel=1e-4)
