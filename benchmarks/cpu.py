@@ -1,6 +1,6 @@
 """Every comparison on this machine's processor, as ratios of runs that took turns in one process.
 
-    python benchmarks/cpu.py                       # all sections, 15 to 20 minutes on two cores, the plots some more
+    python benchmarks/cpu.py                       # all sections, about 20 minutes on two cores
     python benchmarks/cpu.py training-hh decoding  # some of them; the others keep the figures they have
 
 Figures go to benchmarks/results/cpu.json as soon as a section is through, and from there into docs/performance.md.
@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,14 +43,14 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all of them where none is named")
     parser.add_argument("--runs", type=int, default=RUNS, help="counted rounds of every comparison")
     parser.add_argument("--every_peer", action="store_true", help="TRL in every variant, six minutes more")
-    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)  # one side, in a process of its own
+    parser.add_argument("--points", type=json.loads, help=argparse.SUPPRESS)  # in a process of their own
     args = parser.parse_args()
     if HUGE_PAGES not in os.environ:  # torch reads it at its first tensor, and to import a library can make one
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, HUGE_PAGES: "1"})
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    if args.point:
-        print(json.dumps(_point(**args.point)))
+    if args.points:
+        print(json.dumps([_point(**options) for options in args.points]))
         return
     for name in args.sections or SECTIONS:
         print(f"{name} ...", flush=True)
@@ -59,7 +59,7 @@ def main() -> None:
             if isinstance(section, report.Section):
                 report.collect(section, machine().as_dict())
                 print(report.markdown(report.read()["sections"][section.name]), flush=True)
-            elif not KIND:  # the picture is of one machine
+            else:
                 report.collect_points([section], machine().as_dict())
     report.fill()
     report.draw(report.read()["points"])
@@ -111,7 +111,7 @@ def _training(kind: str, runs: int, *, every_peer: bool = False):
 
 
 def _steps(runs: int):
-    lm, rounds, table = language_model(), 4 * runs + 1, []
+    lm, rounds, table = language_model(), 2 * runs + 1, []
     for kind, label in (("full", "512 tokens a sequence"), ("hh", "lengths of HH-RLHF")):
         rows = typical(kind)
         for bf16 in PRECISIONS:
@@ -165,12 +165,12 @@ def _padding(_runs: int):
 
 
 def _memory(_runs: int):
-    rows = []
-    naive = _measured(side="naive")
+    rows, sizes = [], (SEQUENCE // 2, SEQUENCE, 2 * SEQUENCE)
+    (naive,) = _measured([{"side": "naive"}])
     rows.append((NAIVE, SEQUENCE, naive["mb"], 1.0))
     for bf16 in PRECISIONS:
-        for tokens in (SEQUENCE // 2, SEQUENCE, 2 * SEQUENCE):
-            point = _measured(side="dual_head", tokens=tokens, bf16=bf16)
+        points = _measured([{"side": "dual_head", "tokens": tokens, "bf16": bf16} for tokens in sizes])
+        for tokens, point in zip(sizes, points, strict=True):
             label = f"from kept hidden states, {'bf16 products' if bf16 else 'fp32'}"
             rows.append((label, tokens, point["mb"], naive["mb"] / point["mb"]))
             for measure in ("ms", "mb"):
@@ -182,19 +182,20 @@ def _memory(_runs: int):
         columns=("one step on 4 pairs, half of each sequence prompt", "tokens of a sequence", "MiB", "x below naive"),
         rows=tuple(rows),
         note="Peak over what the process held before the step (weights, Adam's moments, hidden states), in a process "
-        "of its own, after one step. The gradient of the heads, 65 MiB, is in it.",
+        "of each side's own, after one step. The gradient of the heads, 65 MiB, is in it.",
     )
 
 
 def _scaling(_runs: int):
-    for size in (8192, 32000, 128000):
-        for side in ("dual_head", "hidden"):
-            point = _measured(side=side, vocab=size)
-            yield from (_at(LABELS[side], measure, "V", size, point) for measure in ("ms", "mb"))
-    for rank in (16, 64, 256):
-        for side in ("iav", "hidden"):
-            point = _measured(side=side, rank=rank)
-            yield from (_at(LABELS[side], measure, "rank", rank, point) for measure in ("ms", "mb"))
+    along = (
+        ("V", "vocab", (8192, 32000, 128000), ("dual_head", "hidden")),
+        ("rank", "rank", (16, 64, 256), ("iav", "hidden")),
+    )
+    for axis, option, sizes, sides in along:
+        for side in sides:
+            points = _measured([{"side": side, option: size} for size in sizes])
+            for size, point in zip(sizes, points, strict=True):
+                yield from (_at(LABELS[side], measure, axis, size, point) for measure in ("ms", "mb"))
     lm, ids = language_model(), prompts(1, PROMPT)
     models = {count: ours.hidden_guides(lm, count) for count in (1, 2, 4, 8)}
     times = compare({str(n): ours.generation(model, ids, decoding.NEW) for n, model in models.items()}, runs=RUNS)
@@ -212,9 +213,9 @@ def _at(side: str, measure: str, axis: str, at: int, point: Mapping[str, Any]) -
     return report.Point(side=side, measure=measure, axis=axis, at=at, median=point[measure], spread=tuple(spread))
 
 
-def _measured(**options: Any) -> dict[str, Any]:
-    """Time and memory of one side in a process of its own."""
-    command = [sys.executable, __file__, "--point", json.dumps(options)]
+def _measured(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Time and memory of one side at several sizes, in a process of its own."""
+    command = [sys.executable, __file__, "--points", json.dumps(points)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -235,7 +236,7 @@ def _point(
         run = ours.Step(lm, rows, chosen, bf16=bf16).cached()
     run()
     memory = peak_memory(run)
-    time = compare({side: run}, runs=3, warmup=0)[side]
+    time = compare({side: run}, runs=1 if side == "naive" else 3, warmup=0)[side]  # of its time there are tables
     return {
         "ms": time.median * 1000,
         "ms_spread": [1000 * min(time.seconds), 1000 * max(time.seconds)],

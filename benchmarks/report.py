@@ -28,7 +28,7 @@ BLOCK = re.compile(r"<!-- bench:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /bench -
 OPENING = "<!-- bench:"
 
 # What a point may be of, and along which axis, to the words in the picture.
-MEASURES = {"ms": "time of a step, ms", "mb": "peak memory over the floor, MiB"}
+MEASURES = {"ms": "time of a step or a token, ms", "mb": "peak memory over the floor, MiB"}
 AXES = {"V": "vocabulary V", "T": "tokens T of a sequence", "rank": "rank", "guides": "number of guides"}
 
 
@@ -105,7 +105,7 @@ def collect(section: Section, machine: Mapping[str, Any], file: Path = RESULTS) 
 
 
 def collect_points(points: Iterable[Point], machine: Mapping[str, Any], file: Path = RESULTS) -> None:
-    """Keep points, in place of earlier ones of the same side, measure, axis and size."""
+    """Keep points, in place of earlier ones of the same side, measure, axis and size on such a processor."""
     results = read(file)
     kept = {_key(point): point for point in results["points"]}
     kept.update({_key(row): row for row in ({**asdict(point), "machine": dict(machine)} for point in points)})
@@ -119,7 +119,7 @@ def read(file: Path = RESULTS) -> dict[str, Any]:
 
 
 def _key(point: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(point[name] for name in ("measure", "axis", "side", "at"))
+    return (point["machine"]["cpu"], *(point[name] for name in ("measure", "axis", "side", "at")))
 
 
 def _write(results: dict[str, Any], file: Path) -> None:
@@ -194,11 +194,13 @@ def fill(page: Path = PAGE, file: Path = RESULTS) -> None:
 
 
 def draw(points: Iterable[Mapping[str, Any]], picture: Path = PICTURE) -> None:
-    """Draw every measure over every axis there are points of: a line for each side, with its spread."""
+    """Draw what the processor that was measured last has points of: a line for each side, with its spread."""
     from matplotlib.colors import TABLEAU_COLORS  # the `plot` extra
     from matplotlib.figure import Figure
 
     points = list(points)
+    newest = max((point["machine"] for point in points), key=lambda machine: machine["date"])
+    points = [point for point in points if point["machine"]["cpu"] == newest["cpu"]]
     measures = [name for name in MEASURES if any(point["measure"] == name for point in points)]
     axes = [name for name in AXES if any(point["axis"] == name for point in points)]
     figure = Figure(figsize=(3.4 * len(axes), 2.9 * len(measures) + 0.4), layout="constrained")
@@ -213,6 +215,7 @@ def draw(points: Iterable[Mapping[str, Any]], picture: Path = PICTURE) -> None:
         label: line for panel in panels.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(lines.values(), lines.keys(), fontsize=8, loc="outside lower center", ncols=len(axes))
+    figure.suptitle(f"{newest['cpu']}, {newest['threads']} threads, {newest['date']}", fontsize=9)
     figure.savefig(picture, dpi=120)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import report
-from report import Point, Section, cell, collect, collect_points, fill, markdown, read, replaced
+from report import Point, Section, cell, collect, collect_points, draw, fill, markdown, read, replaced
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 1, "versions": {"torch": "2"}, "date": "2026-01-02", "commit": "abc"}
 STEP = Section(name="step", columns=("side", "ms"), rows=(("naive", 9373.2), ("TRL", None)), note="N.", bound="B.")
@@ -62,6 +62,18 @@ def test_a_point_measured_again_takes_the_place_of_the_old_one(tmp_path):
     kept = [(row["side"], row["at"], row["median"]) for row in read(file)["points"]]
     assert kept == [("TRL", 8, 2.0), ("naive", 8, 5.0), ("naive", 16, 2.0)]
     assert all(row["machine"] == MACHINE for row in json.loads(file.read_text())["points"])
+
+
+def test_the_picture_is_of_the_processor_that_was_measured_last_and_points_of_others_are_kept(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    file, drawn = tmp_path / "cpu.json", []
+    collect_points([point(), point(at=16)], {**MACHINE, "cpu": "another", "date": "2026-01-03"}, file)
+    collect_points([point(side="TRL")], MACHINE, file)
+    collect_points([point()], MACHINE, file)
+    assert len(read(file)["points"]) == 4
+    monkeypatch.setattr(report, "_panel", lambda _panel, here, *_: drawn.extend(here))
+    draw(read(file)["points"], tmp_path / "picture.png")
+    assert [(row["machine"]["cpu"], row["at"]) for row in drawn] == [("another", 8), ("another", 16)]
 
 
 def test_what_does_not_fit_a_table_or_a_picture_is_refused():
