@@ -129,7 +129,7 @@ def state_bytes(shape: Shape, guide: str) -> int:
 
 def logits_bytes(shape: Shape) -> int:
     """Logits of a chunk, as --logits_budget_mb has them where it is not given."""
-    return max(112 * 2**20, 7 * shape.head)
+    return max(128 * 2**20, 7 * shape.head)
 
 
 def peak_bytes(shape: Shape, guide: str) -> int:

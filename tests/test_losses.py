@@ -85,3 +85,10 @@ def test_loss_and_gradients_are_those_of_whole_logits_in_float64(name, kind, sha
     assert torch.stack(list(distances.values())).norm() <= 1e-5 * whole
     for parameter, distance in distances.items():  # fp32 hidden states through an attention lose a digit more
         assert distance <= 1e-4 * known_gradients[parameter].norm() + 1e-9, parameter
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_gate_keeps_for_its_backward_pass_is_taken_from_the_logits(kind):
+    model = aligned(kind)
+    step = GuidedLoss(model, Method(name="g", guide=model.guide("g").config, objectives=()), guide="g")
+    assert step.budget == (112 if kind == "reward_head" else 128) * 2**20

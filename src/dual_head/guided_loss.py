@@ -18,6 +18,7 @@ from dual_head import policy
 from dual_head.data.collate import NO_TOKEN
 from dual_head.errors import DualHeadError
 from dual_head.guides import flatten, unflatten
+from dual_head.heads import KEPT
 from dual_head.hidden_states import Features, Rows
 from dual_head.kernels import WORTH_COMPILING
 from dual_head.methods import Method
@@ -52,7 +53,8 @@ class GuidedLoss(nn.Module):
         self.guide = guide
         self.names = (guide, BASE_HEAD) if method.train_base_head else (guide,)
         shape = model.backbone.shape
-        self.budget = budget or auto_budget(shape.vocab_size, shape.hidden_size)
+        kept = KEPT if any(model.guide(name).cache_layers for name in self.names) else 0  # for a gate's backward pass
+        self.budget = budget or auto_budget(shape.vocab_size, shape.hidden_size, kept=kept)
         self.looking = True  # False leaves out what is computed for metrics alone
         self._head = _head_of(model, self.names)
 

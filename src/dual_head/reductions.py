@@ -29,7 +29,7 @@ from dual_head.kernels import DISTRIBUTIONS, Products, reduce_products
 
 # Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once where nothing is compiled.
 LIVE_TENSORS = 8
-DEFAULT_BUDGET = 112 * 2**20
+DEFAULT_BUDGET = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -201,12 +201,12 @@ def _chunks(tokens: Tokens, head: Head, until: Mapping[str, int], budget: int) -
     return chunks
 
 
-def auto_budget(vocab_size: int, hidden_size: int) -> int:
-    """Bytes of logits at a time, 7 V d but at least 112 MiB: two fp32 logits of 7 d / 8 tokens.
+def auto_budget(vocab_size: int, hidden_size: int, *, kept: int = 0) -> int:
+    """Bytes of logits at a time, 7 V d but at least 128 MiB, less what else is kept beside them.
 
-    Fewer tokens at a time would spend the step on adding up gradients as large as the head.
+    7 V d are two fp32 logits of 7 d / 8 tokens; fewer would spend the step on adding up gradients as large as the head.
     """
-    return max(DEFAULT_BUDGET, 7 * vocab_size * hidden_size)
+    return max(DEFAULT_BUDGET - kept, 7 * vocab_size * hidden_size)
 
 
 def eager_bytes(vocab_size: int) -> int:
