@@ -1,6 +1,6 @@
 """Every comparison on this machine's processor, as ratios of runs that took turns in one process.
 
-    python benchmarks/cpu.py                       # all sections, about 26 minutes on two cores without products in bf16
+    python benchmarks/cpu.py                       # all sections, about 26 minutes on two cores with AVX2
     python benchmarks/cpu.py training-hh decoding  # some of them; the others keep the figures they have
 
 Figures go to benchmarks/results/cpu.json as soon as a section is through, and from there into docs/performance.md.

@@ -358,7 +358,7 @@ def test_what_exceeds_the_budget_is_cut_evenly_where_what_is_wanted_changes():
 
 
 def test_the_budget_grows_with_the_head():
-    """Of a 7B: 7 x 32000 x 4096 bytes, 3584 tokens of two fp32 products; of a small model 128 MiB with all that is kept."""
+    """Of a 7B: 7 x 32000 x 4096 bytes, 3584 tokens of two fp32 products; of a small model 128 MiB with what is kept."""
     assert auto_budget(32000, 4096) == 3584 * 2 * 4 * 32000
     assert auto_budget(VOCAB, HIDDEN) == 128 * 2**20
     assert auto_budget(VOCAB, HIDDEN, kept=2**24) == 112 * 2**20
