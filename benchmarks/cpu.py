@@ -23,7 +23,7 @@ import peers
 import report
 import torch
 from job import PAD, PROMPT, SEQUENCE, TRIPLES, VOCAB, language_model, padded, pairs, prompts
-from measure import BF16, KIND, compare, machine, peak_memory
+from measure import BF16, KIND, Timing, compare, machine, peak_memory
 from report import faster, quarters, times_of
 
 from dual_head import PairCollator, method
@@ -200,8 +200,7 @@ def _scaling(_runs: int):
     models = {count: ours.hidden_guides(lm, count) for count in (1, 2, 4, 8)}
     times = compare({str(n): ours.generation(model, ids, decoding.NEW) for n, model in models.items()}, runs=RUNS)
     for count, time in times.items():
-        values = [1000 * s / decoding.NEW for s in time.seconds]
-        point = {"ms": sorted(values)[len(values) // 2], "ms_spread": (min(values), max(values))}
+        point = _milliseconds(time, each=decoding.NEW)
         yield _at("hidden-space guides, a decoded token", "ms", "guides", int(count), point)
 
 
@@ -237,10 +236,14 @@ def _point(
     run()
     memory = peak_memory(run)
     time = compare({side: run}, runs=1 if side == "naive" else 3, warmup=0)[side]  # of its time there are tables
+    return {**_milliseconds(time), "mb": memory.over}
+
+
+def _milliseconds(time: Timing, *, each: int = 1) -> dict[str, Any]:
+    """Median and spread of a side's rounds, of `each` tokens or steps."""
     return {
-        "ms": time.median * 1000,
-        "ms_spread": [1000 * min(time.seconds), 1000 * max(time.seconds)],
-        "mb": memory.over,
+        "ms": 1000 * time.median / each,
+        "ms_spread": [1000 * seconds / each for seconds in (min(time.seconds), max(time.seconds))],
     }
 
 

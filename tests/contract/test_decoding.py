@@ -18,6 +18,7 @@ from dual_head.guides import guide_class, kinds
 NEW = 5
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
 FEW = 3  # tokens of a compiled generation, where each may be a graph of its own
+SHORT = {**GREEDY, "max_new_tokens": FEW}
 STATIC = {"cache_implementation": "static", "disable_compile": True}
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero", "aten::equal"}
 
@@ -92,14 +93,14 @@ def compiled(model, **options) -> tuple[torch.Tensor, int]:
     torch._dynamo.reset()
     graphs = CompileCounter()
     steps(model, functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=graphs))
-    return model.generate(**padded(), **STATIC, **options, do_sample=False, max_new_tokens=FEW), graphs.frame_count
+    return model.generate(**padded(), **STATIC, **options, **SHORT), graphs.frame_count
 
 
 @every_kind
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_a_compiled_step_gives_the_same_tokens_and_no_more_graphs_than_the_backbone(kind, architecture):
     model, lm = guided(kind, architecture), tiny_lm(architecture).eval()
-    eager = model.generate(**padded(), **STATIC, alpha=[0.7, 0.2], do_sample=False, max_new_tokens=FEW)
+    eager = model.generate(**padded(), **STATIC, alpha=[0.7, 0.2], **SHORT)
     # One for all tokens; one for each where layers slide, for which transformers counts tokens in Python.
     alone = compiled(lm)[1]
     assert alone == (1 if architecture == "llama" else FEW - 1)
