@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
 
 from dual_head import AlignedModel, DualHeadError, DualHeadModel, RewardHeadConfig
-from dual_head.text import DEFAULT_NEW_TOKENS, encode_prompts
+from dual_head.text import DEFAULT_NEW_TOKENS, conversation_of, encode_prompts
 
 CONTEXT = 64
 CONVERSATION = [{"role": "user", "content": "how can i"}]
@@ -72,6 +72,64 @@ def test_a_chat_template_writes_its_own_beginning_of_sequence(tokenizer):
     tokenizer.chat_template = TEMPLATE
     (ids,) = encode_prompts([CONVERSATION], tokenizer)["input_ids"].tolist()
     assert ids == [1, *(WORDS.index(w) for w in ("how", "can", "i", "?"))]
+
+
+@pytest.fixture
+def chatting(caplog) -> PreTrainedTokenizerFast:
+    """A tokenizer with a chat template."""
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    logging.getLogger("dual_head").propagate = True
+    return tokenizer
+
+
+def test_a_text_is_a_users_message_where_there_is_a_chat_template(model, chatting):
+    text = model.generate("how can i", tokenizer=chatting, **GREEDY)
+    assert text == model.generate(CONVERSATION, tokenizer=chatting, **GREEDY)
+    assert model.generate(["how can i"], tokenizer=chatting, **GREEDY) == [text]
+
+
+def test_without_the_chat_template_a_text_is_continued(model, chatting):
+    raw = model.generate("how can i", tokenizer=chatting, chat_template=False, **GREEDY)
+    assert raw == model.generate("how can i", tokenizer=word_tokenizer(), **GREEDY)
+    assert raw != model.generate("how can i", tokenizer=chatting, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "asks"),
+    [
+        (None, {}, "how"),
+        (TEMPLATE, {}, [{"role": "user", "content": "how"}]),
+        (TEMPLATE, {"chat_template": False}, "how"),
+        (None, {"system": "be kind"}, [{"role": "system", "content": "be kind"}, {"role": "user", "content": "how"}]),
+    ],
+)
+def test_one_rule_says_what_a_text_asks(tokenizer, template, options, asks):
+    tokenizer.chat_template = template
+    assert conversation_of("how", tokenizer, **options) == asks
+
+
+def test_a_system_message_goes_before_a_conversation_once(tokenizer):
+    told = conversation_of(CONVERSATION, tokenizer, system="be kind")
+    assert told == [{"role": "system", "content": "be kind"}, *CONVERSATION]
+    with pytest.raises(DualHeadError, match=r"has a system message already\. Leave out the other one"):
+        conversation_of(told, tokenizer, system="be kind")
+    with pytest.raises(DualHeadError, match="a raw prompt is no message"):
+        conversation_of("how", tokenizer, chat_template=False, system="be kind")
+
+
+def test_a_message_that_was_templated_before_is_said_so(chatting, caplog):
+    conversation_of("<s> how", chatting)
+    assert "The prompt spells <s>. In a message that is text" in caplog.text
+    caplog.clear()
+    conversation_of("<s> how", chatting, chat_template=False)
+    assert not caplog.text
+
+
+def test_a_conversation_that_the_template_refuses_is_refused_with_its_words(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(DualHeadError, match="cannot be written: chat template: no system role"):
+        encode_prompts([CONVERSATION], tokenizer)
 
 
 def test_a_conversation_reads_the_same_beside_plain_text(tokenizer):

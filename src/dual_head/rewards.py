@@ -1,4 +1,4 @@
-"""Rewards of finished replies: a Python function, or a sequence classifier from a folder.
+"""Rewards of finished replies: a Python function, or a reward model from a folder.
 
 A reward is any (prompt, reply) -> number. It knows how to find one and what counts as a number; nothing of
 guides, or of who asks.
@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from dual_head.data.tokenize import render
+from dual_head.config import AlignedConfig
+from dual_head.data import Dropped
+from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
+from dual_head.guides.reward_model import RewardModel
+from dual_head.model import AlignedModel
 from dual_head.text import Prompt
 
-Reward = Callable[[Prompt, str], float]  # (prompt, reply) to a finite number
+Reward = Callable[[Prompt, str], float]  # (prompt, reply), a `Cut` where it has no end, to a finite number
 
-FORMS = "A reward is module:function, called with prompt and reply, or the folder of a sequence classifier."
+FORMS = (
+    "A reward is module:function, called with prompt and reply, or the folder of a reward model: what "
+    "'dual-head train reward' wrote, or a sequence classifier with one label."
+)
 
 
 def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, Reward]:
@@ -58,8 +65,20 @@ def require_reward(spec: str) -> None:
         config: Any = AutoConfig.from_pretrained(spec)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(spec, error) from error
-    if config.num_labels != 1:
+    if isinstance(config, AlignedConfig):
+        _reward_guide(spec, config)
+    elif config.num_labels != 1:
         raise _no_reward_model(spec, config.num_labels)
+
+
+def _reward_guide(folder: str, config: AlignedConfig) -> str:
+    """The name of the reward model among guides. Errors: none, or several."""
+    guides = config.guides or {}
+    names = [name for name, entry in guides.items() if entry["kind"] == "reward_model"]
+    if len(names) != 1:
+        count = "Several of the guides are reward models" if names else "No guide is a reward model"
+        raise DualHeadError(f"{count} in '{folder}' ({', '.join(guides)}). {FORMS}")
+    return names[0]
 
 
 def score(rewards: Mapping[str, Reward], prompt: Prompt, reply: str) -> dict[str, float]:
@@ -95,34 +114,46 @@ def called(name: str, reward: Reward, prompt: Prompt, reply: str) -> tuple[float
 
 
 def _unloadable(folder: str, error: Exception) -> DualHeadError:
-    return DualHeadError(
-        f"Could not load a reward model from '{folder}': {str(error).splitlines()[0]} Give the folder of a sequence "
-        "classifier with one label and of its tokenizer."
-    )
+    return DualHeadError(f"Could not load a reward model from '{folder}': {str(error).splitlines()[0]} {FORMS}")
 
 
 def _no_reward_model(folder: str, labels: int) -> DualHeadError:
     return DualHeadError(
-        f"'{folder}' is no reward model: it needs one label (it has {labels}) and a trained score. Give a sequence "
+        f"'{folder}' is not a reward model: it needs one label (it has {labels}) and a trained score. Give a sequence "
         "classifier, not a language model."
     )
 
 
-class Classifier:
-    """Score of prompt + reply as one text under a sequence classifier with one label.
+def _load(folder: str) -> PreTrainedModel:
+    """The sequence classifier in a folder, which may be that of a reward model that is a guide."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if isinstance(config, AlignedConfig):
+            guide = AlignedModel.from_pretrained(folder).guide(_reward_guide(folder, config))
+            assert isinstance(guide, RewardModel)
+            return guide.tuned
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(folder, error) from error
+    model, info = loaded
+    if model.config.num_labels != 1 or info["missing_keys"]:
+        raise _no_reward_model(folder, model.config.num_labels)
+    return model
 
-    folder: of the model and its tokenizer. context: how many tokens it reads, infinite where nothing says so.
+
+class Classifier:
+    """Score of a prompt and its reply under a reward model, which reads the ids that it was trained on.
+
+    folder: what `dual-head train reward` wrote, or a sequence classifier with one label, and its tokenizer. context:
+    how many tokens it reads, infinite where nothing says so.
     """
 
     def __init__(self, folder: str, *, device: torch.device | str = "cpu"):
+        model = _load(folder)
         try:
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
             raise _unloadable(folder, error) from error
-        model, info = loaded
-        if model.config.num_labels != 1 or info["missing_keys"]:
-            raise _no_reward_model(folder, model.config.num_labels)
         self.folder, self.tokenizer = folder, tokenizer
         self.model: Any = model.requires_grad_(False).eval().to(device)
         # Either may be missing; a tokenizer says a huge number then.
@@ -139,11 +170,14 @@ class Classifier:
         return self.score([ids])[0]
 
     def encode(self, prompt: Prompt, reply: str) -> list[int]:
-        """Token ids of a prompt and its reply, read as one text."""
-        plain = isinstance(prompt, str)
-        text = (prompt if plain else render(tuple(prompt), self.tokenizer)) + reply
-        # A chat template writes its own special tokens into the text.
-        return self.tokenizer(text, add_special_tokens=plain or not self.tokenizer.chat_template)["input_ids"]
+        """Token ids of a prompt and its reply, as training writes them. Errors: the chat template refuses them."""
+        (written,) = write([(prompt, (reply,))], self.tokenizer)
+        if isinstance(written, Dropped):
+            raise DualHeadError(
+                f"The reward model in '{self.folder}' cannot read a prompt: {written}. Leave it out, or change the "
+                "messages."
+            )
+        return written.prompt + written.replies[0]
 
     @torch.no_grad()
     def score(self, rows: Sequence[Sequence[int]]) -> list[float]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import BatchEncoding, GenerationConfig, PreTrainedTokenizerBase
 
 from dual_head.backbone import context_length
-from dual_head.data.tokenize import first_ids, render
+from dual_head.data import Dropped, Prompt
+from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError
 from dual_head.strength import Alpha
 from dual_head.trace import Trace, trace_sequences
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 DEFAULT_NEW_TOKENS = 128
 TRANSFORMERS_NEW_TOKENS = 20  # what transformers generates where nothing says how much
-
-Prompt = str | Sequence[dict[str, str]]  # plain text, or the conversation so far
 
 
 class Traced(NamedTuple):
@@ -46,6 +45,7 @@ class TextGeneration:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         alpha: Alpha = None,
+        chat_template: bool = True,
         return_trace: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -54,6 +54,7 @@ class TextGeneration:
         inputs: token ids as transformers takes them, a prompt, a conversation (a list of role/content
         dicts), or a list of either; text gives the new text back. tokenizer: for text, the one saved with the
         guides or beside the backbone where none is given. With text, a temperature above 0 means sampling.
+        chat_template: a text is a user's message where the tokenizer has a chat template; False continues it as it is.
         alpha: see `resolve_alpha`; 0 gives the backbone's own output, bit for bit. return_trace: also return one
         `Trace` per row (costs one pass over the finished sequences). Every other argument is transformers' own.
         Errors: an empty prompt, one longer than the context, a wrong tokenizer, a wrong alpha.
@@ -64,7 +65,8 @@ class TextGeneration:
         tokenizer = tokenizer or self.own_tokenizer()
         self.require_same_tokenizer(tokenizer)
         several = _is_batch(inputs)
-        prompts: Sequence[Prompt] = inputs if several else [inputs]  # type: ignore[assignment, list-item]
+        texts_in: Sequence[Prompt] = inputs if several else [inputs]  # type: ignore[assignment, list-item]
+        prompts = [conversation_of(prompt, tokenizer, chat_template=chat_template) for prompt in texts_in]
         batch = encode_prompts(prompts, tokenizer).to(self.device)
         ids = self._generate_ids(
             batch["input_ids"],
@@ -117,29 +119,52 @@ class TextGeneration:
         return Traced(output, trace)
 
 
+def conversation_of(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, chat_template: bool = True, system: str | None = None
+) -> Prompt:
+    """What a prompt asks: a text is a user's message where the tokenizer has a chat template, else a text to continue.
+
+    chat_template: False continues every text as it is. system: a system message before it, which makes any text a
+    message. Errors: a system message beside another one, or beside chat_template=False.
+    """
+    if isinstance(prompt, str):
+        if system is not None and not chat_template:
+            raise DualHeadError("A system prompt goes before messages, and a raw prompt is no message. Leave one out.")
+        if system is None and not (chat_template and tokenizer.chat_template):
+            return prompt
+        if spelled := special_tokens_in(prompt, tokenizer):
+            logger.warning(
+                "The prompt spells %s. In a message that is text. To continue a text that is in the chat template's "
+                "form already, use chat_template=False (--raw).",
+                ", ".join(spelled),
+            )
+        prompt = [{"role": "user", "content": prompt}]
+    if system is None:
+        return prompt
+    if any(message["role"] == "system" for message in prompt):
+        raise DualHeadError("The conversation has a system message already. Leave out the other one (--system).")
+    return [{"role": "system", "content": system}, *prompt]
+
+
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
-    """Tokenise prompts as training did, padded on the left: input_ids and attention_mask [B, T]."""
-    texts, conversations = [], []
-    for prompt in prompts:
-        conversation = not isinstance(prompt, str)
-        text = render(tuple(prompt), tokenizer) if conversation else prompt
-        if not text.strip():
+    """Write prompts as training does (a text as it is), padded on the left: input_ids and attention_mask [B, T].
+
+    Errors: an empty prompt, one without tokens, a conversation that the chat template refuses.
+    """
+    rows = []
+    for prompt, written in zip(prompts, write([(prompt, ()) for prompt in prompts], tokenizer), strict=True):
+        contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        if not any(content.strip() for content in contents):
             raise DualHeadError("The prompt is empty. Give at least one word.")
-        texts.append(text)
-        conversations.append(conversation)
-    first = first_ids(tokenizer)
-    ids = [
-        # A chat template writes its own special tokens into the text.
-        ([] if conversation and tokenizer.chat_template else first)
-        + tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text, conversation in zip(texts, conversations, strict=True)
-    ]
-    longest = max(len(row) for row in ids)
-    if not min(len(row) for row in ids):
-        raise DualHeadError("A prompt has no tokens under this tokenizer. Give at least one word it knows.")
+        if isinstance(written, Dropped):
+            raise DualHeadError(f"The prompt cannot be written: {written}. Change its messages or the template.")
+        if not written.prompt:
+            raise DualHeadError("A prompt has no tokens under this tokenizer. Give at least one word it knows.")
+        rows.append(written.prompt)
+    longest = max(map(len, rows))
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so any id will do
-    input_ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in ids])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
+    input_ids = torch.tensor([[fill] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return BatchEncoding({"input_ids": input_ids, "attention_mask": mask})
 
 

@@ -5,8 +5,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dual_head.data import Pair
+from dual_head.data.conversation import write
 from dual_head.data.formats import load_pairs, transcript
-from dual_head.data.tokenize import TokenizeOptions, render, tokenize_pairs
+from dual_head.data.tokenize import TokenizeOptions, tokenize_pairs
 from dual_head.errors import DualHeadError
 
 SPECIALS = ["<unk>", "<s>", "</s>", "<user>", "<bot>", "<system>"]
@@ -111,7 +112,9 @@ def test_more_pairs_than_a_batch_stay_in_order():
 
 def test_without_a_chat_template_a_conversation_is_a_transcript():
     talk = [{"role": "system", "content": "be kind"}, *ASK, {"role": "assistant", "content": "c"}, *ASK]
-    text = render(talk, words())
+    tokenizer = characters()
+    (row,) = write([(talk, ())], tokenizer)
+    text = tokenizer.decode(row.prompt)
     assert text == "\n\nbe kind\n\nHuman: a b\n\nAssistant: c\n\nHuman: a b\n\nAssistant:"
     assert transcript(text) == (*talk, {"role": "assistant", "content": ""})
 
@@ -320,6 +323,8 @@ def test_real_transcripts_read_the_same_after_a_real_tokenizer(shared_data):
     assert drops.kept == len(pairs)
     for pair, row in zip(pairs, rows, strict=True):
         text = tokenizer.decode(row["prompt_ids"] + row["chosen_ids"], skip_special_tokens=True)
-        assert text == render(pair.prompt, tokenizer) + " " + pair.chosen
+        talk = [*pair.prompt, {"role": "assistant", "content": pair.chosen}]
+        speakers = {"user": "Human", "assistant": "Assistant"}
+        assert text == "".join(f"\n\n{speakers[turn['role']]}: {turn['content']}" for turn in talk)
         assert row["prompt_ids"].count(tokenizer.bos_token_id) == 1
         assert row["chosen_ids"].count(tokenizer.eos_token_id) == 1

@@ -159,7 +159,7 @@ def test_text_is_tokenised_as_training_does():
     assert reply == [word("good1")]
     assert continuation_ids("", "good1", tokenizer) == ([1], [word("good1")])
     tokenizer.chat_template = "{% for m in messages %}i {{ m['content'] }} {% endfor %}"
-    assert continuation_ids(chat, "good1", tokenizer) == ([word("i"), word("ask3")], [word("good1")])
+    assert continuation_ids(chat, "good1", tokenizer) == ([word("i"), word("ask3")], [word("i"), word("good1")])
     with pytest.raises(DualHeadError, match="continuation is empty"):
         continuation_ids("ask0", "", tokenizer)
 

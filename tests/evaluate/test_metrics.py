@@ -133,13 +133,13 @@ def test_a_reward_that_fails_is_told():
 def test_a_classifier_scores_in_batches_and_leaves_out_what_it_cannot_read(tokenizer, tmp_path):
     tokenizer.save_pretrained(write_classifier(tmp_path / "judge"))
     name, reward = load_reward(str(tmp_path / "judge"))
-    reward.context = 8
+    reward.context = 9
     questions = [Question(str(i), "ask0 " * (i + 1)) for i in range(5)]
     answers = {str(i): Answer(question=str(i), replies=(" good1 bad2",)) for i in range(5)}
     found = measure(questions, answers, Tools(rewards={name: reward}, batch_size=2)).values["reward:judge"]
     for i in range(5):
         assert found[str(i)] == pytest.approx(reward(questions[i].prompt, " good1 bad2"), abs=1e-5)
-    reward.context = 6  # <s>, four or five asked, two said
+    reward.context = 7  # <s>, four or five asked, two said and their end
     cut = measure(questions, answers, Tools(rewards={name: reward})).values["reward:judge"]
     assert [cut[str(i)] is None for i in range(5)] == [False, False, False, True, True]
 

@@ -360,7 +360,7 @@ def test_a_conversation_that_a_chat_template_refuses_is_left_out(folders, tmp_pa
     it = system(folder)
     assert it.why_not(QUESTIONS[1], SHORT) is None
     told = Question("told", ({"role": "system", "content": "a"}, user("ask1")))
-    assert it.why_not(told, SHORT) == "the chat template of 'it' refuses it: no system"
+    assert it.why_not(told, SHORT) == "'it' cannot be asked it: chat template: no system"
 
 
 def test_a_text_has_no_second_turn(folders):

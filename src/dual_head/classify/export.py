@@ -25,7 +25,7 @@ from dual_head.checkpoint import atomic_folder
 from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.parity import Pooled, allowance, check_merged, largest, scored, tried
-from dual_head.data.tokenize import first_ids
+from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.export import OLD_WEIGHTS, require_place
 from dual_head.fingerprint import tokenizer_fingerprint

@@ -22,7 +22,7 @@ from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.export import Exported, merged, require_same_tokenizer, text_notes
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.parity import Pooled, allowance, check_merged, largest, scored, tried
-from dual_head.data.tokenize import first_ids
+from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, require
 from dual_head.export import require_place
 

@@ -25,7 +25,7 @@ from dual_head.classify.calibration import load_calibration
 from dual_head.classify.metrics import probabilities
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import ClassifyTokenizeOptions, cut_ids, input_ids_of
-from dual_head.data.tokenize import first_ids
+from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.run_inputs import load_tokenizer

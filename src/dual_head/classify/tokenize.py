@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.classify import Example, TextForm
 from dual_head.classify.config import LmScope, scope_of
 from dual_head.data import Drops
-from dual_head.data.tokenize import first_ids
+from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError
 
 BATCH = 512  # examples per tokenizer call

@@ -1,21 +1,26 @@
 """The nouns of preference data: a `Pair`, the account of the rows that became none, and a split by prompt.
 
-`formats` makes pairs of rows, `tokenize` token ids of pairs, `collate` tensors of token ids. This file knows
-none of them: it stands below all three.
+`formats` makes pairs of rows, `conversation` and `tokenize` token ids of pairs, `collate` tensors of token ids. This
+file knows none of them: it stands below them all.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dual_head.errors import DualHeadError
 
-__all__ = ["Dropped", "Drops", "Message", "Pair", "is_held_out", "split_by_prompt"]
+__all__ = ["Cut", "Dropped", "Drops", "Message", "Pair", "Prompt", "is_held_out", "split_by_prompt"]
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+Prompt = str | Sequence[Message]  # a text to continue, or the conversation so far
+
+
+class Cut(str):
+    """A reply that stopped at the limit of tokens: its text, which nothing closes."""
 
 
 @dataclass(frozen=True, slots=True)

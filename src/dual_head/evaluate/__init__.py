@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
+from dual_head.data import Cut
 from dual_head.text import Prompt
 
 __all__ = ["Answer", "Comparison", "Decoding", "Judge", "Question", "Verdict"]
@@ -71,6 +72,12 @@ class Answer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "replies", tuple(map(_writable, self.replies)))
+
+    @property
+    def marked(self) -> Replies:
+        """The replies, those that stopped at the limit of tokens as `Cut`; one that nothing is known of is whole."""
+        ended = self.finished or (True,) * len(self.replies)
+        return tuple(reply if end else Cut(reply) for reply, end in zip(self.replies, ended, strict=True))
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """Prompts and what continues them, as token ids: what a likelihood is asked of.
 
-It knows tokenizers and chat templates through `data.tokenize`, and no model.
+It knows tokenizers and chat templates through `data.conversation`, and no model.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dual_head.data import Dropped, Drops, tokenize
+from dual_head.data import Cut, Dropped
+from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
-from dual_head.text import Prompt, encode_prompts
+from dual_head.text import Prompt
 
 __all__ = ["Ids", "Row", "beginning", "continuation_ids", "fit", "last_prompt", "reply_rows", "windows"]
 
@@ -20,26 +20,25 @@ Row = tuple[Ids, Ids]  # a prompt's tokens, and those of the continuation to sco
 
 
 def continuation_ids(prompt: Prompt, continuation: str, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """Token ids of a prompt and of what continues it, tokenised in one, as training does.
+    """Token ids of a prompt and of what continues it, written as training writes them, with nothing behind.
 
-    A text is continued letter by letter. A conversation is rendered first; without a chat template its reply follows
-    "Assistant:" after one space. An empty prompt becomes the token that texts begin with. Errors: an empty
-    continuation; a tokenizer that has no token to begin with.
+    A text is continued letter by letter; a conversation's reply stands where the chat template puts it, or after
+    "Assistant:" and a space. An empty prompt becomes the token that texts begin with. Errors: an empty continuation,
+    or one without tokens; a tokenizer that has no token to begin with.
     """
     if not continuation:
         raise DualHeadError("A continuation is empty, so there is nothing to score. Leave it out.")
-    conversation = not isinstance(prompt, str)
-    text = tokenize.render(tuple(prompt), tokenizer) if conversation else prompt
-    templated = conversation and bool(tokenizer.chat_template)
-    if conversation and not templated and not continuation[:1].isspace():
-        continuation = f" {continuation}"
-    first = [] if templated else tokenize.first_ids(tokenizer)  # a chat template writes its own special tokens
-    alone, whole = tokenizer([text, text + continuation], add_special_tokens=False, verbose=False)["input_ids"]
-    try:
-        ids = tokenize._response(alone, whole, continuation, tokenizer, Drops())
-    except Dropped as reason:
-        raise DualHeadError(f"{continuation!r} cannot be scored as a continuation: {reason}. Leave it out.") from reason
-    return first + alone or [beginning(tokenizer)], ids
+    prompt_ids, ids = _written(prompt, Cut(continuation), tokenizer)
+    if not ids:
+        raise DualHeadError(f"{continuation!r} cannot be scored as a continuation: it has no tokens. Leave it out.")
+    return prompt_ids, ids
+
+
+def _written(prompt: Prompt, reply: str, tokenizer: PreTrainedTokenizerBase) -> Row:
+    (written,) = write([(prompt, (reply,))], tokenizer)
+    if isinstance(written, Dropped):
+        raise DualHeadError(f"{reply!r} cannot be scored as a continuation: {written}. Leave it out.")
+    return written.prompt or [beginning(tokenizer)], written.replies[0]
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -105,13 +104,6 @@ def reply_rows(
     """Token ids of each conversation and its last reply, with the token that ended it; None for no token at all."""
     rows: list[Row | None] = []
     for question, answer in zip(questions, answers, strict=True):
-        prompt, reply = last_prompt(question, answer), answer.replies[-1]
-        if reply:
-            seen, said = continuation_ids(prompt, reply, tokenizer)
-        else:
-            ids: Any = encode_prompts([prompt], tokenizer)["input_ids"]
-            seen, said = ids[0].tolist(), []
-        ended = bool(answer.finished and answer.finished[-1]) and isinstance(tokenizer.eos_token_id, int)
-        said = [*said, *([tokenizer.eos_token_id] if ended else [])]
-        rows.append((seen, said) if said else None)
+        row = _written(last_prompt(question, answer), answer.marked[-1], tokenizer)
+        rows.append(row if row[1] else None)
     return rows

@@ -17,7 +17,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from dual_head.config import AlignedConfig
-from dual_head.data.tokenize import first_ids
+from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides.companion import ADAPTER_CONFIG, adapter_config

@@ -240,7 +240,7 @@ def _coherence(questions: Sequence[Question], answers: Sequence[Answer], tools: 
 def _rewards(questions: Sequence[Question], answers: Sequence[Answer], tools: Tools) -> dict[str, Values]:
     if not tools.rewards:
         raise Absent("no reward was given")
-    asked = [(last_prompt(*both), both[1].replies[-1]) for both in zip(questions, answers, strict=True)]
+    asked = [(last_prompt(*both), both[1].marked[-1]) for both in zip(questions, answers, strict=True)]
     return {f"reward:{name}": _rewarded(name, reward, asked, tools) for name, reward in tools.rewards.items()}
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dual_head.backbone import context_length, load_backbone
+from dual_head.data import Dropped
+from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError, require
 from dual_head.evaluate import Answer, Decoding, Question
 from dual_head.evaluate.exchange import content_of
@@ -166,12 +167,11 @@ class ModelSystem:
         whole = question.prompt
         for said in question.follow_ups:
             whole = _next_turn(whole, "", said)
-        try:
-            ids: Any = encode_prompts([whole], self.tokenizer)["input_ids"]
-        except TemplateError as error:
-            return f"the chat template of '{self.name}' refuses it: {error}"
+        (written,) = write([(whole, ())], self.tokenizer)
+        if isinstance(written, Dropped):
+            return f"'{self.name}' cannot be asked it: {written}"
         context, needed = context_length(self.config), len(question.asked) * decoding.max_new_tokens
-        if context is None or ids.shape[1] + needed <= context:
+        if context is None or len(written.prompt) + needed <= context:
             return None
         return f"with {needed} new tokens it exceeds the {context} of '{self.name}'"
 
@@ -191,7 +191,7 @@ class ModelSystem:
             for turn in range(max((len(question.asked) for question in questions), default=0)):
                 asked = [question for question in questions if turn < len(question.asked)]
                 for question in asked if turn else ():
-                    last = replies[question.id][-1].text.strip()
+                    last = replies[question.id][-1].text
                     prompts[question.id] = _next_turn(prompts[question.id], last, question.asked[turn])
                 said = self._reply({question.id: prompts[question.id] for question in asked}, options)
                 for name, reply in said.items():
@@ -215,7 +215,13 @@ class ModelSystem:
         sequences = self.model.generate(ids, attention_mask=mask, **options, **strengths)
         new = sequences[:, ids.shape[1] :].tolist()
         asked = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        return {name: self._said(*both) for name, both in zip(prompts, zip(asked, new, strict=True), strict=True)}
+        replies = {name: self._said(*both) for name, both in zip(prompts, zip(asked, new, strict=True), strict=True)}
+        # The reply to a conversation is a message, as exports and judges have it; a text is continued to the letter.
+        messages = {name for name, prompt in prompts.items() if not isinstance(prompt, str)}
+        return {
+            name: reply._replace(text=reply.text.strip()) if name in messages else reply
+            for name, reply in replies.items()
+        }
 
     def _said(self, asked: list[int], new: list[int]) -> _Reply:
         """The reply as it continues what was asked; decoded alone it would lose the space it may begin with."""

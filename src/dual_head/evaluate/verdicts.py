@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Judge, Question, Replies, Verdict
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
@@ -112,7 +113,7 @@ def judge_pairs(
     orders = 2 if both_orders and not judge.symmetric else 1
     wanted: dict[str, list[tuple[str, Comparison]]] = {}
     for question in questions:
-        first, second = a[question.id].replies, b[question.id].replies
+        first, second = a[question.id].marked, b[question.id].marked
         require_whole(question, first)
         require_whole(question, second)
         pairs = [] if first == second else [(first, second), (second, first)][:orders]
@@ -138,7 +139,7 @@ def grade_all(
     _require_same_questions(questions, answers, answers)
     wanted: dict[str, dict[str, Shown]] = {}
     for question in questions:
-        replies = answers[question.id].replies
+        replies = answers[question.id].marked
         require_whole(question, replies)
         parts = [question] if judge.symmetric else question.by_turn
         given = [(part, replies[: len(part.asked)]) for part in parts]
@@ -230,7 +231,9 @@ def _examples(ids: Sequence[str]) -> str:
 def _key(judge: Judge, question: Question, *replies: Replies) -> str:
     """Name all that a verdict depends on."""
     prompt = question.prompt if isinstance(question.prompt, str) else list(question.prompt)
-    shown = [prompt, question.follow_ups, question.category, question.references, replies]
+    shown: list[Any] = [prompt, question.follow_ups, question.category, question.references, replies]
+    cut = [[isinstance(reply, Cut) for reply in turns] for turns in replies]
+    shown += [cut] if any(map(any, cut)) else []
     return hashlib.sha256(json.dumps([judge.identity, *shown], sort_keys=True).encode()).hexdigest()
 
 

@@ -157,7 +157,7 @@ def test_a_chat_template_is_used_and_one_without_system_messages_gets_them_in_th
     judge._tokenizer.__class__ = Spying
     messages = [{"role": "system", "content": "once"}, {"role": "user", "content": "upon"}]
     reading = judge._reading(messages, PATTERNS["[[A]]"])
-    assert seen[0] == "<s> once\n\nupon time [[A]]"
+    assert "<s> once\n\nupon time [[A]]" in seen
     ids = word_tokenizer([*WORDS, *VERDICTS])("once upon time")["input_ids"]
     assert list(reading.common) == ids  # the template's own <s>, and no second one
 

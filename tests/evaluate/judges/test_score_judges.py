@@ -160,7 +160,8 @@ def test_a_model_without_a_padding_token_is_batched_too(reward_model, tmp_path):
     tokenizer = word_tokenizer()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "padless")
-    rows = [tokenizer(f"ask0 {reply}")["input_ids"] for reply in ("good1 <pad>", "<pad>", "good1 good2 good3")]
+    texts = ("good1 <pad>", "<pad>", "good1 good2 good3")
+    rows = [[*tokenizer(f"ask0 {reply}")["input_ids"], tokenizer.eos_token_id] for reply in texts]
     with torch.no_grad():
         alone = [model(input_ids=torch.tensor([row])).logits.item() for row in rows]
     judge = load_judge(f"reward:{tmp_path / 'padless'}", device="cpu")
@@ -188,7 +189,7 @@ def test_what_is_too_long_for_the_reward_model_is_a_flaw(reward_model, monkeypat
     monkeypatch.setattr(judge._classifier, "context", 8)
     short, long = compared(judge, (" good1", " good2"), (" good1", " good2" * 20))
     assert short.value in (0, 1)
-    assert (long.value, long.flaw) == (None, "second: too long: 23 tokens, the model reads 8")
+    assert (long.value, long.flaw) == (None, "second: too long: 24 tokens, the model reads 8")
 
 
 def test_scores_that_are_not_finite_are_a_flaw(reward_model, monkeypatch):

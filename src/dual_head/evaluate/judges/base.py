@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from dual_head.data import Message
+from dual_head.data import Cut, Message
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Comparison, Judge, Question, Replies, Verdict
 from dual_head.text import Prompt
@@ -22,7 +22,7 @@ TIE = 1e-9  # scores that differ by less are equal: sums of tenths differ in the
 WINDOW = 16  # batches sorted by length together: long enough to save padding, short enough to keep what was judged
 NO_ANSWER = "no answer: "  # begins the flaw of a verdict that is worth asking for again
 
-Shown = tuple[Prompt, str]  # a prompt, or the conversation so far, and the reply to it
+Shown = tuple[Prompt, str]  # a prompt, or the conversation so far, and the reply to it, a `Cut` where it has no end
 
 
 class JudgeKind(Protocol):
@@ -113,7 +113,7 @@ class ScoreJudge(ABC):
         found: list[dict[int, float | str]] = [{} for _ in answers]
         for index, (question, replies) in enumerate(answers):
             for turn, shown in enumerate(shown_turns(question, replies)):
-                key = json.dumps(shown)
+                key = json.dumps([shown, isinstance(shown[1], Cut)])
                 if key not in places:
                     texts.append(shown)
                 places.setdefault(key, []).append((index, turn))

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dual_head.backbone import Backbone, context_length, load_backbone
-from dual_head.data import Message
-from dual_head.data.tokenize import first_ids, render
+from dual_head.data import Cut, Message
+from dual_head.data.conversation import Written, write
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Comparison, Question, Replies, Verdict
 from dual_head.evaluate.judges.base import WINDOW, batches_by_length, chosen_device, digest
@@ -122,15 +121,13 @@ class LanguageModelJudge:
 
     def _reading(self, messages: list[Message], pattern: Pattern) -> Reading:
         """Tokenise each choice behind the whole prompt: where tokens end may depend on what follows."""
-        tokenizer = self._tokenizer
-        text = _rendered(messages, tokenizer)
-        first = [] if tokenizer.chat_template else first_ids(tokenizer)
-        before = text + ("" if tokenizer.chat_template else " ") + pattern.opening
-        rows = tokenizer([before + choice for choice in pattern.choices], add_special_tokens=False)["input_ids"]
+        replies = [Cut(pattern.opening + choice) for choice in pattern.choices]
+        written = _written(messages, replies, self._tokenizer)
+        rows = [written.prompt + ids for ids in written.replies]
         columns = zip(*rows, strict=False)
         shared = next((n for n, column in enumerate(columns) if len(set(column)) > 1), min(map(len, rows)))
         tails = {choice: tuple(row[shared:]) for choice, row in zip(pattern.choices, rows, strict=True)}
-        return Reading((*first, *rows[0][:shared]), {choice: _told_apart(choice, tails) for choice in tails})
+        return Reading(tuple(rows[0][:shared]), {choice: _told_apart(choice, tails) for choice in tails})
 
     @torch.no_grad()
     def _likelihoods(self, readings: Sequence[Reading]) -> list[dict[str, float]]:
@@ -161,13 +158,14 @@ def _tokenizer_of(where: str) -> PreTrainedTokenizerBase:
         raise DualHeadError(f"'{where}' has no tokenizer, and a judge reads text. Save it beside the model.") from error
 
 
-def _rendered(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The conversation as the model reads it; a template that takes no system message gets it in the request."""
-    try:
-        return render(messages, tokenizer)
-    except TemplateError:
-        merged = "\n\n".join(message["content"] for message in messages)
-        return render([{"role": "user", "content": merged}], tokenizer)
+def _written(messages: list[Message], replies: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Written:
+    """The conversation and its replies as the model reads them; a template may take no system message."""
+    merged = [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]
+    written, as_request = write([(messages, replies), (merged, replies)], tokenizer)
+    for form in (written, as_request):
+        if isinstance(form, Written):
+            return form
+    raise DualHeadError(f"The judge's chat template refuses its prompt ({written}). Take another model or template.")
 
 
 def _told_apart(choice: str, tails: dict[str, Ids]) -> Ids:

@@ -1,0 +1,67 @@
+"""A reward model is found by its folder, whoever wrote it, and reads what it was trained on."""
+
+import pytest
+import torch
+from files import write_backbone
+from transformers import AutoTokenizer
+
+from dual_head import AlignedModel, DualHeadError, Pair, TokenizeOptions, tokenize_pairs
+from dual_head.data import Cut
+from dual_head.evaluate.judges import load_judge
+from dual_head.guides.linear import LinearConfig
+from dual_head.guides.reward_model import RewardModelConfig
+from dual_head.rewards import load_reward, require_reward
+
+ASKED = [{"role": "user", "content": "ask0 ask1"}]
+
+
+def write_guides(folder, guides):
+    """Guides on a backbone of their own, saved as training saves them; the reward models score at random."""
+    backbone = write_backbone(folder / "backbone")
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    torch.manual_seed(0)
+    model = AlignedModel.from_backbone(str(backbone), guides, tokenizer=tokenizer)
+    with torch.no_grad():
+        for parameter in model.guides.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder / "guides")
+    tokenizer.save_pretrained(folder / "guides")
+    return model, folder / "guides", tokenizer
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_the_folder_that_train_reward_wrote_is_a_reward_and_a_judge(tmp_path, tune):
+    model, folder, tokenizer = write_guides(tmp_path, {"reward": RewardModelConfig(tune=tune)})
+    require_reward(str(folder))
+    name, reward = load_reward(str(folder))
+    (row,), _ = tokenize_pairs([Pair(tuple(ASKED), "good1", "bad1")], tokenizer, TokenizeOptions())
+    ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])
+    with torch.no_grad():
+        trained = model.guide("reward").tuned(input_ids=ids).logits.item()
+    assert name == "guides"
+    assert reward(ASKED, "good1") == pytest.approx(trained, abs=1e-5)
+    assert reward(ASKED, Cut("good1")) != pytest.approx(trained, abs=1e-5)
+    assert load_judge(f"reward:{folder}", device="cpu").name == "guides"
+
+
+def test_guides_that_are_no_reward_model_are_refused_with_the_remedy(tmp_path):
+    _, folder, _ = write_guides(tmp_path, {"iav": LinearConfig()})
+    for refuse in (require_reward, load_reward):
+        with pytest.raises(DualHeadError, match=r"No guide is a reward model in .*iav.*'dual-head train reward' wrote"):
+            refuse(str(folder))
+
+
+def test_of_several_reward_models_none_is_chosen_in_silence(tmp_path):
+    one = RewardModelConfig(tune="full")
+    _, folder, _ = write_guides(tmp_path, {"a": one, "b": one})
+    with pytest.raises(DualHeadError, match=r"Several of the guides are reward models .*\(a, b\)"):
+        require_reward(str(folder))
+
+
+def test_a_function_is_told_which_reply_was_cut(tmp_path, monkeypatch):
+    (tmp_path / "my_reward.py").write_text(
+        "from dual_head.data import Cut\n\n\ndef whole(prompt, reply):\n    return not isinstance(reply, Cut)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _, reward = load_reward("my_reward:whole")
+    assert (reward("ask0", "good1"), reward("ask0", Cut("good1"))) == (True, False)
