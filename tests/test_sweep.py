@@ -259,7 +259,7 @@ def test_a_reward_that_gives_no_number_is_refused(here, model, tokenizer, monkey
         ("my_rewards:no_such", "Cannot import"),
         ("my_rewards:constant", "is int, not a function"),
         ("my_rewards", "module:function"),
-        ("no/such/folder", "the folder of a sequence classifier"),
+        ("no/such/folder", "the folder of a reward model"),
     ],
 )
 def test_a_reward_that_is_not_there_is_refused(spec, remedy, here, monkeypatch):
@@ -275,7 +275,7 @@ def test_a_classifier_scores_prompt_and_reply_as_one_text(guides, tokenizer, tmp
     classifier.save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
     name, reward = load_reward(str(tmp_path / "judge"))
-    ids = torch.tensor([tokenizer("ask0 ask1 good3 good4")["input_ids"]])
+    ids = torch.tensor([[*tokenizer("ask0 ask1 good3 good4")["input_ids"], tokenizer.eos_token_id]])
     assert name == "judge"
     assert reward("ask0 ask1", " good3 good4") == pytest.approx(classifier(ids).logits.item(), abs=1e-6)
     assert reward("ask0 ask1", "") != reward("ask0 ask1", " good3")

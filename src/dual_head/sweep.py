@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase, set_seed
 
 from dual_head.backbone import context_length
+from dual_head.data import Cut
 from dual_head.divergence import reply_scalars
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.intervals import bootstrap_mean
 from dual_head.rewards import Reward, score
-from dual_head.text import DEFAULT_NEW_TOKENS, Prompt, encode_prompts
+from dual_head.text import DEFAULT_NEW_TOKENS, Prompt, conversation_of, encode_prompts
 from dual_head.text_metrics import distinct_n, diversity
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def sweep(
     samples: int = 1,
     seed: int = 0,
     rewards: Mapping[str, Reward] | None = None,
+    chat_template: bool = True,
     start: int = 0,
     on_prompt: Callable[[list[Row]], None] | None = None,
 ) -> list[Row]:
@@ -82,6 +84,7 @@ def sweep(
     alphas: the strengths; of all guides together, or of `guide` while the others keep `alpha` (as
     `resolve_alpha` takes it; None for their defaults). temperature: 0 is greedy; above it, `samples` replies
     are drawn from the whole policy, reproducibly by `seed`. rewards: {name: (prompt, reply) -> number}.
+    chat_template: a text is a user's message where the tokenizer has a chat template; False continues it as it is.
     start: how many prompts were done before; on_prompt: is given each prompt's rows as soon as there are any.
     All is checked before anything is generated. Errors: no prompts; alphas that are no numbers, or equal; an
     unknown guide; a prompt longer than the context; a reward that fails or gives no number.
@@ -89,6 +92,7 @@ def sweep(
     strengths = _swept_strengths(model, alphas, guide=guide, alpha=alpha)
     decoding = _decoding(model, tokenizer, max_new_tokens, temperature, samples)
     model.require_same_tokenizer(tokenizer)
+    prompts = [conversation_of(prompt, tokenizer, chat_template=chat_template) for prompt in prompts]
     asked = _encoded(model, tokenizer, prompts)
     labels = [
         {"sample": sample, "alpha": float(swept), "alphas": {name: own[i] for name, own in strengths.items()}}
@@ -102,7 +106,7 @@ def sweep(
             set_seed(seed + index)  # by prompt, so that a resumed sweep draws what an uninterrupted one does
         ids, prompt = asked[index].to(model.device), prompts[index]
         sequences = shared_prompt_replies(model, ids, per_row, **decoding)
-        replies = _measured(model, tokenizer, sequences, ids.shape[1], per_row)
+        replies = _measured(model, tokenizer, sequences, ids.shape[1], per_row, message=not isinstance(prompt, str))
         found = [
             Row(index=index, prompt=prompt, rewards=score(rewards or {}, prompt, reply["text"]), **label, **reply)
             for label, reply in zip(labels, replies, strict=True)
@@ -173,7 +177,7 @@ def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Mean and 95% interval of every figure at each strength, strengths ascending.
 
     The replies to one prompt are averaged first and prompts resampled, since they are what is independent:
-    [{"alpha", "alphas", "prompts", "replies", "metrics": {name: {"mean", "interval"}}, "rewards": {...}}].
+    [{"alpha", "alphas", "prompts", "replies", "empty", "metrics": {name: {"mean", "interval"}}, "rewards": {...}}].
     """
     by_alpha: dict[float, list[Row]] = {}
     for row in rows:
@@ -186,6 +190,7 @@ def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
                 "alphas": own[0].alphas,
                 "prompts": len({row.index for row in own}),
                 "replies": len(own),
+                "empty": sum(not row.text.strip() for row in own),
                 "metrics": {name: _mean([(row.index, getattr(row, name)) for row in own]) for name in METRICS},
                 "rewards": {name: _mean([(row.index, row.rewards[name]) for row in own]) for name in own[0].rewards},
             }
@@ -247,8 +252,13 @@ def _measured(
     sequences: Tensor,
     prompt: int,
     strengths: Mapping[str, Sequence[float]],
+    *,
+    message: bool,
 ) -> list[dict[str, Any]]:
-    """What the sequences [R, P + new] of one prompt of `prompt` tokens say about their replies."""
+    """What the sequences [R, P + new] of one prompt of `prompt` tokens say about their replies.
+
+    message: replies answer a conversation, so that spaces around them mean nothing.
+    """
     new, ends = sequences[:, prompt:], _ends(model)
     ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
     lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])  # the first end is a part of it
@@ -259,10 +269,12 @@ def _measured(
     for row, tokens in enumerate(lengths.tolist()):
         whole = sequences[row, : prompt + tokens]
         words = [token for token in whole[prompt:].tolist() if token not in ends]
+        text = _continuation(tokenizer, said, whole, prompt)
+        text = text.strip() if message else text
         kl = max(0.0, away["kl"][row].item())  # rounding can pass below 0
         replies.append(
             {
-                "text": _continuation(tokenizer, said, whole, prompt),
+                "text": text if ended[row].any() else Cut(text),
                 "tokens": tokens,
                 "kl": kl,
                 "kl_per_token": kl / tokens,

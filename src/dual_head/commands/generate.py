@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dual_head.commands.help import Help, at_least
 from dual_head.commands.loading import add_loading, load_guided
+from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts, shown
 from dual_head.errors import DualHeadError
 from dual_head.strength import Alpha
 
@@ -20,7 +21,7 @@ from dual_head.strength import Alpha
 def run(arguments: Sequence[str]) -> int:
     """Parse, load, generate, print."""
     args = _parser().parse_args(arguments)
-    prompts = read_prompts(args.prompt, args.prompts_file)
+    prompts = read_prompts(args, stdin=True)
     alpha = parse_alpha(args.alpha)
     # Imported late: a mistyped prompt file should not wait for torch.
     from transformers import TextStreamer, set_seed
@@ -34,52 +35,40 @@ def run(arguments: Sequence[str]) -> int:
         for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
         if getattr(args, name) is not None
     }
+    asked = conversations(prompts, args, tokenizer)
     stream = len(prompts) == 1 and not (args.trace or args.output or args.no_stream or (args.num_beams or 1) > 1)
+    empty = 0
     for start in range(0, len(prompts), args.batch_size):
-        batch = prompts[start : start + args.batch_size]
-        asked = [[{"role": "user", "content": p}] for p in batch] if args.chat else batch
+        batch = asked[start : start + args.batch_size]
         if stream:
-            model.generate(
-                asked,
+            texts = model.generate(
+                batch,
                 tokenizer=tokenizer,
                 alpha=alpha,
+                chat_template=False,  # what is asked is known
                 streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
                 **decoding,
             )
+            empty += not texts[0].strip()
             continue
-        result: Any = model.generate(asked, tokenizer=tokenizer, alpha=alpha, return_trace=args.trace, **decoding)
-        texts: list[str] = result.output if args.trace else result
+        result: Any = model.generate(
+            batch, tokenizer=tokenizer, alpha=alpha, chat_template=False, return_trace=args.trace, **decoding
+        )
+        texts = result.output if args.trace else result
         traces: list[Any] = result.trace if args.trace else [None] * len(batch)
-        for prompt, text, trace in zip(batch, texts, traces, strict=True):
+        empty += sum(not text.strip() for text in texts)
+        for prompt, text, trace in zip(prompts[start : start + len(batch)], texts, traces, strict=True):
             if args.output:
                 row = {"prompt": prompt, "alpha": args.alpha, "output": text}
                 traced = {"trace": [asdict(token) for token in trace]} if trace else {}
                 _append(Path(args.output), row | traced)
                 continue
             if len(prompts) > 1:
-                console.print(prompt, style="bold")
+                console.print(shown(prompt), style="bold")
             console.print(show_trace(trace, tokenizer) if trace else text)
+    if empty:
+        print(f"{empty} of {len(prompts)} replies are empty: the model ended its turn at once.", file=sys.stderr)
     return 0
-
-
-def read_prompts(given: Sequence[str] | None, file: str | None) -> list[str]:
-    """Collect prompts from --prompt, a file (one a line, or JSONL with "prompt") or standard input."""
-    if given:
-        prompts = list(given)
-    elif file:
-        try:
-            with Path(file).open(encoding="utf-8") as stream:
-                lines = [line.rstrip("\r\n") for line in stream]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DualHeadError(f"Cannot read the prompts in '{file}': {error}") from error
-        prompts = [_prompt_of(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
-    elif sys.stdin.isatty():
-        raise DualHeadError("Give a prompt with --prompt, --prompts_file or on standard input.")
-    else:
-        prompts = [sys.stdin.read().strip("\n")]
-    if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise DualHeadError("The prompt is empty. Give at least one word.")
-    return prompts
 
 
 def parse_alpha(text: str | None) -> Alpha:
@@ -124,18 +113,6 @@ def _piece(token_id: int, tokenizer) -> str:
     return piece.replace("\u010a", "\\n").replace("<0x0A>", "\\n").replace("\n", "\\n")
 
 
-def _prompt_of(line: str, file: str, number: int) -> str:
-    if not line.lstrip().startswith("{"):
-        return line
-    try:
-        prompt = json.loads(line)["prompt"]
-        if not isinstance(prompt, str):
-            raise ValueError(prompt)
-        return prompt
-    except (ValueError, KeyError) as error:
-        raise DualHeadError(f'{file}:{number} is not a JSON object with a text "prompt".') from error
-
-
 def _append(file: Path, row: dict) -> None:
     try:
         with file.open("a", encoding="utf-8") as stream:
@@ -152,12 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=Help,
         allow_abbrev=False,
     )
-    where = parser.add_argument_group("prompts (one of; else standard input)")
-    where.add_argument("--prompt", action="append", help="a prompt; may be given several times")
-    where.add_argument("--prompts_file", help='a file with one prompt a line, or JSONL with "prompt"')
-    where.add_argument(
-        "--chat", action="store_true", help="treat prompts as a user's message: chat template or transcript"
-    )
+    where = parser.add_argument_group("prompts (else standard input)")
+    add_prompt_options(where)
     how = parser.add_argument_group("decoding")
     how.add_argument("--alpha", help="strength: a number, or name=number,...; 0 is the backbone, 1 as trained")
     how.add_argument("--max_new_tokens", type=at_least(1), default=128, help="default: 128")

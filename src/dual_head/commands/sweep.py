@@ -19,9 +19,10 @@ from rich.table import Table
 
 from dual_head import __version__
 from dual_head.checkpoint import atomic_folder
-from dual_head.commands.generate import parse_alpha, read_prompts
+from dual_head.commands.generate import parse_alpha
 from dual_head.commands.help import Help, at_least
 from dual_head.commands.loading import add_loading, load_guided
+from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts
 from dual_head.errors import DualHeadError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ LABELS = {
 def run(arguments: Sequence[str]) -> int:
     """Parse, load, sweep the prompts that are left, summarise, print, draw."""
     args = _parser().parse_args(arguments)
-    asked, alphas, alpha = _prompts(args), _numbers(args.alphas), parse_alpha(args.alpha)
+    prompts, alphas, alpha = read_prompts(args), _numbers(args.alphas), parse_alpha(args.alpha)
     output = Path(args.output_dir)
     with atomic_folder(output):
         pass  # a folder that cannot be written is refused before anything is loaded
@@ -57,7 +58,9 @@ def run(arguments: Sequence[str]) -> int:
 
     rewards = _rewards(args.reward or [], args.device or "cpu")
     model, tokenizer = load_guided(args)
+    asked = conversations(prompts, args, tokenizer)
     options: Any = {
+        "chat_template": False,  # what is asked is known
         "guide": args.guide,
         "alpha": alpha,
         "rewards": rewards,
@@ -96,14 +99,6 @@ def _line(row: "Row") -> str:
     return json.dumps(row.as_dict(), ensure_ascii=False) + "\n"
 
 
-def _prompts(args: argparse.Namespace) -> list[Any]:
-    if not args.prompt and not args.prompts:
-        raise DualHeadError("There are no prompts. Give a file with --prompts, or some with --prompt.")
-    given = read_prompts(args.prompt, None) if args.prompt else []
-    given += read_prompts(None, args.prompts) if args.prompts else []
-    return [[{"role": "user", "content": prompt}] for prompt in given] if args.chat else given
-
-
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -132,7 +127,7 @@ def _identity(
     """Collect what makes a sweep this sweep: one that goes on must agree on all of it."""
     from dual_head.fingerprint import sketch, tokenizer_fingerprint
 
-    said = ("guide", "alpha", "max_new_tokens", "temperature", "samples", "seed", "chat")
+    said = ("guide", "alpha", "max_new_tokens", "temperature", "samples", "seed")
     sketches = {name: sketch(tensor) for name, tensor in model.stored().items()}
     return {
         "guides": f"{Path(args.guides).resolve() if Path(args.guides).exists() else args.guides}, {_digest(sketches)}",
@@ -219,6 +214,10 @@ def _print(points: list[dict[str, Any]], output: Path) -> None:
     for label, figures in shown.items():
         table.add_row(label, *(f"{figure['mean']:.3g}" for figure in figures))
     console.print(table)
+    if empty := {f"{point['alpha']:g}": point["empty"] for point in points if point["empty"]}:
+        of = ", ".join(f"{count} at {alpha}" for alpha, count in empty.items())
+        total = sum(point["replies"] for point in points)
+        console.print(f"{sum(empty.values())} of {total} replies are empty, and these means hold them: {of}.")
     console.print(f"replies   {output / ROWS_FILE}", soft_wrap=True)
     console.print(f"figures   {output / SUMMARY_FILE}, with 95% intervals", soft_wrap=True)
     drawn = (output / PICTURE_FILE).is_file()
@@ -237,11 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", required=True, help="folder for sweep.jsonl, sweep.json and sweep.png")
     parser.add_argument("--restart", action="store_true", help="delete the rows of an earlier sweep there")
     where = parser.add_argument_group("prompts")
-    where.add_argument("--prompts", help='a file with one prompt a line, or JSONL with "prompt"')
-    where.add_argument("--prompt", action="append", help="a prompt; may be given several times")
-    where.add_argument(
-        "--chat", action="store_true", help="treat prompts as a user's message: chat template or transcript"
-    )
+    add_prompt_options(where)
     which = parser.add_argument_group("strengths")
     which.add_argument("--alphas", default="0,0.5,1,1.5,2", help="strengths to sweep; negative: --alphas=-1,0,1")
     which.add_argument("--guide", help="sweep this guide alone; else all of them together")
@@ -255,8 +250,8 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument(
         "--reward",
         action="append",
-        help="module:function of prompt and reply, or the folder of a sequence classifier with one label; "
-        "may be given several times",
+        help="module:function of prompt and reply, the folder that 'train reward' wrote, or that of a sequence "
+        "classifier with one label; may be given several times",
     )
     add_loading(parser)
     return parser

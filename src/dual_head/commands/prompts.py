@@ -1,0 +1,142 @@
+"""The prompts of `generate` and `sweep`: their options, their files, and what each one asks.
+
+It knows files and messages, and imports no tensor: a mistyped file should not wait for torch.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dual_head.data import Drops, Message, Prompt
+from dual_head.data.sources import rows_of_file
+from dual_head.errors import DualHeadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ROLES = ("system", "user", "assistant")
+ROW = 'a row is {"prompt": text or messages} or {"messages": [{"role": "user", "content": ...}, ...]}'
+
+
+def add_prompt_options(group: Any) -> None:
+    """Add where prompts are, and how they are read."""
+    group.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+    group.add_argument(
+        "--prompts",
+        "--prompts_file",
+        metavar="FILE",
+        help='one prompt a line; or JSONL, JSON, CSV or parquet with "prompt" or "messages"',
+    )
+    group.add_argument("--system", metavar="TEXT", help="a system message before every prompt")
+    group.add_argument(
+        "--raw", action="store_true", help="continue prompts as text; default: a user's message, by the chat template"
+    )
+    group.add_argument(
+        "--chat", action="store_true", help="a user's message without a chat template too: Human: ... Assistant:"
+    )
+
+
+def read_prompts(args: argparse.Namespace, *, stdin: bool = False) -> list[Prompt]:
+    """Collect the prompts of --prompt and --prompts, or else of standard input where that is read.
+
+    Errors: none, an empty one, a file or a row that cannot be read, options that exclude each other.
+    """
+    if args.raw and (args.chat or args.system is not None):
+        other = "--chat" if args.chat else "--system"
+        raise DualHeadError(f"--raw continues a prompt as text, and {other} makes it a message. Leave one out.")
+    prompts: list[Prompt] = [*(args.prompt or ())]
+    if args.prompts:
+        in_file = list(_file_prompts(Path(args.prompts), raw=args.raw))
+        if not in_file:
+            raise DualHeadError(f"The prompt is empty: '{args.prompts}' holds none. Write one a line.")
+        prompts += in_file
+    elif not prompts and stdin and not sys.stdin.isatty():
+        prompts = [sys.stdin.read().strip("\n")]
+    elif not prompts:
+        raise DualHeadError("There are no prompts. Give one with --prompt, or a file with --prompts.")
+    texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    if not prompts or not all(text.strip() for text in texts):
+        raise DualHeadError("The prompt is empty. Give at least one word.")
+    return prompts
+
+
+def conversations(
+    prompts: Sequence[Prompt], args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase"
+) -> list[Prompt]:
+    """What prompts ask under --raw, --chat and --system, by the one rule of `text.conversation_of`."""
+    from dual_head.text import conversation_of
+
+    if args.chat:
+        prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    return [conversation_of(p, tokenizer, chat_template=not args.raw, system=args.system) for p in prompts]
+
+
+def shown(prompt: Prompt) -> str:
+    """A prompt in one text, for people: its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _file_prompts(file: Path, *, raw: bool) -> Iterator[Prompt]:
+    for row, where in _rows(file):
+        prompt = _prompt(row, where)
+        if raw and not isinstance(prompt, str):
+            raise DualHeadError(f"{where} is a conversation, and --raw continues texts. Leave out --raw.")
+        yield prompt
+
+
+def _rows(file: Path) -> Iterator[tuple[Any, str]]:
+    """Rows with their places; of a file whose name says nothing, lines that are JSON or text."""
+    if set(file.suffixes) & {".jsonl", ".json", ".csv", ".tsv", ".parquet"} and file.exists():
+        yield from rows_of_file(file, Drops())
+        return
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DualHeadError(f"Cannot read the prompts in '{file}': {error}. Save them as UTF-8 text.") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield _line(line.rstrip("\r"), f"{file}:{number}"), f"{file}:{number}"
+
+
+def _line(line: str, where: str) -> Any:
+    """A line of JSON as its value, any other as it is; "[INST] ..." is a text."""
+    try:
+        value = json.loads(line) if line.lstrip()[0] in "{[" else line
+    except (ValueError, RecursionError) as error:
+        if line.lstrip().startswith("{"):
+            raise DualHeadError(f"{where} is not whole JSON; {ROW}.") from error
+        return line
+    return value if isinstance(value, dict) or _is_messages(value) else line
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+
+
+def _prompt(row: Any, where: str) -> Prompt:
+    if isinstance(row, dict):
+        row = row.get("prompt") if row.get("prompt") is not None else row.get("messages")
+    if isinstance(row, str):
+        return row
+    if not _is_messages(row):
+        raise DualHeadError(f"{where} has no prompt; {ROW}.")
+    for message in row:
+        _require_message(message, where)
+    if row[-1]["role"] == "assistant":
+        raise DualHeadError(f"{where} ends with the assistant's message, which is what is generated. Leave it out.")
+    return row
+
+
+def _require_message(message: Message, where: str) -> None:
+    if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+        raise DualHeadError(
+            f"{where}: a message has a role ({', '.join(ROLES)}) and a text as content, not {str(message)[:80]}."
+        )
+    if more := sorted(set(message) - {"role", "content"}):
+        raise DualHeadError(f"{where}: a message has {', '.join(more)}, which are not read here. Leave them out.")

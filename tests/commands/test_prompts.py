@@ -1,0 +1,108 @@
+"""Prompts come from flags, files and standard input, and each is text or a conversation by one rule."""
+
+import argparse
+import io
+import json
+
+import pytest
+from files import word_tokenizer
+
+from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts, shown
+from dual_head.errors import DualHeadError
+
+USER = {"role": "user", "content": "how"}
+TALK = [USER, {"role": "assistant", "content": "so"}, {"role": "user", "content": "why"}]
+
+
+def options(*arguments: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_prompt_options(parser)
+    return parser.parse_args(list(map(str, arguments)))
+
+
+def read(tmp_path, text: str, *arguments: str, name: str = "prompts.txt") -> list:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return read_prompts(options("--prompts", tmp_path / name, *arguments))
+
+
+def test_prompts_of_flags_come_before_those_of_a_file(tmp_path):
+    assert read(tmp_path, "b\n\nc\r\n", "--prompt", "a") == ["a", "b", "c"]
+
+
+def test_standard_input_is_one_prompt_where_it_is_read(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("two\nlines\n"))
+    assert read_prompts(options(), stdin=True) == ["two\nlines"]
+    with pytest.raises(DualHeadError, match=r"Give one with --prompt, or a file with --prompts\."):
+        read_prompts(options())
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+@pytest.mark.parametrize("row", [{"prompt": TALK}, {"messages": TALK}, TALK], ids=["prompt", "messages", "a list"])
+def test_a_line_of_messages_is_a_conversation(tmp_path, name, row):
+    assert read(tmp_path, json.dumps(row) + "\n", name=name) == [TALK]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("prompts.json", json.dumps([{"prompt": "how"}, {"prompt": "why"}])),
+        ("prompts.jsonl", '{"prompt": "how"}\n{"prompt": "why"}\n'),
+        ("prompts.txt", "\ufeffhow\nwhy\n"),
+        ("prompts", "how\nwhy"),
+    ],
+)
+def test_files_of_every_kind_hold_the_same_prompts(tmp_path, name, text):
+    assert read(tmp_path, text, name=name) == ["how", "why"]
+
+
+def test_a_line_in_brackets_that_is_no_conversation_is_a_text(tmp_path):
+    lines = ["[INST] how [/INST]", "[1, 2]", "[]"]
+    assert read(tmp_path, "\n".join(lines)) == lines
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ('{"prompt": "cut', "is not whole JSON; a row is"),
+        ('{"question": "how"}', "has no prompt; a row is"),
+        ('{"messages": [{"role": "narrator", "content": "a"}]}', "a message has a role (system, user, assistant)"),
+        ('{"messages": [{"role": "user", "content": ["a"]}]}', "and a text as content"),
+        ('{"messages": [{"role": "user", "content": "a", "tool_calls": []}]}', "a message has tool_calls"),
+        (json.dumps(TALK[:2]), "ends with the assistant's message"),
+    ],
+)
+def test_a_line_that_holds_no_prompt_is_named_with_the_remedy(tmp_path, line, remedy):
+    with pytest.raises(DualHeadError) as refusal:
+        read(tmp_path, f"how\n{line}\n")
+    assert remedy in str(refusal.value)
+    assert "prompts.txt:2" in str(refusal.value)
+
+
+def test_options_that_exclude_each_other_are_refused(tmp_path):
+    for other in (["--system", "be kind"], ["--chat"]):
+        with pytest.raises(DualHeadError, match=f"--raw continues a prompt as text, and {other[0]}"):
+            read_prompts(options("--prompt", "how", "--raw", *other))
+    with pytest.raises(DualHeadError, match=r"prompts\.txt:1 is a conversation, and --raw continues texts"):
+        read(tmp_path, json.dumps(TALK), "--raw")
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "asks"),
+    [
+        (None, [], "how"),
+        ("t", [], [USER]),
+        ("t", ["--raw"], "how"),
+        (None, ["--chat"], [USER]),
+        (None, ["--system", "be kind"], [{"role": "system", "content": "be kind"}, USER]),
+    ],
+)
+def test_what_a_prompt_asks_depends_on_the_template_and_the_flags(template, arguments, asks):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    args = options("--prompt", "how", *arguments)
+    assert conversations(read_prompts(args), args, tokenizer) == [asks]
+
+
+def test_a_conversation_is_shown_by_its_last_message():
+    assert shown(TALK) == "why"
+    assert shown("how") == "how"
