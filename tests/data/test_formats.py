@@ -446,7 +446,7 @@ def test_a_missing_path_is_no_hub_name(name):
 
 
 def test_an_empty_folder_is_told_what_to_hold(tmp_path):
-    with pytest.raises(DualHeadError, match=r"\.jsonl\.gz"):
+    with pytest.raises(DualHeadError, match=r"end in: \.jsonl, .*\.parquet"):
         load_pairs(str(tmp_path))
 
 

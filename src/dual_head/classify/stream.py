@@ -4,13 +4,9 @@ A broken row is a row of None and never stops the reading. It knows files, rows 
 model.
 """
 
-import csv
-import gzip
 import io
-import json
 import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,14 +15,14 @@ from typing import IO, Any, NamedTuple
 from dual_head.classify.formats import FORMATS
 from dual_head.classify.formats_base import Row, fill, template_columns, text
 from dual_head.data import Dropped, Drops
-from dual_head.data.sources import rows_of_file
+from dual_head.data.files import KINDS as FILES
+from dual_head.data.files import kind_of, rows_of_file, rows_of_stream
 from dual_head.errors import DualHeadError, did_you_mean
 
 __all__ = ["COLUMNS", "KINDS", "Asked", "count_rows", "read_rows", "reader_of"]
 
 COLUMNS = ("input", "input_text", "sentence", "text")  # where a text is looked for, in this order
-KINDS = ("auto", "jsonl", "json", "parquet", "csv", "tsv", "txt")
-LONGEST_FIELD = 2**24  # characters of a field of CSV; Python's own limit is shorter than many a document
+KINDS = ("auto", *FILES)
 
 
 class Asked(NamedTuple):
@@ -53,12 +49,7 @@ def read_rows(source: str, *, kind: str = "auto") -> Iterator[Any]:
     file = Path(source).expanduser()
     if not file.is_file():
         raise DualHeadError(f"There is no file '{source}' to classify. Check the path, or give - for standard input.")
-    kind = _kind_of(file) if kind == "auto" else kind
-    if kind == "parquet" and file.suffix == ".gz":
-        raise DualHeadError(f"'{file}' is read at any place, which a compressed file cannot be. Unpack it with gunzip.")
-    if kind in ("jsonl", "json", "parquet"):
-        return (row for row, _ in rows_of_file(file, Drops(), kind=kind))
-    return _of_file(file, kind)
+    return _texts(rows_of_file(file, Drops(), kind=_kind_of(file) if kind == "auto" else kind))
 
 
 def count_rows(source: str, *, kind: str = "auto") -> int | None:
@@ -81,64 +72,27 @@ def count_rows(source: str, *, kind: str = "auto") -> int | None:
 
 
 def _kind_of(file: Path) -> str:
-    suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
-    if (kind := suffix.removeprefix(".").lower()) not in KINDS[1:]:
+    kind = kind_of(file)
+    if kind is None:
         raise DualHeadError(f"What '{file}' holds is not told by its name. Say it with --kind: {', '.join(KINDS[1:])}.")
     return kind
 
 
-def _of_file(file: Path, kind: str) -> Iterator[Any]:
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
-        try:
-            yield from _of_stream(stream, kind)  # type: ignore[arg-type]
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            yield None  # a damaged file ends in a broken row, as one of JSON does
-
-
 def _of_stream(stream: IO[bytes], kind: str) -> Iterator[Any]:
-    if kind in ("json", "parquet"):
+    if kind in ("json", "parquet", "arrow"):
         raise DualHeadError(f"{kind} cannot be read from a stream. Give a file, or JSON lines.")
-    if kind in ("csv", "tsv"):
-        return _csv_rows(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=""), kind)
-    lines: Iterable[bytes] = stream
-    if kind == "auto":
-        first = stream.readline()
-        kind = "jsonl" if first.lstrip().startswith((b"{", b'"')) else "txt"
-        lines = chain([first] if first else [], stream)
-    if kind == "jsonl":
-        return (_json(line) for line in lines if line.strip())
-    return (_plain(line) for line in lines)
+    if kind != "auto":
+        return _texts(rows_of_stream(stream, kind, Drops()))
+    first = stream.readline()
+    start = first.removeprefix(b"\xef\xbb\xbf").strip()
+    if start == b"[" or start.startswith((b"[{", b'["')):  # an array, which is read whole
+        return _texts(rows_of_stream(io.BytesIO(first + stream.read()), "jsonl", Drops()))
+    kind = "jsonl" if start.startswith((b"{", b'"')) else "txt"
+    return _texts(rows_of_stream(chain([first] if first else [], stream), kind, Drops()))  # type: ignore[arg-type]
 
 
-def _json(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _plain(line: bytes) -> str | None:
-    try:
-        return line.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        return None
-
-
-def _csv_rows(stream: io.TextIOWrapper, kind: str) -> Iterator[dict[str, Any] | None]:
-    csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))  # there is one for the whole process
-    rows = csv.DictReader(stream, delimiter="\t" if kind == "tsv" else ",")
-    try:
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error:
-                row = None
-            # More fields than columns: nobody can tell which are one text.
-            yield None if row is None or None in row else row
-    finally:
-        stream.detach()  # whoever opened what is below closes it
+def _texts(rows: Iterator[tuple[Any, str]]) -> Iterator[Any]:
+    return (row.strip() if isinstance(row, str) else row for row, _ in rows)
 
 
 # ---- the text of a row -----------------------------------------------------------------------------------

@@ -1,24 +1,22 @@
 """Where rows come from: a file, a folder or the hub, as (row, location) in order.
 
-A broken line is a row of None and never stops the reading. This module knows no format: to it a row is whatever
-JSON or parquet holds.
+A broken line is a row of None and never stops the reading. This module knows no format; how one file is read is
+`files`'.
 """
 
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 from dual_head.data import Drops
+from dual_head.data.files import SUFFIXES, rows_of_file
 from dual_head.errors import DualHeadError
 
-__all__ = ["ClassName", "hub_rows", "is_hub_name", "rows_of", "rows_of_file"]
+__all__ = ["ClassName", "hub_rows", "is_data_name", "is_hub_name", "rows_of", "rows_of_file"]
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+# What `datasets` writes beside the rows of a data set, which are no rows.
+_ABOUT = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
 
@@ -32,10 +30,10 @@ def _files(root: Path, split: str, drops: Drops) -> list[Path]:
     """The files under `root` that hold `split`, or those of the only split there is, with a note."""
     if root.is_file():
         return [root]
-    found = sorted(path for path in root.rglob("*") if path.name.endswith(_SUFFIXES))
+    found = sorted(path for path in root.rglob("*") if _holds_rows(path.relative_to(root)))
     files = {path: _split_of(path.relative_to(root)) for path in found}
     if not files:
-        raise DualHeadError(f"No data in '{root}'. Put files there that end in: {', '.join(_SUFFIXES)}.")
+        raise DualHeadError(f"No data in '{root}'. Put files there that end in: {', '.join(SUFFIXES)}.")
     # "latest" is no test; but of "train_prefs", which is no split we know, the name is all there is to go by.
     wanted = _SPLITS.get(split)
     asked = [path for path, named in files.items() if (named == wanted if wanted else split in path.name)]
@@ -47,50 +45,19 @@ def _files(root: Path, split: str, drops: Drops) -> list[Path]:
     return asked or list(files)
 
 
-def _parse(line: bytes) -> Any:
-    """The JSON value of a line, or None for a line that holds none."""
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):  # the latter of a line of nothing but brackets
-        return None
+def _holds_rows(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)  # such as the hub's own cache, or ._a.json of macOS
+    return is_data_name(path.name) and not hidden and path.name not in _ABOUT
 
 
-def _json_rows(file: Path, drops: Drops, *, array: bool) -> Iterator[tuple[Any, str]]:
-    number = 0
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                if number == 1 and array and line.lstrip().startswith(b"["):
-                    found = _parse(line + stream.read())
-                    rows = [None] if found is None else found
-                    yield from ((row, f"{file}: row {i}") for i, row in enumerate(rows, 1))
-                elif line.strip():
-                    yield _parse(line), f"{file}:{number}"
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            drops.notes[f"'{file}' is damaged after line {number}: {error}"] += 1
-            yield None, f"{file}:{number + 1}"
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[Any, str]]:
-    import pyarrow.parquet as parquet
-
-    try:
-        batches = parquet.ParquetFile(file).iter_batches()
-        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from ((row, f"{file}: row {i}") for i, row in enumerate(rows, 1))
-    except (OSError, ValueError) as error:
-        raise DualHeadError(f"'{file}' is no readable parquet file ({error}). Download it again.") from error
+def is_data_name(name: str) -> bool:
+    """Whether a file of this name holds rows: its ending is one of `SUFFIXES`, perhaps with .gz behind."""
+    return name.lower().removesuffix(".gz").endswith(SUFFIXES)
 
 
 def is_hub_name(name: str) -> bool:
     """Whether the hub could have something of this name: name, or owner/name."""
     return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name))
-
-
-def rows_of_file(file: Path, drops: Drops, *, kind: str | None = None) -> Iterator[tuple[Any, str]]:
-    """Yield the rows of a file that is jsonl, json (an array, or lines) or parquet; by its name where no kind is."""
-    kind = kind or ("parquet" if file.suffix == ".parquet" else "json" if ".json" in file.suffixes else "jsonl")
-    return _parquet_rows(file) if kind == "parquet" else _json_rows(file, drops, array=kind == "json")
 
 
 class ClassName(str):
@@ -152,7 +119,7 @@ def rows_of(name: str, split: str, data_dir: str | None, drops: Drops) -> Iterat
     if root.exists():
         for file in _files(root, split, drops):
             yield from rows_of_file(file, drops)
-    elif not is_hub_name(name) or name.endswith(_SUFFIXES) or Path(name).exists():
+    elif not is_hub_name(name) or is_data_name(name) or Path(name).exists():
         raise DualHeadError(f"There is no file or folder '{root}'. Check the path; a hub name is owner/name.")
     else:
         yield from hub_rows(name, split, data_dir=data_dir)

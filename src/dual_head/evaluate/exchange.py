@@ -14,6 +14,7 @@ from typing import Any
 
 from dual_head.checkpoint import atomic_folder
 from dual_head.data import Drops
+from dual_head.data.files import kind_of
 from dual_head.data.sources import rows_of
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
@@ -34,6 +35,7 @@ _FORMS = (
     'A file of answers is AlpacaEval\'s JSON ("instruction", "output"), the JSONL of Arena-Hard or MT-Bench '
     '("question_id", "choices", or "uid", "messages"), or a file of our own ("prompt", "replies").'
 )
+_ANNOTATED = {"instruction", "output_1", "output_2"}  # the columns of AlpacaEval's annotations.json
 _SPEAKERS = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
 
 
@@ -218,12 +220,22 @@ def read_answers(file: str | Path) -> Recorded:
 
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
     """Rows with their places; the last may be None, cut short by a kill, and is then left out."""
-    rows = list(rows_of(str(file), "test", None, Drops()))
-    if rows and rows[-1][0] is None and ".json" not in file.suffixes:
+    drops = Drops()
+    rows = list(rows_of(str(file), "test", None, drops))
+    if rows and rows[-1][0] is None and kind_of(file) == "jsonl" and not drops.notes:
         rows.pop()
     for row, where in rows:
         if row is None:
-            raise DualHeadError(f"{where} is no whole JSON. Copy the file again.")
+            notes = "".join(f" {note}." for note in drops.notes)
+            raise DualHeadError(f"{where} is no whole JSON, or no whole row of a table.{notes} Copy the file again.")
+        if not isinstance(row, dict):
+            raise DualHeadError(f"{where} is no answer but {str(row)[:60]}. {_FORMS}")
+        if _ANNOTATED <= row.keys():
+            raise DualHeadError(
+                f"{where} is an annotation of AlpacaEval, which holds the answers of two: {row.get('generator_1')} and "
+                f"{row.get('generator_2')}. Give the model_outputs.json of one. Or write it from this file: "
+                "jq '[.[] | {instruction, output: .output_2, generator: .generator_2}]' FILE."
+            )
         yield row, where
 
 

@@ -18,6 +18,8 @@ from transformers.utils.hub import cached_file
 
 from dual_head.config import AlignedConfig
 from dual_head.data.conversation import first_ids
+from dual_head.data.files import SUFFIXES
+from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides.companion import ADAPTER_CONFIG, adapter_config
@@ -26,7 +28,6 @@ __all__ = ["Kind", "digest", "file_digest", "kind_of", "made_of", "sources_diges
 
 Kind = Literal["guides", "adapter", "model", "answers"]
 
-ANSWER_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _WEIGHTS = ("*.safetensors", "*.bin")  # a plain model may be of the time before safetensors
 _SETTINGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG)
 
@@ -35,8 +36,8 @@ def kind_of(path: str) -> Kind:
     """Tell a folder of guides, a PEFT adapter, a plain model and a file of answers apart. Errors: none of them."""
     place = Path(path).expanduser()
     if place.is_file():
-        if not place.name.endswith(ANSWER_SUFFIXES):
-            raise DualHeadError(f"'{path}' is a file, and files of answers end in: {', '.join(ANSWER_SUFFIXES)}.")
+        if not is_data_name(place.name):
+            raise DualHeadError(f"'{path}' is a file, and files of answers end in: {', '.join(SUFFIXES)}.")
         return "answers"
     if adapter_config(str(place)):
         return "adapter"

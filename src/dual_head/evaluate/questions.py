@@ -4,10 +4,8 @@ Every row that became no question is counted. It knows where rows are and how ma
 `benchmarks`', and nothing here knows of systems, answers or judges.
 """
 
-import csv
 import fnmatch
 import hashlib
-import io
 import json
 import random
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_head.data import Dropped, Drops
+from dual_head.data.files import kind_of, rows_of_file
 from dual_head.data.sources import rows_of
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate import Question
@@ -124,8 +123,11 @@ def _rows(
     if path.is_file():
         if split:
             drops.notes[f"'{path}' is one file, in which no split '{split}' was looked for"] += 1
-        return path, _file_rows(path, drops)
-    return None, rows_of(str(source), wanted, None, drops)
+        rows = rows_of_file(path, drops)
+        if kind_of(path) == "txt":
+            rows = ((line, where) for line, where in rows if line is None or line.strip())
+        return path, _prompts(rows)
+    return None, _prompts(rows_of(str(source), wanted, None, drops))
 
 
 def _file_in(folder: Path, chosen: Benchmark) -> Path:
@@ -151,23 +153,9 @@ def _fetched(hub: Hub) -> str:
         ) from error
 
 
-def _file_rows(file: Path, drops: Drops) -> Rows:
-    """Rows of one file; besides what `sources` reads, one prompt a line (.txt), and tables (.csv)."""
-    if file.suffix not in (".txt", ".csv"):
-        for row, where in rows_of(str(file), "test", None, drops):
-            yield {"prompt": row} if isinstance(row, str) else row, where
-        return
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DualHeadError(f"Cannot read '{file}': {error}. Save it as UTF-8.") from error
-    if file.suffix == ".csv":
-        table = csv.DictReader(io.StringIO(text, newline=""))  # which ends lines where a table does, and nowhere else
-        yield from ((row, f"{file}: row {i}") for i, row in enumerate(table, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield {"prompt": line.rstrip("\r")}, f"{file}:{number}"
+def _prompts(rows: Rows) -> Rows:
+    """Rows in which a text alone is a prompt."""
+    return (({"prompt": row} if isinstance(row, str) else row, where) for row, where in rows)
 
 
 def _with_references(questions: Sequence[Question], folder: Path, pattern: str) -> list[Question]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dual_head.data.files import SUFFIXES
 from dual_head.errors import DualHeadError
 
 __all__ = ["SystemSpec", "parse_systems"]
 
-_SUFFIXES = (".gz", ".jsonl", ".json")
+_SUFFIXES = (".gz", *SUFFIXES)
 _FORM = (
     "A system is NAME=PATH, with commas between several; a strength follows as PATH@1.5, or as "
     "PATH@helpful:0.5+harmless:1 for guides by name."
