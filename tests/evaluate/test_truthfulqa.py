@@ -116,7 +116,7 @@ def test_a_table_and_a_list_of_choices_are_read(tmp_path):
 
 
 def test_other_files_are_refused_with_what_is_expected(tmp_path):
-    with pytest.raises(DualHeadError, match="No such file"):
+    with pytest.raises(DualHeadError, match="There is no file"):
         load_truthfulqa(tmp_path / "none.csv")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "other.json").write_text('[{"question": "q"}]')

@@ -4,7 +4,6 @@ It knows their rows and the layout of their files. Sources: Camburu et al. 2018;
 2019, with the chains of thought of Hsieh et al. 2023.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from dual_head.classify.formats_base import Found, Row, Rows, example_format, has, text
 from dual_head.data import Dropped, Drops
+from dual_head.data.files import rows_of_file
 from dual_head.data.sources import rows_of
 from dual_head.errors import DualHeadError
 
@@ -55,7 +55,10 @@ def esnli_rows(root: Path, split: str, drops: Drops) -> Rows | None:
 
 def _lines(file: Path, rows: int | None = None) -> list[str]:
     # str.splitlines would cut at characters that stand inside sentences.
-    lines = file.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DualHeadError(f"'{file}' is not UTF-8 text ({error.reason}). Copy it again.") from error
     # What follows the last line break is the last explanation, which may be blank, or nothing.
     return lines[:-1] if not lines[-1] and len(lines) != rows else lines
 
@@ -138,11 +141,10 @@ def _chains(folder: Path, split: str) -> list[Any]:
 
 
 def _array(file: Path) -> list[Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DualHeadError(f"'{file}' is no JSON ({error}). Copy it again.") from error
-    return found if isinstance(found, list) else [found]
+    found = [row for row, _ in rows_of_file(file, Drops())]
+    if None in found:
+        raise DualHeadError(f"'{file}' is no whole JSON. Copy it again.")
+    return found
 
 
 def teacher_said(chain: str, choices: int) -> tuple[str, str] | None:

@@ -4,14 +4,14 @@ Reads the published files and turns log-probabilities into MC1 and MC2. It knows
 function that gives log p of a continuation.
 """
 
-import csv
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dual_head.data import Drops
+from dual_head.data.files import kind_of, rows_of_file
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.intervals import bootstrap_mean
 from dual_head.text import Prompt
@@ -87,12 +87,11 @@ def load_truthfulqa(source: str | Path) -> list[TruthfulQuestion]:
 
 
 def _read(file: Path) -> list[TruthfulQuestion]:
+    if not file.is_file():
+        raise DualHeadError(f"There is no file '{file}'. Give TruthfulQA's folder, TruthfulQA.csv or mc_task.json.")
+    rows = [row for row, _ in rows_of_file(file, Drops())]
     try:
-        found = _from_json(file) if file.suffix == ".json" else _from_csv(file)
-    except OSError as error:
-        raise DualHeadError(
-            f"Cannot read TruthfulQA from '{file}': {error.strerror}. Give its folder, TruthfulQA.csv or mc_task.json."
-        ) from error
+        found = _from_json(rows) if kind_of(file) == "json" else _from_csv(rows, file)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, DualHeadError):
             raise
@@ -103,9 +102,7 @@ def _read(file: Path) -> list[TruthfulQuestion]:
     return found
 
 
-def _from_csv(file: Path) -> list[TruthfulQuestion]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:  # one of its versions begins with a byte-order mark
-        rows = list(csv.DictReader(stream))
+def _from_csv(rows: Sequence[Any], file: Path) -> list[TruthfulQuestion]:
     if not rows or any(column not in rows[0] for column in COLUMNS):
         raise _other_layout(file)
     found = []
@@ -116,8 +113,7 @@ def _from_csv(file: Path) -> list[TruthfulQuestion]:
     return found
 
 
-def _from_json(file: Path) -> list[TruthfulQuestion]:
-    rows = json.loads(file.read_text(encoding="utf-8"))
+def _from_json(rows: Sequence[Any]) -> list[TruthfulQuestion]:
     found = []
     for row in rows:
         single, many = row["mc1_targets"], row["mc2_targets"]
