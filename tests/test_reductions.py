@@ -372,6 +372,17 @@ def test_the_gradients_of_one_loss_are_taken_once():
         loss.backward()
 
 
+@pytest.mark.parametrize("at_a_time", [1, 12])
+def test_a_part_of_a_loss_has_that_part_of_its_gradient(at_a_time):
+    """Gradients are taken ahead, for a whole loss; accumulation and scaling ask for a part of it."""
+    whole, part = a_step("logits", at_a_time), a_step("logits", at_a_time)
+    whole(**TWO_PAIRS)["loss"].backward()
+    (part(**TWO_PAIRS)["loss"] / 4).backward()
+    for one, other in zip(whole.model.guides.parameters(), part.model.guides.parameters(), strict=True):
+        assert one.grad.abs().max() > 0
+        torch.testing.assert_close(other.grad, one.grad / 4)
+
+
 # ---- extremes ----------------------------------------------------------------------------------------------
 
 

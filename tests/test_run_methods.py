@@ -72,6 +72,32 @@ def finished(backbone_folder, pairs_file, tmp_path_factory):
     return run
 
 
+# ---- a step that is split -----------------------------------------------------------------------------------
+
+# All dropout off, and the step of SGD as large as the gradient: AdamW would hide any factor.
+PLAIN = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0, "weight_decay": 0, "held_out": 0}
+PLAIN |= {"max_steps": 1, "learning_rate": 1, "save_strategy": "no"}
+
+
+@every_method
+def test_a_step_is_the_same_in_one_batch_and_in_several(name, backbone_folder, pairs_file, tmp_path):
+    """Ours even where the last batch is smaller; TRL averages batches, and some of its metrics over tokens in each."""
+    options = {**PLAIN, "max_pairs": 8 if name in PEERS else 7}
+    if "guide.dropout" in dict(method(name).options()):
+        options["guide.dropout"] = 0
+    places, folders = (backbone_folder, pairs_file), [tmp_path / part for part in ("still", "whole", "split")]
+    train(name, *places, folders[0], per_device_train_batch_size=8, **{**options, "learning_rate": 0})
+    train(name, *places, folders[1], per_device_train_batch_size=8, **options)
+    train(name, *places, folders[2], per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
+    still, whole, split = (weights(folder) for folder in folders)
+    assert max((whole[key] - still[key]).abs().max() for key in still) > 1e-3
+    for key, start in still.items():
+        torch.testing.assert_close(split[key] - start, whole[key] - start, rtol=1e-3, atol=1e-6)
+    of_whole, of_split = (report_of(folder)["log"][0] for folder in folders[1:])
+    logged = ("loss", "grad_norm") if name in PEERS else of_whole.keys()
+    assert {key: of_split[key] for key in logged} == pytest.approx({key: of_whole[key] for key in logged}, rel=1e-4)
+
+
 # ---- what a run leaves behind -------------------------------------------------------------------------------
 
 

@@ -46,6 +46,10 @@ class GuidedLoss(nn.Module):
     method trains one.
     """
 
+    # The loss is a mean over the batch that is given. Without this a Trainer concludes from forward's ** that it was
+    # divided by the number of items of a whole step, and multiplies it by the number of accumulated batches.
+    accepts_loss_kwargs = False
+
     def __init__(self, model: AlignedModel, method: Method, *, guide: str, budget: int | None = None):
         super().__init__()
         self.model = model

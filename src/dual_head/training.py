@@ -8,7 +8,7 @@ run that was killed goes on from the last whole one. It knows methods and data s
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -131,8 +131,11 @@ class ByLength(LengthGroupedSampler):
 class GuideTrainer(Trainer):
     """transformers' Trainer for one guide of an aligned model.
 
-    Logs every term and metric by name, saves the guides only, and never pickles its arguments.
+    A step is a mean over its pairs, in however many batches they come. Logs every term and metric by name, saves the
+    guides only, and never pickles its arguments.
     """
+
+    loss_is_scaled_for_ga = True  # compute_loss weighs a batch by its share of the step's pairs
 
     def __init__(
         self,
@@ -150,10 +153,8 @@ class GuideTrainer(Trainer):
         self.aligned, self.objectives = model, method.objectives
         _require_same(model, method, guide or method.name)
         self.held_out: dict[str, Tensor] = {}  # metrics of every held-out pair, from the last evaluation
-        self._sums: dict[str, dict[str, list[Tensor]]] = {
-            "train": defaultdict(list),
-            "eval": defaultdict(list),
-        }
+        self._of_steps: dict[str, list[tuple[float, Tensor]]] = defaultdict(list)  # a batch's share, and its mean
+        self._of_pairs: dict[str, list[Tensor]] = defaultdict(list)  # held-out ones
         self.loss = GuidedLoss(model, method, guide=guide or method.name, budget=budget)
         super().__init__(
             model=self.loss,
@@ -185,14 +186,19 @@ class GuideTrainer(Trainer):
         finally:
             self.loss.looking = True
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """How many pairs all batches of a step have; on every process as many, since accelerate fills them up."""
+        del device
+        return sum(_pairs_of(batch) for batch in batch_samples)
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        """Take the loss from the step and keep its metrics, on the device, for the next log."""
-        del num_items_in_batch  # every term is already a mean over pairs
+        """Take a batch's share of the step's loss and keep its metrics, on the device, for the next log."""
+        share = _pairs_of(inputs) / num_items_in_batch if num_items_in_batch else 1.0
         outputs = model(**inputs)
-        loss = outputs.pop("loss")
+        loss = outputs.pop("loss") * share
         if model.training:
             for name, value in outputs.items():
-                self._sums["train"][name].append(value.mean())
+                self._of_steps[name].append((share, value.mean()))
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -203,15 +209,15 @@ class GuideTrainer(Trainer):
         gathered = self.accelerator.gather_for_metrics(outputs)
         assert isinstance(gathered, dict)
         for name, value in gathered.items():
-            self._sums["eval"][name].append(value)
+            self._of_pairs[name].append(value)
         return loss.detach(), None, None
 
     def evaluation_loop(self, *args, **kwargs):
         """Run transformers' loop, then add the averages over all held-out pairs to its metrics."""
-        self._sums["eval"].clear()
+        self._of_pairs.clear()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        self.held_out = {name: torch.cat(values).float().cpu() for name, values in self._sums["eval"].items()}
+        self.held_out = {name: torch.cat(values).float().cpu() for name, values in self._of_pairs.items()}
         metrics = output.metrics if output.metrics is not None else {}
         metrics.update({f"{prefix}_{name}": values.mean().item() for name, values in self.held_out.items()})
         return output
@@ -228,12 +234,12 @@ class GuideTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages since the last log, over all processes, to a training log."""
         last = "train_runtime" in logs  # a run shorter than logging_steps has no other log
-        if ("loss" in logs or last) and (sums := self._sums["train"]):
-            names = sorted(sums)
-            means = torch.stack([torch.stack(sums[name]).float().mean() for name in names])
+        if ("loss" in logs or last) and self._of_steps:
+            names = sorted(self._of_steps)
+            means = torch.stack([_mean(self._of_steps[name]) for name in names])
             means = self.accelerator.reduce(means, reduction="mean").tolist()  # type: ignore[union-attr]
             logs = {**logs, **dict(zip(names, means, strict=True))}
-            sums.clear()
+            self._of_steps.clear()
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -251,6 +257,17 @@ class GuideTrainer(Trainer):
         best = self.state.best_model_checkpoint
         if best is not None:
             self._load_from_checkpoint(best)
+
+
+def _pairs_of(batch: Mapping[str, Any]) -> int:
+    return len(batch["counts"]) // 2
+
+
+def _mean(batches: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Mean over steps, each a mean over its pairs, from the shares and means of batches."""
+    means = torch.stack([mean.float() for _, mean in batches])
+    shares = torch.tensor([share for share, _ in batches], device=means.device)
+    return (shares * means).sum() / shares.sum()
 
 
 def _require_same(model: AlignedModel, method: Method, name: str) -> None:
