@@ -1,7 +1,7 @@
 """Steer one prompt at several strengths in one batch; strength 0 is the backbone, bit for bit.
 
     python examples/steer.py --alpha 0 0.5 1 2
-    python examples/steer.py --guides toy-guide --prompt "user : how do i make coffee ? assistant :"
+    python examples/steer.py --guides toy-guide --prompt "how do i make coffee ?"
 
 Offline. Without --guides a small guide is trained first (see examples/train.py).
 """
@@ -37,7 +37,7 @@ def steer(guides: Path, prompt: str, alphas: list[float]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--guides", type=Path, help="folder of a trained guide")
-    parser.add_argument("--prompt", default="user : how do i bake bread ? assistant :")
+    parser.add_argument("--prompt", default="how do i bake bread ?")
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0])
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """Trace what guidance did to each new token: the gate, log-probabilities, who rose and who fell.
 
     python examples/trace.py --alpha 1.5
-    python examples/trace.py --guides toy-guide --prompt "user : how do i make coffee ? assistant :"
+    python examples/trace.py --guides toy-guide --prompt "how do i make coffee ?"
 
 Offline. Without --guides a small guide is trained first (see examples/train.py).
 """
@@ -36,7 +36,7 @@ def trace(guides: Path, prompt: str, alpha: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--guides", type=Path, help="folder of a trained guide")
-    parser.add_argument("--prompt", default="user : how do i bake bread ? assistant :")
+    parser.add_argument("--prompt", default="how do i bake bread ?")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()

@@ -11,7 +11,7 @@ from dual_head.demo.world import sample_requests
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(file.name for file in EXAMPLES.glob("*.py"))
-PROMPT = "user : how do i bake bread ? assistant :"
+PROMPT = "how do i bake bread ?"
 
 
 @pytest.fixture

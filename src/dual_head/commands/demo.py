@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         demo_picture(points, traces, mixed, staging / "demo.png")
         (staging / "demo.json").write_text(json.dumps(_summary(points, mixed, args), indent=2))
     console.print(f"Picture: [bold]{output / 'demo.png'}[/]   figures: {output / 'demo.json'}")
-    console.print(f"Try: dual-head generate {output / 'guide'} --prompt '{requests[0].prompt}' --alpha 1.5 --trace")
+    console.print(f"Try: dual-head generate {output / 'guide'} --prompt '{requests[0].text}' --alpha 1.5 --trace")
     console.print(f"{time.perf_counter() - started:.0f} seconds in all.")
     return 0
 
@@ -181,7 +181,9 @@ def _traces(model: AlignedModel, tokenizer, points: Sequence[Point]) -> list[tup
     traces = []
     for harmful in (True, False):
         prompt = next(r.request.prompt for r in points[0].replies if r.request.harmful == harmful)
-        _, (trace,) = model.generate(prompt, tokenizer=tokenizer, alpha=1.0, max_new_tokens=40, return_trace=True)
+        _, (trace,) = model.generate(
+            prompt, tokenizer=tokenizer, alpha=1.0, chat_template=False, max_new_tokens=40, return_trace=True
+        )
         tokens = [(tokenizer.decode([token.token_id]), token.gates["dual_head"]) for token in trace]
         traces.append((prompt, tokens))
     return traces
