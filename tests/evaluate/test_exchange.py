@@ -15,6 +15,7 @@ from dual_head.evaluate.exchange import (
     write_arena_hard,
     write_mt_bench,
 )
+from dual_head.evaluate.metrics import measure
 from dual_head.evaluate.questions import load_questions
 
 ASKED = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})
@@ -22,6 +23,14 @@ ASKED = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 def answered(questions, recorded):
     return {question.id: recorded.of(question) for question in questions}
+
+
+def test_the_report_measures_the_text_that_is_exported(tmp_path):
+    question, answer = Question(id="q", prompt="a"), Answer(question="q", replies=(" six ch. ",))
+    write_alpaca_eval(tmp_path / "o.json", [question], {"q": answer}, generator="me")
+    (row,) = json.loads((tmp_path / "o.json").read_text())
+    metric = measure([question], {"q": answer}, metrics=["length"]).values["length"]["q"]
+    assert len(row["output"]) == metric == 7
 
 
 # ---- round trips of published files ----------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_diversity_is_that_of_words_averaged_over_replies():
 
 def test_lengths_ends_and_emptiness_are_averaged_over_turns():
     found = measure(QUESTIONS, ANSWERS).values
-    assert found["length"] == {"a": 30, "b": 24, "c": 5}
+    assert found["length"] == {"a": 29, "b": 23, "c": 4.5}  # spaces around a reply are none of it
     assert found["tokens"] == {"a": 6, "b": 9, "c": 2}
     assert found["finished"] == {"a": 1, "b": 0, "c": 1}
     assert found["empty"] == {"a": 0, "b": 0, "c": 0.5}
@@ -266,8 +266,8 @@ def test_metrics_without_their_tools_are_absent_and_say_why():
 
 def test_a_question_without_an_answer_is_missing():
     found = measure(QUESTIONS, {"a": ANSWERS["a"]}, metrics=["length"])
-    assert found.values["length"] == {"a": 30, "b": None, "c": None}
-    assert found.summary["length"] == {"mean": 30, "interval": [30, 30], "n": 1, "missing": 2}
+    assert found.values["length"] == {"a": 29, "b": None, "c": None}
+    assert found.summary["length"] == {"mean": 29, "interval": [29, 29], "n": 1, "missing": 2}
 
 
 def test_a_mean_has_an_interval_over_questions():

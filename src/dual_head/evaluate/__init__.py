@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from dual_head.data import Cut
-from dual_head.text import Prompt
+from dual_head.data import Cut, Prompt
 
 __all__ = ["Answer", "Comparison", "Decoding", "Judge", "Question", "Verdict"]
 
@@ -78,6 +77,11 @@ class Answer:
         """The replies, those that stopped at the limit of tokens as `Cut`; one that nothing is known of is whole."""
         ended = self.finished or (True,) * len(self.replies)
         return tuple(reply if end else Cut(reply) for reply, end in zip(self.replies, ended, strict=True))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Characters of each reply without the spaces around it, as the files of AlpacaEval and others hold it."""
+        return tuple(len(reply.strip()) for reply in self.replies)
 
 
 @dataclass(frozen=True)

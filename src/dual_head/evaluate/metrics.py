@@ -179,7 +179,7 @@ def _diversity(_questions: Sequence[Question], answers: Sequence[Answer], _tools
 
 @metric("length", "length of a reply", unit="characters")
 def _length(_questions: Sequence[Question], answers: Sequence[Answer], _tools: Tools) -> Values:
-    return [fmean(map(len, answer.replies)) for answer in answers]
+    return [fmean(answer.lengths) for answer in answers]
 
 
 @metric("tokens", "length of a reply, the token that ends it included", unit="tokens")

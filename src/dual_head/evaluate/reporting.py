@@ -41,15 +41,11 @@ def judged(
     for (a, b), outcomes in verdicts.items():
         if all(outcome.result == "unparsable" for outcome in outcomes):
             continue  # said among the warnings
-        lengths = [(_length(answers[a][q.id]), _length(answers[b][q.id])) for q in questions]
+        lengths = [(sum(answers[a][q.id].lengths), sum(answers[b][q.id].lengths)) for q in questions]
         found = asdict(win_rate(outcomes, lengths=lengths))
         rows.append({"a": a, "b": b, **found, "interval": list(found["interval"])})
     orders = "one order is enough for a score" if judge.symmetric else "both orders, a win only where both agree"
     return {"judge": {"name": judge.name, "used": used, "note": orders}, "pairs": rows}
-
-
-def _length(answer: Answer) -> int:
-    return sum(map(len, answer.replies))
 
 
 def about_questions(name: str, source: str | None, questions: Sequence[Question], drops: Drops) -> dict[str, Any]:
@@ -242,7 +238,7 @@ def warnings(
         if empty := sum(not any(reply.strip() for reply in answer.replies) for answer in own.values()):
             said.append(f"{name} answered nothing to {empty} of {len(own)} questions; they are judged as they are.")
     for (a, b), outcomes in verdicts.items():
-        if one_sided([(_length(answers[a][o.question]), _length(answers[b][o.question])) for o in outcomes]):
+        if one_sided([(sum(answers[a][o.question].lengths), sum(answers[b][o.question].lengths)) for o in outcomes]):
             said.append(
                 f"One of {a} and {b} gives nearly all of the longer answers: what their length does to the judge "
                 "cannot be told from what they say, and there is no length-controlled rate."
