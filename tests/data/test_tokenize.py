@@ -183,6 +183,15 @@ def test_the_callers_messages_stay_as_they_were():
     assert ASK == ({"role": "user", "content": "a b"},)
 
 
+def test_a_plain_text_beside_a_chat_template_is_noted():
+    tokenizer = words(chat=CHAT.replace("ending", "''"))
+    rows, drops = tokenised([Pair("a b", " c", " d"), ANSWERED], tokenizer)
+    assert rows[0] == ([BOS, A, B], [C, EOS], [D, EOS])
+    ((note, count),) = drops.notes.items()
+    assert note.startswith("plain text, which the chat template is not put around: generate from such prompts with")
+    assert count == 1
+
+
 # ---- the seam -------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ __all__ = ["COLUMNS", "TokenizeOptions", "longest_sequence", "pair_lengths", "to
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 BATCH = 512  # pairs per tokenizer call
+PLAIN = "plain text, which the chat template is not put around: generate from such prompts with --raw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def _rows(
     """Yield prompt, chosen and rejected ids of a batch of pairs, each named by its location."""
     end = str if options.append_eos else Cut
     exchanges = [(pair.prompt, (end(pair.chosen), end(pair.rejected))) for pair in pairs.values()]
-    for where, written in zip(pairs, write(exchanges, tokenizer), strict=True):
+    for where, (prompt, _), written in zip(pairs, exchanges, write(exchanges, tokenizer), strict=True):
         try:
             if isinstance(written, Dropped):
                 raise written
@@ -98,6 +99,8 @@ def _rows(
                     "for plain transcripts."
                 )
             drops.notes.update(written.notes)
+            if isinstance(prompt, str) and tokenizer.chat_template:
+                drops.notes[PLAIN] += 1
             if any(ids in ([], [tokenizer.eos_token_id]) for ids in written.replies):
                 raise Dropped("empty reply")
             yield _fit(written.prompt, list(written.replies), tokenizer.bos_token_id, options)
