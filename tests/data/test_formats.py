@@ -90,6 +90,10 @@ ROWS = {
         {"prompt": [user("Hello")], "chosen": [assistant("Hi!")], "rejected": [assistant("Go away.")]},
         HELLO,
     ),
+    "question": (
+        {"system": "Be kind.", "question": "Hello", "chosen": "Hi!", "rejected": "Go away."},
+        Pair((system("Be kind."), user("Hello")), "Hi!", "Go away."),
+    ),
     "trl": (GOOD, GOOD_PAIR),
 }
 
@@ -227,7 +231,10 @@ def test_a_prompt_of_messages_enters_once(load, prompt, chosen, rejected, pair):
         ([user("x"), B], DIFFER),
         ([user("a")], MUTE),
         ([], MUTE),
-        ([user("a"), {"role": "tool", "content": "b"}], "malformed row"),
+        (
+            [user("a"), {"role": "tool", "content": "b"}],
+            "a message by 'tool', which is none of system, user and assistant",
+        ),
         ([user("a"), {"role": ["assistant"], "content": "b"}], "malformed row"),
         ([user("a"), assistant(None)], "malformed row"),
         (["a", "b"], "malformed row"),
@@ -275,7 +282,7 @@ def test_a_misspelt_format_is_told_the_nearest(load):
 
 
 def test_unknown_columns_are_listed_beside_the_formats(load):
-    with pytest.raises(DualHeadError, match=r"columns answer, question\..*hh, dahoas, pku"):
+    with pytest.raises(DualHeadError, match=r"columns answer \(text\), question \(text\)\..*hh, dahoas, pku"):
         load({"question": "a", "answer": "b"})
 
 

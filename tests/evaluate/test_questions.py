@@ -201,7 +201,7 @@ def test_empty_and_repeated_prompts_and_ids_are_dropped_and_counted(tmp_path):
         "empty prompt": 1,
         "duplicate prompt": 1,
         "another prompt with this id": 1,
-        "malformed row": 1,
+        "no column of a prompt": 1,
         "malformed line": 1,
     }
     assert drops.first["duplicate prompt"] == f"{file}:3"

@@ -24,7 +24,7 @@ from dual_head.classify.formats_base import (
     text,
     texts,
 )
-from dual_head.classify.formats_labels import Label, LabelReader, class_names, label_names, unknown
+from dual_head.classify.formats_labels import Label, LabelReader, class_names, label_names, spelling_notes, unknown
 from dual_head.data import Dropped, Drops
 from dual_head.data.sources import hub_rows, rows_of
 from dual_head.errors import DualHeadError, did_you_mean
@@ -110,6 +110,7 @@ def load_examples(
     found = list(_found(chain(head, rows), read, drops, own=chosen.labels or labels or (), labelled=labelled))
     own = chosen.labels or class_names(one.label for one, _ in found)
     names = labels or own or label_names((one.label for one, _ in found), multi_label=multi_label)
+    drops.notes.update(spelling_notes((one.label for one, _ in found), names))
     reader = LabelReader(tuple(names), own=own, aliases=chosen.aliases, multi_label=multi_label)
     examples = _examples(found, reader, explanation, drops)
     if not examples:

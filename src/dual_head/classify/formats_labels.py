@@ -5,7 +5,8 @@ It knows labels only, neither rows nor files.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from dual_head.data import Dropped
@@ -44,9 +45,9 @@ class LabelReader:
         else:
             self._places = {name: place for place, name in enumerate(self.names)}
         self._numbered = not any(name.removeprefix("-").isdecimal() for name in self.own)
-        folded = Counter(name.casefold() for name in self.own)
-        # Names that differ in case only have to be written as they are.
-        own_folded = {name.casefold(): name for name in self.own if folded[name.casefold()] == 1}
+        folded = Counter(_key(name) for name in self.own)
+        # Names given in two spellings of one, as A and a, are two classes: then rows have to write them as they are.
+        own_folded = {_key(name): name for name in self.own if folded[_key(name)] == 1}
         self._folded = {**(aliases or {}), **own_folded}
 
     def __call__(self, raw: Any) -> Label:
@@ -68,9 +69,9 @@ class LabelReader:
         said = _said(raw)
         if said in self.own:
             return said
-        if (name := self._folded.get(said.casefold())) is not None:
+        if (name := self._folded.get(_key(said))) is not None:
             return name
-        number = int(said) if self._numbered and said.isdecimal() else None
+        number = int(_key(said)) if self._numbered and _key(said).isdecimal() else None
         if isinstance(raw, bool) and len(self.own) == 2:
             number = int(raw)
         return self.own[number] if number is not None and number < len(self.own) else None
@@ -113,25 +114,56 @@ def class_names(raws: Iterable[Any]) -> tuple[str, ...]:
 def label_names(raws: Iterable[Any], *, multi_label: bool = False) -> tuple[str, ...]:
     """The names that labels have among themselves: sorted, numbers by size; the classes of shares are 0, 1, 2, ...
 
+    Spellings of one name, as "Yes", "yes" and " YES", or 1 and "1.0", are one class, named by the most frequent.
     Errors: names in some rows and shares in others, which cannot tell the order of the names.
     """
-    names: set[str] = set()
+    names: dict[str, Counter[str]] = {}
     shares: Counter[int] = Counter()
     for raw in raws:
         listed = isinstance(raw, (list, tuple))
         if listed and (_floats(raw) or not multi_label):
             shares[len(raw)] += 1
             continue
-        for one in raw if listed else (raw,):
-            try:
-                names |= set() if unknown(one) else {_said(one)}
-            except Dropped:
-                continue  # counted when it is read
+        for spelling in _spelled(raw if listed else (raw,)):
+            names.setdefault(_key(spelling), Counter())[spelling] += 1
     if shares:
         if not all(name.isdecimal() for name in names):
             raise DualHeadError("Some labels are names and some are shares. Say which share is whose: --labels a,b,c.")
         return tuple(str(i) for i in range(shares.most_common(1)[0][0]))
-    return tuple(sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
+    kept = [
+        min(spelled, key=lambda name, spelled=spelled: (-spelled[name], name != _key(name), name))
+        for spelled in names.values()
+    ]
+    return tuple(sorted(kept, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
+
+
+def spelling_notes(raws: Iterable[Any], names: Sequence[str]) -> list[str]:
+    """What to say of labels that are written in several ways, and of numbers among words."""
+    spellings: dict[str, set[str]] = {}
+    for raw in raws:
+        for spelling in _spelled(raw if isinstance(raw, (list, tuple)) else (raw,)):
+            spellings.setdefault(_key(spelling), set()).add(str(raw) if isinstance(raw, bool) else f"'{spelling}'")
+    known = {_key(name): name for name in names}
+    several = {key: spelled for key, spelled in spellings.items() if len(spelled) > 1 and key in known}
+    notes = [f"labels {', '.join(sorted(spelled))} are one class, '{known[key]}'" for key, spelled in several.items()]
+    numbers = sum(name.isdecimal() for name in names)
+    if 0 < numbers < len(names):
+        notes.append(f"some labels are numbers and some are words: {', '.join(names)}. Say what is meant with --labels")
+    return notes
+
+
+def _spelled(raws: Iterable[Any]) -> Iterator[str]:
+    """Labels as text, those left out that are not known or no class; they are counted when they are read."""
+    for raw in raws:
+        with suppress(Dropped):
+            if not unknown(raw):
+                yield _said(raw)
+
+
+def _key(name: str) -> str:
+    """What spellings of one name have in common: case, and for numbers a decimal point."""
+    whole = name.removesuffix(".0")
+    return whole if whole.removeprefix("-").isdecimal() else name.casefold()
 
 
 def unknown(raw: Any, names: Sequence[str] = ()) -> bool:
@@ -145,7 +177,10 @@ def unknown(raw: Any, names: Sequence[str] = ()) -> bool:
 def _said(raw: Any) -> str:
     """A label as text: 1 and 1.0 are "1", and truth values as JSON has them."""
     if isinstance(raw, str):
-        return raw.strip()
+        name = raw.strip()
+        if name.startswith("[") and name.endswith("]"):
+            raise Dropped("labels written as a text, not as a list")
+        return name
     if isinstance(raw, bool):
         return str(raw).lower()
     if isinstance(raw, (int, float)) and math.isfinite(raw) and raw == int(raw):

@@ -131,7 +131,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _json_rows(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
     lines: Iterator[bytes] = iter(stream)
-    number, first = next(((n, line) for n, line in enumerate(_unmarked(lines), 1) if line.strip()), (0, b""))
+    start, first = next(((n, line) for n, line in enumerate(_unmarked(lines), 1) if line.strip()), (0, b""))
     if not first:
         return
     row = _parse(first, drops, name)
@@ -143,8 +143,8 @@ def _json_rows(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
             yield from ((one, f"{name}: row {i}") for i, one in enumerate(_rows_in(whole, drops, name), 1))
             return
         lines = iter(io.BytesIO(rest))
-    yield row, f"{name}:{number}"
-    for number, line in enumerate(lines, number + 1):
+    yield row, f"{name}:{start}"
+    for number, line in enumerate(lines, start + 1):
         if line.strip():
             yield _parse(line, drops, name), f"{name}:{number}"
 

@@ -6,7 +6,8 @@ from is `sources`. This module knows no file, no tokenizer, no chat template and
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, takewhile
@@ -14,6 +15,20 @@ from typing import Any
 
 from dual_head.data import Dropped, Drops, Message, Pair, split_by_prompt
 from dual_head.data.sources import rows_of
+from dual_head.data.turns import (
+    SYSTEMS,
+    begins_transcript,
+    conversation_of,
+    has_question,
+    lower_names,
+    messages,
+    notes_of,
+    question_of,
+    text,
+    transcript,
+    unread_keys,
+    with_system,
+)
 from dual_head.errors import DualHeadError, did_you_mean
 
 __all__ = ["FORMATS", "Drops", "Message", "Pair", "load_pairs", "row_format", "split_by_prompt"]
@@ -49,20 +64,8 @@ def _has(row: Row, **kinds: type) -> bool:
     return all(isinstance(row.get(column), kind) for column, kind in kinds.items())
 
 
-def _text(value: Any) -> str:
-    # A lone surrogate is valid JSON, but no tokenizer takes it.
-    if not isinstance(value, str) or value.encode(errors="replace").decode() != value:
-        raise Dropped("malformed row")
-    return value
-
-
-def _messages(value: Any) -> tuple[Message, ...]:
-    """Check a list of messages, and keep each one's role and content only."""
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise Dropped("malformed row")
-    if not all(message.get("role") in ("system", "user", "assistant") for message in value):
-        raise Dropped("malformed row")
-    return tuple({"role": message["role"], "content": _text(message.get("content"))} for message in value)
+def _are_messages(row: Row) -> bool:
+    return all(isinstance(row.get(column), list | Mapping) for column in ("chosen", "rejected"))
 
 
 def _user(question: str) -> tuple[Message, ...]:
@@ -78,36 +81,24 @@ def _replies(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Pair
     return Pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
 
 
-# A blank line alone separates paragraphs, not turns. A prompt may end in a bare "Assistant:".
-_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?=\s|\Z)")
-
-
-def transcript(text: str) -> tuple[Message, ...]:
-    """Parse "\\n\\nHuman: ...\\n\\nAssistant: ..." into messages; what precedes them is the system's."""
-    preamble, *turns = _TURN.split(text)
-    roles = ("user" if speaker == "Human" else "assistant" for speaker in turns[::2])
-    said = tuple({"role": role, "content": turn.strip()} for role, turn in zip(roles, turns[1::2], strict=True))
-    return ({"role": "system", "content": preamble.strip()}, *said) if preamble.strip() else said
-
-
 @row_format(
     "hh",
-    matches=lambda row: row.get("prompt") is None and _has(row, chosen=str) and _TURN.match(row["chosen"]),
+    matches=lambda row: row.get("prompt") is None and _has(row, chosen=str) and begins_transcript(row["chosen"]),
 )
 def hh(row: Row) -> Pair:
     """Anthropic HH-RLHF: chosen and rejected are whole transcripts."""
-    return _replies(transcript(_text(row.get("chosen"))), transcript(_text(row.get("rejected"))))
+    return _replies(transcript(text(row.get("chosen"))), transcript(text(row.get("rejected"))))
 
 
-@row_format("dahoas", matches=lambda row: _has(row, prompt=str, chosen=str) and _TURN.match(row["prompt"]))
+@row_format("dahoas", matches=lambda row: _has(row, prompt=str, chosen=str) and begins_transcript(row["prompt"]))
 def dahoas(row: Row) -> Pair:
     """Dahoas/full-hh-rlhf: the prompt is a transcript up to "Assistant:", the replies complete it."""
-    turns = transcript(_text(row.get("prompt")))
+    turns = transcript(text(row.get("prompt")))
     if turns and turns[-1] == {"role": "assistant", "content": ""}:
         turns = turns[:-1]
     if turns and turns[-1]["role"] != "user":
         raise Dropped("malformed row")
-    return Pair(turns, _text(row.get("chosen")).strip(), _text(row.get("rejected")).strip())
+    return Pair(turns, text(row.get("chosen")).strip(), text(row.get("rejected")).strip())
 
 
 _PKU_PREFERENCES = {"helpful": "better_response_id", "harmless": "safer_response_id"}
@@ -123,11 +114,12 @@ def pku(row: Row, objective: str) -> Pair:
     column = _PKU_PREFERENCES[objective]
     if column not in row:
         raise Dropped("malformed row")
-    if row[column] not in (0, 1):
+    number = str(row[column])  # tables write it as text
+    if number not in ("0", "1", "0.0", "1.0"):
         raise Dropped("tie")
-    first, second = _text(row.get("response_0")).strip(), _text(row.get("response_1")).strip()
-    chosen, rejected = (first, second) if row[column] == 0 else (second, first)
-    return Pair(_user(_text(row.get("prompt"))), chosen, rejected)
+    first, second = text(row.get("response_0")).strip(), text(row.get("response_1")).strip()
+    chosen, rejected = (first, second) if number in ("0", "0.0") else (second, first)
+    return Pair(_user(text(row.get("prompt"))), chosen, rejected)
 
 
 @row_format("pku-ordered", matches=lambda row: _has(row, prompt=str, response=list), objectives=("harmless",))
@@ -135,33 +127,44 @@ def pku_ordered(row: Row, objective: str) -> Pair:  # noqa: ARG001 - named so th
     """PKU-SafeRLHF as {"prompt", "response": [safer, less safe]}."""
     match row:
         case {"prompt": question, "response": [safer, unsafe]}:
-            return Pair(_user(_text(question)), _text(safer).strip(), _text(unsafe).strip())
+            return Pair(_user(text(question)), text(safer).strip(), text(unsafe).strip())
     raise Dropped("malformed row")
 
 
-@row_format("ultrafeedback", matches=lambda row: _has(row, prompt=str, chosen=list, rejected=list))
+@row_format("ultrafeedback", matches=lambda row: _are_messages(row) and has_question(row, str))
 def ultrafeedback(row: Row) -> Pair:
     """UltraFeedback binarized: whole conversations; the prompt column repeats the user's message."""
-    question = _user(_text(row.get("prompt")))
-    chosen, rejected = _messages(row.get("chosen")), _messages(row.get("rejected"))
+    question = conversation_of(row)
+    chosen, rejected = messages(row.get("chosen")), messages(row.get("rejected"))
     if not any(message["role"] == "user" for message in chosen + rejected):
         return _replies(question + chosen, question + rejected)
-    if question[0]["content"].strip() not in {message["content"].strip() for message in chosen}:
+    if question[-1]["content"].strip() not in {message["content"].strip() for message in chosen}:
         raise Dropped("prompt is not among the messages")
-    return _replies(chosen, rejected)
+    return _replies(with_system(row, chosen), with_system(row, rejected))
+
+
+@row_format("trl-conversational", matches=_are_messages)
+def trl_conversational(row: Row) -> Pair:
+    """TRL's messages: a prompt and the replies to it, or whole conversations that share their start."""
+    prompt = question_of(row) if has_question(row, list) else ()
+    sides = (messages(row.get("chosen")), messages(row.get("rejected")))
+    # Some data sets have a prompt column and whole conversations beside it: the prompt enters once.
+    chosen, rejected = (side if side[: len(prompt)] == prompt else prompt + side for side in sides)
+    return _replies(with_system(row, chosen), with_system(row, rejected))
 
 
 @row_format(
-    "trl-conversational",
-    matches=lambda row: _has(row, chosen=list, rejected=list) and isinstance(row.get("prompt") or [], list),
+    "question",
+    matches=lambda row: _has(row, chosen=str, rejected=str) and has_question(row) and _is_answered(row),
 )
-def trl_conversational(row: Row) -> Pair:
-    """TRL's messages: a prompt and the replies to it, or whole conversations that share their start."""
-    prompt = _messages(row.get("prompt") or [])
-    sides = (_messages(row.get("chosen")), _messages(row.get("rejected")))
-    # Some data sets have a prompt column and whole conversations beside it: the prompt enters once.
-    chosen, rejected = (side if side[: len(prompt)] == prompt else prompt + side for side in sides)
-    return _replies(chosen, rejected)
+def question(row: Row) -> Pair:
+    """A question in a column of another name, messages, or a prompt with a system column; two texts answer it."""
+    return Pair(conversation_of(row), text(row.get("chosen")), text(row.get("rejected")))
+
+
+def _is_answered(row: Row) -> bool:
+    """Whether the replies answer what a row asks; a text in "prompt" alone is continued instead."""
+    return not isinstance(row.get("prompt"), str) or any(column in row for column in SYSTEMS)
 
 
 @row_format("trl", matches=lambda row: _has(row, chosen=str, rejected=str))
@@ -170,9 +173,11 @@ def trl(row: Row) -> Pair:
 
     The shared start is cut back to the last whitespace, which goes to the replies, so that no word is split.
     """
-    chosen, rejected = _text(row.get("chosen")), _text(row.get("rejected"))
+    chosen, rejected = text(row.get("chosen")), text(row.get("rejected"))
     if row.get("prompt") is not None:
-        return Pair(_text(row["prompt"]), chosen, rejected)
+        return Pair(text(row["prompt"]), chosen, rejected)
+    if has_question(row):
+        return question(row)
     shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     start = len(re.sub(r"\s*\S*\Z", "", chosen[:shared]))
     return Pair(chosen[:start], chosen[start:], rejected[start:])
@@ -189,8 +194,11 @@ def _reader(name: str, objective: str | None, head: list[Any]) -> Callable[[Row]
     if name == "auto":
         name = max(FORMATS, key=lambda known: sum(bool(FORMATS[known].matches(row)) for row in rows))
         if not any(FORMATS[name].matches(row) for row in rows):
-            columns = ", ".join(sorted({str(column) for row in rows for column in row}))
-            raise DualHeadError(f"No format has the columns {columns}. Formats known: {', '.join(FORMATS)}.")
+            columns = sorted({f"{column} ({_kind(value)})" for row in rows for column, value in row.items()})
+            raise DualHeadError(
+                f"No format has the columns {', '.join(columns)}. A pair is a question and two replies: rename the "
+                f"columns to prompt, chosen and rejected. Formats known: {', '.join(FORMATS)}."
+            )
     if name not in FORMATS:
         raise DualHeadError(f"There is no format '{name}'.{did_you_mean(name, [*FORMATS, 'auto'])}")
     chosen = FORMATS[name]
@@ -219,12 +227,14 @@ def load_pairs(
     """
     drops, pairs, seen = Drops(), [], set()
     rows = islice(rows_of(name, split, data_dir, drops), max_rows)
+    rows = ((lower_names(row) if isinstance(row, Mapping) else row, where) for row, where in rows)
     head = list(islice(rows, 20))
     read = _reader(format, objective, [row for row, _ in head])
+    prompted = _have_prompts(row for row, _ in head)
     for row, where in chain(head, rows):
         drops.rows += 1
         try:
-            pair = _pair(row, read)
+            pair = _pair(row, read, prompted=prompted)
             key = hash(json.dumps([pair.prompt, pair.chosen, pair.rejected]))
             if key in seen:
                 raise Dropped("duplicate pair")
@@ -233,16 +243,45 @@ def load_pairs(
         else:
             seen.add(key)
             pairs.append(pair)
+            drops.notes.update(_notes(row, pair))
     drops.kept = len(pairs)
     if not pairs:
         raise DualHeadError(f"No usable pair in '{name}'. Check the file and format=.\n{drops.table()}")
     return pairs, drops
 
 
-def _pair(row: Any, read: Callable[[Row], Pair]) -> Pair:
+def _have_prompts(rows: Iterable[Any]) -> bool:
+    """Whether most rows ask something, so that one without a prompt lacks it."""
+    counts = Counter(has_question(row) for row in rows if isinstance(row, Mapping))
+    return counts[True] > counts[False]
+
+
+def _pair(row: Any, read: Callable[[Row], Pair], *, prompted: bool) -> Pair:
     if not isinstance(row, Mapping):
         raise Dropped("malformed line" if row is None else "malformed row")
     pair = read(row)
-    if flaw := pair.flaw():
-        raise Dropped(flaw)
+    if prompted and _is_implicit(row, pair):
+        raise Dropped("empty prompt")
+    flaw = pair.flaw()
+    keys = unread_keys(row) if flaw == "identical" else ()
+    if flaw:
+        raise Dropped(f"identical but for {', '.join(keys)}" if keys else flaw)
     return pair
+
+
+def _is_implicit(row: Row, pair: Pair) -> bool:
+    """Whether the prompt of a text is no more than what both replies begin with."""
+    return isinstance(pair.prompt, str) and row.get("prompt") is None
+
+
+def _notes(row: Row, pair: Pair) -> Iterator[str]:
+    if _is_implicit(row, pair):
+        yield "a prompt that is no more than what both replies begin with, since no column is known to hold one"
+    yield from notes_of(row, pair.prompt, (pair.chosen, pair.rejected))
+
+
+_KINDS = {str: "text", list: "list", dict: "object", bool: "true or false", type(None): "null"}
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), "number" if isinstance(value, int | float) else type(value).__name__)

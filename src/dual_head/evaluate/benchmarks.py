@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dual_head.data import Dropped, Message
-from dual_head.data.formats import transcript
+from dual_head.data.turns import conversation_of, question_of, system_of, text, transcript
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Question
 from dual_head.evaluate.exchange import ARENA_2
@@ -79,7 +79,7 @@ def benchmark(
 )
 def hh(row: Row) -> Question:
     """Anthropic HH-RLHF: the conversation up to the last reply, of {"chosen"} or {"prompt"} transcripts."""
-    turns = transcript(_text(row.get("chosen") or row.get("prompt")))
+    turns = transcript(text(row.get("chosen") or row.get("prompt")))
     if not turns or turns[-1]["role"] != "assistant":
         raise Dropped("last turn is not the assistant's")
     if len(turns) < 2 or turns[-2]["role"] != "user":
@@ -94,7 +94,7 @@ def hh(row: Row) -> Question:
 )
 def alpaca(row: Row) -> Question:
     """AlpacaEval: {"instruction", "dataset"}; anyone's model outputs hold them too."""
-    return Question("", user_says(_text(row.get("instruction"))), category=str(row.get("dataset") or ""))
+    return Question("", user_says(text(row.get("instruction"))), category=str(row.get("dataset") or ""))
 
 
 @benchmark(
@@ -146,14 +146,17 @@ def safety(row: Row) -> Question:
     """
     if isinstance(row.get("chosen"), str):
         return replace(hh(row), category=_kind(row))
-    return Question(_id(row, "id"), _conversation(_asked(row)), category=_kind(row))
+    return Question(_id(row, "id"), _before_reply(conversation_of(row)), category=_kind(row))
 
 
 @benchmark("prompts")
 def prompts(row: Row) -> Question:
-    """Prompts of one's own: {"prompt": text or messages} or {"instruction"}, with "id" and "category" if wanted."""
-    asked = _asked(row)
-    prompt = asked if isinstance(asked, str) else _conversation(asked)
+    """Prompts of one's own: {"prompt": text or messages} or {"instruction"}, with "id" and "category" if wanted.
+
+    A system message in a column of its own makes a conversation of a text.
+    """
+    prompt = conversation_of(row) if system_of(row) else question_of(row)
+    prompt = prompt if isinstance(prompt, str) else _before_reply(prompt)
     return Question(_id(row, "id"), prompt, category=str(row.get("category") or ""))
 
 
@@ -183,13 +186,6 @@ def world(row: Row) -> Question:
 # ---- what rows hold --------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
-    # A lone surrogate is valid JSON, but no tokenizer takes it.
-    if not isinstance(value, str) or value.encode(errors="replace").decode() != value:
-        raise Dropped("malformed row")
-    return value
-
-
 def _id(row: Row, *columns: str) -> str:
     return next((str(row[column]) for column in columns if row.get(column) not in (None, "")), "")
 
@@ -198,29 +194,19 @@ def _turns(value: Any) -> list[str]:
     """What is said in each turn, which are texts or {"content": text}."""
     if not isinstance(value, list) or not value:
         raise Dropped("malformed row")
-    return [_text(turn.get("content") if isinstance(turn, Mapping) else turn) for turn in value]
+    return [text(turn.get("content") if isinstance(turn, Mapping) else turn) for turn in value]
 
 
-def user_says(text: str) -> tuple[Message, ...]:
+def user_says(question: str) -> tuple[Message, ...]:
     """The conversation that a single message of the user's is."""
-    return ({"role": "user", "content": text},)
+    return ({"role": "user", "content": question},)
 
 
-def _asked(row: Row) -> Any:
-    """The first column that holds what is asked."""
-    found = (row.get(column) for column in ("prompt", "instruction", "question", "goal"))
-    return next((value for value in found if isinstance(value, str | list)), None)
-
-
-def _conversation(asked: Any) -> tuple[Message, ...]:
-    """Check a list of messages that ends with the user's; a text is one message of the user's."""
-    if not isinstance(asked, list):
-        return user_says(_text(asked))
-    if not all(isinstance(turn, Mapping) and turn.get("role") in ("system", "user", "assistant") for turn in asked):
-        raise Dropped("malformed row")
-    if not asked or asked[-1]["role"] != "user":
+def _before_reply(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Check that a conversation ends with the user's turn."""
+    if not turns or turns[-1]["role"] != "user":
         raise Dropped("last turn is not the user's")
-    return tuple({"role": turn["role"], "content": _text(turn.get("content"))} for turn in asked)
+    return turns
 
 
 def _kind(row: Row) -> str:

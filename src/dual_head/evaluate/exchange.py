@@ -230,7 +230,7 @@ def _rows(file: Path) -> Iterator[tuple[Any, str]]:
             raise DualHeadError(f"{where} is no whole JSON, or no whole row of a table.{notes} Copy the file again.")
         if not isinstance(row, dict):
             raise DualHeadError(f"{where} is no answer but {str(row)[:60]}. {_FORMS}")
-        if _ANNOTATED <= row.keys():
+        if row.keys() >= _ANNOTATED:
             raise DualHeadError(
                 f"{where} is an annotation of AlpacaEval, which holds the answers of two: {row.get('generator_1')} and "
                 f"{row.get('generator_2')}. Give the model_outputs.json of one. Or write it from this file: "

@@ -8,7 +8,7 @@ import fnmatch
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from dual_head.data import Dropped, Drops
 from dual_head.data.files import kind_of, rows_of_file
 from dual_head.data.sources import rows_of
+from dual_head.data.turns import lower_names, notes_of
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate import Question
 from dual_head.evaluate.benchmarks import BENCHMARKS, Benchmark, Hub, Rows, user_says
@@ -65,6 +66,7 @@ def _questions(chosen: Benchmark, rows: Rows, drops: Drops, chat: bool | None) -
     seen: set[str] = set()
     for row, where in rows:
         drops.rows += 1
+        row = lower_names(row) if isinstance(row, Mapping) else row
         try:
             question = _question(chosen, row, where, chat)
             content = json.dumps([question.prompt, question.follow_ups])
@@ -79,12 +81,13 @@ def _questions(chosen: Benchmark, rows: Rows, drops: Drops, chat: bool | None) -
             continue
         seen.add(content)
         found[question.id] = question
+        drops.notes.update(notes_of(row, question.prompt))
     drops.kept = len(found)
     return list(found.values())
 
 
 def _question(chosen: Benchmark, row: Any, where: str, chat: bool | None) -> Question:
-    if not isinstance(row, dict):
+    if not isinstance(row, Mapping):
         raise Dropped("malformed line" if row is None else "malformed row")
     question = chosen.read(row)
     if not all(text.strip() for text in question.asked):

@@ -1,0 +1,215 @@
+"""What a row says: texts, messages, transcripts, what is asked in whatever column, and what a reader leaves out.
+
+Pairs and questions are read with these. This module knows columns and spellings; no format, no file, no tokenizer.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dual_head.data import Dropped, Message
+
+__all__ = [
+    "begins_transcript",
+    "conversation_of",
+    "has_question",
+    "lower_names",
+    "messages",
+    "notes_of",
+    "question_of",
+    "system_of",
+    "text",
+    "transcript",
+    "unread_keys",
+    "with_system",
+]
+
+Row = Mapping[str, Any]
+
+QUESTIONS = ("prompt", "instruction", "question", "query", "input", "goal")  # columns of texts, the first that is there
+CONVERSATIONS = ("messages", "conversations", "conversation")  # columns of messages that a reply follows
+SYSTEMS = ("system", "system_prompt", "system_message")
+_ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant"}
+_ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot"), "assistant")
+_CALLS = ("tool_calls", "function_call")  # what an assistant did instead of speaking
+_READ = {"role", "content", "from", "value"}  # of a message
+_BESIDE = ("tools", "functions", "history", "context", "documents", *SYSTEMS, *QUESTIONS[1:])  # columns of a prompt
+
+# A blank line alone separates paragraphs, not turns. A prompt may end in a bare "Assistant:".
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?=\s|\Z)")
+_TEMPLATED = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|start_of_role\|>|<\|(?:user|assistant|system)\|>|\[/?INST\]"
+    r"|<<SYS>>|### (?:Instruction|Response):"
+)
+_WRITTEN_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+_SCORES = re.compile("score|rating|reward|grade")
+
+
+def lower_names(row: Row) -> Row:
+    """The row with its columns named in lower case, without spaces around; a name that is taken stays as it is."""
+    plain: dict[str, Any] = {}
+    for column, value in row.items():
+        name = str(column).strip().lower()
+        plain[column if name != column and (name in row or name in plain) else name] = value
+    return plain
+
+
+def text(value: Any) -> str:
+    """Check a text. Errors: `Dropped` for anything else, and for a list of messages written as a text."""
+    # A lone surrogate is valid JSON, but no tokenizer takes it.
+    if not isinstance(value, str) or value.encode(errors="replace").decode() != value:
+        raise Dropped("malformed row")
+    if _WRITTEN_MESSAGES.match(value):
+        raise Dropped("messages written as a text, not as a list")
+    return value
+
+
+def messages(value: Any) -> tuple[Message, ...]:
+    """Check a list of messages, or one; {"from", "value"} are read too. Errors: `Dropped`, as for calls of tools."""
+    listed = [value] if isinstance(value, Mapping) else value
+    if not isinstance(listed, list) or not all(isinstance(message, Mapping) for message in listed):
+        raise Dropped("malformed row")
+    return tuple(_message(message) for message in listed)
+
+
+def _message(message: Row) -> Message:
+    calls = next((key for key in _CALLS if message.get(key)), None)
+    if calls:
+        raise Dropped(f"a message with {calls}, which are not read")
+    speaker, content = (message.get("role", message.get("from")), message.get("content", message.get("value")))
+    if not isinstance(speaker, str):
+        raise Dropped("malformed row")
+    if speaker.strip().lower() not in _ROLES:
+        raise Dropped(f"a message by '{speaker[:30]}', which is none of system, user and assistant")
+    return {"role": _ROLES[speaker.strip().lower()], "content": _content(content)}
+
+
+def _content(value: Any) -> str:
+    """The text of a message, which may be a list of parts {"type": "text", "text"}."""
+    if not isinstance(value, list):
+        return text(value)
+    if not value or any(not isinstance(part, Mapping) or part.get("type") != "text" for part in value):
+        raise Dropped("a message with more than text")
+    return "\n".join(text(part.get("text")) for part in value)
+
+
+def transcript(body: str) -> tuple[Message, ...]:
+    """Parse "\\n\\nHuman: ...\\n\\nAssistant: ..." into messages; what precedes them is the system's."""
+    preamble, *turns = _TURN.split(_lines(body))
+    roles = ("user" if speaker == "Human" else "assistant" for speaker in turns[::2])
+    spoken = tuple({"role": role, "content": turn.strip()} for role, turn in zip(roles, turns[1::2], strict=True))
+    return ({"role": "system", "content": preamble.strip()}, *spoken) if preamble.strip() else spoken
+
+
+def begins_transcript(body: str) -> bool:
+    """Whether a text begins with a turn of a transcript."""
+    return bool(_TURN.match(body))
+
+
+def _lines(body: str) -> str:
+    """The text with lines that end as on Unix, whoever wrote it."""
+    return body.replace("\r\n", "\n").replace("\r", "\n")
+
+
+# ---- what is asked ---------------------------------------------------------------------------------------
+
+
+def has_question(row: Row, kind: type = object) -> bool:
+    """Whether one of the columns for it holds what is asked, as a text (str) or as messages (list)."""
+    question = _question(row)
+    return question is not None and isinstance(question, kind)
+
+
+def question_of(row: Row) -> str | tuple[Message, ...]:
+    """What a row asks, as a text or as messages. "instruction" and "input" of one row are joined by a blank line.
+
+    Errors: `Dropped` where nothing is asked.
+    """
+    question = _question(row)
+    if question is None:
+        values = [row[column] for column in (*QUESTIONS, *CONVERSATIONS) if column in row]
+        empty = all(value is None for value in values)
+        raise Dropped("malformed row" if not empty else "empty prompt" if values else "no column of a prompt")
+    return text(question) if isinstance(question, str) else messages(question)
+
+
+def conversation_of(row: Row) -> tuple[Message, ...]:
+    """What a row asks as messages: a text is the user's, and a system message in a column of its own goes before."""
+    question = question_of(row)
+    return with_system(row, ({"role": "user", "content": question},) if isinstance(question, str) else question)
+
+
+def with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns behind the row's own system message, unless they have one."""
+    return turns if any(turn["role"] == "system" for turn in turns) else system_of(row) + turns
+
+
+def system_of(row: Row) -> tuple[Message, ...]:
+    """The system message in a column of its own, if there is one."""
+    system = next((row[column] for column in SYSTEMS if isinstance(row.get(column), str)), "")
+    return ({"role": "system", "content": text(system)},) if system.strip() else ()
+
+
+def _question(row: Row) -> str | Sequence[Any] | None:
+    column = next((column for column in QUESTIONS if isinstance(row.get(column), str | list)), None)
+    if column is None:
+        # A whole conversation, its reply included, asks nothing.
+        ends = (row[column] for column in CONVERSATIONS if isinstance(row.get(column), list) and row[column])
+        return next((turns for turns in ends if _speaker(turns[-1]) == "user"), None)
+    more = row.get("input")
+    if column == "instruction" and isinstance(more, str) and more.strip():
+        return f"{row[column]}\n\n{more}"
+    return row[column]
+
+
+def _speaker(message: Any) -> str | None:
+    named = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+    return _ROLES.get(named.strip().lower()) if isinstance(named, str) else None
+
+
+# ---- what the account of the rows says ------------------------------------------------------------------------
+
+
+def notes_of(row: Row, prompt: str | Sequence[Message], replies: Sequence[str] = ()) -> Iterator[str]:
+    """What was left out of a row, and what its texts and scores suggest, each in one line."""
+    texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    yield from (f"{key} of messages left out" for key in unread_keys(row))
+    yield from (f"column '{column}' left out" for column in _BESIDE if _is_left_out(row.get(column), texts))
+    marks = (_TEMPLATED.search(body) for body in (*texts, *replies))
+    if mark := next(filter(None, marks), None):
+        yield f"a text that a chat template has written before: it holds {mark[0]}"
+    yield from _scores(row)
+
+
+def unread_keys(row: Row) -> list[str]:
+    """What the messages of a row have beside a role and a text."""
+    lists = (row.get(column) for column in ("chosen", "rejected", "prompt", *CONVERSATIONS))
+    each = (message for listed in lists for message in (listed if isinstance(listed, list) else [listed]))
+    return sorted({key for message in each if isinstance(message, Mapping) for key in message if message[key]} - _READ)
+
+
+def _is_left_out(value: Any, texts: Sequence[str]) -> bool:
+    """Whether what a column holds is nowhere in a prompt; a transcript, which becomes turns, is not looked for."""
+    if not value or not isinstance(value, str | list | dict) or (isinstance(value, str) and begins_transcript(value)):
+        return False
+    return not any(_lines(str(value)).strip() in _lines(body) for body in texts)
+
+
+def _scores(row: Row) -> Iterator[str]:
+    for column in row:
+        if "chosen" in column and _SCORES.search(column):
+            other = column.replace("chosen", "rejected")
+            chosen, rejected = _number(row[column]), _number(row.get(other))
+            if chosen is not None and rejected is not None and chosen <= rejected:
+                yield f"{column} is {'equal to' if chosen == rejected else 'below'} {other}"
+    margin = _number(row.get("margin"))
+    if margin is not None and margin <= 0:
+        yield f"margin is {'zero' if margin == 0 else 'below zero'}"
+
+
+def _number(value: Any) -> float | None:
+    """A number, which tables write as text; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
