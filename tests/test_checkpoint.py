@@ -9,7 +9,7 @@ from models import steered_lm
 from safetensors import SafetensorError
 from torch import nn
 
-from dual_head import DualHeadError, DualHeadModel, checkpoint
+from dual_head import DualHeadError, DualHeadModel
 from dual_head.checkpoint import atomic_folder, find_file, load_strictly, read_weights, write_weights
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
@@ -135,7 +135,7 @@ def test_a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint(tmp_path, m
         Path(file).write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(checkpoint, "save_file", fill_up)
+    monkeypatch.setattr("safetensors.torch.save_file", fill_up)
     with pytest.raises(DualHeadError, match=r"No space left.*free some space"):
         model.save_pretrained(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

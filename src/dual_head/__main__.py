@@ -2,6 +2,6 @@
 
 import sys
 
-from dual_head.cli import main
+from dual_head.cli import run
 
-sys.exit(main())
+sys.exit(run())

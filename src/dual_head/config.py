@@ -10,6 +10,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from dual_head.checkpoint import MODEL_TYPE
+
 
 class AlignedConfig(PreTrainedConfig):
     """Configuration of `AlignedModel`.
@@ -18,10 +20,10 @@ class AlignedConfig(PreTrainedConfig):
     "config", "cache_layers", "shape"}}, with "adapter" and "vocab_map" true where the guide was moved to another
     backbone than the one of that shape; alpha: {name: default strength}; fusion: "logits" or "probabilities";
     backbone_fingerprint and tokenizer_fingerprint: what the guides were trained on; training: a record of
-    the method and data, for people.
+    the method and data, for people; costs: what the guides cost, which `inspect` shows (`description.costs`).
     """
 
-    model_type = "dual_head"
+    model_type = MODEL_TYPE
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] - as transformers' own configs
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -32,6 +34,7 @@ class AlignedConfig(PreTrainedConfig):
     alpha: dict | None = None
     fusion: str = "logits"
     training: dict | None = None
+    costs: dict | None = None
 
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.backbone_config, dict):

@@ -5,12 +5,13 @@ It knows weights and vocabularies as values, and nothing of models.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # a fingerprint that was written is read without either
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 # bf16 keeps 8 bits of mantissa, so one rounding moves a value by at most 2^-9; a guide trained beside a
 # bf16 copy must accept the fp32 original, and a fine-tuned sibling must still stand out.
@@ -56,21 +57,23 @@ class Fingerprint:
     def _unlike(self, other: "Fingerprint") -> list[str]:
         # Quantised weights have no floats to compare: whatever both sides could sketch is compared.
         shared = self.sketch.keys() & other.sketch.keys()
-        ours = {name: torch.tensor(self.sketch[name]) for name in shared}
-        theirs = {name: torch.tensor(other.sketch[name]) for name in shared}
-        return sorted(
-            name for name in shared if not torch.allclose(ours[name], theirs[name], rtol=SKETCH_TOLERANCE, atol=1e-6)
-        )
+        return sorted(name for name in shared if not all(map(_close, self.sketch[name], other.sketch[name])))
 
 
-def sketch(parameter: Tensor) -> list[float]:
+def _close(ours: float, theirs: float) -> bool:
+    return math.isclose(ours, theirs, rel_tol=SKETCH_TOLERANCE, abs_tol=1e-6)
+
+
+def sketch(parameter: "Tensor") -> list[float]:
     """A few values of a weight, evenly spaced, in fp32."""
+    import torch
+
     flat = parameter.detach().flatten()
     picks = torch.linspace(0, flat.numel() - 1, SKETCH_VALUES, dtype=torch.float64).long()
     return flat[picks.to(flat.device)].float().tolist()
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Name a tokenizer by its token strings and their ids: equal exactly when ids mean the same tokens."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]

@@ -5,20 +5,26 @@ checkpoint and the fingerprints in its config; how a model runs is elsewhere.
 """
 
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME
 
 from dual_head.backbone import Backbone, load_backbone
-from dual_head.checkpoint import atomic_folder, find_file, load_strictly, read_weights, write_weights
+from dual_head.checkpoint import (
+    CONFIG_NAME,
+    atomic_folder,
+    find_file,
+    load_strictly,
+    read_values,
+    read_weights,
+    write_weights,
+)
 from dual_head.config import AlignedConfig
+from dual_head.description import recorded_costs
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.fusion import require_fusion
@@ -149,6 +155,7 @@ class GuideLoading(PreTrainedModel):
         state_dict and the hub's options are transformers' protocol; only the guides' tensors are written.
         """
         del state_dict
+        self.config.costs = recorded_costs(self.config, {name: x.numel() for name, x in self.stored().items()})
         save_checkpoint(self, save_directory, push_to_hub=push_to_hub, **hub)
 
     def require_same_backbone(self, source: str, config: AlignedConfig | None = None) -> None:
@@ -182,6 +189,17 @@ class GuideLoading(PreTrainedModel):
             )
 
 
+def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. Errors: none there."""
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise DualHeadError(
+            f"Could not load a tokenizer from '{name_or_path}': {str(error).splitlines()[0]} "
+            "Say where it is with --tokenizer (in training: --tokenizer_name)."
+        ) from error
+
+
 def find_tokenizer(places: Iterable[str | None], fingerprint: str | None = None) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of the first place that has one, or has the one of that fingerprint; None where none does."""
     for place in places:
@@ -201,26 +219,8 @@ def _is_same(config: AlignedConfig, lm: PreTrainedModel) -> bool:
 
 def read_config(source: str, **hub: Any) -> AlignedConfig:
     """Read a checkpoint's config. Errors: none there, cut short, or of another kind of model."""
-    path = Path(find_file(source, CONFIG_NAME, **hub))
-    try:
-        values = json.loads(path.read_text())
-        kind = values["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DualHeadError(f"'{path}' is not a whole config.json. Copy it again.") from error
-    if kind != AlignedConfig.model_type:
-        raise DualHeadError(
-            f"'{source}' is a model of type '{kind}', not a checkpoint of guides. Train one with 'dual-head train', "
-            "or attach fresh guides with from_backbone."
-        )
-    # transformers writes keys of its own beside ours, so only what looks like one of ours mistyped is refused.
-    ours = [name for name in AlignedConfig.__annotations__ if name not in values]
-    for key in values:
-        if near := get_close_matches(key, ours, n=1, cutoff=0.8):
-            raise DualHeadError(f"Unknown key '{key}' in '{path}'. Did you mean '{near[0]}'?")
+    values, path = read_values(source, **hub), find_file(source, CONFIG_NAME, **hub)
     require_fusion(values.get("fusion", "logits"))
-    for name, entry in (values.get("guides") or {}).items():
-        if not isinstance(entry, dict) or not {"kind", "config", "cache_layers", "shape"} <= entry.keys():
-            raise DualHeadError(f"'{path}' describes the guide '{name}' in part only. Copy it again.")
     try:
         return AlignedConfig.from_json_file(path)
     except ValueError as error:  # a backbone of a type that needs its own code

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dual_head.backbone import BackboneShape, load_backbone, load_context_length
 from dual_head.composition import entry_of
@@ -22,19 +22,9 @@ from dual_head.features import FeatureCache, FeatureCollator, FeatureSet, Needs,
 from dual_head.features.store import read_manifest
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides import build_guide
+from dual_head.loading import load_tokenizer
 from dual_head.methods import Method
 from dual_head.run_options import RunOptions, SourceOptions, source_of
-
-
-def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. Errors: none there."""
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise DualHeadError(
-            f"Could not load a tokenizer from '{name_or_path}': {str(error).splitlines()[0]} "
-            "Say where it is with --tokenizer (in training: --tokenizer_name)."
-        ) from error
 
 
 def load_lm(options: SourceOptions, dtype: str) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase, set_seed
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from dual_head.backbone import context_length
 from dual_head.data import Cut
@@ -103,7 +103,7 @@ def sweep(
     rows: list[Row] = []
     for index in range(start, len(prompts)):
         if temperature:
-            set_seed(seed + index)  # by prompt, so that a resumed sweep draws what an uninterrupted one does
+            torch.manual_seed(seed + index)  # by prompt, so that a resumed sweep draws what an uninterrupted one does
         ids, prompt = asked[index].to(model.device), prompts[index]
         sequences = shared_prompt_replies(model, ids, per_row, **decoding)
         replies = _measured(model, tokenizer, sequences, ids.shape[1], per_row, message=not isinstance(prompt, str))

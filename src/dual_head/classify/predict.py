@@ -28,7 +28,7 @@ from dual_head.classify.tokenize import ClassifyTokenizeOptions, cut_ids, input_
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import tokenizer_fingerprint
-from dual_head.run_inputs import load_tokenizer
+from dual_head.loading import load_tokenizer
 
 __all__ = ["WINDOW", "Prediction", "Predictor", "Scored"]
 

@@ -33,9 +33,9 @@ from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArg
 from dual_head.data import Drops
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
+from dual_head.loading import load_tokenizer
 from dual_head.resume import begin, is_finished, resume_point, writable
 from dual_head.run import REPORT_FILE
-from dual_head.run_inputs import load_tokenizer
 from dual_head.training import require_trackers
 
 

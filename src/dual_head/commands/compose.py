@@ -9,14 +9,16 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.help import Help
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.guides import GuideConfig
+
+if TYPE_CHECKING:
+    from dual_head.guides import GuideConfig
 
 MINUS = "-minus-"
 
@@ -32,11 +34,12 @@ def run(arguments: Sequence[str]) -> int:
     for name in strengths:
         if name not in sources:
             raise DualHeadError(f"--alpha names '{name}', which is no guide here.{did_you_mean(name, sources)}")
-    from dual_head.loading import read_config
+    kinds = {source: _kind(source) for source in sources.values()}
+    # Imported late: a folder that is not there should not wait for torch.
+    from dual_head.loading import load_tokenizer, read_config
     from dual_head.model import AlignedModel
-    from dual_head.run import load_tokenizer
 
-    first = next((source for source in sources.values() if _kind(source) == "guides"), None)
+    first = next((source for source, kind in kinds.items() if kind == "guides"), None)
     backbone = args.model_name_or_path or (first and read_config(_folder(first)).backbone_name_or_path)
     if not backbone:
         raise DualHeadError("Say which backbone the guides steer with --model_name_or_path.")
@@ -60,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     tokenizer.save_pretrained(args.output_dir)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(f"{len(sources)} guides written to {args.output_dir}: {', '.join(sources)}.")
-    shown = ",".join(f"{name}=1" for name in sources)
+    shown = ",".join(f"{name}={strength:g}" for name, strength in model.config.alpha.items())
     console.print(f"Try: dual-head generate {args.output_dir} --prompt '...' --alpha {shown}")
     return 0
 
@@ -93,7 +96,7 @@ def _kind(source: str) -> str:
     return "classifier" if classifies else "lm"
 
 
-def _config(source: str) -> GuideConfig | None:
+def _config(source: str) -> "GuideConfig | None":
     """The config of a model as a guide; None for guides that were trained."""
     from dual_head.guides.language_model import LanguageModelConfig
     from dual_head.guides.reward_model import RewardModelConfig
@@ -110,7 +113,7 @@ def _config(source: str) -> GuideConfig | None:
 
 def _require_same_tokens(source: str, tokenizer: Any) -> None:
     """Refuse models that lie beside a tokenizer by which ids mean other tokens; more tokens are no difference."""
-    from dual_head.run import load_tokenizer
+    from dual_head.loading import load_tokenizer
     from dual_head.vocabulary import compare_tokenizers
 
     for folder in source.split(MINUS, 1):

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head.commands.help import Help, at_least
+from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError, did_you_mean
 
 BENCHMARKS = ("hh", "alpaca", "arena", "mt_bench", "truthfulqa", "safety", "world", "prompts")
@@ -31,6 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     if args.benchmark not in BENCHMARKS:
         raise DualHeadError(f"There is no benchmark '{args.benchmark}'.{did_you_mean(args.benchmark, BENCHMARKS)}")
+    _require_places(args.models)
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
@@ -58,6 +60,18 @@ def run(arguments: Sequence[str]) -> int:
         report = evaluate(_options(args), output, console, command=command)
     _print(report, output, console)
     return 0
+
+
+def _require_places(models: Sequence[str]) -> None:
+    """Refuse a system whose path is not there, and can be no name on the hub."""
+    from dual_head.evaluate.specs import parse_systems
+
+    for spec in parse_systems(models):
+        if not Path(spec.path).expanduser().exists() and not is_hub_name(spec.path):
+            raise DualHeadError(
+                f"There is no system at '{spec.path}': there is no such folder or file. Give a folder of guides, a "
+                "causal LM (folder or hub name), a PEFT adapter, or a file of answers."
+            )
 
 
 def _require_of_choices(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

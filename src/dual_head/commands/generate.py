@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -15,7 +15,9 @@ from dual_head.commands.help import Help, at_least
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts, shown
 from dual_head.errors import DualHeadError
-from dual_head.strength import Alpha
+
+if TYPE_CHECKING:
+    from dual_head.strength import Alpha
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -23,12 +25,13 @@ def run(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
     prompts = read_prompts(args, stdin=True)
     alpha = parse_alpha(args.alpha)
-    # Imported late: a mistyped prompt file should not wait for torch.
-    from transformers import TextStreamer, set_seed
-
     model, tokenizer = load_guided(args)
+    # Imported late: a mistyped prompt file should not wait for torch.
+    import torch
+    from transformers import TextStreamer
+
     if args.seed is not None:
-        set_seed(args.seed)
+        torch.manual_seed(args.seed)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     decoding = {
         name: getattr(args, name)
@@ -71,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parse_alpha(text: str | None) -> Alpha:
+def parse_alpha(text: str | None) -> "Alpha":
     """Read "1.0" or "helpful=0.8,harmless=0.2"; None leaves the guides' own defaults."""
     if text is None:
         return None

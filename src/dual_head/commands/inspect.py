@@ -4,26 +4,16 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.backbone import BackboneShape, Decoder
-from dual_head.checkpoint import find_file
+from dual_head.checkpoint import SAFE_WEIGHTS_NAME, VOCAB_MAP, find_file, read_sizes, read_values
 from dual_head.commands.help import Help
-from dual_head.composition import moved_entries
-from dual_head.config import AlignedConfig
+from dual_head.commands.paths import add_guides
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint
-from dual_head.guides import build_guide, guide_class
-from dual_head.guides.base import Parameters
-from dual_head.loading import read_config
-from dual_head.run import load_tokenizer
-from dual_head.vocabulary import compare_tokenizers
 
 ROWS = {
     "kind": lambda guide: guide["kind"],
@@ -47,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         formatter_class=Help,
         allow_abbrev=False,
     )
-    parser.add_argument("guides", help="folder of guides (the output_dir of training), or a name on the hub")
+    add_guides(parser)
     parser.add_argument("--against", metavar="BACKBONE", help="say whether the guides can move to this backbone")
     parser.add_argument("--vocab_map", action="store_true", help="with --against: map tokens by their strings")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -71,60 +61,65 @@ def describe(source: str) -> dict:
     generated token, beyond the backbone's), forwards (of whole models per token, beyond the backbone's one), the
     cache layers it fills, and what it reads.
     """
-    config = read_config(source)
-    weights = Path(find_file(source, SAFE_WEIGHTS_NAME))
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config.backbone_config)
-    shape, parameters = Decoder(lm).shape, Parameters.of(lm)
-    with safe_open(weights, "pt") as file:
-        sizes = {name: torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()}  # noqa: SIM118
-    guides = {name: _describe(name, config, sizes, parameters) for name in config.guides or {}}
-    fingerprint = config.backbone_fingerprint
+    values, sizes = read_values(source), read_sizes(source)
+    found = values.get("costs") or _costs(source, sizes)
+    guides = {name: _describe(name, values, found, sizes) for name in values.get("guides") or {}}
+    fingerprint = values.get("backbone_fingerprint")
     return {
         "backbone": {
-            "name_or_path": config.backbone_name_or_path,
-            "architecture": type(lm).__name__,
-            "parameters": parameters.whole,
-            "hidden_size": shape.hidden_size,
-            "vocab_size": shape.vocab_size,
-            "num_layers": shape.num_layers,
+            "name_or_path": values.get("backbone_name_or_path"),
+            **found["backbone"],
             "fingerprint": Fingerprint.from_dict(fingerprint).short if fingerprint else None,
         },
-        "tokenizer": config.tokenizer_fingerprint,
-        "fusion": config.fusion,
+        "tokenizer": values.get("tokenizer_fingerprint"),
+        "fusion": values.get("fusion", "logits"),
         "guides": guides,
-        "bytes": weights.stat().st_size,
+        "bytes": Path(find_file(source, SAFE_WEIGHTS_NAME)).stat().st_size,
         "forwards_per_token": 1 + sum(guide["forwards"] for guide in guides.values()),
-        "training": config.training,
+        "training": values.get("training"),
     }
 
 
-def _describe(name: str, config: AlignedConfig, sizes: dict[str, int], backbone: Parameters) -> dict:
-    entry = (config.guides or {})[name]
-    with torch.device("meta"):
-        guide = build_guide(entry, BackboneShape(**entry["shape"]))
-    own = {key: size for key, size in sizes.items() if key.startswith(f"{name}.")}
-    parameters = {key: size for key, size in own.items() if not key.endswith("transfer.vocab_map")}
+def _costs(source: str, sizes: dict[str, int]) -> dict[str, Any]:
+    """What an older folder does not record."""
+    from dual_head.description import costs
+    from dual_head.loading import read_config
+
+    return costs(read_config(source), sizes)
+
+
+def _describe(name: str, values: dict[str, Any], found: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
+    entry, cost = values["guides"][name], found["guides"][name]
+    stored = {key: size for key, size in sizes.items() if key.startswith(f"{name}.")}
+    parameters = {key: size for key, size in stored.items() if not key.endswith(VOCAB_MAP)}
     # A guide that was moved stays as it is, and the map of hidden states in between is trained.
     with_gradient = [key for key in parameters if not entry.get("adapter") or ".transfer." in key]
-    executed = guide.executed(sum(parameters.values()), backbone)
-    layers = [*map(str, guide.hidden_layers), *([] if guide.shape.num_layers in guide.hidden_layers else ["last"])]
     return {
         "kind": entry["kind"],
         "config": entry["config"],
-        "alpha": (config.alpha or {}).get(name, 1.0),
+        "alpha": (values.get("alpha") or {}).get(name, 1.0),
         "trained": sum(parameters[key] for key in with_gradient),
-        "stored": sum(own.values()),
-        "executed": executed,
-        "share_of_backbone": executed / backbone.whole,
-        "forwards": guide.forwards,
-        "reads": "tokens" if guide.reads_tokens else "layers " + ", ".join(layers),
-        "cache_layers": guide.cache_layers,
+        "stored": sum(stored.values()),
+        "executed": cost["executed"],
+        "share_of_backbone": cost["executed"] / found["backbone"]["parameters"],
+        "forwards": cost["forwards"],
+        "reads": cost["reads"],
+        "cache_layers": entry["cache_layers"],
     }
 
 
 def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, str]:
     """Say whether guides can move to another backbone, and what would happen or why not; loads no weights."""
+    # Imported late: what a folder says of itself should not wait for torch.
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from dual_head.backbone import BackboneShape, Decoder
+    from dual_head.composition import moved_entries
+    from dual_head.guides import guide_class
+    from dual_head.loading import load_tokenizer, read_config
+    from dual_head.vocabulary import compare_tokenizers
+
     config = read_config(source)
     home = source if (Path(source) / "tokenizer_config.json").is_file() else str(config.backbone_name_or_path)
     found = compare_tokenizers(load_tokenizer(home), load_tokenizer(other))

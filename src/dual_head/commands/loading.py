@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dual_head.commands.paths import add_guides
 from dual_head.errors import DualHeadError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def add_loading(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
     """Add the folder of guides and the options that say where the rest is."""
-    parser.add_argument("guides", help="folder of guides (the output_dir of training), or a name on the hub")
+    add_guides(parser)
     load = parser.add_argument_group("loading")
     load.add_argument("--backbone", help="another backbone: a copy of the one trained on, or one to move the guides to")
     load.add_argument(
@@ -34,8 +35,8 @@ def add_loading(parser: argparse.ArgumentParser, *, device: bool = True) -> None
 def load_guided(args: argparse.Namespace) -> "tuple[AlignedModel, PreTrainedTokenizerBase]":
     """Load the guides on their backbone, or moved to --backbone, and the tokenizer that goes with it."""
     # Imported late: a mistyped prompt file should not wait for torch.
+    from dual_head.loading import load_tokenizer
     from dual_head.model import AlignedModel
-    from dual_head.run import load_tokenizer
 
     trust = args.trust_remote_code
     given = load_tokenizer(args.tokenizer, trust) if args.tokenizer else None

@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     from dual_head.classify.model import DualHeadReasoningModel
     from dual_head.classify.onnx import export_onnx
     from dual_head.export import require_place
-    from dual_head.run_inputs import load_tokenizer
+    from dual_head.loading import load_tokenizer
 
     require_place(output, args.overwrite, (args.classifier, args.backbone))
     if not args.onnx:  # a head that does not fit should not wait for the backbone
