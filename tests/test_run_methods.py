@@ -12,6 +12,7 @@ import torch
 from files import word_tokenizer, write_backbone
 from models import HIDDEN
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from dual_head import AlignedModel
 from dual_head.cli import main
@@ -116,7 +117,7 @@ def test_a_run_writes_guides_that_generate_and_a_report_on_held_out_pairs(name, 
     text = {"tokenizer": tokenizer, "max_new_tokens": 4, "do_sample": False}
     assert isinstance(model.generate("ask1 how", alpha=1.0, **text), str)
     ids = torch.tensor([[1, 5, 6]])
-    own = AlignedModel.from_backbone(str(backbone_folder), {}).backbone.lm(ids).logits
+    own = AutoModelForCausalLM.from_pretrained(str(backbone_folder))(ids).logits
     assert torch.equal(model(ids, alpha=0.0).logits, own)
     assert not torch.equal(model(ids, alpha=1.0).logits, own)
 

@@ -69,10 +69,13 @@ def trained(kind: str, model: AlignedModel, **options) -> GuidedLoss | None:
     return None
 
 
-def test_alpha_0_gives_the_bits_of_the_backbone(kind, architecture):
-    model, ids = guided(kind, architecture), prompts(2)
-    lm = model.backbone.lm
-    assert torch.equal(model(ids, alpha=0.0).logits, lm(ids).logits)
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_alpha_0_gives_the_bits_of_the_model_loaded_by_itself(kind, architecture, rows):
+    model, ids = guided(kind, architecture), prompts(rows)
+    lm = tiny_lm(architecture).eval()  # weights that want a gradient, as from_pretrained leaves them
+    lm.generation_config.eos_token_id = None
+    for keep in (0, 1, 3, torch.tensor([2, 7])):
+        assert torch.equal(model(ids, alpha=0.0, logits_to_keep=keep).logits, lm(ids, logits_to_keep=keep).logits)
     options = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
     ours, theirs = model.generate(ids, alpha=0.0, **options), lm.generate(ids, **options)
     assert torch.equal(ours.sequences, theirs.sequences)
