@@ -27,6 +27,7 @@ from dual_head.classify.formats_base import (
 from dual_head.classify.formats_labels import Label, LabelReader, class_names, label_names, spelling_notes, unknown
 from dual_head.data import Dropped, Drops
 from dual_head.data.sources import hub_rows, rows_of
+from dual_head.data.turns import template_notes
 from dual_head.errors import DualHeadError, did_you_mean
 
 __all__ = ["COLUMNS", "FORMATS", "Loaded", "example_format", "fill", "load_examples", "overlap", "same_input"]
@@ -227,7 +228,7 @@ def _examples(
             drops.drop(str(reason), where)
             continue
         drops.kept += 1
-        drops.notes.update([*one.notes, *_repeated(seen, one.input, label)])
+        drops.notes.update([*one.notes, *_repeated(seen, one.input, label), *template_notes([one.input])])
         if explanation == "all":
             said = [rationale for rationale in one.rationales if rationale] or [""]
         else:

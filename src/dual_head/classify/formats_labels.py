@@ -130,10 +130,7 @@ def label_names(raws: Iterable[Any], *, multi_label: bool = False) -> tuple[str,
         if not all(name.isdecimal() for name in names):
             raise DualHeadError("Some labels are names and some are shares. Say which share is whose: --labels a,b,c.")
         return tuple(str(i) for i in range(shares.most_common(1)[0][0]))
-    kept = [
-        min(spelled, key=lambda name, spelled=spelled: (-spelled[name], name != _key(name), name))
-        for spelled in names.values()
-    ]
+    kept = [_spelling(key, spelled) for key, spelled in names.items()]
     return tuple(sorted(kept, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
 
@@ -161,9 +158,14 @@ def _spelled(raws: Iterable[Any]) -> Iterator[str]:
 
 
 def _key(name: str) -> str:
-    """What spellings of one name have in common: case, and for numbers a decimal point."""
+    """What spellings of one name have in common: all but case and spaces, and for numbers but a decimal point."""
     whole = name.removesuffix(".0")
-    return whole if whole.removeprefix("-").isdecimal() else name.casefold()
+    return whole if whole.removeprefix("-").isdecimal() else " ".join(name.casefold().split())
+
+
+def _spelling(key: str, spelled: Counter[str]) -> str:
+    """The most frequent spelling, of two alike the plainer one; of numbers the one without a decimal point."""
+    return key if key.isdecimal() else min(spelled, key=lambda name: (-spelled[name], name != key, name))
 
 
 def unknown(raw: Any, names: Sequence[str] = ()) -> bool:

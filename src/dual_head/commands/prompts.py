@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dual_head.data import Drops, Message, Prompt
-from dual_head.data.sources import rows_of_file
+from dual_head.data.files import rows_of_file
+from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _file_prompts(file: Path, *, raw: bool) -> Iterator[Prompt]:
 
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
     """Rows with their places; of a file whose name says nothing, lines that are JSON or text."""
-    if set(file.suffixes) & {".jsonl", ".json", ".csv", ".tsv", ".parquet"} and file.exists():
+    if is_data_name(file.name) and file.exists():
         yield from rows_of_file(file, Drops())
         return
     try:

@@ -28,6 +28,7 @@ LONGEST_FIELD = 2**24  # characters of a field of CSV; Python's own limit is sho
 _Rows = Iterator[tuple[Any, str]]  # rows, and where each is in its file
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 _WRAPPERS = ("data", "rows", "examples", "instances")  # what JSON files name their list of rows
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _OTHERS = {
     rb"PAR1": "a parquet file. Give it a name that ends in .parquet",
     rb"ARROW1": "an Arrow file. Give it a name that ends in .arrow",
@@ -91,11 +92,11 @@ def _require_text(head: bytes, file: Path) -> None:
     other = next((what for start, what in _OTHERS.items() if re.match(start, head)), None)
     if other:
         raise DualHeadError(f"'{file}' is {other}.")
-    encoding = json.detect_encoding(head).upper()
-    if not encoding.startswith("UTF-8"):
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    if encoding:
         raise DualHeadError(f"'{file}' is {encoding} text. Save it as UTF-8: iconv -f {encoding} -t UTF-8 '{file}'.")
     if b"\0" in head:
-        raise DualHeadError(f"'{file}' holds NUL bytes, as UTF-16 and binary files do. Save it as UTF-8 text.")
+        raise DualHeadError(f"'{file}' holds NUL bytes: it is binary, or UTF-16 without a mark. Save it as UTF-8 text.")
 
 
 def _decoded(line: bytes, drops: Drops, name: str) -> str | None:
@@ -139,9 +140,13 @@ def _json_rows(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
     if array or (row is None and kind == "json") or (kind == "json" and _wrapper(row)):
         rest = stream.read()
         whole = row if row is not None and not rest.strip() else _parse(first + rest, Drops(), name)
+        if kind == "jsonl" and _is_conversation(whole):
+            whole = [whole]  # the only line, and not an array of rows
         if whole is not None or (array and kind == "json"):
             yield from ((one, f"{name}: row {i}") for i, one in enumerate(_rows_in(whole, drops, name), 1))
             return
+        if first.strip() == b"{":
+            drops.notes[f"'{name}' is not one JSON value. Write an object a line: jq -c . '{name}'"] += 1
         lines = iter(io.BytesIO(rest))
     yield row, f"{name}:{start}"
     for number, line in enumerate(lines, start + 1):
@@ -151,10 +156,10 @@ def _json_rows(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
 
 def _unmarked(lines: Iterator[bytes]) -> Iterator[bytes]:
     """The lines without the byte order mark that Windows puts first."""
-    for first in lines:
-        yield first.removeprefix(b"\xef\xbb\xbf")
-        break
-    yield from lines
+    mark = b"\xef\xbb\xbf"
+    for line in lines:  # "yield from" would close the stream with this generator
+        yield line.removeprefix(mark)
+        mark = b""
 
 
 def _wrapper(value: Any) -> str | None:
@@ -163,6 +168,10 @@ def _wrapper(value: Any) -> str | None:
         return None
     lists = [key for key in _WRAPPERS if isinstance(value.get(key), list)]
     return lists[0] if len(lists) == 1 else None
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
 
 
 def _rows_in(whole: Any, drops: Drops, name: str) -> list[Any]:

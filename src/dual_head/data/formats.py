@@ -101,6 +101,7 @@ def dahoas(row: Row) -> Pair:
     return Pair(turns, text(row.get("chosen")).strip(), text(row.get("rejected")).strip())
 
 
+_IDS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _PKU_PREFERENCES = {"helpful": "better_response_id", "harmless": "safer_response_id"}
 
 
@@ -114,11 +115,11 @@ def pku(row: Row, objective: str) -> Pair:
     column = _PKU_PREFERENCES[objective]
     if column not in row:
         raise Dropped("malformed row")
-    number = str(row[column])  # tables write it as text
-    if number not in ("0", "1", "0.0", "1.0"):
+    better = _IDS.get(str(row[column]).lower())  # tables write it as text
+    if better is None:
         raise Dropped("tie")
     first, second = text(row.get("response_0")).strip(), text(row.get("response_1")).strip()
-    chosen, rejected = (first, second) if number in ("0", "0.0") else (second, first)
+    chosen, rejected = (first, second) if better == 0 else (second, first)
     return Pair(_user(text(row.get("prompt"))), chosen, rejected)
 
 

@@ -4,7 +4,7 @@ Pairs and questions are read with these. This module knows columns and spellings
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dual_head.data import Dropped, Message
@@ -18,6 +18,7 @@ __all__ = [
     "notes_of",
     "question_of",
     "system_of",
+    "template_notes",
     "text",
     "transcript",
     "unread_keys",
@@ -126,6 +127,8 @@ def question_of(row: Row) -> str | tuple[Message, ...]:
     Errors: `Dropped` where nothing is asked.
     """
     question = _question(row)
+    if question is None and any(isinstance(row.get(column), list) for column in CONVERSATIONS):
+        raise Dropped("last turn is not the user's")
     if question is None:
         values = [row[column] for column in (*QUESTIONS, *CONVERSATIONS) if column in row]
         empty = all(value is None for value in values)
@@ -175,10 +178,14 @@ def notes_of(row: Row, prompt: str | Sequence[Message], replies: Sequence[str] =
     texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
     yield from (f"{key} of messages left out" for key in unread_keys(row))
     yield from (f"column '{column}' left out" for column in _BESIDE if _is_left_out(row.get(column), texts))
-    marks = (_TEMPLATED.search(body) for body in (*texts, *replies))
-    if mark := next(filter(None, marks), None):
-        yield f"a text that a chat template has written before: it holds {mark[0]}"
+    yield from template_notes((*texts, *replies))
     yield from _scores(row)
+
+
+def template_notes(texts: Iterable[str]) -> list[str]:
+    """Say that texts hold the marks of a chat template, which has written them before; the first mark is named."""
+    marks = (_TEMPLATED.search(body) for body in texts)
+    return [f"a text that a chat template has written before: it holds {mark[0]}" for mark in marks if mark][:1]
 
 
 def unread_keys(row: Row) -> list[str]:
