@@ -302,6 +302,52 @@ def test_names_that_are_numbers_are_no_places(load):
     assert loaded.drops.reasons == {"unknown label '0'": 1}
 
 
+@pytest.mark.parametrize(
+    ("written", "names", "labels", "note"),
+    [
+        (
+            [True, "true", "False", False, "True"],
+            ("false", "true"),
+            [1, 1, 0, 0, 1],
+            "'True', 'true', True are one class",
+        ),
+        (["Yes", "yes ", "NO", "no", "no"], ("no", "yes"), [1, 1, 0, 0, 0], "'NO', 'no' are one class, 'no'"),
+        (["a b", "a  b", "A B", "c"], ("a b", "c"), [0, 0, 0, 1], "are one class, 'a b'"),
+        ([0, "0", 1.0, "1.0"], ("0", "1"), [0, 0, 1, 1], "labels '1', '1.0' are one class, '1'"),
+        (["0.0", "1.0"], ("0", "1"), [0, 1], None),
+        ([0, "yes", 1], ("0", "1", "yes"), [0, 2, 1], "some labels are numbers and some are words: 0, 1, yes"),
+        ([True, 1, False], ("1", "false", "true"), [2, 0, 1], "some labels are numbers and some are words"),
+        (["a", "b"], ("a", "b"), [0, 1], None),
+    ],
+)
+def test_spellings_of_one_label_are_one_class_and_said(load, written, names, labels, note):
+    loaded = load(*(triplet(f"claim {i}", label) for i, label in enumerate(written)))
+    assert (loaded.labels, labels_of(loaded)) == (names, labels)
+    assert bool(loaded.drops.notes) == (note is not None)
+    assert note is None or any(note in said for said in loaded.drops.notes)
+
+
+def test_names_that_differ_in_case_are_two_classes_where_they_are_given(load):
+    loaded = load(triplet("a", "A"), triplet("b", "a"), labels=["a", "A"])
+    assert labels_of(loaded) == [1, 0]
+
+
+def test_spellings_are_one_class_among_several_labels_a_row_too(load):
+    loaded = load(triplet("a", ["X", "y"]), triplet("b", ["x"]), triplet("c", ["x"]), multi_label=True)
+    assert (loaded.labels, labels_of(loaded)) == (("x", "y"), [(1.0, 1.0), (1.0, 0.0), (1.0, 0.0)])
+
+
+def test_a_list_of_labels_in_a_table_is_no_class(tmp_path):
+    (tmp_path / "a.csv").write_text('input_text,label\na,x\nb,"[0, 1]"\n')
+    loaded = load_examples(str(tmp_path / "a.csv"))
+    assert (loaded.labels, loaded.drops.reasons) == (("x",), {"labels written as a text, not as a list": 1})
+
+
+def test_an_input_that_a_chat_template_has_written_is_noted(load):
+    (note,) = load(triplet("<|im_start|>user")).drops.notes
+    assert "a chat template has written before: it holds <|im_start|>" in note
+
+
 def test_a_held_out_label_that_training_has_not_is_counted(load):
     train = load(triplet("a", "red"), triplet("b", "blue"))
     held = load(triplet("c", "green"), triplet("d", "blue"), labels=train.labels)

@@ -83,6 +83,22 @@ def test_standard_input_tells_by_its_first_line_what_it_is(monkeypatch):
     assert rows("-", kind="csv") == [{"input": "a", "id": "1"}]
 
 
+def test_an_array_on_standard_input_is_rows_and_not_lines_of_text(monkeypatch):
+    for data in (json.dumps(ROWS), json.dumps(ROWS, indent=1), "\ufeff" + json.dumps(ROWS)):
+        standard_input(monkeypatch, data.encode())
+        assert rows("-") == ROWS
+    standard_input(monkeypatch, b"[INST] a\nb\n")
+    assert rows("-") == ["[INST] a", "b"]
+
+
+def test_names_of_files_have_any_case_and_a_mark_is_no_text(tmp_path):
+    (tmp_path / "A.TSV").write_bytes(b"\xef\xbb\xbfinput\na\n")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\nb\0\n")
+    assert rows(tmp_path / "A.TSV") == [{"input": "a"}]
+    with pytest.raises(DualHeadError, match="NUL bytes"):
+        rows(tmp_path / "a.txt")
+
+
 def test_a_stream_is_read_as_it_comes(monkeypatch):
     class Endless(io.RawIOBase):
         def readable(self):

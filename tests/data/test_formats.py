@@ -273,6 +273,162 @@ def test_texts_that_share_no_word_have_no_prompt(load):
     assert drops.reasons == {"empty prompt": 1}
 
 
+# ---- questions in other columns, and what is left out of a row ---------------------------------------------
+
+BOTH = {"chosen": "The answer is 6.", "rejected": "The answer is 7."}
+ASKED = Pair((user("3 + 3?"),), *BOTH.values())
+
+
+@pytest.mark.parametrize("column", ["question", "instruction", "input", "query", "goal", "Question", " INPUT"])
+def test_a_question_in_another_column_is_the_users_and_never_left_out(load, column):
+    pairs, drops = load({column: "3 + 3?", **BOTH})
+    assert pairs == [ASKED]
+    assert not drops.notes
+
+
+def test_columns_in_capitals_are_those_of_the_same_name(load):
+    assert load({"Prompt": "2 + 2 =", "CHOSEN": " 4", "Rejected": " 5"})[0] == [GOOD_PAIR]
+
+
+def test_a_name_in_capitals_beside_the_same_name_is_another_column(load):
+    assert load({**GOOD, "Prompt": "other"})[0] == [GOOD_PAIR]
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"system": "s", "question": "q"}, (system("s"), user("q"))),
+        ({"system": "s", "prompt": "q"}, (system("s"), user("q"))),
+        ({"system": "", "prompt": "q"}, (user("q"),)),
+        ({"system_prompt": "s", "prompt": [user("q")]}, (system("s"), user("q"))),
+        ({"system": "other", "prompt": [system("s"), user("q")]}, (system("s"), user("q"))),
+        ({"instruction": "Translate", "input": "cat"}, (user("Translate\n\ncat"),)),
+        ({"instruction": "Sing", "input": ""}, (user("Sing"),)),
+        ({"prompt": [user("q")]}, (user("q"),)),
+        ({"conversations": [{"from": "human", "value": "q"}]}, (user("q"),)),
+        ({"messages": [user("a"), assistant("b"), user("q")]}, (user("a"), assistant("b"), user("q"))),
+    ],
+)
+def test_texts_answer_a_question_with_all_that_comes_before_it(load, row, turns):
+    assert load({**row, **BOTH})[0] == [Pair(turns, *BOTH.values())]
+
+
+@pytest.mark.parametrize("column", ["prompt", "question"])
+def test_a_system_column_goes_before_replies_of_messages_too(load, column):
+    row = {"system": "s", column: "q", "chosen": [assistant("b")], "rejected": [assistant("c")]}
+    pair = Pair((system("s"), user("q")), "b", "c")
+    assert load(row)[0] == [pair]
+    whole = {**row, "chosen": [user("q"), B], "rejected": [user("q"), C]}
+    assert load(whole)[0] == load({**whole, column: [user("q")]})[0] == load(whole | {column: None})[0] == [pair]
+
+
+def test_sharegpt_rows_are_read(load):
+    row = {"conversations": [{"from": "human", "value": "a"}]}
+    row |= {"chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "c"}}
+    assert load(row)[0] == [ANSWER]
+
+
+def test_a_null_prompt_among_others_is_dropped_and_not_made_of_what_the_replies_share(load):
+    pairs, drops = load(GOOD, GOOD | {"rejected": " 6"}, {"prompt": None, **BOTH}, BOTH)
+    assert len(pairs) == 2
+    assert drops.reasons == {"empty prompt": 2}
+    _, drops = load({"question": "q", **BOTH}, {"question": "r", **BOTH}, {"question": None, **BOTH})
+    assert drops.reasons == {"empty prompt": 1}
+
+
+def test_a_question_among_rows_without_one_is_not_left_out(load):
+    pairs, _ = load(BOTH, {**BOTH, "chosen": "The answer is 8."}, {"question": "3 + 3?", **BOTH})
+    assert pairs[-1] == ASKED
+
+
+def test_a_prompt_made_of_what_the_replies_share_is_noted(load):
+    pairs, drops = load({"post": "3 + 3?", **BOTH})
+    assert pairs[0].prompt == "The answer is"
+    (note,) = drops.notes
+    assert "no column is known to hold one" in note
+
+
+LOOK = {**assistant("Let me look."), "tool_calls": [{"function": {"name": "weather"}}]}
+THINK = {**assistant("Yes."), "reasoning_content": "24 is warm."}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": [user("a"), LOOK, user("b")]}, "a message with tool_calls, which are not read"),
+        ({"chosen": [LOOK]}, "a message with tool_calls, which are not read"),
+        ({"chosen": [THINK], "rejected": [{**THINK, "reasoning_content": "x"}]}, "identical but for reasoning_content"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "a message with more than text"),
+        ({"prompt": "[{'role': 'user', 'content': 'a'}]"}, "messages written as a text, not as a list"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_dropped_by_its_name(load, row, reason):
+    good = {"prompt": [user("a")], "chosen": [B], "rejected": [C]}
+    _, drops = load(good, good | row)
+    assert drops.reasons == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "note"),
+    [
+        ({"chosen": [THINK]}, "reasoning_content of messages left out"),
+        ({"tools": [{"type": "function"}]}, "column 'tools' left out"),
+        ({"history": [["x", "y"]]}, "column 'history' left out"),
+        ({"context": "c"}, "column 'context' left out"),
+        ({"question": "another"}, "column 'question' left out"),
+        ({"score_chosen": 3, "score_rejected": 3.0}, "score_chosen is equal to score_rejected"),
+        ({"chosen-rating": "1", "rejected-rating": "3"}, "chosen-rating is below rejected-rating"),
+        ({"margin": -0.5}, "margin is below zero"),
+        (
+            {"chosen": [assistant("<|im_start|>b")]},
+            "a text that a chat template has written before: it holds <|im_start|>",
+        ),
+        ({"prompt": [user("[INST] a [/INST]")]}, "a text that a chat template has written before: it holds [INST]"),
+    ],
+)
+def test_what_is_left_out_or_looks_wrong_is_noted_and_counted(load, row, note):
+    good = {"prompt": [user("a")], "chosen": [B], "rejected": [C]}
+    _, drops = load({**good, **row}, {**good, "rejected": [assistant("d")], **row})
+    assert drops.notes == {note: 2}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"tools": [], "history": None, "context": "", "system": ""},
+        {"question": "a", "input": 35},
+        {"score_chosen": 4, "score_rejected": 3, "margin": 1, "chosen_tokens": 3, "rejected_tokens": 9},
+        {"score_chosen": None, "score_rejected": 3},
+        {"chosen": [{**B, "tool_calls": None, "reasoning_content": ""}]},
+    ],
+)
+def test_a_row_of_which_nothing_is_left_out_has_no_note(load, row):
+    _, drops = load({"prompt": [user("a")], "chosen": [B], "rejected": [C], **row})
+    assert (drops.kept, drops.notes) == (1, {})
+
+
+def test_parts_of_text_make_one_text_and_roles_have_any_case(load):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    row = {"prompt": [{"role": "User", "content": parts}], "chosen": [{"role": "ASSISTANT", "content": "b"}]}
+    assert load({**row, "rejected": [C]})[0] == [Pair((user("a\nb"),), "b", "c")]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+@pytest.mark.parametrize("name", ["hh", "dahoas"])
+def test_transcripts_with_lines_as_on_windows_give_the_same_pairs(load, name, end):
+    past = "\n\nHuman: a\n\nAssistant: b\n\nHuman: two\n\nparagraphs\n\nAssistant:"
+    row = {"prompt": past, "chosen": " d", "rejected": " e"}
+    row = row if name == "dahoas" else {"chosen": past + " d", "rejected": past + " e"}
+    pairs, _ = load({column: text.replace("\n", end) for column, text in row.items()})
+    assert pairs == load(row)[0] == [Pair((user("a"), assistant("b"), user("two\n\nparagraphs")), "d", "e")]
+
+
+@pytest.mark.parametrize(("value", "chosen"), [(0, "Go away."), ("1", "Hi!"), (1.0, "Hi!"), ("0.0", "Go away.")])
+def test_pku_ids_are_read_as_tables_and_parquet_write_them(load, value, chosen):
+    row = ROWS["pku"][0] | {"better_response_id": value}
+    assert load(row, objective="helpful")[0][0].chosen == chosen
+
+
 # ---- choosing a format ----------------------------------------------------------------------------------
 
 

@@ -191,6 +191,20 @@ def test_answers_of_arena_2_are_read_without_what_was_thought(tmp_path):
     assert recorded.of(Question("other", "a")) is None
 
 
+ANNOTATED = json.dumps(
+    [
+        {
+            "instruction": "a",
+            "output_1": "b",
+            "generator_1": "ref",
+            "output_2": "c",
+            "generator_2": "mine",
+            "preference": 1,
+        }
+    ]
+)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "remedy"),
     [
@@ -206,6 +220,10 @@ def test_answers_of_arena_2_are_read_without_what_was_thought(tmp_path):
         ("a.json", '[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}]', "Keep one of them"),
         ("a.json", '[{"instruction": "a", "output": "b"', "no whole JSON"),
         ("a.json", '[{"instruction": "a"}]', "is no answer"),
+        ("a.json", ANNOTATED, r"the answers of two: ref and mine\. Give the model_outputs\.json of one"),
+        ("a.csv", "instruction,output_1,output_2\na,b,c\n", "the answers of two"),
+        ("a.json", '["text"]', "is no answer but text"),
+        ("a.csv", 'instruction,output\na,"b\n', "ends within quotation marks"),
         ("a.json", "[]", "There is no answer in"),
     ],
 )

@@ -207,6 +207,43 @@ def test_empty_and_repeated_prompts_and_ids_are_dropped_and_counted(tmp_path):
     assert drops.first["duplicate prompt"] == f"{file}:3"
 
 
+def test_a_prompt_is_read_with_all_that_belongs_to_it_and_the_rest_is_noted(tmp_path):
+    system = {"role": "system", "content": "s"}
+    file = lines(
+        tmp_path / "p.jsonl",
+        {"instruction": "Translate", "input": "cat"},
+        {"system": "s", "Prompt": "q"},
+        {"conversations": [{"from": "human", "value": "h"}]},
+        {"prompt": [*user("t")], "tools": [{"type": "function"}]},
+        {"prompt": "<|im_start|>user"},
+        {"messages": [*user("a"), {"role": "assistant", "content": "b"}]},
+        {"prompt": [{"role": "assistant", "content": "b", "tool_calls": [1]}, *user("a")]},
+        {"prompt": None},
+    )
+    questions, drops = load_questions("prompts", file)
+    asked = ["Translate\n\ncat", (system, *user("q")), user("h"), user("t"), "<|im_start|>user"]
+    assert [question.prompt for question in questions] == asked
+    assert drops.notes == {
+        "column 'tools' left out": 1,
+        "a text that a chat template has written before: it holds <|im_start|>": 1,
+    }
+    assert drops.reasons == {
+        "last turn is not the user's": 1,
+        "a message with tool_calls, which are not read": 1,
+        "empty prompt": 1,
+    }
+
+
+def test_what_a_benchmark_leaves_out_of_a_row_is_noted(tmp_path):
+    _, drops = load_questions("alpaca", lines(tmp_path / "a.jsonl", {"instruction": "Translate", "input": "cat"}))
+    assert drops.notes == {"column 'input' left out": 1}
+
+
+def test_transcripts_may_end_their_lines_as_on_windows(tmp_path):
+    file = lines(tmp_path / "hh.jsonl", {"chosen": "\r\n\r\nHuman: p\r\n\r\nAssistant: a"})
+    assert load_questions("hh", file)[0][0].prompt == user("p")
+
+
 def test_what_cannot_be_asked_is_refused_with_the_remedy(tmp_path):
     empty = lines(tmp_path / "empty.jsonl", {"prompt": ""})
     lines(tmp_path / "two" / "question.jsonl", {"prompt": "a"})

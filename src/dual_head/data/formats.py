@@ -147,7 +147,9 @@ def ultrafeedback(row: Row) -> Pair:
 @row_format("trl-conversational", matches=_are_messages)
 def trl_conversational(row: Row) -> Pair:
     """TRL's messages: a prompt and the replies to it, or whole conversations that share their start."""
-    prompt = question_of(row) if has_question(row, list) else ()
+    if has_question(row, str):
+        return ultrafeedback(row)
+    prompt = question_of(row) if has_question(row) else ()
     sides = (messages(row.get("chosen")), messages(row.get("rejected")))
     # Some data sets have a prompt column and whole conversations beside it: the prompt enters once.
     chosen, rejected = (side if side[: len(prompt)] == prompt else prompt + side for side in sides)
@@ -252,9 +254,9 @@ def load_pairs(
 
 
 def _have_prompts(rows: Iterable[Any]) -> bool:
-    """Whether most rows ask something, so that one without a prompt lacks it."""
+    """Whether half of the rows or more ask something, so that one without a prompt lacks it."""
     counts = Counter(has_question(row) for row in rows if isinstance(row, Mapping))
-    return counts[True] > counts[False]
+    return counts[True] >= max(counts[False], 1)
 
 
 def _pair(row: Any, read: Callable[[Row], Pair], *, prompted: bool) -> Pair:
