@@ -1,11 +1,15 @@
 """Fixtures of every test."""
 
+import getpass
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+# Loops that tests compile stay out of the user's cache.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir(), f"dual-head-tests-{getpass.getuser()}"))
 torch.set_num_threads(1)  # tiny tensors and parallel test processes: more threads only get in each other's way
 
 

@@ -2,6 +2,8 @@
 
 import functools
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,3 +144,39 @@ def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler.*Install a C"):
         scalars = reduced(products(), compiled=True)
     torch.testing.assert_close(scalars, reduced(products()))
+
+
+# ---- when loops are compiled, and where they are kept -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "tokens", "worth"),
+    [(49152, 41_000, True), (49152, 40_000, False), (8191, 10**9, False), (8192, math.inf, True)],
+)
+def test_loops_are_compiled_for_large_vocabularies_and_long_runs(vocab_size, tokens, worth):
+    assert kernels.worth_compiling(vocab_size, tokens) is worth
+
+
+def test_compiled_loops_are_kept_in_the_users_cache_unless_torch_is_told_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+    assert kernels.compiled_folder() == tmp_path / "mine"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", kernels.default_cache_dir())  # as torch sets it, when imported
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernels.compiled_folder() == tmp_path / "dual-head" / "kernels"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert kernels.compiled_folder() == tmp_path / "home" / ".cache" / "dual-head" / "kernels"
+
+
+def test_a_folder_that_cannot_be_made_stops_no_run(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", kernels.default_cache_dir())
+    for cache, kept in (
+        ("file", kernels.default_cache_dir()),
+        ("new", str(tmp_path / "new" / "dual-head" / "kernels")),
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        kernels._compiled.__wrapped__()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
+    assert Path(kept).is_dir()

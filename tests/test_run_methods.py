@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from dual_head import AlignedModel
 from dual_head.cli import main
+from dual_head.data import is_held_out
+from dual_head.intervals import wilson
 from dual_head.methods import method, method_names
+from dual_head.rewards import Classifier
 from dual_head.run import RunOptions, train_guide
 from dual_head.training import GuideTrainingArguments
 
@@ -107,9 +110,11 @@ def test_a_run_writes_guides_that_generate_and_a_report_on_held_out_pairs(name, 
     folder = finished(name)
     report = report_of(folder)
     assert report["steps"] == STEPS
-    expected = {"kl", "accuracy", "accuracy_over_base", "margin", "preference"} if name != "reward" else {"accuracy"}
-    measured = report["held_out"] if name != "reward" else {key.removeprefix("eval_") for key in report["metrics"]}
-    assert expected <= set(measured)
+    everywhere = {"accuracy", "margin", "preference", "reward_chosen", "reward_rejected"}
+    terms = {"dual_head": {"next_token", "gate", "gate_entropy"}, "iav": {"norm"}, "mav": {"norm"}}
+    of_guides = {"kl", "accuracy_over_base"} | terms.get(name, set())
+    assert set(report["held_out"]) == everywhere | (of_guides if name != "reward" else set())
+    json.dumps(report, allow_nan=False)
     assert [row for row in report["log"] if "loss" in row]
     model, tokenizer = AlignedModel.from_pretrained(folder), word_tokenizer()
     assert list(model.guides) == [name]
@@ -196,6 +201,40 @@ def test_a_peers_run_that_was_killed_goes_on_as_if_nothing_had_been(
     assert losses[0] == losses[1]
     assert len(losses[0]) == STEPS
     assert report_of(whole)["held_out"] == report_of(broken)["held_out"]
+
+
+@every_peer
+def test_a_peer_keeps_its_best_weights_where_that_is_asked_for(name, backbone_folder, pairs_file, tmp_path):
+    """The worst by the loss, so that they are those of the first step."""
+    options = {"load_best_model_at_end": True, "greater_is_better": True, "metric_for_best_model": "eval_loss"}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    train(name, backbone_folder, pairs_file, tmp_path, **options)
+    state = json.loads((tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    best, last = state["best_global_step"], STEPS
+    assert best != last
+    assert same(weights(tmp_path), weights(tmp_path / f"checkpoint-{best}"))
+    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{best}", f"checkpoint-{last}"}
+    logged = next(row for row in state["log_history"] if row["step"] == best and "eval_loss" in row)
+    if name == "reward":
+        assert report_of(tmp_path)["held_out"]["preference"]["mean"] == pytest.approx(logged["eval_loss"], rel=1e-4)
+
+
+def test_the_table_of_a_reward_model_is_of_its_scores_of_held_out_pairs(finished, backbone_folder, pairs_file):
+    """Each reply scored by itself; thirteen pairs, the last batch smaller than the others."""
+    folder = finished("reward")
+    pairs = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    judge = Classifier(str(folder))
+    aside = [row for row in pairs if is_held_out(row["prompt"], 0.2)]
+    margins = [judge(row["prompt"], row["chosen"]) - judge(row["prompt"], row["rejected"]) for row in aside]
+    found = report_of(folder)
+    held_out = found["held_out"]
+    assert {value["pairs"] for value in held_out.values()} == {len(aside)}
+    assert held_out["accuracy"]["mean"] == pytest.approx(sum(x > 0 for x in margins) / len(aside))
+    assert held_out["accuracy"]["interval"] == pytest.approx(wilson(sum(x > 0 for x in margins), len(aside)))
+    assert held_out["margin"]["mean"] == pytest.approx(sum(margins) / len(aside), abs=1e-5)
+    assert found["metrics"]["eval_accuracy"] == pytest.approx(held_out["accuracy"]["mean"])
+    logged = [row["eval_accuracy"] for row in found["log"] if "eval_accuracy" in row]
+    assert logged[-1] == pytest.approx(held_out["accuracy"]["mean"])
 
 
 @every_peer

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,19 +14,19 @@ import torch
 from models import tiny_lm
 from safetensors.torch import load_file
 
-from dual_head import AlignedModel, DualHeadError
+from dual_head import AlignedModel, DualHeadError, kernels, run
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
 from dual_head.resume import check_same_run, last_whole_checkpoint
-from dual_head.training import GuideTrainer, GuideTrainingArguments
+from dual_head.training import GuideTrainer, GuideTrainingArguments, rows_seen
 
 SRC = Path(__file__).parents[1] / "src"
 
 
-def arguments(backbone: Path, pairs: Path, output: Path, **options) -> list[str]:
-    """`dual-head train dual_head` on the tiny backbone, with options on top; None leaves one out."""
+def arguments(backbone: Path, pairs: Path, output: Path, *, method: str = "dual_head", **options) -> list[str]:
+    """`dual-head train` on the tiny backbone, with options on top; None leaves one out."""
     given = {
         "model_name_or_path": backbone,
         "dataset_name": pairs,
@@ -39,7 +40,7 @@ def arguments(backbone: Path, pairs: Path, output: Path, **options) -> list[str]
         **options,
     }
     said = {key: str(value) for key, value in given.items() if value is not None}
-    return ["train", "dual_head", *(part for key, value in said.items() for part in (f"--{key}", value))]
+    return ["train", method, *(part for key, value in said.items() for part in (f"--{key}", value))]
 
 
 def train(*args, **options) -> None:
@@ -76,7 +77,7 @@ def test_training_learns_logs_every_term_and_writes_guides_only(backbone_folder,
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(backbone_folder, pairs_file, tmp_path):
     train(backbone_folder, pairs_file, tmp_path / "whole", save_steps=2)
-    train(backbone_folder, pairs_file, tmp_path / "broken", save_steps=2)
+    train(backbone_folder, pairs_file, tmp_path / "broken", save_steps=2, save_total_limit=3)
     for step in (4, 6):  # as if it had been killed after step 2, in the middle of saving step 4
         for file in (tmp_path / "broken" / f"checkpoint-{step}").iterdir():
             if step == 6 or file.name in ("trainer_state.json", "optimizer.pt"):
@@ -89,6 +90,41 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(backbone_folder, 
     ]
     logs = [[row["loss"] for row in state["log_history"] if "loss" in row] for state in states]
     assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def three_steps(backbone_folder, pairs_file, tmp_path_factory) -> Path:
+    """A run of a guide with dropout, which needs the random numbers too, with a checkpoint of every step."""
+    folder = tmp_path_factory.mktemp("three") / "steps"
+    train(backbone_folder, pairs_file, folder, **THREE)
+    return folder
+
+
+THREE = {"method": "genarm", "guide.dropout": 0.5, "max_steps": 3, "save_steps": 1, "save_total_limit": 3}
+NEEDED = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+BESIDE = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("file", sorted(NEEDED | BESIDE))
+def test_a_checkpoint_without_one_of_its_files_changes_no_result(
+    file, three_steps, backbone_folder, pairs_file, tmp_path, capsys, caplog
+):
+    """It is passed over for the one before where the file is needed, and gone on from where it is not."""
+    broken = tmp_path / "run"
+    shutil.copytree(three_steps, broken)
+    shutil.rmtree(broken / "checkpoint-3")
+    assert {path.name for path in (broken / "checkpoint-2").iterdir()} == NEEDED | BESIDE
+    (broken / "checkpoint-2" / file).unlink()
+    train(backbone_folder, pairs_file, broken, **THREE)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"checkpoint-{1 if file in NEEDED else 2}." in said
+    assert_same(weights(three_steps), weights(broken))
+    if file in NEEDED:
+        assert f"passed over: no {file}" in caplog.text
+        (broken / "checkpoint-2" / file).unlink()
+        asked = arguments(backbone_folder, pairs_file, broken, resume_from_checkpoint=broken / "checkpoint-2", **THREE)
+        assert main(asked) == 2
+        assert f"it has no {file}" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(backbone_folder, pairs_file, tmp_path):
@@ -156,6 +192,57 @@ def test_two_processes_give_the_gradients_of_one(cached, backbone_folder, pairs_
     assert reports[0]["held_out"]["kl"]["pairs"] == reports[1]["held_out"]["kl"]["pairs"]
 
 
+@pytest.mark.parametrize(("length", "processes", "rows"), [({"max_steps": 5}, 1, 60), ({"num_train_epochs": 3}, 2, 60)])
+def test_the_rows_that_a_process_sees_are_counted(length, processes, rows, tmp_path, monkeypatch):
+    args = GuideTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=3, eval_strategy="no", **length
+    )
+    monkeypatch.setattr(GuideTrainingArguments, "world_size", processes)
+    assert rows_seen(args, 40) == rows
+
+
+def test_loops_are_compiled_where_a_run_is_long_enough_and_it_says_where(
+    backbone_folder, pairs_file, tmp_path, capsys, monkeypatch
+):
+    plain = (kernels._values, kernels._gradients, kernels._gradients_in_place)
+    monkeypatch.setattr(kernels, "_compiled", lambda: plain)  # as what the compiler makes of them, less the wait
+    monkeypatch.setattr(kernels, "LARGE_VOCABULARY", 10)
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    tokens = sum(len(row[side].split()) + 1 for row in rows for side in ("chosen", "rejected")) / len(rows)
+    vocab = json.loads((backbone_folder / "config.json").read_text())["vocab_size"]
+    options = {"max_steps": 2, "held_out": 0, "logging_steps": 1}
+    folders, said = [tmp_path / "plain", tmp_path / "compiled"], []
+    for folder, pays in zip(folders, (8.1, 7.9), strict=True):  # two steps of four pairs
+        monkeypatch.setattr(kernels, "PAYS", pays * tokens * vocab)
+        train(backbone_folder, pairs_file, folder, **options)
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "compiles" not in said[0]
+    assert (
+        f"The first step compiles loops once (about 30 s). Later runs find them in {kernels.compiled_folder()}"
+        in said[1]
+    )
+    for name, value in weights(folders[0]).items():
+        torch.testing.assert_close(weights(folders[1])[name], value)
+
+
+def test_a_head_that_is_large_says_what_one_of_low_rank_would_be(
+    backbone_folder, pairs_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(run, "LOW_RANK", 4)
+    monkeypatch.setattr(run, "LARGE", 0.05)
+    vocab = json.loads((backbone_folder / "config.json").read_text())["vocab_size"]
+    for options, said in (({}, f"--rank 4 would train {4 * (32 + vocab):,} "), ({"rank": 4}, None)):
+        train(backbone_folder, pairs_file, tmp_path, method="iav", max_steps=1, restart=True, **options)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert said is None or said in printed
+        assert ("would train" in printed) is bool(said)
+
+
+def test_by_default_the_last_two_checkpoints_are_kept(backbone_folder, pairs_file, tmp_path):
+    train(backbone_folder, pairs_file, tmp_path, max_steps=4, save_steps=1)
+    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+
+
 def test_bf16_and_activation_checkpointing_flags_are_accepted(backbone_folder, pairs_file, tmp_path):
     train(backbone_folder, pairs_file, tmp_path, bf16=True, activation_checkpointing=True, max_steps=2)
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
@@ -197,12 +284,13 @@ def test_only_the_newest_whole_checkpoint_counts(tmp_path):
     for step in (2, 10, 12):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
             (folder / name).write_text("x")
         (folder / "trainer_state.json").write_text("{}" if step != 12 else '{"cut')
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert (tmp_path / "checkpoint-12").exists()  # passed over, and not ours to delete
     assert last_whole_checkpoint(tmp_path / "nothing") is None
+    assert last_whole_checkpoint(tmp_path, processes=2) is None  # each has random numbers of its own
 
 
 def test_weight_0_measures_without_a_gradient():

@@ -20,7 +20,7 @@ from dual_head.errors import DualHeadError
 from dual_head.guides import flatten, unflatten
 from dual_head.heads import KEPT
 from dual_head.hidden_states import Features, Rows
-from dual_head.kernels import WORTH_COMPILING
+from dual_head.kernels import worth_compiling
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel, Encoded
@@ -43,14 +43,22 @@ class GuidedLoss(nn.Module):
     """One training step as a module: a batch of pairs in, the loss and per-pair metrics out.
 
     L = sum_k weight_k mean_pairs loss_k. Only the guide named `guide` has gradients, and the base head where the
-    method trains one.
+    method trains one. tokens: how many it will score in all, which decides whether its loops are worth compiling.
     """
 
     # The loss is a mean over the batch that is given. Without this a Trainer concludes from forward's ** that it was
     # divided by the number of items of a whole step, and multiplies it by the number of accumulated batches.
     accepts_loss_kwargs = False
 
-    def __init__(self, model: AlignedModel, method: Method, *, guide: str, budget: int | None = None):
+    def __init__(
+        self,
+        model: AlignedModel,
+        method: Method,
+        *,
+        guide: str,
+        budget: int | None = None,
+        tokens: float = math.inf,
+    ):
         super().__init__()
         self.model = model
         self.method = method
@@ -60,7 +68,12 @@ class GuidedLoss(nn.Module):
         kept = KEPT if any(model.guide(name).cache_layers for name in self.names) else 0  # for a gate's backward pass
         self.budget = budget or auto_budget(shape.vocab_size, shape.hidden_size, kept=kept)
         self.looking = True  # False leaves out what is computed for metrics alone
-        self._head = _head_of(model, self.names)
+        self._head = _head_of(model, self.names, compiled=worth_compiling(shape.vocab_size, tokens))
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the loops over the vocabulary are compiled, at their first use."""
+        return self._head.compiled
 
     @property
     def config(self):
@@ -166,6 +179,8 @@ class GuidedLoss(nn.Module):
         loss = torch.zeros((), device=tokens.row.device)
         metrics: dict[str, Tensor] = {}
         for objective in needs.objectives:
+            if gate_logit is None and "gate_logit" in objective.needs:
+                continue  # there is no gate, or it is constant
             terms = objective(scored)
             metrics[name_of(objective)] = terms.loss.detach()
             metrics |= {name: value.detach() for name, value in terms.metrics.items()}
@@ -193,7 +208,7 @@ def _require_gathered(model: AlignedModel) -> None:
         )
 
 
-def _head_of(model: AlignedModel, names: tuple[str, ...]) -> Head:
+def _head_of(model: AlignedModel, names: tuple[str, ...], *, compiled: bool) -> Head:
     """The distributions at alpha = 1; those of one guide alone are the first one's, not the base head's."""
     backbone, fusion = model.backbone, model.config.fusion
     # Which guides speak in which distributions: together in the policy, the first alone, the base head alone.
@@ -223,7 +238,7 @@ def _head_of(model: AlignedModel, names: tuple[str, ...]) -> Head:
                 out |= {"base_head": z["policy"]} if prefix == "base_head/" else z
         return out
 
-    return Head(products, combine, compiled=backbone.shape.vocab_size >= WORTH_COMPILING)
+    return Head(products, combine, compiled=compiled)
 
 
 def _as_policy(name: str) -> str:

@@ -12,15 +12,19 @@ that nothing more as wide as the vocabulary is allocated. It knows no guide, no 
 """
 
 import functools
+import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 # What each scalar is computed from.
 DISTRIBUTIONS = {
@@ -35,7 +39,11 @@ DISTRIBUTIONS = {
 MEASURED_ONLY = frozenset({"moved"})  # no objective can train it
 DIVERGENCES = {"kl": "policy", "base_head_kl": "base_head"}
 BLOCK_BYTES = 2**25  # of products at a time on a CPU: what its last cache holds
-WORTH_COMPILING = 8192  # entries of a vocabulary; below, a run is over before the compiler is
+LARGE_VOCABULARY = 8192  # below, loops are short and are left as they are
+# Entries of all logits of a run. Compiled, each takes a thread 35 ns less (docs/performance.md), and the compiler takes
+# half a minute.
+PAYS = 2 * 10**9
+CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # torch's own variable
 VARIANTS = 64  # loops that a process may compile: one for each method, side of a pair, and what is looked at
 # Products and sums in one instruction; the compiler's default keeps them apart.
 COMPILER: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
@@ -252,8 +260,27 @@ def _fast_exp(x: Tensor) -> Tensor:
     return (p * (f * f) + f + 1.0) * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
+def worth_compiling(vocab_size: int, tokens: float = math.inf) -> bool:
+    """Whether compiled loops save more time than compiling takes, for a run that scores so many tokens."""
+    return vocab_size >= LARGE_VOCABULARY and vocab_size * tokens >= PAYS
+
+
+def compiled_folder() -> Path:
+    """Where compiled loops are kept across runs: TORCHINDUCTOR_CACHE_DIR, or else a folder in the user's cache."""
+    chosen = os.environ.get(CACHE_FOLDER, default_cache_dir())
+    if chosen != default_cache_dir():  # torch sets the variable to its own default, which a restart may empty
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dual-head", "kernels")
+
+
 @functools.cache
 def _compiled() -> tuple[Callable, Callable, Callable]:
+    folder = compiled_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[CACHE_FOLDER] = str(folder)
+    except OSError:
+        pass  # torch's own will do
     forward, plain, in_place = (partial(f, exp=_fast_exp) for f in (_values, _gradients, _gradients_in_place))
     return _falling_back(forward, _values), _falling_back(plain, _gradients), _falling_back(in_place, _gradients)
 

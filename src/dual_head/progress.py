@@ -1,5 +1,7 @@
 """What a person watches while something trains: a few terms, by their names."""
 
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +25,8 @@ SHOWN = (
     "epoch",
 )
 
+SETTLED = 5  # seconds of steps after which their time is known
+
 
 def _shown(logs: Mapping[str, Any] | None) -> dict[str, Any]:
     names = {f"{prefix}{name}": None for prefix in ("", "eval_", "train_") for name in SHOWN}
@@ -32,21 +36,61 @@ def _shown(logs: Mapping[str, Any] | None) -> dict[str, Any]:
 class BriefProgress(ProgressCallback):
     """transformers' progress bar, with the terms a person watches."""
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self._timed = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Move the bar, and time from after the first step, which compiles or stands for all that were resumed."""
+        super().on_step_end(args, state, control, **kwargs)
+        bar: Any = self.training_bar
+        if bar is not None and not self._timed:
+            steps, self._timed = bar.n, True
+            bar.reset()
+            bar.n = bar.initial = bar.last_print_n = steps
+            bar.refresh()
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Write one line."""
         super().on_log(args, state, control, logs=_shown(logs), **kwargs)
 
 
 class BriefPrinter(PrinterCallback):
-    """One line a log where there is no progress bar."""
+    """One line a log where there is no terminal or no bar is wanted, and once how long the run takes."""
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Forget an earlier run."""
+        self._first: tuple[int, float] | None = None
+        self._estimated = False
+
+    def on_step_end(self, _args, state, _control, **_):
+        """Estimate what is left from the steps after the first, which compiles."""
+        step, now = state.global_step, time.perf_counter()
+        if self._first is None:
+            self._first = step, now
+        elif not self._estimated and now - self._first[1] >= SETTLED:
+            self._estimated = True
+            left = (now - self._first[1]) / (step - self._first[0]) * (state.max_steps - step)
+            if state.is_world_process_zero and left > SETTLED:
+                print(f"step {step} of {state.max_steps}; about {duration(left)} to go", flush=True)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Print one line."""
         super().on_log(args, state, control, logs=_shown(logs), **kwargs)
 
 
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever is a number of one to three digits."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def brief(trainer: Trainer) -> None:
-    """Let a trainer show the terms a person watches, and no others."""
+    """Let a trainer show the terms a person watches, and no others: by a bar on a terminal, else by lines."""
     bar = trainer.pop_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     if bar is not None:
-        trainer.add_callback(BriefPrinter if trainer.args.disable_tqdm else BriefProgress)
+        lines = trainer.args.disable_tqdm or not sys.stderr.isatty()
+        trainer.add_callback(BriefPrinter if lines else BriefProgress)

@@ -11,8 +11,11 @@ from transformers import Trainer
 from dual_head.data import Drops
 from dual_head.intervals import bootstrap_mean, wilson
 from dual_head.methods import Method
+from dual_head.objectives import name_of
 
 SHARES = ("accuracy", "accuracy_over_base")
+MEASURED = ("preference", "kl")  # whether a guide prefers what it should, and what that costs: for every method
+FEW = 20  # below, an interval of a share is wider than any difference between methods
 
 
 def summarise(
@@ -23,11 +26,15 @@ def summarise(
     seconds: float,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Collect what a run was and gave, as plain values for report.json."""
+    """Collect what a run was and gave, as plain values for report.json.
+
+    held_out: what the method trains or measures, a mean of None where a pair's value is not finite.
+    """
+    untrained = {name_of(x) for x in method.objectives if not x.weight and name_of(x) not in MEASURED}
     held_out = {
-        name: {"mean": values.mean().item(), "interval": list(_interval(name, values)), "pairs": len(values)}
+        name: _summary(name, values)
         for name, values in per_pair.items()
-        if not name.startswith("gate_hist")
+        if not name.startswith("gate_hist") and name not in untrained
     }
     return {
         "method": method.as_dict(),
@@ -43,6 +50,12 @@ def summarise(
     }
 
 
+def _summary(name: str, values: torch.Tensor) -> dict[str, Any]:
+    if not values.isfinite().all():
+        return {"mean": None, "interval": None, "pairs": len(values), "finite": int(values.isfinite().sum())}
+    return {"mean": values.mean().item(), "interval": list(_interval(name, values)), "pairs": len(values)}
+
+
 def _interval(name: str, values: torch.Tensor) -> tuple[float, float]:
     if name in SHARES:
         return wilson(values.sum().item(), len(values))
@@ -55,10 +68,23 @@ def print_report(report: dict[str, Any], output: Path, console: Console) -> None
         for column in ("", "mean", "95% interval"):
             table.add_column(column, justify="left" if not column else "right")
         for name, value in report["held_out"].items():
-            low, high = value["interval"]
-            table.add_row(name, f"{value['mean']:.4f}", f"{low:.4f} to {high:.4f}")
+            table.add_row(name, *_cells(value))
         console.print(table)
+        if note := too_few(next(iter(report["held_out"].values()))["pairs"], "pairs"):
+            console.print(note)
     console.print(f"Guides written to {output}. Try: dual-head generate {output} --prompt '...' --alpha 1")
+
+
+def _cells(value: dict[str, Any]) -> tuple[str, str]:
+    if value["mean"] is None:
+        return "-", f"finite for {value['finite']} of {value['pairs']} pairs"
+    low, high = value["interval"]
+    return f"{value['mean']:.4f}", f"{low:.4f} to {high:.4f}"
+
+
+def too_few(count: int, what: str) -> str:
+    """What to say where so few pairs or rows are held out that their averages tell nothing; else nothing."""
+    return f"Only {count} held-out {what}: under {FEW} they tell nothing. Hold out more." if count < FEW else ""
 
 
 def draw(report: dict[str, Any], folder: Path) -> None:

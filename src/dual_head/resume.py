@@ -16,15 +16,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.checkpoint import atomic_folder, load_strictly, read_weights
+from dual_head.checkpoint import load_strictly, read_weights
 from dual_head.errors import DualHeadError
 from dual_head.model import AlignedModel
+from dual_head.places import atomic_folder
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
-# Written in this order by the Trainer, so a checkpoint with a readable last one is whole.
+# What a run goes on with exactly as if it had never stopped; the Trainer writes the state after the others, and goes on
+# without a word where it finds no optimizer, schedule or random numbers.
 CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
 
 
@@ -50,24 +52,26 @@ def load_guides(model: AlignedModel, folder: str | Path) -> None:
     load_strictly(model.stored(), read_weights(str(folder)), str(folder))
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
+def last_whole_checkpoint(output_dir: str | Path, *, processes: int = 1) -> Path | None:
     """Find the newest checkpoint that was written to its end; others are passed over, and never touched."""
     found = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rsplit("-", 1)[1].isdigit()]
     for folder in sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):
-        if _is_whole(folder):
+        if not (missing := missing_files(folder, processes)):
             return folder
-        logger.warning("'%s' is not a whole checkpoint and is passed over.", folder)
+        logger.warning("'%s' is not a whole checkpoint and is passed over: no %s.", folder, ", ".join(missing))
     return None
 
 
-def _is_whole(folder: Path) -> bool:
-    if not all((folder / name).is_file() for name in CHECKPOINT_FILES):
-        return False
-    try:
-        json.loads((folder / CHECKPOINT_FILES[-1]).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return False
-    return True
+def missing_files(checkpoint: Path, processes: int) -> list[str]:
+    """Names of what a checkpoint of so many processes lacks to go on from, a state that was cut short among them."""
+    numbers = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
+    missing = [name for name in (*CHECKPOINT_FILES, *numbers) if not (checkpoint / name).is_file()]
+    if TRAINER_STATE_NAME not in missing:
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            missing.append(f"whole {TRAINER_STATE_NAME}")
+    return missing
 
 
 def is_finished(checkpoint: Path) -> bool:
@@ -102,17 +106,25 @@ def writable(output_dir: str | None) -> Path:
 
 
 def resume_point(output: Path, identity: Mapping[str, Any], asked: str | None) -> Path | None:
-    """Find the checkpoint to go on from, after checking that it is this run's."""
+    """Find the checkpoint to go on from, after checking that it is whole and this run's."""
+    processes = identity["processes"]
     if asked and asked.lower() != "true":
         if not Path(asked).is_dir():
             raise DualHeadError(
                 f"There is no checkpoint at '{asked}'. Leave --resume_from_checkpoint out to use the last one."
             )
+        if missing := missing_files(Path(asked), processes):
+            raise DualHeadError(
+                f"'{asked}' is not a whole checkpoint: it has no {', '.join(missing)}. Leave --resume_from_checkpoint "
+                "out to use the last whole one."
+            )
         return Path(asked)
-    found = last_whole_checkpoint(output)
+    found = last_whole_checkpoint(output, processes=processes)
     record = output / RUN_FILE
     if found and record.is_file():
         check_same_run(json.loads(record.read_text()), identity, str(output))
+    elif found:
+        logger.warning("'%s' is missing: whether '%s' had the same options cannot be told.", record, found)
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
@@ -19,14 +20,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.checkpoint import atomic_folder
+from dual_head.composition import entry_of
 from dual_head.data.collate import PairCollator
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
-from dual_head.guides import guide_class
+from dual_head.guides import build_guide, guide_class
+from dual_head.held_out import HeldOutTrainer
+from dual_head.kernels import compiled_folder
 from dual_head.loading import read_config
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
+from dual_head.places import atomic_folder
 from dual_head.progress import brief
 from dual_head.report import draw, print_report, summarise
 from dual_head.resume import begin, is_finished, kept_checkpoint, load_guides, resume_point, save_guides, writable
@@ -36,6 +40,8 @@ from dual_head.training import GuideTrainer, GuideTrainingArguments, require_tra
 from dual_head.tuning import kind_of_peer, preference_trainer
 
 REPORT_FILE = "report.json"
+LARGE = 0.1  # of the backbone: checkpoints are three times as large, with AdamW's moments
+LOW_RANK = 64
 
 
 def train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
@@ -55,12 +61,12 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         tokenizer, (train_set, held_out, drops) = cached.load_tokenizer(), cached.load_data(console)
     else:
         tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
-        quiet = bool(args.disable_tqdm) or console.quiet
+        quiet = bool(args.disable_tqdm) or console.quiet or not console.is_terminal
         train_set, held_out, drops = load_data(options, tokenizer, console, progress=not quiet)
         held_out = by_length(held_out)
     set_seed(args.seed)  # the guide's first weights belong to the run as much as the order of its data
     model = _model(method, options, tokenizer, cached)
-    _describe(model, cached, console)
+    _describe(model, method, options, cached, console)
     if not len(held_out):
         args = dataclasses.replace(args, eval_strategy="no", eval_steps=None)
     collator = cached.collator if cached else _collator(model, method, tokenizer, (train_set, held_out), console)
@@ -75,6 +81,8 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         budget=options.logits_budget_mb and options.logits_budget_mb * 2**20,
     )
     trainer = measuring if method.peer is None else _peer_trainer(method, model, args, train_set, held_out, tokenizer)
+    if trainer is measuring and measuring.loss.compiled:
+        console.print(f"The first step compiles loops once (about 30 s). Later runs find them in {compiled_folder()}.")
     begin(output, identity, processes, restart=options.restart)
     started = time.perf_counter()
     if resume and is_finished(resume):
@@ -89,10 +97,13 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
     model.eval()  # a peer's trainer leaves it as it trained
-    metrics = _measure(trainer, measuring) if len(held_out) else {}
+    # Our own objectives measure, whoever trained; where there are none, the trainer does.
+    judge = measuring if method.objectives else trainer
+    assert isinstance(judge, HeldOutTrainer)
+    metrics = judge.evaluate_once() if len(held_out) else {}
     save_guides(model, tokenizer, output)
     if main:
-        report = summarise(trainer, measuring.held_out, method, drops, seconds, metrics)
+        report = summarise(trainer, judge.held_out, method, drops, seconds, metrics)
         with atomic_folder(output) as staging:
             (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
             draw(report, staging)
@@ -156,13 +167,6 @@ def _peer_trainer(
     return trainer
 
 
-def _measure(trainer: Trainer, measuring: GuideTrainer) -> dict[str, float]:
-    """Evaluate by our own objectives, whoever trained; by the trainer's own where there are none."""
-    if trainer is measuring:
-        return measuring.evaluate_once()
-    return measuring.evaluate_once() if measuring.objectives else trainer.evaluate()
-
-
 def _model(
     method: Method, options: RunOptions, tokenizer: PreTrainedTokenizerBase, cached: CachedInputs | None
 ) -> AlignedModel:
@@ -191,8 +195,19 @@ def _model(
     return model
 
 
-def _describe(model: AlignedModel, cached: CachedInputs | None, console: Console) -> None:
+def _describe(
+    model: AlignedModel, method: Method, options: RunOptions, cached: CachedInputs | None, console: Console
+) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     own = sum(p.numel() for p in model.backbone.lm.parameters())
     frozen = own if cached is None else cached.backbone["parameters"]
     console.print(f"{trained:,} parameters to train beside {frozen:,} frozen ({trained / frozen:.1%}).")
+    if trained > LARGE * frozen and getattr(method.guide, "rank", 0) is None and not options.move_guides:
+        smaller = method.with_options({"guide.rank": LOW_RANK})
+        with torch.device("meta"):
+            guides = [
+                build_guide(entry_of(x, model.backbone.shape), model.backbone.shape) for x in smaller.guides().values()
+            ]
+        fewer = sum(p.numel() for guide in guides for p in guide.parameters())
+        if fewer < trained:
+            console.print(f"A head of full rank; --rank {LOW_RANK} would train {fewer:,} ({fewer / frozen:.1%}).")

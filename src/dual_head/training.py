@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -23,6 +23,7 @@ from dual_head.data.tokenize import pair_lengths
 from dual_head.errors import DualHeadError, did_you_mean, require
 from dual_head.features import FeatureSet
 from dual_head.guided_loss import GuidedLoss
+from dual_head.held_out import HeldOutTrainer
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
 from dual_head.progress import brief
@@ -45,6 +46,9 @@ class GuideTrainingArguments(TrainingArguments):
         default="epoch", metadata={"help": "When to look at the held-out pairs: no, steps, epoch."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log the loss terms every so many steps."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints that are kept: the last ones, the best one among them."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: our collator reads all columns."})
     report_to: str | list[str] = field(  # in this order, so that the flag takes several
         default_factory=lambda: ["none"],
@@ -128,7 +132,7 @@ class ByLength(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
-class GuideTrainer(Trainer):
+class GuideTrainer(HeldOutTrainer):
     """transformers' Trainer for one guide of an aligned model.
 
     A step is a mean over its pairs, in however many batches they come. Logs every term and metric by name, saves the
@@ -152,10 +156,11 @@ class GuideTrainer(Trainer):
     ):
         self.aligned, self.objectives = model, method.objectives
         _require_same(model, method, guide or method.name)
-        self.held_out: dict[str, Tensor] = {}  # metrics of every held-out pair, from the last evaluation
         self._of_steps: dict[str, list[tuple[float, Tensor]]] = defaultdict(list)  # a batch's share, and its mean
-        self._of_pairs: dict[str, list[Tensor]] = defaultdict(list)  # held-out ones
-        self.loss = GuidedLoss(model, method, guide=guide or method.name, budget=budget)
+        # Of a peer's guide only the held-out pairs are seen here, once.
+        pairs = eval_dataset or () if method.peer else train_dataset
+        tokens = response_length(pairs) * (len(pairs) if method.peer else rows_seen(args, len(pairs)))
+        self.loss = GuidedLoss(model, method, guide=guide or method.name, budget=budget, tokens=tokens)
         super().__init__(
             model=self.loss,
             args=args,
@@ -201,36 +206,6 @@ class GuideTrainer(Trainer):
                 self._of_steps[name].append((share, value.mean()))
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Evaluate one batch of held-out pairs; every process's pairs are gathered, padding dropped."""
-        del prediction_loss_only, ignore_keys
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
-        gathered = self.accelerator.gather_for_metrics(outputs)
-        assert isinstance(gathered, dict)
-        for name, value in gathered.items():
-            self._of_pairs[name].append(value)
-        return loss.detach(), None, None
-
-    def evaluation_loop(self, *args, **kwargs):
-        """Run transformers' loop, then add the averages over all held-out pairs to its metrics."""
-        self._of_pairs.clear()
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        self.held_out = {name: torch.cat(values).float().cpu() for name, values in self._of_pairs.items()}
-        metrics = output.metrics if output.metrics is not None else {}
-        metrics.update({f"{prefix}_{name}": values.mean().item() for name, values in self.held_out.items()})
-        return output
-
-    def evaluate_once(self) -> dict[str, float]:
-        """Evaluate, unless the last step already was: then return what it gave."""
-        last = self.state.log_history[-2:] if self.state.log_history else []
-        for row in last:
-            if "eval_loss" in row and row["step"] == self.state.global_step and self.held_out:
-                return {name: value for name, value in row.items() if name.startswith("eval_")}
-        # Not `evaluate`, which logs: a tracker would begin a second run for what comes after training.
-        return self.evaluation_loop(self.get_eval_dataloader(), "held-out pairs").metrics or {}
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages since the last log, over all processes, to a training log."""
         last = "train_runtime" in logs  # a run shorter than logging_steps has no other log
@@ -254,9 +229,23 @@ class GuideTrainer(Trainer):
         self.held_out = {}  # of other weights
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if best is not None:
-            self._load_from_checkpoint(best)
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def rows_seen(args: TrainingArguments, count: int) -> float:
+    """How many rows a process sees in a whole run on `count` of them."""
+    if args.max_steps > 0:
+        return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+    return args.num_train_epochs * count / args.world_size
+
+
+def response_length(pairs: Any) -> float:
+    """Tokens of both responses of a pair, averaged over the first thousand, or over all in a feature cache."""
+    if isinstance(pairs, FeatureSet):
+        return pairs.response_tokens() / max(1, len(pairs))
+    few = [pairs[i] for i in range(min(1000, len(pairs)))]
+    return sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in few) / max(1, len(few))
 
 
 def _pairs_of(batch: Mapping[str, Any]) -> int:

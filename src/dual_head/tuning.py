@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch.nn.functional as F
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from dual_head.errors import DualHeadError, did_you_mean, require
+from dual_head.held_out import HeldOutTrainer
 from dual_head.options import build
 
 if TYPE_CHECKING:
@@ -185,6 +188,37 @@ class _IdsOnly(Trainer):
         else:
             self.load_weights(resume_from_checkpoint)
 
+    def _load_best_model(self) -> None:
+        # transformers would look for the model's own names in our file, and load none of them without a word.
+        if self.load_weights is None:
+            super()._load_best_model()
+        elif self.state.best_model_checkpoint is not None:
+            self.load_weights(self.state.best_model_checkpoint)
+
+
+class _Scored(HeldOutTrainer):
+    """TRL's reward trainer with the metrics of our own preferences, for every held-out pair."""
+
+    def pair_metrics(self, outputs: Any) -> dict[str, Tensor]:
+        """Those of -log sigmoid(r(x, y+) - r(x, y-)), named as those of guides; logits [2B, 1], chosen first."""
+        chosen, rejected = outputs.logits[:, 0].float().chunk(2)
+        margin = chosen - rejected
+        return {
+            "preference": -F.logsigmoid(margin),
+            "accuracy": (margin > 0).float(),
+            "margin": margin,
+            "reward_chosen": chosen,
+            "reward_rejected": rejected,
+        }
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, less TRL's averages of batches by the same names."""
+        output = super().evaluation_loop(*args, **kwargs)
+        metrics: Any = self._metrics  # type: ignore[attr-defined] - TRL's, which its log adds
+        for name in self.held_out:
+            metrics["eval"].pop(name, None)
+        return output
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -232,11 +266,11 @@ def _reward(pad: int) -> tuple[type, type, _Rows]:
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
-    return _ids_only(RewardTrainer), RewardConfig, _Rows(_whole, DataCollatorForPreference(pad_token_id=pad))
+    return _ids_only(RewardTrainer, _Scored), RewardConfig, _Rows(_whole, DataCollatorForPreference(pad_token_id=pad))
 
 
-def _ids_only(trainer: type) -> type:
-    return type(trainer.__name__, (_IdsOnly, trainer), {})
+def _ids_only(trainer: type, *more: type) -> type:
+    return type(trainer.__name__, (*more, _IdsOnly, trainer), {})
 
 
 def _shared(args: TrainingArguments) -> dict[str, Any]:

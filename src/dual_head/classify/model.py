@@ -9,6 +9,7 @@ data sets nor text.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ from dual_head.classify.tuned import tuned
 from dual_head.composition import absolute
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint
-from dual_head.kernels import WORTH_COMPILING
+from dual_head.kernels import worth_compiling
 from dual_head.loading import hub_options, save_checkpoint
 from dual_head.reductions import Head, Tokens, auto_budget, reduce_tokens
 
@@ -70,6 +71,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         self.decoder = Decoder(tuned(own, config))
         self.num_labels = len(config.id2label or ())
         self.positions = context_length(self.decoder.config)
+        self.reasoning_tokens = math.inf  # that a run will score: whether its loops are worth compiling
         shape = self.decoder.shape
         self.head = ClassHead(
             shape.hidden_size,
@@ -220,7 +222,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         head = Head(
             products=lambda h, _, __: {"z": self.decoder.logits(h)},
             combine=lambda products, _: {"policy": products["z"].float()},
-            compiled=shape.vocab_size >= WORTH_COMPILING,
+            compiled=worth_compiling(shape.vocab_size, self.reasoning_tokens),
         )
         tokens = Tokens(hidden.flatten(0, 1)[at], {}, labels, torch.zeros_like(labels))
         budget = auto_budget(shape.vocab_size, shape.hidden_size)

@@ -24,7 +24,7 @@ from dual_head.classify.tokenize import Tokenized
 from dual_head.errors import DualHeadError
 from dual_head.progress import brief
 from dual_head.resume import kept_checkpoint, require_finite
-from dual_head.training import ByLength, one_device, trackers_of
+from dual_head.training import ByLength, one_device, rows_seen, trackers_of
 
 
 @dataclass
@@ -39,6 +39,9 @@ class ClassifierTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=5, metadata={"help": "Steps of warm-up, or their share where below 1."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to classify the held-out rows."})
     logging_steps: float = field(default=10, metadata={"help": "Log the losses every so many steps."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints that are kept: the last ones, the best one among them."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: our collator reads the rows."})
     report_to: str | list[str] = field(  # in this order, so that the flag takes several
         default_factory=lambda: ["none"],
@@ -95,6 +98,8 @@ class ClassifierTrainer(Trainer):
         self.held_out: tuple[Tensor, Tensor] | None = None
         self._parts: dict[str, list[Tensor]] = {"cls_loss": [], "lm_loss": []}
         self._taken = 0  # the step up to which they were logged
+        learnt = sum(sum(row.learnt) for row in train_dataset) / max(1, len(train_dataset))
+        model.reasoning_tokens = learnt * rows_seen(args, len(train_dataset))
         pad = tokenizer.pad_token_id if tokenizer is not None and isinstance(tokenizer.pad_token_id, int) else 0
         super().__init__(
             model=model,

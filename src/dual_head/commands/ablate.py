@@ -19,10 +19,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.commands.flags import read_options
 from dual_head.commands.help import Help
 from dual_head.errors import DualHeadError
+from dual_head.places import atomic_folder
 
 OWN = ("variants", "seeds", "evaluate")
 RUNS = "runs"
@@ -142,6 +142,8 @@ def _row(name: str, folders: Mapping[int, Path]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for metric in reports[0]:
         means = [report[metric]["mean"] for report in reports]
+        if None in means:
+            continue  # not finite for every pair
         spread = reports[0][metric]["interval"] if len(means) == 1 else [min(means), max(means)]
         figures[metric] = {"mean": statistics.fmean(means), "spread": spread, "by_seed": means}
     return {"variant": name, "seeds": list(folders), "pairs": _pairs(reports), "held_out": figures}

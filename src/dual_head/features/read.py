@@ -129,6 +129,10 @@ class FeatureSet(Dataset):
         """Tokens of each pair with its prompt once."""
         return self._lengths[self._order].sum(1).tolist()
 
+    def response_tokens(self) -> int:
+        """Tokens of all responses."""
+        return int(self._lengths[:, 1:].sum())
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one pair."""
         at = self._order[index]

@@ -1,0 +1,59 @@
+"""What an evaluation found for every held-out pair, where transformers' Trainer keeps an average of batches.
+
+It knows trainers, and neither methods nor data.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+
+class HeldOutTrainer(Trainer):
+    """transformers' Trainer that keeps every held-out pair's metrics, and averages over pairs.
+
+    held_out: {name: [pairs]} of the last evaluation, in the order of the data.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.held_out: dict[str, Tensor] = {}
+        self._batches: list[dict[str, Tensor]] = []
+        super().__init__(*args, **kwargs)
+
+    def pair_metrics(self, outputs: Any) -> dict[str, Tensor]:
+        """Metrics {name: [B]} of a batch, from what `compute_loss` returns beside the loss."""
+        return dict(outputs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Evaluate one batch of held-out pairs; every process's pairs are gathered, padding dropped."""
+        del prediction_loss_only, ignore_keys
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        gathered: Any = self.accelerator.gather_for_metrics(self.pair_metrics(outputs))
+        self._batches.append(gathered)
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any):
+        """Run transformers' loop, then add the averages over all held-out pairs to its metrics."""
+        self._batches = []
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        names = self._batches[0] if self._batches else ()
+        self.held_out = {name: torch.cat([batch[name] for batch in self._batches]).float().cpu() for name in names}
+        metrics = output.metrics if output.metrics is not None else {}
+        metrics.update({f"{prefix}_{name}": values.mean().item() for name, values in self.held_out.items()})
+        return output
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.held_out = {}  # of other weights
+
+    def evaluate_once(self) -> dict[str, float]:
+        """Evaluate, unless the last step already was: then return what it gave."""
+        last = self.state.log_history[-2:] if self.state.log_history else []
+        for row in last:
+            if "eval_loss" in row and row["step"] == self.state.global_step and self.held_out:
+                return {name: value for name, value in row.items() if name.startswith("eval_")}
+        # Not `evaluate`, which logs: a tracker would begin a second run for what comes after training.
+        return self.evaluation_loop(self.get_eval_dataloader(), "held-out pairs").metrics or {}
