@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 from files import WORDS, word_tokenizer, write_backbone
-from models import tiny_lm
+from models import guided_lm, tiny_lm
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
 
-from dual_head import AlignedModel, DualHeadError, DualHeadModel, RewardHeadConfig
+from dual_head import AlignedModel, DualHeadError, DualHeadModel, LinearConfig, RewardHeadConfig
 from dual_head.text import DEFAULT_NEW_TOKENS, conversation_of, encode_prompts
 
 CONTEXT = 64
@@ -289,6 +289,40 @@ def test_an_empty_prompt_is_refused(model, tokenizer, prompts, said):
         model.generate(prompts, tokenizer=tokenizer)
 
 
+IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (IDS.tolist(), r"token ids as a tensor \[B, T\]. For lists of ids, give torch.tensor\(ids\), padded"),
+        (IDS[0].tolist(), r"For lists of ids, give torch.tensor\(ids\)"),
+        (list(IDS), r"For lists of ids, give torch.tensor\(ids\)"),
+        (IDS.numpy(), r"For lists of ids, give torch.tensor\(ids\)"),
+        (["how", 5], "Prompts are text, conversations"),
+        ([["how"]], "Prompts are text, conversations"),
+        ([{"content": "how"}], "messages with a role"),
+        ({"input_ids": IDS}, r"Give a tokenizer's output as generate\(\*\*batch\)"),
+        (IDS[0], r"not torch.int64 \(3,\). For the ids \[T\] of one prompt, give ids\[None\]"),
+        (IDS[None], r"whole numbers in a tensor \[B, T\], not torch.int64 \(1, 2, 3\)"),
+        (IDS.float(), r"whole numbers in a tensor \[B, T\], not torch.float32 \(2, 3\)"),
+    ],
+    ids=["lists", "list", "tensors", "numpy", "mixed", "nested", "no role", "mapping", "one row", "3 dims", "floats"],
+)
+@pytest.mark.parametrize("argument", ["inputs", "input_ids"])
+def test_what_is_no_prompt_is_refused_in_words(prompts, said, argument):
+    model = guided_lm({"map": LinearConfig()})  # which has no tokenizer: that is not what is wrong
+    with pytest.raises(DualHeadError, match=said):
+        model.generate(**{argument: prompts}, **GREEDY)
+
+
+def test_tensors_of_another_shape_are_refused_in_words(model):
+    with pytest.raises(DualHeadError, match=r"inputs_embeds are \[B, T, d\], not \(3, 32\). For one prompt, give x"):
+        model.generate(inputs_embeds=torch.randn(3, 32), **GREEDY)
+    with pytest.raises(DualHeadError, match=r"input_ids \[B, T\] or inputs_embeds \[B, T, d\], not a tensor \(3,\)"):
+        model(IDS[0])
+
+
 def test_text_without_any_tokenizer_is_refused():
     with pytest.raises(DualHeadError, match="needs tokenizer="):
         DualHeadModel.from_backbone(tiny_lm("llama")).generate("how")
@@ -310,7 +344,7 @@ def test_text_needs_no_tokenizer_where_the_guides_have_theirs(model, tokenizer, 
 
 
 def test_a_paged_cache_is_refused(model, tokenizer):
-    with pytest.raises(DualHeadError, match=r"no paged cache yet\. Use the default or cache_implementation='static'"):
+    with pytest.raises(DualHeadError, match="no paged cache yet, so no generate_batch"):
         model.generate("how", tokenizer=tokenizer, cache_implementation="paged")
 
 

@@ -39,10 +39,11 @@ from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 from dual_head.guides import Guide, GuideConfig, States, build_guide
 from dual_head.hidden_states import Features, Rows
+from dual_head.inner_calls import InnerCalls
 from dual_head.loading import GuideLoading
 from dual_head.policy import Voice, distributions
 from dual_head.steps import JointSteps, Said
-from dual_head.strength import Acting, Alpha, resolve_alpha
+from dual_head.strength import Acting, Alpha, requested, resolve_alpha, strengths_of
 from dual_head.text import TextGeneration
 from dual_head.transfer import UNMAPPED, Transfer
 
@@ -56,7 +57,9 @@ class Encoded:
     backbone: BaseModelOutputWithPast | None = None  # what the decoder returned, for whoever asked for more
 
 
-class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, GuideLoading, GenerationMixin):
+class AlignedModel(
+    TextGeneration, GuideComposition, GuideCaching, JointSteps, InnerCalls, GuideLoading, GenerationMixin
+):
     """A frozen decoder steered by guides; build it with `from_backbone` or `from_pretrained`."""
 
     config_class = AlignedConfig
@@ -247,8 +250,9 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, G
         expand it like any input).
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
-        if tokens is None:
-            raise DualHeadError("The model needs input_ids or inputs_embeds.")
+        if tokens is None or tokens.dim() != (2 if input_ids is not None else 3):
+            shape = "neither" if tokens is None else f"a tensor {tuple(tokens.shape)}"
+            raise DualHeadError(f"The model needs input_ids [B, T] or inputs_embeds [B, T, d], not {shape}.")
         if guides is None:
             guides, alpha = self.resolve_alpha(alpha, tokens.shape[0])
         if use_cache and past_key_values is None:
@@ -264,7 +268,8 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, G
         )
         # Before the cache grows: a schedule counts from what it holds now.
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        strengths = guides.over(torch.as_tensor(alpha, device=tokens.device), seen, tokens.shape[1], keep)
+        values = strengths_of(torch.as_tensor(alpha, device=tokens.device), tokens.shape[0])
+        strengths = guides.over(values, seen, tokens.shape[1], keep)
         encoded = self.encode(
             input_ids,
             attention_mask=attention_mask,
@@ -298,7 +303,12 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, G
         return self.backbone.lm.get_output_embeddings()
 
     def resolve_alpha(self, alpha: Alpha, rows: int, origin: int = 0) -> tuple[Acting, Tensor]:
-        """Who acts, and how strongly: `strength.resolve_alpha` with this model's defaults."""
+        """Who acts, and how strongly: `strength.resolve_alpha` with this model's defaults, or those of `generate`.
+
+        A call inside `generate` that says no alpha, as a `custom_generate` may make it, gets the request's.
+        """
+        if alpha is None and (request := requested(self, rows)):
+            return request
         return resolve_alpha(
             alpha, defaults=self.config.alpha or {}, rows=rows, fusion=self.config.fusion, origin=origin
         )
@@ -314,11 +324,6 @@ class AlignedModel(TextGeneration, GuideComposition, GuideCaching, JointSteps, G
         transfer = self.transfers[name] if name in self.transfers else None  # noqa: SIM401 - ModuleDict has no get
         assert transfer is None or isinstance(transfer, Transfer)
         return transfer
-
-    def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **inputs: Any):
-        """Keep our own inputs from an assistant model, which would not know them."""
-        theirs = {key: value for key, value in model_kwargs.items() if key not in ("alpha", "guides")}
-        return super()._get_candidate_generator(model_kwargs=theirs, **inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 AutoConfig.register(AlignedConfig.model_type, AlignedConfig)

@@ -5,7 +5,9 @@ they are.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ ROUNDING = 1e-6  # 0.2 + 0.4 + 0.3 + 0.1 is more than 1
 Schedule = Callable[..., Tensor]  # index of the new token [T], 0 for the first, to its strength [T]
 Strength = float | Sequence[float] | Tensor | Schedule
 Alpha = Strength | Mapping[str, Strength] | None
+
+_REQUEST: ContextVar["tuple[Any, Acting, Tensor] | None"] = ContextVar("request", default=None)
 
 
 @dataclass(frozen=True)
@@ -138,3 +142,44 @@ def _per_row(alpha: Strength, rows: int, name: str) -> list[float]:
     if not all(math.isfinite(v) for v in listed):
         raise DualHeadError(f"alpha for '{name}' holds NaN or infinity: {listed}. Give finite numbers.")
     return listed
+
+
+def strengths_of(values: Tensor, rows: int) -> Tensor:
+    """Strengths of so many rows, [rows or 1, k]: of copies of each row one after the other, as transformers makes them.
+
+    Errors: neither as many rows, nor copies of them, nor one strength for all.
+    """
+    if len(values) in (1, rows):
+        return values
+    if rows % len(values) == 0:
+        return values.repeat_interleave(rows // len(values), 0)
+    if (values == values[:1]).all():
+        return values[:1]
+    raise DualHeadError(f"alpha has strengths for {len(values)} rows, and {rows} rows are asked for. Give one for all.")
+
+
+@contextmanager
+def requesting(model: Any, acting: Acting, values: Tensor) -> Iterator[None]:
+    """Remember the strengths of a request while it runs, for calls of that model inside it that say none."""
+    token = _REQUEST.set((model, acting, values))
+    try:
+        yield
+    finally:
+        _REQUEST.reset(token)
+
+
+def requested(model: Any, rows: int) -> tuple[Acting, Tensor] | None:
+    """Who acts and how strongly in the request that is running, for so many rows; None where none is.
+
+    Errors: a schedule, which does not say where in another sequence its first token is.
+    """
+    request = _REQUEST.get()
+    if request is None or request[0] is not model:
+        return None
+    _, acting, values = request
+    if any(acting.schedules):
+        raise DualHeadError(
+            "alpha follows a schedule, and a call of the model inside generate says no alpha. "
+            "Hand on the alpha and guides that the model's inputs hold, or give one of its own."
+        )
+    return acting, strengths_of(values, rows).expand(rows, -1)

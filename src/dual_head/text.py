@@ -5,7 +5,7 @@ length check; it knows no guide.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from dual_head.backbone import context_length
 from dual_head.data import Dropped, Prompt
 from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError
-from dual_head.strength import Alpha
+from dual_head.strength import Alpha, requesting, strengths_of
 from dual_head.trace import Trace, trace_sequences
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 DEFAULT_NEW_TOKENS = 128
+NOT_PAGED = (
+    "Guides have no paged cache yet, so no generate_batch and no continuous batching. Use generate(), with the default "
+    "cache or cache_implementation='static'."
+)
 TRANSFORMERS_NEW_TOKENS = 20  # what transformers generates where nothing says how much
 
 
@@ -62,9 +66,9 @@ class TextGeneration:
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
         if isinstance(inputs, Tensor) or inputs is None:
             return self._generate_ids(inputs, generation_config, tokenizer, alpha, return_trace, kwargs)
+        several = _is_batch(inputs)
         tokenizer = tokenizer or self.own_tokenizer()
         self.require_same_tokenizer(tokenizer)
-        several = _is_batch(inputs)
         texts_in: Sequence[Prompt] = inputs if several else [inputs]  # type: ignore[assignment, list-item]
         prompts = [conversation_of(prompt, tokenizer, chat_template=chat_template) for prompt in texts_in]
         batch = encode_prompts(prompts, tokenizer).to(self.device)
@@ -91,19 +95,25 @@ class TextGeneration:
         return_trace: bool,
         kwargs: dict[str, Any],
     ) -> Any:
-        if kwargs.get("cache_implementation") == "paged":
-            raise DualHeadError("Guides have no paged cache yet. Use the default or cache_implementation='static'.")
+        if _setting("cache_implementation", kwargs, generation_config, self.generation_config) == "paged":
+            raise DualHeadError(NOT_PAGED)
         embeds = kwargs.get("inputs_embeds")
+        _require_shapes(input_ids, embeds)
         given = input_ids if input_ids is not None else embeds
         rows = 1 if given is None else given.shape[0]
-        guides, strengths = self.resolve_alpha(alpha, rows, origin=0 if given is None else given.shape[1])
+        if (guides := kwargs.pop("guides", None)) is not None:  # handed on by a custom_generate, as to forward
+            strengths = strengths_of(torch.as_tensor(alpha), rows).expand(rows, -1)
+        else:
+            guides, strengths = self.resolve_alpha(alpha, rows, origin=0 if given is None else given.shape[1])
+        strengths = strengths.to(self.device)
         if given is not None:
             kwargs = _within_context(self, given.shape[1], generation_config, kwargs)
         if tokenizer is not None:
             kwargs = {**kwargs, "tokenizer": tokenizer}
-        output = super().generate(  # type: ignore[misc]
-            input_ids, generation_config, alpha=strengths.to(self.device), guides=guides, **kwargs
-        )
+        with requesting(self, guides, strengths):
+            output = super().generate(  # type: ignore[misc]
+                input_ids, generation_config, alpha=strengths, guides=guides, **kwargs
+            )
         if not return_trace:
             return output
         if input_ids is None:
@@ -117,6 +127,11 @@ class TextGeneration:
         )
         trace = trace_sequences(self, sequences, mask, alpha=(guides, strengths), eos_token_id=ends, pad_token_id=pad)
         return Traced(output, trace)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse what `generate_batch` and transformers' continuous batching begin with."""
+        del args, kwargs
+        raise DualHeadError(NOT_PAGED)
 
 
 def conversation_of(
@@ -168,14 +183,34 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
     return BatchEncoding({"input_ids": input_ids, "attention_mask": mask})
 
 
-def _is_batch(inputs: Prompt | Sequence[Prompt]) -> bool:
+def _is_batch(inputs: Any) -> bool:
+    """Whether these are several prompts rather than one. Errors: none at all, or what is no prompt."""
     if isinstance(inputs, str):
         return False
+    if isinstance(inputs, Mapping):
+        raise DualHeadError("A mapping is no prompt. Give a tokenizer's output as generate(**batch).")
     if not len(inputs):
         raise DualHeadError("There are no prompts. Give at least one.")
-    if not isinstance(inputs[0], (str, dict, list, tuple)):
-        raise DualHeadError("Prompts are text, conversations, or token ids as a tensor [B, T].")
-    return not isinstance(inputs[0], dict)
+    several = not isinstance(inputs[0], Mapping)
+    for prompt in inputs if several else [inputs]:
+        messages = isinstance(prompt, (list, tuple)) and all(isinstance(x, Mapping) and "role" in x for x in prompt)
+        if not (messages or isinstance(prompt, str)):
+            raise DualHeadError(
+                "Prompts are text, conversations (lists of messages with a role), or token ids as a tensor [B, T]. "
+                "For lists of ids, give torch.tensor(ids), padded on the left to one length."
+            )
+    return several
+
+
+def _require_shapes(input_ids: Tensor | None, embeds: Tensor | None) -> None:
+    """Refuse ids that are not whole numbers [B, T], and embeddings that are not [B, T, d]."""
+    if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
+        raise DualHeadError(
+            f"Token ids are whole numbers in a tensor [B, T], not {input_ids.dtype} {tuple(input_ids.shape)}. "
+            "For the ids [T] of one prompt, give ids[None]."
+        )
+    if embeds is not None and embeds.dim() != 3:
+        raise DualHeadError(f"inputs_embeds are [B, T, d], not {tuple(embeds.shape)}. For one prompt, give x[None].")
 
 
 def _sampling(kwargs: dict[str, Any], generation_config: GenerationConfig | None) -> dict[str, Any]:
