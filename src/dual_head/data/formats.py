@@ -147,9 +147,9 @@ def ultrafeedback(row: Row) -> Pair:
 @row_format("trl-conversational", matches=_are_messages)
 def trl_conversational(row: Row) -> Pair:
     """TRL's messages: a prompt and the replies to it, or whole conversations that share their start."""
-    if has_question(row, str):
-        return ultrafeedback(row)
     prompt = question_of(row) if has_question(row) else ()
+    if isinstance(prompt, str):
+        return ultrafeedback(row)
     sides = (messages(row.get("chosen")), messages(row.get("rejected")))
     # Some data sets have a prompt column and whole conversations beside it: the prompt enters once.
     chosen, rejected = (side if side[: len(prompt)] == prompt else prompt + side for side in sides)
