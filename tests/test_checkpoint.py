@@ -10,73 +10,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dual_head import DualHeadError, DualHeadModel
-from dual_head.checkpoint import atomic_folder, find_file, load_strictly, read_weights, write_weights
+from dual_head.checkpoint import find_file, load_strictly, read_weights, write_weights
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {p.name: p.read_text() for p in folder.iterdir()}
-
-
-def write(target: Path, *names: str, then: BaseException | None = None) -> None:
-    with atomic_folder(target) as staging:
-        for name in names:
-            (staging / name).write_text("new")
-        if then:
-            raise then
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    """A folder that already holds something."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    (folder / "old.txt").write_text("old")
-    return folder
-
-
-# ---- atomic_folder -----------------------------------------------------------------------------------------
-
-
-def test_files_appear_together_beside_those_that_were_there(target):
-    with atomic_folder(target) as staging:
-        (staging / "old.txt").write_text("new")
-        (staging / "more.txt").write_text("more")
-        assert (target / "old.txt").read_text() == "old"
-    assert contents(target) == {"old.txt": "new", "more.txt": "more"}
-
-
-def test_a_folder_is_made_with_its_parents(tmp_path):
-    write(tmp_path / "a" / "b", "x.txt")
-    assert contents(tmp_path / "a" / "b") == {"x.txt": "new"}
-
-
-@pytest.mark.parametrize("failure", [RuntimeError("a bug"), KeyboardInterrupt(), DualHeadError("told")])
-def test_a_failed_write_leaves_the_target_as_it_was(target, failure):
-    with pytest.raises(type(failure)):
-        write(target, "old.txt", then=failure)
-    assert contents(target) == {"old.txt": "old"}
-
-
-def test_a_full_disk_leaves_the_target_as_it_was_and_says_what_to_do(target):
-    with pytest.raises(DualHeadError, match=r"No space left.*Nothing there was changed; free some space"):
-        write(target, "old.txt", then=OSError(errno.ENOSPC, "No space left on device"))
-    assert contents(target) == {"old.txt": "old"}
-
-
-def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(DualHeadError, match=r"Cannot write to '.*out': .*Choose another output folder"):
-        write(tmp_path / "out", "new.txt")
-    assert (tmp_path / "out").read_text() == "a file"
-
-
-def test_a_file_that_cannot_be_replaced_leaves_the_others_as_they_were(target):
-    (target / "z.txt").mkdir()
-    with pytest.raises(DualHeadError, match="Nothing there was changed"):
-        write(target, "old.txt", "z.txt")
-    assert (target / "old.txt").read_text() == "old"
 
 
 # ---- weights -----------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_a_folder_with_something_in_it_is_left_alone_unless_told_otherwise(guide
     assert not (out / "model-00001-of-00002.safetensors").exists()
     assert (out / "notes.txt").read_text() == "mine"
     for read in (guides, backbone_folder):
-        assert "reads from" in refused(capsys, guides, "--output_dir", read, "--overwrite")
+        assert "is what is read here" in refused(capsys, guides, "--output_dir", read, "--overwrite")
 
 
 def test_another_tokenizer_and_a_bad_alpha_are_refused_and_nothing_is_written(guides, tmp_path, capsys):
@@ -149,11 +149,21 @@ def test_another_tokenizer_and_a_bad_alpha_are_refused_and_nothing_is_written(gu
     assert not (tmp_path / "out").exists()
 
 
+def test_the_same_merge_again_is_checked_and_left_and_another_is_refused(guides, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(guides, "--output_dir", out, "--alpha", "1") == 0
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert run(guides, "--output_dir", out, "--alpha", "1") == 0
+    assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
+    assert "is not empty" in refused(capsys, guides, "--output_dir", out, "--alpha", "0.5")
+
+
 def test_a_checkpoint_that_is_not_what_was_merged_is_called_out(guides, tmp_path, capsys, monkeypatch):
     from dual_head import export as module
 
     monkeypatch.setattr(module, "fold", lambda _model, _strengths, head: (head.weight.clone(), None))
-    assert "Do not use it" in refused(capsys, guides, "--output_dir", tmp_path / "out")
+    assert "Nothing was written" in refused(capsys, guides, "--output_dir", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -5,9 +5,6 @@ It knows files and tensors, not models. Whoever only looks at files waits for no
 
 import json
 import math
-import shutil
-import tempfile
-import time
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,39 +34,6 @@ CONFIG_KEYS = (
 )
 VOCAB_MAP = "transfer.vocab_map"  # the end of a tensor's name that is a map of tokens, and no parameter
 ENTRY_KEYS = {"kind", "config", "cache_layers", "shape"}  # of a guide in it
-STAGING = ".writing-"
-STALE_SECONDS = 3600
-
-
-@contextmanager
-def atomic_folder(target: Path):
-    """Yield an empty folder; when the block ends well its files replace those in `target`, one rename each.
-
-    A killed or failed write leaves `target` as it was. Errors: a target that cannot be written, a full disk.
-    """
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for left in target.glob(f"{STAGING}*"):  # by a process that was killed while writing
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target))
-    except OSError as error:
-        raise DualHeadError(f"Cannot write to '{target}': {error.strerror}. Choose another output folder.") from error
-    try:
-        yield staging
-        for written in sorted(staging.iterdir()):
-            if (target / written.name).is_dir():
-                raise OSError(None, f"a folder is where the file '{written.name}' goes")
-        # The config last: whoever reads it finds the weights it describes.
-        for written in sorted(staging.iterdir(), key=lambda file: (file.name == CONFIG_NAME, file.name)):
-            written.replace(target / written.name)
-    except OSError as error:
-        raise DualHeadError(
-            f"Writing to '{target}' failed: {error.strerror or error}. Nothing there was changed; "
-            "free some space or choose another output folder."
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_weights(state: "dict[str, Tensor]", folder: Path) -> None:

@@ -6,9 +6,11 @@ It knows models, configs and folders; which guides fold, and how, is elsewhere.
 """
 
 import copy
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,15 +19,14 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from dual_head import __version__
-from dual_head.checkpoint import atomic_folder
-from dual_head.errors import DualHeadError
+from dual_head.fingerprint import digest, sketch
 from dual_head.fold import acting_strengths, fold, plain_head
 from dual_head.guides import kind_of
 from dual_head.model import AlignedModel
+from dual_head.places import MODEL_FILES, atomic_folder, require_empty
 from dual_head.strength import Alpha
 
-# What would still be read, or be in the way, beside newly written weights.
-OLD_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*", "adapter_config.json")
+MERGE_FILE = "merge.json"  # what was merged: a merge that was killed goes on, and one that is done is not repeated
 
 
 @dataclass(frozen=True)
@@ -82,57 +83,80 @@ def export(
     source: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Merge and write checkpoint, tokenizer and model card to `output_dir`, config.json last.
+    """Merge and write checkpoint, tokenizer and model card to `output_dir`, all of it or nothing.
 
-    source: where the guides came from, for the card. Errors: see `merge`; another tokenizer than the guides'; a
-    folder that is not empty, without overwrite; a disk that is full.
+    source: where the guides came from, for the card. The same merge that is there already is left as it is. Errors:
+    see `merge`; another tokenizer than the guides'; a folder that is not empty, without overwrite; a disk that is full.
     """
     output = Path(output_dir)
-    lm = model.backbone.lm
-    require_place(output, overwrite, (source, model.config.backbone_name_or_path, lm.config._name_or_path))
+    written = already_merged(model, output, alpha=alpha, source=source, overwrite=overwrite)
+    if written is not None:
+        return written
     model.require_same_tokenizer(tokenizer)
-    merged = merge(model, alpha=alpha)
+    with atomic_folder(output, replaces=MODEL_FILES if overwrite else ()) as staging:
+        return write_merged(model, tokenizer, staging, alpha=alpha, source=source)
+
+
+def already_merged(
+    model: AlignedModel, output: Path, *, alpha: Alpha, source: str | None, overwrite: bool
+) -> Exported | None:
+    """The very merge that a folder holds; None where there is room for it. Errors: anything else is there."""
     parts = folded(model, alpha=alpha)
-    with atomic_folder(output) as staging:
-        try:
-            # Written apart: transformers loads some generation configs with a warning and refuses to save them.
-            kept, merged.generation_config = merged.generation_config, GenerationConfig()
-            merged.save_pretrained(staging)
-            if kept is not None:
-                kept.to_json_file(staging / GENERATION_CONFIG_NAME)
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(None, str(error)) from error
-        tokenizer.save_pretrained(staging)
-        (staging / "README.md").write_text(card(model, parts, source=source), encoding="utf-8")
-        for file in staging.glob("*.safetensors"):
-            file.chmod(0o644)  # safetensors makes it private; another user's server reads it too
-        size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
-        if overwrite:
-            _remove_old_model(output)
-    own = merged.get_output_embeddings()
-    assert own is not None
-    tied = lm.get_input_embeddings().weight is lm.get_output_embeddings().weight  # pyright: ignore
-    untied = own.weight.numel() * own.weight.element_size() if tied else 0
-    return Exported(parts, untied, size)
+    reads = (source, model.config.backbone_name_or_path, model.backbone.config._name_or_path)
+    identity = _identity(model, parts)
+    if require_empty(output, record=MERGE_FILE, identity=identity, overwrite=overwrite, reads=reads):
+        return Exported(parts, _untied_bytes(model.backbone.lm), bytes_in(output))
+    return None
+
+
+def write_merged(
+    model: AlignedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, alpha: Alpha, source: str | None
+) -> Exported:
+    """Write a merge into an empty folder; see `export`."""
+    merged, parts = merge(model, alpha=alpha), folded(model, alpha=alpha)
+    try:
+        # Written apart: transformers loads some generation configs with a warning and refuses to save them.
+        kept, merged.generation_config = merged.generation_config, GenerationConfig()
+        merged.save_pretrained(folder)
+        if kept is not None:
+            kept.to_json_file(folder / GENERATION_CONFIG_NAME)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(None, str(error)) from error
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card(model, parts, source=source), encoding="utf-8")
+    (folder / MERGE_FILE).write_text(json.dumps(_identity(model, parts), indent=2))
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors makes it private; another user's server reads it too
+    return Exported(parts, _untied_bytes(model.backbone.lm), bytes_in(folder))
+
+
+def _identity(model: AlignedModel, parts: Sequence[Folded]) -> dict[str, Any]:
+    """What makes a merge this one: guides, strengths, backbone and dtype."""
+    tensors = {name: sketch(tensor) for name, tensor in model.stored().items() if tensor.is_floating_point()}
+    return {
+        "backbone": model.backbone.fingerprint().short,
+        "guides": [asdict(part) for part in parts],
+        "weights": digest(tensors),
+        "dtype": str(model.dtype),
+    }
+
+
+def _untied_bytes(lm: PreTrainedModel) -> int:
+    """What an lm_head of its own costs where it was tied to the embeddings."""
+    head: Any = lm.get_output_embeddings()
+    embedding: Any = lm.get_input_embeddings()
+    return head.weight.numel() * head.weight.element_size() if head.weight is embedding.weight else 0
+
+
+def bytes_in(folder: Path) -> int:
+    """How many bytes the files of a folder have together."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def folded(model: AlignedModel, *, alpha: Alpha = None) -> list[Folded]:
     """Say which guides act at `alpha` and what they are, in the order of the config."""
     acting = [(name, model.guide(name), a) for name, a in acting_strengths(model, alpha).items()]
     return [Folded(name, kind_of(guide), guide.config.as_dict().get("rank"), a) for name, guide, a in acting]
-
-
-def require_place(output: Path, overwrite: bool, sources: Sequence[str | None] = ()) -> None:
-    """Refuse a folder that is not empty, and ever to write over what is being read."""
-    for source in sources:
-        if source and Path(source).is_dir() and Path(source).resolve() == output.resolve():
-            raise DualHeadError(f"'{output}' is what the merge reads from. Choose another output folder.")
-    held = sorted(file.name for file in output.glob("*") if not file.name.startswith(".")) if output.is_dir() else []
-    if held and not overwrite:
-        raise DualHeadError(
-            f"'{output}' is not empty (it holds {', '.join(held[:3])}). Choose another output folder, or replace the "
-            "model in it with --overwrite (overwrite=True in Python)."
-        )
 
 
 def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = None) -> str:
@@ -201,13 +225,6 @@ def _untie(config: PreTrainedConfig) -> None:
         nested = getattr(config, name, None)
         if isinstance(nested, PreTrainedConfig):
             _untie(nested)
-
-
-def _remove_old_model(folder: Path) -> None:
-    """Remove the weights of a model that is being replaced: shards that stayed would be read instead."""
-    for pattern in ("config.json", *OLD_WEIGHTS):  # without a config what is left is no model, should we be killed here
-        for file in folder.glob(pattern):
-            file.unlink()
 
 
 def _shown(name: str) -> str:

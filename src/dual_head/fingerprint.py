@@ -19,6 +19,11 @@ SKETCH_TOLERANCE = 2**-8
 SKETCH_VALUES = 4
 
 
+def digest(*parts: Any) -> str:
+    """Sixteen hexadecimal digits that name plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """What tells one backbone from another: its sizes, and a sketch of its weights that survives a dtype change."""

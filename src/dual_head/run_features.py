@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head import __version__
 from dual_head.backbone import Backbone
-from dual_head.checkpoint import atomic_folder
 from dual_head.data import Drops
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
@@ -42,6 +41,7 @@ from dual_head.features.store import (
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.guides import guide_class, kind_of
 from dual_head.methods import Method
+from dual_head.places import atomic_folder
 from dual_head.run_inputs import load_data, load_lm, load_tokenizer, needs_of_method
 from dual_head.run_options import CacheOptions, source_of
 

@@ -71,8 +71,8 @@ def test_bad_input_is_one_paragraph_and_nothing_is_written(classifier, backbone,
     cases = {
         "--head linear": [mlp],
         "Leave --dtype out": [classifier, "--onnx", "--dtype", "bfloat16"],
-        "no backbone at": [classifier, "--backbone", tmp_path / "nowhere"],
-        "reads from": [classifier, "--output_dir", classifier, "--overwrite"],
+        "There is no folder": [classifier, "--backbone", tmp_path / "nowhere"],
+        "is what is read here": [classifier, "--output_dir", classifier, "--overwrite"],
         "not empty": [classifier, "--output_dir", mlp],
     }
     for remedy, arguments in cases.items():

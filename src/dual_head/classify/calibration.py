@@ -16,11 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from dual_head.checkpoint import atomic_folder, find_file
+from dual_head.checkpoint import find_file
 from dual_head.classify.metrics import log_probabilities, probabilities
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.identity import file_digest
 from dual_head.options import build
+from dual_head.places import atomic_folder
 
 __all__ = ["CALIBRATION_FILE", "Calibration", "cross_fitted", "fit_temperature", "load_calibration"]
 

@@ -14,7 +14,6 @@ from typing import Any, get_args
 import numpy as np
 from rich.console import Console
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.classify import Example
 from dual_head.classify.controls import Control, apply_control
 from dual_head.classify.differences import of_seeds
@@ -26,6 +25,7 @@ from dual_head.classify.training import ClassifierTrainingArguments
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.identity import digest
 from dual_head.options import build
+from dual_head.places import atomic_folder
 
 __all__ = ["HELD_OUT_FILE", "OVER", "Plan", "Record", "compare", "load_record", "plan_of", "train_one"]
 

@@ -8,6 +8,7 @@ folders, and no data.
 """
 
 import copy
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from transformers.utils.import_utils import is_peft_available
 
 from dual_head import __version__
-from dual_head.backbone import DTYPES
-from dual_head.checkpoint import atomic_folder
 from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.parity import Pooled, allowance, check_merged, largest, scored, tried
 from dual_head.data.conversation import first_ids
+from dual_head.dtypes import FLOATS
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.export import OLD_WEIGHTS, require_place
-from dual_head.fingerprint import tokenizer_fingerprint
+from dual_head.export import bytes_in
+from dual_head.fingerprint import digest, sketch, tokenizer_fingerprint
+from dual_head.places import MODEL_FILES, atomic_folder, require_empty
 
 PAD = "<|dual_head_pad|>"  # nothing that anybody writes
+EXPORT_FILE = "export.json"  # what was exported: one that is done is not repeated
+LEFT = "Pad on the right, as its tokenizer does: this class counts positions from the padding on."
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,13 @@ def export(
     tokenizer, a folder that is not empty without overwrite, logits that are not the same.
     """
     output = Path(folder)
-    if dtype not in DTYPES[1:]:
-        raise DualHeadError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES[1:])}")
+    if dtype not in FLOATS:
+        raise DualHeadError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, FLOATS)}")
     require_plain(model.config)
     require_same_tokenizer(model.config, tokenizer)
-    require_place(output, overwrite, (model.config._name_or_path, model.config.backbone_name_or_path))
+    identity = identity_of(model, dtype)
+    reads = (model.config._name_or_path, model.config.backbone_name_or_path)
+    written = require_empty(output, record=EXPORT_FILE, identity=identity, overwrite=overwrite, reads=reads)
     tokenizer, notes = own_padding(tokenizer, model.config, ends=model.decoder.lm.config.eos_token_id)
     notes += text_notes(tokenizer, model.config, temperature)
     pad: Any = tokenizer.pad_token_id
@@ -76,22 +81,29 @@ def export(
     for parameter in pooled.decoder.parameters():  # and no buffer: rotary frequencies stay exact
         parameter.data = parameter.data.to(getattr(torch, dtype))
     plain = _plain(model, pooled.decoder.lm, pad)
-    with atomic_folder(output) as staging:
+    if written:
+        difference, left_too = _compared(model, pooled, output, pad)
+        return Exported(type(plain).__name__, bytes_in(output), difference, [*notes, *([] if left_too else [LEFT])])
+    with atomic_folder(output, replaces=MODEL_FILES if overwrite else ()) as staging:
         try:
             plain.save_pretrained(staging)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(None, str(error)) from error
         tokenizer.save_pretrained(staging)
         difference, left_too = _compared(model, pooled, staging, pad)
-        if not left_too:
-            notes.append("Pad on the right, as its tokenizer does: this class counts positions from the padding on.")
+        notes += [] if left_too else [LEFT]
         (staging / "README.md").write_text(card(model, notes), encoding="utf-8")
+        (staging / EXPORT_FILE).write_text(json.dumps(identity, indent=2))
         for file in staging.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes it private; another user's server reads it too
-        size = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
-        if overwrite:
-            remove_old_model(output)
-    return Exported(type(plain).__name__, size, difference, notes)
+        return Exported(type(plain).__name__, bytes_in(staging), difference, notes)
+
+
+def identity_of(model: DualHeadReasoningModel, form: str) -> dict[str, Any]:
+    """What makes an export this one: the classifier's tensors and settings, and the form it is written in."""
+    tensors = {name: sketch(x) for name, x in model.stored().items() if x.is_floating_point()}
+    settings = json.loads(model.config.to_json_string())
+    return {"classifier": digest(settings, tensors), "backbone": model.config.backbone_fingerprint, "form": form}
 
 
 def require_plain(config: DualHeadReasoningConfig) -> type[PreTrainedModel]:
@@ -191,13 +203,6 @@ def text_notes(tokenizer: PreTrainedTokenizerBase, config: DualHeadReasoningConf
     if temperature != 1:
         notes.append(f"Divide the logits by {temperature:.4g} for calibrated probabilities.")
     return notes
-
-
-def remove_old_model(folder: Path) -> None:
-    """Remove the weights of a model that is being replaced: shards that stayed would be read instead."""
-    for pattern in ("config.json", *OLD_WEIGHTS, "*.onnx", "*.onnx.data"):
-        for file in folder.glob(pattern):
-            file.unlink()
 
 
 def card(model: DualHeadReasoningModel, notes: list[str]) -> str:

@@ -17,14 +17,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dual_head import __version__
-from dual_head.checkpoint import atomic_folder
 from dual_head.classify.config import DualHeadReasoningConfig
-from dual_head.classify.export import Exported, merged, require_same_tokenizer, text_notes
+from dual_head.classify.export import EXPORT_FILE, Exported, identity_of, merged, require_same_tokenizer, text_notes
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.parity import Pooled, allowance, check_merged, largest, scored, tried
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, require
-from dual_head.export import require_place
+from dual_head.export import bytes_in
+from dual_head.places import MODEL_FILES, atomic_folder, require_empty
 
 NAMES = ("input_ids", "attention_mask")
 IN_ONE_FILE = 2**30  # bytes of weights; an ONNX file above two GiB cannot be read, and larger ones get a second file
@@ -51,15 +51,19 @@ def export_onnx(
     if file.suffix != ".onnx":
         raise DualHeadError(f"'{file.name}' does not end in .onnx. Name it '{file.stem}.onnx'.")
     require_same_tokenizer(model.config, tokenizer)
-    require_place(file.parent, overwrite, (model.config._name_or_path, model.config.backbone_name_or_path))
+    output, identity = file.parent, identity_of(model, "onnx")
+    reads = (model.config._name_or_path, model.config.backbone_name_or_path)
+    written = require_empty(output, record=EXPORT_FILE, identity=identity, overwrite=overwrite, reads=reads)
     network, notes = _network(model), text_notes(tokenizer, model.config, temperature)
-    with atomic_folder(file.parent) as staging:
+    if written:
+        return Exported("ONNX", bytes_in(output), _compared(model, network, file), notes)
+    with atomic_folder(output, replaces=MODEL_FILES if overwrite else ()) as staging:
         _trace(network, staging / file.name, type(model.decoder.lm).__name__)
         difference = _compared(model, network, staging / file.name)
         (staging / f"{file.stem}.json").write_text(metadata(model.config, tokenizer, notes), encoding="utf-8")
         tokenizer.save_pretrained(staging)
-        size = sum(written.stat().st_size for written in staging.rglob("*") if written.is_file())
-    return Exported("ONNX", size, difference, notes)
+        (staging / EXPORT_FILE).write_text(json.dumps(identity, indent=2))
+        return Exported("ONNX", bytes_in(staging), difference, notes)
 
 
 def _network(model: DualHeadReasoningModel) -> Pooled:

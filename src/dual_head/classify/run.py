@@ -21,7 +21,6 @@ from rich.table import Table
 from transformers import set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.classify import Example, TextForm
 from dual_head.classify.controls import apply_control
 from dual_head.classify.metrics import report as measured
@@ -34,6 +33,7 @@ from dual_head.data import Drops
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.loading import load_tokenizer
+from dual_head.places import atomic_folder
 from dual_head.resume import begin, is_finished, resume_point, writable
 from dual_head.run import REPORT_FILE
 from dual_head.training import require_trackers

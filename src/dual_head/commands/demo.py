@@ -21,7 +21,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.commands.help import Help
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import Point, measure
@@ -30,6 +29,7 @@ from dual_head.demo.world import preference_rows, sample_requests
 from dual_head.errors import DualHeadError
 from dual_head.methods import Method, method
 from dual_head.model import AlignedModel
+from dual_head.places import atomic_folder
 from dual_head.run import RunOptions, load_tokenizer, train_guide
 from dual_head.training import GuideTrainingArguments
 

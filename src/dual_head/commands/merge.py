@@ -30,21 +30,31 @@ def run(arguments: Sequence[str]) -> int:
     import torch
 
     from dual_head.backbone import context_length
-    from dual_head.export import export, require_place
+    from dual_head.export import MERGE_FILE, already_merged, write_merged
+    from dual_head.places import MODEL_FILES, atomic_folder, require_empty
 
-    require_place(output, args.overwrite, (args.guides, args.backbone))
+    require_empty(output, record=MERGE_FILE, overwrite=args.overwrite, reads=(args.guides, args.backbone))
     model, tokenizer = load_guided(args)
-    exported = export(model, tokenizer, output, alpha=alpha, source=args.guides, overwrite=args.overwrite)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    for line in _said(exported, output):
-        console.print(line)
+    model.require_same_tokenizer(tokenizer)
     rows, length = CHECKED
     length = min(length, context_length(model.backbone.config) or length)
     ids = torch.randint(len(tokenizer), (rows, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         unmerged = model(ids.to(model.device), alpha=alpha).logits.float().cpu()
-    del model  # two of them may not fit
-    console.print(check(output, ids, unmerged, device_map=args.device_map, trust_remote_code=args.trust_remote_code))
+    options = {"alpha": alpha, "source": args.guides}
+    loading = {"device_map": args.device_map, "trust_remote_code": args.trust_remote_code}
+    exported = already_merged(model, output, overwrite=args.overwrite, **options)
+    if exported is not None:
+        del model  # two of them may not fit
+        checked = check(output, ids, unmerged, **loading)
+    else:
+        with atomic_folder(output, replaces=MODEL_FILES if args.overwrite else ()) as staging:
+            exported = write_merged(model, tokenizer, staging, **options)
+            del model
+            checked = check(staging, ids, unmerged, **loading)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for line in (*_said(exported, output), checked):
+        console.print(line)
     console.print(f'load it  AutoModelForCausalLM.from_pretrained("{output}")')
     return 0
 
@@ -58,7 +68,7 @@ def check(folder: Path, ids: "Tensor", unmerged: "Tensor", *, device_map: str | 
 
     from dual_head.backbone import load_backbone
 
-    lm = load_backbone(str(folder), device_map=device_map, trust_remote_code=trust_remote_code)
+    lm = load_backbone(str(folder), dtype="stored", device_map=device_map, trust_remote_code=trust_remote_code)
     with torch.no_grad():
         written = lm(ids.to(lm.device)).logits.float().cpu()
     largest = unmerged.abs().max().item()
@@ -66,9 +76,8 @@ def check(folder: Path, ids: "Tensor", unmerged: "Tensor", *, device_map: str | 
     allowed = max(1.0, largest) * max(TOLERANCE, ROUNDINGS * torch.finfo(lm.dtype).eps)
     if not difference <= allowed:
         raise DualHeadError(
-            f"The checkpoint in '{folder}' is not what was merged: its logits differ by {difference:.2g} from the "
-            f"guided model's, and rounding to {lm.dtype} explains {allowed:.2g}. Do not use it; please report this "
-            "with the name of the backbone."
+            f"The merged checkpoint is not the guided model: its logits differ by {difference:.2g}, and rounding to "
+            f"{lm.dtype} explains {allowed:.2g}. Nothing was written; please report this with the name of the backbone."
         )
     return (
         f"checked  logits of the written checkpoint differ by at most {difference:.2g} from the guided model's "
@@ -96,4 +105,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--alpha", help="strength: a number, or name=number,...; default: the guides' own")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in a folder that is not empty")
     add_loading(parser, device=False)
+    parser.set_defaults(dtype="stored")  # the checkpoint that is written is of the kind of the one that was read
     return parser

@@ -18,12 +18,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from dual_head import __version__
-from dual_head.checkpoint import atomic_folder
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.help import Help, at_least
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts
 from dual_head.errors import DualHeadError
+from dual_head.places import atomic_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dual_head import __version__
 from dual_head.backbone import context_length
-from dual_head.checkpoint import atomic_folder
 from dual_head.data import Drops
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate import Answer, Decoding, Judge, Question, reporting
@@ -38,6 +37,7 @@ from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.specs import parse_systems
 from dual_head.evaluate.systems import System, fits, open_system
 from dual_head.evaluate.verdicts import Graded, Outcome, grade_all, judge_pairs
+from dual_head.places import atomic_folder
 from dual_head.rewards import require_reward
 
 ALL = "all"

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.data import Drops
 from dual_head.data.files import kind_of
 from dual_head.data.sources import rows_of
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
+from dual_head.places import atomic_folder
 
 __all__ = [
     "ARENA_2",

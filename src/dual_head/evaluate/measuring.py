@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.demo import world
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
@@ -21,6 +20,7 @@ from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.refusals import is_refusal
 from dual_head.evaluate.systems import System
 from dual_head.fingerprint import tokenizer_fingerprint
+from dual_head.places import atomic_folder
 from dual_head.rewards import Reward, load_reward
 
 __all__ = ["Measured", "Measures", "about", "summary"]

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import track
 
 from dual_head import __version__
-from dual_head.checkpoint import atomic_folder
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.identity import digest
 from dual_head.evaluate.likelihood import continuation_logps
@@ -28,6 +27,7 @@ from dual_head.evaluate.specs import parse_systems
 from dual_head.evaluate.systems import open_system
 from dual_head.evaluate.truthfulqa import TruthfulQuestion, TruthfulScores, evaluate_truthfulqa, load_truthfulqa
 from dual_head.evaluate.win_rates import paired_difference
+from dual_head.places import atomic_folder
 
 CHUNK = 64  # choices scored between two looks at the bar
 METRICS = [

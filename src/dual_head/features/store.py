@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.errors import DualHeadError
+from dual_head.places import atomic_folder
 
 if TYPE_CHECKING:
     from dual_head.guides import Guide

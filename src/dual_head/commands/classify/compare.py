@@ -19,10 +19,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.classify.controls import Control
 from dual_head.commands.help import at_least
 from dual_head.errors import DualHeadError
+from dual_head.places import atomic_folder
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -19,13 +19,13 @@ from rich.progress import track
 from rich.table import Table
 
 from dual_head import __version__
-from dual_head.checkpoint import atomic_folder
 from dual_head.classify.formats_options import columns_of
 from dual_head.commands.classify.evaluate_config import apply_config, folder_of
 from dual_head.commands.classify.predict import add_batches, add_classifier
 from dual_head.commands.flags import refuse_unknown
 from dual_head.commands.help import Help, at_least
 from dual_head.errors import DualHeadError
+from dual_head.places import atomic_folder
 
 if TYPE_CHECKING:
     from dual_head.classify import Example

@@ -21,13 +21,14 @@ def run(arguments: Sequence[str]) -> int:
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify.calibration import load_calibration
     from dual_head.classify.config import DualHeadReasoningConfig
-    from dual_head.classify.export import export, require_plain
+    from dual_head.classify.export import EXPORT_FILE, export, require_plain
     from dual_head.classify.model import DualHeadReasoningModel
     from dual_head.classify.onnx import export_onnx
-    from dual_head.export import require_place
     from dual_head.loading import load_tokenizer
+    from dual_head.places import require_empty
 
-    require_place(output, args.overwrite, (args.classifier, args.backbone))
+    reads = (args.classifier, args.backbone)
+    require_empty(output, record=EXPORT_FILE, overwrite=args.overwrite, reads=reads)
     if not args.onnx:  # a head that does not fit should not wait for the backbone
         found = DualHeadReasoningConfig.from_pretrained(args.classifier)
         if isinstance(found, DualHeadReasoningConfig):

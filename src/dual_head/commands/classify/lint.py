@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.checkpoint import atomic_folder
 from dual_head.commands.classify.dataset import add_dataset, load_dataset
 from dual_head.commands.help import Help, at_least
 from dual_head.errors import DualHeadError
+from dual_head.places import atomic_folder
 
 if TYPE_CHECKING:
     from dual_head.classify.formats import Loaded

@@ -3,7 +3,6 @@
 It knows verdicts, not where scores come from, and how texts are batched for those who read them with a model.
 """
 
-import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
@@ -43,11 +42,6 @@ class JudgeKind(Protocol):
 @dataclass(frozen=True)
 class NoOptions:
     """A judge that takes no options."""
-
-
-def digest(*parts: Any) -> str:
-    """Sixteen hexadecimal digits that name plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def chosen_device(name: str) -> torch.device:

@@ -16,8 +16,9 @@ from typing import Any, Literal
 from dual_head.data import Message
 from dual_head.errors import DualHeadError, require
 from dual_head.evaluate import Comparison, Question, Replies, Verdict
-from dual_head.evaluate.judges.base import NO_ANSWER, digest
+from dual_head.evaluate.judges.base import NO_ANSWER
 from dual_head.evaluate.judges.prompts import Pattern, Unreadable, load_family
+from dual_head.fingerprint import digest
 
 OPENAI = "https://api.openai.com/v1"
 FAILURES = 8  # questions in a row without an answer, after which an endpoint is taken to be down

@@ -1,0 +1,238 @@
+"""Places that commands write to: a set of files whole or not at all, and one process at a time.
+
+    OUT/.writing-3f9a/     files are written here, beside .writing-3f9a.lock, which their process holds
+    OUT/.ready-3f9a/       one rename, and the files count; what follows can be done by any process
+    OUT/config.json, ...   each file takes its place, and .ready-3f9a goes
+
+A process that is killed before the rename has changed nothing, and its `.writing-` is removed by the next one. What a
+process killed after the rename left is put in its place by the next one that writes or reads there (`settle`). It
+knows folders and files, and nothing of what is in them.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dual_head.errors import DualHeadError
+
+WRITING, READY, LOCK = ".writing-", ".ready-", ".lock"
+PLACING = f"{READY}lock"  # held while files take their places, so that a `.ready-` of nobody is left by the dead
+NAMES = ".names.json"  # in `.ready-`: which files belong to it, those that have taken their place too
+LAST = "config.json"  # takes its place last: whoever reads it finds the weights it describes
+
+MODEL_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin*",
+    "adapter_config.json",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx.data",
+)
+"""Patterns of files that make a folder a model, or a part of one."""
+
+
+@contextmanager
+def atomic_folder(target: Path, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield an empty folder; when the block ends well its files replace those in `target`, all or none.
+
+    replaces: patterns of other files in `target` that go, once the new ones are in their places. A killed or failed
+    write leaves `target` as it was, or with all of the new files. Errors: a target that cannot be written, a full disk.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        settle(target)
+        name = secrets.token_hex(4)
+        lock = _lock(target / f"{WRITING}{name}{LOCK}")
+        lock.acquire()
+        staging = target / f"{WRITING}{name}"
+        staging.mkdir()
+    except OSError as error:
+        raise DualHeadError(f"Cannot write to '{target}': {error.strerror}. Choose another output folder.") from error
+    try:
+        yield staging
+        for written in sorted(staging.iterdir()):
+            if (target / written.name).is_dir():
+                raise OSError(None, f"a folder is where the file '{written.name}' goes")
+        _complete(staging, replaces)
+        with _held(target / PLACING):
+            ready = staging.rename(target / staging.name.replace(WRITING, READY))
+            _place(ready, target)
+    except OSError as error:
+        unchanged = "Nothing there was changed; free some space or choose another output folder."
+        remedy = unchanged if staging.exists() else "Run the same command again: it puts the rest in place."
+        raise DualHeadError(f"Writing to '{target}' failed: {error.strerror or error}. {remedy}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        _let_go(lock)
+
+
+def require_place(
+    folder: Path, *, record: str, writes: Sequence[str] = MODEL_FILES, reads: Iterable[str | Path | None] = ()
+) -> None:
+    """Refuse a folder that a command reads from, or whose files it would replace without having written them.
+
+    record: the file by which a command knows what it wrote; writes: patterns of the files that it writes; reads:
+    folders and files that it reads. Errors: one of these, with what is there.
+    """
+    _require_unread(folder, reads)
+    if not folder.is_dir():
+        return
+    settle(folder)
+    if (folder / record).is_file():
+        return
+    others = sorted({file.name for pattern in writes for file in folder.glob(pattern)})
+    if others:
+        raise DualHeadError(
+            f"'{folder}' holds {', '.join(others[:3])}, which this command did not write and would replace. Choose "
+            "another output folder."
+        )
+
+
+def require_empty(
+    folder: Path, *, record: str, identity: Any = None, overwrite: bool = False, reads: Iterable[str | Path | None] = ()
+) -> bool:
+    """Refuse a folder that is read from, or that holds anything without `overwrite`; True where all is there already.
+
+    record: the file that an export writes beside the rest; identity: what it says where the same was exported, None
+    where that cannot be known yet.
+    """
+    _require_unread(folder, reads)
+    settle(folder)
+    recorded = json.loads((folder / record).read_text()) if (folder / record).is_file() else None
+    if recorded is not None and not overwrite and identity in (None, recorded):
+        return True
+    held = sorted(file.name for file in folder.glob("*") if not file.name.startswith(".")) if folder.is_dir() else []
+    if held and not overwrite:
+        raise DualHeadError(
+            f"'{folder}' is not empty (it holds {', '.join(held[:3])}). Choose another output folder, or replace the "
+            "model in it with --overwrite (overwrite=True in Python)."
+        )
+    return False
+
+
+def _require_unread(folder: Path, reads: Iterable[str | Path | None]) -> None:
+    for source in reads:
+        if source and folder.exists() and Path(source).exists() and folder.samefile(source):
+            raise DualHeadError(f"'{folder}' is what is read here, and is not written over. Choose another place.")
+
+
+@contextmanager
+def exclusive(place: Path) -> Iterator[None]:
+    """Hold a file or folder that one process at a time may write to, for as long as the block lasts.
+
+    Errors: another process holds it.
+    """
+    from filelock import Timeout
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(place.parent / f".{place.name}{LOCK}")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise DualHeadError(
+            f"Another process is writing to '{place}'. Wait until it has ended, or choose another place."
+        ) from error
+    except OSError as error:
+        raise DualHeadError(f"Cannot write to '{place}': {error.strerror}. Choose another place.") from error
+    try:
+        yield
+    finally:
+        _let_go(lock)
+
+
+def settle(target: Path) -> None:
+    """Finish what killed processes left in a folder: files that count take their places, others are removed.
+
+    What cannot be written is left as it is; what a living process writes is not touched.
+    """
+    with suppress(OSError):
+        left = [path for path in target.iterdir() if path.name.startswith((WRITING, READY))]
+        if any(path.name.startswith(READY) for path in left):
+            with _held(target / PLACING):
+                for ready in sorted(target.glob(f"{READY}*")):
+                    if ready.is_dir():
+                        _place(ready, target)
+        for name in {path.name.removesuffix(LOCK) for path in left if path.name.startswith(WRITING)}:
+            _remove_dead(target / name)
+
+
+# ---- one set of files --------------------------------------------------------------------------------------
+
+
+def _complete(staging: Path, replaces: Sequence[str]) -> None:
+    """List the files of a set beside them, and have all of it on the disk."""
+    names = sorted((file.name for file in staging.iterdir()), key=lambda name: (name == LAST, name))
+    (staging / NAMES).write_text(json.dumps({"names": names, "replaces": list(replaces)}))
+    for path in (*staging.iterdir(), staging):
+        _flush(path)
+
+
+def _place(ready: Path, target: Path) -> None:
+    """Put the files of a set in their places; those that are there already were put by a process that is dead."""
+    if not (ready / NAMES).exists():  # its process was killed while it removed what was done with
+        shutil.rmtree(ready)
+        return
+    listed = json.loads((ready / NAMES).read_text())
+    for name in listed["names"]:
+        with suppress(FileNotFoundError):
+            (ready / name).replace(target / name)
+    for other in [file for pattern in listed["replaces"] for file in target.glob(pattern)]:
+        if other.is_file() and other.name not in listed["names"]:
+            other.unlink(missing_ok=True)
+    _flush(target)
+    shutil.rmtree(ready)
+
+
+def _remove_dead(staging: Path) -> None:
+    """Remove what is written by nobody any more: its lock can be had."""
+    from filelock import Timeout
+
+    lock = _lock(staging.with_name(f"{staging.name}{LOCK}"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return
+    shutil.rmtree(staging, ignore_errors=True)
+    _let_go(lock)
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or a folder's names, written to the disk before anything relies on it."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no fsync of folders
+            os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# ---- locks -------------------------------------------------------------------------------------------------
+
+
+def _lock(path: Path):
+    from filelock import FileLock  # not where files are only looked at
+
+    return FileLock(path, thread_local=False)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    lock = _lock(path)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        _let_go(lock)
+
+
+def _let_go(lock) -> None:
+    """Remove a lock's file while it is held: whoever waits for it sees that its name is gone, and makes another."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
