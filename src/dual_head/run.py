@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from rich.console import Console
+from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -203,11 +204,14 @@ def _describe(
     frozen = own if cached is None else cached.backbone["parameters"]
     console.print(f"{trained:,} parameters to train beside {frozen:,} frozen ({trained / frozen:.1%}).")
     if trained > LARGE * frozen and getattr(method.guide, "rank", 0) is None and not options.move_guides:
-        smaller = method.with_options({"guide.rank": LOW_RANK})
+        smaller = method.with_options({"guide.rank": LOW_RANK}).guides().values()
         with torch.device("meta"):
-            guides = [
-                build_guide(entry_of(x, model.backbone.shape), model.backbone.shape) for x in smaller.guides().values()
-            ]
-        fewer = sum(p.numel() for guide in guides for p in guide.parameters())
+            guides = nn.ModuleList(
+                build_guide(entry_of(x, model.backbone.shape), model.backbone.shape) for x in smaller
+            )
+        fewer = sum(p.numel() for p in guides.parameters())
         if fewer < trained:
-            console.print(f"A head of full rank; --rank {LOW_RANK} would train {fewer:,} ({fewer / frozen:.1%}).")
+            console.print(
+                f"A head of full rank, over {LARGE:.0%} of the backbone; "
+                f"--rank {LOW_RANK} would train {fewer:,} ({fewer / frozen:.1%})."
+            )

@@ -198,7 +198,7 @@ class GuideTrainer(HeldOutTrainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Take a batch's share of the step's loss and keep its metrics, on the device, for the next log."""
-        share = _pairs_of(inputs) / num_items_in_batch if num_items_in_batch else 1.0
+        share = _pairs_of(inputs) / int(num_items_in_batch) if num_items_in_batch else 1.0
         outputs = model(**inputs)
         loss = outputs.pop("loss") * share
         if model.training:
