@@ -58,7 +58,10 @@ def test_it_learns_and_says_how_well_on_what_it_held_out(backbone_folder, rows, 
         assert row["loss"] == pytest.approx(row["cls_loss"] + row["lm_loss"], rel=1e-3)
     model = DualHeadReasoningModel.from_pretrained(tmp_path)
     assert model.config.id2label == {0: "no", 1: "yes"}
-    assert "always the most frequent label" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "always the most frequent label" in said
+    count = report["held_out"]["rows"]
+    assert (f"Only {count} held-out rows" in said) is (count < 20)
 
 
 def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(backbone_folder, rows, tmp_path, capsys, monkeypatch):

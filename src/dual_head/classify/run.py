@@ -34,6 +34,7 @@ from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.loading import load_tokenizer
 from dual_head.places import atomic_folder
+from dual_head.report import too_few
 from dual_head.resume import begin, is_finished, resume_point, writable
 from dual_head.run import REPORT_FILE
 from dual_head.training import require_trackers
@@ -261,6 +262,8 @@ def _print(report: dict[str, Any], output: Path, console: Console) -> None:
         if report.get("majority") is not None:
             table.add_row("always the most frequent label", f"{report['majority']:.4f}", "")
         console.print(table)
+        if note := too_few(report["held_out"]["rows"], "rows"):
+            console.print(note)
     console.print(
         f"Classifier written to {output}. Try: dual-head classify predict {output} --input FILE.jsonl", soft_wrap=True
     )
