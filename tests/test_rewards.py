@@ -3,7 +3,7 @@
 import pytest
 import torch
 from files import write_backbone
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dual_head import AlignedModel, DualHeadError, Pair, TokenizeOptions, tokenize_pairs
 from dual_head.data import Cut
@@ -15,10 +15,10 @@ from dual_head.rewards import load_reward, require_reward
 ASKED = [{"role": "user", "content": "ask0 ask1"}]
 
 
-def write_guides(folder, guides):
+def write_guides(folder, guides, backbone=None, tokenizer=None):
     """Guides on a backbone of their own, saved as training saves them; the reward models score at random."""
-    backbone = write_backbone(folder / "backbone")
-    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    backbone = backbone or write_backbone(folder / "backbone")
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(backbone)
     torch.manual_seed(0)
     model = AlignedModel.from_backbone(str(backbone), guides, tokenizer=tokenizer)
     with torch.no_grad():
@@ -42,6 +42,29 @@ def test_the_folder_that_train_reward_wrote_is_a_reward_and_a_judge(tmp_path, tu
     assert reward(ASKED, "good1") == pytest.approx(trained, abs=1e-5)
     assert reward(ASKED, Cut("good1")) != pytest.approx(trained, abs=1e-5)
     assert load_judge(f"reward:{folder}", device="cpu").name == "guides"
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "</s>"])
+def test_a_finished_reply_is_scored_at_its_eos_although_that_may_be_the_padding_too(tmp_path, pad):
+    backbone = write_backbone(tmp_path / "backbone")
+    tokenizer = AutoTokenizer.from_pretrained(backbone, pad_token=pad)
+    lm = AutoModelForCausalLM.from_pretrained(backbone)
+    lm.config.pad_token_id = tokenizer.pad_token_id
+    lm.save_pretrained(backbone)
+    model, folder, _ = write_guides(tmp_path, {"reward": RewardModelConfig(tune="full")}, backbone, tokenizer)
+    classifier = model.guide("reward").tuned
+    (row,), _ = tokenize_pairs([Pair(tuple(ASKED), "good1", "bad1")], tokenizer, TokenizeOptions())
+    ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])
+    assert ids[0, -1] == tokenizer.eos_token_id
+    with torch.no_grad():
+        before, end = classifier.score(classifier.base_model(input_ids=ids).last_hidden_state)[0, -2:, 0].tolist()
+    _, reward = load_reward(str(folder))
+    assert reward(ASKED, "good1") == pytest.approx(end, abs=1e-5)
+    assert abs(end - before) > 1e-3
+    # Beside a longer reply it is padded, and its score stays.
+    assert reward.score([reward.encode(ASKED, reply) for reply in ("good1", "good1 good2 good3")])[0] == pytest.approx(
+        end, abs=1e-5
+    )
 
 
 def test_guides_that_are_no_reward_model_are_refused_with_the_remedy(tmp_path):

@@ -202,8 +202,11 @@ def test_a_reward_model_judges_by_the_ids_it_was_trained_on(guide, data, tokeniz
     answer = rows_of(tmp_path / "eval" / "answers" / "base.jsonl")[0]
     assert "Paris" in answer["replies"][0]
     verdicts = rows_of(tmp_path / "eval" / "verdicts" / "verdicts.jsonl")
-    classifier = AlignedModel.from_pretrained(reward).guide("reward").tuned.eval()
+    classifier = AlignedModel.from_pretrained(reward).guide("reward").tuned
     ids = tokenizer(TEMPLATED + answer["replies"][0] + "<|im_end|>", return_tensors="pt")
     with torch.no_grad():
-        score = classifier(**ids).logits.item()
-    assert any(verdict["value"] == pytest.approx(score, abs=1e-4) for verdict in verdicts)
+        scores = classifier.score(classifier.model(**ids).last_hidden_state)[0, -2:, 0].tolist()
+    judged = [verdict["value"] for verdict in verdicts]
+    # At EOS, where training reads it, although EOS is this tokenizer's padding too; not at the token before.
+    assert any(value == pytest.approx(scores[1], abs=1e-4) for value in judged)
+    assert not any(value == pytest.approx(scores[0], abs=1e-4) for value in judged)

@@ -111,6 +111,8 @@ class RewardModel(Companion):
         """
         config = copy.deepcopy(self._decoder.config)
         config.num_labels = 1
+        # The score is read at the last token that is no padding: whoever pads names it, as a backbone's may be EOS.
+        config.get_text_config().pad_token_id = None
         try:
             with torch.device("meta"):
                 model = AutoModelForSequenceClassification.from_config(config)
