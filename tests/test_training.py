@@ -102,7 +102,7 @@ def three_steps(backbone_folder, pairs_file, tmp_path_factory) -> Path:
 
 THREE = {"method": "genarm", "guide.dropout": 0.5, "max_steps": 3, "save_steps": 1, "save_total_limit": 3}
 NEEDED = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
-BESIDE = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+BESIDE = {"config.json", "modeling_dual_head.py", "tokenizer.json", "tokenizer_config.json"}
 
 
 @pytest.mark.parametrize("file", sorted(NEEDED | BESIDE))

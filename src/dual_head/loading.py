@@ -7,7 +7,7 @@ checkpoint and the fingerprints in its config; how a model runs is elsewhere.
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from dual_head.backbone import Backbone, load_backbone
 from dual_head.checkpoint import (
     CONFIG_NAME,
-    atomic_folder,
     find_file,
     load_strictly,
     read_values,
@@ -28,7 +27,9 @@ from dual_head.description import recorded_costs
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.fusion import require_fusion
+from dual_head.places import atomic_folder
 
+CODE_NAME = "modeling_dual_head.py"  # what transformers runs to find our classes, where it is told to trust the folder
 AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # the auto classes' own, of no use to us
 # What the auto classes and PushToHubMixin hand on, besides what we name ourselves.
 SAVE_OPTIONS = ("repo_id", "token", "max_shard_size", "safe_serialization", "is_main_process")
@@ -37,7 +38,8 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "subf
 
 def hub_options(given: Mapping[str, Any], load: Callable[..., Any]) -> dict[str, Any]:
     """What of the options left over in `load` the hub takes. Errors: one that neither it nor the auto classes know."""
-    found = {k: v for k, v in given.items() if not k.startswith("_") and k not in AUTO_OPTIONS}
+    # None is what other libraries hand on for an option that nobody chose.
+    found = {k: v for k, v in given.items() if v is not None and not k.startswith("_") and k not in AUTO_OPTIONS}
     for name in found:
         if name not in HUB_OPTIONS:
             known = (*HUB_OPTIONS, *inspect.signature(load).parameters)
@@ -54,11 +56,24 @@ def save_checkpoint(model: Any, folder: str | Path, *, push_to_hub: bool = False
         if name not in SAVE_OPTIONS:
             raise DualHeadError(f"Unknown option '{name}' of save_pretrained.{did_you_mean(name, SAVE_OPTIONS)}")
     model.config.architectures = [type(model).__name__]
+    module = CODE_NAME.removesuffix(".py")
+    model.config.auto_map = {auto: f"{module}.{cls.rpartition('.')[2]}" for auto, cls in model.auto_classes.items()}
     with atomic_folder(Path(folder)) as staging:
         write_weights(model.stored(), staging)
-        model.config.save_pretrained(staging)
+        (staging / CODE_NAME).write_text(_code(model.auto_classes.values()))
+        # By save_pretrained, transformers would copy the source of a class that it found through such a module.
+        model.config.to_json_file(staging / CONFIG_NAME)
     if push_to_hub:
         model.push_to_hub(str(hub.get("repo_id") or Path(folder).name), token=hub.get("token"))
+
+
+def _code(classes: Iterable[str]) -> str:
+    """Write the module that imports these classes, for processes that have not imported us."""
+    imports = [f"from {module} import {name}\n" for module, _, name in (cls.rpartition(".") for cls in classes)]
+    return (
+        '"""Loads this folder with trust_remote_code=True. It needs the library: pip install dual-head."""\n'
+        + "".join(imports)
+    )
 
 
 class GuideLoading(PreTrainedModel):
@@ -68,6 +83,10 @@ class GuideLoading(PreTrainedModel):
     backbone: Backbone
     guides: nn.ModuleDict
     transfers: nn.ModuleDict
+    auto_classes: ClassVar = {  # transformers' class, and ours that it finds
+        "AutoConfig": "dual_head.config.AlignedConfig",
+        "AutoModelForCausalLM": "dual_head.model.AlignedModel",
+    }
     _tokenizer: PreTrainedTokenizerBase | None = None  # given, or found when text first needs one
     _source: str | None = None  # where the guides were loaded from
 
@@ -141,7 +160,7 @@ class GuideLoading(PreTrainedModel):
             model = cls(config, lm)
             model.require_same_backbone(source)
             load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
-        if isinstance(dtype, torch.dtype) or dtype != "auto":
+        if dtype not in ("auto", "stored"):
             model.guides.to(model.dtype)
             model.transfers.to(model.dtype)
         model._source = source
@@ -204,7 +223,7 @@ def find_tokenizer(places: Iterable[str | None], fingerprint: str | None = None)
     """Load the tokenizer of the first place that has one, or has the one of that fingerprint; None where none does."""
     for place in places:
         try:
-            found = AutoTokenizer.from_pretrained(place) if place else None
+            found = AutoTokenizer.from_pretrained(place, trust_remote_code=False) if place else None
         except (OSError, ValueError, KeyError):
             continue
         if found and fingerprint in (None, tokenizer_fingerprint(found)):

@@ -215,6 +215,12 @@ def test_tasks_that_are_not_there_are_refused(tasks, plain, tokenizer, monkeypat
         run_harness(plain, tokenizer, ["local_text"], include_path=tasks / "none")
 
 
+@pytest.mark.parametrize("size", ["auto", "auto:4", "8", 0, -1, 2.0, True, None])
+def test_a_batch_size_that_is_no_number_of_rows_is_refused(plain, tokenizer, size):
+    with pytest.raises(DualHeadError, match=r"batch_size is a whole number of at least 1, not .*such as 16"):
+        run_harness(plain, tokenizer, ["counting"], batch_size=size)
+
+
 def test_without_the_harness_the_line_that_brings_it_is_said(plain, tokenizer, monkeypatch):
     import sys
 

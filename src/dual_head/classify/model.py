@@ -12,7 +12,7 @@ import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,10 @@ class DualHeadReasoningModel(PreTrainedModel):
     config_class = DualHeadReasoningConfig
     config: DualHeadReasoningConfig
     class_weights: Tensor | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    auto_classes: ClassVar = {  # transformers' class, and ours that it finds
+        "AutoConfig": "dual_head.classify.config.DualHeadReasoningConfig",
+        "AutoModelForSequenceClassification": "dual_head.classify.model.DualHeadReasoningModel",
+    }
     base_model_prefix = "decoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True

@@ -58,8 +58,13 @@ def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, alpha: Alph
     """Make what the harness calls an LM of a model: log-likelihoods, rolling ones, and greedy or sampled generation.
 
     Likelihoods are in fp32, and no logits are computed for prompts. model, alpha, batch_size: as `run_harness` has
-    them. Errors: the harness is not installed; a model in training mode.
+    them. Errors: the harness is not installed; a model in training mode; a batch size that is no whole number.
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise DualHeadError(
+            f"batch_size is a whole number of at least 1, not {batch_size!r}; no size is searched for. Give how many "
+            "rows go into the model at a time, such as 16."
+        )
     require("lm_eval", EXTRA)
     huggingface: Any = require("lm_eval.models.huggingface", EXTRA)
 
