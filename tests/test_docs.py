@@ -94,6 +94,8 @@ def test_every_command_that_is_shown_is_understood(line, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for check in ("require_paths", "find_file"):  # the paths of the pages are not here
+        monkeypatch.setattr(f"dual_head.commands.paths.{check}", lambda *_: None)
     monkeypatch.setattr("dual_head.commands.train.train_guide", train)
     monkeypatch.setattr("dual_head.commands.classify.train.train_classifier", train)
     monkeypatch.setattr("dual_head.classify.comparison.plan_of", train)

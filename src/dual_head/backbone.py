@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.data.sources import is_hub_name
+from dual_head.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
+from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint, sketch
 from dual_head.masks import additive, branch_mask
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 # How far hidden states may be from those of separate rows, relative to their norm, by bytes of a number: rounding,
 # where a wrong mask or position moves them by tenths.
 BRANCH_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 5e-2, 1: 5e-2}
@@ -324,6 +325,7 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Load a causal LM with transformers; the options are transformers' own.
 
+    dtype: "stored" is that of the files; "auto" too, but fp32 where a processor would be slow in it, which is said.
     Errors: a name that is neither a folder with a model nor a hub model is refused with what was tried.
     """
     chosen = {
@@ -333,19 +335,36 @@ def load_backbone(
         "revision": revision,
     }
     options = {name: value for name, value in chosen.items() if value is not None}
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise DualHeadError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)}")
-    if Path(name_or_path).is_absolute() and not Path(name_or_path).exists():
+    if isinstance(dtype, str):
+        require_dtype(dtype)
+    if not is_hub_name(name_or_path) and not Path(name_or_path).exists():
         raise DualHeadError(
             f"There is no backbone at '{name_or_path}'. Say where it is now: backbone=... in Python, --backbone or "
             "--model_name_or_path on the command line."
         )
+    if dtype == "auto" and quantization_config is None:
+        dtype = _by_processor(name_or_path, device_map, trust_remote_code=trust_remote_code, revision=revision)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options
+            name_or_path,
+            dtype="auto" if dtype == "stored" else dtype,
+            trust_remote_code=trust_remote_code,
+            **options,
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(name_or_path, error) from error
+
+
+def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.dtype | str:
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **options)
+    except (OSError, ValueError):  # an adapter, which has none; or whatever loading it will say
+        return "stored"
+    chosen, stored = automatic_dtype(config, device_map), stored_dtype(config)
+    if chosen is None or stored is None or chosen == stored:
+        return "stored"
+    announce(name_or_path, stored)
+    return chosen
 
 
 def load_context_length(name_or_path: str, *, trust_remote_code: bool = False) -> int | None:

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
 
-from dual_head.backbone import BRANCH_TOLERANCE, DTYPES, context_length
+from dual_head.backbone import BRANCH_TOLERANCE, context_length
 from dual_head.classify import Example
 from dual_head.classify.calibration import load_calibration
 from dual_head.classify.metrics import probabilities
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import ClassifyTokenizeOptions, cut_ids, input_ids_of
 from dual_head.data.conversation import first_ids
-from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.dtypes import FLOATS, require_dtype
+from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.loading import load_tokenizer
 
@@ -121,8 +122,7 @@ class Predictor:
         has them. Adapters are folded into the weights, so that they cost no time, unless `backbone` is a model of the
         caller's. Errors: as `DualHeadReasoningModel.from_pretrained`, another tokenizer, a device that is not there.
         """
-        if dtype not in DTYPES:
-            raise DualHeadError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)}")
+        require_dtype(dtype)
         model = DualHeadReasoningModel.from_pretrained(
             folder,
             backbone=backbone,
@@ -138,7 +138,7 @@ class Predictor:
             )
         if not isinstance(backbone, nn.Module):
             _fold_adapters(model.decoder.lm)
-            if dtype != "auto":
+            if dtype in FLOATS:
                 _cast(model.decoder, getattr(torch, dtype))
         if device_map is None:
             _place(model, device)

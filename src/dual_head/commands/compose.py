@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dual_head.commands.generate import parse_alpha
-from dual_head.commands.help import Help
+from dual_head.commands.help import DTYPE_HELP, Help
 from dual_head.errors import DualHeadError, did_you_mean
 
 if TYPE_CHECKING:
@@ -136,6 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--alpha", help="default strengths: a number, or name=number,...")
     parser.add_argument("--model_name_or_path", help="backbone; default: the one the first guides were trained on")
     parser.add_argument("--tokenizer_name", help="tokenizer, if it is not beside the backbone")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--dtype", default="auto", help=DTYPE_HELP)
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the backbone")
     return parser

@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.help import Help, at_least
+from dual_head.commands.help import DTYPE_HELP, Help, at_least
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError, did_you_mean
 
@@ -258,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--allow_missing", action="store_true", help="leave out questions that some have no answer to")
     what.add_argument("--force", action="store_true", help="compare what was decoded differently, or judged by itself")
     load = parser.add_argument_group("loading")
-    load.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    load.add_argument("--dtype", default="auto", help=DTYPE_HELP)
     load.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where it loads")
     load.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
     return parser

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+DTYPE_HELP = "auto (as stored, but float32 where the processor is slow in that), stored, float32, bfloat16 or float16"
+
 
 class Help(argparse.HelpFormatter):
     """Help that shows one spelling of each flag, and defaults that say something."""

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dual_head.commands.help import DTYPE_HELP
 from dual_head.commands.paths import add_guides
 from dual_head.errors import DualHeadError
 
@@ -24,7 +25,7 @@ def add_loading(parser: argparse.ArgumentParser, *, device: bool = True) -> None
         help="move to a backbone of another tokenizer: tokens are matched by their strings, others get delta 0",
     )
     load.add_argument("--tokenizer", help="tokenizer, if not the one saved with the guides or beside --backbone")
-    load.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    load.add_argument("--dtype", default="auto", help=DTYPE_HELP)
     if device:
         load.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where it loads")
     load.add_argument("--device_map", help="as transformers has it, e.g. auto")

@@ -18,6 +18,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from dual_head.backbone import context_length, load_backbone
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
+from dual_head.dtypes import automatic_dtype, stored_dtype
 from dual_head.errors import DualHeadError, require
 from dual_head.evaluate import Answer, Decoding, Question
 from dual_head.evaluate.exchange import content_of
@@ -108,7 +109,8 @@ class ModelSystem:
 
     @cached_property
     def _identity(self) -> str:
-        dtype = getattr(self.config, "dtype", None) if self._dtype == "auto" else self._dtype
+        chosen = {"auto": automatic_dtype, "stored": stored_dtype}.get(self._dtype)
+        dtype = chosen(self.config) if chosen else self._dtype
         return digest(
             {
                 "made of": made_of(self._place),
