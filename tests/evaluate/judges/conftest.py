@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint on 127.0.0.1 that says, or does, whatever a test wants."""
 
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,3 +87,63 @@ def endpoint(monkeypatch):
     fake.completion, fake.failure, fake.sleep = completion, failure, time.sleep
     yield fake
     fake.close()
+
+
+class RawServer:
+    """Sends to whoever connects the bytes that `answer()` yields, as slowly as it yields them."""
+
+    def __init__(self):
+        self.answer = lambda: iter(())
+        self.requests, self.closing = 0, threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection):
+        with connection:
+            try:
+                heard = b""
+                while b"\r\n\r\n" not in heard:
+                    heard += connection.recv(65536)
+                head, _, body = heard.partition(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+                while len(body) < length:
+                    body += connection.recv(65536)
+                self.requests += 1
+                for part in self.answer():
+                    connection.sendall(part)
+                    if self.closing.is_set():
+                        return
+            except OSError:
+                pass  # whoever asked has gone
+
+    def drip(self, part, *, first=b""):
+        """Yield `first`, and then `part` for ever, 50 times a second."""
+        yield first
+        while not self.closing.wait(0.02):
+            yield part
+
+    def close(self):
+        """Stop every reply that is under way."""
+        self.closing.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@pytest.fixture
+def raw_server(monkeypatch):
+    """A server that need not know HTTP."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    pytest.importorskip("openai", reason="the endpoint judge needs openai: pip install 'dual-head[judge]'")
+    server = RawServer()
+    yield server
+    server.close()

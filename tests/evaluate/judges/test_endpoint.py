@@ -165,7 +165,7 @@ def test_a_slow_answer_is_no_answer(endpoint):
     verdict = one_verdict(endpoint, timeout=0.1, max_retries=0)
     assert time.monotonic() - begin < 3  # long before the answer would have come
     gone.set()
-    assert (verdict.value, verdict.flaw) == (None, "no answer: nothing came within 0.1 s")
+    assert (verdict.value, verdict.flaw) == (None, "no answer: no whole reply came within 0.1 s")
     assert verdict.used == {"requests": 1}
 
 

@@ -16,14 +16,17 @@ from typing import Any, Literal
 from dual_head.data import Message
 from dual_head.errors import DualHeadError, require
 from dual_head.evaluate import Comparison, Question, Replies, Verdict
+from dual_head.evaluate.connection import bounded_client, parted
 from dual_head.evaluate.judges.base import NO_ANSWER
 from dual_head.evaluate.judges.prompts import Pattern, Unreadable, load_family
 from dual_head.fingerprint import digest
+from dual_head.secrets import masked, without
 
 OPENAI = "https://api.openai.com/v1"
 FAILURES = 8  # questions in a row without an answer, after which an endpoint is taken to be down
 TOP_LOGPROBS = 5  # the most that every endpoint gives
 ALONE_TOKENS = 4  # of a reply that is its verdict and nothing else
+BRIEF = 200  # characters of what a server says
 MOST = 1e12  # a number of tokens or a log-probability beyond it is none
 # What servers say of a parameter that they do not take; that a number is too large concerns one question.
 NOT_TAKEN = ("unsupported", "not support", "unrecognized", "unknown", "unexpected", "not permitted", "not allowed")
@@ -38,9 +41,9 @@ class EndpointOptions:
 
     base_url: where it is, such as http://127.0.0.1:8000/v1; None for OPENAI_BASE_URL or OpenAI's own; api_key: None
     for OPENAI_API_KEY; template: see `load_family`; concurrency: requests at once; requests_per_minute: None for no
-    limit; max_retries: of each request, after a timeout, 429 or 5xx; timeout: seconds; max_tokens: of a judge's
-    reply; limit: what the endpoint calls that, "none" to send no limit; seed: None where the endpoint takes none;
-    input_price, output_price: for a million tokens.
+    limit; max_retries: of each request, after a timeout, 429 or 5xx; timeout: seconds for the whole of one reply;
+    max_tokens: of a judge's reply; limit: what the endpoint calls that, "none" to send no limit; seed: None where the
+    endpoint takes none; input_price, output_price: for a million tokens.
     """
 
     base_url: str | None = None
@@ -106,13 +109,17 @@ class EndpointJudge:
         if not self.name:
             raise DualHeadError(f"Which model is to judge? Say it: {self.form}.")
         own = f"http{url}" if url else options.base_url or os.environ.get("OPENAI_BASE_URL")
-        self.url = (own or OPENAI).rstrip("/")
+        self._address, self._user = parted((own or OPENAI).rstrip("/"))
         self._key = options.api_key or os.environ.get("OPENAI_API_KEY") or ("none" if own else "")
+        self._secrets = (self._key, *(self._user or ()))
+        self.url = masked(self._address, *self._secrets)  # as it may be shown
         if not self._key:
             raise DualHeadError(
                 "OpenAI's endpoint needs a key: set OPENAI_API_KEY. For an endpoint of your own give its address: "
                 "openai:MODEL@http://127.0.0.1:8000/v1."
             )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise DualHeadError("The judge's key holds characters that no key has. Copy it again.")
         self._family = load_family(options.template)
         self._pace = Pace(options.requests_per_minute)
         self._sent = threading.local()  # requests for the item that a thread is at, retries included
@@ -167,12 +174,15 @@ class EndpointJudge:
             client.close()
 
     def _connect(self) -> Any:
+        client = bounded_client(
+            self._openai, seconds=self.options.timeout, before=self._before_request, auth=self._user
+        )
         return self._openai.OpenAI(
             api_key=self._key,
-            base_url=self.url,
+            base_url=self._address,
             timeout=self.options.timeout,
             max_retries=self.options.max_retries,
-            http_client=self._openai.DefaultHttpxClient(event_hooks={"request": [self._before_request]}),
+            http_client=client,
         )
 
     def _ask(self, client: Any, messages: list[Message], pattern: Pattern) -> Verdict:
@@ -183,19 +193,22 @@ class EndpointJudge:
                 model=self.name, messages=messages, temperature=self.options.temperature, **self._more(pattern)
             )
         except openai.APITimeoutError:
-            return self._without_answer(f"nothing came within {self.options.timeout:g} s")
+            return self._without_answer(f"no whole reply came within {self.options.timeout:g} s")
         except openai.APIConnectionError as error:
-            raise _Stop(f"Nobody answers at {self.url} ({error.__cause__ or error}). Start the endpoint.") from error
+            why = self._shown(error.__cause__ or error)
+            raise _Stop(f"Nobody answers at {self.url} ({why}). Start the endpoint.") from error
         except openai.APIStatusError as error:
             if remedy := self._remedy(error):
                 raise _Stop(remedy) from error
             options = " (see the judge's options limit and max_tokens)" if self._about_limit(error) else ""
-            return self._without_answer(f"{error.status_code}: {_brief(error)}{options}")
+            return self._without_answer(f"{error.status_code}: {self._brief(error)}{options}")
+        except openai.OpenAIError as error:
+            return self._without_answer(self._shown(error))
         try:
             completion = raw.parse()
             choice, used = completion.choices[0], self._used(completion.usage)
-            said = _text(choice.message.content)
-        except (openai.OpenAIError, ValueError, AttributeError, TypeError, LookupError) as error:
+            said = without(_text(choice.message.content), *self._secrets)
+        except Exception as error:  # whatever reading raises: there is no end to what a server may send
             return self._without_answer(f"what came is no chat completion ({type(error).__name__})")
         try:
             return Verdict(_value(pattern, said, choice.logprobs), said=said, used=used)
@@ -213,7 +226,7 @@ class EndpointJudge:
             more |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return more
 
-    def _before_request(self, _request: Any) -> None:
+    def _before_request(self) -> None:
         self._sent.requests += 1
         self._pace.take_turn()
 
@@ -230,7 +243,12 @@ class EndpointJudge:
 
     def _remedy(self, error: Any) -> str:
         """What to do about an error that everybody would get; "" for one that may be this question's."""
-        code, said = error.status_code, _brief(error)
+        code, said = error.status_code, self._brief(error)
+        if 300 <= code < 400:
+            there = self._shown(error.response.headers.get("location", "nowhere"))
+            return (
+                f"{self.url} sends requests on to {there}, which is not followed. If you trust it, give that address."
+            )
         if code in (401, 403):
             return f"{self.url} refuses the key ({code}: {said}). Set OPENAI_API_KEY to one that may use '{self.name}'."
         if code == 404:
@@ -251,7 +269,21 @@ class EndpointJudge:
 
     def _about_limit(self, error: Any) -> bool:
         """Whether the limit of tokens is refused, or is too high for this question."""
-        return error.status_code in (400, 422) and self.options.limit in _brief(error) and self.options.limit != "none"
+        return (
+            error.status_code in (400, 422)
+            and self.options.limit in self._brief(error)
+            and self.options.limit != "none"
+        )
+
+    def _brief(self, error: Any) -> str:
+        """What the server said."""
+        body = error.body
+        said = body.get("message") if isinstance(body, dict) else body
+        return self._shown(said or error.message)
+
+    def _shown(self, said: Any) -> str:
+        """Somebody else's words on one line, short and without our secrets."""
+        return " ".join(masked(str(said)[: 20 * BRIEF], *self._secrets).split())[:BRIEF]
 
     def _down(self, failures: int, flaw: str) -> str:
         last = flaw.removeprefix(NO_ANSWER)
@@ -259,13 +291,6 @@ class EndpointJudge:
             f"The endpoint {self.url} is down, or refuses what it is asked: {failures} questions in a row had no "
             f"answer, each after up to {self.options.max_retries} retries (the last one: {last})."
         )
-
-
-def _brief(error: Any) -> str:
-    """What the server said, on one line."""
-    body = error.body
-    said = body.get("message") if isinstance(body, dict) else body
-    return " ".join(str(said or error.message).split())[:200]
 
 
 def _text(content: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 RATINGS = range(1, 11)
+EXAMPLES = 3  # of contradicting verdicts that are named
 _LETTER = re.compile(r"\[\[([ABC])\]\]")
 _RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -38,7 +39,7 @@ def _last_marked(text: str, marker: re.Pattern[str]) -> str:
     for line in reversed(text.splitlines()):
         found = sorted(set(marker.findall(line)))
         if len(found) > 1:
-            raise Unreadable(f"contradicting verdicts {', '.join(f'[[{own}]]' for own in found)}")
+            raise Unreadable(f"contradicting verdicts {', '.join(f'[[{own}]]' for own in found[:EXAMPLES])}")
         if found:
             return found[0]
     raise Unreadable("no verdict in it")

@@ -1,0 +1,77 @@
+"""Keys, tokens and passwords, masked wherever a command line, an address or a server's words are written or shown.
+
+It knows texts, and how secrets are named and look; nothing of who uses them.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+MASK = "***"
+LEAST = 6  # characters: a shorter value stands in too many words to be looked for
+# How secrets are named, but for the tokens that a tokenizer pads or ends texts with.
+_NAME = (
+    r"(?!(?:pad|eos|bos|unk|sep|cls|mask|image)_token)(?:[\w.-]*[_.-])?(?:(?:api|access|secret|private|auth)[ _-]?key"
+    r"|passw(?:or)?d|passphrase|secret|authorization|credentials?|token)"
+)
+_NAMED = re.compile(rf"\s*{_NAME}\s*", re.IGNORECASE)
+# "api_key=VALUE", "--judge_option=api_key=VALUE"
+_ARGUMENT = re.compile(rf"((?:--[\w-]+=)?\s*(?:--)?{_NAME}\s*=)(.+)", re.IGNORECASE | re.DOTALL)
+_USER = re.compile(r"(?<=://)[^\s/?#\"']*@")  # user:password@ in an address
+# After the name of a secret: its value, in JSON, in a header, in a query, in words.
+_IN_TEXT = re.compile(
+    rf"((?<![\w.-]){_NAME}[\"']?\s*(?:=|:(?=\s*[\"'])|(?<!\btoken):)\s*(?:bearer\s+|basic\s+)?[\"']?)([^\s\"',;&<>()]+)",
+    re.IGNORECASE,
+)
+_IN_QUERY = re.compile(r"((?<=[?&])(?:key|sig|signature)=)[^\s&#\"']+", re.IGNORECASE)
+_SHAPED = re.compile(
+    r"\b(?:sk-[\w*-]{8,}|hf_[A-Za-z0-9]{16,}|gh[a-z]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
+    r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+|(?<=[Bb]earer )\S{8,}|(?<=[Bb]asic )[\w+/=]{12,})"
+)
+
+
+def is_secret(name: str) -> bool:
+    """Whether what is named so is a secret: api_key, hub_token, OPENAI_API_KEY, but not max_tokens or pad_token."""
+    return bool(_NAMED.fullmatch(name.removeprefix("--")))
+
+
+def masked(text: str, *values: str) -> str:
+    """Mask what looks like a secret or is named so, users of addresses, `values`, and secrets of the environment."""
+    text = without(text, *values, *(value for name, value in os.environ.items() if is_secret(name)))
+    text = _SHAPED.sub(MASK, _USER.sub(f"{MASK}@", text))
+    return _IN_QUERY.sub(rf"\1{MASK}", _IN_TEXT.sub(rf"\1{MASK}", text))
+
+
+def without(text: str, *values: str) -> str:
+    """Mask these very values, and nothing else: for words that are data, where "password: x" may be an answer."""
+    for value in sorted({value for value in values if len(value) >= LEAST}, key=len, reverse=True):
+        text = text.replace(value, MASK)
+    return text
+
+
+def command_line(*words: str) -> str:
+    """Write a command as a shell reads it, without its secrets."""
+    values = secret_values(words)
+    return shlex.join(shown + MASK if secret else masked(shown, *values) for shown, secret in _parted(words))
+
+
+def secret_values(arguments: Sequence[str]) -> list[str]:
+    """Values of the secrets among arguments: of flags and options named so, users and passwords of addresses."""
+    values = [secret for _, secret in _parted(arguments)]
+    for user in (found for argument in arguments for found in _USER.findall(argument)):
+        values += [user[:-1], *user[:-1].split(":", 1)[1:]]
+    return [value for value in values if value]
+
+
+def _parted(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each argument as (what may be shown, the secret that follows it)."""
+    before = ""
+    for argument in arguments:
+        if before.startswith("--") and is_secret(before) and not argument.startswith("--"):
+            yield "", argument
+        elif named := _ARGUMENT.fullmatch(argument):
+            yield named[1], named[2]
+        else:
+            yield argument, ""
+        before = argument

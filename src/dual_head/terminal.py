@@ -1,0 +1,29 @@
+"""Text on a terminal or in a log: what could move the cursor, recolour, retitle or reorder is shown, not obeyed.
+
+It knows characters and the console that prints them.
+"""
+
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+# C0 but newline and tab, DEL, C1; what overrides the direction of text; halves of characters, which no stream takes.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Write control characters as Python does, such as \x1b or \u202e; newlines, tabs and all else stay."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class Terminal(Console):
+    """A console that prints texts as they are: no markup, no emoji codes, and control characters escaped."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Turn a string, of a table's cell too, into text that is safe to print."""
+        return super().render_str(printable(text), **options)
