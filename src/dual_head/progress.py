@@ -8,6 +8,8 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from dual_head.gauge import SETTLED, duration
+
 # What a person watches while it trains; trackers and the report get everything.
 SHOWN = (
     "loss",
@@ -24,8 +26,6 @@ SHOWN = (
     "learning_rate",
     "epoch",
 )
-
-SETTLED = 5  # seconds of steps after which their time is known
 
 
 def _shown(logs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -78,14 +78,6 @@ class BriefPrinter(PrinterCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Print one line."""
         super().on_log(args, state, control, logs=_shown(logs), **kwargs)
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever is a number of one to three digits."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def brief(trainer: Trainer) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.data import Cut, Dropped, Drops, Pair
 from dual_head.data.conversation import APART, Ids, write
 from dual_head.errors import DualHeadError
+from dual_head.gauge import gauged
 
 __all__ = ["COLUMNS", "TokenizeOptions", "longest_sequence", "pair_lengths", "tokenize_pairs"]
 
@@ -56,7 +56,7 @@ def tokenize_pairs(
         raise DualHeadError("The tokenizer has no EOS. Set tokenizer.eos_token, or pass append_eos=False.")
     features = datasets.Features({column: datasets.List(datasets.Value("int32")) for column in COLUMNS})
     drops, parts = Drops(rows=len(pairs)), []
-    for start in track(range(0, len(pairs), BATCH), "tokenising", disable=not progress):
+    for start in gauged(range(0, len(pairs), BATCH), "tokenising", quiet=not progress):
         batch = {f"pair {start + i}": pair for i, pair in enumerate(pairs[start : start + BATCH])}
         if rows := list(_rows(batch, tokenizer, options, drops)):
             columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))

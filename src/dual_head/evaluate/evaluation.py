@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dual_head import __version__
 from dual_head.backbone import context_length
@@ -37,6 +36,7 @@ from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.specs import parse_systems
 from dual_head.evaluate.systems import System, fits, open_system
 from dual_head.evaluate.verdicts import Graded, Outcome, grade_all, judge_pairs
+from dual_head.gauge import Gauge
 from dual_head.places import atomic_folder
 from dual_head.rewards import require_reward
 
@@ -113,30 +113,26 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     )
     answers: Answers = {}
     measured: dict[str, Measured] = {}
-    with _progress(console) as bars:
-        for system in systems:
-            bar = bars.add_task(f"{system.name}: answers", total=len(questions))
-            advance = _advancing(bars, bar)
+    for system in systems:
+        with Gauge(f"{system.name}: answers", len(questions), quiet=console.quiet) as gauge:
             answers[system.name] = answer_all(
                 system,
                 questions,
                 options.decoding,
                 output / "answers",
                 batch_size=options.batch_size,
-                on_progress=advance,
+                on_progress=gauge.reach,
             )
             if not options.skip_measures:
-                bars.update(bar, description=f"{system.name}: measures")
                 measured[system.name] = measures.of(system, questions, answers[system.name])
-            bars.update(bar, description=system.name, completed=len(questions))
-            if system is not measures.base:
-                system.release()  # one model in memory at a time
-        asked = len(questions)
-        questions, answers = require_comparable(questions, answers, allow_missing=options.allow_missing)
-        if left := asked - len(questions):
-            notes.append(f"{left} of {asked} questions were left out, since some system has no answer to them")
-        verdicts = _verdicts(judge, questions, answers, pairs, output, options, bars) if judge else {}
-        grades = _grades(judge, questions, answers, output, bars) if judge and _grading(judge, options) else {}
+        if system is not measures.base:
+            system.release()  # one model in memory at a time
+    asked = len(questions)
+    questions, answers = require_comparable(questions, answers, allow_missing=options.allow_missing)
+    if left := asked - len(questions):
+        notes.append(f"{left} of {asked} questions were left out, since some system has no answer to them")
+    verdicts = _verdicts(judge, questions, answers, pairs, output, options, console) if judge else {}
+    grades = _grades(judge, questions, answers, output, console) if judge and _grading(judge, options) else {}
     report = {
         "title": f"{options.benchmark}: {', '.join(answers)}",
         "command": command,
@@ -270,32 +266,30 @@ def _verdicts(
     pairs: Sequence[tuple[str, str]],
     output: Path,
     options: EvaluationOptions,
-    bars: Progress,
+    console: Console,
 ) -> dict[tuple[str, str], list[Outcome]]:
     found = {}
     for a, b in pairs:
-        bar = bars.add_task(f"{judge.name}: {a} against {b}", total=None)
-        found[a, b] = judge_pairs(
-            judge,
-            questions,
-            answers[a],
-            answers[b],
-            folder=output / "verdicts",
-            both_orders=not options.one_order,
-            on_progress=_advancing(bars, bar),
-        )
-        bars.update(bar, total=1, completed=1)
+        with Gauge(f"{judge.name}: {a} against {b}", quiet=console.quiet) as gauge:
+            found[a, b] = judge_pairs(
+                judge,
+                questions,
+                answers[a],
+                answers[b],
+                folder=output / "verdicts",
+                both_orders=not options.one_order,
+                on_progress=gauge.reach,
+            )
     return found
 
 
 def _grades(
-    judge: Judge, questions: Sequence[Question], answers: Answers, output: Path, bars: Progress
+    judge: Judge, questions: Sequence[Question], answers: Answers, output: Path, console: Console
 ) -> dict[str, list[Graded]]:
     found = {}
     for name, own in answers.items():
-        bar = bars.add_task(f"{judge.name}: grades {name}", total=None)
-        found[name] = grade_all(judge, questions, own, folder=output / "verdicts", on_progress=_advancing(bars, bar))
-        bars.update(bar, total=1, completed=1)
+        with Gauge(f"{judge.name}: grades {name}", quiet=console.quiet) as gauge:
+            found[name] = grade_all(judge, questions, own, folder=output / "verdicts", on_progress=gauge.reach)
     return found
 
 
@@ -342,24 +336,3 @@ def _write_answers(output: Path, questions: Sequence[Question], answers: Answers
             write_arena_hard(output / "arena_hard" / f"{name}.jsonl", questions, own, model=name)
         elif benchmark == "alpaca":
             write_alpaca_eval(output / "alpaca_eval" / f"{name}.json", questions, own, generator=name)
-
-
-# ---- what is seen meanwhile --------------------------------------------------------------------------------
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
-def _advancing(bars: Progress, bar: Any):
-    def advance(done: int, total: int) -> None:
-        bars.update(bar, completed=done, total=total)
-
-    return advance

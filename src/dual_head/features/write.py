@@ -4,7 +4,7 @@ A shard is a fixed number of pairs, and its batches are made of those alone, so 
 interruption show in its bytes. It knows a backbone and token ids; no method, and nothing of training.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,17 +123,26 @@ def write_shards(
     *,
     share_prompt: bool,
     batch_tokens: int,
+    on_rows: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Shard]:
-    """Write shards one after the other, yielding each when it is whole."""
+    """Write shards one after the other, yielding each when it is whole; on_rows: is told how many a batch made."""
     for task in tasks:
         pairs = _pairs(parts[task.part], task.start, task.stop)
-        tensors = shard_of(backbone, pairs, plan.layout, share_prompt=share_prompt, batch_tokens=batch_tokens)
+        tensors = shard_of(
+            backbone, pairs, plan.layout, share_prompt=share_prompt, batch_tokens=batch_tokens, on_rows=on_rows
+        )
         yield publish(folder, task.name, tensors, pairs=len(pairs), rows=task.rows, data=task.data)
 
 
 @torch.no_grad()
 def shard_of(
-    backbone: Backbone, pairs: Sequence[dict[str, Any]], layout: Layout, *, share_prompt: bool, batch_tokens: int
+    backbone: Backbone,
+    pairs: Sequence[dict[str, Any]],
+    layout: Layout,
+    *,
+    share_prompt: bool,
+    batch_tokens: int,
+    on_rows: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tensor]:
     """The tensors of one shard: rows of every pair in order, ids and lengths."""
     lengths = _lengths(pairs)
@@ -153,6 +162,7 @@ def shard_of(
                 if key not in tensors:
                     tensors[key] = torch.empty(len(ids), *packed.shape[1:], dtype=packed.dtype)
                 tensors[key][where] = packed.cpu()
+        on_rows(len(where))
     return {**tensors, "ids": ids, "lengths": lengths.int()}
 
 
