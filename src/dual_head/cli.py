@@ -4,6 +4,7 @@ import argparse
 import errno
 import gc
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Bars of loading are for a terminal, and not for the one that a reply is streamed to.
     if name == "generate" or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    assert logging.lastResort is not None
+    logging.lastResort.setFormatter(_Shown())
     try:
         if name in COMMANDS:
             from dual_head.commands.paths import require_paths
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise DualHeadError(f"Unknown command '{name}'.{did_you_mean(name, COMMANDS)}")
         _parser().parse_args(arguments or ["--help"])
     except DualHeadError as error:
-        print(f"dual-head: {error}", file=sys.stderr)
+        _say(f"{error}", arguments)
         return 2
     except (OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError):  # `dual-head ... | head`
@@ -67,16 +70,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if not _is_disk_trouble(error):
             raise
-        print(
-            f"dual-head: writing failed ({error}). Free some space or choose another output folder, and run the "
-            "same command again: it goes on from the last whole checkpoint.",
-            file=sys.stderr,
+        _say(
+            f"writing failed ({error}). Free some space or choose another output folder, and run the same command "
+            "again: it goes on from the last whole checkpoint.",
+            arguments,
         )
         return 2
     except KeyboardInterrupt:
         print("dual-head: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _say(what: str, arguments: Sequence[str]) -> None:
+    """Print why a command ended."""
+    from dual_head.secrets import secret_values
+    from dual_head.terminal import shown
+
+    print(f"dual-head: {shown(what, *secret_values(arguments))}", file=sys.stderr)
+
+
+class _Shown(logging.Formatter):
+    """Writes warnings that nobody else handles."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from dual_head.terminal import shown
+
+        return shown(super().format(record))
 
 
 def _is_disk_trouble(error: Exception) -> bool:

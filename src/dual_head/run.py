@@ -37,6 +37,7 @@ from dual_head.report import draw, print_report, summarise
 from dual_head.resume import begin, is_finished, kept_checkpoint, load_guides, resume_point, save_guides, writable
 from dual_head.run_inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
 from dual_head.run_options import RunOptions, identity_of
+from dual_head.terminal import Terminal
 from dual_head.training import GuideTrainer, GuideTrainingArguments, require_trackers
 from dual_head.tuning import kind_of_peer, preference_trainer
 
@@ -53,7 +54,7 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     options = cached.options if cached else options
     processes = PartialState(cpu=args.use_cpu)
     main = processes.is_main_process
-    console = Console(quiet=not main, highlight=False, markup=False, emoji=False)
+    console = Terminal(quiet=not main)
     output = writable(args.output_dir)
     require_trackers(args)
     identity = identity_of(method, options, args)

@@ -44,6 +44,7 @@ from dual_head.methods import Method
 from dual_head.places import atomic_folder
 from dual_head.run_inputs import load_data, load_lm, load_tokenizer, needs_of_method
 from dual_head.run_options import CacheOptions, source_of
+from dual_head.terminal import Terminal
 
 # What may differ between two commands that write one cache: where things are; and how much data, which only grows.
 WHEREABOUTS = ("model_name_or_path", "dataset_name", "dataset_split", "max_pairs", "tokenizer_name")
@@ -53,7 +54,7 @@ def cache_features(method: Method, options: CacheOptions) -> FeatureCache:
     """Write the feature cache that a method's guides are trained from, or what is missing of it."""
     processes = PartialState(cpu=not torch.accelerator.is_available())
     main = processes.is_main_process
-    console = Console(quiet=not main, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = Terminal(quiet=not main, soft_wrap=True)
     folder = Path(options.output_dir)
     with atomic_folder(folder):
         pass  # a folder that cannot be written is refused before anything is loaded

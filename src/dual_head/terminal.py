@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from dual_head.secrets import masked
+
 # C0 but newline and tab, DEL, C1; what overrides the direction of text; halves of characters, which no stream takes.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -16,6 +18,11 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 def printable(text: str) -> str:
     r"""Write control characters as Python does, such as \x1b or \u202e; newlines, tabs and all else stay."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shown(text: str, *secrets: str) -> str:
+    """Text that others had a part in, as it may be printed: secrets masked, control characters escaped."""
+    return printable(masked(text, *secrets))
 
 
 class Terminal(Console):

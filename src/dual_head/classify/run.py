@@ -37,13 +37,14 @@ from dual_head.places import atomic_folder
 from dual_head.report import too_few
 from dual_head.resume import begin, is_finished, resume_point, writable
 from dual_head.run import REPORT_FILE
+from dual_head.terminal import Terminal
 from dual_head.training import require_trackers
 
 
 def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments) -> ClassifierTrainer:
     """Train one classifier and write it with its report; go on where a killed run of the same options stopped."""
     processes = PartialState(cpu=args.use_cpu)
-    console = Console(quiet=not processes.is_main_process, highlight=False, markup=False, emoji=False)
+    console = Terminal(quiet=not processes.is_main_process)
     output = writable(args.output_dir)
     require_trackers(args)
     identity = identity_of(options, args)

@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head.commands.flags import read_options
-from dual_head.commands.help import Help
+from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder
+from dual_head.terminal import Terminal
 
 OWN = ("variants", "seeds", "evaluate")
 RUNS = "runs"
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     args, flags = _parser().parse_known_args(arguments)
     plan = read_plan(Path(args.config))
     output = Path(args.output_dir)
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     # Imported late: a mistyped config should not wait for torch.
     from dual_head.commands import eval as evaluation
     from dual_head.commands import train
@@ -211,7 +212,7 @@ def _print(console: Console, output: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head ablate",
         usage="dual-head ablate CONFIG --output_dir OUT [options of dual-head train]",
         description=__doc__,

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from dual_head.commands.help import Help
-from dual_head.commands.train import add_method_options, with_method_options
+from dual_head.commands.train import TrainingParser, add_method_options, with_method_options
 from dual_head.errors import DualHeadError
 from dual_head.features import verify
 from dual_head.methods import Method, method, method_names
@@ -43,7 +43,7 @@ def _verify(folder: str | None) -> int:
 
 
 def _parser(chosen: Method) -> HfArgumentParser:
-    parser = HfArgumentParser(
+    parser = TrainingParser(
         CacheOptions,  # type: ignore[arg-type]
         prog="dual-head cache",
         usage="dual-head cache --model_name_or_path M --dataset_name D --output_dir C [options]",

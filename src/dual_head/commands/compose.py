@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from dual_head.commands.generate import parse_alpha
-from dual_head.commands.help import DTYPE_HELP, Help
+from dual_head.commands.help import DTYPE_HELP, Help, Parser
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.guides import GuideConfig
@@ -61,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         model.attach(name, config or folder, source_name=chosen or None, alpha=strengths.get(name))
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     console.print(f"{len(sources)} guides written to {args.output_dir}: {', '.join(sources)}.")
     shown = ",".join(f"{name}={strength:g}" for name, strength in model.config.alpha.items())
     console.print(f"Try: dual-head generate {args.output_dir} --prompt '...' --alpha {shown}")
@@ -124,7 +123,7 @@ def _require_same_tokens(source: str, tokenizer: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head compose",
         usage="dual-head compose NAME=SOURCE [NAME=SOURCE ...] --output_dir OUT [options]",
         description=__doc__,

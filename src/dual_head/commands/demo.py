@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.help import Help
+from dual_head.commands.help import Help, Parser
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import Point, measure
 from dual_head.demo.picture import demo_picture, frontier_point
@@ -31,6 +31,7 @@ from dual_head.methods import Method, method
 from dual_head.model import AlignedModel
 from dual_head.places import atomic_folder
 from dual_head.run import RunOptions, load_tokenizer, train_guide
+from dual_head.terminal import Terminal
 from dual_head.training import GuideTrainingArguments
 
 ALPHAS = {"logits": (0.0, 0.5, 1.0, 1.5, 2.0), "probabilities": (0.0, 0.25, 0.5, 0.75, 1.0)}  # shares end at 1
@@ -41,7 +42,7 @@ HELP, HARM = (0.0, 0.5, 1.0), (0.0, 0.5, 1.0, 1.5)  # the grid of two objectives
 def run(arguments: Sequence[str]) -> int:
     """Train, measure, print, draw."""
     args = _parser().parse_args(arguments)
-    console = Console(highlight=False)
+    console = Terminal(markup=True)
     started = time.perf_counter()
     output = Path(args.output_dir)
     # Preferences through the fused policy: the gate then learns from them too, and not only to imitate.
@@ -219,7 +220,7 @@ def _shown(args: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head demo",
         usage="dual-head demo [options]",
         description=__doc__,

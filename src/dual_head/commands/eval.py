@@ -5,7 +5,6 @@ Answers and verdicts are kept in the output folder, so that a killed run goes on
 """
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.help import DTYPE_HELP, Help, at_least
+from dual_head.commands.help import DTYPE_HELP, Help, Parser, at_least
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.secrets import command_line
+from dual_head.terminal import Terminal
 
 BENCHMARKS = ("hh", "alpaca", "arena", "mt_bench", "truthfulqa", "safety", "world", "prompts")
 # What choices are scored with; they are given, so that no other option changes anything.
@@ -33,11 +34,11 @@ def run(arguments: Sequence[str]) -> int:
     if args.benchmark not in BENCHMARKS:
         raise DualHeadError(f"There is no benchmark '{args.benchmark}'.{did_you_mean(args.benchmark, BENCHMARKS)}")
     _require_places(args.models)
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     output = Path(args.output_dir)
-    command = shlex.join(["dual-head", "eval", *arguments])
+    command = command_line("dual-head", "eval", *arguments)
     # Imported late: a mistyped option should not wait for torch.
     if args.benchmark == "truthfulqa":
         _require_of_choices(args, parser)
@@ -199,7 +200,7 @@ class _NoPaths(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head eval",
         usage="dual-head eval BENCHMARK --models NAME=PATH,NAME=PATH@ALPHA --output_dir OUT [options]",
         description=__doc__,

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
-from dual_head.commands.help import Help, at_least
+from dual_head.commands.help import Help, Parser, at_least
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts, shown
 from dual_head.errors import DualHeadError
+from dual_head.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from dual_head.strength import Alpha
@@ -28,11 +28,10 @@ def run(arguments: Sequence[str]) -> int:
     model, tokenizer = load_guided(args)
     # Imported late: a mistyped prompt file should not wait for torch.
     import torch
-    from transformers import TextStreamer
 
     if args.seed is not None:
         torch.manual_seed(args.seed)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     decoding = {
         name: getattr(args, name)
         for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
@@ -49,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
                 tokenizer=tokenizer,
                 alpha=alpha,
                 chat_template=False,  # what is asked is known
-                streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+                streamer=_streamer(tokenizer),
                 **decoding,
             )
             empty += not texts[0].strip()
@@ -68,10 +67,24 @@ def run(arguments: Sequence[str]) -> int:
                 continue
             if len(prompts) > 1:
                 console.print(shown(prompt), style="bold")
-            console.print(show_trace(trace, tokenizer) if trace else text)
+            if trace:
+                console.print(show_trace(trace, tokenizer))
+            else:
+                print(printable(text))  # rich would turn tabs into spaces
     if empty:
         print(f"{empty} of {len(prompts)} replies are empty: the model ended its turn at once.", file=sys.stderr)
     return 0
+
+
+def _streamer(tokenizer: Any) -> Any:
+    """What prints a reply piece by piece."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text), stream_end)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def parse_alpha(text: str | None) -> "Alpha":
@@ -94,7 +107,7 @@ def show_trace(trace, tokenizer) -> Text:
         shade = f"rgb({int(255 * gate)},{int(90 * (1 - abs(2 * gate - 1)))},{int(255 * (1 - gate))})"
         # Decoded with what precedes it: a token alone would lose the space before it.
         whole = tokenizer.decode([t.token_id for t in trace[: i + 1]])
-        text.append(whole[len(said) :].replace("\n", "\\n"), style=f"on {shade}")
+        text.append(printable(whole[len(said) :].replace("\n", "\\n")), style=f"on {shade}")
         said = whole
     text.append("\n\n")
     header = f"{'token':>14} {'gate':>6} {'log p base':>11} {'policy':>8} {'KL':>7}  promoted / demoted\n"
@@ -113,7 +126,7 @@ def _piece(token_id: int, tokenizer) -> str:
     """Show a token with the space it begins with, which decoding it alone would lose."""
     named = tokenizer.convert_ids_to_tokens(token_id) or f"<{token_id}>"  # a backbone may have more ids than names
     piece = named.replace("\u2581", " ").replace("\u0120", " ")
-    return piece.replace("\u010a", "\\n").replace("<0x0A>", "\\n").replace("\n", "\\n")
+    return printable(piece.replace("\u010a", "\\n").replace("<0x0A>", "\\n").replace("\n", "\\n"))
 
 
 def _append(file: Path, row: dict) -> None:
@@ -125,7 +138,7 @@ def _append(file: Path, row: dict) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head generate",
         usage="dual-head generate GUIDES [options]",
         description=__doc__,

@@ -2,8 +2,19 @@
 
 import argparse
 from collections.abc import Callable
+from typing import NoReturn
+
+from dual_head.terminal import shown
 
 DTYPE_HELP = "auto (as stored, but float32 where the processor is slow in that), stored, float32, bfloat16 or float16"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints, which repeat what was typed, show no secret."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print a complaint, and leave with 2."""
+        super().error(shown(message))
 
 
 class Help(argparse.HelpFormatter):

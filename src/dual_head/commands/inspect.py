@@ -1,19 +1,18 @@
 """`dual-head inspect GUIDES`: what a folder of guides is, and whether it fits another backbone; loads no weights."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from dual_head.checkpoint import SAFE_WEIGHTS_NAME, VOCAB_MAP, find_file, read_sizes, read_values
-from dual_head.commands.help import Help
+from dual_head.commands.help import Help, Parser
 from dual_head.commands.paths import add_guides
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint
+from dual_head.terminal import Terminal, printable
 
 ROWS = {
     "kind": lambda guide: guide["kind"],
@@ -30,7 +29,7 @@ ROWS = {
 
 def run(arguments: Sequence[str]) -> int:
     """Print a description, or JSON with --json; with --against, 1 where the guides cannot move there."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head inspect",
         usage="dual-head inspect GUIDES [--against BACKBONE] [--json]",
         description=__doc__,
@@ -44,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     if args.against:
         fits, said = compare(args.guides, args.against, vocab_map=args.vocab_map)
-        print(json.dumps({"compatible": fits, "because": said}) if args.json else said)
+        print(json.dumps({"compatible": fits, "because": said}) if args.json else printable(said))
         return 0 if fits else 1
     described = describe(args.guides)
     if args.json:
@@ -152,7 +151,7 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
 
 
 def _print(described: dict) -> None:
-    console = Console(highlight=False)
+    console = Terminal()
     backbone = described["backbone"]
     about = {
         "backbone": f"{backbone['name_or_path']} ({backbone['architecture']})",

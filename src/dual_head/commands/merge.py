@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from dual_head.commands.generate import parse_alpha
-from dual_head.commands.help import Help
+from dual_head.commands.help import Help, Parser
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.errors import DualHeadError
+from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
             exported = write_merged(model, tokenizer, staging, **options)
             del model
             checked = check(staging, ids, unmerged, **loading)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for line in (*_said(exported, output), checked):
         console.print(line)
     console.print(f'load it  AutoModelForCausalLM.from_pretrained("{output}")')
@@ -94,7 +93,7 @@ def _said(exported: "Exported", output: Path) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head merge",
         usage="dual-head merge GUIDES --output_dir OUT [options]",
         description=__doc__,

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +18,13 @@ from rich.table import Table
 
 from dual_head import __version__
 from dual_head.commands.generate import parse_alpha
-from dual_head.commands.help import Help, at_least
+from dual_head.commands.help import Help, Parser, at_least
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder
+from dual_head.secrets import command_line
+from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,7 +185,7 @@ def _write(
 
     names = [swept] if swept else list(model.config.alpha or {})
     summary = {
-        "command": shlex.join(["dual-head", "sweep", *arguments]),
+        "command": command_line("dual-head", "sweep", *arguments),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {model.device}, {torch.get_num_threads()} threads",
         "versions": {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
@@ -203,7 +204,7 @@ def _write(
 
 
 def _print(points: list[dict[str, Any]], output: Path) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     table = Table("alpha", title=f"means over {points[0]['prompts']} prompts", box=box.SIMPLE_HEAD)
@@ -226,7 +227,7 @@ def _print(points: list[dict[str, Any]], output: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head sweep",
         usage="dual-head sweep GUIDES --alphas 0,0.5,1,1.5,2 --prompts FILE --output_dir OUT [options]",
         description=__doc__,

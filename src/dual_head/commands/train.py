@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from dual_head.commands.flags import checked, hide_rare, read_options, refuse_unknown
-from dual_head.commands.help import Help
+from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method, method, method_names
 from dual_head.run import RunOptions, train_guide
@@ -84,9 +84,13 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+class TrainingParser(Parser, HfArgumentParser):
+    """transformers' parser of dataclasses, with our complaints."""
+
+
 def build_parser(chosen: Method, *, help_all: bool = False) -> HfArgumentParser:
     """Make the parser of one method: our options, the method's, and transformers' with the method's defaults."""
-    parser = HfArgumentParser(
+    parser = TrainingParser(
         (RunOptions, GuideTrainingArguments),  # type: ignore[arg-type]
         prog=f"dual-head train {chosen.name}",
         usage=f"dual-head train {chosen.name} --model_name_or_path M --dataset_name D --output_dir O [options]",

@@ -9,7 +9,6 @@ seeds may be added later.
 
 import argparse
 import json
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ from dual_head.classify.controls import Control
 from dual_head.commands.help import at_least
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder
+from dual_head.secrets import command_line
+from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     own = _parsed(parser, arguments)
     plan = plan_of(own["options"], own["training"], own["controls"])
     processes = PartialState(cpu=own["training"].use_cpu)
-    console = Console(quiet=not processes.is_main_process, highlight=False, markup=False, emoji=False)
+    console = Terminal(quiet=not processes.is_main_process)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     output = _begin(own["training"].output_dir, plan, processes, restart=own["options"].restart)
@@ -74,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     records = _records(runs, plan, lambda said: train.parsed(parser, [*arguments, *said]), console)
     if processes.is_main_process:
         found = {
-            "command": shlex.join(["dual-head", "classify", "compare", *arguments]),
+            "command": command_line("dual-head", "classify", "compare", *arguments),
             "date": time.strftime("%Y-%m-%d"),
             "versions": versions(),
             "plan": plan.identity,

@@ -6,7 +6,6 @@ first, row by row. A training config does as --config: the data that it holds ou
 
 import argparse
 import json
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,9 +22,11 @@ from dual_head.classify.formats_options import columns_of
 from dual_head.commands.classify.evaluate_config import apply_config, folder_of
 from dual_head.commands.classify.predict import add_batches, add_classifier
 from dual_head.commands.flags import refuse_unknown
-from dual_head.commands.help import Help, at_least
+from dual_head.commands.help import Help, Parser, at_least
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder
+from dual_head.secrets import command_line
+from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.classify import Example
@@ -46,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     # Imported late: a mistyped flag should not wait for torch.
     from dual_head.classify.evaluation import require_same_rows, summarise
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     found: dict[str, Measured] = {}
     drops: dict[str, Drops] = {}
     for name, folder in zip(_names(args.classifier), args.classifier, strict=True):
@@ -60,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     rows = next(iter(drops.values()))
     console.print(rows.table(), soft_wrap=True)
     summary = {
-        "command": shlex.join(["dual-head", "classify", "evaluate", *arguments]),
+        "command": command_line("dual-head", "classify", "evaluate", *arguments),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "dataset": {"name": args.dataset, "split": args.split, "held_out": args.held_out},
@@ -249,7 +250,7 @@ def _require_places(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head classify evaluate",
         usage="dual-head classify evaluate CLASSIFIER [OTHER ...] --dataset D --output_dir O [options]",
         description=__doc__,

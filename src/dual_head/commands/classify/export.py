@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from dual_head.commands.help import Help
+from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError
+from dual_head.terminal import Terminal
 
 ONNX_FILE = "model.onnx"
 
@@ -42,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         written = export_onnx(model, tokenizer, output / ONNX_FILE, **options)
     else:
         written = export(model, tokenizer, output, dtype=args.dtype, **options)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     console.print(f"written  {output} ({written.architecture}, {written.bytes:,} bytes)")
     console.print(f"checked  its logits differ by at most {written.difference:.2g} from the classifier's")
     for note in written.notes:
@@ -53,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head classify export",
         usage="dual-head classify export CLASSIFIER --output_dir OUT [--onnx] [options]",
         description=__doc__,

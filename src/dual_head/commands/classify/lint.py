@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head.commands.classify.dataset import add_dataset, load_dataset
-from dual_head.commands.help import Help, at_least
+from dual_head.commands.help import Help, Parser, at_least
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder
+from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.classify.formats import Loaded
@@ -80,7 +81,7 @@ def _write(file: Path, found: "Lint", loaded: "Loaded", shared: int | None, argu
 
 
 def _print(found: "Lint", loaded: "Loaded", shared: int | None, output: str | None) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     console.print(f"{loaded.drops.table()}\nread as {loaded.format}; rows of each label: {_counts(found.labels)}")
@@ -138,7 +139,7 @@ def _counts(labels: dict[str, int]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head classify lint",
         usage="dual-head classify lint --dataset DATA [--held_out DATA] [--output FILE.json] [options]",
         description=__doc__,

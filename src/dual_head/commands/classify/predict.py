@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from dual_head.commands.flags import refuse_unknown
-from dual_head.commands.help import Help, at_least
+from dual_head.commands.help import Help, Parser, at_least
 from dual_head.data import Dropped
 from dual_head.errors import DualHeadError
 
@@ -231,7 +231,7 @@ def _check_same(recorded: dict[str, Any] | None, wanted: dict[str, Any], output:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head classify predict",
         usage="dual-head classify predict CLASSIFIER --input FILE --output FILE [options]",
         description=__doc__,

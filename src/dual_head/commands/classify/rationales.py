@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dual_head.commands.classify.dataset import add_dataset, load_dataset
-from dual_head.commands.help import Help, at_least
+from dual_head.commands.help import Help, Parser, at_least
+from dual_head.secrets import masked
+from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.classify.teacher import Ask, Written
@@ -30,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     ask = _teacher(args)
     loaded = load_dataset(args)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     console.print(loaded.drops.table())
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("rationales", total=len(loaded.examples))
@@ -39,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
             loaded.labels,
             ask,
             args.output,
-            teacher=args.model,
+            teacher=masked(args.model),  # it may hold an address
             options=options,
             on_row=lambda found: progress.update(task, completed=found.before + found.written),
         )
@@ -80,7 +82,7 @@ def _print(found: "Written", args: argparse.Namespace, console: Console) -> None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dual-head classify rationales",
         usage="dual-head classify rationales --dataset DATA --teacher URL --model NAME --output FILE.jsonl [options]",
         description=__doc__,

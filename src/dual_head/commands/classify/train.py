@@ -19,7 +19,7 @@ from dual_head.classify.run import train_classifier
 from dual_head.classify.training import ClassifierTrainingArguments
 from dual_head.commands.flags import checked, hide_rare, read_options, refuse_unknown
 from dual_head.commands.help import Help
-from dual_head.commands.train import COMMON
+from dual_head.commands.train import COMMON, TrainingParser
 from dual_head.errors import DualHeadError, did_you_mean
 
 SECTIONS = ("model", "data", "training")
@@ -73,7 +73,7 @@ def parsed(
 
 def build_parser(*, help_all: bool = False) -> HfArgumentParser:
     """Make the parser: our options, and transformers' with the paper's defaults."""
-    parser = HfArgumentParser(
+    parser = TrainingParser(
         (ClassifyOptions, ClassifierTrainingArguments),  # type: ignore[arg-type]
         prog="dual-head classify train",
         usage="dual-head classify train --model_name_or_path M --dataset_name D --output_dir O [options]",
