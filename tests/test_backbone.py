@@ -278,9 +278,14 @@ def test_a_missing_folder_is_refused_with_what_to_give(tmp_path, monkeypatch):
 
 @pytest.fixture
 def asked_of_transformers(monkeypatch):
-    """Arguments of the last AutoModelForCausalLM.from_pretrained, which loads nothing."""
+    """Arguments of the last AutoModelForCausalLM.from_pretrained, which loads a tiny model whatever they are."""
     asked = {}
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name, **given: asked.update(given, name=name))
+
+    def load(name, *, output_loading_info, **given):
+        asked.update(given, name=name)
+        return tiny_lm("llama"), {"missing_keys": set()}
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     return asked
 
 

@@ -14,7 +14,7 @@ from dual_head.backbone import Backbone
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
 from dual_head.features import FeatureCache, FeatureCollator, Layout, Needs, load_head, save_head
-from dual_head.features.store import STORED, pack, unpack
+from dual_head.features.store import STORED, pack, unpack, write_manifest
 from dual_head.features.write import shard_of
 from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
@@ -345,6 +345,9 @@ def test_a_cache_that_is_none_or_not_finished_or_cut_short_is_refused(written, t
         FeatureCache(copy).pairs("train", Needs("response"), dtype=torch.float32)
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    with pytest.raises(DualHeadError, match="altered after it was written"):
+        FeatureCache(copy)
+    write_manifest(copy, {**manifest, "complete": False})
     with pytest.raises(DualHeadError, match="not finished"):
         FeatureCache(copy)
     (copy / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))

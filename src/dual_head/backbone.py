@@ -7,8 +7,8 @@ and turns any of them into the backbone's own logits. It knows no guides, and no
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from dual_head.checkpoint import require_finite
 from dual_head.data.sources import is_hub_name
 from dual_head.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint, sketch
 from dual_head.masks import additive, branch_mask
+from dual_head.options import build
+from dual_head.reading import reading
 
 # How far hidden states may be from those of separate rows, relative to their norm, by bytes of a number: rounding,
 # where a wrong mask or position moves them by tenths.
@@ -37,6 +40,11 @@ class BackboneShape:
     hidden_size: int
     vocab_size: int
     num_layers: int
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BackboneShape":
+        """Read them from plain values. Errors: one that is missing, or no whole number."""
+        return build(cls, values)
 
 
 class _Hidden:
@@ -344,21 +352,34 @@ def load_backbone(
         )
     if dtype == "auto" and quantization_config is None:
         dtype = _by_processor(name_or_path, device_map, trust_remote_code=trust_remote_code, revision=revision)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
+    with _loading(name_or_path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             dtype="auto" if dtype == "stored" else dtype,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(name_or_path, error) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise DualHeadError(
+            f"'{name_or_path}' is no whole backbone: it lacks {len(missing)} weights, the first is '{missing[0]}', and "
+            "would run with random ones. Download it again, or give a causal language model."
+        )
+    require_finite(dict(model.named_parameters()), name_or_path)
+    return model
+
+
+def load_config(name_or_path: str, **options: Any) -> PreTrainedConfig:
+    """Load a model's config with transformers. Errors: none there, damaged, or of a type that needs its own code."""
+    with _loading(name_or_path):
+        return AutoConfig.from_pretrained(name_or_path, **options)
 
 
 def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.dtype | str:
     try:
-        config = AutoConfig.from_pretrained(name_or_path, **options)
-    except (OSError, ValueError):  # an adapter, which has none; or whatever loading it will say
+        config = load_config(name_or_path, **options)
+    except DualHeadError:  # an adapter, which has none; or whatever loading it will say
         return "stored"
     chosen, stored = automatic_dtype(config, device_map), stored_dtype(config)
     if chosen is None or stored is None or chosen == stored:
@@ -369,10 +390,7 @@ def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.d
 
 def load_context_length(name_or_path: str, *, trust_remote_code: bool = False) -> int | None:
     """Read a backbone's context length from its config alone, before anything large is loaded."""
-    try:
-        return context_length(AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code))
-    except (OSError, ValueError) as error:
-        raise _not_loaded(name_or_path, error) from error
+    return context_length(load_config(name_or_path, trust_remote_code=trust_remote_code))
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -380,8 +398,8 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
-def _not_loaded(name_or_path: str, error: Exception) -> DualHeadError:
-    return DualHeadError(
-        f"Could not load the backbone '{name_or_path}': {str(error).splitlines()[0]} "
-        "Give a folder that holds config.json and safetensors, or the name of a model on the hub."
+def _loading(name_or_path: str) -> AbstractContextManager[None]:
+    return reading(
+        f"Could not load the backbone '{name_or_path}'",
+        "Give a folder that holds config.json and safetensors, or the name of a model on the hub.",
     )

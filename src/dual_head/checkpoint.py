@@ -3,9 +3,8 @@
 It knows files and tensors, not models. Whoever only looks at files waits for no torch: what needs it imports it.
 """
 
-import json
 import math
-from contextlib import contextmanager
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,26 +13,33 @@ from safetensors import SafetensorError, safe_open
 
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
+from dual_head.options import fit
+from dual_head.reading import json_value, read_json, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_NAME, SAFE_WEIGHTS_NAME = "config.json", "model.safetensors"  # as transformers has them
 MODEL_TYPE = "dual_head"
-# What config.json holds of ours; transformers writes keys of its own beside them.
-CONFIG_KEYS = (
-    "backbone_config",
-    "backbone_name_or_path",
-    "backbone_fingerprint",
-    "tokenizer_fingerprint",
-    "guides",
-    "alpha",
-    "fusion",
-    "training",
-    "costs",
-)
+# What config.json holds of ours, and of what types; transformers writes keys of its own beside them.
+CONFIG_TYPES: dict[str, Any] = {
+    "backbone_config": dict | None,
+    "backbone_name_or_path": str | None,
+    "backbone_fingerprint": dict | None,
+    "tokenizer_fingerprint": str | None,
+    "guides": dict[str, dict] | None,
+    "alpha": dict[str, float] | None,
+    "fusion": str,
+    "training": dict | None,
+    "costs": dict | None,
+}
+ENTRY_TYPES = {"kind": str, "config": dict, "cache_layers": int, "shape": dict}  # of a guide in it
 VOCAB_MAP = "transfer.vocab_map"  # the end of a tensor's name that is a map of tokens, and no parameter
-ENTRY_KEYS = {"kind", "config", "cache_layers", "shape"}  # of a guide in it
+COPY = "Copy it again."
+WHOLE = (
+    "It was cut short or altered: copy it again, or train again with the same output folder to resume from the last "
+    "whole checkpoint."
+)
 
 
 def write_weights(state: "dict[str, Tensor]", folder: Path) -> None:
@@ -49,55 +55,90 @@ def write_weights(state: "dict[str, Tensor]", folder: Path) -> None:
 
 
 def read_weights(source: str, **hub) -> "dict[str, Tensor]":
-    """Read the guides' tensors from a folder or the hub. Errors: absent, truncated or corrupt files."""
+    """Read the guides' tensors from a folder or the hub. Errors: absent, cut or altered files, NaN or infinity."""
     from safetensors.torch import load_file
 
     path = find_file(source, SAFE_WEIGHTS_NAME, **hub)
     with _whole(path):
-        return load_file(path)
+        tensors = load_file(path)
+    require_finite(tensors, path)
+    return tensors
 
 
 def read_sizes(source: str, **hub) -> dict[str, int]:
     """Read how many values each of the guides' tensors has, from the header alone. Errors: as `read_weights`."""
     path = find_file(source, SAFE_WEIGHTS_NAME, **hub)
+    return {name: math.prod(shape) for name, shape in read_shapes(path).items()}
+
+
+def read_shapes(path: str | Path) -> dict[str, list[int]]:
+    """Read the shapes of a safetensors file's tensors from its header. Errors: a file that is not whole."""
     with _whole(path), safe_open(path, "np") as file:
-        return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
-@contextmanager
-def _whole(path: str):
+def require_finite(tensors: "Mapping[str, Tensor]", source: object) -> None:
+    """Refuse weights that hold NaN or infinity: every reply would be made of nothing but them."""
+    import torch
+
+    for name, x in tensors.items():
+        if not x.is_floating_point() or x.itemsize < 2 or x.is_meta or not x.numel():
+            continue
+        # NaN and infinity are their tensor's least or largest value; nothing as large as the tensor is made.
+        if not torch.stack(torch.aminmax(x.detach())).isfinite().all():
+            raise DualHeadError(
+                f"The weights in '{source}' hold NaN or infinity, in '{name}' first. Copy them again, or train "
+                "again from the last checkpoint that was good."
+            )
+
+
+def _whole(path: object) -> Any:
     """Say with the remedy what safetensors says of a file that is not whole."""
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise DualHeadError(
-            f"'{path}' is not a whole safetensors file ({error}). It was cut short or altered: copy it again, "
-            "or train again with the same output folder to resume from the last whole checkpoint."
-        ) from error
+    return reading(f"'{path}' is not a whole safetensors file", WHOLE)
 
 
 def read_values(source: str, **hub) -> dict[str, Any]:
     """Read a checkpoint's config.json as plain values. Errors: none there, cut short, or of another kind of model."""
     path = Path(find_file(source, CONFIG_NAME, **hub))
-    try:
-        values = json.loads(path.read_text())
-        kind = values["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DualHeadError(f"'{path}' is not a whole config.json. Copy it again.") from error
+    values = read_json(path, COPY)
+    kind = values.get("model_type")
     if kind != MODEL_TYPE:
         raise DualHeadError(
-            f"'{source}' is a model of type '{kind}', not a checkpoint of guides. Train one with 'dual-head train', "
+            f"'{source}' is a model of type {kind!r}, not a checkpoint of guides. Train one with 'dual-head train', "
             "or attach fresh guides with from_backbone."
         )
     # transformers writes keys of its own beside ours, so only what looks like one of ours mistyped is refused.
-    absent = [name for name in CONFIG_KEYS if name not in values]
+    absent = [name for name in CONFIG_TYPES if name not in values]
     for key in values:
         if near := get_close_matches(key, absent, n=1, cutoff=0.8):
             raise DualHeadError(f"Unknown key '{key}' in '{path}'. Did you mean '{near[0]}'?")
-    for name, entry in (values.get("guides") or {}).items():
-        if not isinstance(entry, dict) or not entry.keys() >= ENTRY_KEYS:
-            raise DualHeadError(f"'{path}' describes the guide '{name}' in part only. Copy it again.")
+    require_types(values, path)
     return values
+
+
+def require_types(values: Mapping[str, Any], path: object) -> None:
+    """Refuse a config.json whose values are of other types than ours."""
+    with reading(f"Cannot read '{path}'", COPY):
+        for key in CONFIG_TYPES.keys() & values.keys():
+            fit(values[key], CONFIG_TYPES[key], key)
+        for name, entry in (values.get("guides") or {}).items():
+            for key, kind in ENTRY_TYPES.items():
+                fit(entry[key], kind, f"{key} of the guide '{name}'")
+
+
+def require_kind(folder: Path, kind: str) -> None:
+    """Refuse a folder that holds a model of another model_type than what is written there."""
+    file = folder / CONFIG_NAME
+    try:
+        values = json_value(file.read_bytes()) if file.is_file() else None
+    except (OSError, ValueError):  # of no kind that could be told: it is what is mended by writing again
+        return
+    other = values.get("model_type") if isinstance(values, dict) else kind
+    if values is not None and other != kind:
+        raise DualHeadError(
+            f"'{folder}' holds a model of type {other!r}, which this command did not write and would replace. Choose "
+            "another output folder."
+        )
 
 
 def find_file(source: str, name: str, **hub) -> str:
@@ -126,6 +167,14 @@ def load_strictly(into: "dict[str, Tensor]", state: "dict[str, Tensor]", source:
     """Copy tensors into those of the same name; every name and shape must match."""
     import torch
 
+    require_same_shapes(into, state, source)
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(state[name])
+
+
+def require_same_shapes(into: "Mapping[str, Tensor]", state: "Mapping[str, Tensor]", source: str) -> None:
+    """Refuse tensors of other names or shapes than there is room for."""
     expected = {name: tuple(tensor.shape) for name, tensor in into.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
@@ -135,6 +184,3 @@ def load_strictly(into: "dict[str, Tensor]", state: "dict[str, Tensor]", source:
             f"'{wrong[0]}' (expected {expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}). "
             "Restore the matching pair of files."
         )
-    with torch.no_grad():
-        for name, tensor in into.items():
-            tensor.copy_(state[name])

@@ -208,7 +208,7 @@ def moved_entries(
     entries = {}
     for name, entry in (config.guides or {}).items():
         cls = guide_class(entry["kind"])
-        trained = BackboneShape(**entry["shape"])
+        trained = BackboneShape.from_dict(entry["shape"])
         if cls.space == "hidden" and trained.hidden_size != shape.hidden_size:
             raise DualHeadError(
                 f"The guide '{name}' edits hidden states of width {trained.hidden_size}, and this backbone's are "

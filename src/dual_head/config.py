@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from dual_head.checkpoint import MODEL_TYPE
+from dual_head.options import fit
 
 
 class AlignedConfig(PreTrainedConfig):
@@ -40,7 +41,7 @@ class AlignedConfig(PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         self.guides = self.guides or {}
-        self.alpha = self.alpha or {}
+        self.alpha = fit(self.alpha or {}, dict[str, float], "alpha")
         self.tie_word_embeddings = False  # ours to save are the guides; ties inside the backbone are its own
         super().__post_init__(**kwargs)
 

@@ -28,7 +28,8 @@ def costs(config: AlignedConfig, sizes: Mapping[str, int]) -> dict[str, Any]:
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config.backbone_config)
         guides = {
-            name: build_guide(entry, BackboneShape(**entry["shape"])) for name, entry in (config.guides or {}).items()
+            name: build_guide(entry, BackboneShape.from_dict(entry["shape"]))
+            for name, entry in (config.guides or {}).items()
         }
     shape, parameters = Decoder(lm).shape, Parameters.of(lm)
     return {

@@ -12,10 +12,10 @@ class DualHeadError(ValueError):
     """Bad input, told in one paragraph that names the remedy."""
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str:
+def did_you_mean(name: object, options: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" with the nearest of `options`, or the list of them when none is near."""
-    known = sorted(options)
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    known = sorted(map(str, options))
+    near = get_close_matches(str(name), known, n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(known)}."
 
 

@@ -9,6 +9,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from dual_head.options import build
+
 if TYPE_CHECKING:  # a fingerprint that was written is read without either
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +38,8 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Fingerprint":
-        """Read back what `as_dict` wrote."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        """Read back what `as_dict` wrote. Errors: values that are missing, or of other types."""
+        return build(cls, {f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a JSON config."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from dual_head.reading import reading
+
 
 class HeldOutTrainer(Trainer):
     """transformers' Trainer that keeps every held-out pair's metrics, and averages over pairs.
@@ -19,7 +21,8 @@ class HeldOutTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self.held_out: dict[str, Tensor] = {}
         self._batches: list[dict[str, Tensor]] = []
-        super().__init__(*args, **kwargs)
+        with reading("These options cannot go together", "Change or leave out what is named."):
+            super().__init__(*args, **kwargs)
 
     def pair_metrics(self, outputs: Any) -> dict[str, Tensor]:
         """Metrics {name: [B]} of a batch, from what `compute_loss` returns beside the loss."""

@@ -16,10 +16,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from dual_head.backbone import Backbone, load_backbone
 from dual_head.checkpoint import (
     CONFIG_NAME,
+    COPY,
     find_file,
     load_strictly,
     read_values,
     read_weights,
+    require_kind,
     write_weights,
 )
 from dual_head.config import AlignedConfig
@@ -28,6 +30,7 @@ from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 from dual_head.places import atomic_folder
+from dual_head.reading import reading
 
 CODE_NAME = "modeling_dual_head.py"  # what transformers runs to find our classes, where it is told to trust the folder
 AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # the auto classes' own, of no use to us
@@ -50,11 +53,13 @@ def hub_options(given: Mapping[str, Any], load: Callable[..., Any]) -> dict[str,
 def save_checkpoint(model: Any, folder: str | Path, *, push_to_hub: bool = False, **hub: Any) -> None:
     """Write what a model says is stored of it, and its config, whole or not at all, and to the hub where asked for.
 
-    hub: what transformers hands to save_pretrained. Errors: an option that is not its protocol.
+    hub: what transformers hands to save_pretrained. Errors: an option that is not its protocol; a folder of another
+    kind of model.
     """
     for name in hub:
         if name not in SAVE_OPTIONS:
             raise DualHeadError(f"Unknown option '{name}' of save_pretrained.{did_you_mean(name, SAVE_OPTIONS)}")
+    require_kind(Path(folder), model.config.model_type)
     model.config.architectures = [type(model).__name__]
     module = CODE_NAME.removesuffix(".py")
     model.config.auto_map = {auto: f"{module}.{cls.rpartition('.')[2]}" for auto, cls in model.auto_classes.items()}
@@ -122,6 +127,7 @@ class GuideLoading(PreTrainedModel):
         vocab_map: bool = False,
         adapter: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        output_loading_info: bool = False,
         **hub: Any,
     ) -> Self:
         """Load guides and the backbone they were trained on.
@@ -129,7 +135,8 @@ class GuideLoading(PreTrainedModel):
         backbone: another place of, or an already loaded, same backbone; with `switch`, also another backbone,
         to which the guides are then moved: vocab_map, adapter and tokenizer as in `switch_backbone`; dtype, device_map,
         attn_implementation, quantization_config, trust_remote_code: for the backbone, as transformers has
-        them (an explicit dtype is the guides' too); revision and hub options: for the guides. Errors: no,
+        them (an explicit dtype is the guides' too); revision and hub options: for the guides;
+        output_loading_info: also return what transformers does then, of which there is never any. Errors: no,
         corrupt or mismatching files; a backbone whose fingerprint is not the one trained on.
         """
         source = str(pretrained_model_name_or_path)
@@ -157,14 +164,16 @@ class GuideLoading(PreTrainedModel):
                 config, lm, weights, source, tokenizer=tokenizer, vocab_map=vocab_map, adapter=adapter
             )
         else:
-            model = cls(config, lm)
+            with reading(f"Cannot build the guides of '{source}' from its config.json", COPY):
+                model = cls(config, lm)
             model.require_same_backbone(source)
             load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
         if dtype not in ("auto", "stored"):
             model.guides.to(model.dtype)
             model.transfers.to(model.dtype)
         model._source = source
-        return model
+        info = {"missing_keys": set(), "unexpected_keys": set()}
+        return (model, info) if output_loading_info else model  # pyright: ignore[reportReturnType] - as transformers
 
     def save_pretrained(
         self, save_directory: str | Path, *, state_dict: Any = None, push_to_hub: bool = False, **hub: Any
@@ -209,22 +218,20 @@ class GuideLoading(PreTrainedModel):
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. Errors: none there."""
-    try:
+    """Load a tokenizer. Errors: none there, or a damaged one."""
+    with reading(
+        f"Could not load a tokenizer from '{name_or_path}'",
+        "Say where it is with --tokenizer (in training: --tokenizer_name).",
+    ):
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise DualHeadError(
-            f"Could not load a tokenizer from '{name_or_path}': {str(error).splitlines()[0]} "
-            "Say where it is with --tokenizer (in training: --tokenizer_name)."
-        ) from error
 
 
 def find_tokenizer(places: Iterable[str | None], fingerprint: str | None = None) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of the first place that has one, or has the one of that fingerprint; None where none does."""
     for place in places:
         try:
-            found = AutoTokenizer.from_pretrained(place, trust_remote_code=False) if place else None
-        except (OSError, ValueError, KeyError):
+            found = load_tokenizer(place) if place else None
+        except DualHeadError:
             continue
         if found and fingerprint in (None, tokenizer_fingerprint(found)):
             return found
@@ -240,10 +247,8 @@ def read_config(source: str, **hub: Any) -> AlignedConfig:
     """Read a checkpoint's config. Errors: none there, cut short, or of another kind of model."""
     values, path = read_values(source, **hub), find_file(source, CONFIG_NAME, **hub)
     require_fusion(values.get("fusion", "logits"))
-    try:
+    with reading(f"Cannot read the backbone's config in '{path}'", COPY):
         return AlignedConfig.from_json_file(path)
-    except ValueError as error:  # a backbone of a type that needs its own code
-        raise DualHeadError(f"Cannot read the backbone's config in '{path}': {str(error).splitlines()[0]}") from error
 
 
 def _recorded_backbone(config: AlignedConfig, source: str) -> str:

@@ -128,7 +128,7 @@ class AlignedModel(
 
     def _add_guide(self, name: str, entry: dict[str, Any]) -> None:
         """Build a guide from its entry, and what it needs to fit this backbone."""
-        shape = BackboneShape(**entry["shape"])
+        shape = BackboneShape.from_dict(entry["shape"])
         guide = build_guide(entry, shape)
         guide.attach(self.backbone)
         device = self.backbone.output_device

@@ -7,21 +7,26 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.secrets import MASK, is_secret
 
 T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build a dataclass from plain values. Errors: unknown keys (the nearest is offered) and wrong types."""
+    """Build a dataclass from plain values. Errors: unknown keys (the nearest is offered), missing ones, wrong types."""
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]
+    own = [f for f in fields(cls) if f.init]  # type: ignore[arg-type]
+    names = [f.name for f in own]
     for key in values:
         if key not in names:
             raise DualHeadError(f"Unknown option '{key}' for {cls.__name__}.{did_you_mean(key, names)}")
+    for name in (f.name for f in own if f.default is MISSING and f.default_factory is MISSING):
+        if name not in values:
+            raise DualHeadError(f"{cls.__name__} lacks '{name}'.")
     return cls(**{key: fit(value, hints[key], f"{cls.__name__}.{key}") for key, value in values.items()})
 
 
@@ -41,10 +46,13 @@ def fit(value: Any, hint: Any, name: str) -> Any:
     elif origin is list:
         if isinstance(value, (list, tuple)):
             return [fit(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(value)]
+    elif origin is dict:
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {key: fit(item, arguments[1], f"{name}['{key}']") for key, item in value.items()}
     elif hint is float and not isinstance(value, bool):
         try:
             number = float(value)  # YAML reads 5e-5, without a point, as text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
             return number
@@ -53,4 +61,5 @@ def fit(value: Any, hint: Any, name: str) -> Any:
             return value
     elif isinstance(value, hint):
         return value
-    raise DualHeadError(f"{name} must be {getattr(hint, '__name__', hint)}, not {value!r}.")
+    shown = MASK if is_secret(name) else repr(value)
+    raise DualHeadError(f"{name} must be {getattr(hint, '__name__', hint)}, not {shown}.")

@@ -8,6 +8,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
 from dual_head.guides.reward_model import RewardModel
 from dual_head.model import AlignedModel
+from dual_head.reading import reading
 from dual_head.text import Prompt
 
 Reward = Callable[[Prompt, str], float]  # (prompt, reply), a `Cut` where it has no end, to a finite number
@@ -61,10 +63,8 @@ def require_reward(spec: str) -> None:
     if not Path(spec).is_dir():
         load_reward(spec)
         return
-    try:
+    with _loading(spec):
         config: Any = AutoConfig.from_pretrained(spec)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(spec, error) from error
     if isinstance(config, AlignedConfig):
         _reward_guide(spec, config)
     elif config.num_labels != 1:
@@ -113,8 +113,8 @@ def called(name: str, reward: Reward, prompt: Prompt, reply: str) -> tuple[float
         return math.nan, value
 
 
-def _unloadable(folder: str, error: Exception) -> DualHeadError:
-    return DualHeadError(f"Could not load a reward model from '{folder}': {str(error).splitlines()[0]} {FORMS}")
+def _loading(folder: str) -> AbstractContextManager[None]:
+    return reading(f"Could not load a reward model from '{folder}'", FORMS)
 
 
 def _no_reward_model(folder: str, labels: int) -> DualHeadError:
@@ -126,15 +126,13 @@ def _no_reward_model(folder: str, labels: int) -> DualHeadError:
 
 def _load(folder: str) -> PreTrainedModel:
     """The sequence classifier in a folder, which may be that of a reward model that is a guide."""
-    try:
+    with _loading(folder):
         config = AutoConfig.from_pretrained(folder)
         if isinstance(config, AlignedConfig):
             guide = AlignedModel.from_pretrained(folder).guide(_reward_guide(folder, config))
             assert isinstance(guide, RewardModel)
             return guide.tuned
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(folder, error) from error
     model, info = loaded
     if model.config.num_labels != 1 or info["missing_keys"]:
         raise _no_reward_model(folder, model.config.num_labels)
@@ -150,10 +148,8 @@ class Classifier:
 
     def __init__(self, folder: str, *, device: torch.device | str = "cpu"):
         model = _load(folder)
-        try:
+        with _loading(folder):
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
-            raise _unloadable(folder, error) from error
         self.folder, self.tokenizer = folder, tokenizer
         self.model: Any = model.requires_grad_(False).eval().to(device)
         # Either may be missing; a tokenizer says a huge number then.

@@ -119,7 +119,7 @@ class CachedInputs:
         self.options = dataclasses.replace(options, **self.cache.options)
         self.backbone = self.cache.manifest["backbone"]
         sizes = {f.name: self.backbone["fingerprint"][f.name] for f in dataclasses.fields(BackboneShape)}
-        self.needs = needs_of_method(method, BackboneShape(**sizes))
+        self.needs = needs_of_method(method, BackboneShape.from_dict(sizes))
         self.cache.require(self.needs, method.name)
 
     @property

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dual_head import AlignedConfig, AlignedModel, HiddenConfig, RewardHeadConfig
-from dual_head.checkpoint import CONFIG_KEYS, read_values
+from dual_head.checkpoint import CONFIG_TYPES, read_values
 from dual_head.cli import main
 from dual_head.commands.paths import require_paths
 
@@ -109,4 +109,4 @@ def inspected(folder, capsys) -> dict:
 
 
 def test_the_names_that_config_json_may_have_are_the_fields_of_the_config():
-    assert list(CONFIG_KEYS) == list(AlignedConfig.__annotations__)
+    assert list(CONFIG_TYPES) == list(AlignedConfig.__annotations__)

@@ -22,6 +22,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.identity import file_digest
 from dual_head.options import build
 from dual_head.places import atomic_folder
+from dual_head.reading import read_json, reading
 
 __all__ = ["CALIBRATION_FILE", "Calibration", "cross_fitted", "fit_temperature", "load_calibration"]
 
@@ -78,10 +79,9 @@ def load_calibration(source: str | Path) -> Calibration:
     file = _file(source)
     if file is None:
         return Calibration()
-    try:
-        found = build(Calibration, json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DualHeadError(f"'{file}' is no calibration ({error}). Delete it, or fit it again.") from error
+    remedy = "Delete it, or fit it again."
+    with reading(f"'{file}' is no calibration", remedy):
+        found = build(Calibration, read_json(file, remedy))
     if found.weights == _digest(source):
         return found
     warnings.warn(

@@ -26,6 +26,7 @@ from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.identity import digest
 from dual_head.options import build
 from dual_head.places import atomic_folder
+from dual_head.reading import read_json
 
 __all__ = ["HELD_OUT_FILE", "OVER", "Plan", "Record", "compare", "load_record", "plan_of", "train_one"]
 
@@ -73,10 +74,7 @@ def load_record(folder: Path, plan: Plan) -> Record | None:
     file = folder / HELD_OUT_FILE
     if not file.is_file():
         return None
-    try:
-        found = build(Record, json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DualHeadError(f"'{file}' is no record of a run ({error}). Delete it: its run is judged again.") from error
+    found = build(Record, read_json(file, "Delete it: its run is judged again."))
     return found if found.plan == plan.key else None
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 from transformers import AutoConfig, PreTrainedConfig
 
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.options import fit
+from dual_head.reading import reading
 
 LmScope = Literal["everything", "continuation", "rationale", "rationale + answer"]
 Tune = Literal["lora", "full", "frozen"]
@@ -54,6 +56,12 @@ class DualHeadReasoningConfig(PreTrainedConfig):
         for name, options in (("head", HeadKind), ("lm_scope", LmScope), ("tune", Tune)):
             if (value := getattr(self, name)) not in get_args(options):
                 raise DualHeadError(f"Unknown {name} '{value}'.{did_you_mean(str(value), get_args(options))}")
+        for name in ("dropout", "cls_weight", "lm_weight", "head_width", "class_weights", "text", "lora"):
+            setattr(self, name, fit(getattr(self, name), _TYPES[name], name))
+        if not 0 <= self.dropout <= 1:
+            raise DualHeadError(f"dropout is a share between 0 and 1, not {self.dropout}.")
+        if self.head_width is not None and self.head_width < 1:
+            raise DualHeadError(f"head_width is at least 1, not {self.head_width}.")
         if self.cls_weight < 0 or self.lm_weight < 0 or not self.cls_weight + self.lm_weight:
             raise DualHeadError("cls_weight and lm_weight are at least 0, and not both 0.")
         self.lm_scope = scope_of(self.lm_scope)
@@ -69,6 +77,18 @@ class DualHeadReasoningConfig(PreTrainedConfig):
     def multi_label(self) -> bool:
         """Whether a row may have several labels, or none."""
         return self.problem_type == "multi_label_classification"
+
+
+_TYPES: dict[str, Any] = DualHeadReasoningConfig.__annotations__
+
+
+def read_classifier_config(source: str, **hub: Any) -> DualHeadReasoningConfig:
+    """Read a classifier's config. Errors: none there, damaged, or of another kind of model."""
+    with reading(f"Cannot read a classifier's config in '{source}'", "Train one with 'dual-head classify train'."):
+        config = DualHeadReasoningConfig.from_pretrained(source, **hub)
+    if not isinstance(config, DualHeadReasoningConfig) or config.backbone_config is None:
+        raise DualHeadError(f"'{source}' is no classifier of ours. Train one with 'dual-head classify train'.")
+    return config
 
 
 def scope_of(said: str) -> Any:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.help import Help, Parser
+from dual_head.commands.help import Help, Parser, at_least
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import Point, measure
 from dual_head.demo.picture import demo_picture, frontier_point
@@ -30,6 +29,7 @@ from dual_head.errors import DualHeadError
 from dual_head.methods import Method, method
 from dual_head.model import AlignedModel
 from dual_head.places import atomic_folder
+from dual_head.reading import yaml_value
 from dual_head.run import RunOptions, load_tokenizer, train_guide
 from dual_head.terminal import Terminal
 from dual_head.training import GuideTrainingArguments
@@ -124,7 +124,7 @@ def _two_objectives(output: Path, tokenizer: Any, args: argparse.Namespace, cons
 def _options(given: Sequence[str]) -> dict[str, Any]:
     """Read NAME=VALUE as YAML values."""
     try:
-        return {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in given)}
+        return {name: yaml_value(value) for name, value in (option.split("=", 1) for option in given)}
     except ValueError as error:
         raise DualHeadError(f"--set takes NAME=VALUE, not {' '.join(given)!r}.") from error
 
@@ -228,10 +228,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--output_dir", default="demo-out", help="folder for the guide, the picture and the figures")
-    parser.add_argument("--pairs", type=int, default=4000, help="preference pairs to train on")
-    parser.add_argument("--steps", type=int, default=300, help="training steps")
-    parser.add_argument("--batch_size", type=int, default=32, help="pairs a step")
-    parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--pairs", type=at_least(1), default=4000, help="preference pairs to train on")
+    parser.add_argument("--steps", type=at_least(1), default=300, help="training steps")
+    parser.add_argument("--batch_size", type=at_least(1), default=32, help="pairs a step")
+    parser.add_argument("--learning_rate", type=at_least(0, float), default=3e-3, help="peak learning rate")
     parser.add_argument(
         "--set",
         nargs="*",
@@ -239,6 +239,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="options of dual_head over the demonstration's (preference_on=policy beta_r=0.5), as in training",
     )
-    parser.add_argument("--prompts", type=int, default=300, help="requests to measure on")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument("--prompts", type=at_least(1), default=300, help="requests to measure on")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of everything")
     return parser

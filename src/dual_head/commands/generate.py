@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--alpha", help="strength: a number, or name=number,...; 0 is the backbone, 1 as trained")
     how.add_argument("--max_new_tokens", type=at_least(1), default=128, help="default: 128")
     how.add_argument("--temperature", type=at_least(0, float), help="sample at this temperature; greedy without it")
-    how.add_argument("--top_p", type=float, help="nucleus sampling")
+    how.add_argument("--top_p", type=at_least(0, float), help="nucleus sampling")
     how.add_argument("--top_k", type=at_least(1), help="sample among so many")
     how.add_argument("--num_beams", type=at_least(1), help="beam search")
     how.add_argument("--seed", type=at_least(0), help="make sampling repeatable")

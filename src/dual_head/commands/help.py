@@ -1,20 +1,39 @@
 """How the commands write their help."""
 
 import argparse
+import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dual_head.terminal import shown
 
 DTYPE_HELP = "auto (as stored, but float32 where the processor is slow in that), stored, float32, bfloat16 or float16"
 
 
+LARGEST = 2**53
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints, which repeat what was typed, show no secret."""
+    """A parser of finite numbers, whose complaints, which repeat what was typed, show no secret."""
 
     def error(self, message: str) -> NoReturn:
         """Print a complaint, and leave with 2."""
         super().error(shown(message))
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        value = super()._get_value(action, arg_string)
+        try:
+            return bounded(value)
+        except ValueError as error:
+            raise argparse.ArgumentError(action, str(error)) from error
+
+
+def bounded(value: Any) -> Any:
+    """Return a flag's value. Errors: ValueError of a number that is not finite, or that no computer counts to."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and not (math.isfinite(value) if isinstance(value, float) else abs(value) < LARGEST):
+        raise ValueError(f"must be a finite number below 2^53, not {value}")
+    return value
 
 
 class Help(argparse.HelpFormatter):

@@ -133,7 +133,7 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
         return False, f"not compatible: {error}"
     lines = [f"compatible: {found}"]
     for name, entry in entries.items():
-        trained = BackboneShape(**entry["shape"])
+        trained = BackboneShape.from_dict(entry["shape"])
         if guide_class(entry["kind"]).reads_tokens:
             model = entry["config"]["model"]
             lines.append(f"{name}: a model that reads tokens; goes on as {model}, beside this backbone")

@@ -4,7 +4,6 @@ It knows files and messages, and imports no tensor: a mistyped file should not w
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from dual_head.data import Drops, Message, Prompt
 from dual_head.data.files import rows_of_file
 from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
+from dual_head.reading import json_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,7 +108,7 @@ def _rows(file: Path) -> Iterator[tuple[Any, str]]:
 def _line(line: str, where: str) -> Any:
     """A line of JSON as its value, any other as it is; "[INST] ..." is a text."""
     try:
-        value = json.loads(line) if line.lstrip()[0] in "{[" else line
+        value = json_value(line) if line.lstrip()[0] in "{[" else line
     except (ValueError, RecursionError) as error:
         if line.lstrip().startswith("{"):
             raise DualHeadError(f"{where} is not whole JSON; {ROW}.") from error

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.data import Cut, Dropped, Message, Prompt
+from dual_head.errors import DualHeadError
+from dual_head.reading import reason, time_limit
 
 __all__ = ["APART", "Ids", "Written", "first_ids", "special_tokens_in", "token_ids", "write"]
 
@@ -32,6 +33,10 @@ GUARD = "\ufdd0"
 SEAM = "seam mended: tokenised apart what would merge prompt and reply into one token"
 REWRITTEN = "the chat template changed a message's text"
 APART = "the chat template does not continue its own prompt, so the reply follows it as it is"
+
+PATIENCE, RENDERED = 10, 20
+"""Seconds that a chat template has, and how many more conversations it writes in each further second."""
+LONGEST_TEXT = 2**26  # characters that a chat template may write
 
 _SPEAKERS = {"system": "\n\n", "user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
 
@@ -65,11 +70,18 @@ def write(
     """
     specials, first, end = _specials(tokenizer), first_ids(tokenizer), _end_ids(tokenizer)
     texts: list[_Texts | Dropped] = []
-    for prompt, replies in exchanges:
-        try:
-            texts.append(_texts(prompt, replies, tokenizer, specials, first))
-        except Dropped as reason:
-            texts.append(reason)
+    try:
+        with time_limit(PATIENCE + len(exchanges) / RENDERED):
+            for prompt, replies in exchanges:
+                try:
+                    texts.append(_texts(prompt, replies, tokenizer, specials, first))
+                except Dropped as reason:
+                    texts.append(reason)
+    except TimeoutError as error:
+        raise DualHeadError(
+            f"The chat template of this tokenizer had not ended after {PATIENCE} s. Take the chat_template.jinja of "
+            "the model that the backbone was made from."
+        ) from error
     strings = [text for x in texts if isinstance(x, _Texts) for text in (x.prompt, *(x.prompt + r for r in x.replies))]
     ids = iter(token_ids(strings, tokenizer))
     out: list[Written | Dropped] = []
@@ -175,10 +187,15 @@ def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -
 
 def _template(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-    except TemplateError as error:
+        text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+    except TimeoutError:
+        raise
+    except Exception as error:  # a template is a program, and may fail in any way
         # Templates refuse what their model never saw: a system message, or one speaker twice in a row.
-        raise Dropped(f"chat template: {error}") from error
+        raise Dropped(f"chat template: {reason(error).removesuffix('.')}") from error
+    if len(text) > LONGEST_TEXT:
+        raise Dropped(f"chat template: it writes {len(text):,} characters")
+    return text
 
 
 def _turn(messages: Sequence[Message], reply: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str | None:

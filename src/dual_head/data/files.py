@@ -7,22 +7,24 @@ is refused with the remedy. This module knows no format: to it a row is whatever
 import csv
 import gzip
 import io
-import json
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 from dual_head.data import Drops
 from dual_head.errors import DualHeadError
+from dual_head.reading import json_value
 
 __all__ = ["KINDS", "SUFFIXES", "kind_of", "rows_of_file", "rows_of_stream"]
 
 KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # of data, whatever their case
+LONGEST_LINE = 2**30  # bytes; many a JSON file is one line
+RATIO, ROOM = 200, 2**28  # a gzipped file unpacks to at most so many times its size, or to so many bytes
 LONGEST_FIELD = 2**24  # characters of a field of CSV; Python's own limit is shorter than many a document
 
 _Rows = Iterator[tuple[Any, str]]  # rows, and where each is in its file
@@ -75,7 +77,7 @@ def _text_rows(file: Path, kind: str, drops: Drops) -> _Rows:
     where = f"{file}:0"
     with file.open("rb") as plain:
         packed = file.suffix.lower() == ".gz" or plain.peek(2)[:2] == b"\x1f\x8b"
-        stream = gzip.GzipFile(fileobj=plain) if packed else plain
+        stream = io.BufferedReader(_Unpacked(plain, file)) if packed else plain
         try:
             _require_text(stream.peek(512)[:512], file)
             for row, where in rows_of_stream(stream, kind, drops, str(file)):  # type: ignore[arg-type]
@@ -85,6 +87,37 @@ def _text_rows(file: Path, kind: str, drops: Drops) -> _Rows:
             after = f"line {place}" if place.isdecimal() else place
             drops.notes[f"'{file}' is damaged after {after}: {error}"] += 1
             yield None, f"{file}: after {after}"
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of a gzipped file, up to as many as a file of rows may unpack to."""
+
+    def __init__(self, plain: IO[bytes], file: Path):
+        self._stream, self._file = gzip.GzipFile(fileobj=plain), file
+        self._room = max(ROOM, RATIO * file.stat().st_size)
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes. Errors: more of them than `RATIO` times the size of the file."""
+        count = self._stream.readinto(buffer)
+        self._room -= count
+        if self._room < 0:
+            raise DualHeadError(
+                f"'{self._file}' unpacks to more than {RATIO} times its size. If that is right, unpack it with gunzip "
+                "and read what comes out."
+            )
+        return count
+
+
+def _bounded(stream: IO[AnyStr], name: str) -> Iterator[AnyStr]:
+    """The lines of a stream. Errors: one that has no end."""
+    while line := stream.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise DualHeadError(f"'{name}' has a line of {LONGEST_LINE:,} bytes or more. Write a row on each line.")
+        yield line
 
 
 def _require_text(head: bytes, file: Path) -> None:
@@ -118,8 +151,8 @@ def _parse(text: bytes, drops: Drops, name: str) -> Any:
     """The JSON value of a text, or None for one that holds none, or a key twice in one object."""
     decoded = _decoded(text, drops, name)
     try:
-        return None if decoded is None else json.loads(decoded, object_pairs_hook=_object)
-    except (ValueError, RecursionError):  # the latter of a line of nothing but brackets
+        return None if decoded is None else json_value(decoded, _object)
+    except ValueError:
         return None
 
 
@@ -131,7 +164,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json_rows(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
-    lines: Iterator[bytes] = iter(stream)
+    lines: Iterator[bytes] = _bounded(stream, name)
     start, first = next(((n, line) for n, line in enumerate(_unmarked(lines), 1) if line.strip()), (0, b""))
     if not first:
         return
@@ -189,7 +222,7 @@ def _rows_in(whole: Any, drops: Drops, name: str) -> list[Any]:
 def _table(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
     csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))  # there is one for the whole process
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader, columns, number = csv.reader(text, delimiter=_SEPARATORS[kind], strict=True), None, 0
+    reader, columns, number = csv.reader(_bounded(text, name), delimiter=_SEPARATORS[kind], strict=True), None, 0
     try:
         while True:
             try:
@@ -239,7 +272,7 @@ def _is_broken(fields: Sequence[str]) -> bool:
 
 
 def _lines(stream: IO[bytes], drops: Drops, name: str) -> _Rows:
-    for number, line in enumerate(_unmarked(iter(stream)), 1):
+    for number, line in enumerate(_unmarked(_bounded(stream, name)), 1):
         text = None if b"\0" in line else _decoded(line, drops, name)
         yield text if text is None else text.rstrip("\r\n"), f"{name}:{number}"
 

@@ -14,6 +14,7 @@ from dual_head.evaluate import Answer, Decoding, Question
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.identity import digest
 from dual_head.evaluate.systems import RecordedSystem, System
+from dual_head.reading import json_value
 
 __all__ = ["answer_all", "answers_file", "require_comparable", "require_same_decoding"]
 
@@ -135,7 +136,7 @@ def _read(file: Path) -> dict[str, Answer]:
     kept = {}
     for line in file.read_bytes().split(b"\n") if file.is_file() else ():
         try:
-            row = json.loads(line)
+            row = json_value(line)
             kept[row["key"]] = Answer(
                 question=row["question"],
                 replies=tuple(row["replies"]),

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
+from dual_head.backbone import load_config
+from dual_head.checkpoint import COPY, read_values
 from dual_head.config import AlignedConfig
 from dual_head.data.conversation import first_ids
 from dual_head.data.files import SUFFIXES
@@ -23,6 +25,7 @@ from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides.companion import ADAPTER_CONFIG, adapter_config
+from dual_head.reading import read_json
 
 __all__ = ["Kind", "digest", "file_digest", "kind_of", "made_of", "sources_digest", "tokenizer_identity"]
 
@@ -52,9 +55,8 @@ def _settings(path: str) -> dict[str, Any]:
     try:
         if local and not (place / CONFIG_NAME).is_file():
             raise OSError("it has no config.json." if place.exists() else "there is no such folder.")
-        found = json.loads(Path(str(cached_file(str(place), CONFIG_NAME))).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError) as error:
+        return read_json(str(cached_file(str(place), CONFIG_NAME)), COPY)
+    except OSError as error:
         raise DualHeadError(
             f"There is no system at '{path}': {str(error).splitlines()[0]} Give a folder of guides, a causal LM "
             "(folder or hub name), a PEFT adapter, or a file of answers."
@@ -79,7 +81,7 @@ def made_of(path: str) -> dict[str, Any]:
 
 
 def _guides_made_of(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    config = read_values(str(folder))
     guides, backbone = config.get("guides") or {}, str(config.get("backbone_name_or_path") or "")
     leant_on = {str(value) for entry in guides.values() for value in entry["config"].values() if isinstance(value, str)}
     stops = Path(backbone) / GENERATION_CONFIG_NAME
@@ -95,8 +97,8 @@ def _guides_made_of(folder: Path) -> dict[str, Any]:
 
 def _commit(name: str) -> str | None:
     try:
-        return getattr(AutoConfig.from_pretrained(name), "_commit_hash", None)
-    except (OSError, ValueError):  # neither there nor cached: the name is all there is
+        return getattr(load_config(name), "_commit_hash", None)
+    except DualHeadError:  # neither there nor cached: the name is all there is
         return None
 
 

@@ -21,6 +21,7 @@ from dual_head.evaluate.refusals import is_refusal
 from dual_head.evaluate.systems import System
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.places import atomic_folder
+from dual_head.reading import read_json
 from dual_head.rewards import Reward, load_reward
 
 __all__ = ["Measured", "Measures", "about", "summary"]
@@ -113,7 +114,7 @@ def _files_of(folder: str) -> str:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        kept = json.loads(file.read_text())
-        return kept if {"key", "values", "notes"} <= kept.keys() else None
-    except (OSError, ValueError, AttributeError):
+        kept = read_json(file, "")
+    except DualHeadError:  # it is measured again
         return None
+    return kept if {"key", "values", "notes"} <= kept.keys() else None

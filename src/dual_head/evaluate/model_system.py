@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dual_head.backbone import context_length, load_backbone
+from dual_head.backbone import context_length, load_backbone, load_config
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.dtypes import automatic_dtype, stored_dtype
-from dual_head.errors import DualHeadError, require
+from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Decoding, Question
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.identity import Kind, digest, made_of, tokenizer_identity
 from dual_head.evaluate.specs import SystemSpec
-from dual_head.guides.companion import adapter_config, injecting
+from dual_head.guides.companion import adapted, adapter_config
 from dual_head.loading import find_tokenizer, read_config
 from dual_head.model import AlignedModel
 from dual_head.strength import resolve_alpha
@@ -86,12 +86,12 @@ class ModelSystem:
     def config(self) -> PreTrainedConfig:
         """The configuration of its language model; of guides, as they recorded it where the backbone is away."""
         try:
-            return AutoConfig.from_pretrained(self._base, trust_remote_code=self._trust)
-        except (OSError, ValueError) as error:
+            return load_config(self._base, trust_remote_code=self._trust)
+        except DualHeadError as error:
             recorded = read_config(self._place).backbone_config if self.kind == "guides" else None
             if isinstance(recorded, PreTrainedConfig):
                 return recorded
-            raise DualHeadError(f"'{self.name}' needs '{self._base}': {str(error).splitlines()[0]}") from error
+            raise DualHeadError(f"'{self.name}' needs '{self._base}'. {error}") from error
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -147,9 +147,7 @@ class ModelSystem:
             return model
         lm = load_backbone(self._base, **options)
         if self.kind == "adapter":
-            peft = require("peft", "peft")
-            with injecting(lm):
-                lm = peft.PeftModel.from_pretrained(lm, self._place).get_base_model()
+            lm = adapted(lm, self._place)
         return lm.requires_grad_(False)
 
     def _pad(self, own: GenerationConfig | None, ends: Any) -> int:

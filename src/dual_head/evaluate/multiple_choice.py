@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
-from rich.progress import track
 
 from dual_head import __version__
 from dual_head.errors import DualHeadError
@@ -27,7 +26,10 @@ from dual_head.evaluate.specs import parse_systems
 from dual_head.evaluate.systems import open_system
 from dual_head.evaluate.truthfulqa import TruthfulQuestion, TruthfulScores, evaluate_truthfulqa, load_truthfulqa
 from dual_head.evaluate.win_rates import paired_difference
+from dual_head.gauge import gauged
+from dual_head.options import fit
 from dual_head.places import atomic_folder
+from dual_head.reading import read_json
 
 CHUNK = 64  # choices scored between two looks at the bar
 METRICS = [
@@ -100,14 +102,13 @@ def _scores(
         file = folder / f"{system.name}.json"
         key = digest([system.identity, list(pairs)])
         try:
-            kept = json.loads(file.read_text())
-            if kept["key"] == key:
-                return kept["logps"]
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = read_json(file, "")
+            if kept.get("key") == key:
+                return fit(kept.get("logps"), list[float], "logps")
+        except DualHeadError:  # it is computed again
             pass
         values: list[float] = []
-        quiet = not console.is_terminal
-        for start in track(range(0, len(pairs), CHUNK), f"{system.name}: choices", console=console, disable=quiet):
+        for start in gauged(range(0, len(pairs), CHUNK), f"{system.name}: choices", quiet=console.quiet):
             scored = continuation_logps(
                 system.model,
                 system.tokenizer,

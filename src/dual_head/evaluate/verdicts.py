@@ -17,6 +17,7 @@ from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Judge, Question, Replies, Verdict
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
+from dual_head.reading import json_value
 
 __all__ = ["FILE", "Cost", "Graded", "Outcome", "Result", "grade_all", "judge_pairs", "spent"]
 
@@ -279,7 +280,7 @@ def _read(file: Path | None) -> dict[str, Verdict]:
         return kept
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            row = json.loads(line)
+            row = json_value(line)
             kept[row["key"]] = Verdict(row["value"], said=row["said"], flaw=row["flaw"], used=row["used"])
         except (ValueError, KeyError, TypeError):
             continue

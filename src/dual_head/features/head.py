@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dual_head.backbone import Decoder
+from dual_head.checkpoint import require_finite, require_same_shapes
 from dual_head.errors import DualHeadError
 from dual_head.features.store import HEAD_FILE
+from dual_head.reading import reading
 
 
 class _Absent(nn.Module):
@@ -66,23 +68,21 @@ def load_head(
     name_or_path: what the model goes by, the folder where not said.
     """
     file = Path(folder) / HEAD_FILE
-    try:
+    with reading(f"'{folder}' is no whole feature cache", "Write it with: dual-head cache."):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         tensors = load_file(file)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DualHeadError(
-            f"'{folder}' is no whole feature cache: {str(error).splitlines()[0]} Write it with: dual-head cache."
-        ) from error
-    dtype = next(iter(tensors.values())).dtype
-    with torch.device("meta"):
-        lm = _from_config(config, dtype, trust_remote_code)
-    for name, x in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        module = lm.get_submodule(owner)
-        if leaf in module._parameters:
-            module._parameters[leaf] = nn.Parameter(x, requires_grad=False)
-        else:
-            module._buffers[leaf] = x
+        dtype = next(iter(tensors.values())).dtype
+        with torch.device("meta"):
+            lm = _from_config(config, dtype, trust_remote_code)
+        require_same_shapes(outside(lm), tensors, str(folder))
+        for name, x in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            module = lm.get_submodule(owner)
+            if leaf in module._parameters:
+                module._parameters[leaf] = nn.Parameter(x, requires_grad=False)
+            else:
+                module._buffers[leaf] = x
+    require_finite(tensors, file)
     # Weights on no device could neither be moved nor sent to another process; a tied head now has its own copy.
     lm._modules[lm.base_model_prefix] = _Absent(str(folder))
     lm.config._name_or_path = name_or_path or str(folder)

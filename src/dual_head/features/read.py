@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,9 +24,11 @@ from dual_head.features.store import (
     RESPONSE,
     Layout,
     Needs,
+    checksum,
     read_manifest,
     unpack,
 )
+from dual_head.reading import reading
 
 PART_NAMES = ("prompt", "chosen", "rejected")
 
@@ -106,10 +108,11 @@ class FeatureSet(Dataset):
         self.layout, self.needs, self.last, self.dtype = layout, needs, last, dtype
         self._files = [folder / shard["file"] for shard in shards]
         self._open: dict[Path, Any] = {}
+        self._checksums = {folder / shard["file"]: shard["sha256"] for shard in shards}  # of files not yet read
         for file, shard in zip(self._files, shards, strict=True):
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
                 raise DualHeadError(f"'{file}' is cut short or missing. Run the same 'dual-head cache' command again.")
-        own = [self._shard(file).get_tensor("lengths").long() for file in self._files]
+        own = [self._lengths_in(file) for file in self._files]
         self._lengths = torch.cat(own) if own else torch.zeros(0, 3, dtype=torch.long)
         rows = [layout.rows(lengths) for lengths in own]
         # Of every pair: which file, and where its rows begin there.
@@ -136,7 +139,7 @@ class FeatureSet(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one pair."""
         at = self._order[index]
-        shard, start, lengths = self._shard(self._files[self._file[at]]), int(self._start[at]), self._lengths[at]
+        shard, start, lengths = self._whole(self._files[self._file[at]]), int(self._start[at]), self._lengths[at]
         rows, picks, labels = _wanted(lengths.tolist(), start, self.layout.positions, self.needs.positions)
         hidden = self._read(shard, "hidden", rows, picks)
         layers = {
@@ -150,14 +153,23 @@ class FeatureSet(Dataset):
         x = unpack(x, scale, self.dtype)
         return x if picks is None else x[picks]
 
+    def _lengths_in(self, file: Path) -> Tensor:
+        with reading(f"Cannot read '{file}'", f"Run: dual-head cache --verify {file.parent}"):
+            return self._shard(file).get_tensor("lengths").long()
+
+    def _whole(self, file: Path) -> Any:
+        """A shard whose bytes are those that were written, which is found out when the first of its pairs is read."""
+        if file in self._checksums and checksum(file) != self._checksums.pop(file):
+            raise DualHeadError(
+                f"'{file}' is not what was written. Delete it and run the same 'dual-head cache' command again: it "
+                "writes only that."
+            )
+        return self._shard(file)
+
     def _shard(self, file: Path) -> Any:
         if file not in self._open:
-            try:
+            with reading(f"Cannot read '{file}'", f"Run: dual-head cache --verify {file.parent}"):
                 self._open[file] = safe_open(file, "pt")
-            except (OSError, SafetensorError) as error:
-                raise DualHeadError(
-                    f"Cannot read '{file}' ({error}). Run: dual-head cache --verify {file.parent}"
-                ) from error
         return self._open[file]
 
 

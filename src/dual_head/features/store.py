@@ -22,17 +22,35 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dual_head.errors import DualHeadError
+from dual_head.fingerprint import Fingerprint
+from dual_head.options import build, fit
 from dual_head.places import atomic_folder
+from dual_head.reading import read_json, reading
 
 if TYPE_CHECKING:
     from dual_head.guides import Guide
 
 VERSION = 1
 MANIFEST_FILE, HEAD_FILE = "manifest.json", "head.safetensors"
+DIGEST = "digest"  # of the manifest, in it
 PARTS = {"train": "features", "held_out": "held_out"}  # what the names of their shards begin with
 WRITING = ".writing"  # the end of a name whose file is not whole yet
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 RESPONSE, ALL = "response", "all"  # positions: those that predict a response token, or every token
+# What every manifest says, and of what types; its digest tells whether anything of it was altered since.
+MANIFEST_TYPES = {
+    "complete": bool,
+    "positions": str,
+    "widths": dict[str, int],
+    "dtype": str,
+    "pairs_per_shard": int,
+    "options": dict,
+    "tokenizer": str,
+    "backbone": dict,
+    "drops": dict[str, dict],
+    "files": dict[str, str],
+    "parts": dict[str, dict],
+}
 ID_BYTES, SCALE_BYTES, LENGTH_BYTES = 4, 4, 12
 
 
@@ -142,8 +160,8 @@ def _flush(file: Path) -> None:
 def recorded(folder: Path, name: str) -> Shard | None:
     """What is said beside a shard; None where it was never whole. Its bytes are not read."""
     try:
-        return Shard(**json.loads((folder / f"{name}.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return build(Shard, read_json(folder / f"{name}.json", ""))
+    except DualHeadError:
         return None
 
 
@@ -171,7 +189,8 @@ def digest(rows: Iterable[Mapping[str, list[int]]]) -> str:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest, whole or not at all."""
     with atomic_folder(folder) as staging:
-        (staging / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+        values = {**manifest, DIGEST: digest_of(manifest)}
+        (staging / MANIFEST_FILE).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -179,19 +198,35 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     file = Path(folder) / MANIFEST_FILE
     if not file.is_file():
         return None
-    try:
-        manifest = json.loads(file.read_text())
+    remedy = "Write the feature cache again with --restart."
+    manifest = read_json(file, remedy)
+    with reading(f"Cannot read '{file}'", remedy):
         version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DualHeadError(
-            f"'{file}' is no whole manifest of a feature cache. Write it again with --restart."
-        ) from error
+        if version == VERSION:
+            _require_unaltered(manifest)
     if version != VERSION:
         raise DualHeadError(
             f"'{folder}' is a feature cache of format {version}, and this version reads {VERSION}. "
             "Write it again with --restart."
         )
     return manifest
+
+
+def _require_unaltered(manifest: Mapping[str, Any]) -> None:
+    if manifest.get(DIGEST) not in (None, digest_of(manifest)):
+        raise ValueError("it was altered after it was written")
+    for key, kind in MANIFEST_TYPES.items():
+        fit(manifest[key], kind, key)
+    Fingerprint.from_dict(manifest["backbone"]["fingerprint"])
+    for part in PARTS:
+        for shard in manifest["parts"][part]["shards"]:
+            build(Shard, shard)
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """sha256 of what a manifest says, in hexadecimal digits."""
+    values = {key: value for key, value in manifest.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def remove(folder: Path) -> None:

@@ -5,7 +5,7 @@ into, and every weight in common. This file knows transformers' models and PEFT'
 output means is each guide's own business.
 """
 
-import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone import Backbone, BackboneShape, load_backbone
-from dual_head.checkpoint import find_file
+from dual_head.checkpoint import COPY, find_file, read_shapes
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
 from dual_head.guides import build_guide
 from dual_head.guides.base import Guide, GuideConfig, Parameters
 from dual_head.heads import require_positive
 from dual_head.joint import Changes, LowRank
+from dual_head.reading import read_json, reading
 from dual_head.views import shared_view
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -185,10 +185,15 @@ def causal_lm(name: str | None, backbone: Backbone) -> PreTrainedModel:
         lm = load_backbone(str(_base_of(name)), dtype=backbone.lm.dtype)
         lm = lm.requires_grad_(False).eval().to(backbone.output_device)  # pyright: ignore[reportArgumentType]
     if adapter_config(name):
-        peft = require("peft", "peft")
-        with injecting(lm):
-            lm = peft.PeftModel.from_pretrained(lm, name).get_base_model().requires_grad_(False)
+        lm = adapted(lm, str(name)).requires_grad_(False)
     return lm
+
+
+def adapted(lm: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with a PEFT adapter in its layers. Errors: a damaged adapter, or one of another model."""
+    peft = require("peft", "peft")
+    with injecting(lm), reading(f"Could not load the adapter '{folder}'", COPY):
+        return peft.PeftModel.from_pretrained(lm, folder).get_base_model()
 
 
 def is_backbone(name: str | None, backbone: Backbone) -> bool:
@@ -217,7 +222,7 @@ def count_forwards(name: str) -> float:
     if config.model_type != AlignedConfig.model_type:
         return 1
     with torch.device("meta"):
-        guides = [build_guide(entry, BackboneShape(**entry["shape"])) for entry in config.guides.values()]
+        guides = [build_guide(entry, BackboneShape.from_dict(entry["shape"])) for entry in config.guides.values()]
     return 1 + sum(guide.forwards for guide in guides)
 
 
@@ -242,30 +247,32 @@ def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoMo
 def _config_of(name: str) -> Any:
     """Read the config of a model, or of an adapter's base."""
     place = _base_of(name)
-    try:
+    with reading(
+        f"A guide needs the model '{place}', which cannot be read",
+        "Put it back there, or make the guide again with where it is now.",
+    ):
         return AutoConfig.from_pretrained(str(place))
-    except (OSError, ValueError) as error:
-        raise DualHeadError(
-            f"A guide needs the model '{place}', which cannot be read: {str(error).splitlines()[0]} "
-            "Put it back there, or make the guide again with where it is now."
-        ) from error
 
 
 def _count_values(file: str) -> int:
-    with safe_open(file, "pt") as tensors:
-        return sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
+    return sum(map(math.prod, read_shapes(file).values()))
 
 
 def _base_of(name: str | None) -> str | None:
     """The model that an adapter of that name goes on; any other name as it is."""
     adapter = adapter_config(name)
-    return adapter["base_model_name_or_path"] if adapter else name
+    return str(adapter["base_model_name_or_path"]) if adapter else name
 
 
 def adapter_config(name: str | None) -> dict[str, Any] | None:
-    """Read a PEFT adapter's config; None for what is no folder of an adapter."""
+    """Read a PEFT adapter's config; None for what is no folder of an adapter. Errors: one that names no base."""
     file = Path(name or "") / ADAPTER_CONFIG
-    return json.loads(file.read_text()) if name and file.is_file() else None
+    if not (name and file.is_file()):
+        return None
+    values = read_json(file, COPY)
+    if not isinstance(values.get("base_model_name_or_path"), str):
+        raise DualHeadError(f"'{file}' does not name the model it goes on (base_model_name_or_path). {COPY}")
+    return values
 
 
 def fit_vocabulary(logits: Tensor, size: int) -> Tensor:

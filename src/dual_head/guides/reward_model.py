@@ -32,6 +32,7 @@ from dual_head.guides.companion import (
 from dual_head.heads import require_positive
 from dual_head.hidden_states import Features
 from dual_head.masks import additive
+from dual_head.reading import reading
 from dual_head.views import shared_view
 
 BATCH_TOKENS = 4096  # continuations scored in one forward
@@ -249,15 +250,12 @@ def _joined(rewards: list[Tensor], candidates: Tensor) -> Tensor:
 
 
 def _load(name: str, backbone: Backbone) -> Any:
-    try:
+    with reading(
+        f"Could not load a reward model from '{name}'", f"Give a sequence classifier with one label. {OWN_PLACE}"
+    ):
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=backbone.lm.dtype, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
-        raise DualHeadError(
-            f"Could not load a reward model from '{name}': {str(error).splitlines()[0]} Give a sequence classifier "
-            f"with one label. {OWN_PLACE}"
-        ) from error
     model, info = loaded
     if model.config.num_labels != 1 or not hasattr(model, "score"):
         raise DualHeadError(f"'{name}' is no reward model: it needs one label and a score head on a decoder.")

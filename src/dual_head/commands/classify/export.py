@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     output = Path(args.output_dir)
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify.calibration import load_calibration
-    from dual_head.classify.config import DualHeadReasoningConfig
+    from dual_head.classify.config import read_classifier_config
     from dual_head.classify.export import EXPORT_FILE, export, require_plain
     from dual_head.classify.model import DualHeadReasoningModel
     from dual_head.classify.onnx import export_onnx
@@ -29,9 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     reads = (args.classifier, args.backbone)
     require_empty(output, record=EXPORT_FILE, overwrite=args.overwrite, reads=reads)
     if not args.onnx:  # a head that does not fit should not wait for the backbone
-        found = DualHeadReasoningConfig.from_pretrained(args.classifier)
-        if isinstance(found, DualHeadReasoningConfig):
-            require_plain(found)
+        require_plain(read_classifier_config(args.classifier))
     model = DualHeadReasoningModel.from_pretrained(
         args.classifier, backbone=args.backbone, dtype="float32", trust_remote_code=args.trust_remote_code
     )

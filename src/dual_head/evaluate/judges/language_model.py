@@ -19,6 +19,7 @@ from dual_head.evaluate import Comparison, Question, Replies, Verdict
 from dual_head.evaluate.judges.base import WINDOW, batches_by_length, chosen_device
 from dual_head.evaluate.judges.prompts import Pattern, load_family
 from dual_head.fingerprint import digest, tokenizer_fingerprint
+from dual_head.reading import reading
 
 Ids = tuple[int, ...]
 Item = tuple[list[Message], Pattern]
@@ -152,10 +153,8 @@ class LanguageModelJudge:
 
 
 def _tokenizer_of(where: str) -> PreTrainedTokenizerBase:
-    try:
+    with reading(f"'{where}' has no tokenizer, and a judge reads text", "Save it beside the model."):
         return AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError) as error:
-        raise DualHeadError(f"'{where}' has no tokenizer, and a judge reads text. Save it beside the model.") from error
 
 
 def _written(messages: list[Message], replies: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Written:

@@ -4,7 +4,6 @@ A file is {"name", "family", "kind": "pairwise" or "single", "turns", "reference
 "source"}. It knows questions and text, not who reads them.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from dual_head.evaluate.judges.base import require_whole
 from dual_head.evaluate.judges.prompts.reading import PATTERNS, Pattern, Unreadable
 from dual_head.fingerprint import digest
 from dual_head.options import build
+from dual_head.reading import json_value, reading
 from dual_head.text import Prompt
 
 __all__ = ["Family", "Pattern", "Template", "Unreadable", "load_family"]
@@ -165,14 +165,11 @@ def _named(name: str, templates: Iterable[Template]) -> Family:
 
 
 def _read(file: Any, where: str) -> Template:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+    with reading(f"'{where}' is no judge's template", "It is a JSON object with name, kind, verdict and template."):
+        values = json_value(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it is no object")
-        return build(Template, values)
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, DualHeadError):
-            raise DualHeadError(f"'{where}': {error}") from error
-        raise DualHeadError(
-            f"'{where}' is no judge's template: {error}. It is a JSON object with name, kind, verdict and template."
-        ) from error
+        try:
+            return build(Template, values)
+        except DualHeadError as error:
+            raise DualHeadError(f"'{where}' is no judge's template: {error}") from error

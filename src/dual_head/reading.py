@@ -1,0 +1,159 @@
+"""What others wrote, read: whatever a reader raises is one error that names the file, what is wrong and the remedy.
+
+A file may be cut, altered, of other types than it should hold, nested without end or made to do harm, and every
+library that reads one raises errors of its own kinds. It knows files and Python values, and no model.
+"""
+
+import ctypes
+import errno
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dual_head.errors import DualHeadError
+
+T = TypeVar("T", dict, list)
+
+ANEW = "Choose another output, or add --restart to write it anew."
+"""The remedy where the record of a run that goes on is damaged."""
+
+DEEPEST = 100
+"""Levels of lists and mappings in a file of settings."""
+MOST = 1_000_000
+"""Values in a file of settings, each counted as often as aliases of YAML repeat it."""
+LONGEST_REASON = 300  # characters
+
+
+@contextmanager
+def reading(problem: str, remedy: str) -> Iterator[None]:
+    """Refuse with "PROBLEM: what is wrong. REMEDY" whatever the block raises; a full disk stays what it is."""
+    try:
+        yield
+    except (DualHeadError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a reader written in Rust panics with one that is no Exception
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DualHeadError(f"{problem}: {reason(error)} {remedy}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Say in one sentence what an error says, or what its kind means where it says nothing to a user."""
+    if isinstance(error, OSError) and error.strerror:
+        said = error.strerror
+    elif isinstance(error, KeyError):
+        said = f"it lacks {error}"
+    else:
+        said = next((words for kind, words in _KINDS.items() if isinstance(error, kind)), None)
+        said = said or f"{_named(error)}{error}"
+    said = (said.strip() or type(error).__name__).splitlines()[0].strip()
+    said = said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]} ..."
+    return said if said.endswith((".", "!", "?")) else f"{said}."
+
+
+_KINDS: dict[type[BaseException], str] = {
+    RecursionError: "it is nested too deeply",
+    MemoryError: "it needs more memory than there is",
+    UnicodeDecodeError: "it is not UTF-8 text",
+    UnicodeEncodeError: "it holds half a character (a lone surrogate)",
+    json.JSONDecodeError: "it is not whole JSON",
+}
+
+
+def _named(error: BaseException) -> str:
+    """The kind of an error whose text alone says nothing of what was read."""
+    bare = isinstance(error, (IndexError, TypeError, AttributeError)) or not str(error).strip()
+    return f"{type(error).__name__}: " if bare else ""
+
+
+# ---- JSON and YAML -----------------------------------------------------------------------------------------
+
+
+def json_value(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Parse JSON. Errors: ValueError of whatever is wrong with it, texts that no file can hold among that."""
+    try:
+        value = json.loads(text, object_pairs_hook=hook)
+        if _SURROGATES.search(text) if isinstance(text, str) else _SURROGATES.search(text.decode("latin-1")):
+            json.dumps(value, ensure_ascii=False).encode()  # of two halves that are no pair, nothing can be written
+    except RecursionError as error:
+        raise ValueError(_KINDS[RecursionError]) from error
+    return value
+
+
+def read_json(file: str | Path, remedy: str, kind: type[T] = dict) -> T:
+    """Read a file that holds one JSON object, or a list. Errors: unreadable, cut, another kind of value, too deep."""
+    with reading(f"Cannot read '{file}'", remedy):
+        value = json_value(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds {'a list' if isinstance(value, list) else 'no object'}, not {_NAMES[kind]}")
+        _require_bounded(value)
+        return value
+
+
+_SURROGATES = re.compile(r"\\u[dD][89a-fA-F]")
+_NAMES = {dict: "an object", list: "a list"}
+
+
+def yaml_value(text: str) -> Any:
+    """Parse YAML of plain values. Errors: ValueError of whatever is wrong, what aliases make endless or huge too."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError(_KINDS[RecursionError]) from error
+    except yaml.YAMLError as error:  # in many lines
+        raise ValueError(" ".join(str(error).split())) from error
+    _require_bounded(value)
+    return value
+
+
+def read_yaml(file: str | Path, remedy: str) -> Any:
+    """Read a YAML file of plain values. Errors: unreadable, not YAML, too deep, or too large by its aliases."""
+    with reading(f"Cannot read '{file}'", remedy):
+        return yaml_value(Path(file).read_text(encoding="utf-8"))
+
+
+def _require_bounded(value: Any) -> None:
+    """Refuse values that whoever copies, compares or shows them would never be done with."""
+    rest, count = [(value, 0)], 0
+    while rest:
+        value, depth = rest.pop()
+        count += 1
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+        if count > MOST:
+            raise ValueError(f"it holds more than {MOST:,} values")
+        if isinstance(value, dict):
+            rest += ((one, depth + 1) for pair in value.items() for one in pair)
+        elif isinstance(value, (list, tuple, set)):
+            rest += ((one, depth + 1) for one in value)
+
+
+# ---- code of strangers -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block of Python code that runs longer; what it calls in C is waited for."""
+    stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    thread, lock, running = ctypes.c_ulong(threading.get_ident()), threading.Lock(), True
+
+    def expire() -> None:
+        with lock:
+            if running:
+                stop(thread, ctypes.py_object(TimeoutError))
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            running = False
+        timer.cancel()
