@@ -127,7 +127,7 @@ def documents(data: Path, pairs: Sequence[Pair], *, characters: int, seed: int =
 
 
 def transcript(turns: Iterable[tuple[str, str]]) -> str:
-    """A dialogue as `dual_head.data.tokenize.render` writes it, from (speaker, text)."""
+    """A dialogue as `dual_head.data.conversation` writes it, from (speaker, text)."""
     return "".join(f"\n\n{speaker}: {text}" for speaker, text in turns)
 
 

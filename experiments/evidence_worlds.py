@@ -14,12 +14,11 @@ from typing import Any
 from evidence_data import part_of, write_text
 
 from dual_head import load_pairs
-from dual_head.data.tokenize import render
 from dual_head.demo import TOY_BACKBONE, world
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Decoding
 from dual_head.run import load_tokenizer
-from dual_head.text import Prompt
+from dual_head.text import Prompt, encode_prompts
 
 DEV_SHARE = 0.25  # of the demonstration world's test requests
 EXACT = Decoding(max_new_tokens=56, temperature=1.0)  # the policy itself: longer than any reply of the world
@@ -141,7 +140,8 @@ World = Demo | Dialogues
 
 
 def _ids(prompt: Any, tokenizer: Any) -> list[int]:
-    return tokenizer(render(prompt, tokenizer), verbose=False)["input_ids"]
+    ids: Any = encode_prompts([prompt], tokenizer)["input_ids"]
+    return ids[0].tolist()
 
 
 def _require(there: int, wanted: int, part: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dual_head.data import Pair
-from dual_head.data.tokenize import render
+from dual_head.text import encode_prompts
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RESULTS = EXPERIMENTS.parent / "docs" / "results.md"
@@ -110,8 +110,10 @@ def test_transcripts_are_written_as_prompts_are_rendered_and_read_back_whole():
     said = "How do I bake a rye bread? Né"
     text = evidence_data.transcript([("Human", said), ("Assistant", "Knead it.")])
     tokenizer = chat_backbone.build_tokenizer([text], 300)
-    assert text == render([{"role": "user", "content": said}], tokenizer) + " Knead it."
+    asked = encode_prompts([[{"role": "user", "content": said}]], tokenizer)["input_ids"][0].tolist()
     ids = tokenizer(text)["input_ids"]
+    assert ids[: len(asked)] == asked
+    assert text.endswith("Assistant: Knead it.")
     assert ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
