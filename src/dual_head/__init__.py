@@ -17,6 +17,7 @@ _HOMES = {
     "AlignedModel": "model",
     "DualHeadError": "errors",
     "DualHeadModel": "paper_models",
+    "DualHeadReasoningModel": "classify.model",
     "GuideTrainer": "training",
     "GuideTrainingArguments": "training",
     "HiddenConfig": "guides.hidden",
@@ -39,9 +40,13 @@ _HOMES = {
     "tokenize_pairs": "data.tokenize",
 }
 
+# As one of the documents spells what has another name here.
+_SEED_HOMES = {"MAVInference": "paper_models", "create_mav": "paper_models"}
+
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from dual_head.classify.model import DualHeadReasoningModel as DualHeadReasoningModel
     from dual_head.config import AlignedConfig as AlignedConfig
     from dual_head.data import Pair as Pair
     from dual_head.data import split_by_prompt as split_by_prompt
@@ -69,8 +74,15 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if home := (_HOMES | _SEED_HOMES).get(name):
+        return getattr(import_module(f"{__name__}.{home}"), name)
+    from dual_head.seed_names import PYTHON
+
+    if name in PYTHON:
+        from dual_head.errors import DualHeadError
+
+        # Not an AttributeError, in whose place `from dual_head import name` puts words of its own.
+        raise DualHeadError(f"There is no {name} here. {PYTHON[name]}")
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 

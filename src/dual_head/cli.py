@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from dual_head import __version__
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.seed_names import translate
 
 ALLOCATIONS = 100_000  # of objects between two searches for garbage
 COMMANDS = {
@@ -45,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Huge pages for large tensors on Linux: logits come and go by the chunk, and a page fault costs as much as a
     # hundred multiplications. torch reads it at its first large tensor; whoever has set it is left alone.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    name = arguments[0] if arguments else ""
-    # Bars of loading are for a terminal, and not for the one that a reply is streamed to.
-    if name == "generate" or not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     assert logging.lastResort is not None
     logging.lastResort.setFormatter(_Shown())
     try:
+        arguments = translate(arguments)
+        name = arguments[0] if arguments else ""
+        # Bars of loading are for a terminal, and not for the one that a reply is streamed to.
+        if name == "generate" or not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         if name in COMMANDS:
             from dual_head.commands.paths import require_paths
 

@@ -12,6 +12,7 @@ from dual_head.guides.linear import LinearConfig
 from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.model import AlignedModel
+from dual_head.seed_names import guides_folder
 
 
 class _OneGuideModel(AlignedModel):
@@ -55,3 +56,21 @@ class MAVModel(_OneGuideModel):
     """An aligned model with one multi-layer guide "mav"; `switch_backbone` moves it to another backbone."""
 
     _guide_name, _guide_config = "mav", MultilayerConfig
+
+    # As the MAV README spells them.
+    generate_response = AlignedModel.generate
+    switch_base_model = AlignedModel.switch_backbone
+
+
+def create_mav(base_model: str | Path | PreTrainedModel, **options: Any) -> AlignedModel:
+    """`MAVModel.from_backbone`, as the MAV README spells it."""
+    return MAVModel.from_backbone(base_model, **options)
+
+
+def MAVInference(alignment_checkpoint_path: str | Path, initial_base_model: str | None = None) -> MAVModel:
+    """`MAVModel.from_pretrained`, as the MAV README spells it: guides, moved to another backbone where one is named.
+
+    Errors: those of `from_pretrained`; a pickle, as best_alignment.pt is there.
+    """
+    folder = guides_folder(str(alignment_checkpoint_path))
+    return MAVModel.from_pretrained(folder, backbone=initial_base_model, switch=initial_base_model is not None)

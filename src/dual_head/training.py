@@ -97,9 +97,24 @@ def require_trackers(args: TrainingArguments) -> None:
     there = (*get_available_reporting_integrations(), "azure_ml", "flyte")  # two that are not looked for there
     for tracker in args.report_to or ():
         if tracker in TRACKERS:
-            require(tracker, tracker)
+            package = require(tracker, tracker)
+            if tracker == "mlflow" and args.process_index == 0:
+                _require_store(package)
         elif tracker not in there:
             raise DualHeadError(f"--report_to: the package of '{tracker}' is not installed. Install it with pip.")
+
+
+def _require_store(mlflow: Any) -> None:
+    """Open the store that runs are written to, as transformers' callback will. Errors: it cannot be opened."""
+    try:
+        mlflow.MlflowClient()
+    except mlflow.MlflowException as error:
+        reason = str(error).strip().split(". ")[0]
+        raise DualHeadError(
+            f"--report_to mlflow: its store cannot be opened ({reason}). Name another: "
+            "MLFLOW_TRACKING_URI=sqlite:///mlflow.db. A database needs more than mlflow-skinny: "
+            "pip install 'dual-head[mlflow]'. Folders of files need MLFLOW_ALLOW_FILE_STORE=true."
+        ) from error
 
 
 def one_device(args: TrainingArguments) -> None:

@@ -178,7 +178,7 @@ def test_a_model_does_not_judge_itself(guides, tmp_path, capsys):
         (("truthfulqa", "--models", "base={guides}@0"), "--source"),
         (("world", "--models", "base={guides}@0", "--judge_option", "concurrency=8"), "Name one with --judge"),
         (("world", "--models", "base={guides}@0", "--efficiency", "1,many"), "batch sizes, such as 1,8,32, not 'many'"),
-        (("hh", "--models", "x", "--baseline_models", "DPO,GenARM"), "--models base=PATH,DPO=PATH,GenARM=PATH"),
+        (("hh", "--models", "x", "--baseline_models", "DPO,GenARM"), "--models dual_head=PATH,DPO=PATH"),
     ],
 )
 def test_bad_input_is_one_paragraph_with_a_remedy(guides, tmp_path, capsys, arguments, said):

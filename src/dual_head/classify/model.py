@@ -30,6 +30,7 @@ from dual_head.fingerprint import Fingerprint
 from dual_head.kernels import worth_compiling
 from dual_head.loading import hub_options, save_checkpoint
 from dual_head.reductions import Head, Tokens, auto_budget, reduce_tokens
+from dual_head.seed_names import CONSTRUCTOR
 
 __all__ = ["IGNORED", "DualHeadReasoningModel", "DualHeadReasoningOutput", "last_tokens"]
 
@@ -66,7 +67,11 @@ class DualHeadReasoningModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, config: DualHeadReasoningConfig, lm: PreTrainedModel | None = None):
+    def __init__(
+        self, config: DualHeadReasoningConfig | None = None, lm: PreTrainedModel | None = None, **options: Any
+    ):
+        if not isinstance(config, DualHeadReasoningConfig) or options:
+            raise DualHeadError(_built_otherwise(config, options))
         config = copy.deepcopy(config)
         own: Any = AutoModelForCausalLM.from_config(config.backbone_config) if lm is None else lm
         config._attn_implementation = own.config._attn_implementation
@@ -317,6 +322,15 @@ def last_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         return torch.full((len(input_ids),), length - 1, device=input_ids.device)
     places = torch.arange(length, device=attention_mask.device)
     return torch.where(attention_mask.bool(), places, -1).max(-1).values.clamp_min(0)
+
+
+def _built_otherwise(backbone: Any, options: dict[str, Any]) -> str:
+    """Say how to build what the DHRD README's constructor was called for."""
+    ours = {CONSTRUCTOR.get(name, name): value for name, value in options.items()}
+    place = ours.pop("backbone", backbone)
+    place = place if isinstance(place, str) else "NAME_OR_FOLDER"
+    listed = "".join(f", {name}={value!r}" for name, value in ({"num_labels": 2} | ours).items())
+    return f"A classifier is built on a backbone: DualHeadReasoningModel.from_backbone({place!r}{listed})."
 
 
 def _require_same_backbone(config: DualHeadReasoningConfig, lm: PreTrainedModel, source: str) -> None:

@@ -15,6 +15,7 @@ from dual_head.errors import DualHeadError
 
 __all__ = ["ClassName", "hub_rows", "is_data_name", "is_hub_name", "rows_of", "rows_of_file"]
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")  # weights as others keep them; never read here
 # What `datasets` writes beside the rows of a data set, which are no rows.
 _ABOUT = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
@@ -56,8 +57,8 @@ def is_data_name(name: str) -> bool:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether the hub could have something of this name: name, or owner/name."""
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name))
+    """Whether the hub could have something of this name: name, or owner/name, and not that of a file of weights."""
+    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)) and not name.endswith((*PICKLES, ".safetensors"))
 
 
 class ClassName(str):

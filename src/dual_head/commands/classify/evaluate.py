@@ -19,7 +19,7 @@ from rich.table import Table
 
 from dual_head import __version__
 from dual_head.classify.formats_options import columns_of
-from dual_head.commands.classify.evaluate_config import apply_config, folder_of
+from dual_head.commands.classify.evaluate_config import apply_config
 from dual_head.commands.classify.predict import add_batches, add_classifier
 from dual_head.commands.flags import refuse_unknown
 from dual_head.commands.help import Help, Parser, at_least
@@ -224,8 +224,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if config := before.parse_known_args(list(arguments))[0].config:
         apply_config(parser, Path(config))
     args = parser.parse_args(list(arguments))
-    said = [*args.classifier, *([args.checkpoint] if args.checkpoint else [])]
-    args.classifier = [folder_of(place) for place in said or parser.get_default("trained") or []]
+    args.classifier = args.classifier or parser.get_default("trained") or []
     if not args.classifier:
         raise DualHeadError("Say which classifier: its folder, the output_dir of training.")
     _require_places(args)
@@ -258,7 +257,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_classifier(parser, "classifier", nargs="*")
-    parser.add_argument("--checkpoint", help="a classifier, as the DHRD README names it")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options, or that of training")
     parser.add_argument("--output_dir", help="default: evaluation, in the first classifier's folder, where it is one")
     data = parser.add_argument_group("rows")
