@@ -6,7 +6,6 @@ a folder of another backbone or other data. It knows the order of things; how ea
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 import transformers
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import Progress, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
 from dual_head import __version__
@@ -39,6 +37,7 @@ from dual_head.features.store import (
     write_manifest,
 )
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
+from dual_head.gauge import Gauge, duration
 from dual_head.guides import guide_class, kind_of
 from dual_head.methods import Method
 from dual_head.places import atomic_folder
@@ -60,7 +59,7 @@ def cache_features(method: Method, options: CacheOptions) -> FeatureCache:
         pass  # a folder that cannot be written is refused before anything is loaded
     _refuse_what_reads_tokens(method)
     tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
-    train_set, held_out, drops = load_data(options, tokenizer, console, progress=main and console.is_terminal)
+    train_set, held_out, drops = load_data(options, tokenizer, console, progress=main)
     parts = {"train": train_set, "held_out": held_out}
     backbone = _backbone(options, processes)
     layout = _layout(method, backbone, options.dtype)
@@ -237,26 +236,27 @@ def _write(
 ) -> None:
     """Write this process's share of the missing shards, r, r + W, ... of them."""
     mine = plan.missing[processes.process_index :: processes.num_processes]
-    shards = write_shards(
-        folder, backbone, parts, plan, mine, share_prompt=why_not is None, batch_tokens=options.batch_tokens
-    )
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
-    shown = Console(stderr=True, quiet=console.quiet)
-    with Progress(*columns, console=shown, disable=not shown.is_terminal) as progress:
-        bar, started = progress.add_task("caching", total=len(mine)), time.perf_counter()
-        for number, _ in enumerate(shards):
-            if number == 0:
-                share = mine[0].rows / sum(task.rows for task in mine)
-                _say_worth(time.perf_counter() - started, share, console)
-            progress.advance(bar)
+    with Gauge("hidden states", sum(task.rows for task in mine), quiet=console.quiet) as gauge:
+        shards = write_shards(
+            folder,
+            backbone,
+            parts,
+            plan,
+            mine,
+            share_prompt=why_not is None,
+            batch_tokens=options.batch_tokens,
+            on_rows=gauge.advance,
+        )
+        for number, shard in enumerate(shards, 1):
+            gauge.line(f"shard {number} of {len(mine)} is whole: {shard.file}")
+            if number == 1:
+                _say_worth(gauge.whole, console)
 
 
-def _say_worth(seconds: float, share: float, console: Console) -> None:
-    whole = seconds / share
-    about = f"{whole / 3600:.1f} h" if whole > 3600 else f"{whole:.0f} s"
+def _say_worth(seconds: float, console: Console) -> None:
     console.print(
-        f"The first shard took {seconds:.1f} s, so all take about {about}, as streaming does in every epoch: a cache "
-        "pays from the 2nd epoch, or the 2nd run, on; for a single epoch train without --feature_cache."
+        f"All take about {duration(seconds)}, as streaming does in every epoch: a cache pays from the 2nd epoch, or "
+        "the 2nd run, on; for a single epoch train without --feature_cache."
     )
 
 

@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     tokenizer.save_pretrained(args.output_dir)
     console = Terminal(soft_wrap=True)
     console.print(f"{len(sources)} guides written to {args.output_dir}: {', '.join(sources)}.")
-    shown = ",".join(f"{name}={strength:g}" for name, strength in model.config.alpha.items())
+    shown = ",".join(f"{name}={strength:g}" for name, strength in (model.config.alpha or {}).items())
     console.print(f"Try: dual-head generate {args.output_dir} --prompt '...' --alpha {shown}")
     return 0
 

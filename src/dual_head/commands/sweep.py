@@ -3,8 +3,8 @@
 import argparse
 import hashlib
 import json
+import math
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from dual_head import __version__
@@ -22,6 +20,7 @@ from dual_head.commands.help import Help, Parser, at_least
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts
 from dual_head.errors import DualHeadError
+from dual_head.gauge import Gauge
 from dual_head.places import atomic_folder
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
@@ -84,14 +83,12 @@ def _rest(replies: "Callable[..., list[Row]]", file: Path, done: int, total: int
         print(f"Going on after {done} of {total} prompts.")
     with (
         file.open("a", encoding="utf-8") as stream,
-        Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress,
+        Gauge("prompts", total, done=done) as gauge,
     ):
-        task = progress.add_task("prompts", total=total, completed=done)
-
         def keep(found: "list[Row]") -> None:
             stream.write("".join(map(_line, found)))
             stream.flush()
-            progress.advance(task)
+            gauge.advance()
 
         return replies(start=done, on_prompt=keep)
 
@@ -213,8 +210,10 @@ def _print(points: list[dict[str, Any]], output: Path) -> None:
     shown = {label: [point["metrics"][name] for point in points] for name, label in LABELS.items()}
     shown |= {name: [point["rewards"][name] for point in points] for name in points[0]["rewards"]}
     for label, figures in shown.items():
-        table.add_row(label, *(f"{figure['mean']:.3g}" for figure in figures))
+        table.add_row(label, *(f"{x['mean']:.3g}" if math.isfinite(x["mean"]) else "-" for x in figures))
     console.print(table)
+    if lost := [label for label, figures in shown.items() if not all(math.isfinite(x["mean"]) for x in figures)]:
+        console.print(f"- is of a reply that the model gives NaN or infinity for: {', '.join(lost)}.", soft_wrap=True)
     if empty := {f"{point['alpha']:g}": point["empty"] for point in points if point["empty"]}:
         of = ", ".join(f"{count} at {alpha}" for alpha, count in empty.items())
         total = sum(point["replies"] for point in points)

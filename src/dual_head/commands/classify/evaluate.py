@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from dual_head import __version__
@@ -24,6 +23,7 @@ from dual_head.commands.classify.predict import add_batches, add_classifier
 from dual_head.commands.flags import refuse_unknown
 from dual_head.commands.help import Help, Parser, at_least
 from dual_head.errors import DualHeadError
+from dual_head.gauge import gauged
 from dual_head.places import atomic_folder
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
@@ -84,7 +84,7 @@ def _measured(folder: str, args: argparse.Namespace, console: Console) -> "tuple
     working = ("batch_tokens", "max_rows_per_batch", "window", "autocast")
     predictor = Predictor.load(folder, **{name: getattr(args, name) for name in (*loading, *working)})
     examples, drops = _examples(predictor, args)
-    shown = partial(track, description=folder, total=len(examples), console=console, disable=not console.is_terminal)
+    shown = partial(gauged, name=folder, total=len(examples), quiet=console.quiet)
     where = f"{args.dataset}, {args.split}"
     return measure(predictor, examples, calibrate=args.calibrate, fitted_on=where, progress=shown), drops
 

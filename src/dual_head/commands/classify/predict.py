@@ -15,14 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
 from dual_head.commands.flags import refuse_unknown
 from dual_head.commands.help import Help, Parser, at_least
 from dual_head.data import Dropped
 from dual_head.errors import DualHeadError
+from dual_head.gauge import Gauge
 
 if TYPE_CHECKING:
     from dual_head.classify.predict import Prediction, Predictor
@@ -31,17 +28,6 @@ if TYPE_CHECKING:
 RECORD = ".run.json"  # beside the output: what wrote it
 CUT = "cut to what the classifier reads"
 DIGITS = 6  # of a probability
-
-
-class _Speed(ProgressColumn):
-    """Rows a second since the start, those of an earlier run left out."""
-
-    def __init__(self, done: int):
-        super().__init__()
-        self.done = done
-
-    def render(self, task: Any) -> Text:
-        return Text(f"{(task.completed - self.done) / (task.elapsed or 1):,.0f} rows/s")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -65,12 +51,11 @@ def run(arguments: Sequence[str]) -> int:
     started, counts = time.perf_counter(), Counter()
     try:
         done = 0 if args.output == "-" else _go_on(stream, rows, predictor.window, args)
-        with _progress(done) as progress:
-            task = progress.add_task("rows", total=total, completed=done)
+        with Gauge("rows", total, done=done) as gauge:
             for lines in classified(rows, predictor, read, start=done, counts=counts):
                 stream.write(lines)
                 stream.flush()
-                progress.update(task, completed=done + counts["rows"])
+                gauge.reach(done + counts["rows"])
     finally:
         if stream is not sys.stdout.buffer:
             stream.close()
@@ -143,11 +128,6 @@ def _account(counts: Counter[str], done: int, seconds: float) -> str:
     said += f", after {done:,} of an earlier run" if done else ""
     said += f"; {cut:,} {CUT}" if cut else ""
     return said + (f'; {errors:,} could not be classified and say why in "error"' if errors else "") + "."
-
-
-def _progress(done: int) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(done), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 # ---- a run that may have been stopped ----------------------------------------------------------------------

@@ -5,15 +5,14 @@ on where it stopped, and asks again for what had no reply.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from dual_head.commands.classify.dataset import add_dataset, load_dataset
 from dual_head.commands.help import Help, Parser, at_least
+from dual_head.gauge import Gauge
 from dual_head.secrets import masked
 from dual_head.terminal import Terminal
 
@@ -34,8 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     loaded = load_dataset(args)
     console = Terminal(soft_wrap=True)
     console.print(loaded.drops.table())
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("rationales", total=len(loaded.examples))
+    with Gauge("rationales", len(loaded.examples)) as gauge:
         found = write_rationales(
             loaded.examples,
             loaded.labels,
@@ -43,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
             args.output,
             teacher=masked(args.model),  # it may hold an address
             options=options,
-            on_row=lambda found: progress.update(task, completed=found.before + found.written),
+            on_row=lambda found: gauge.reach(found.before + found.written),
         )
     _print(found, args, console)
     return 1 if found.unanswered else 0
