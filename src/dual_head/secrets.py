@@ -6,14 +6,15 @@ It knows texts, and how secrets are named and look; nothing of who uses them.
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 MASK = "***"
 LEAST = 6  # characters: a shorter value stands in too many words to be looked for
 # How secrets are named, but for the tokens that a tokenizer pads or ends texts with.
 _NAME = (
-    r"(?!(?:pad|eos|bos|unk|sep|cls|mask|image)_token)(?:[\w.-]*[_.-])?(?:(?:api|access|secret|private|auth)[ _-]?key"
-    r"|passw(?:or)?d|passphrase|secret|authorization|credentials?|token)"
+    r"(?!(?:[\w.-]*[_.-])?(?:pad|eos|bos|unk|sep|cls|mask|image)_token)(?:[\w.-]*[_.-])?"
+    r"(?:(?:api|access|secret|private|auth)[ _-]?key|passw(?:or)?d|passphrase|secret|authorization|credentials?|token)"
 )
 _NAMED = re.compile(rf"\s*{_NAME}\s*", re.IGNORECASE)
 # "api_key=VALUE", "--judge_option=api_key=VALUE"
@@ -21,13 +22,13 @@ _ARGUMENT = re.compile(rf"((?:--[\w-]+=)?\s*(?:--)?{_NAME}\s*=)(.+)", re.IGNOREC
 _USER = re.compile(r"(?<=://)[^\s/?#\"']*@")  # user:password@ in an address
 # After the name of a secret: its value, in JSON, in a header, in a query, in words.
 _IN_TEXT = re.compile(
-    rf"((?<![\w.-]){_NAME}[\"']?\s*(?:=|:(?=\s*[\"'])|(?<!\btoken):)\s*(?:bearer\s+|basic\s+)?[\"']?)([^\s\"',;&<>()]+)",
+    rf"((?<![\w.-]){_NAME}[\"']?\s*(?:=|:(?=\s*[\"'])|(?<!\btoken):)\s*[\"']?(?:bearer\s+|basic\s+)?)([^\s\"',;&<>()]+)",
     re.IGNORECASE,
 )
 _IN_QUERY = re.compile(r"((?<=[?&])(?:key|sig|signature)=)[^\s&#\"']+", re.IGNORECASE)
 _SHAPED = re.compile(
     r"\b(?:sk-[\w*-]{8,}|hf_[A-Za-z0-9]{16,}|gh[a-z]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
-    r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+|(?<=[Bb]earer )\S{8,}|(?<=[Bb]asic )[\w+/=]{12,})"
+    r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+|(?<=[Bb]earer )(?=\S*\d)\S{8,}|(?<=[Bb]asic )(?=\S*[\d=])[\w+/=]{12,})"
 )
 
 
@@ -48,6 +49,17 @@ def without(text: str, *values: str) -> str:
     for value in sorted({value for value in values if len(value) >= LEAST}, key=len, reverse=True):
         text = text.replace(value, MASK)
     return text
+
+
+def masked_values(values: Any, name: str = "") -> Any:
+    """Copy lists and mappings with the secrets among their values masked."""
+    if isinstance(values, Mapping):
+        return {key: masked_values(value, str(key)) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [masked_values(value, name) for value in values]
+    if values is not None and is_secret(name):
+        return MASK
+    return masked(values) if isinstance(values, str) else values
 
 
 def command_line(*words: str) -> str:

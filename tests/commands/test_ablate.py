@@ -1,13 +1,14 @@
 """`dual-head ablate`: variants of one method on the same pairs, trained once and tabulated."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dual_head.cli import main
-from dual_head.commands import ablate
+from dual_head.commands import ablate, train
 from dual_head.errors import DualHeadError
 from dual_head.methods import method
 
@@ -99,3 +100,57 @@ def test_the_shipped_ablations_say_what_their_methods_know(file):
         config = ablate.variant(plan, name)
         paths = {f"{section}.{key}" for section, own in config.items() if isinstance(own, dict) for key in own}
         assert paths <= known, name
+
+
+# ---- plans of others -----------------------------------------------------------------------------------------
+
+CODE = "from pathlib import Path\nPath('ran').touch()\n\ndef longer(prompt, reply):\n    return len(reply)\n"
+EVALUATION = {"benchmark": "world", "judge": "rule", "num_samples": 2, "max_new_tokens": 4, "skip_measures": True}
+
+
+@pytest.mark.parametrize(
+    ("changed", "by"),
+    [
+        ({"evaluate": {**EVALUATION, "judge": "rule:of_a_stranger:longer"}}, "judge: rule:of_a_stranger:longer"),
+        ({"evaluate": {**EVALUATION, "reward": ["of_a_stranger:longer"]}}, "reward: of_a_stranger:longer"),
+        ({"evaluate": {**EVALUATION, "efficiency": "--judge=rule:of_a_stranger:longer"}}, "judge: rule:of_a_stranger"),
+        ({"evaluate": {**EVALUATION, "judge=rule:of_a_stranger:longer": True}}, "judge: rule:of_a_stranger:longer"),
+        ({"variants": {"a": {"trust_remote_code": True}}}, "trust_remote_code: True"),
+        ({"trust_remote_code": "yes"}, "trust_remote_code: yes"),
+        ({"allow_code": True}, "allow_code: True"),
+    ],
+)
+def test_a_plan_that_names_code_is_refused_before_any_of_it_runs(tmp_path, monkeypatch, capsys, changed, by):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", *sys.path])
+    (tmp_path / "of_a_stranger.py").write_text(CODE)
+    assert main(["ablate", str(plan_of(tmp_path, **changed)), "--output_dir", "out"]) == 2
+    said = capsys.readouterr().err
+    assert f"would run code here, by '{by}" in said
+    assert "add --allow_code" in said
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plans_code_runs_when_it_is_allowed_and_its_secrets_are_in_no_file(tmp_path, monkeypatch, capsys):
+    from dual_head.demo import TOY_BACKBONE
+    from dual_head.demo.world import preference_rows
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", *sys.path])
+    Path("of_a_friend.py").write_text(CODE)
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preference_rows(20, seed=0)))
+    tokens = []
+    evaluate = {**EVALUATION, "judge": "rule:of_a_friend:longer"}
+    plan = plan_of(tmp_path, evaluate=evaluate, hub_token="not-shaped-as-one", trust_remote_code=True)
+    trained = train.train_guide
+    monkeypatch.setattr(train, "train_guide", lambda *given: (tokens.append(given[2].hub_token), trained(*given)))
+    arguments = ["ablate", str(plan), "--output_dir", "out", "--model_name_or_path", str(TOY_BACKBONE)]
+    arguments += ["--dataset_name", "pairs.jsonl", "--max_steps", "1", "--disable_tqdm", "true", "--allow_code"]
+    assert main(arguments) == 0
+    assert Path("ran").exists()
+    assert tokens == ["not-shaped-as-one"] * 2  # it is handed on,
+    written = [file for file in Path("out").rglob("*") if file.is_file()]
+    assert [file for file in written if b"not-shaped-as-one" in file.read_bytes()] == []  # and written nowhere
+    assert json.loads(Path("out/ablation.json").read_text())["plan"]["shared"]["hub_token"] == "***"
+    assert "not-shaped-as-one" not in capsys.readouterr().out

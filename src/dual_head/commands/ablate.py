@@ -19,10 +19,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.flags import read_options
+from dual_head.commands.flags import add_allow_code, read_options, require_no_code
 from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder
+from dual_head.secrets import is_secret, masked_values
 from dual_head.terminal import Terminal
 
 OWN = ("variants", "seeds", "evaluate")
@@ -36,20 +37,29 @@ REPORT = "report.json"
 def run(arguments: Sequence[str]) -> int:
     """Parse, train each variant with each seed, evaluate, tabulate."""
     args, flags = _parser().parse_known_args(arguments)
-    plan = read_plan(Path(args.config))
+    plan = read_plan(Path(args.config), allow_code=args.allow_code)
     output = Path(args.output_dir)
     console = Terminal()
     # Imported late: a mistyped config should not wait for torch.
     from dual_head.commands import eval as evaluation
     from dual_head.commands import train
 
+    if plan["evaluate"] and not args.allow_code:
+        # As it will be read: a value may hold a flag.
+        said = evaluation_arguments(plan["evaluate"], dict.fromkeys(plan["variants"], output))
+        parsed = evaluation.build_parser().parse_args([*said, "--output_dir", str(output)])
+        require_no_code(vars(parsed), Path(args.config))
     runs: dict[str, dict[int, Path]] = {name: {} for name in plan["variants"]}
     for number, (name, seed) in enumerate([(name, seed) for name in runs for seed in plan["seeds"]], 1):
         folder = output / RUNS / f"{slug(name)}-seed{seed}"
         console.rule(f"{name}, seed {seed} ({number} of {len(runs) * len(plan['seeds'])})")
-        config = _write_config(folder.with_suffix(".yaml"), variant(plan, name))
+        options = variant(plan, name)
+        secrets = [part for key in filter(is_secret, options) for part in (f"--{key}", str(options[key]))]
+        options = {key: value for key, value in options.items() if not is_secret(key)}
+        config = _write_config(folder.with_suffix(".yaml"), options)
         # Whatever is said on the command line is for every variant, and stronger than the file.
-        said = ["--config", str(config), "--output_dir", str(folder), "--seed", str(seed), *flags]
+        said = ["--config", str(config), "--output_dir", str(folder), "--seed", str(seed), *secrets, *flags]
+        said += ["--allow_code"] if args.allow_code else []
         if code := train.run([plan["method"], *said]):
             return code
         runs[name][seed] = folder
@@ -68,12 +78,13 @@ def run(arguments: Sequence[str]) -> int:
 # ---- the plan ----------------------------------------------------------------------------------------------
 
 
-def read_plan(file: Path) -> dict[str, Any]:
+def read_plan(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
     """Read CONFIG: {"method", "variants": {name: options}, "seeds", "evaluate", "shared": all other options}.
 
-    Errors: an unreadable file, no method, no variants, a variant that is no mapping, two of the same folder.
+    Errors: an unreadable file, no method, no variants, a variant that is no mapping, two of the same folder, code that
+    is named without `allow_code`.
     """
-    values = read_options(file)
+    values = read_options(file, allow_code=allow_code)
     if not isinstance(values.get("variants"), dict):
         near = get_close_matches("variants", map(str, values), n=1)
         typed = f" It has '{near[0]}': is that what you meant?" if near and near[0] != "variants" else ""
@@ -190,7 +201,7 @@ def _write(output: Path, plan: Mapping[str, Any], rows: list[dict[str, Any]]) ->
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     lines += [f"| {' | '.join(_cells(row, columns, wins=wins))} |" for row in rows]
     with atomic_folder(output) as staging:
-        (staging / TABLE).write_text(json.dumps({"plan": dict(plan), "rows": rows}, indent=2))
+        (staging / TABLE).write_text(json.dumps({"plan": masked_values(plan), "rows": rows}, indent=2))
         (staging / PAGE).write_text(f"{_about(rows)}\n\n" + "\n".join(lines) + "\n")
 
 
@@ -223,4 +234,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", help="YAML with method, variants, seeds and the options of training")
     parser.add_argument("--output_dir", required=True, help="folder for runs, ablation.json and ablation.md")
+    add_allow_code(parser)
     return parser

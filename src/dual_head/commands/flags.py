@@ -10,6 +10,8 @@ import yaml
 
 from dual_head.errors import DualHeadError, did_you_mean
 
+NO = ("", "none", "false", "no", "f", "n", "0")  # what leaves a switch off
+
 
 def hide_rare(parser: argparse.ArgumentParser, arguments: type, common: Collection[str], *, help_all: bool) -> None:
     """Keep those of TrainingArguments' more than hundred flags out of --help that most runs never see."""
@@ -22,15 +24,50 @@ def hide_rare(parser: argparse.ArgumentParser, arguments: type, common: Collecti
                 action.help = " ".join(action.help.split()).split(". ")[0][:160]
 
 
-def read_options(file: Path) -> dict[str, Any]:
-    """Read a YAML file of options. Errors: unreadable, or no mapping."""
+def read_options(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
+    """Read a YAML file of options. Errors: unreadable, no mapping, one that names code without `allow_code`."""
     try:
         values = yaml.safe_load(file.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise DualHeadError(f"Cannot read the config '{file}': {error}") from error
     if not isinstance(values, dict):
         raise DualHeadError(f"The config '{file}' must be a mapping of options to values.")
+    if not allow_code:
+        require_no_code(values, file)
     return values
+
+
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    """Add the flag without which a file of options may name no code."""
+    parser.add_argument(
+        "--allow_code",
+        action="store_true",
+        help="run code that the YAML file names: a rule or reward module:function, or trust_remote_code",
+    )
+
+
+def require_no_code(values: Any, file: Path, *, name: str = "") -> None:
+    """Refuse options, from a file that may be somebody else's, that name Python code to run."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            require_no_code(value, file, name=str(key))
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            require_no_code(value, file, name=name)
+    elif is_code(name, str(values)):
+        raise DualHeadError(
+            f"'{file}' would run code here, by '{name}: {values}'. Read that code, and add --allow_code on the command "
+            "line to run it."
+        )
+
+
+def is_code(name: str, value: str) -> bool:
+    """Whether an option of this value runs Python code that is not ours."""
+    if name == "judge":
+        return value.startswith("rule:") and ":" in value.removeprefix("rule:")
+    if name == "reward":
+        return ":" in value and not Path(value).is_dir()
+    return name in ("trust_remote_code", "allow_code") and value.lower() not in NO
 
 
 def checked(action: argparse.Action, value: Any, file: Path) -> Any:

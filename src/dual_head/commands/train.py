@@ -13,7 +13,7 @@ import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
-from dual_head.commands.flags import checked, hide_rare, read_options, refuse_unknown
+from dual_head.commands.flags import add_allow_code, checked, hide_rare, read_options, refuse_unknown
 from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method, method, method_names
@@ -60,14 +60,15 @@ def run(arguments: Sequence[str]) -> int:
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     before.add_argument("--feature_cache")
-    config = before.parse_known_args(arguments[1:])[0].config
-    if config:
-        apply_config(parser, Path(config), chosen)
-    if cache := before.parse_known_args(arguments[1:])[0].feature_cache or parser.get_default("feature_cache"):
+    add_allow_code(before)
+    said = before.parse_known_args(arguments[1:])[0]
+    if said.config:
+        apply_config(parser, Path(said.config), chosen, allow_code=said.allow_code)
+    if cache := said.feature_cache or parser.get_default("feature_cache"):
         # What its backbone and data are is the default, so that whatever else is said is known to be meant.
         parser.set_defaults(**cached_options(cache))
-        if config:
-            apply_config(parser, Path(config), chosen)
+        if said.config:
+            apply_config(parser, Path(said.config), chosen, allow_code=said.allow_code)
     if "--help_all" in arguments:
         parser.print_help()
         return 0
@@ -100,6 +101,7 @@ def build_parser(chosen: Method, *, help_all: bool = False) -> HfArgumentParser:
     )
     hide_rare(parser, GuideTrainingArguments, COMMON, help_all=help_all)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+    add_allow_code(parser)
     parser.add_argument("--help_all", action="store_true", help="show every TrainingArguments flag too")
     add_method_options(parser, chosen)
     parser.set_defaults(**chosen.training, **chosen.run)
@@ -132,13 +134,14 @@ def with_method_options(chosen: Method, parsed: argparse.Namespace) -> Method:
     return chosen.with_options(given)
 
 
-def apply_config(parser: HfArgumentParser, file: Path, chosen: Method) -> None:
+def apply_config(parser: HfArgumentParser, file: Path, chosen: Method, *, allow_code: bool = False) -> None:
     """Take a YAML file's values as defaults, which flags override.
 
     Sections ("guide", "preference", ...) hold the method's options; everything else is a flag's name.
-    Errors: an unreadable file, an unknown key (the nearest is offered), another method's config.
+    Errors: an unreadable file, an unknown key (the nearest is offered), another method's config, code that is named
+    without `allow_code`.
     """
-    values = read_options(file)
+    values = read_options(file, allow_code=allow_code)
     if values.pop("method", chosen.name) != chosen.name:
         raise DualHeadError(
             f"The config '{file}' is for another method. Run 'dual-head train' with the method it names."

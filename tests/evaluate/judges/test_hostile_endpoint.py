@@ -8,6 +8,7 @@ import time
 import pytest
 
 from dual_head import DualHeadError
+from dual_head.cli import main
 from dual_head.evaluate import Answer, Comparison, Question
 from dual_head.evaluate.connection import LARGEST, parted
 from dual_head.evaluate.judges import load_judge
@@ -204,3 +205,39 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(endpoint, k
     with pytest.raises(DualHeadError, match="characters that no key has") as refused:
         load_judge(f"openai:tiny@{endpoint.url}", api_key=key)
     assert key not in str(refused.value)
+
+
+def test_an_evaluation_leaves_neither_key_nor_password_in_any_file_nor_on_the_screen(
+    endpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("WANDB_API_KEY", "of-the-environment-77")
+
+    def answer(number, body):
+        asked = body["messages"][-1]["content"]
+        if "question 1" in asked:
+            return endpoint.failure(400, f"Key {KEY} of bob:hunter2, and of-the-environment-77, is refused")
+        return endpoint.completion(f"\x1b[2JI know {KEY}. [[A]]" if "question 2" in asked else "[[A]]")
+
+    endpoint.answer = answer
+    prompts = [f"question {i}" for i in range(4)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    for name in ("far", "near"):
+        rows = [{"instruction": prompt, "output": name, "generator": name} for prompt in prompts]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    output = tmp_path / "out"
+    address = endpoint.url.replace("://", "://bob:hunter2@")
+    arguments = ["eval", "prompts", "--source", str(tmp_path / "prompts.jsonl"), "--output_dir", str(output)]
+    arguments += ["--models", f"a={tmp_path}/far.json,b={tmp_path}/near.json", "--skip_measures"]
+    arguments += ["--judge", f"openai:tiny@{address}", "--judge_option", f"api_key={KEY}"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    written = {file.relative_to(output): file.read_text() for file in output.rglob("*") if file.is_file()}
+    assert {"report.json", "report.md", "report.html"} <= set(map(str, written))
+    for secret in (KEY, "hunter2", "of-the-environment-77"):
+        for where, text in {**written, "out": shown.out, "err": shown.err}.items():
+            assert secret not in text, where
+    report = json.loads((output / "report.json").read_text())
+    assert f"openai:tiny@{endpoint.url.replace('://', '://***@')}" in report["command"]
+    assert "'api_key=***'" in report["command"]
+    assert any("Key *** of bob:***, and ***, is refused" in warning for warning in report["warnings"])
+    assert "\x1b" not in shown.out

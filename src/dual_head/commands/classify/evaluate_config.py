@@ -22,14 +22,14 @@ HELD_OUT = {
 }
 
 
-def apply_config(parser: argparse.ArgumentParser, file: Path) -> None:
+def apply_config(parser: argparse.ArgumentParser, file: Path, *, allow_code: bool = False) -> None:
     """Take a YAML file's values as defaults, which flags override.
 
     A training config gives the folder that it trains, as the default "trained", and the data that it holds out: those
     of eval_dataset_name, another split, or the same share of the training data. Errors: an unreadable file, an unknown
-    key (the nearest is offered).
+    key (the nearest is offered), code that is named without `allow_code`.
     """
-    values = read_options(file)
+    values = read_options(file, allow_code=allow_code)
     flags = {action.dest: action for action in parser._actions}
     if not set(values) <= set(flags):
         values = _of_training(values, file, set(flags))
@@ -45,7 +45,7 @@ def _of_training(values: dict[str, Any], file: Path, own: set[str]) -> dict[str,
     # Imported late: its parser is transformers' too.
     from dual_head.commands.classify import train
 
-    known = {action.dest for action in train.build_parser()._actions} | set(train.ALIASES)
+    known = {action.dest for action in train.build_parser()._actions} | set(train.ALIASES) | {"device"}
     flat = {key: value for key, value in values.items() if key not in train.SECTIONS or not isinstance(value, dict)}
     for section in train.SECTIONS:
         flat |= values[section] if isinstance(values.get(section), dict) else {}
@@ -63,3 +63,8 @@ def _of_training(values: dict[str, Any], file: Path, own: set[str]) -> dict[str,
     common = ("device", "dtype", "device_map", "attn_implementation", "trust_remote_code")
     found |= {key: named[key] for key in common if key in named}
     return found | {"trained": [str(named.get("output_dir") or train.build_parser().get_default("output_dir"))]}
+
+
+def folder_of(place: str) -> str:
+    """The folder of a classifier, also where the DHRD README has a file in it: outputs/run/best_model.pt."""
+    return str(Path(place).parent) if Path(place).suffix in (".pt", ".safetensors") else place
