@@ -188,17 +188,6 @@ def _print(report: dict[str, Any], output: Path, console: Console) -> None:
         console.print(f"{label:<8} {output / name}", soft_wrap=True)
 
 
-class _NoPaths(argparse.Action):
-    """What older scripts say: names of methods, of which nobody knows where they are."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        del parser, namespace, option_string
-        named = ",".join(f"{name.strip()}=PATH" for name in str(values).split(","))
-        raise DualHeadError(
-            f"--baseline_models names no folder. Name every system with where it is: --models base=PATH,{named}"
-        )
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser."""
     parser = Parser(
@@ -216,7 +205,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="systems: folders of guides (a strength as PATH@1.5 or PATH@helpful:0.5+harmless:1), plain models, "
         "adapters, or files of answers; with commas between, or repeated",
     )
-    parser.add_argument("--baseline_models", action=_NoPaths, help=argparse.SUPPRESS)
     parser.add_argument("--output_dir", required=True, help="folder for answers, verdicts and the report")
     asked = parser.add_argument_group("questions")
     asked.add_argument("--source", help="file, folder or hub name; default: where the benchmark is published")

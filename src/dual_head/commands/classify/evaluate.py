@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from dual_head import __version__
 from dual_head.classify.formats_options import columns_of
-from dual_head.commands.classify.evaluate_config import apply_config, folder_of
+from dual_head.commands.classify.evaluate_config import apply_config
 from dual_head.commands.classify.predict import add_batches, add_classifier
 from dual_head.commands.flags import add_allow_code, refuse_unknown
 from dual_head.commands.help import Help, Parser, at_least
 from dual_head.errors import DualHeadError
+from dual_head.gauge import gauged
 from dual_head.places import atomic_folder
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
@@ -84,7 +84,7 @@ def _measured(folder: str, args: argparse.Namespace, console: Console) -> "tuple
     working = ("batch_tokens", "max_rows_per_batch", "window", "autocast")
     predictor = Predictor.load(folder, **{name: getattr(args, name) for name in (*loading, *working)})
     examples, drops = _examples(predictor, args)
-    shown = partial(track, description=folder, total=len(examples), console=console, disable=not console.is_terminal)
+    shown = partial(gauged, name=folder, total=len(examples), quiet=console.quiet)
     where = f"{args.dataset}, {args.split}"
     return measure(predictor, examples, calibrate=args.calibrate, fitted_on=where, progress=shown), drops
 
@@ -226,8 +226,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if said.config:
         apply_config(parser, Path(said.config), allow_code=said.allow_code)
     args = parser.parse_args(list(arguments))
-    said = [*args.classifier, *([args.checkpoint] if args.checkpoint else [])]
-    args.classifier = [folder_of(place) for place in said or parser.get_default("trained") or []]
+    args.classifier = args.classifier or parser.get_default("trained") or []
     if not args.classifier:
         raise DualHeadError("Say which classifier: its folder, the output_dir of training.")
     _require_places(args)
@@ -260,7 +259,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_classifier(parser, "classifier", nargs="*")
-    parser.add_argument("--checkpoint", help="a classifier, as the DHRD README names it")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options, or that of training")
     add_allow_code(parser)
     parser.add_argument("--output_dir", help="default: evaluation, in the first classifier's folder, where it is one")

@@ -45,7 +45,7 @@ def _of_training(values: dict[str, Any], file: Path, own: set[str]) -> dict[str,
     # Imported late: its parser is transformers' too.
     from dual_head.commands.classify import train
 
-    known = {action.dest for action in train.build_parser()._actions} | set(train.ALIASES) | {"device"}
+    known = {action.dest for action in train.build_parser()._actions} | set(train.ALIASES)
     flat = {key: value for key, value in values.items() if key not in train.SECTIONS or not isinstance(value, dict)}
     for section in train.SECTIONS:
         flat |= values[section] if isinstance(values.get(section), dict) else {}
@@ -63,8 +63,3 @@ def _of_training(values: dict[str, Any], file: Path, own: set[str]) -> dict[str,
     common = ("device", "dtype", "device_map", "attn_implementation", "trust_remote_code")
     found |= {key: named[key] for key in common if key in named}
     return found | {"trained": [str(named.get("output_dir") or train.build_parser().get_default("output_dir"))]}
-
-
-def folder_of(place: str) -> str:
-    """The folder of a classifier, also where the DHRD README has a file in it: outputs/run/best_model.pt."""
-    return str(Path(place).parent) if Path(place).suffix in (".pt", ".safetensors") else place

@@ -1,12 +1,12 @@
 """`dual-head classify train`: from inputs, labels and rationales to a classifier.
 
 Every TrainingArguments flag is accepted, and the same names in a YAML file; sections named model, data and training
-only group them. The DHRD README's own names work too: name_or_path, train_file and eval_file in the file, and
---batch_size, --num_epochs, --device and --checkpoint as flags.
+only group them. The DHRD README's own names work too, on the command line and in the file.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,11 @@ from dual_head.commands.flags import add_allow_code, checked, hide_rare, read_op
 from dual_head.commands.help import Help
 from dual_head.commands.train import COMMON, TrainingParser
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.seed_names import CLASSIFIERS, note
 
 SECTIONS = ("model", "data", "training")
-# The names of the DHRD README, and what we call them.
-ALIASES = {
-    "name_or_path": ("model_name_or_path",),
-    "train_file": ("dataset_name",),
-    "eval_file": ("eval_dataset_name",),
-    "batch_size": ("per_device_train_batch_size", "per_device_eval_batch_size"),
-    "num_epochs": ("num_train_epochs",),
-    "checkpoint": ("resume_from_checkpoint",),
-    "dropout_prob": ("dropout",),
-    "device": ("use_cpu",),
-}
+# Keys of the DHRD README's file, and the options that they stand for.
+ALIASES = {name: alias.ours for name, alias in CLASSIFIERS.items()} | {"device": ("use_cpu",)}
 AS_WRITTEN = ("labels", "columns")  # what YAML has more words for than a flag has is for the options to check
 WITH_COMMAS = ("class_weights", "lora_targets")
 
@@ -63,10 +55,9 @@ def parsed(
     said = before.parse_known_args(list(arguments))[0]
     if said.config:
         apply_config(parser, Path(said.config), allow_code=said.allow_code)
-    said = _spelled_out(list(arguments))
-    refuse_unknown(parser, said)
+    refuse_unknown(parser, arguments)
     try:
-        options, training, others = parser.parse_args_into_dataclasses(said)
+        options, training, others = parser.parse_args_into_dataclasses(list(arguments))
     except ValueError as error:  # how TrainingArguments refuses a combination of flags
         raise DualHeadError(str(error)) from error
     _require_no_smoothing(training)
@@ -84,6 +75,8 @@ def build_parser(*, help_all: bool = False) -> HfArgumentParser:
         allow_abbrev=False,
     )
     hide_rare(parser, ClassifierTrainingArguments, COMMON, help_all=help_all)
+    where = "cpu, cuda or mps; default: the first accelerator, or else cpu"
+    parser.add_argument("--device", action=_Device, default=argparse.SUPPRESS, help=where)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
     add_allow_code(parser)
     parser.add_argument("--help_all", action="store_true", help="show every TrainingArguments flag too")
@@ -115,6 +108,14 @@ def apply_config(parser: HfArgumentParser, file: Path, *, allow_code: bool = Fal
         if action.dest in defaults:
             action.required = False
     parser.set_defaults(**defaults)
+    _note_spellings(file, tuple(said_as.items()))
+
+
+@cache
+def _note_spellings(file: Path, places: tuple[tuple[str, str], ...]) -> None:
+    """Say once what of a file has another name here."""
+    if others := [f"{place} is {name}" for name, place in places if place.rpartition(".")[2] != name]:
+        note(f"in our spelling, of '{file}': {', '.join(others)}")
 
 
 def _entries(values: dict[Any, Any], file: Path) -> Iterator[tuple[str, str, Any]]:
@@ -166,32 +167,16 @@ def _is_cpu(device: str) -> bool:
     return False
 
 
+class _Device(argparse.Action):
+    """Reads a device as what it says of use_cpu, which is all that transformers is told."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        del parser, option_string
+        namespace.use_cpu = _is_cpu(values)
+
+
 def _require_no_smoothing(training: ClassifierTrainingArguments) -> None:
     if training.label_smoothing_factor:  # transformers smooths in its own loss, and ours are the model's
         raise DualHeadError(
             "--label_smoothing_factor has no effect on a classifier's losses. Leave it out, or give shares as labels."
         )
-
-
-def _spelled_out(arguments: list[str]) -> list[str]:
-    """Put our own flags in the place of the README's; --device says whether it is the cpu."""
-    found: list[str] = []
-    i = 0
-    while i < len(arguments):
-        flag, equals, value = arguments[i].partition("=")
-        name = flag.removeprefix("--")
-        if not flag.startswith("--") or name not in ALIASES:
-            found.append(arguments[i])
-            i += 1
-            continue
-        if not equals:
-            if i + 1 == len(arguments):
-                raise DualHeadError(f"{flag} needs a value.")
-            value = arguments[i + 1]
-        i += 1 if equals else 2
-        if name == "device":
-            found += ["--use_cpu", str(_is_cpu(value))]
-        else:
-            for own in ALIASES[name]:
-                found += [f"--{own}", value]
-    return found
