@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
-from files import word_tokenizer
+from files import word_tokenizer, write_guides
 from models import ARCHITECTURES, HIDDEN, VOCAB, tiny_lm
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
@@ -23,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from dual_head import AlignedConfig, DualHeadError
 from dual_head.backbone import Backbone, BackboneShape, load_backbone
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
+from dual_head.guides.linear import LinearConfig
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
 
@@ -402,3 +404,38 @@ def test_nothing_is_asked_of_a_head_to_find_out():
     lm.lm_head.register_forward_hook(lambda *_: asked.append(1))
     assert Backbone(lm).matrix() is not None
     assert not asked
+
+
+# ---- files that are damaged --------------------------------------------------------------------------------
+
+
+def spoilt_weights(folder, change):
+    """Change the weights of a saved model as a function of them does."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_a_backbone_that_lacks_weights_is_refused_and_one_of_tied_weights_is_whole(tmp_path):
+    tiny_lm("llama_tied").save_pretrained(tmp_path / "tied")
+    assert load_backbone(str(tmp_path / "tied")) is not None
+    tiny_lm("llama").save_pretrained(tmp_path / "cut")
+    spoilt_weights(tmp_path / "cut", lambda weights: weights.pop("lm_head.weight"))
+    with pytest.raises(DualHeadError, match=r"lacks 1 weights, the first is 'lm_head\.weight'.*Download it again"):
+        load_backbone(str(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_backbone_of_nan_or_infinity_is_refused(tmp_path, value):
+    tiny_lm("llama").save_pretrained(tmp_path)
+    spoilt_weights(tmp_path, lambda weights: weights["model.norm.weight"].view(-1)[3].fill_(value))
+    with pytest.raises(DualHeadError, match=r"hold NaN or infinity, in 'model\.norm\.weight' first"):
+        load_backbone(str(tmp_path))
+
+
+def test_guides_are_no_backbone_for_guides(tmp_path):
+    tiny_lm("llama").save_pretrained(tmp_path / "backbone")
+    write_guides(tmp_path / "guides", tmp_path / "backbone", {"g": LinearConfig()}, tokenizer=word_tokenizer())
+    with pytest.raises(DualHeadError, match=r"holds guides.*Give the backbone that they go on"):
+        Backbone(load_backbone(str(tmp_path / "guides")))

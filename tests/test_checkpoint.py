@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and read with the remedy in every error."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,41 @@ def test_weights_that_fit_are_loaded():
     module = nn.Linear(3, 2)
     load_strictly(module.state_dict(), {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, "here")
     assert module(torch.ones(3)).tolist() == [4.0, 4.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_guides_of_nan_or_infinity_are_refused_by_the_tensor_that_holds_it(tmp_path, value, dtype):
+    spoilt = torch.ones(3, 4, dtype=dtype)
+    spoilt[1, 2] = value
+    write_weights({"g.a": torch.ones(2), "g.b": spoilt, "g.ids": torch.arange(3), "g.none": torch.ones(0)}, tmp_path)
+    with pytest.raises(DualHeadError, match=r"hold NaN or infinity, in 'g\.b' first"):
+        read_weights(str(tmp_path))
+    spoilt[1, 2] = 3e38
+    write_weights({"g.b": spoilt}, tmp_path)
+    assert read_weights(str(tmp_path))["g.b"].equal(spoilt)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"alpha": [1]}, "alpha must be"),
+        ({"alpha": {"dual_head": "x"}}, "alpha must be"),
+        ({"alpha": {"dual_head": float("nan")}}, "alpha must be"),
+        ({"fusion": 5}, "fusion must be str"),
+        ({"guides": [1]}, "guides must be"),
+        ({"guides": {"g": {"kind": ["a"], "config": 5, "cache_layers": "a", "shape": 7}}}, "kind of the guide 'g'"),
+        ({"guides": {"g": {"kind": "linear", "config": {}, "cache_layers": 0, "shape": {}}}}, "lacks 'hidden_size'"),
+        ({"backbone_name_or_path": ["a"]}, "backbone_name_or_path must be"),
+        ({"backbone_fingerprint": [1]}, "backbone_fingerprint must be"),
+        ({"backbone_fingerprint": {"vocab_size": 3}}, "lacks 'architecture'"),
+        ({"backbone_config": {"model_type": "nothing"}}, "nothing"),
+    ],
+)
+def test_a_config_of_other_types_is_refused_by_the_value_that_is_wrong(tmp_path, changed, said):
+    model = steered_lm()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(DualHeadError, match=said):
+        DualHeadModel.from_pretrained(str(tmp_path), backbone=model.backbone.lm)

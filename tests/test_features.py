@@ -8,6 +8,7 @@ import pytest
 import torch
 from files import write_backbone, write_pairs
 from models import ARCHITECTURES, HIDDEN, LAYERS, tiny_lm
+from safetensors.torch import save_file
 
 from dual_head import AlignedModel, DualHeadError
 from dual_head.backbone import Backbone
@@ -362,3 +363,35 @@ def test_hidden_states_that_are_no_numbers_are_not_kept():
     layout = Layout(positions="all", widths={"hidden": HIDDEN}, dtype="fp32")
     with pytest.raises(DualHeadError, match="NaN or infinity"):
         shard_of(Backbone(lm), PAIRS, layout, share_prompt=False, batch_tokens=100)
+
+
+def test_a_shard_that_is_not_what_was_written_is_refused_when_a_pair_of_it_is_first_read(written, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(written("iav").folder, copy)
+    pairs = FeatureCache(copy).pairs("train", Needs("response"), dtype=torch.float32)
+    whole = pairs[0]["hidden"].clone()
+    shard = copy / "features-00001.safetensors"
+    flipped = bytearray(shard.read_bytes())
+    flipped[-1] ^= 1
+    shard.write_bytes(flipped)
+    pairs = FeatureCache(copy).pairs("train", Needs("response"), dtype=torch.float32)
+    assert pairs[0]["hidden"].equal(whole)
+    with pytest.raises(DualHeadError, match=r"features-00001.safetensors' is not what was written. Delete it"):
+        pairs[7]
+
+
+@pytest.mark.parametrize("key", ["positions", "widths", "tokenizer", "parts"])
+def test_a_manifest_that_lacks_what_is_needed_is_refused(key, written, tmp_path):
+    shutil.copytree(written("iav").folder, tmp_path / "copy")
+    manifest = json.loads((tmp_path / "copy" / "manifest.json").read_text())
+    write_manifest(tmp_path / "copy", {name: value for name, value in manifest.items() if name != key})
+    with pytest.raises(DualHeadError, match=rf"it lacks '{key}'\. Write the feature cache again"):
+        FeatureCache(tmp_path / "copy")
+
+
+def test_a_head_that_lacks_a_weight_is_refused(written, tmp_path):
+    shutil.copytree(written("iav").folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "head.safetensors"
+    save_file({"other": torch.ones(2)}, file)
+    with pytest.raises(DualHeadError, match=r"The weights in .* do not fit its config.json"):
+        load_head(tmp_path / "copy")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from dual_head.checkpoint import require_finite
+from dual_head.checkpoint import MODEL_TYPE, require_finite
 from dual_head.data.sources import is_hub_name
 from dual_head.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
 from dual_head.errors import DualHeadError
@@ -86,6 +86,11 @@ class Decoder(nn.Module):
         super().__init__()
         unwrap = getattr(lm, "get_base_model", None)  # a PEFT wrapper; its adapters live on in the model inside
         lm = unwrap() if unwrap else lm
+        if lm.config.model_type == MODEL_TYPE:
+            raise DualHeadError(
+                f"'{lm.config._name_or_path}' holds guides, and guides need a plain model below them. Give the "
+                "backbone that they go on; 'dual-head compose' puts several guides on one."
+            )
         if getattr(lm.config, "is_encoder_decoder", False) or lm.get_output_embeddings() is None:
             raise DualHeadError(
                 f"{type(lm).__name__} is not a decoder with an lm_head. Load the model with AutoModelForCausalLM."

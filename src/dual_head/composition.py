@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def require_guide_name(name: str) -> None:
     """Refuse what cannot name a guide."""
-    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
         raise DualHeadError(f"'{name}' cannot name a guide. Use letters, digits and underscores.")
 
 

@@ -57,6 +57,7 @@ def reason(error: BaseException) -> str:
 
 _KINDS: dict[type[BaseException], str] = {
     RecursionError: "it is nested too deeply",
+    EOFError: "it ends too early",
     MemoryError: "it needs more memory than there is",
     UnicodeDecodeError: "it is not UTF-8 text",
     UnicodeEncodeError: "it holds half a character (a lone surrogate)",
@@ -66,8 +67,7 @@ _KINDS: dict[type[BaseException], str] = {
 
 def _named(error: BaseException) -> str:
     """The kind of an error whose text alone says nothing of what was read."""
-    bare = isinstance(error, (IndexError, TypeError, AttributeError)) or not str(error).strip()
-    return f"{type(error).__name__}: " if bare else ""
+    return f"{type(error).__name__}: " if isinstance(error, (IndexError, TypeError, AttributeError)) else ""
 
 
 # ---- JSON and YAML -----------------------------------------------------------------------------------------
@@ -89,13 +89,13 @@ def read_json(file: str | Path, remedy: str, kind: type[T] = dict) -> T:
     with reading(f"Cannot read '{file}'", remedy):
         value = json_value(Path(file).read_text(encoding="utf-8"))
         if not isinstance(value, kind):
-            raise ValueError(f"it holds {'a list' if isinstance(value, list) else 'no object'}, not {_NAMES[kind]}")
+            raise ValueError(f"it holds no JSON {_NAMES[kind]}")
         _require_bounded(value)
         return value
 
 
 _SURROGATES = re.compile(r"\\u[dD][89a-fA-F]")
-_NAMES = {dict: "an object", list: "a list"}
+_NAMES = {dict: "object", list: "list"}
 
 
 def yaml_value(text: str) -> Any:

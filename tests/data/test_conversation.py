@@ -209,3 +209,38 @@ def test_prompts_without_replies_are_written_in_one_call():
     rows = write([("ask0 ask1", ()), ((USER,), ())], tokenizer := word_tokenizer())
     assert [row.replies for row in rows] == [(), ()]
     assert torch.tensor(rows[0].prompt).equal(encode_prompts(["ask0 ask1"], tokenizer)["input_ids"][0])
+
+
+# ---- templates that fail, or never end ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{% for %}", "Expected an expression"),
+        ("{{ nothing.nothing }}", "'nothing' is undefined"),
+        ("{{ 1 + 'a' }}", "TypeError"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+    ],
+)
+def test_a_template_that_fails_drops_the_row_and_says_how(template, said):
+    (row,) = write([([USER], ())], letters(template))
+    assert isinstance(row, Dropped)
+    assert str(row).startswith("chat template: ")
+    assert said in str(row)
+
+
+def test_a_template_that_does_not_end_is_refused_for_all_rows(monkeypatch):
+    monkeypatch.setattr("dual_head.data.conversation.PATIENCE", 0.2)
+    endless = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(DualHeadError, match=r"had not ended after 0\.2 s\. Take"):
+        write([([USER], ())], letters(endless))
+
+
+def test_a_template_that_writes_without_measure_drops_the_row(monkeypatch):
+    monkeypatch.setattr("dual_head.data.conversation.LONGEST_TEXT", 1000)
+    (row,) = write([([USER], ())], letters("{{ 'a' * 1001 }}"))
+    assert str(row) == "chat template: it writes 1,001 characters"

@@ -192,3 +192,24 @@ def test_hidden_files_are_no_data(tmp_path):
     (tmp_path / ".cache" / "train.jsonl").write_text("{")
     (tmp_path / "._train.jsonl").write_bytes(b"\0\5")
     assert load_pairs(str(tmp_path))[1].rows == 3
+
+
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("dual_head.data.files.ROOM", 10_000)
+    with pytest.raises(DualHeadError, match=r"more than 200 times its size\..* unpack it with gunzip"):
+        read(tmp_path / "bomb.jsonl.gz", gzip.compress(b'{"a": "' + b"a" * 10_000_000 + b'"}\n'))
+    repeated = LINES * 20  # what is packed well, as rows like one another are
+    assert len(read(tmp_path / "rows.jsonl.gz", gzip.compress(repeated))[0]) == 60
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.jsonl.gz"])
+def test_a_line_without_end_is_refused_before_all_of_it_is_read(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("dual_head.data.files.LONGEST_LINE", 1000)
+    content = b"x" * 5000
+    with pytest.raises(DualHeadError, match="a line of 1,000 bytes or more"):
+        read(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+
+
+def test_a_line_of_half_a_character_is_broken_and_one_of_both_halves_is_a_row(tmp_path):
+    lines = [r'{"prompt": "\ud800"}', r'{"prompt": "\ud83d\ude00"}']
+    assert read(tmp_path / "a.jsonl", "\n".join(lines).encode())[0] == [None, {"prompt": "\U0001f600"}]

@@ -7,11 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
-from dual_head.checkpoint import SAFE_WEIGHTS_NAME, VOCAB_MAP, find_file, read_sizes, read_values
+from dual_head.checkpoint import CONFIG_NAME, COPY, SAFE_WEIGHTS_NAME, VOCAB_MAP, find_file, read_sizes, read_values
 from dual_head.commands.help import Help, Parser
 from dual_head.commands.paths import add_guides
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint
+from dual_head.reading import reading
 from dual_head.terminal import Terminal, printable
 
 ROWS = {
@@ -62,6 +63,11 @@ def describe(source: str) -> dict:
     """
     values, sizes = read_values(source), read_sizes(source)
     found = values.get("costs") or _costs(source, sizes)
+    with reading(f"Cannot read '{find_file(source, CONFIG_NAME)}'", COPY):
+        return _described(source, values, found, sizes)
+
+
+def _described(source: str, values: dict[str, Any], found: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
     guides = {name: _describe(name, values, found, sizes) for name in values.get("guides") or {}}
     fingerprint = values.get("backbone_fingerprint")
     return {
@@ -84,7 +90,9 @@ def _costs(source: str, sizes: dict[str, int]) -> dict[str, Any]:
     from dual_head.description import costs
     from dual_head.loading import read_config
 
-    return costs(read_config(source), sizes)
+    config = read_config(source)
+    with reading(f"Cannot build the guides of '{source}' from its config.json", COPY):
+        return costs(config, sizes)
 
 
 def _describe(name: str, values: dict[str, Any], found: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
@@ -111,9 +119,9 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     """Say whether guides can move to another backbone, and what would happen or why not; loads no weights."""
     # Imported late: what a folder says of itself should not wait for torch.
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from dual_head.backbone import BackboneShape, Decoder
+    from dual_head.backbone import BackboneShape, Decoder, load_config
     from dual_head.composition import moved_entries
     from dual_head.guides import guide_class
     from dual_head.loading import load_tokenizer, read_config
@@ -122,11 +130,11 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     config = read_config(source)
     home = source if (Path(source) / "tokenizer_config.json").is_file() else str(config.backbone_name_or_path)
     found = compare_tokenizers(load_tokenizer(home), load_tokenizer(other))
-    try:
-        with torch.device("meta"):
-            shape = Decoder(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(other))).shape
-    except (OSError, ValueError) as error:
-        raise DualHeadError(f"Could not read the backbone '{other}': {str(error).splitlines()[0]}") from error
+    with (
+        reading(f"Could not read the backbone '{other}'", "Give a folder that holds config.json."),
+        torch.device("meta"),
+    ):
+        shape = Decoder(AutoModelForCausalLM.from_config(load_config(other))).shape
     try:
         entries = moved_entries(config, shape, found, vocab_map=vocab_map)
     except DualHeadError as error:
