@@ -28,6 +28,10 @@ class HeldOutTrainer(Trainer):
         """Metrics {name: [B]} of a batch, from what `compute_loss` returns beside the loss."""
         return dict(outputs)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        with reading("The best checkpoint cannot be told", "Name a metric with --metric_for_best_model."):
+            return super()._determine_best_metric(metrics, trial)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate one batch of held-out pairs; every process's pairs are gathered, padding dropped."""
         del prediction_loss_only, ignore_keys

@@ -45,7 +45,7 @@ def reason(error: BaseException) -> str:
     """Say in one sentence what an error says, or what its kind means where it says nothing to a user."""
     if isinstance(error, OSError) and error.strerror:
         said = error.strerror
-    elif isinstance(error, KeyError):
+    elif isinstance(error, KeyError) and " " not in str(error):
         said = f"it lacks {error}"
     else:
         said = next((words for kind, words in _KINDS.items() if isinstance(error, kind)), None)
@@ -73,12 +73,17 @@ def _named(error: BaseException) -> str:
 # ---- JSON and YAML -----------------------------------------------------------------------------------------
 
 
-def json_value(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Parse JSON. Errors: ValueError of whatever is wrong with it, texts that no file can hold among that."""
+def json_value(
+    text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None, *, halves: bool = False
+) -> Any:
+    """Parse JSON; halves: with texts of half a character (a lone surrogate), which no file takes, as well.
+
+    Errors: ValueError of whatever is wrong with it.
+    """
     try:
         value = json.loads(text, object_pairs_hook=hook)
-        if _SURROGATES.search(text) if isinstance(text, str) else _SURROGATES.search(text.decode("latin-1")):
-            json.dumps(value, ensure_ascii=False).encode()  # of two halves that are no pair, nothing can be written
+        if not halves and _SURROGATES.search(text if isinstance(text, str) else text.decode("latin-1")):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError(_KINDS[RecursionError]) from error
     return value

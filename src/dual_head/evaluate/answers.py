@@ -136,7 +136,7 @@ def _read(file: Path) -> dict[str, Answer]:
     kept = {}
     for line in file.read_bytes().split(b"\n") if file.is_file() else ():
         try:
-            row = json_value(line)
+            row = json_value(line, halves=True)  # which an Answer replaces
             kept[row["key"]] = Answer(
                 question=row["question"],
                 replies=tuple(row["replies"]),

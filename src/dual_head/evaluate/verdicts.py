@@ -280,7 +280,7 @@ def _read(file: Path | None) -> dict[str, Verdict]:
         return kept
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            row = json_value(line)
+            row = json_value(line, halves=True)  # which a Verdict replaces
             kept[row["key"]] = Verdict(row["value"], said=row["said"], flaw=row["flaw"], used=row["used"])
         except (ValueError, KeyError, TypeError):
             continue
