@@ -57,9 +57,8 @@ def _command(arguments: Sequence[str]) -> tuple[list[str], Sequence[str]]:
 
 
 def _options(rest: Sequence[str], aliases: Mapping[str, Alias | str]) -> list[str]:
-    """Put our flags in the place of theirs; a positional argument goes first, where no flag can take it."""
-    positional: list[str] = []
-    flags: list[str] = []
+    """Put our flags, or a positional argument, in the place of theirs."""
+    line: list[str] = []
     spellings = {flag: flag for argument in rest if (flag := argument.partition("=")[0]).startswith("--")}
     if rest and not rest[0].startswith("-"):
         spellings[""] = f"'{rest[0]}'"
@@ -68,7 +67,7 @@ def _options(rest: Sequence[str], aliases: Mapping[str, Alias | str]) -> list[st
         flag, equals, value = word.partition("=")
         alias = aliases.get(flag.removeprefix("--")) if flag.startswith("--") else None
         if alias is None:
-            flags.append(word)
+            line.append(word)
             continue
         if isinstance(alias, str):
             raise DualHeadError(f"{flag} {alias}")
@@ -76,11 +75,8 @@ def _options(rest: Sequence[str], aliases: Mapping[str, Alias | str]) -> list[st
         for ours in [f"--{name}" for name in alias.ours] or [""]:
             if spellings.setdefault(ours, flag) != flag:
                 raise DualHeadError(f"{flag} and {spellings[ours]} say the same thing. Leave one out.")
-            if ours:
-                flags += [ours, value]
-            else:
-                positional.append(value)
-    return positional + flags
+            line += [ours, value] if ours else [value]
+    return line
 
 
 def _next(words: Iterator[str], flag: str) -> str:
