@@ -139,7 +139,7 @@ def test_a_place_is_held_by_one_process_at_a_time(tmp_path):
         exclusive(place),
     ):
         raise AssertionError("held twice")
-    with exclusive(place):
+    with exclusive(place), exclusive(tmp_path), exclusive(tmp_path, main=False):
         pass
     assert list(tmp_path.iterdir()) == []
 

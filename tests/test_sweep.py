@@ -377,7 +377,8 @@ def test_rows_are_on_disk_as_soon_as_a_prompt_is_done(guides, tmp_path, monkeypa
     measured, there = sweeping.reply_scalars, []
 
     def third_fails(*args, **options):
-        there.append([row["prompt"] for row in lines(tmp_path / "out")])
+        written = (tmp_path / "out" / "sweep.jsonl").exists()  # with its first row
+        there.append([row["prompt"] for row in lines(tmp_path / "out")] if written else [])
         if len(there) == 3:
             raise KeyboardInterrupt
         return measured(*args, **options)
@@ -385,6 +386,14 @@ def test_rows_are_on_disk_as_soon_as_a_prompt_is_done(guides, tmp_path, monkeypa
     monkeypatch.setattr(sweeping, "reply_scalars", third_fails)
     assert main(command(guides, tmp_path / "out", "--alphas", "1")) == 130
     assert there == [[], PROMPTS[:1], PROMPTS[:2]]
+
+
+def test_a_sweep_that_fails_at_once_leaves_room_for_the_mended_one(guides, tmp_path, here, capsys):
+    rewards = "def broken(prompt, reply):\n    return 'no number'\n\n\ndef good(prompt, reply):\n    return 1\n"
+    (here / "my_rewards.py").write_text(rewards)
+    out = tmp_path / "out"
+    assert "gave 'no number'" in refused(capsys, command(guides, out, "--alphas", "1", "--reward", "my_rewards:broken"))
+    assert main(command(guides, out, "--alphas", "1", "--reward", "my_rewards:good")) == 0
 
 
 def test_a_sweep_with_other_options_is_refused_until_it_may_restart(guides, tmp_path, capsys):

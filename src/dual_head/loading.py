@@ -248,7 +248,10 @@ def read_config(source: str, **hub: Any) -> AlignedConfig:
     values, path = read_values(source, **hub), find_file(source, CONFIG_NAME, **hub)
     require_fusion(values.get("fusion", "logits"))
     with reading(f"Cannot read the backbone's config in '{path}'", COPY):
-        return AlignedConfig.from_json_file(path)
+        config = AlignedConfig.from_json_file(path)
+        if config.backbone_config is None:
+            raise KeyError("backbone_config")
+        return config
 
 
 def _recorded_backbone(config: AlignedConfig, source: str) -> str:

@@ -9,6 +9,7 @@ process killed after the rename left is put in its place by the next one that wr
 knows folders and files, and nothing of what is in them.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -60,10 +61,11 @@ def atomic_folder(target: Path, *, replaces: Sequence[str] = ()) -> Iterator[Pat
         for written in sorted(staging.iterdir()):
             if (target / written.name).is_dir():
                 raise OSError(None, f"a folder is where the file '{written.name}' goes")
-        _complete(staging, replaces)
-        with _held(target / PLACING):
-            ready = staging.rename(target / staging.name.replace(WRITING, READY))
-            _place(ready, target)
+        if any(staging.iterdir()):
+            _complete(staging, replaces)
+            with _held(target / PLACING):
+                ready = staging.rename(target / staging.name.replace(WRITING, READY))
+                _place(ready, target)
     except OSError as error:
         unchanged = "Nothing there was changed; free some space or choose another output folder."
         remedy = unchanged if staging.exists() else "Run the same command again: it puts the rest in place."
@@ -78,14 +80,14 @@ def require_place(
 ) -> None:
     """Refuse a folder that a command reads from, or whose files it would replace without having written them.
 
-    record: the file by which a command knows what it wrote; writes: patterns of the files that it writes; reads:
+    record: the file or folder by which a command knows what it wrote; writes: patterns of files that it writes; reads:
     folders and files that it reads. Errors: one of these, with what is there.
     """
-    _require_unread(folder, reads)
+    require_unread(folder, reads)
     if not folder.is_dir():
         return
     settle(folder)
-    if (folder / record).is_file():
+    if (folder / record).exists():
         return
     others = sorted({file.name for pattern in writes for file in folder.glob(pattern)})
     if others:
@@ -103,7 +105,7 @@ def require_empty(
     record: the file that an export writes beside the rest; identity: what it says where the same was exported, None
     where that cannot be known yet.
     """
-    _require_unread(folder, reads)
+    require_unread(folder, reads)
     settle(folder)
     recorded = json.loads((folder / record).read_text()) if (folder / record).is_file() else None
     if recorded is not None and not overwrite and identity in (None, recorded):
@@ -117,30 +119,38 @@ def require_empty(
     return False
 
 
-def _require_unread(folder: Path, reads: Iterable[str | Path | None]) -> None:
+def require_unread(place: Path, reads: Iterable[str | Path | None]) -> None:
+    """Refuse a file or folder to write to that is one of those that are read, under whatever name."""
     for source in reads:
-        if source and folder.exists() and Path(source).exists() and folder.samefile(source):
-            raise DualHeadError(f"'{folder}' is what is read here, and is not written over. Choose another place.")
+        if source and place.exists() and Path(source).exists() and place.samefile(source):
+            raise DualHeadError(f"'{place}' is what is read here, and is not written over. Choose another place.")
 
 
 @contextmanager
-def exclusive(place: Path) -> Iterator[None]:
+def exclusive(place: str | Path, *, main: bool = True) -> Iterator[None]:
     """Hold a file or folder that one process at a time may write to, for as long as the block lasts.
 
-    Errors: another process holds it.
+    It need not be there yet. main: False for processes of one run that leave the holding to another. Errors: another
+    process holds it, or it cannot be written.
     """
+    if not main:
+        yield
+        return
     from filelock import Timeout
 
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(place.parent / f".{place.name}{LOCK}")
+    place = Path(place).absolute()
+    beside = place.with_name(f".{place.name}{LOCK}")
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it, so that a folder is made by what is written; inside, where others may not write beside it.
+        lock = _lock(beside if os.access(place.parent, os.W_OK) else place / LOCK)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise DualHeadError(
             f"Another process is writing to '{place}'. Wait until it has ended, or choose another place."
         ) from error
     except OSError as error:
-        raise DualHeadError(f"Cannot write to '{place}': {error.strerror}. Choose another place.") from error
+        raise DualHeadError(f"Cannot write to '{place}': {error.strerror}. Choose another output folder.") from error
     try:
         yield
     finally:
@@ -161,6 +171,17 @@ def settle(target: Path) -> None:
                         _place(ready, target)
         for name in {path.name.removesuffix(LOCK) for path in left if path.name.startswith(WRITING)}:
             _remove_dead(target / name)
+
+
+def file_digest(file: Path, length: int | None = None) -> dict[str, Any]:
+    """Size and SHA-256 of a file, or of its first `length` bytes: by these a record knows what was read."""
+    wanted = file.stat().st_size if length is None else length
+    size, digest = 0, hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(min(wanted - size, 2**20)):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 # ---- one set of files --------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ It knows folders and weights; what trains is elsewhere.
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.checkpoint import load_strictly, read_weights
+from dual_head.checkpoint import load_strictly, read_weights, require_kind
 from dual_head.errors import DualHeadError
 from dual_head.model import AlignedModel
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, exclusive, require_place
+from dual_head.reading import ANEW, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +35,11 @@ CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", TRAINER_S
 def save_guides(model: AlignedModel, tokenizer: Any, folder: str | Path) -> None:
     """Write guides and tokenizer into a checkpoint. Errors: weights that are not finite."""
     require_finite(model.stored(), "guide")
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    require_kind(Path(folder), model.config.model_type)
+    with atomic_folder(Path(folder)) as staging:
+        model.save_pretrained(staging)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
 
 
 def require_finite(stored: Mapping[str, Any], what: str) -> None:
@@ -96,11 +100,27 @@ def check_same_run(recorded: Mapping[str, Any], wanted: Mapping[str, Any], outpu
         )
 
 
-def writable(output_dir: str | None) -> Path:
-    """The folder to write to, made where it is not there. Errors: none given, or it cannot be written."""
+def held(args: TrainingArguments) -> AbstractContextManager[None]:
+    """Hold the output of a run against other runs, in its main process. Errors: none is given, another run holds it."""
+    if not args.output_dir:
+        raise DualHeadError("Say where to write with --output_dir.")
+    return exclusive(args.output_dir, main=PartialState(cpu=args.use_cpu).is_main_process)
+
+
+def writable(
+    output_dir: str | None, *, kind: str | None = None, record: str = RUN_FILE, reads: Iterable[str | Path | None] = ()
+) -> Path:
+    """The folder that a run writes to, made where it is not there.
+
+    kind: model_type of what is written; record: by which the run knows the folder as its own; reads: what it reads.
+    Errors: none given; one that cannot be written, or holds what another command wrote.
+    """
     if not output_dir:
         raise DualHeadError("Say where to write with --output_dir.")
     output = Path(output_dir)
+    require_place(output, record=record, reads=reads)
+    if kind is not None:
+        require_kind(output, kind)
     with atomic_folder(output):
         return output
 
@@ -122,7 +142,7 @@ def resume_point(output: Path, identity: Mapping[str, Any], asked: str | None) -
     found = last_whole_checkpoint(output, processes=processes)
     record = output / RUN_FILE
     if found and record.is_file():
-        check_same_run(json.loads(record.read_text()), identity, str(output))
+        check_same_run(read_json(record, ANEW), identity, str(output))
     elif found:
         logger.warning("'%s' is missing: whether '%s' had the same options cannot be told.", record, found)
     return found
@@ -133,7 +153,9 @@ def begin(output: Path, identity: Mapping[str, Any], processes: PartialState, *,
     if processes.is_main_process:
         if restart:
             for folder in output.glob("checkpoint-*"):
-                if folder.is_dir():
+                if folder.is_symlink():
+                    folder.unlink()  # what it names is not this run's
+                elif folder.is_dir():
                     shutil.rmtree(folder)
         with atomic_folder(output) as staging:
             (staging / RUN_FILE).write_text(json.dumps(dict(identity), indent=2))

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from dual_head.checkpoint import MODEL_TYPE
 from dual_head.composition import entry_of
 from dual_head.data.collate import PairCollator
 from dual_head.data.tokenize import longest_sequence
@@ -34,7 +35,7 @@ from dual_head.model import AlignedModel
 from dual_head.places import atomic_folder
 from dual_head.progress import brief
 from dual_head.report import draw, print_report, summarise
-from dual_head.resume import begin, is_finished, kept_checkpoint, load_guides, resume_point, save_guides, writable
+from dual_head.resume import begin, held, is_finished, kept_checkpoint, load_guides, resume_point, save_guides, writable
 from dual_head.run_inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
 from dual_head.run_options import RunOptions, identity_of
 from dual_head.terminal import Terminal
@@ -48,6 +49,11 @@ LOW_RANK = 64
 
 def train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
     """Train one guide and write it with its report; go on where a killed run of the same options stopped."""
+    with held(args):
+        return _train_guide(method, options, args)
+
+
+def _train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
     if options.move_guides:
         method = _as_trained(method, options.move_guides)
     cached = CachedInputs(method, options) if options.feature_cache else None
@@ -55,7 +61,8 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
     processes = PartialState(cpu=args.use_cpu)
     main = processes.is_main_process
     console = Terminal(quiet=not main)
-    output = writable(args.output_dir)
+    reads = (options.model_name_or_path, options.dataset_name, options.feature_cache, options.move_guides)
+    output = writable(args.output_dir, kind=MODEL_TYPE, reads=reads)
     require_trackers(args)
     identity = identity_of(method, options, args)
     resume = None if options.restart else resume_point(output, identity, args.resume_from_checkpoint)

@@ -27,6 +27,7 @@ from dual_head.features.head import outside
 from dual_head.features.store import (
     ALL,
     HEAD_FILE,
+    MANIFEST_FILE,
     PARTS,
     STORED,
     VERSION,
@@ -40,7 +41,7 @@ from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.gauge import Gauge, duration
 from dual_head.guides import guide_class, kind_of
 from dual_head.methods import Method
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, exclusive, require_place
 from dual_head.run_inputs import load_data, load_lm, load_tokenizer, needs_of_method
 from dual_head.run_options import CacheOptions, source_of
 from dual_head.terminal import Terminal
@@ -52,9 +53,15 @@ WHEREABOUTS = ("model_name_or_path", "dataset_name", "dataset_split", "max_pairs
 def cache_features(method: Method, options: CacheOptions) -> FeatureCache:
     """Write the feature cache that a method's guides are trained from, or what is missing of it."""
     processes = PartialState(cpu=not torch.accelerator.is_available())
+    with exclusive(options.output_dir, main=processes.is_main_process):
+        return _cache_features(method, options, processes)
+
+
+def _cache_features(method: Method, options: CacheOptions, processes: PartialState) -> FeatureCache:
     main = processes.is_main_process
     console = Terminal(quiet=not main, soft_wrap=True)
     folder = Path(options.output_dir)
+    require_place(folder, record=MANIFEST_FILE, reads=(options.model_name_or_path, options.dataset_name))
     with atomic_folder(folder):
         pass  # a folder that cannot be written is refused before anything is loaded
     _refuse_what_reads_tokens(method)

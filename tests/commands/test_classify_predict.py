@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from classifiers import LONGEST, some_texts, write_dhrd
 from dual_head.classify.predict import Predictor
 from dual_head.cli import main
 from dual_head.commands.classify.predict import classified
+from dual_head.places import exclusive
 
 TEXTS = some_texts(50)
 
@@ -131,6 +133,37 @@ def test_rows_added_to_the_input_are_classified_as_if_they_had_been_there(folder
     assert output.read_bytes() == (tmp_path / "at_once.jsonl").read_bytes()
 
 
+def test_a_refused_run_leaves_room_for_the_mended_one(folder, tmp_path, capsys):
+    source, output = write(tmp_path / "in.jsonl", TEXTS), tmp_path / "out.jsonl"
+    given = (folder, "--input", source, "--output", output, "--batch_tokens", 64, "--window", 8)
+    assert "None of the first" in refused(capsys, *given, "--column", "nowhere")
+    assert not output.exists()
+    predict(folder, source, output)
+
+
+def test_the_input_is_never_written_over(folder, tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", TEXTS)
+    before = Path(source).read_bytes()
+    said = refused(capsys, folder, "--input", source, "--output", source, "--restart")
+    assert "is what is read here, and is not written over" in said
+    assert Path(source).read_bytes() == before
+
+
+def test_rows_that_changed_are_another_run(folder, tmp_path, capsys):
+    source, output = write(tmp_path / "in.jsonl", TEXTS), tmp_path / "out.jsonl"
+    predict(folder, source, output)
+    write(tmp_path / "in.jsonl", [*TEXTS[1:], TEXTS[0]])
+    given = (folder, "--input", source, "--output", output, "--batch_tokens", 64, "--window", 8)
+    assert "of other data" in refused(capsys, *given)
+
+
+def test_one_process_at_a_time_writes_an_output(folder, tmp_path, capsys):
+    source, output = write(tmp_path / "in.jsonl", TEXTS), tmp_path / "out.jsonl"
+    with exclusive(output):
+        assert "Another process is writing to" in refused(capsys, folder, "--input", source, "--output", output)
+    assert not output.exists()
+
+
 def test_another_run_is_not_gone_on_with(folder, tmp_path, capsys):
     source, output = write(tmp_path / "in.jsonl", TEXTS), tmp_path / "out.jsonl"
     predict(folder, source, output)
@@ -141,7 +174,7 @@ def test_another_run_is_not_gone_on_with(folder, tmp_path, capsys):
     assert "of other temperature" in refused(capsys, *given, "--window", 8, "--temperature", 2)
     assert "head" in refused(capsys, other, *given[1:], "--window", 8, "--device", "cpu")
     write(tmp_path / "in.jsonl", TEXTS[:5])
-    assert "it is not the file" in refused(capsys, *given, "--window", 8)
+    assert "of other data" in refused(capsys, *given, "--window", 8)
     assert output.read_bytes() == before
     assert len(predict(folder, source, output, "--restart")) == 5
     (tmp_path / "out.jsonl.run.json").unlink()

@@ -81,7 +81,7 @@ def test_the_context_is_read_with_the_trust_that_was_given_and_files_of_answers_
         trusted.append(trust_remote_code)
         return LlamaConfig(max_position_embeddings=40)
 
-    monkeypatch.setattr("dual_head.evaluate.model_system.AutoConfig.from_pretrained", config)
+    monkeypatch.setattr("dual_head.backbone.AutoConfig.from_pretrained", config)
     backbone = write_backbone(tmp_path / "backbone")
     (tmp_path / "answers.jsonl").write_text("no answers at all")
     models = [f"a={backbone},b={tmp_path / 'answers.jsonl'}"]
@@ -352,7 +352,7 @@ def test_as_many_questions_are_asked_as_were_wanted_where_some_do_not_fit(guides
     short = [f"user : how do i bake bread {'now ' * i}? assistant :" for i in range(4)]
     prompts.write_text("\n".join(["\n".join((long + " " * i, text)) for i, text in enumerate(short)]) + "\n")
     arguments = ["eval", "prompts", "--source", str(prompts), "--models", f"base={guides}@0", "--num_samples", "3"]
-    arguments += ["--max_new_tokens", "8", "--skip_measures", "--output_dir", str(tmp_path / "out")]
+    arguments += ["--raw", "--max_new_tokens", "8", "--skip_measures", "--output_dir", str(tmp_path / "out")]
     assert main(arguments) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["benchmark"]["questions"] == 3

@@ -208,8 +208,3 @@ def test_a_line_without_end_is_refused_before_all_of_it_is_read(name, tmp_path, 
     content = b"x" * 5000
     with pytest.raises(DualHeadError, match="a line of 1,000 bytes or more"):
         read(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
-
-
-def test_a_line_of_half_a_character_is_broken_and_one_of_both_halves_is_a_row(tmp_path):
-    lines = [r'{"prompt": "\ud800"}', r'{"prompt": "\ud83d\ude00"}']
-    assert read(tmp_path / "a.jsonl", "\n".join(lines).encode())[0] == [None, {"prompt": "\U0001f600"}]

@@ -153,7 +153,7 @@ def hh(chosen, rejected):
         (hh("b", ""), "empty reply"),
         (dict.fromkeys(["chosen", "rejected"], "\n\nHuman: \n\nAssistant: b"), "empty prompt"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b"}, "malformed row"),
-        (hh("b", "\ud800"), "malformed line"),
+        (hh("b", "\ud800"), "malformed row"),
         ([1, 2], "malformed row"),
         ("{broken", "malformed line"),
     ],

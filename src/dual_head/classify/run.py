@@ -22,6 +22,7 @@ from transformers import set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.classify import Example, TextForm
+from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.controls import apply_control
 from dual_head.classify.metrics import report as measured
 from dual_head.classify.model import DualHeadReasoningModel
@@ -35,7 +36,7 @@ from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.loading import load_tokenizer
 from dual_head.places import atomic_folder
 from dual_head.report import too_few
-from dual_head.resume import begin, is_finished, resume_point, writable
+from dual_head.resume import begin, held, is_finished, resume_point, writable
 from dual_head.run import REPORT_FILE
 from dual_head.terminal import Terminal
 from dual_head.training import require_trackers
@@ -43,9 +44,15 @@ from dual_head.training import require_trackers
 
 def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments) -> ClassifierTrainer:
     """Train one classifier and write it with its report; go on where a killed run of the same options stopped."""
+    with held(args):
+        return _train_classifier(options, args)
+
+
+def _train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments) -> ClassifierTrainer:
     processes = PartialState(cpu=args.use_cpu)
     console = Terminal(quiet=not processes.is_main_process)
-    output = writable(args.output_dir)
+    reads = (options.model_name_or_path, options.dataset_name)
+    output = writable(args.output_dir, kind=DualHeadReasoningConfig.model_type, reads=reads)
     require_trackers(args)
     identity = identity_of(options, args)
     resume = None if options.restart else resume_point(output, identity, args.resume_from_checkpoint)

@@ -8,7 +8,6 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -88,7 +87,19 @@ def _of_stream(stream: IO[bytes], kind: str) -> Iterator[Any]:
     if start == b"[" or start.startswith((b"[{", b'["')):  # an array, which is read whole
         return _texts(rows_of_stream(io.BytesIO(first + stream.read()), "jsonl", Drops()))
     kind = "jsonl" if start.startswith((b"{", b'"')) else "txt"
-    return _texts(rows_of_stream(chain([first] if first else [], stream), kind, Drops()))  # type: ignore[arg-type]
+    return _texts(rows_of_stream(_Begun(first, stream), kind, Drops()))  # type: ignore[arg-type]
+
+
+class _Begun:
+    """A stream whose first line has been read already."""
+
+    def __init__(self, first: bytes, stream: IO[bytes]):
+        self._first, self._stream = first, stream
+
+    def readline(self, size: int = -1) -> bytes:
+        """The next line, the first one again."""
+        first, self._first = self._first, b""
+        return first or self._stream.readline(size)
 
 
 def _texts(rows: Iterator[tuple[Any, str]]) -> Iterator[Any]:

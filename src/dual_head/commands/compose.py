@@ -11,15 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dual_head.checkpoint import COPY, MODEL_TYPE, require_kind
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.help import DTYPE_HELP, Help, Parser
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.places import atomic_folder, require_place
+from dual_head.reading import read_json
 from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.guides import GuideConfig
 
 MINUS = "-minus-"
+COMPOSE_FILE = "compose.json"  # what was put together, beside the guides
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,6 +37,9 @@ def run(arguments: Sequence[str]) -> int:
     for name in strengths:
         if name not in sources:
             raise DualHeadError(f"--alpha names '{name}', which is no guide here.{did_you_mean(name, sources)}")
+    output, places = Path(args.output_dir), [_folder(part) for x in sources.values() for part in x.split(MINUS)]
+    require_place(output, record=COMPOSE_FILE, reads=(args.model_name_or_path, *places))
+    require_kind(output, MODEL_TYPE)
     kinds = {source: _kind(source) for source in sources.values()}
     # Imported late: a folder that is not there should not wait for torch.
     from dual_head.loading import load_tokenizer, read_config
@@ -58,8 +65,10 @@ def run(arguments: Sequence[str]) -> int:
             _require_same_tokens(source, tokenizer)
         folder, _, chosen = source.partition(":")
         model.attach(name, config or folder, source_name=chosen or None, alpha=strengths.get(name))
-    model.save_pretrained(args.output_dir)
-    tokenizer.save_pretrained(args.output_dir)
+    with atomic_folder(output) as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        (staging / COMPOSE_FILE).write_text(json.dumps({"guides": sources, "backbone": backbone}, indent=2))
     console = Terminal(soft_wrap=True)
     console.print(f"{len(sources)} guides written to {args.output_dir}: {', '.join(sources)}.")
     shown = ",".join(f"{name}={strength:g}" for name, strength in (model.config.alpha or {}).items())
@@ -88,7 +97,7 @@ def _kind(source: str) -> str:
     file = folder / "config.json"
     if not file.is_file():
         raise DualHeadError(f"'{folder}' holds no model: there is no config.json. Give a local folder.")
-    values = json.loads(file.read_text())
+    values = read_json(file, COPY)
     if values.get("model_type") == "dual_head":
         return "guides"
     classifies = any("SequenceClassification" in name for name in values.get("architectures") or ())

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,8 @@ from rich.table import Table
 from dual_head.commands.help import DTYPE_HELP, Help, Parser, at_least
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.places import exclusive, require_place
+from dual_head.reading import yaml_value
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
 
@@ -25,6 +26,8 @@ BENCHMARKS = ("hh", "alpaca", "arena", "mt_bench", "truthfulqa", "safety", "worl
 OF_CHOICES = {"benchmark", "models", "output_dir", "source", "num_samples", "seed", "batch_size"}
 OF_CHOICES |= {"dtype", "device", "trust_remote_code"}
 PLAIN_WIDTH = 160
+PAGE_FILE = "report.html"  # of no other command
+REPORTS = ("report.json", "report.md")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -39,28 +42,35 @@ def run(arguments: Sequence[str]) -> int:
         console.width = PLAIN_WIDTH
     output = Path(args.output_dir)
     command = command_line("dual-head", "eval", *arguments)
-    # Imported late: a mistyped option should not wait for torch.
-    if args.benchmark == "truthfulqa":
-        _require_of_choices(args, parser)
-        from dual_head.evaluate.multiple_choice import evaluate_choices
-
-        report = evaluate_choices(
-            args.models,
-            args.source,
-            output,
-            console,
-            command=command,
-            num_samples=args.num_samples,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            load=_load(args),
-        )
-    else:
-        from dual_head.evaluate.evaluation import evaluate
-
-        report = evaluate(_options(args), output, console, command=command)
+    require_place(output, record=PAGE_FILE, writes=REPORTS)
+    with exclusive(output):
+        report = _report(args, parser, output, console, command)
     _print(report, output, console)
     return 0
+
+
+def _report(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, output: Path, console: Terminal, command: str
+) -> dict[str, Any]:
+    # Imported late: a mistyped option should not wait for torch.
+    if args.benchmark != "truthfulqa":
+        from dual_head.evaluate.evaluation import evaluate
+
+        return evaluate(_options(args), output, console, command=command)
+    _require_of_choices(args, parser)
+    from dual_head.evaluate.multiple_choice import evaluate_choices
+
+    return evaluate_choices(
+        args.models,
+        args.source,
+        output,
+        console,
+        command=command,
+        num_samples=args.num_samples,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        load=_load(args),
+    )
 
 
 def _require_places(models: Sequence[str]) -> None:
@@ -101,7 +111,7 @@ def _options(args: argparse.Namespace) -> Any:
         source=args.source,
         split=args.split,
         num_samples=args.num_samples,
-        chat=True if args.chat else None,
+        chat=True if args.chat else False if args.raw else None,
         judge=args.judge,
         judge_options=_judge_options(args.judge_option or ()),
         one_order=args.one_order,
@@ -125,8 +135,8 @@ def _judge_options(given: Sequence[str]) -> dict[str, Any]:
     if wrong := [text for text in given if "=" not in text]:
         raise DualHeadError(f"--judge_option is NAME=VALUE, such as concurrency=8, not '{wrong[0]}'.")
     try:
-        return {name.strip(): yaml.safe_load(value) for name, _, value in (text.partition("=") for text in given)}
-    except yaml.YAMLError as error:
+        return {name.strip(): yaml_value(value) for name, _, value in (text.partition("=") for text in given)}
+    except ValueError as error:
         raise DualHeadError(f"Cannot read a --judge_option: {error}") from error
 
 
@@ -210,7 +220,11 @@ def build_parser() -> argparse.ArgumentParser:
     asked.add_argument("--source", help="file, folder or hub name; default: where the benchmark is published")
     asked.add_argument("--split", help="split, where the source has several; default: the published one, or test")
     asked.add_argument("--num_samples", type=at_least(1), help="a random so many of them; default: all")
-    asked.add_argument("--chat", action="store_true", help="treat text prompts as a user's message")
+    reading = asked.add_mutually_exclusive_group()
+    reading.add_argument(
+        "--chat", action="store_true", help="a text is a user's message; default where a tokenizer has a chat template"
+    )
+    reading.add_argument("--raw", action="store_true", help="continue texts as they are")
     how = parser.add_argument_group("decoding, the same for every system")
     how.add_argument("--max_new_tokens", type=at_least(1), help="default: 128, or half of the smallest context")
     how.add_argument("--temperature", type=at_least(0, float), default=0.0, help="0 is greedy; above it, sample")

@@ -14,6 +14,7 @@ from dual_head.commands.help import Help, Parser, at_least
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts, shown
 from dual_head.errors import DualHeadError
+from dual_head.places import require_unread
 from dual_head.terminal import Terminal, printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def run(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
     prompts = read_prompts(args, stdin=True)
     alpha = parse_alpha(args.alpha)
+    if args.output:
+        require_unread(Path(args.output), [args.prompts])
     model, tokenizer = load_guided(args)
     # Imported late: a mistyped prompt file should not wait for torch.
     import torch

@@ -92,8 +92,8 @@ def _file_prompts(file: Path, *, raw: bool) -> Iterator[Prompt]:
 
 
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
-    """Rows with their places; of a file whose name says nothing, lines that are JSON or text."""
-    if is_data_name(file.name) and file.exists():
+    """Rows with their places; of a file of lines, each is JSON or a text."""
+    if file.suffix.lower() != ".jsonl" and is_data_name(file.name) and file.exists():
         yield from rows_of_file(file, Drops())
         return
     try:

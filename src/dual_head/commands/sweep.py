@@ -21,7 +21,8 @@ from dual_head.commands.loading import add_loading, load_guided
 from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts
 from dual_head.errors import DualHeadError
 from dual_head.gauge import Gauge
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, exclusive
+from dual_head.reading import ANEW, json_value, read_json
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
 
@@ -69,27 +70,36 @@ def run(arguments: Sequence[str]) -> int:
     replies = partial(sweep, model, tokenizer, asked, alphas, **options)
     replies(start=len(asked))  # checks all and generates nothing: a mistake must not cost an earlier sweep its rows
     identity = _identity(args, model, tokenizer, asked)
-    rows = _begin(output, identity, restart=args.restart, per_prompt=len(alphas) * args.samples)
-    rows += _rest(replies, output / ROWS_FILE, len({row.index for row in rows}), len(asked))
-    points = summarise(rows)
-    _write(output, points, arguments, model, swept=args.guide)
+    with exclusive(output):
+        rows = _kept(output, identity, restart=args.restart, per_prompt=len(alphas) * args.samples)
+        rows += _rest(replies, output, identity, rows, len(asked))
+        points = summarise(rows)
+        _write(output, points, arguments, model, swept=args.guide)
     _print(points, output)
     return 0
 
 
-def _rest(replies: "Callable[..., list[Row]]", file: Path, done: int, total: int) -> "list[Row]":
-    """Sweep the prompts after the first `done`, each written as soon as it is there."""
+def _rest(
+    replies: "Callable[..., list[Row]]", output: Path, identity: dict[str, Any], kept: "list[Row]", total: int
+) -> "list[Row]":
+    """Sweep the prompts that are left, each written as soon as it is there; the first makes the output this sweep's."""
+    done = len({row.index for row in kept})
     if done:
         print(f"Going on after {done} of {total} prompts.")
-    with (
-        file.open("a", encoding="utf-8") as stream,
-        Gauge("prompts", total, done=done) as gauge,
-    ):
-        def keep(found: "list[Row]") -> None:
-            stream.write("".join(map(_line, found)))
-            stream.flush()
-            gauge.advance()
+    begun = False
 
+    def keep(found: "list[Row]") -> None:
+        nonlocal begun
+        if not begun:
+            with atomic_folder(output) as staging:
+                (staging / RUN_FILE).write_text(json.dumps(identity, indent=2))
+                (staging / ROWS_FILE).write_text("".join(map(_line, kept)), encoding="utf-8")
+            begun = True
+        with (output / ROWS_FILE).open("a", encoding="utf-8") as stream:
+            stream.write("".join(map(_line, found)))
+        gauge.advance()
+
+    with Gauge("prompts", total, done=done) as gauge:
         return replies(start=done, on_prompt=keep)
 
 
@@ -143,19 +153,17 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _begin(output: Path, identity: dict[str, Any], *, restart: bool, per_prompt: int) -> "list[Row]":
-    """Return the rows of prompts that are done, after checking that they are this sweep's; keep only those."""
+def _kept(output: Path, identity: dict[str, Any], *, restart: bool, per_prompt: int) -> "list[Row]":
+    """The rows of prompts that are done, after checking that they are this sweep's; nothing is written."""
     from dual_head.resume import check_same_run
 
     file, record = output / ROWS_FILE, output / RUN_FILE
-    if file.exists() and not restart:
-        recorded = json.loads(record.read_text()) if record.is_file() else {}
+    if restart:
+        return []
+    if file.exists():
+        recorded = read_json(record, ANEW) if record.is_file() else {}
         check_same_run(recorded, identity, str(output))
-    rows = [] if restart else _whole_rows(file, per_prompt)
-    with atomic_folder(output) as staging:
-        (staging / RUN_FILE).write_text(json.dumps(identity, indent=2))
-        (staging / ROWS_FILE).write_text("".join(map(_line, rows)), encoding="utf-8")
-    return rows
+    return _whole_rows(file, per_prompt)
 
 
 def _whole_rows(file: Path, per_prompt: int) -> "list[Row]":
@@ -165,7 +173,7 @@ def _whole_rows(file: Path, per_prompt: int) -> "list[Row]":
     rows: list[Row] = []
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []:
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(Row(**json_value(line)))
         except (ValueError, TypeError):
             break
     return rows[: len(rows) // per_prompt * per_prompt]

@@ -151,7 +151,8 @@ def _parse(text: bytes, drops: Drops, name: str) -> Any:
     """The JSON value of a text, or None for one that holds none, or a key twice in one object."""
     decoded = _decoded(text, drops, name)
     try:
-        return None if decoded is None else json_value(decoded, _object)
+        # Texts of half a character are for whoever reads the row: an answer replaces them, a pair is dropped.
+        return None if decoded is None else json_value(decoded, _object, halves=True)
     except ValueError:
         return None
 

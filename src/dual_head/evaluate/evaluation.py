@@ -95,9 +95,9 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     pairs = pairs_of([system.name for system in systems], options.against)
     _require_tools(options)
     notes = require_same_decoding(systems, options.decoding, force=options.force)
-    judge = _judge(options, notes)
     if not options.force:
         require_independent(systems, [options.judge or "", *options.rewards])
+    judge = _judge(options, notes)
     questions, drops = _questions(options, systems)
     console.print(drops.table(), soft_wrap=True)
     if judge:
@@ -225,13 +225,16 @@ def _base(systems: Sequence[System], name: str | None) -> System | None:
 
 def _questions(options: EvaluationOptions, systems: Sequence[System]) -> tuple[list[Question], Drops]:
     drawn = options.benchmark == "world"  # as many as are wanted
+    chat = options.chat
+    if chat is None and not drawn and any(isinstance(x, ModelSystem) and x.tokenizer.chat_template for x in systems):
+        chat = True  # as generate reads a text; the same for all, so that all are asked the same
     questions, drops = load_questions(
         options.benchmark,
         options.source,
         num_samples=options.num_samples if drawn else None,
         seed=options.seed,
         split=options.split,
-        chat=options.chat,
+        chat=chat,
     )
     wanted = None if drawn else options.num_samples
     places = list(range(len(questions)))

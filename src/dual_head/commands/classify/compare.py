@@ -22,6 +22,7 @@ from dual_head.classify.controls import Control
 from dual_head.commands.help import at_least
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder
+from dual_head.reading import ANEW, read_json
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
 
@@ -93,10 +94,10 @@ def _begin(place: Any, plan: "Plan", processes: "PartialState", *, restart: bool
     """Say what the folder is for, and give it. Errors: it is another plan's, by what differs."""
     from dual_head.resume import check_same_run, writable
 
-    output = writable(place)
+    output = writable(place, record=PLAN_FILE)
     file = output / PLAN_FILE
     if file.is_file() and not restart:
-        check_same_run(json.loads(file.read_text()), plan.identity, str(output))
+        check_same_run(read_json(file, ANEW), plan.identity, str(output))
     processes.wait_for_everyone()
     if processes.is_main_process:
         with atomic_folder(output) as staging:

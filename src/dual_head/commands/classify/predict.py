@@ -11,7 +11,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from contextlib import nullcontext
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from dual_head.commands.help import Help, Parser, at_least
 from dual_head.data import Dropped
 from dual_head.errors import DualHeadError
 from dual_head.gauge import Gauge
+from dual_head.places import atomic_folder, exclusive, file_digest, require_unread
+from dual_head.reading import ANEW, read_json
 
 if TYPE_CHECKING:
     from dual_head.classify.predict import Prediction, Predictor
@@ -39,6 +42,10 @@ def run(arguments: Sequence[str]) -> int:
     from dual_head.classify.predict import Predictor
     from dual_head.classify.stream import count_rows, read_rows, reader_of
 
+    if args.output != "-":
+        if not Path(args.output).name or Path(args.output).is_dir():
+            raise DualHeadError(f"--output is a file, and '{args.output}' is a folder. Name a file in it.")
+        require_unread(Path(args.output), [None if args.input == "-" else args.input])
     rows = read_rows(args.input, kind=args.kind)
     loading = ("backbone", "device", "dtype", "device_map", "attn_implementation", "trust_remote_code")
     working = ("temperature", "threshold", "batch_tokens", "max_rows_per_batch", "window", "autocast")
@@ -46,21 +53,38 @@ def run(arguments: Sequence[str]) -> int:
     predictor = Predictor.load(args.classifier, **given)
     text = predictor.model.config.text
     read = reader_of(text, column=args.column, format=args.format, template=args.template)
-    stream = _output(args, predictor)
     total = count_rows(args.input, kind=args.kind) if sys.stderr.isatty() else None
     started, counts = time.perf_counter(), Counter()
+    with nullcontext() if args.output == "-" else exclusive(args.output):
+        done = _predict(args, rows, predictor, read, counts, total)
+    print(_account(counts, done, time.perf_counter() - started), file=sys.stderr)
+    return 0
+
+
+def _predict(
+    args: argparse.Namespace,
+    rows: Iterator[Any],
+    predictor: "Predictor",
+    read: "Callable[[Any], Asked]",
+    counts: Counter[str],
+    total: int | None,
+) -> int:
+    """Classify what is left, and write each window; the output is opened when the first one is right. Rows before."""
+    printed = args.output == "-"
+    identity = {} if printed else _identity(args, predictor)
+    done, end = (0, None) if printed else _done(args, identity, rows, predictor.window)
+    stream: IO[bytes] | None = sys.stdout.buffer if printed else None
     try:
-        done = 0 if args.output == "-" else _go_on(stream, rows, predictor.window, args)
         with Gauge("rows", total, done=done) as gauge:
-            for lines in classified(rows, predictor, read, start=done, counts=counts):
+            for lines in chain(classified(rows, predictor, read, start=done, counts=counts), [b""]):
+                stream = stream or _output(args, identity, end)
                 stream.write(lines)
                 stream.flush()
                 gauge.reach(done + counts["rows"])
     finally:
-        if stream is not sys.stdout.buffer:
+        if stream is not None and not printed:
             stream.close()
-    print(_account(counts, done, time.perf_counter() - started), file=sys.stderr)
-    return 0
+    return done
 
 
 def classified(
@@ -133,36 +157,45 @@ def _account(counts: Counter[str], done: int, seconds: float) -> str:
 # ---- a run that may have been stopped ----------------------------------------------------------------------
 
 
-def _output(args: argparse.Namespace, predictor: "Predictor") -> IO[bytes]:
-    """Open the output of a new run, or that of this one. Errors: another run's, a place that cannot be written."""
-    if args.output == "-":
-        return sys.stdout.buffer
+def _output(args: argparse.Namespace, identity: dict[str, Any], end: int | None) -> IO[bytes]:
+    """Open the output to go on at byte `end`, or a new one where that is None. Errors: it cannot be written."""
     output = Path(args.output)
-    record, identity = output.with_name(output.name + RECORD), _identity(args, predictor)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.exists() and not args.restart:
-            _check_same(json.loads(record.read_text()) if record.is_file() else None, identity, output)
-        else:
+        if end is None:
             output.unlink(missing_ok=True)
-            record.write_text(json.dumps(identity, indent=2) + "\n")
-        return output.open("ab+")
-    except (OSError, ValueError) as error:
-        if isinstance(error, DualHeadError):
-            raise
-        raise DualHeadError(f"Cannot write to '{output}': {error}. Choose another --output.") from error
+        with atomic_folder(output.parent) as staging:
+            (staging / (output.name + RECORD)).write_text(json.dumps(identity, indent=2) + "\n")
+        stream = output.open("ab")
+        stream.truncate(end or 0)
+    except OSError as error:
+        raise DualHeadError(f"Cannot write to '{output}': {error.strerror}. Choose another --output.") from error
+    return stream
 
 
-def _go_on(stream: IO[bytes], rows: Iterator[Any], window: int, args: argparse.Namespace) -> int:
-    """Pass over the rows of the windows that are whole, and take what follows them off the output: rows done."""
-    done, end = whole_lines(stream, window)
+def _done(
+    args: argparse.Namespace, identity: dict[str, Any], rows: Iterator[Any], window: int
+) -> tuple[int, int | None]:
+    """Pass over the rows of whole windows that are classified: how many, and where they end; nothing is written.
+
+    Errors: another run's output, or one of more rows than there are.
+    """
+    output = Path(args.output)
+    record = output.with_name(output.name + RECORD)
+    if args.restart or not output.exists():
+        return 0, None
+    recorded = read_json(record, ANEW) if record.is_file() else None
+    if recorded and recorded.get("data") and args.input != "-":
+        # Rows may be added to the input: what was there then is what must be the same.
+        identity = identity | {"data": file_digest(Path(args.input), recorded["data"]["bytes"])}
+    _check_same(recorded, identity, output)
+    with output.open("rb") as stream:
+        done, end = whole_lines(stream, window)
     if (there := sum(1 for _ in islice(rows, done))) < done:
         raise DualHeadError(
             f"'{args.output}' has {done} rows and '{args.input}' only {there}: it is not the file that was classified. "
             "Choose another --output, or add --restart to write it anew."
         )
-    stream.truncate(end)
-    return done
+    return done, end
 
 
 def whole_lines(stream: IO[bytes], window: int) -> tuple[int, int]:
@@ -187,6 +220,7 @@ def _identity(args: argparse.Namespace, predictor: "Predictor") -> dict[str, Any
     head = [sketch(tensor) for tensor in predictor.model.head.state_dict().values()]
     return {
         "input": args.input if args.input == "-" else str(Path(args.input).resolve()),
+        "data": None if args.input == "-" else file_digest(Path(args.input)),
         "backbone": predictor.model.decoder.fingerprint().short,
         "head": json.loads(json.dumps(head)),
         "labels": list(predictor.labels),

@@ -6,6 +6,7 @@ on where it stopped, and asks again for what had no reply.
 
 import argparse
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 from dual_head.commands.classify.dataset import add_dataset, load_dataset
 from dual_head.commands.help import Help, Parser, at_least
 from dual_head.gauge import Gauge
+from dual_head.places import exclusive, require_unread
 from dual_head.secrets import masked
 from dual_head.terminal import Terminal
 
@@ -33,7 +35,8 @@ def run(arguments: Sequence[str]) -> int:
     loaded = load_dataset(args)
     console = Terminal(soft_wrap=True)
     console.print(loaded.drops.table())
-    with Gauge("rationales", len(loaded.examples)) as gauge:
+    require_unread(Path(args.output), [args.dataset])
+    with exclusive(args.output), Gauge("rationales", len(loaded.examples)) as gauge:
         found = write_rationales(
             loaded.examples,
             loaded.labels,
