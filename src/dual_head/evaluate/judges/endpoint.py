@@ -4,7 +4,6 @@ It knows requests: how many at once and a minute, what failed and whether to go 
 and how a verdict is written is `prompts`.
 """
 
-import math
 import os
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from dual_head.data import Message
 from dual_head.errors import DualHeadError, require
 from dual_head.evaluate import Comparison, Question, Replies, Verdict
+from dual_head.evaluate.completions import count_of, text_of, verdict_of
 from dual_head.evaluate.connection import bounded_client, parted
 from dual_head.evaluate.judges.base import NO_ANSWER
 from dual_head.evaluate.judges.prompts import Pattern, Unreadable, load_family
@@ -27,7 +27,6 @@ FAILURES = 8  # questions in a row without an answer, after which an endpoint is
 TOP_LOGPROBS = 5  # the most that every endpoint gives
 ALONE_TOKENS = 4  # of a reply that is its verdict and nothing else
 BRIEF = 200  # characters of what a server says
-MOST = 1e12  # a number of tokens or a log-probability beyond it is none
 # What servers say of a parameter that they do not take; that a number is too large concerns one question.
 NOT_TAKEN = ("unsupported", "not support", "unrecognized", "unknown", "unexpected", "not permitted", "not allowed")
 AGAIN = "What was judged is kept: run the same command again, and it goes on."
@@ -207,11 +206,11 @@ class EndpointJudge:
         try:
             completion = raw.parse()
             choice, used = completion.choices[0], self._used(completion.usage)
-            said = without(_text(choice.message.content), *self._secrets)
+            said = without(text_of(choice.message.content), *self._secrets)
         except Exception as error:  # whatever reading raises: there is no end to what a server may send
             return self._without_answer(f"what came is no chat completion ({type(error).__name__})")
         try:
-            return Verdict(_value(pattern, said, choice.logprobs), said=said, used=used)
+            return Verdict(verdict_of(pattern, said, choice.logprobs), said=said, used=used)
         except Unreadable as error:
             cut = f"; it was cut at {self.options.max_tokens} tokens" if choice.finish_reason == "length" else ""
             return Verdict(None, said=said, flaw=f"unparsable: {error}{cut}", used=used)
@@ -234,7 +233,7 @@ class EndpointJudge:
         return Verdict(None, flaw=f"{NO_ANSWER}{why}", used={"requests": float(self._sent.requests)})
 
     def _used(self, usage: Any) -> dict[str, float]:
-        read, wrote = (_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
+        read, wrote = (count_of(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
         used = {"requests": float(self._sent.requests), "input_tokens": read, "output_tokens": wrote}
         prices = (self.options.input_price, self.options.output_price)
         if prices != (None, None):
@@ -291,59 +290,6 @@ class EndpointJudge:
             f"The endpoint {self.url} is down, or refuses what it is asked: {failures} questions in a row had no "
             f"answer, each after up to {self.options.max_retries} retries (the last one: {last})."
         )
-
-
-def _text(content: Any) -> str:
-    """What a message says: a text, or the texts among its parts. Errors: TypeError where it is neither."""
-    if isinstance(content, list):
-        content = "".join([_part(part) for part in content])
-    if content is not None and not isinstance(content, str):
-        raise TypeError
-    return content or ""
-
-
-def _part(part: Any) -> str:
-    """The text of one part, "" for one that is a thought or an image."""
-    if isinstance(part, dict):
-        part = part.get("text") if part.get("type", "text") == "text" else ""
-    if not isinstance(part, str):
-        raise TypeError
-    return part
-
-
-def _count(tokens: Any) -> float:
-    """A number of tokens; 0, which is unknown, where something else came."""
-    return float(tokens) if isinstance(tokens, int | float) and 0 < tokens < MOST else 0.0
-
-
-def _value(pattern: Pattern, said: str, logprobs: Any) -> float:
-    """The verdict in a reply: from the probabilities of its first token where the endpoint tells them."""
-    likely = _first_token(logprobs) if pattern.alone else []
-    if not likely:
-        return pattern.read(said)
-    mass = dict.fromkeys(pattern.choices, 0.0)
-    for token, probability in likely:
-        if token.strip() in mass:
-            mass[token.strip()] += probability
-    whole = sum(mass.values())
-    if not whole:
-        raise Unreadable(f"neither {' nor '.join(mass)} is likely")
-    return sum(pattern.choices[choice] * own for choice, own in mass.items()) / whole
-
-
-def _first_token(logprobs: Any) -> list[tuple[str, float]]:
-    """What a reply may begin with, and how likely each is; what is no token with a log-probability is left out."""
-    tokens = getattr(logprobs, "content", None)
-    if not isinstance(tokens, list) or not tokens:
-        return []
-    options = getattr(tokens[0], "top_logprobs", None) or [tokens[0]]
-    found = []
-    for option in options if isinstance(options, list) else [tokens[0]]:
-        token, logprob = getattr(option, "token", None), getattr(option, "logprob", None)
-        # Rounding may put a certain token a little above 0; NaN is neither above nor below anything.
-        if isinstance(token, str) and isinstance(logprob, int | float) and -MOST < logprob < 1:
-            found.append((token, math.exp(logprob)))
-    return found
 
 
 JUDGE = EndpointJudge
