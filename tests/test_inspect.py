@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(place, tmp_path, capsys)
     assert "Could not load a tokenizer" in capsys.readouterr().err
     word_tokenizer().save_pretrained(tmp_path)
     assert main(["inspect", str(place / "guides"), "--against", str(tmp_path)]) == 2
-    assert "Could not load the backbone" in capsys.readouterr().err
+    assert "Could not read the config of the model" in capsys.readouterr().err
 
 
 def test_people_read_it_as_tables(place, capsys):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from dual_head.checkpoint import MODEL_TYPE, require_finite
+from dual_head.checkpoint import MODEL_TYPE, require_finite, require_sizes
 from dual_head.data.sources import is_hub_name
 from dual_head.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
 from dual_head.errors import DualHeadError
@@ -358,6 +358,7 @@ def load_backbone(
     if dtype == "auto" and quantization_config is None:
         dtype = _by_processor(name_or_path, device_map, trust_remote_code=trust_remote_code, revision=revision)
     with _loading(name_or_path):
+        _require_sizes(name_or_path, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             dtype="auto" if dtype == "stored" else dtype,
@@ -376,9 +377,22 @@ def load_backbone(
 
 
 def load_config(name_or_path: str, **options: Any) -> PreTrainedConfig:
-    """Load a model's config with transformers. Errors: none there, damaged, or of a type that needs its own code."""
-    with _loading(name_or_path):
+    """Read a model's config with transformers. Errors: none there, damaged, absurd, or one that needs its own code."""
+    with reading(
+        f"Could not read the config of the model '{name_or_path}'",
+        "Give a folder that holds config.json, or the name of a model on the hub.",
+    ):
+        _require_sizes(name_or_path, **options)
         return AutoConfig.from_pretrained(name_or_path, **options)
+
+
+def _require_sizes(name_or_path: str, **options: Any) -> None:
+    """Refuse a config that would be built without end, before anything is; one that is not there is left to others."""
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=options.get("revision"))
+    except OSError:
+        return
+    require_sizes(values)
 
 
 def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.dtype | str:

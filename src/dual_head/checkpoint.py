@@ -4,6 +4,7 @@ It knows files and tensors, not models. Whoever only looks at files waits for no
 """
 
 import math
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,6 +36,8 @@ CONFIG_TYPES: dict[str, Any] = {
 }
 ENTRY_TYPES = {"kind": str, "config": dict, "cache_layers": int, "shape": dict}  # of a guide in it
 VOCAB_MAP = "transfer.vocab_map"  # the end of a tensor's name that is a map of tokens, and no parameter
+COUNTS = re.compile("layer|head|expert|num_labels|group")  # keys of config.json that count what is made one by one
+MANY, LARGEST = 100_000, 2**53  # more than any model has of them, and than any number in a config
 COPY = "Copy it again."
 WHOLE = (
     "It was cut short or altered: copy it again, or train again with the same output folder to resume from the last "
@@ -116,9 +119,19 @@ def read_values(source: str, **hub) -> dict[str, Any]:
     return values
 
 
+def require_sizes(values: Mapping[str, Any]) -> None:
+    """Refuse numbers in a config that no model has: its layers, heads and experts are made one by one."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            require_sizes(value)
+        elif isinstance(value, int) and not abs(value) < (MANY if COUNTS.search(key) else LARGEST):
+            raise ValueError(f"{key} is {value}")
+
+
 def require_types(values: Mapping[str, Any], path: object) -> None:
     """Refuse a config.json whose values are of other types than ours."""
     with reading(f"Cannot read '{path}'", COPY):
+        require_sizes(values)
         for key in CONFIG_TYPES.keys() & values.keys():
             fit(values[key], CONFIG_TYPES[key], key)
         for name, entry in (values.get("guides") or {}).items():

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from dual_head.checkpoint import MODEL_TYPE
+from dual_head.checkpoint import MODEL_TYPE, require_sizes
 from dual_head.options import fit
 
 
@@ -39,6 +39,7 @@ class AlignedConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.backbone_config, dict):
+            require_sizes(self.backbone_config)
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         self.guides = self.guides or {}
         self.alpha = fit(self.alpha or {}, dict[str, float], "alpha")

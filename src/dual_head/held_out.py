@@ -12,7 +12,29 @@ from transformers import Trainer
 from dual_head.reading import reading
 
 
-class HeldOutTrainer(Trainer):
+class StrictTrainer(Trainer):
+    """transformers' Trainer, which says of options that it cannot take what is wrong with them."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        with reading("These options cannot go together", "Change or leave out what is named."):
+            super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any):
+        """Make the optimizer that the options say. Errors: options of it that it does not have."""
+        with reading("The optimizer cannot be made", "Change --optim, --optim_args or what else is named."):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any):
+        """Make the schedule that the options say. Errors: options of it that it does not have."""
+        with reading("The schedule cannot be made", "Change --lr_scheduler_type or --lr_scheduler_kwargs."):
+            return super().create_scheduler(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        with reading("The best checkpoint cannot be told", "Name a metric with --metric_for_best_model."):
+            return super()._determine_best_metric(metrics, trial)
+
+
+class HeldOutTrainer(StrictTrainer):
     """transformers' Trainer that keeps every held-out pair's metrics, and averages over pairs.
 
     held_out: {name: [pairs]} of the last evaluation, in the order of the data.
@@ -21,16 +43,11 @@ class HeldOutTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self.held_out: dict[str, Tensor] = {}
         self._batches: list[dict[str, Tensor]] = []
-        with reading("These options cannot go together", "Change or leave out what is named."):
-            super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def pair_metrics(self, outputs: Any) -> dict[str, Tensor]:
         """Metrics {name: [B]} of a batch, from what `compute_loss` returns beside the loss."""
         return dict(outputs)
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        with reading("The best checkpoint cannot be told", "Name a metric with --metric_for_best_model."):
-            return super()._determine_best_metric(metrics, trial)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate one batch of held-out pairs; every process's pairs are gathered, padding dropped."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from dual_head.backbone import load_config
 from dual_head.config import AlignedConfig
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
@@ -64,7 +65,7 @@ def require_reward(spec: str) -> None:
         load_reward(spec)
         return
     with _loading(spec):
-        config: Any = AutoConfig.from_pretrained(spec)
+        config: Any = load_config(spec)
     if isinstance(config, AlignedConfig):
         _reward_guide(spec, config)
     elif config.num_labels != 1:
@@ -127,7 +128,7 @@ def _no_reward_model(folder: str, labels: int) -> DualHeadError:
 def _load(folder: str) -> PreTrainedModel:
     """The sequence classifier in a folder, which may be that of a reward model that is a guide."""
     with _loading(folder):
-        config = AutoConfig.from_pretrained(folder)
+        config = load_config(folder)
         if isinstance(config, AlignedConfig):
             guide = AlignedModel.from_pretrained(folder).guide(_reward_guide(folder, config))
             assert isinstance(guide, RewardModel)

@@ -27,6 +27,7 @@ from dual_head.held_out import HeldOutTrainer
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
 from dual_head.progress import brief
+from dual_head.reading import reading
 from dual_head.resume import load_guides, save_guides
 
 logger = logging.getLogger(__name__)
@@ -68,15 +69,31 @@ class GuideTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         if self.eval_steps is not None and self.eval_strategy == "epoch":
             self.eval_strategy = "steps"
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise DualHeadError(f"--{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("learning_rate", "num_train_epochs", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise DualHeadError(f"--{name} must be a finite number of at least 0, not {getattr(self, name)}.")
+        require_possible(self)
+        if self.neftune_noise_alpha is not None:
+            raise DualHeadError("--neftune_noise_alpha adds noise to embeddings, which are frozen here. Leave it out.")
         self.report_to = trackers_of(self.report_to)
-        super().__post_init__()
+        with reading("These options cannot go together", "Change or leave out what is named."):
+            super().__post_init__()
         one_device(self)
+
+
+def require_possible(args: TrainingArguments) -> None:
+    """Refuse numbers out of range, which transformers would fail on after everything is loaded."""
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise DualHeadError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    for name in ("learning_rate", "num_train_epochs", "seed", "dataloader_num_workers"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise DualHeadError(f"--{name} must be a finite number of at least 0, not {getattr(args, name)}.")
+    if args.seed >= SEEDS:
+        raise DualHeadError(f"--seed must be below 2^32, not {args.seed}.")
+    if args.torch_compile_mode not in (None, *COMPILE_MODES):
+        raise DualHeadError(f"--torch_compile_mode: {did_you_mean(args.torch_compile_mode, COMPILE_MODES).strip()}")
+
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
+SEEDS = 2**32  # numpy's generators take no more
 
 
 def trackers_of(said: str | Sequence[str] | None) -> list[str]:

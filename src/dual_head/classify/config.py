@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from dual_head.checkpoint import require_sizes
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.options import fit
 from dual_head.reading import reading
@@ -52,6 +53,7 @@ class DualHeadReasoningConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.backbone_config, dict):
+            require_sizes(self.backbone_config)
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         for name, options in (("head", HeadKind), ("lm_scope", LmScope), ("tune", Tune)):
             if (value := getattr(self, name)) not in get_args(options):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
@@ -21,10 +21,11 @@ from dual_head.checkpoint import load_strictly, read_weights
 from dual_head.classify.collate import ExampleCollator
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import Tokenized
-from dual_head.errors import DualHeadError
+from dual_head.held_out import StrictTrainer
 from dual_head.progress import brief
+from dual_head.reading import reading
 from dual_head.resume import kept_checkpoint, require_finite
-from dual_head.training import ByLength, one_device, rows_seen, trackers_of
+from dual_head.training import ByLength, one_device, require_possible, rows_seen, trackers_of
 
 
 @dataclass
@@ -56,11 +57,10 @@ class ClassifierTrainingArguments(TrainingArguments):
         # Without this transformers refuses bf16 where there is only a CPU, and torch warns about pinned memory.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise DualHeadError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        require_possible(self)
         self.report_to = trackers_of(self.report_to)
-        super().__post_init__()
+        with reading("These options cannot go together", "Change or leave out what is named."):
+            super().__post_init__()
         one_device(self)
 
 
@@ -75,7 +75,7 @@ class _FromHere(TrainerCallback):
         self.trainer.take_losses()
 
 
-class ClassifierTrainer(Trainer):
+class ClassifierTrainer(StrictTrainer):
     """transformers' Trainer for a `DualHeadReasoningModel`: logs both losses, keeps the held-out logits.
 
     held_out: (logits [N, K], labels) of the last evaluation, rows in the order given.

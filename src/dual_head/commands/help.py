@@ -20,6 +20,11 @@ class Parser(argparse.ArgumentParser):
         """Print a complaint, and leave with 2."""
         super().error(shown(message))
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"]:  # of "--flag=--", which argparse drops
+            raise argparse.ArgumentError(action, "expects a value, not --")
+        return super()._get_values(action, arg_strings)
+
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         value = super()._get_value(action, arg_string)
         try:

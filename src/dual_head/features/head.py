@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from dual_head.backbone import Decoder
+from dual_head.backbone import Decoder, load_config
 from dual_head.checkpoint import require_finite, require_same_shapes
 from dual_head.errors import DualHeadError
 from dual_head.features.store import HEAD_FILE
@@ -69,7 +69,7 @@ def load_head(
     """
     file = Path(folder) / HEAD_FILE
     with reading(f"'{folder}' is no whole feature cache", "Write it with: dual-head cache."):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = load_config(str(folder), trust_remote_code=trust_remote_code)
         tensors = load_file(file)
         dtype = next(iter(tensors.values())).dtype
         with torch.device("meta"):

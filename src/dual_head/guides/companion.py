@@ -15,10 +15,10 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.backbone import Backbone, BackboneShape, load_backbone
+from dual_head.backbone import Backbone, BackboneShape, load_backbone, load_config
 from dual_head.checkpoint import COPY, find_file, read_shapes
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
@@ -247,11 +247,13 @@ def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoMo
 def _config_of(name: str) -> Any:
     """Read the config of a model, or of an adapter's base."""
     place = _base_of(name)
-    with reading(
-        f"A guide needs the model '{place}', which cannot be read",
-        "Put it back there, or make the guide again with where it is now.",
-    ):
-        return AutoConfig.from_pretrained(str(place))
+    try:
+        return load_config(str(place))
+    except DualHeadError as error:
+        raise DualHeadError(
+            f"A guide needs the model '{place}', which cannot be read. {error} "
+            "Put it back there, or make the guide again with where it is now."
+        ) from error
 
 
 def _count_values(file: str) -> int:

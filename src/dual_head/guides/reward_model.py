@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
 
-from dual_head.backbone import Backbone
+from dual_head.backbone import Backbone, load_config
 from dual_head.cache import CacheSlot, Lookahead
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States
@@ -253,6 +253,7 @@ def _load(name: str, backbone: Backbone) -> Any:
     with reading(
         f"Could not load a reward model from '{name}'", f"Give a sequence classifier with one label. {OWN_PLACE}"
     ):
+        load_config(name)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=backbone.lm.dtype, output_loading_info=True
         )
