@@ -322,3 +322,23 @@ def test_brackets_and_colons_in_prompts_and_replies_are_left_alone(guides, capsy
     said = capsys.readouterr().out
     assert "[/INST] ask0" in said
     assert ":cat: [bold]ask1[/]" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--output", "a" * 300], "File name too long"),
+        (["--prompt", "\udcff"], "is not UTF-8 text"),
+        (["--num_beams", "9" * 30], "below 2^53"),
+        (["--temperature", "nan"], "must be at least 0"),
+        (["--seed=--"], "expects a value"),
+    ],
+)
+def test_what_no_computer_takes_is_refused_in_one_paragraph(guides, capsys, more, said):
+    given = ["generate", str(guides), "--prompt", "ask0", "--max_new_tokens", "1", *more]
+    try:
+        code = main(given)
+    except SystemExit as error:  # how argparse refuses
+        code = error.code
+    assert code == 2
+    assert said in capsys.readouterr().err

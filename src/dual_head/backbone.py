@@ -400,7 +400,8 @@ def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.d
         config = load_config(name_or_path, **options)
     except DualHeadError:  # an adapter, which has none; or whatever loading it will say
         return "stored"
-    chosen, stored = automatic_dtype(config, device_map), stored_dtype(config)
+    with _loading(name_or_path):
+        chosen, stored = automatic_dtype(config, device_map), stored_dtype(config)
     if chosen is None or stored is None or chosen == stored:
         return "stored"
     announce(name_or_path, stored)

@@ -6,13 +6,16 @@ import gc
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from dual_head import __version__
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.reading import reason
 from dual_head.seed_names import translate
 
+REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)  # by the system
 ALLOCATIONS = 100_000  # of objects between two searches for garbage
 COMMANDS = {
     "train": "train a guide on preference pairs",
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert logging.lastResort is not None
     logging.lastResort.setFormatter(_Shown())
     try:
+        _require_utf8(arguments)
         arguments = translate(arguments)
         name = arguments[0] if arguments else ""
         # Bars of loading are for a terminal, and not for the one that a reply is streamed to.
@@ -66,10 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DualHeadError as error:
         _say(f"{error}", arguments)
         return 2
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):  # `dual-head ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        if _is_memory_trouble(error):
+            _say(f"there is not enough memory. {reason(error)} Give smaller numbers, or a smaller batch.", arguments)
+            return 2
+        if isinstance(error, OSError) and error.errno in REFUSED:
+            _say(f"'{error.filename}' cannot be used: {reason(error)} Choose another place or name.", arguments)
+            return 2
         if not _is_disk_trouble(error):
             raise
         _say(
@@ -105,6 +115,18 @@ def _is_disk_trouble(error: Exception) -> bool:
     # torch.save, which transformers writes optimizers with, has its own words for a full disk.
     words = ("PytorchStreamWriter failed", "unexpected pos", "No space left")
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(w in str(error) for w in words)
+
+
+def _is_memory_trouble(error: Exception) -> bool:
+    words = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(w in str(error) for w in words)
+
+
+def _require_utf8(arguments: Sequence[str]) -> None:
+    """Refuse what is no text: neither a tokenizer nor a file that is written could hold it."""
+    for argument in arguments:
+        if not argument.isascii() and re.search("[\ud800-\udfff]", argument):
+            raise DualHeadError(f"The argument {argument!r} is not UTF-8 text. Rename the file, or type it again.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -157,14 +157,16 @@ class GuideLoading(PreTrainedModel):
                 trust_remote_code=trust_remote_code,
             )
         )
+        building = reading(f"Cannot build the guides of '{source}' from its config.json", COPY)
         if switch and not _is_same(config, lm):
             moving: Any = cls  # what it takes to move is composition's
             weights = read_weights(source, revision=revision, **hub)
-            model = moving.load_moved(
-                config, lm, weights, source, tokenizer=tokenizer, vocab_map=vocab_map, adapter=adapter
-            )
+            with building:
+                model = moving.load_moved(
+                    config, lm, weights, source, tokenizer=tokenizer, vocab_map=vocab_map, adapter=adapter
+                )
         else:
-            with reading(f"Cannot build the guides of '{source}' from its config.json", COPY):
+            with building:
                 model = cls(config, lm)
             model.require_same_backbone(source)
             load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)

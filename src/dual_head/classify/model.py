@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils.generic import ModelOutput
 
 from dual_head.backbone import Decoder, context_length, load_backbone
-from dual_head.checkpoint import load_strictly, read_weights
-from dual_head.classify.config import DualHeadReasoningConfig
+from dual_head.checkpoint import COPY, load_strictly, read_weights
+from dual_head.classify.config import DualHeadReasoningConfig, read_classifier_config
 from dual_head.classify.head import IGNORED, ClassHead, class_loss, weights_of
 from dual_head.classify.tuned import tuned
 from dual_head.composition import absolute
@@ -29,6 +29,7 @@ from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint
 from dual_head.kernels import worth_compiling
 from dual_head.loading import hub_options, save_checkpoint
+from dual_head.reading import reading
 from dual_head.reductions import Head, Tokens, auto_budget, reduce_tokens
 from dual_head.seed_names import CONSTRUCTOR
 
@@ -272,9 +273,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         source = str(pretrained_model_name_or_path)
         hub = hub_options(hub, cls.from_pretrained)
         if config is None:
-            config = DualHeadReasoningConfig.from_pretrained(source, revision=revision or "main", **hub)
-        if not isinstance(config, DualHeadReasoningConfig) or config.backbone_config is None:
-            raise DualHeadError(f"'{source}' is no classifier of ours. Train one with 'dual-head classify train'.")
+            config = read_classifier_config(source, revision=revision or "main", **hub)
         lm: Any = backbone
         if config.tune == "full":
             if device_map is not None:
@@ -282,11 +281,12 @@ class DualHeadReasoningModel(PreTrainedModel):
                     f"The whole backbone of '{source}' was trained, and such a classifier is loaded onto one device. "
                     "Leave device_map out, and say which with .to(device) or --device."
                 )
-            lm = AutoModelForCausalLM.from_config(
-                config.backbone_config,
-                attn_implementation=attn_implementation,
-                trust_remote_code=trust_remote_code,
-            )
+            with reading(f"Cannot build the classifier of '{source}' from its config.json", COPY):
+                lm = AutoModelForCausalLM.from_config(
+                    config.backbone_config,
+                    attn_implementation=attn_implementation,
+                    trust_remote_code=trust_remote_code,
+                )
         elif not isinstance(backbone, nn.Module):
             place = backbone or config.backbone_name_or_path
             if not place:
@@ -295,7 +295,8 @@ class DualHeadReasoningModel(PreTrainedModel):
             lm = load_backbone(str(place), dtype=dtype, trust_remote_code=trust_remote_code, **load)
         if config.tune != "full":
             _require_same_backbone(config, lm, source)
-        model = cls(config, lm)
+        with reading(f"Cannot build the classifier of '{source}' from its config.json", COPY):
+            model = cls(config, lm)
         load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
         return model
 

@@ -19,6 +19,7 @@ from dual_head.classify import Example, in_words
 from dual_head.classify.linter import agrees, label_words
 from dual_head.data import Message
 from dual_head.errors import DualHeadError
+from dual_head.reading import json_value
 
 __all__ = ["Ask", "TeacherOptions", "Written", "write_rationales"]
 
@@ -233,7 +234,7 @@ def _read(file: Path, teacher: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for number, text in enumerate(whole.decode("utf-8", errors="replace").split("\n")[:-1], 1):
         try:
-            line = json.loads(text)
+            line = json_value(text)
             key, own = line["key"], line["teacher"]
             _ = line["rationale"], line["answer"], line["flags"], line["attempts"]
         except (ValueError, TypeError, KeyError) as error:

@@ -23,6 +23,7 @@ from dual_head.commands.flags import add_allow_code, read_options, require_no_co
 from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder
+from dual_head.reading import read_json
 from dual_head.secrets import is_secret, masked_values
 from dual_head.terminal import Terminal
 
@@ -150,7 +151,7 @@ def _write_config(file: Path, config: Mapping[str, Any]) -> Path:
 
 def _row(name: str, folders: Mapping[int, Path]) -> dict[str, Any]:
     """Held-out figures of one variant: with one seed its interval over pairs, with several the range of seeds."""
-    reports = [json.loads((folder / REPORT).read_text())["held_out"] for folder in folders.values()]
+    reports = [_report(folder)["held_out"] for folder in folders.values()]
     figures: dict[str, Any] = {}
     for metric in reports[0]:
         means = [report[metric]["mean"] for report in reports]
@@ -161,6 +162,10 @@ def _row(name: str, folders: Mapping[int, Path]) -> dict[str, Any]:
     return {"variant": name, "seeds": list(folders), "pairs": _pairs(reports), "held_out": figures}
 
 
+def _report(folder: Path) -> dict[str, Any]:
+    return read_json(folder / REPORT, "Delete its folder, and run the same command again.")
+
+
 def _pairs(reports: Sequence[Mapping[str, Any]]) -> int:
     return next((value["pairs"] for value in reports[0].values()), 0)
 
@@ -169,7 +174,7 @@ def _add_win_rates(rows: list[dict[str, Any]], evaluations: Sequence[Path]) -> N
     """Add to every row but the first its win rate over the first variant, averaged over seeds."""
     found: dict[str, list[dict[str, Any]]] = {}
     for folder in evaluations:
-        for pair in json.loads((folder / REPORT).read_text())["pairs"]:
+        for pair in _report(folder)["pairs"]:
             found.setdefault(pair["a"], []).append(pair)
     for row in rows[1:]:
         own = found.get(slug(row["variant"]), [])

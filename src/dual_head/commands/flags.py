@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dual_head.commands.help import bounded
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.reading import read_yaml
 
 NO = ("", "none", "false", "no", "f", "n", "0")  # what leaves a switch off
 
@@ -26,11 +26,8 @@ def hide_rare(parser: argparse.ArgumentParser, arguments: type, common: Collecti
 
 def read_options(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
     """Read a YAML file of options. Errors: unreadable, no mapping, one that names code without `allow_code`."""
-    try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise DualHeadError(f"Cannot read the config '{file}': {error}") from error
-    if not isinstance(values, dict):
+    values = read_yaml(file, "It must be a YAML file of options and their values.") or {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise DualHeadError(f"The config '{file}' must be a mapping of options to values.")
     if not allow_code:
         require_no_code(values, file)
@@ -77,7 +74,7 @@ def checked(action: argparse.Action, value: Any, file: Path) -> Any:
     try:
         if isinstance(value, list):
             raise ValueError("not a list")
-        typed = action.type(str(value)) if callable(action.type) else value
+        typed = bounded(action.type(str(value)) if callable(action.type) else value)
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise DualHeadError(f"'{action.dest}' in '{file}' cannot be {value!r}.") from error
     if action.choices is not None and typed not in action.choices:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
@@ -17,6 +16,7 @@ from dual_head.commands.flags import add_allow_code, checked, hide_rare, read_op
 from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method, method, method_names
+from dual_head.reading import yaml_value
 from dual_head.run import RunOptions, train_guide
 from dual_head.run_inputs import cached_options
 from dual_head.training import GuideTrainingArguments
@@ -171,8 +171,8 @@ def apply_config(parser: HfArgumentParser, file: Path, chosen: Method, *, allow_
 
 def _yaml(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml_value(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"cannot read {text!r}") from error
 
 
