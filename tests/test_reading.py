@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import threading
 import time
 
@@ -21,6 +22,10 @@ class Panic(BaseException):
         (ValueError("a wheel\nand more"), "a wheel."),
         (KeyError("kind"), "it lacks 'kind'."),
         (TypeError("no"), "TypeError: no."),
+        (
+            pickle.UnpicklingError("weights_only"),
+            "it is a pickle of more than numbers, which could run code: give safetensors.",
+        ),
         (EOFError(), "it ends too early."),
         (AssertionError(), "AssertionError."),
         (RecursionError("maximum"), "it is nested too deeply."),

@@ -7,6 +7,7 @@ library that reads one raises errors of its own kinds. It knows files and Python
 import ctypes
 import errno
 import json
+import pickle  # for the name of its error alone
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ def reason(error: BaseException) -> str:
 
 _KINDS: dict[type[BaseException], str] = {
     RecursionError: "it is nested too deeply",
+    pickle.UnpicklingError: "it is a pickle of more than numbers, which could run code: give safetensors",
     EOFError: "it ends too early",
     MemoryError: "it needs more memory than there is",
     UnicodeDecodeError: "it is not UTF-8 text",

@@ -3,8 +3,10 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from files import write_adapter, write_backbone, write_classifier, write_guides
 
 from dual_head import RewardHeadConfig
@@ -121,3 +123,34 @@ def test_no_value_of_another_type_in_a_config_ends_in_a_traceback(value, places,
             change = json.dumps(config | {key: value}).encode()
             code, said = outcome(places, tmp_path, capsys, command, f"{folder}/config.json", lambda _, new=change: new)
             require_refusal_or_work(code, said)
+
+
+class Code:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("backbone's weights", "pytorch_model.bin"),
+        ("adapter's weights", "adapter_model.bin"),
+        ("reward model", "pytorch_model.bin"),
+    ],
+)
+def test_a_pickle_in_the_place_of_weights_runs_no_code(what, name, places, tmp_path, capsys):
+    command, whole = READ[what]
+    copy = tmp_path / "copy"
+    shutil.copytree(places, copy)
+    (copy / whole).unlink()
+    torch.save({"x": Code(tmp_path / "ran")}, (copy / whole).with_name(name))
+    names = {path.name: str(path) for path in copy.iterdir()} | {"out": str(tmp_path / "out")}
+    more = () if command[0] != "compose" else ("--model_name_or_path", names["backbone"])
+    assert main([part.format(**names) for part in (*command, *more)]) == 2
+    assert "it is a pickle of more than numbers" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()

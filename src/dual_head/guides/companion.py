@@ -192,7 +192,7 @@ def causal_lm(name: str | None, backbone: Backbone) -> PreTrainedModel:
 def adapted(lm: PreTrainedModel, folder: str) -> PreTrainedModel:
     """The model with a PEFT adapter in its layers. Errors: a damaged adapter, or one of another model."""
     peft = require("peft", "peft")
-    with injecting(lm), reading(f"Could not load the adapter '{folder}'", COPY):
+    with reading(f"Could not load the adapter '{folder}'", COPY), injecting(lm):
         return peft.PeftModel.from_pretrained(lm, folder).get_base_model()
 
 
