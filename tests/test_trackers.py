@@ -78,3 +78,14 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_run(name, package
         pytest.skip(f"{package} is installed here")
     with pytest.raises(DualHeadError, match=rf"{name}.* is not installed"):
         require_trackers(GuideTrainingArguments(output_dir=str(tmp_path), report_to=name))
+
+
+def test_a_store_that_cannot_be_opened_is_refused_before_the_run(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    args = GuideTrainingArguments(output_dir=str(tmp_path), report_to="mlflow")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    with pytest.raises(DualHeadError, match="MLFLOW_ALLOW_FILE_STORE=true"):
+        require_trackers(args)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    require_trackers(args)
