@@ -21,7 +21,7 @@ from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
 from dual_head.run import RunOptions, train_guide
 from dual_head.run_features import cache_features
-from dual_head.run_inputs import cached_options
+from dual_head.run_inputs import CachedInputs, cached_options
 from dual_head.run_options import CacheOptions
 from dual_head.training import GuideTrainingArguments
 
@@ -395,3 +395,14 @@ def test_a_head_that_lacks_a_weight_is_refused(written, tmp_path):
     save_file({"other": torch.ones(2)}, file)
     with pytest.raises(DualHeadError, match=r"The weights in .* do not fit its config.json"):
         load_head(tmp_path / "copy")
+
+
+def test_a_head_that_is_not_what_was_written_is_refused_before_it_is_trained_with(written, tmp_path):
+    shutil.copytree(written("iav").folder, tmp_path / "copy")
+    head = tmp_path / "copy" / "head.safetensors"
+    flipped = bytearray(head.read_bytes())
+    flipped[-1] ^= 1
+    FeatureCache(tmp_path / "copy").require_whole()
+    head.write_bytes(flipped)
+    with pytest.raises(DualHeadError, match=r"head.safetensors' is not what was written. Delete it"):
+        CachedInputs(method("iav"), RunOptions(feature_cache=str(tmp_path / "copy"), held_out=0.2)).load_lm()

@@ -296,7 +296,7 @@ def test_what_is_no_reward_model_is_refused(guides, tokenizer, tmp_path):
     with pytest.raises(DualHeadError, match="a trained score"):
         load_reward(str(tmp_path / "lm"))  # a language model, whose score would be random
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DualHeadError, match="Could not load a reward model"):
+    with pytest.raises(DualHeadError, match=r"Could not (load a reward model|read the config of the model)"):
         load_reward(str(tmp_path / "empty"))
 
 

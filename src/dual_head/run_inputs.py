@@ -147,7 +147,8 @@ class CachedInputs:
         return train_set, held_out, self.cache.drops
 
     def load_lm(self) -> PreTrainedModel:
-        """What of the backbone is outside its decoder."""
+        """What of the backbone is outside its decoder. Errors: files that are not what was written."""
+        self.cache.require_whole()
         return load_head(
             self.cache.folder,
             name_or_path=self.options.model_name_or_path,

@@ -30,6 +30,7 @@ from dual_head.features.store import (
 )
 from dual_head.reading import reading
 
+WRITE_AGAIN = "Delete it and run the same 'dual-head cache' command again: it writes only that."
 PART_NAMES = ("prompt", "chosen", "rejected")
 
 
@@ -79,6 +80,15 @@ class FeatureCache:
                 f"The feature cache '{self.folder}' does not hold {', nor '.join(lacks)}. "
                 f"Write one that does: dual-head cache --method {method} (with the same options of the method)."
             )
+
+    def require_whole(self) -> None:
+        """Refuse files beside the shards that are not what was written; shards are looked at as they are read."""
+        for name, written in self.manifest["files"].items():
+            file = self.folder / name
+            with reading(f"Cannot read '{file}'", WRITE_AGAIN):
+                found = checksum(file)
+            if found != written:
+                raise DualHeadError(f"'{file}' is not what was written. {WRITE_AGAIN}")
 
     def pairs(self, part: str, needs: Needs, *, dtype: torch.dtype, by_length: bool = False) -> "FeatureSet":
         """The pairs of "train" or "held_out" with what is needed of them, in the order of the data or by length."""
@@ -160,10 +170,7 @@ class FeatureSet(Dataset):
     def _whole(self, file: Path) -> Any:
         """A shard whose bytes are those that were written, which is found out when the first of its pairs is read."""
         if file in self._checksums and checksum(file) != self._checksums.pop(file):
-            raise DualHeadError(
-                f"'{file}' is not what was written. Delete it and run the same 'dual-head cache' command again: it "
-                "writes only that."
-            )
+            raise DualHeadError(f"'{file}' is not what was written. {WRITE_AGAIN}")
         return self._shard(file)
 
     def _shard(self, file: Path) -> Any:
