@@ -102,7 +102,7 @@ def three_steps(backbone_folder, pairs_file, tmp_path_factory) -> Path:
 
 THREE = {"method": "genarm", "guide.dropout": 0.5, "max_steps": 3, "save_steps": 1, "save_total_limit": 3}
 NEEDED = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
-BESIDE = {"config.json", "modeling_dual_head.py", "tokenizer.json", "tokenizer_config.json"}
+BESIDE = {"checksums.json", "config.json", "modeling_dual_head.py", "tokenizer.json", "tokenizer_config.json"}
 
 
 @pytest.mark.parametrize("file", sorted(NEEDED | BESIDE))
@@ -125,6 +125,21 @@ def test_a_checkpoint_without_one_of_its_files_changes_no_result(
         asked = arguments(backbone_folder, pairs_file, broken, resume_from_checkpoint=broken / "checkpoint-2", **THREE)
         assert main(asked) == 2
         assert f"it has no {file}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(NEEDED))
+def test_a_checkpoint_with_a_damaged_file_is_passed_over_for_the_one_before(
+    file, three_steps, backbone_folder, pairs_file, tmp_path, capsys, caplog
+):
+    broken = tmp_path / "run"
+    shutil.copytree(three_steps, broken)
+    shutil.rmtree(broken / "checkpoint-3")
+    damaged = broken / "checkpoint-2" / file
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    train(backbone_folder, pairs_file, broken, **THREE)
+    assert f"passed over: no whole {file}" in caplog.text
+    assert "checkpoint-1." in " ".join(capsys.readouterr().out.split())
+    assert_same(weights(three_steps), weights(broken))
 
 
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(backbone_folder, pairs_file, tmp_path):

@@ -69,7 +69,8 @@ def atomic_folder(target: Path, *, replaces: Sequence[str] = ()) -> Iterator[Pat
     except OSError as error:
         unchanged = "Nothing there was changed; free some space or choose another output folder."
         remedy = unchanged if staging.exists() else "Run the same command again: it puts the rest in place."
-        raise DualHeadError(f"Writing to '{target}' failed: {error.strerror or error}. {remedy}") from error
+        name = f" ('{Path(error.filename).name}')" if isinstance(error.filename, str) else ""
+        raise DualHeadError(f"Writing to '{target}' failed: {error.strerror or error}{name}. {remedy}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _let_go(lock)
@@ -192,7 +193,7 @@ def _complete(staging: Path, replaces: Sequence[str]) -> None:
     names = sorted((file.name for file in staging.iterdir()), key=lambda name: (name == LAST, name))
     (staging / NAMES).write_text(json.dumps({"names": names, "replaces": list(replaces)}))
     for path in (*staging.iterdir(), staging):
-        _flush(path)
+        flush(path)
 
 
 def _place(ready: Path, target: Path) -> None:
@@ -207,7 +208,7 @@ def _place(ready: Path, target: Path) -> None:
     for other in [file for pattern in listed["replaces"] for file in target.glob(pattern)]:
         if other.is_file() and other.name not in listed["names"]:
             other.unlink(missing_ok=True)
-    _flush(target)
+    flush(target)
     shutil.rmtree(ready)
 
 
@@ -224,7 +225,7 @@ def _remove_dead(staging: Path) -> None:
     _let_go(lock)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have a file, or a folder's names, written to the disk before anything relies on it."""
     number = os.open(path, os.O_RDONLY)
     try:

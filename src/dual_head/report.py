@@ -72,7 +72,9 @@ def print_report(report: dict[str, Any], output: Path, console: Console) -> None
         console.print(table)
         if note := too_few(next(iter(report["held_out"].values()))["pairs"], "pairs"):
             console.print(note)
-    console.print(f"Guides written to {output}. Try: dual-head generate {output} --prompt '...' --alpha 1")
+    console.print(
+        f"Guides written to {output}. Try: dual-head generate {output} --prompt '...' --alpha 1", soft_wrap=True
+    )
 
 
 def _cells(value: dict[str, Any]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -20,12 +20,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from dual_head.checkpoint import load_strictly, read_weights, require_kind
 from dual_head.errors import DualHeadError
 from dual_head.model import AlignedModel
-from dual_head.places import atomic_folder, exclusive, require_place
+from dual_head.places import atomic_folder, exclusive, file_digest, flush, require_place
 from dual_head.reading import ANEW, read_json
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+SEAL_FILE = "checksums.json"  # size and SHA-256 of a checkpoint's files, written when they all are
 
 # What a run goes on with exactly as if it had never stopped; the Trainer writes the state after the others, and goes on
 # without a word where it finds no optimizer, schedule or random numbers.
@@ -66,16 +67,47 @@ def last_whole_checkpoint(output_dir: str | Path, *, processes: int = 1) -> Path
     return None
 
 
+class Sealing(TrainerCallback):
+    """Writes into each checkpoint what its files are; one whose files have changed since is passed over."""
+
+    def on_save(self, args, state, control, **kwargs):
+        """Seal what the Trainer has written."""
+        del control, kwargs
+        folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            # Random numbers of other processes may still be on their way.
+            others = {file.name for file in folder.glob("rng_state_*.pth")} - {"rng_state_0.pth"}
+            there = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
+            files = [file for file in there if file.name not in {SEAL_FILE, *others}]
+            for file in files:
+                flush(file)
+            with atomic_folder(folder) as staging:
+                seal = {file.name: file_digest(file) for file in files}
+                (staging / SEAL_FILE).write_text(json.dumps(seal, indent=2))
+
+
+def _changed(checkpoint: Path) -> list[str]:
+    """Files of a checkpoint that are not what its seal says; none where it has no seal."""
+    if not (checkpoint / SEAL_FILE).is_file():
+        return []
+    try:
+        seal = read_json(checkpoint / SEAL_FILE, ANEW)
+    except DualHeadError:
+        return [SEAL_FILE]
+    there = {name: checkpoint / name for name in seal if (checkpoint / name).is_file()}
+    return [name for name, file in there.items() if file_digest(file) != seal[name]]
+
+
 def missing_files(checkpoint: Path, processes: int) -> list[str]:
-    """Names of what a checkpoint of so many processes lacks to go on from, a state that was cut short among them."""
+    """What a checkpoint of so many processes lacks to go on from, files that were cut or changed among it."""
     numbers = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
     missing = [name for name in (*CHECKPOINT_FILES, *numbers) if not (checkpoint / name).is_file()]
     if TRAINER_STATE_NAME not in missing:
         try:
             json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
         except (json.JSONDecodeError, UnicodeDecodeError):
-            missing.append(f"whole {TRAINER_STATE_NAME}")
-    return missing
+            return [*missing, f"whole {TRAINER_STATE_NAME}"]
+    return missing + [f"whole {name}" for name in _changed(checkpoint)]
 
 
 def is_finished(checkpoint: Path) -> bool:

@@ -148,7 +148,7 @@ class Classifier:
     """
 
     def __init__(self, folder: str, *, device: torch.device | str = "cpu"):
-        model = _load(folder)
+        model: Any = _load(folder)
         with _loading(folder):
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.folder, self.tokenizer = folder, tokenizer

@@ -35,7 +35,17 @@ from dual_head.model import AlignedModel
 from dual_head.places import atomic_folder
 from dual_head.progress import brief
 from dual_head.report import draw, print_report, summarise
-from dual_head.resume import begin, held, is_finished, kept_checkpoint, load_guides, resume_point, save_guides, writable
+from dual_head.resume import (
+    Sealing,
+    begin,
+    held,
+    is_finished,
+    kept_checkpoint,
+    load_guides,
+    resume_point,
+    save_guides,
+    writable,
+)
 from dual_head.run_inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
 from dual_head.run_options import RunOptions, identity_of
 from dual_head.terminal import Terminal
@@ -95,14 +105,14 @@ def _train_guide(method: Method, options: RunOptions, args: GuideTrainingArgumen
     begin(output, identity, processes, restart=options.restart)
     started = time.perf_counter()
     if resume and is_finished(resume):
-        console.print(f"Already trained to the end: {resume}. Add --restart to train again.")
+        console.print(f"Already trained to the end: {resume}. Add --restart to train again.", soft_wrap=True)
         trainer.state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
         load_guides(model, kept_checkpoint(resume, trainer.state.best_model_checkpoint, args))
         if (output / REPORT_FILE).is_file() and (output / SAFE_WEIGHTS_NAME).is_file():
             return measuring  # all of it is written; another evaluation would say the same
     else:
         if resume:
-            console.print(f"Resuming from {resume}.")
+            console.print(f"Resuming from {resume}.", soft_wrap=True)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
     model.eval()  # a peer's trainer leaves it as it trained
@@ -110,8 +120,8 @@ def _train_guide(method: Method, options: RunOptions, args: GuideTrainingArgumen
     judge = measuring if method.objectives else trainer
     assert isinstance(judge, HeldOutTrainer)
     metrics = judge.evaluate_once() if len(held_out) else {}
-    save_guides(model, tokenizer, output)
     if main:
+        save_guides(model, tokenizer, output)
         report = summarise(trainer, judge.held_out, method, drops, seconds, metrics)
         with atomic_folder(output) as staging:
             (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
@@ -173,6 +183,7 @@ def _peer_trainer(
         load=lambda folder: load_guides(model, folder),
     )
     brief(trainer)
+    trainer.add_callback(Sealing())
     return trainer
 
 

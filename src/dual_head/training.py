@@ -28,7 +28,7 @@ from dual_head.methods import Method
 from dual_head.model import AlignedModel
 from dual_head.progress import brief
 from dual_head.reading import reading
-from dual_head.resume import load_guides, save_guides
+from dual_head.resume import Sealing, load_guides, save_guides
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +202,7 @@ class GuideTrainer(HeldOutTrainer):
             processing_class=tokenizer,
         )
         brief(self)
+        self.add_callback(Sealing())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -253,7 +254,8 @@ class GuideTrainer(HeldOutTrainer):
         del state_dict
         folder = output_dir or self.args.output_dir
         assert folder is not None
-        save_guides(self.aligned, self.processing_class, folder)
+        if self.args.should_save:  # transformers asks every process
+            save_guides(self.aligned, self.processing_class, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del model

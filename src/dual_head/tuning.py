@@ -174,7 +174,8 @@ class _IdsOnly(Trainer):
         folder = output_dir or self.args.output_dir
         assert folder is not None
         if self.save_weights is not None:
-            self.save_weights(folder)
+            if self.args.should_save:  # transformers asks every process
+                self.save_weights(folder)
             return
         model: Any = self.model
         options = {"save_embedding_layers": False} if is_peft_model(model) else {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head import DualHeadError, checkpoint
+from dual_head import DualHeadError
 from dual_head.classify import calibration
 from dual_head.classify.calibration import (
     CALIBRATION_FILE,
@@ -165,8 +165,8 @@ def hub(tmp_path, monkeypatch):
         assert (folder / name).is_file() or not options.get("_raise_exceptions_for_missing_entries", True)
         return str(folder / name) if (folder / name).is_file() else None
 
-    for module in (calibration, checkpoint):
-        monkeypatch.setattr(module, "cached_file", cached_file)
+    monkeypatch.setattr(calibration, "cached_file", cached_file)
+    monkeypatch.setattr("transformers.utils.hub.cached_file", cached_file)
     return folder
 
 

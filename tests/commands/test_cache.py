@@ -16,6 +16,7 @@ from files import WORDS, word_tokenizer, write_backbone, write_pairs
 
 from dual_head.cli import main
 from dual_head.features import write
+from dual_head.features.store import write_manifest
 from dual_head.methods import method
 from dual_head.run_features import cache_features
 from dual_head.run_options import CacheOptions
@@ -270,7 +271,7 @@ def test_a_flipped_bit_is_found_and_its_shard_named(copied, source, capsys):
 def test_verifying_what_is_no_cache_or_not_finished_fails(copied, tmp_path, capsys):
     assert "is no feature cache" in refused(capsys, ["cache", "--verify", str(tmp_path / "nothing")])
     assert "--verify FOLDER" in refused(capsys, ["cache", "--verify"])
-    (copied / "manifest.json").write_text(json.dumps({**manifest(copied), "complete": False}))
+    write_manifest(copied, {**manifest(copied), "complete": False})
     assert "not finished" in refused(capsys, ["cache", "--verify", str(copied)])
 
 

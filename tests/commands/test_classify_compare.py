@@ -279,7 +279,7 @@ def test_a_record_that_is_none_is_refused_with_the_remedy(backbone_folder, rows,
     place.mkdir(parents=True)
     (place / "held_out.json").write_text("{")
     said = refused(capsys, arguments(backbone_folder, rows, tmp_path, "--controls", "none", "--seeds", "0"))
-    assert "held_out.json' is no record of a run" in said
+    assert "held_out.json': it is not whole JSON. Delete it" in said
 
 
 def test_the_command_is_listed(capsys):

@@ -345,7 +345,7 @@ def test_an_unknown_key_of_a_config_is_refused_with_the_nearest(tmp_path, capsys
         ("devcie: cpu", "Unknown key 'devcie' in '.*'. Did you mean 'device'"),
         ("num_epohcs: 3", "Unknown key 'num_epohcs' in '.*'. Did you mean 'num_epochs'"),
         ("data: {3: x}", "Unknown key '3' in"),
-        ("true: x", "Unknown key 'True' in"),
+        ("true: x", "must be a mapping of options to values"),
         ("model: gpt2", "'model' in '.*' groups options. Write them below it"),
         ("lr_scheduler_type: [cosine, linear]", "'lr_scheduler_type' in '.*' cannot be"),
         ("seed: 1\ntraining: {seed: 2}", "gives 'seed' twice, as seed and as training.seed. Leave one out"),

@@ -51,7 +51,7 @@ def test_diversity_is_that_of_words_averaged_over_replies():
 
 def test_lengths_ends_and_emptiness_are_averaged_over_turns():
     found = measure(QUESTIONS, ANSWERS).values
-    assert found["length"] == {"a": 29, "b": 23, "c": 4.5}  # spaces around a reply are none of it
+    assert found["length"] == {"a": 29, "b": 24, "c": 5}  # spaces around a reply are none of it
     assert found["tokens"] == {"a": 6, "b": 9, "c": 2}
     assert found["finished"] == {"a": 1, "b": 0, "c": 1}
     assert found["empty"] == {"a": 0, "b": 0, "c": 0.5}

@@ -103,17 +103,18 @@ def _train_classifier(options: ClassifyOptions, args: ClassifierTrainingArgument
     begin(output, identity, processes, restart=options.restart)
     started = time.perf_counter()
     if resume and is_finished(resume):
-        console.print(f"Already trained to the end: {resume}. Add --restart to train again.")
+        console.print(f"Already trained to the end: {resume}. Add --restart to train again.", soft_wrap=True)
         trainer.load_finished(resume)
         if (output / REPORT_FILE).is_file() and (output / SAFE_WEIGHTS_NAME).is_file():
             return trainer
     else:
         if resume:
-            console.print(f"Resuming from {resume}.")
+            console.print(f"Resuming from {resume}.", soft_wrap=True)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
     model.eval()
-    save_classifier(model, tokenizer, output)
+    if processes.is_main_process:
+        save_classifier(model, tokenizer, output)
     if held_rows:
         trainer.evaluate_once()  # by every process: each has a part of the rows
     if processes.is_main_process:

@@ -17,14 +17,15 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from dual_head.checkpoint import load_strictly, read_weights
+from dual_head.checkpoint import load_strictly, read_weights, require_kind
 from dual_head.classify.collate import ExampleCollator
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import Tokenized
 from dual_head.held_out import StrictTrainer
+from dual_head.places import atomic_folder
 from dual_head.progress import brief
 from dual_head.reading import reading
-from dual_head.resume import kept_checkpoint, require_finite
+from dual_head.resume import Sealing, kept_checkpoint, require_finite
 from dual_head.training import ByLength, one_device, require_possible, rows_seen, trackers_of
 
 
@@ -113,6 +114,7 @@ class ClassifierTrainer(StrictTrainer):
         self.model_accepts_loss_kwargs = True
         self.add_callback(_FromHere(self))
         brief(self)
+        self.add_callback(Sealing())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -199,7 +201,8 @@ class ClassifierTrainer(StrictTrainer):
         del state_dict
         folder = output_dir or self.args.output_dir
         assert folder is not None
-        save_classifier(self.classifier, self.processing_class, folder)
+        if self.args.should_save:  # transformers asks every process
+            save_classifier(self.classifier, self.processing_class, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del model
@@ -225,6 +228,8 @@ class ClassifierTrainer(StrictTrainer):
 def save_classifier(model: DualHeadReasoningModel, tokenizer: Any, folder: str | Path) -> None:
     """Write a classifier and its tokenizer. Errors: weights that are not finite."""
     require_finite(model.stored(), "classifier")
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    require_kind(Path(folder), model.config.model_type)
+    with atomic_folder(Path(folder)) as staging:
+        model.save_pretrained(staging)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)

@@ -101,7 +101,7 @@ def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
     """Token ids of texts, with no special token before or behind; a guard splits a token and has no id of its own."""
     if not texts:
         return []
-    guarded = tokenizer.is_fast and any(GUARD in text for text in texts)
+    guarded = bool(tokenizer.is_fast) and any(GUARD in text for text in texts)
     batch = tokenizer(list(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=guarded)
     if not guarded:
         return batch["input_ids"]
