@@ -287,7 +287,12 @@ def asked_of_transformers(monkeypatch):
         asked.update(given, name=name)
         return tiny_lm("llama"), {"missing_keys": set()}
 
+    def nowhere(*_args, **_options):
+        raise OSError("no such model")
+
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    for reader in ("AutoConfig.from_pretrained", "PreTrainedConfig.get_config_dict"):
+        monkeypatch.setattr(f"dual_head.backbone.{reader}", nowhere)  # and nobody asks the hub
     return asked
 
 

@@ -140,7 +140,7 @@ def exclusive(place: str | Path, *, main: bool = True) -> Iterator[None]:
     from filelock import Timeout
 
     place = Path(place).absolute()
-    beside = place.with_name(f".{place.name}{LOCK}")
+    beside = place.parent / f".{place.name}{LOCK}"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         # Beside it, so that a folder is made by what is written; inside, where others may not write beside it.
