@@ -142,6 +142,15 @@ def test_a_checkpoint_with_a_damaged_file_is_passed_over_for_the_one_before(
     assert_same(weights(three_steps), weights(broken))
 
 
+def test_what_a_killed_run_was_writing_in_a_checkpoint_is_removed(three_steps, backbone_folder, pairs_file, tmp_path):
+    shutil.copytree(three_steps, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    (checkpoint / ".writing-3f9a").mkdir()
+    (checkpoint / ".writing-3f9a.lock").touch()
+    train(backbone_folder, pairs_file, tmp_path / "run", **THREE)
+    assert {path.name for path in checkpoint.iterdir()} == NEEDED | BESIDE
+
+
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(backbone_folder, pairs_file, tmp_path):
     command = [
         sys.executable,

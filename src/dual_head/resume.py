@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from dual_head.checkpoint import load_strictly, read_weights, require_kind
 from dual_head.errors import DualHeadError
 from dual_head.model import AlignedModel
-from dual_head.places import atomic_folder, exclusive, file_digest, flush, require_place
+from dual_head.places import atomic_folder, exclusive, file_digest, flush, require_place, settle
 from dual_head.reading import ANEW, read_json
 
 logger = logging.getLogger(__name__)
@@ -151,6 +151,8 @@ def writable(
         raise DualHeadError("Say where to write with --output_dir.")
     output = Path(output_dir)
     require_place(output, record=record, reads=reads)
+    for checkpoint in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        settle(checkpoint)
     if kind is not None:
         require_kind(output, kind)
     with atomic_folder(output):
