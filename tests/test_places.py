@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dual_head.errors import DualHeadError
-from dual_head.places import NAMES, READY, WRITING, atomic_folder, exclusive, require_place, settle
+from dual_head.places import NAMES, READY, WRITING, atomic_folder, exclusive, require_empty, require_place, settle
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -197,3 +197,10 @@ def test_what_is_read_is_never_written_over_by_whatever_name(tmp_path):
     for source in (tmp_path / "link", f"{tmp_path}/./model"):
         with pytest.raises(DualHeadError, match="is what is read here, and is not written over"):
             require_place(tmp_path / "model", record="run.json", reads=[None, "owner/on-the-hub", source])
+
+
+def test_a_damaged_record_of_an_export_is_refused_in_words_and_can_be_replaced(tmp_path):
+    (tmp_path / "merge.json").write_text("{")
+    with pytest.raises(DualHeadError, match=r"merge\.json.*it is not whole JSON.*replace the model with --overwrite"):
+        require_empty(tmp_path, record="merge.json")
+    assert not require_empty(tmp_path, record="merge.json", overwrite=True)

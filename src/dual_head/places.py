@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_head.errors import DualHeadError
+from dual_head.reading import read_json
 
 WRITING, READY, LOCK = ".writing-", ".ready-", ".lock"
 PLACING = f"{READY}lock"  # held while files take their places, so that a `.ready-` of nobody is left by the dead
@@ -108,9 +109,10 @@ def require_empty(
     """
     require_unread(folder, reads)
     settle(folder)
-    recorded = json.loads((folder / record).read_text()) if (folder / record).is_file() else None
-    if recorded is not None and not overwrite and identity in (None, recorded):
-        return True
+    if not overwrite and (folder / record).is_file():
+        recorded = read_json(folder / record, "Choose another output folder, or replace the model with --overwrite.")
+        if identity in (None, recorded):
+            return True
     held = sorted(file.name for file in folder.glob("*") if not file.name.startswith(".")) if folder.is_dir() else []
     if held and not overwrite:
         raise DualHeadError(

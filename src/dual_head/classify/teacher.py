@@ -6,7 +6,6 @@ it stopped. It knows conversations and texts; who answers is handed in.
 Source: Dual-Head Reasoning Distillation (Xu et al. 2025): 2 to 5 sentences, no label words, then the answer.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from dual_head.classify import Example, in_words
 from dual_head.classify.linter import agrees, label_words
 from dual_head.data import Message
 from dual_head.errors import DualHeadError
+from dual_head.fingerprint import digest
 from dual_head.reading import json_value
 
 __all__ = ["Ask", "TeacherOptions", "Written", "write_rationales"]
@@ -86,7 +86,7 @@ def write_rationales(
     Errors: a file that is not one of these, or of another teacher or task.
     """
     options, file = options or TeacherOptions(), Path(file)
-    identity = _digest(teacher, list(labels), options.task, options.sentences)
+    identity = digest(teacher, list(labels), options.task, options.sentences)
     book = _Book(labels, f"{teacher} ({identity})", Written(rows=len(examples)), on_row)
     there = _read(file, book.teacher)
     groups: dict[str, list[Example]] = {}
@@ -94,7 +94,7 @@ def write_rationales(
         if example.label is None:
             book.found.unlabelled += 1
         else:
-            groups.setdefault(_digest(identity, example.input, example.label), []).append(example)
+            groups.setdefault(digest(identity, example.input, example.label), []).append(example)
     new = [key for key in groups if key not in there]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
@@ -253,7 +253,3 @@ def _read(file: Path, teacher: str) -> dict[str, list[dict[str, Any]]]:
         with file.open("r+b") as stream:
             stream.truncate(len(whole))
     return found
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()[:16]

@@ -78,11 +78,16 @@ class FakeEndpoint:
 
 
 @pytest.fixture
-def endpoint(monkeypatch):
-    """A fake endpoint, and no key in the environment but what a test puts there."""
+def client(monkeypatch):
+    """The client of endpoints, and no key in the environment but what a test puts there."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     pytest.importorskip("openai", reason="the endpoint judge needs openai: pip install 'dual-head[judge]'")
+
+
+@pytest.fixture
+def endpoint(client):
+    """A fake endpoint, and no key in the environment but what a test puts there."""
     fake = FakeEndpoint()
     fake.completion, fake.failure, fake.sleep = completion, failure, time.sleep
     yield fake
@@ -139,11 +144,8 @@ class RawServer:
 
 
 @pytest.fixture
-def raw_server(monkeypatch):
+def raw_server(client):
     """A server that need not know HTTP."""
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    pytest.importorskip("openai", reason="the endpoint judge needs openai: pip install 'dual-head[judge]'")
     server = RawServer()
     yield server
     server.close()
