@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from dual_head import AlignedModel, PairCollator, TokenizeOptions, load_pairs, method, split_by_prompt, tokenize_pairs
-from dual_head.data.collate import split_sides
 from dual_head.intervals import wilson
+from dual_head.ops.token_scores import split_sides
 from dual_head.run import RunOptions, load_tokenizer, train_guide
 from dual_head.training import GuideTrainingArguments
 

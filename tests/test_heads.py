@@ -7,7 +7,7 @@ from torch import nn
 from dual_head import DualHeadError, heads
 from dual_head.heads import CausalGate, LinearMap, require_not_negative, require_positive, weighted_sum
 from dual_head.hidden_states import Features
-from dual_head.masks import causal_mask
+from dual_head.ops.masks import causal_mask
 
 X = torch.tensor([[2.0, 3.0], [-1.0, 0.5]])
 

@@ -14,7 +14,7 @@ from dual_head.guides import guide_class
 from dual_head.hidden_states import Features
 from dual_head.methods import Method
 from dual_head.objectives import objective_class, objective_names
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored
 
 ROWS = [
     {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 10, 2], "rejected_ids": [11, 12, 27, 28, 29, 30, 2]},

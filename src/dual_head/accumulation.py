@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_head.rows import product
+from dual_head.ops.small_matmul import product
 
 SLICE = 2048  # rows of a matrix at a time that are added up, or of a gradient in lower precision: what a cache keeps
 # By id of the weight. No context variable: on GPUs backward passes, and what they compute again, run in other threads.
@@ -76,7 +76,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, beside: Ten
 class AccumulatingLinear(nn.Linear):
     """torch's linear layer, whose weight's gradient is added up in one buffer inside `accumulating`.
 
-    Without a gradient it is `rows.product`, which has a faster way for the few rows of a step of decoding.
+    Without a gradient it is `small_matmul.product`, which has a faster way for the few rows of a step of decoding.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from dual_head.data.sources import is_hub_name
 from dual_head.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint, sketch
-from dual_head.masks import additive, branch_mask
+from dual_head.ops.masks import additive, branch_mask
 from dual_head.options import build
 from dual_head.reading import reading
 

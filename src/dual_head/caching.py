@@ -18,7 +18,7 @@ from dual_head.cache import CacheSlot
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.guides import Guide
-from dual_head.masks import additive, branch_mask, causal_mask
+from dual_head.ops.masks import additive, branch_mask, causal_mask
 
 # Keys beside the backbone's own masks, when masks are made ahead: the guides' mask, and the padding it came from.
 GUIDES_MASK, PADDING = "guides", "padding"

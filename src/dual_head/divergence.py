@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dual_head import policy
 from dual_head.guides import flatten, unflatten
-from dual_head.reductions import Head, reduce_tokens, response_tokens
+from dual_head.ops.token_scores import Head, reduce_tokens, response_tokens
 from dual_head.strength import Alpha
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def reply_scalars(
     lengths: Tensor,
     needs: Collection[str] = ("kl",),
 ) -> dict[str, Tensor]:
-    """Sum the named scalars of `reductions` over each reply: {name: [R]}.
+    """Sum the named scalars of `token_scores` over each reply: {name: [R]}.
 
     sequences [R, T]: prompts [R, P], whose padding prompt_mask marks, and replies of lengths [R] after them;
     alpha: as `generate` takes it. Rows in which no guide acts are 0 away from the backbone.

@@ -20,13 +20,11 @@ from dual_head.errors import DualHeadError
 from dual_head.guides import flatten, unflatten
 from dual_head.heads import KEPT
 from dual_head.hidden_states import Features, Rows
-from dual_head.kernels import worth_compiling
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel, Encoded
 from dual_head.objectives import Objective, name_of
-from dual_head.policy import Voice
-from dual_head.reductions import (
+from dual_head.ops.token_scores import (
     Head,
     Scored,
     Tokens,
@@ -37,6 +35,8 @@ from dual_head.reductions import (
     pick_tokens,
     reduce_tokens,
 )
+from dual_head.ops.vocab_kernels import worth_compiling
+from dual_head.policy import Voice
 
 
 class GuidedLoss(nn.Module):

@@ -16,8 +16,8 @@ from dual_head.accumulation import AccumulatingLinear, linear
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
 from dual_head.hidden_states import Features
-from dual_head.masks import causal_mask
-from dual_head.rows import product
+from dual_head.ops.masks import causal_mask
+from dual_head.ops.small_matmul import product
 
 # Bytes that a gate's attention may keep for its backward pass. Where sequences are longer it is computed again, so many
 # rows at a time as take no more; at the length of a dialogue that would be a twentieth of a step for nothing.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from dual_head.backbone import Backbone, Decoder
-from dual_head.rows import product
+from dual_head.ops.small_matmul import product
 from dual_head.views import shared_view
 
 

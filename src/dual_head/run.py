@@ -28,10 +28,10 @@ from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
 from dual_head.guides import build_guide, guide_class
 from dual_head.held_out import HeldOutTrainer
-from dual_head.kernels import compiled_folder
 from dual_head.loading import read_config
 from dual_head.methods import Method
 from dual_head.model import AlignedModel
+from dual_head.ops.vocab_kernels import compiled_folder
 from dual_head.places import atomic_folder
 from dual_head.progress import brief
 from dual_head.report import draw, print_report, summarise

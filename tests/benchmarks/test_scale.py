@@ -14,7 +14,7 @@ from dual_head import HiddenConfig, RewardHeadConfig
 from dual_head.backbone import BackboneShape
 from dual_head.features import Layout
 from dual_head.guides import GuideConfig, guide_class, kind_of
-from dual_head.reductions import auto_budget
+from dual_head.ops.token_scores import auto_budget
 
 SEVEN, _, SEVENTY, EIGHT = SHAPES
 CONFIGS: dict[str, GuideConfig] = {

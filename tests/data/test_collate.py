@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dual_head.data import collate
-from dual_head.data.collate import NO_TOKEN, PairCollator, split_sides
+from dual_head.data.collate import NO_TOKEN, PairCollator
 from dual_head.errors import DualHeadError
 
 PARTS = ("prompt", "chosen", "rejected")
@@ -151,19 +151,6 @@ def test_the_rows_are_left_as_they_were():
     before = [{column: list(ids) for column, ids in row.items()} for row in ROWS]
     PairCollator(pad_token_id=0)(ROWS)
     assert before == ROWS
-
-
-def test_split_sides_gives_back_chosen_and_rejected():
-    chosen, rejected = split_sides(torch.tensor([2, 3, 3, 1]))
-    assert (chosen.tolist(), rejected.tolist()) == ([2, 3], [3, 1])
-
-
-@pytest.mark.parametrize("shape", [(6,), (6, 5), (2, 3, 4)])
-def test_split_sides_splits_rows_and_nothing_else(shape):
-    per_row = torch.arange(float(torch.tensor(shape).prod())).reshape(shape)
-    chosen, rejected = split_sides(per_row)
-    assert torch.equal(torch.stack([chosen, rejected], 1).flatten(0, 1), per_row)
-    assert chosen.shape == rejected.shape
 
 
 def test_a_tokenizer_without_pad_token_is_told_to_use_eos():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dual_head.kernels import DISTRIBUTIONS
 from dual_head.objectives import name_of, objective_class, objective_names
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored
+from dual_head.ops.vocab_kernels import DISTRIBUTIONS
 
 NAMES = sorted({*DISTRIBUTIONS, "gate_logit"})
 every_objective = pytest.mark.parametrize("name", objective_names())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dual_head.objectives.gate_entropy import GateEntropy, binary_entropy
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored
 
 
 def logit(g: float) -> float:

@@ -3,7 +3,7 @@
 import torch
 
 from dual_head.objectives.kl import Kl
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored
 
 
 def test_it_is_a_mean_over_tokens_then_over_both_responses():

@@ -27,10 +27,10 @@ from dual_head.classify.tuned import tuned
 from dual_head.composition import absolute
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint
-from dual_head.kernels import worth_compiling
 from dual_head.loading import hub_options, save_checkpoint
+from dual_head.ops.token_scores import Head, Tokens, auto_budget, reduce_tokens
+from dual_head.ops.vocab_kernels import worth_compiling
 from dual_head.reading import reading
-from dual_head.reductions import Head, Tokens, auto_budget, reduce_tokens
 from dual_head.seed_names import CONSTRUCTOR
 
 __all__ = ["IGNORED", "DualHeadReasoningModel", "DualHeadReasoningOutput", "last_tokens"]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dual_head.errors import DualHeadError
-from dual_head.masks import PADDING, PARTS
+from dual_head.ops.masks import PADDING, PARTS
 
-__all__ = ["PairBatch", "PairCollator", "split_sides"]
+__all__ = ["PairBatch", "PairCollator"]
 
 REJECTED = PARTS - 1  # after the prompt and the chosen response
 # What a token costs by itself, in others that it looks at: 6 d of a small Llama, whose attention weighs most.
@@ -166,9 +166,3 @@ def _sequences(lengths: Tensor, starts: Tensor, longest: int) -> tuple[Tensor, T
     passed = torch.tensor([0, 1])[:, None] * chosen * (at >= prompt)  # [B, 2, L], tokens of the other response
     own = starts[:, None, None] + at + passed
     return own.masked_fill(at < 0, NO_TOKEN).flatten(0, 1), shift.flatten()
-
-
-def split_sides(per_row: Tensor) -> tuple[Tensor, Tensor]:
-    """Split [2B, ...] along the responses of B pairs into chosen [B, ...] and rejected [B, ...]."""
-    chosen, rejected = per_row.unflatten(0, (-1, 2)).unbind(1)
-    return chosen, rejected

@@ -20,7 +20,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.continuations import Row, beginning, continuation_ids, fit, windows
 from dual_head.guides import flatten, unflatten
 from dual_head.model import AlignedModel
-from dual_head.reductions import DEFAULT_BUDGET, Head, Tokens, eager_bytes, pick_tokens, reduce_tokens
+from dual_head.ops.token_scores import DEFAULT_BUDGET, Head, Tokens, eager_bytes, pick_tokens, reduce_tokens
 from dual_head.strength import Alpha
 from dual_head.text import Prompt
 

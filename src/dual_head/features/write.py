@@ -28,7 +28,7 @@ from dual_head.features.store import (
     recorded,
     shard_name,
 )
-from dual_head.masks import additive, branch_mask
+from dual_head.ops.masks import additive, branch_mask
 
 
 @dataclass(frozen=True)

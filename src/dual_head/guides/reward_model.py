@@ -31,7 +31,7 @@ from dual_head.guides.companion import (
 )
 from dual_head.heads import require_positive
 from dual_head.hidden_states import Features
-from dual_head.masks import additive
+from dual_head.ops.masks import additive
 from dual_head.reading import reading
 from dual_head.views import shared_view
 

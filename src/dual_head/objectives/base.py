@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dual_head.errors import DualHeadError
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """The per-token scalars the loss is computed from, by their names in `kernels`, or "gate_logit"."""
+        """The per-token scalars the loss is computed from, by their names in `vocab_kernels`, or "gate_logit"."""
 
     @property
     def looks_at(self) -> frozenset[str]:

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dual_head.data.collate import split_sides
 from dual_head.objectives.base import Objective, Terms
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored, split_sides
 
 BINS = 10
 

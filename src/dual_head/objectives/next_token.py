@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dual_head.objectives.base import Objective, Terms
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored
 
 
 @dataclass(frozen=True, kw_only=True)

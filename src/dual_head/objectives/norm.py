@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dual_head.objectives.base import Objective, Terms
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from dual_head.errors import DualHeadError
 from dual_head.objectives.base import Objective, Terms
-from dual_head.reductions import Scored
+from dual_head.ops.token_scores import Scored
 
 
 @dataclass(frozen=True, kw_only=True)

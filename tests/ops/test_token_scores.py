@@ -18,8 +18,7 @@ from dual_head.hidden_states import Features
 from dual_head.methods import method
 from dual_head.objectives import Terms
 from dual_head.objectives.next_token import NextToken
-from dual_head.policy import Voice, combine, products
-from dual_head.reductions import (
+from dual_head.ops.token_scores import (
     LIVE_TENSORS,
     Head,
     Scored,
@@ -29,7 +28,9 @@ from dual_head.reductions import (
     groups_of,
     reduce_tokens,
     response_tokens,
+    split_sides,
 )
+from dual_head.policy import Voice, combine, products
 
 ROW_BYTES = VOCAB * 4 * LIVE_TENSORS  # what one token costs of the budget
 SCALARS = frozenset({"policy_logps", "reward_logps", "base_logps", "kl"})
@@ -430,3 +431,16 @@ def test_an_example_is_not_changed_by_being_scored():
     assert all(
         torch.equal(a, b) for a, b in zip(before, (example.hidden, example.input_ids, example.mask), strict=True)
     )
+
+
+def test_split_sides_gives_back_chosen_and_rejected():
+    chosen, rejected = split_sides(torch.tensor([2, 3, 3, 1]))
+    assert (chosen.tolist(), rejected.tolist()) == ([2, 3], [3, 1])
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 5), (2, 3, 4)])
+def test_split_sides_splits_rows_and_nothing_else(shape):
+    per_row = torch.arange(float(torch.tensor(shape).prod())).reshape(shape)
+    chosen, rejected = split_sides(per_row)
+    assert torch.equal(torch.stack([chosen, rejected], 1).flatten(0, 1), per_row)
+    assert chosen.shape == rejected.shape

@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dual_head.accumulation import accumulating
-from dual_head.data.collate import split_sides
-from dual_head.kernels import DISTRIBUTIONS, Products, reduce_products
+from dual_head.ops.vocab_kernels import DISTRIBUTIONS, Products, reduce_products
 
 # Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once where nothing is compiled.
 LIVE_TENSORS = 8
@@ -113,6 +112,12 @@ class Scored:
 
     def _add(self, values: Tensor) -> Tensor:
         return values.new_zeros(2 * self.pairs).index_add(0, self.row, values)
+
+
+def split_sides(per_row: Tensor) -> tuple[Tensor, Tensor]:
+    """Split [2B, ...] along the responses of B pairs into chosen [B, ...] and rejected [B, ...]."""
+    chosen, rejected = per_row.unflatten(0, (-1, 2)).unbind(1)
+    return chosen, rejected
 
 
 def pick_tokens(hidden: Tensor, states: dict[str, Tensor], at: Tensor, labels: Tensor, row: Tensor) -> Tokens:

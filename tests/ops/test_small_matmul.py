@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dual_head.rows import BLOCK, BLOCKED, LONG, TURNED, product
+from dual_head.ops.small_matmul import BLOCK, BLOCKED, LONG, TURNED, product
 
 OUTPUTS = [5, LONG, LONG + 1, LONG + BLOCK - 1]
 ROWS = [0, 1, 2, TURNED, TURNED + 1, 11, BLOCKED, BLOCKED + 1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
-from dual_head.masks import additive, branch_mask, causal_mask
+from dual_head.ops.masks import additive, branch_mask, causal_mask
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dual_head import kernels
-from dual_head.kernels import DISTRIBUTIONS, MEASURED_ONLY, _fast_exp, reduce_products
+from dual_head.ops import vocab_kernels
+from dual_head.ops.vocab_kernels import DISTRIBUTIONS, MEASURED_ONLY, _fast_exp, reduce_products
 
 TOKENS, WORDS = 5, 37
 TRAINED = tuple(sorted(DISTRIBUTIONS.keys() - MEASURED_ONLY))
@@ -140,7 +140,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
         return run
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    monkeypatch.setattr(kernels, "_compiled", functools.cache(kernels._compiled.__wrapped__))
+    monkeypatch.setattr(vocab_kernels, "_compiled", functools.cache(vocab_kernels._compiled.__wrapped__))
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler.*Install a C"):
         scalars = reduced(products(), compiled=True)
     torch.testing.assert_close(scalars, reduced(products()))
@@ -154,29 +154,29 @@ def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
     [(49152, 41_000, True), (49152, 40_000, False), (8191, 10**9, False), (8192, math.inf, True)],
 )
 def test_loops_are_compiled_for_large_vocabularies_and_long_runs(vocab_size, tokens, worth):
-    assert kernels.worth_compiling(vocab_size, tokens) is worth
+    assert vocab_kernels.worth_compiling(vocab_size, tokens) is worth
 
 
 def test_compiled_loops_are_kept_in_the_users_cache_unless_torch_is_told_where(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
-    assert kernels.compiled_folder() == tmp_path / "mine"
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", kernels.default_cache_dir())  # as torch sets it, when imported
+    assert vocab_kernels.compiled_folder() == tmp_path / "mine"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", vocab_kernels.default_cache_dir())  # as torch sets it, when imported
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kernels.compiled_folder() == tmp_path / "dual-head" / "kernels"
+    assert vocab_kernels.compiled_folder() == tmp_path / "dual-head" / "kernels"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert kernels.compiled_folder() == tmp_path / "home" / ".cache" / "dual-head" / "kernels"
+    assert vocab_kernels.compiled_folder() == tmp_path / "home" / ".cache" / "dual-head" / "kernels"
 
 
 def test_a_folder_that_cannot_be_made_stops_no_run(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", kernels.default_cache_dir())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", vocab_kernels.default_cache_dir())
     for cache, kept in (
-        ("file", kernels.default_cache_dir()),
+        ("file", vocab_kernels.default_cache_dir()),
         ("new", str(tmp_path / "new" / "dual-head" / "kernels")),
     ):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
-        kernels._compiled.__wrapped__()
+        vocab_kernels._compiled.__wrapped__()
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
     assert Path(kept).is_dir()
