@@ -6,9 +6,9 @@ import pytest
 
 from dual_head.errors import DualHeadError
 from dual_head.guides.linear import LinearConfig
+from dual_head.losses.kl import Kl
+from dual_head.losses.norm import Norm
 from dual_head.methods import Method, method, method_names
-from dual_head.objectives.kl import Kl
-from dual_head.objectives.norm import Norm
 
 every_method = pytest.mark.parametrize("name", method_names())
 

@@ -20,10 +20,10 @@ from dual_head.errors import DualHeadError
 from dual_head.guides import flatten, unflatten
 from dual_head.heads import KEPT
 from dual_head.hidden_states import Features, Rows
+from dual_head.losses import Objective, name_of
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD
 from dual_head.model import AlignedModel, Encoded
-from dual_head.objectives import Objective, name_of
 from dual_head.ops.token_scores import (
     Head,
     Scored,

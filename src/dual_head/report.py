@@ -10,8 +10,8 @@ from transformers import Trainer
 
 from dual_head.data import Drops
 from dual_head.intervals import bootstrap_mean, wilson
+from dual_head.losses import name_of
 from dual_head.methods import Method
-from dual_head.objectives import name_of
 
 SHARES = ("accuracy", "accuracy_over_base")
 MEASURED = ("preference", "kl")  # whether a guide prefers what it should, and what that costs: for every method

@@ -15,9 +15,9 @@ from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import RewardHead, RewardHeadConfig
 from dual_head.hidden_states import Features
+from dual_head.losses import Terms
+from dual_head.losses.next_token import NextToken
 from dual_head.methods import method
-from dual_head.objectives import Terms
-from dual_head.objectives.next_token import NextToken
 from dual_head.ops.token_scores import (
     LIVE_TENSORS,
     Head,

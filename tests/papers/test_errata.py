@@ -18,8 +18,8 @@ from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import CausalGate
 from dual_head.hidden_states import Features
-from dual_head.objectives.gate_entropy import GateEntropy, binary_entropy
-from dual_head.objectives.preference import Preference
+from dual_head.losses.gate_entropy import GateEntropy, binary_entropy
+from dual_head.losses.preference import Preference
 from dual_head.ops.token_scores import Scored
 
 BATCH = PairCollator(0)([{"prompt_ids": [BOS, 5, 6], "chosen_ids": [8, 9, 2], "rejected_ids": [11, 2]}])

@@ -12,7 +12,7 @@ from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fusion import require_fusion
 from dual_head.guides import GuideConfig
 from dual_head.guides.linear import LinearConfig
-from dual_head.objectives import Objective, name_of
+from dual_head.losses import Objective, name_of
 from dual_head.options import build
 from dual_head.tuning import PeerOptions
 

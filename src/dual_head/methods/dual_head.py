@@ -12,11 +12,11 @@ contradicts itself docs/seeds.md says what is done instead. The divergence from 
 """
 
 from dual_head.guides.reward_head import RewardHeadConfig
+from dual_head.losses.gate_entropy import GateEntropy
+from dual_head.losses.kl import Kl
+from dual_head.losses.next_token import NextToken
+from dual_head.losses.preference import Preference
 from dual_head.methods.base import Method
-from dual_head.objectives.gate_entropy import GateEntropy
-from dual_head.objectives.kl import Kl
-from dual_head.objectives.next_token import NextToken
-from dual_head.objectives.preference import Preference
 
 METHOD = Method(
     name="dual_head",

@@ -9,9 +9,9 @@ small model and moved to a large one (--backbone) it is weak-to-strong guidance.
 """
 
 from dual_head.guides.language_model import LanguageModelConfig
+from dual_head.losses.kl import Kl
+from dual_head.losses.preference import Preference
 from dual_head.methods.base import Method
-from dual_head.objectives.kl import Kl
-from dual_head.objectives.preference import Preference
 
 METHOD = Method(
     name="genarm",

@@ -8,12 +8,12 @@ IAV's; Dual-Head's is there at weight 0 (next_token.weight=1, preference.through
 """
 
 from dual_head.guides.hidden import HiddenConfig
+from dual_head.losses.gate_entropy import GateEntropy
+from dual_head.losses.kl import Kl
+from dual_head.losses.next_token import NextToken
+from dual_head.losses.norm import Norm
+from dual_head.losses.preference import Preference
 from dual_head.methods.base import Method
-from dual_head.objectives.gate_entropy import GateEntropy
-from dual_head.objectives.kl import Kl
-from dual_head.objectives.next_token import NextToken
-from dual_head.objectives.norm import Norm
-from dual_head.objectives.preference import Preference
 
 METHOD = Method(
     name="hidden",

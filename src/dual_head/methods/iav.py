@@ -12,10 +12,10 @@ of its own, "base_head", held to the backbone by the KL term.
 """
 
 from dual_head.guides.linear import LinearConfig
+from dual_head.losses.kl import Kl
+from dual_head.losses.norm import Norm
+from dual_head.losses.preference import Preference
 from dual_head.methods.base import Method
-from dual_head.objectives.kl import Kl
-from dual_head.objectives.norm import Norm
-from dual_head.objectives.preference import Preference
 
 METHOD = Method(
     name="iav",

@@ -10,10 +10,10 @@ the default width is the backbone's own. The divergence from the backbone is mea
 """
 
 from dual_head.guides.multilayer import MultilayerConfig
+from dual_head.losses.kl import Kl
+from dual_head.losses.norm import Norm
+from dual_head.losses.preference import Preference
 from dual_head.methods.base import Method
-from dual_head.objectives.kl import Kl
-from dual_head.objectives.norm import Norm
-from dual_head.objectives.preference import Preference
 
 METHOD = Method(
     name="mav",

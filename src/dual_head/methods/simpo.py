@@ -8,9 +8,9 @@ LoRA on the backbone, whose weights it shares in memory. The objectives are only
 """
 
 from dual_head.guides.language_model import LanguageModelConfig
+from dual_head.losses.kl import Kl
+from dual_head.losses.preference import Preference
 from dual_head.methods.base import Method
-from dual_head.objectives.kl import Kl
-from dual_head.objectives.preference import Preference
 from dual_head.tuning import SimPOOptions
 
 METHOD = Method(

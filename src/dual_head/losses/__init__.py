@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from dual_head.objectives.base import Objective, Terms
+from dual_head.losses.base import Objective, Terms
 
 __all__ = ["Objective", "Terms", "name_of", "objective_names"]
 

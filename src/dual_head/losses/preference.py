@@ -6,7 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 
 from dual_head.errors import DualHeadError
-from dual_head.objectives.base import Objective, Terms
+from dual_head.losses.base import Objective, Terms
 from dual_head.ops.token_scores import Scored
 
 

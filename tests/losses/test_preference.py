@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dual_head.objectives.preference import Preference
+from dual_head.losses.preference import Preference
 from dual_head.ops.token_scores import Scored
 
 ROW = torch.tensor([0, 0, 2, 1, 3, 3])  # chosen rows 0 and 2, rejected rows 1 and 3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dual_head.objectives.next_token import NextToken
+from dual_head.losses.next_token import NextToken
 from dual_head.ops.token_scores import Scored
 
 # Chosen responses have 3 and 1 tokens, the rejected 1 and 2.

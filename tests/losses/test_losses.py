@@ -12,8 +12,8 @@ from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides import guide_class
 from dual_head.hidden_states import Features
+from dual_head.losses import objective_class, objective_names
 from dual_head.methods import Method
-from dual_head.objectives import objective_class, objective_names
 from dual_head.ops.token_scores import Scored
 
 ROWS = [

@@ -2,7 +2,7 @@
 
 import torch
 
-from dual_head.objectives.kl import Kl
+from dual_head.losses.kl import Kl
 from dual_head.ops.token_scores import Scored
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dual_head.objectives.gate_entropy import GateEntropy, binary_entropy
+from dual_head.losses.gate_entropy import GateEntropy, binary_entropy
 from dual_head.ops.token_scores import Scored
 
 

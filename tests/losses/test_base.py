@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dual_head.objectives import name_of, objective_class, objective_names
+from dual_head.losses import name_of, objective_class, objective_names
 from dual_head.ops.token_scores import Scored
 from dual_head.ops.vocab_kernels import DISTRIBUTIONS
 

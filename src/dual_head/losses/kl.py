@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dual_head.objectives.base import Objective, Terms
+from dual_head.losses.base import Objective, Terms
 from dual_head.ops.token_scores import Scored
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dual_head.errors import DualHeadError
-from dual_head.objectives.norm import Norm
+from dual_head.losses.norm import Norm
 from dual_head.ops.token_scores import Scored
 
 # Pair 0: three tokens chosen, one rejected; pair 1: one and two.

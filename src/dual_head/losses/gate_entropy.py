@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dual_head.objectives.base import Objective, Terms
+from dual_head.losses.base import Objective, Terms
 from dual_head.ops.token_scores import Scored, split_sides
 
 BINS = 10
