@@ -100,7 +100,7 @@ def start(
     user: int | None = None,
     before: str = "",
 ) -> Running:
-    """Start a command; user: whose rights it has (root can drop its own); before: Python that runs in the child first."""
+    """Start a command; user: whose rights it has, where root runs this; before: Python that its child runs first."""
     _server()
     files = out, err, feed = tuple(tempfile.NamedTemporaryFile() for _ in range(3))  # noqa: SIM115
     feed.write(stdin)
