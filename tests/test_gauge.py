@@ -89,6 +89,17 @@ def test_a_terminal_has_a_bar_and_no_lines(clock, capsys, monkeypatch):
     assert "to go" not in shown
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_label_is_shown_as_it_is(clock, capsys, monkeypatch, terminal):
+    """A system may be named by anybody: a part of it is no colour, and moves no cursor."""
+    monkeypatch.setattr(gauge.sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with Gauge("[red]a[/] \x1b[2J", 4) as watched:
+        clock.pass_by(6)
+        watched.advance(2)
+    assert r"[red]a[/] \x1b[2J" in capsys.readouterr().err
+
+
 def test_a_quiet_process_shows_nothing(clock, capsys):
     for _ in gauged(iter("ab"), "rows", 2, quiet=True):
         clock.pass_by(60)

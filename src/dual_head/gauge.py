@@ -8,6 +8,8 @@ from typing import Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dual_head.terminal import printable
+
 SETTLED = 5  # seconds that something takes in all, below which no line is worth reading
 SPACING = 30  # seconds between two lines
 Item = TypeVar("Item")
@@ -30,13 +32,18 @@ class Gauge:
     """
 
     def __init__(self, name: str, total: int | None = None, *, done: int = 0, quiet: bool = False):
-        self.name, self.total, self.before, self.done, self.quiet = name, total, done, done, quiet
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.name, self.total, self.before, self.done, self.quiet = printable(name), total, done, done, quiet
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self.lines = not sys.stderr.isatty()
         self._bars = Progress(
             *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet or self.lines
         )
-        self._bar = self._bars.add_task(name, total=total, completed=done)
+        self._bar = self._bars.add_task(self.name, total=total, completed=done)
         self._started, self._last = time.monotonic(), None
 
     def __enter__(self) -> Self:
