@@ -152,7 +152,7 @@ class GuidedLoss(nn.Module):
     def _needs(self) -> "_Needs":
         """What the objectives of this step read."""
         objectives = tuple(x for x in self.method.objectives if x.weight or self.looking)
-        read = [(x, x.needs | x.looks_at if self.looking else x.needs) for x in objectives]
+        read = [(x, x.needs | x.metric_needs if self.looking else x.needs) for x in objectives]
         return _Needs(
             objectives,
             read=frozenset(need for _, own in read for need in own),

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Trainer
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.intervals import bootstrap_mean, wilson
 from dual_head.losses import name_of
 from dual_head.methods import Method
@@ -22,7 +22,7 @@ def summarise(
     trainer: Trainer,
     per_pair: dict[str, torch.Tensor],
     method: Method,
-    drops: dict[str, Drops],
+    drops: dict[str, RowReport],
     seconds: float,
     metrics: dict[str, float],
 ) -> dict[str, Any]:

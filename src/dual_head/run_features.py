@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head import __version__
 from dual_head.backbone import Backbone
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
 from dual_head.features import FeatureCache, Layout, Plan, plan_shards, save_head, write_shards
@@ -125,7 +125,7 @@ def _manifest(
     tokenizer: PreTrainedTokenizerBase,
     layout: Layout,
     options: CacheOptions,
-    drops: Mapping[str, Drops],
+    drops: Mapping[str, RowReport],
     why_not: str | None,
 ) -> dict[str, Any]:
     """Everything that is known before the first shard is written."""
@@ -157,7 +157,7 @@ def _manifest(
     }
 
 
-def _plain(drops: Drops) -> dict[str, Any]:
+def _plain(drops: RowReport) -> dict[str, Any]:
     said = {f.name: getattr(drops, f.name) for f in dataclasses.fields(drops)}
     return {name: dict(value) if isinstance(value, dict) else value for name, value in said.items()}
 

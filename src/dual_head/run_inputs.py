@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from dual_head.backbone import BackboneShape, load_backbone, load_context_length
 from dual_head.composition import entry_of
-from dual_head.data import Drops, split_by_prompt
+from dual_head.data import RowReport, split_by_prompt
 from dual_head.data.formats import load_pairs
 from dual_head.data.tokenize import TokenizeOptions, pair_lengths, tokenize_pairs
 from dual_head.errors import DualHeadError, require
@@ -47,7 +47,7 @@ def load_lm(options: SourceOptions, dtype: str) -> PreTrainedModel:
 
 def load_data(
     options: SourceOptions, tokenizer: PreTrainedTokenizerBase, console: Console, *, progress: bool
-) -> tuple[Any, Any, dict[str, Drops]]:
+) -> tuple[Any, Any, dict[str, RowReport]]:
     """Read, split and tokenise: the pairs to train on, those held out, and what became of the rows."""
     pairs, drops = load_pairs(
         options.dataset_name,
@@ -137,7 +137,7 @@ class CachedInputs:
             )
         return tokenizer
 
-    def load_data(self, console: Console) -> tuple[FeatureSet, FeatureSet, dict[str, Drops]]:
+    def load_data(self, console: Console) -> tuple[FeatureSet, FeatureSet, dict[str, RowReport]]:
         """The pairs to train on, those held out by length, and what became of the rows."""
         dtype = getattr(torch, self.backbone["dtype"].removeprefix("torch."))
         train_set = self.cache.pairs("train", self.needs, dtype=dtype)

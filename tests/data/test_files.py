@@ -11,7 +11,7 @@ import pytest
 
 from dual_head import load_pairs
 from dual_head.classify.formats import load_examples
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.data.files import kind_of, rows_of_file
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import read_answers
@@ -28,7 +28,7 @@ def read(path, content: bytes | None = None, **options):
     """Rows of a file, which is written first, and the notes on it."""
     if content is not None:
         path.write_bytes(content)
-    drops = Drops()
+    drops = RowReport()
     return [row for row, _ in rows_of_file(path, drops, **options)], list(drops.notes)
 
 

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dual_head.data.formats import FORMATS, Drops, Pair, load_pairs, split_by_prompt, transcript
+from dual_head.data.formats import FORMATS, Pair, RowReport, load_pairs, split_by_prompt, transcript
 from dual_head.errors import DualHeadError
 
 
@@ -472,7 +472,7 @@ def test_when_nothing_is_left_the_error_has_the_table(load):
 
 
 def test_the_table_reads_like_an_account():
-    drops = Drops(rows=5, kept=2)
+    drops = RowReport(rows=5, kept=2)
     drops.drop("tie", "a:1")
     drops.drop("tie", "a:2")
     drops.drop("identical", "a:3")
@@ -487,7 +487,7 @@ def test_the_table_reads_like_an_account():
 
 
 def test_drops_of_two_files_add_up_and_stay_themselves():
-    one, two = Drops(rows=2, kept=1), Drops(rows=3, kept=1)
+    one, two = RowReport(rows=2, kept=1), RowReport(rows=3, kept=1)
     one.drop("tie", "one:1")
     two.drop("tie", "two:1")
     two.drop("identical", "two:2")

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.data.sources import rows_of, rows_of_file
 from dual_head.errors import DualHeadError
 
@@ -13,7 +13,7 @@ ROWS = [{"a": 1}, {"a": 2}]
 
 
 def rows(name, **given) -> list:
-    return [row for row, _ in rows_of(str(name), "train", given.get("data_dir"), Drops())]
+    return [row for row, _ in rows_of(str(name), "train", given.get("data_dir"), RowReport())]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
@@ -32,7 +32,7 @@ def test_a_kind_is_stronger_than_a_name(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.bin")
     (tmp_path / "rows.txt").write_text(json.dumps(ROWS, indent=1))
     for name, kind in (("rows.bin", "parquet"), ("rows.txt", "json")):
-        assert [row for row, _ in rows_of_file(tmp_path / name, Drops(), kind=kind)] == ROWS
+        assert [row for row, _ in rows_of_file(tmp_path / name, RowReport(), kind=kind)] == ROWS
 
 
 @pytest.fixture

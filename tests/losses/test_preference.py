@@ -74,9 +74,9 @@ def test_a_tie_is_not_a_win():
 
 
 @pytest.mark.parametrize("on", ["reward", "policy"])
-def test_it_needs_its_distribution_and_looks_at_the_base(on):
+def test_it_needs_its_distribution_and_metric_needs_are_of_the_base(on):
     assert Preference(through=on).needs == {f"{on}_logps"}
-    assert Preference(through=on).looks_at == {"base_logps"}
+    assert Preference(through=on).metric_needs == {"base_logps"}
     assert Preference(through=on, reference_free=False).needs == {f"{on}_logps", "base_logps"}
 
 

@@ -25,7 +25,7 @@ from dual_head.classify.formats_base import (
     texts,
 )
 from dual_head.classify.formats_labels import Label, LabelReader, class_names, label_names, spelling_notes, unknown
-from dual_head.data import Dropped, Drops
+from dual_head.data import Dropped, RowReport
 from dual_head.data.sources import hub_rows, rows_of
 from dual_head.data.turns import template_notes
 from dual_head.errors import DualHeadError, did_you_mean
@@ -43,7 +43,7 @@ class Loaded:
 
     examples: list[Example]
     labels: tuple[str, ...]
-    drops: Drops
+    drops: RowReport
     format: str
 
 
@@ -102,7 +102,7 @@ def load_examples(
     """
     if explanation != "all" and (not isinstance(explanation, int) or explanation < 1):
         raise DualHeadError(f"explanation is a number from 1, or 'all', not {explanation!r}.")
-    drops = Drops()
+    drops = RowReport()
     asked, stream = _source(name, split, data_dir, format, drops)
     asked = "columns" if columns and format == "auto" else asked
     rows = islice(stream, max_rows)
@@ -132,7 +132,7 @@ def same_input(said: str) -> str:
     return " ".join(said.casefold().split())
 
 
-def _source(name: str, split: str, data_dir: str | None, format: str, drops: Drops) -> tuple[str, Rows]:
+def _source(name: str, split: str, data_dir: str | None, format: str, drops: RowReport) -> tuple[str, Rows]:
     """The format that the source itself tells, or the one asked for, and the rows."""
     if format not in (*FORMATS, "auto"):
         raise DualHeadError(f"There is no format '{format}'.{did_you_mean(format, [*FORMATS, 'auto'])}")
@@ -195,7 +195,7 @@ def _read_with(read: Any, template: str, row: Row) -> Found:
     return replace(read(row), input=fill(template, row))
 
 
-def _found(rows: Rows, read: Any, drops: Drops, *, own: Sequence[str], labelled: bool) -> Iterator[tuple[Found, str]]:
+def _found(rows: Rows, read: Any, drops: RowReport, *, own: Sequence[str], labelled: bool) -> Iterator[tuple[Found, str]]:
     """What the rows hold, with their places; those that hold nothing are dropped."""
     for row, where in rows:
         drops.rows += 1
@@ -216,7 +216,7 @@ def _found(rows: Rows, read: Any, drops: Drops, *, own: Sequence[str], labelled:
 
 
 def _examples(
-    found: list[tuple[Found, str]], reader: LabelReader, explanation: int | str, drops: Drops
+    found: list[tuple[Found, str]], reader: LabelReader, explanation: int | str, drops: RowReport
 ) -> list[Example]:
     """Read the labels, and make an example of each rationale that is asked for, or one without."""
     examples: list[Example] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from dual_head.data import Dropped, Drops
+from dual_head.data import Dropped, RowReport
 from dual_head.errors import DualHeadError
 
 Row = Mapping[str, Any]
@@ -48,7 +48,7 @@ class Format:
     matches: Callable[[Row], object]
     labels: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
-    layout: Callable[[Path, str, Drops], Rows | None] | None = None
+    layout: Callable[[Path, str, RowReport], Rows | None] | None = None
     hub: tuple[str, str | None] | None = None
 
 
@@ -61,7 +61,7 @@ def example_format(
     matches: Callable[[Row], object],
     labels: tuple[str, ...] = (),
     aliases: Mapping[str, str] | None = None,
-    layout: Callable[[Path, str, Drops], Rows | None] | None = None,
+    layout: Callable[[Path, str, RowReport], Rows | None] | None = None,
     hub: tuple[str, str | None] | None = None,
 ):
     """Make the decorated function, row -> `Found`, a format; `matches` is asked of rows to detect it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_head.classify.formats_base import Found, Row, Rows, example_format, has, text
-from dual_head.data import Dropped, Drops
+from dual_head.data import Dropped, RowReport
 from dual_head.data.files import rows_of_file
 from dual_head.data.sources import rows_of
 from dual_head.errors import DualHeadError
@@ -24,7 +24,7 @@ CHAINS = "chain_of_thought"  # the column that our reading of the files adds
 # ---- e-SNLI ----------------------------------------------------------------------------------------------
 
 
-def esnli_rows(root: Path, split: str, drops: Drops) -> Rows | None:
+def esnli_rows(root: Path, split: str, drops: RowReport) -> Rows | None:
     """Rows of e-SNLI's aligned files s1.SPLIT, s2.SPLIT, labels.SPLIT and preproc1_expl_{1,2,3}.SPLIT."""
     if not root.is_dir() or not any(root.glob("s1.*")) or not any(root.glob("labels.*")):
         return None
@@ -99,7 +99,7 @@ def creak(row: Row) -> Found:
 # ---- CommonsenseQA ---------------------------------------------------------------------------------------
 
 
-def cqa_rows(root: Path, split: str, drops: Drops) -> Rows | None:
+def cqa_rows(root: Path, split: str, drops: RowReport) -> Rows | None:
     """Rows of cqa_SPLIT.json with chains of thought of SPLIT_CoT_0.json, SPLIT_CoT_1.json, ... beside or in palm/."""
     if root.is_file():
         own = re.fullmatch(r"cqa_(\w+)\.json", root.name)
@@ -141,7 +141,7 @@ def _chains(folder: Path, split: str) -> list[Any]:
 
 
 def _array(file: Path) -> list[Any]:
-    found = [row for row, _ in rows_of_file(file, Drops())]
+    found = [row for row, _ in rows_of_file(file, RowReport())]
     if None in found:
         raise DualHeadError(f"'{file}' is no whole JSON. Copy it again.")
     return found

@@ -30,7 +30,7 @@ from dual_head.classify.options import ClassifyOptions, identity_of
 from dual_head.classify.run_inputs import lengths_of, load_sets
 from dual_head.classify.tokenize import ClassifyTokenizeOptions, Tokenized, tokenize_examples
 from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArguments, save_classifier
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.loading import load_tokenizer
@@ -165,10 +165,10 @@ def _held_out_rows(
     lengths: ClassifyTokenizeOptions,
     form: TextForm,
     labels: tuple[str, ...],
-) -> tuple[list[Tokenized], Drops]:
+) -> tuple[list[Tokenized], RowReport]:
     known = [example.label is not None for example in examples]
     if not any(known):
-        return [], Drops(rows=len(examples))
+        return [], RowReport(rows=len(examples))
     # Cut rather than dropped: a score is over the same rows whatever the lengths.
     whole = replace(lengths, truncate_inputs="end" if lengths.truncate_inputs == "no" else lengths.truncate_inputs)
     rows, drops = tokenize_examples(examples, tokenizer, whole, form=form, names=labels, rationales=False)
@@ -230,7 +230,7 @@ def _without_evaluation(args: ClassifierTrainingArguments) -> ClassifierTraining
 
 
 def _report(
-    trainer: ClassifierTrainer, options: ClassifyOptions, drops: Drops, held_out: Sequence[Example], seconds: float
+    trainer: ClassifierTrainer, options: ClassifyOptions, drops: RowReport, held_out: Sequence[Example], seconds: float
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
         "control": options.control,

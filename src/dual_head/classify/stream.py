@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 from dual_head.classify.formats import FORMATS
 from dual_head.classify.formats_base import Row, fill, template_columns, text
-from dual_head.data import Dropped, Drops
+from dual_head.data import Dropped, RowReport
 from dual_head.data.files import KINDS as FILES
 from dual_head.data.files import kind_of, rows_of_file, rows_of_stream
 from dual_head.errors import DualHeadError, did_you_mean
@@ -48,7 +48,7 @@ def read_rows(source: str, *, kind: str = "auto") -> Iterator[Any]:
     file = Path(source).expanduser()
     if not file.is_file():
         raise DualHeadError(f"There is no file '{source}' to classify. Check the path, or give - for standard input.")
-    return _texts(rows_of_file(file, Drops(), kind=_kind_of(file) if kind == "auto" else kind))
+    return _texts(rows_of_file(file, RowReport(), kind=_kind_of(file) if kind == "auto" else kind))
 
 
 def count_rows(source: str, *, kind: str = "auto") -> int | None:
@@ -81,13 +81,13 @@ def _of_stream(stream: IO[bytes], kind: str) -> Iterator[Any]:
     if kind in ("json", "parquet", "arrow"):
         raise DualHeadError(f"{kind} cannot be read from a stream. Give a file, or JSON lines.")
     if kind != "auto":
-        return _texts(rows_of_stream(stream, kind, Drops()))
+        return _texts(rows_of_stream(stream, kind, RowReport()))
     first = stream.readline()
     start = first.removeprefix(b"\xef\xbb\xbf").strip()
     if start == b"[" or start.startswith((b"[{", b'["')):  # an array, which is read whole
-        return _texts(rows_of_stream(io.BytesIO(first + stream.read()), "jsonl", Drops()))
+        return _texts(rows_of_stream(io.BytesIO(first + stream.read()), "jsonl", RowReport()))
     kind = "jsonl" if start.startswith((b"{", b'"')) else "txt"
-    return _texts(rows_of_stream(_Begun(first, stream), kind, Drops()))  # type: ignore[arg-type]
+    return _texts(rows_of_stream(_Begun(first, stream), kind, RowReport()))  # type: ignore[arg-type]
 
 
 class _Begun:

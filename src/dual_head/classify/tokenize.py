@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head.classify import Example, TextForm
 from dual_head.classify.config import LmScope, scope_of
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError
 
@@ -68,7 +68,7 @@ def tokenize_examples(
     names: tuple[str, ...],
     scope: LmScope = "everything",
     rationales: bool = True,
-) -> tuple[list[Tokenized], Drops]:
+) -> tuple[list[Tokenized], RowReport]:
     """Tokenise examples, those that can be classified; count and locate the others.
 
     Special tokens are those of the tokenizer and of the form's prefixes; one that a text says is text. names: of the
@@ -76,7 +76,7 @@ def tokenize_examples(
     all that follows the input, and teaches the reasoning head nothing. Rows without a rationale teach the input at
     most. Errors: nothing is left.
     """
-    drops, found, scope_name = Drops(rows=len(examples)), [], scope_of(scope)
+    drops, found, scope_name = RowReport(rows=len(examples)), [], scope_of(scope)
     ends = {kind: _end_of_special(prefix, tokenizer) for kind, prefix in form.prefixes().items()}
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
@@ -136,7 +136,7 @@ def _rest(
     tokenizer: PreTrainedTokenizerBase,
     options: ClassifyTokenizeOptions,
     ends: Mapping[str, int],
-    drops: Drops,
+    drops: RowReport,
 ) -> tuple[Ids, list[str]]:
     """Ids after the input, and of which part each is; the end-of-sequence token belongs to the last part.
 

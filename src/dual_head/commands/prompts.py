@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dual_head.data import Drops, Message, Prompt
+from dual_head.data import Message, Prompt, RowReport
 from dual_head.data.files import rows_of_file
 from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
@@ -94,7 +94,7 @@ def _file_prompts(file: Path, *, raw: bool) -> Iterator[Prompt]:
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
     """Rows with their places; of a file of lines, each is JSON or a text."""
     if file.suffix.lower() != ".jsonl" and is_data_name(file.name) and file.exists():
-        yield from rows_of_file(file, Drops())
+        yield from rows_of_file(file, RowReport())
         return
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")

@@ -13,7 +13,7 @@ from typing import Any
 
 from dual_head.errors import DualHeadError
 
-__all__ = ["Cut", "Dropped", "Drops", "Message", "Pair", "Prompt", "is_held_out", "split_by_prompt"]
+__all__ = ["Cut", "Dropped", "RowReport", "Message", "Pair", "Prompt", "is_held_out", "split_by_prompt"]
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Prompt = str | Sequence[Message]  # a text to continue, or the conversation so far
@@ -42,11 +42,11 @@ class Pair:
 
 
 class Dropped(Exception):
-    """A row that cannot be trained on; the text is the reason that `Drops` counts it under."""
+    """A row that cannot be trained on; the text is the reason that `RowReport` counts it under."""
 
 
 @dataclass(slots=True)
-class Drops:
+class RowReport:
     """What became of the rows read: rows = kept + sum(reasons); `first` locates one example per reason."""
 
     rows: int = 0
@@ -60,9 +60,9 @@ class Drops:
         self.reasons[reason] += 1
         self.first.setdefault(reason, where)
 
-    def __add__(self, other: "Drops") -> "Drops":
+    def __add__(self, other: "RowReport") -> "RowReport":
         """Account for the rows of both, as for two files read into one training set."""
-        return Drops(
+        return RowReport(
             rows=self.rows + other.rows,
             kept=self.kept + other.kept,
             reasons=self.reasons + other.reasons,

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, AnyStr
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
 from dual_head.reading import json_value
 
@@ -48,7 +48,7 @@ def kind_of(file: Path) -> str | None:
     return kind if kind in KINDS else None
 
 
-def rows_of_file(file: Path, drops: Drops, *, kind: str | None = None) -> _Rows:
+def rows_of_file(file: Path, drops: RowReport, *, kind: str | None = None) -> _Rows:
     """Yield the rows of a file with their places; the kind is told by its name, lines of JSON where that tells none.
 
     Blank lines are rows of plain text ("txt") and nothing elsewhere. A damaged end is one broken row and a note.
@@ -64,7 +64,7 @@ def rows_of_file(file: Path, drops: Drops, *, kind: str | None = None) -> _Rows:
         raise DualHeadError(f"Cannot read '{file}': {error.strerror or error}. Check the path.") from error
 
 
-def rows_of_stream(stream: IO[bytes], kind: str, drops: Drops, name: str = "standard input") -> _Rows:
+def rows_of_stream(stream: IO[bytes], kind: str, drops: RowReport, name: str = "standard input") -> _Rows:
     """Yield the rows of a stream of "jsonl", "json", "csv", "tsv" or "txt" with their places, as they come."""
     if kind in _SEPARATORS:
         return _table(stream, kind, drops, name)
@@ -73,7 +73,7 @@ def rows_of_stream(stream: IO[bytes], kind: str, drops: Drops, name: str = "stan
     return _json_rows(stream, kind, drops, name)
 
 
-def _text_rows(file: Path, kind: str, drops: Drops) -> _Rows:
+def _text_rows(file: Path, kind: str, drops: RowReport) -> _Rows:
     where = f"{file}:0"
     with file.open("rb") as plain:
         packed = file.suffix.lower() == ".gz" or plain.peek(2)[:2] == b"\x1f\x8b"
@@ -132,7 +132,7 @@ def _require_text(head: bytes, file: Path) -> None:
         raise DualHeadError(f"'{file}' holds NUL bytes: it is binary, or UTF-16 without a mark. Save it as UTF-8 text.")
 
 
-def _decoded(line: bytes, drops: Drops, name: str) -> str | None:
+def _decoded(line: bytes, drops: RowReport, name: str) -> str | None:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError:
@@ -140,14 +140,14 @@ def _decoded(line: bytes, drops: Drops, name: str) -> str | None:
         return None
 
 
-def _note_encoding(drops: Drops, name: str) -> None:
+def _note_encoding(drops: RowReport, name: str) -> None:
     drops.notes[f"'{name}' has lines that are not UTF-8. Save it as UTF-8"] += 1
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------
 
 
-def _parse(text: bytes, drops: Drops, name: str) -> Any:
+def _parse(text: bytes, drops: RowReport, name: str) -> Any:
     """The JSON value of a text, or None for one that holds none, or a key twice in one object."""
     decoded = _decoded(text, drops, name)
     try:
@@ -164,7 +164,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _json_rows(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
+def _json_rows(stream: IO[bytes], kind: str, drops: RowReport, name: str) -> _Rows:
     lines: Iterator[bytes] = _bounded(stream, name)
     start, first = next(((n, line) for n, line in enumerate(_unmarked(lines), 1) if line.strip()), (0, b""))
     if not first:
@@ -173,7 +173,7 @@ def _json_rows(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
     array = first.lstrip().startswith(b"[")
     if array or (row is None and kind == "json") or (kind == "json" and _wrapper(row)):
         rest = stream.read()
-        whole = row if row is not None and not rest.strip() else _parse(first + rest, Drops(), name)
+        whole = row if row is not None and not rest.strip() else _parse(first + rest, RowReport(), name)
         if kind == "jsonl" and _is_conversation(whole):
             whole = [whole]  # the only line, and not an array of rows
         if whole is not None or (array and kind == "json"):
@@ -208,7 +208,7 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
 
 
-def _rows_in(whole: Any, drops: Drops, name: str) -> list[Any]:
+def _rows_in(whole: Any, drops: RowReport, name: str) -> list[Any]:
     if isinstance(whole, list):
         return whole
     if (key := _wrapper(whole)) is not None:
@@ -220,7 +220,7 @@ def _rows_in(whole: Any, drops: Drops, name: str) -> list[Any]:
 # ---- tables and lines ------------------------------------------------------------------------------------
 
 
-def _table(stream: IO[bytes], kind: str, drops: Drops, name: str) -> _Rows:
+def _table(stream: IO[bytes], kind: str, drops: RowReport, name: str) -> _Rows:
     csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))  # there is one for the whole process
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader, columns, number = csv.reader(_bounded(text, name), delimiter=_SEPARATORS[kind], strict=True), None, 0
@@ -258,7 +258,7 @@ def _header(fields: Sequence[str], kind: str, name: str) -> list[str]:
     return columns
 
 
-def _record(fields: Sequence[str], columns: Sequence[str], drops: Drops, name: str) -> dict[str, Any] | None:
+def _record(fields: Sequence[str], columns: Sequence[str], drops: RowReport, name: str) -> dict[str, Any] | None:
     """A row of a table; None where there are more fields than columns: nobody can tell which are one text."""
     if _is_broken(fields):
         _note_encoding(drops, name)
@@ -272,7 +272,7 @@ def _is_broken(fields: Sequence[str]) -> bool:
     return any(not field.isascii() and re.search("[\udc80-\udcff]", field) for field in fields)
 
 
-def _lines(stream: IO[bytes], drops: Drops, name: str) -> _Rows:
+def _lines(stream: IO[bytes], drops: RowReport, name: str) -> _Rows:
     for number, line in enumerate(_unmarked(_bounded(stream, name)), 1):
         text = None if b"\0" in line else _decoded(line, drops, name)
         yield text if text is None else text.rstrip("\r\n"), f"{name}:{number}"

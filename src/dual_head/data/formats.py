@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, islice, takewhile
 from typing import Any
 
-from dual_head.data import Dropped, Drops, Message, Pair, split_by_prompt
+from dual_head.data import Dropped, Message, Pair, RowReport, split_by_prompt
 from dual_head.data.sources import rows_of
 from dual_head.data.turns import (
     SYSTEMS,
@@ -31,7 +31,7 @@ from dual_head.data.turns import (
 )
 from dual_head.errors import DualHeadError, did_you_mean
 
-__all__ = ["FORMATS", "Drops", "Message", "Pair", "load_pairs", "row_format", "split_by_prompt"]
+__all__ = ["FORMATS", "RowReport", "Message", "Pair", "load_pairs", "row_format", "split_by_prompt"]
 
 Row = Mapping[str, Any]
 
@@ -223,12 +223,12 @@ def load_pairs(
     data_dir: str | None = None,
     format: str = "auto",
     max_rows: int | None = None,
-) -> tuple[list[Pair], Drops]:
+) -> tuple[list[Pair], RowReport]:
     """Read (the first `max_rows` rows of) a file, folder or hub data set; count every row that gave no pair.
 
     Raises DualHeadError for an unknown source, split, format or objective, and when no pair is left.
     """
-    drops, pairs, seen = Drops(), [], set()
+    drops, pairs, seen = RowReport(), [], set()
     rows = islice(rows_of(name, split, data_dir, drops), max_rows)
     rows = ((lower_names(row) if isinstance(row, Mapping) else row, where) for row, where in rows)
     head = list(islice(rows, 20))

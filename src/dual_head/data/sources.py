@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.data.files import SUFFIXES, rows_of_file
 from dual_head.errors import DualHeadError
 
@@ -27,7 +27,7 @@ def _split_of(path: Path) -> str | None:
     return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 
 
-def _files(root: Path, split: str, drops: Drops) -> list[Path]:
+def _files(root: Path, split: str, drops: RowReport) -> list[Path]:
     """The files under `root` that hold `split`, or those of the only split there is, with a note."""
     if root.is_file():
         return [root]
@@ -114,7 +114,7 @@ def hub_rows(
     yield from ((_with_names(row, classes) if classes else row, f"{where} {i}") for i, row in enumerate(rows, 1))
 
 
-def rows_of(name: str, split: str, data_dir: str | None, drops: Drops) -> Iterator[tuple[Any, str]]:
+def rows_of(name: str, split: str, data_dir: str | None, drops: RowReport) -> Iterator[tuple[Any, str]]:
     """Yield each row, None for a line that is not JSON, with its location."""
     root = Path(name).expanduser() / (data_dir or "")
     if root.exists():

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from dual_head.data import Cut, Dropped, Drops, Pair
+from dual_head.data import Cut, Dropped, Pair, RowReport
 from dual_head.data.conversation import APART, Ids, write
 from dual_head.errors import DualHeadError
 from dual_head.gauge import gauged
@@ -47,7 +47,7 @@ def tokenize_pairs(
     options: TokenizeOptions,
     *,
     progress: bool = False,
-) -> tuple[datasets.Dataset, Drops]:
+) -> tuple[datasets.Dataset, RowReport]:
     """Tokenise into an in-memory Dataset of prompt_ids, chosen_ids, rejected_ids, and count what was dropped.
 
     Raises DualHeadError for a tokenizer without EOS, an unusable chat template, and when no pair is left.
@@ -55,7 +55,7 @@ def tokenize_pairs(
     if options.append_eos and tokenizer.eos_token_id is None:
         raise DualHeadError("The tokenizer has no EOS. Set tokenizer.eos_token, or pass append_eos=False.")
     features = datasets.Features({column: datasets.List(datasets.Value("int32")) for column in COLUMNS})
-    drops, parts = Drops(rows=len(pairs)), []
+    drops, parts = RowReport(rows=len(pairs)), []
     for start in gauged(range(0, len(pairs), BATCH), "tokenising", quiet=not progress):
         batch = {f"pair {start + i}": pair for i, pair in enumerate(pairs[start : start + BATCH])}
         if rows := list(_rows(batch, tokenizer, options, drops)):
@@ -82,7 +82,7 @@ def longest_sequence(rows: Any) -> int:
 
 
 def _rows(
-    pairs: Mapping[str, Pair], tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, drops: Drops
+    pairs: Mapping[str, Pair], tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, drops: RowReport
 ) -> Iterator[tuple[Ids, Ids, Ids]]:
     """Yield prompt, chosen and rejected ids of a batch of pairs, each named by its location."""
     end = str if options.append_eos else Cut

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from dual_head import __version__
 from dual_head.backbone import context_length
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate import Answer, Decoding, Judge, Question, reporting
 from dual_head.evaluate.answers import answer_all, require_comparable, require_same_decoding
@@ -223,7 +223,7 @@ def _base(systems: Sequence[System], name: str | None) -> System | None:
     return names.get(name) if name else None
 
 
-def _questions(options: EvaluationOptions, systems: Sequence[System]) -> tuple[list[Question], Drops]:
+def _questions(options: EvaluationOptions, systems: Sequence[System]) -> tuple[list[Question], RowReport]:
     drawn = options.benchmark == "world"  # as many as are wanted
     chat = options.chat
     if chat is None and not drawn and any(isinstance(x, ModelSystem) and x.tokenizer.chat_template for x in systems):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.data.files import kind_of
 from dual_head.data.sources import rows_of
 from dual_head.errors import DualHeadError
@@ -220,7 +220,7 @@ def read_answers(file: str | Path) -> Recorded:
 
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
     """Rows with their places; the last may be None, cut short by a kill, and is then left out."""
-    drops = Drops()
+    drops = RowReport()
     rows = list(rows_of(str(file), "test", None, drops))
     if rows and rows[-1][0] is None and kind_of(file) == "jsonl" and not drops.notes:
         rows.pop()

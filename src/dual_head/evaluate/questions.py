@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dual_head.data import Dropped, Drops
+from dual_head.data import Dropped, RowReport
 from dual_head.data.files import kind_of, rows_of_file
 from dual_head.data.sources import rows_of
 from dual_head.data.turns import lower_names, notes_of
@@ -33,7 +33,7 @@ def load_questions(
     seed: int = 0,
     split: str | None = None,
     chat: bool | None = None,
-) -> tuple[list[Question], Drops]:
+) -> tuple[list[Question], RowReport]:
     """Read a benchmark's questions, or a seeded random `num_samples` of them in their own order.
 
     source: a file, a folder or a hub name; None for where it is published. split: of a folder or hub data set that
@@ -45,7 +45,7 @@ def load_questions(
         raise DualHeadError(f"There is no benchmark '{name}'.{did_you_mean(name, BENCHMARKS)}")
     if num_samples is not None and num_samples < 1:
         raise DualHeadError(f"num_samples is at least 1, not {num_samples}. Leave it out for all questions.")
-    chosen, drops = BENCHMARKS[name], Drops()
+    chosen, drops = BENCHMARKS[name], RowReport()
     file, rows = _rows(chosen, source, num_samples, seed, split, drops)
     questions = _questions(chosen, rows, drops, chat)
     if not questions:
@@ -61,7 +61,7 @@ def load_questions(
     return questions, drops
 
 
-def _questions(chosen: Benchmark, rows: Rows, drops: Drops, chat: bool | None) -> list[Question]:
+def _questions(chosen: Benchmark, rows: Rows, drops: RowReport, chat: bool | None) -> list[Question]:
     found: dict[str, Question] = {}
     seen: set[str] = set()
     for row, where in rows:
@@ -106,7 +106,12 @@ def _question(chosen: Benchmark, row: Any, where: str, chat: bool | None) -> Que
 
 
 def _rows(
-    chosen: Benchmark, source: str | Path | None, num_samples: int | None, seed: int, split: str | None, drops: Drops
+    chosen: Benchmark,
+    source: str | Path | None,
+    num_samples: int | None,
+    seed: int,
+    split: str | None,
+    drops: RowReport,
 ) -> tuple[Path | None, Rows]:
     """The rows of a benchmark, and the file they are from where it is one."""
     hub = chosen.hub

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.evaluate import Answer, Judge, Question
 from dual_head.evaluate.frontier import hypervolume_interval, pareto
 from dual_head.evaluate.measuring import Measured, about, summary
@@ -48,7 +48,7 @@ def judged(
     return {"judge": {"name": judge.name, "used": used, "note": orders}, "pairs": rows}
 
 
-def about_questions(name: str, source: str | None, questions: Sequence[Question], drops: Drops) -> dict[str, Any]:
+def about_questions(name: str, source: str | None, questions: Sequence[Question], drops: RowReport) -> dict[str, Any]:
     """What was asked, and what was left out."""
     return {
         "name": name,

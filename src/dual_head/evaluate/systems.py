@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Decoding, Question
 from dual_head.evaluate.exchange import read_answers
@@ -62,12 +62,12 @@ def open_system(
 
 def fits(
     questions: Sequence[Question], systems: Sequence[System], decoding: Decoding, *, wanted: int | None = None
-) -> tuple[list[Question], Drops]:
+) -> tuple[list[Question], RowReport]:
     """Keep the questions that every system can be asked, with room for replies of full length; count the others.
 
     wanted: how many are enough; those after them are not looked at. Errors: none is left.
     """
-    kept, drops = [], Drops(rows=len(questions))
+    kept, drops = [], RowReport(rows=len(questions))
     for question in questions:
         if len(kept) == wanted:
             break

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.data.files import kind_of, rows_of_file
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.intervals import bootstrap_mean
@@ -89,7 +89,7 @@ def load_truthfulqa(source: str | Path) -> list[TruthfulQuestion]:
 def _read(file: Path) -> list[TruthfulQuestion]:
     if not file.is_file():
         raise DualHeadError(f"There is no file '{file}'. Give TruthfulQA's folder, TruthfulQA.csv or mc_task.json.")
-    rows = [row for row, _ in rows_of_file(file, Drops())]
+    rows = [row for row, _ in rows_of_file(file, RowReport())]
     try:
         found = _from_json(rows) if kind_of(file) == "json" else _from_csv(rows, file)
     except (KeyError, ValueError, TypeError, AttributeError) as error:

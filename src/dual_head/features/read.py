@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dual_head.data import Drops
+from dual_head.data import RowReport
 from dual_head.data.collate import PairCollator
 from dual_head.errors import DualHeadError
 from dual_head.features.store import (
@@ -58,11 +58,11 @@ class FeatureCache:
         return dict(self.manifest["options"])
 
     @property
-    def drops(self) -> dict[str, Drops]:
+    def drops(self) -> dict[str, RowReport]:
         """What became of the rows that were read."""
         said = {stage: dict(values) for stage, values in self.manifest["drops"].items()}
         return {
-            stage: Drops(**{**values, "reasons": Counter(values["reasons"]), "notes": Counter(values["notes"])})
+            stage: RowReport(**{**values, "reasons": Counter(values["reasons"]), "notes": Counter(values["notes"])})
             for stage, values in said.items()
         }
 

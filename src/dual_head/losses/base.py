@@ -39,7 +39,7 @@ class Objective(ABC):
         """The per-token scalars the loss is computed from, by their names in `vocab_kernels`, or "gate_logit"."""
 
     @property
-    def looks_at(self) -> frozenset[str]:
+    def metric_needs(self) -> frozenset[str]:
         """What its metrics read besides; it may be missing, since not every step is looked at."""
         return frozenset()
 

@@ -37,7 +37,7 @@ class Preference(Objective):
         return frozenset(own if self.reference_free else own | {"base_logps"})
 
     @property
-    def looks_at(self) -> frozenset[str]:
+    def metric_needs(self) -> frozenset[str]:
         """The backbone's log-probabilities, for accuracy_over_base."""
         return frozenset({"base_logps"})
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dual_head.classify import Example
     from dual_head.classify.evaluation import Measured
     from dual_head.classify.predict import Predictor
-    from dual_head.data import Drops
+    from dual_head.data import RowReport
 
 SUMMARY_FILE, ROWS_FILE = "evaluation.json", "predictions.jsonl"
 CONFUSION_FILE, RELIABILITY_FILE = "confusion.png", "reliability.png"
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
 
     console = Terminal()
     found: dict[str, Measured] = {}
-    drops: dict[str, Drops] = {}
+    drops: dict[str, RowReport] = {}
     for name, folder in zip(_names(args.classifier), args.classifier, strict=True):
         found[name], drops[name] = _measured(folder, args, console)
         require_same_rows(next(iter(found.values())), found[name], name)
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _measured(folder: str, args: argparse.Namespace, console: Console) -> "tuple[Measured, Drops]":
+def _measured(folder: str, args: argparse.Namespace, console: Console) -> "tuple[Measured, RowReport]":
     from dual_head.classify.evaluation import measure
     from dual_head.classify.predict import Predictor
 
@@ -89,7 +89,7 @@ def _measured(folder: str, args: argparse.Namespace, console: Console) -> "tuple
     return measure(predictor, examples, calibrate=args.calibrate, fitted_on=where, progress=shown), drops
 
 
-def _examples(predictor: "Predictor", args: argparse.Namespace) -> "tuple[list[Example], Drops]":
+def _examples(predictor: "Predictor", args: argparse.Namespace) -> "tuple[list[Example], RowReport]":
     """Read the rows, written as this classifier's inputs were in training; of a training set, those it held out."""
     from dual_head.classify.formats import load_examples
     from dual_head.data import is_held_out
