@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dual_head.errors import DualHeadError
-from dual_head.evaluate import Answer, Decoding, Question
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.identity import digest
 from dual_head.evaluate.systems import RecordedSystem, System
+from dual_head.evaluate.types import Answer, Decoding, Question
 from dual_head.reading import json_value
 
 __all__ = ["answer_all", "answers_file", "require_comparable", "require_same_decoding"]

@@ -11,8 +11,8 @@ from typing import Any
 from dual_head.data import Dropped, Message
 from dual_head.data.turns import conversation_of, question_of, system_of, text, transcript
 from dual_head.errors import DualHeadError
-from dual_head.evaluate import Question
 from dual_head.evaluate.exchange import ARENA_2
+from dual_head.evaluate.types import Question
 
 __all__ = ["BENCHMARKS", "Benchmark", "Hub", "benchmark", "user_says"]
 

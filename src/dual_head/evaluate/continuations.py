@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.data import Cut, Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
-from dual_head.evaluate import Answer, Question
+from dual_head.evaluate.types import Answer, Question
 from dual_head.text import Prompt
 
 __all__ = ["Ids", "Row", "beginning", "continuation_ids", "fit", "last_prompt", "reply_rows", "windows"]

@@ -13,12 +13,12 @@ from typing import Any
 
 from dual_head.demo import world
 from dual_head.errors import DualHeadError
-from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.identity import digest, file_digest, sources_digest
 from dual_head.evaluate.metrics import METRICS, Measured, Tools, about, measure, summary
 from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.refusals import is_refusal
 from dual_head.evaluate.systems import System
+from dual_head.evaluate.types import Answer, Question
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.places import atomic_folder
 from dual_head.reading import read_json

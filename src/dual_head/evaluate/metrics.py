@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.continuations import Row, last_prompt, reply_rows
 from dual_head.evaluate.embedding import Embedder, load_embedder
 from dual_head.evaluate.likelihood import divergences, score_ids
 from dual_head.evaluate.refusals import is_refusal
+from dual_head.evaluate.types import Answer, Question
 from dual_head.intervals import bootstrap_mean
 from dual_head.model import AlignedModel
 from dual_head.rewards import Classifier, Reward, called

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError
-from dual_head.evaluate import Answer, Comparison, Judge, Question, Replies, Verdict
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
+from dual_head.evaluate.types import Answer, Comparison, Judge, Question, Replies, Verdict
 from dual_head.reading import json_value
 
 __all__ = ["FILE", "Cost", "Graded", "Outcome", "Result", "grade_all", "judge_pairs", "spent"]

@@ -8,8 +8,8 @@ import pkgutil
 from typing import Any
 
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate import Judge
 from dual_head.evaluate.judges.base import JudgeKind
+from dual_head.evaluate.types import Judge
 from dual_head.options import build
 
 __all__ = ["judge_kinds", "load_judge"]

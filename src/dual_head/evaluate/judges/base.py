@@ -14,7 +14,7 @@ import torch
 
 from dual_head.data import Cut, Message
 from dual_head.errors import DualHeadError
-from dual_head.evaluate import Comparison, Judge, Question, Replies, Verdict
+from dual_head.evaluate.types import Comparison, Judge, Question, Replies, Verdict
 from dual_head.text import Prompt
 
 TIE = 1e-9  # scores that differ by less are equal: sums of tenths differ in their last bits

@@ -15,9 +15,9 @@ from dual_head.backbone import Backbone, context_length, load_backbone
 from dual_head.data import Cut, Message
 from dual_head.data.conversation import Written, write
 from dual_head.errors import DualHeadError
-from dual_head.evaluate import Comparison, Question, Replies, Verdict
 from dual_head.evaluate.judges.base import WINDOW, batches_by_length, chosen_device
 from dual_head.evaluate.judges.prompts import Pattern, load_family
+from dual_head.evaluate.types import Comparison, Question, Replies, Verdict
 from dual_head.fingerprint import digest, tokenizer_fingerprint
 from dual_head.reading import reading
 
