@@ -37,7 +37,7 @@ def main() -> None:
             "options": options,
             "learning_rate": rate,
             "parameters": sum(x.numel() for x in model.stored().values()),
-            "forwards": 1 + model.guide(method(name).name).forwards,
+            "forwards": 1 + model.guide(method(name).name).extra_forwards,
             "seconds": seconds,
             **result(measure(model, tokenizer, requests, ALPHAS, seed=args.seed)),
         }

@@ -200,7 +200,7 @@ def train(plan: Plan, run: Run) -> dict[str, Any]:
         "steps": plan.steps,
         "batch": world.batch,
         "parameters": sum(x.numel() for x in trainer.aligned.stored().values()),
-        "forwards": 1 + trainer.aligned.guide(run.method).forwards,
+        "forwards": 1 + trainer.aligned.guide(run.method).extra_forwards,
         "held_out": {name: value.mean().item() for name, value in trainer.held_out.items() if "hist" not in name},
         "seconds": round(time.perf_counter() - started, 1),
         "processor_seconds": round(time.process_time() - processor, 1),

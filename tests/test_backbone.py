@@ -330,13 +330,13 @@ SHORT = 8  # tokens of a sequence; the tiny models with windows look back as far
 
 @pytest.mark.parametrize("architecture", ["llama", "llama_tied", "qwen3", "phi", "gpt2", "cohere", "granite"])
 def test_a_backbone_that_keeps_branches_apart_may_share_prompts(architecture):
-    assert Backbone(tiny_lm(architecture)).why_not_branch(SHORT) is None
-    assert Backbone(tiny_lm(architecture).to(torch.bfloat16)).why_not_branch(SHORT) is None
+    assert Backbone(tiny_lm(architecture)).why_no_shared_prompts(SHORT) is None
+    assert Backbone(tiny_lm(architecture).to(torch.bfloat16)).why_no_shared_prompts(SHORT) is None
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen2", "gemma2", "gemma3", "phi3"])
 def test_a_window_shorter_than_a_sequence_is_a_reason_not_to(architecture):
-    assert "look back 8 tokens" in (Backbone(tiny_lm(architecture)).why_not_branch(SHORT + 1) or "")
+    assert "look back 8 tokens" in (Backbone(tiny_lm(architecture)).why_no_shared_prompts(SHORT + 1) or "")
 
 
 @pytest.mark.parametrize("window", [24, 64])
@@ -345,7 +345,7 @@ def test_a_mask_kept_in_a_buffer_is_a_reason_not_to(window):
     sizes = {"hidden_size": HIDDEN, "num_layers": 2, "num_heads": 4, "intermediate_size": HIDDEN, "vocab_size": VOCAB}
     kinds = {"attention_types": [[["global", "local"], 1]], "window_size": window, "max_position_embeddings": 64}
     lm = GPTNeoForCausalLM(GPTNeoConfig(**sizes, **kinds, bos_token_id=1, eos_token_id=2))
-    assert "by their places in a row" in (Backbone(lm).why_not_branch(20) or "")
+    assert "by their places in a row" in (Backbone(lm).why_no_shared_prompts(20) or "")
 
 
 def test_a_backbone_that_does_not_heed_masks_is_found_out():
@@ -353,7 +353,7 @@ def test_a_backbone_that_does_not_heed_masks_is_found_out():
         def forward(self, input_ids, *, attention_mask=None, position_ids=None):
             return super().forward(input_ids, position_ids=position_ids)
 
-    assert "apart" in (Heedless(tiny_lm("llama")).why_not_branch(SHORT) or "")
+    assert "apart" in (Heedless(tiny_lm("llama")).why_no_shared_prompts(SHORT) or "")
 
 
 def test_a_backbone_that_refuses_masks_is_asked_no_more():
@@ -361,7 +361,7 @@ def test_a_backbone_that_refuses_masks_is_asked_no_more():
         def forward(self, *args, **kwargs):
             raise ValueError("flash attention takes no such mask")
 
-    assert "flash attention takes no such mask" in (Refusing(tiny_lm("llama")).why_not_branch(SHORT) or "")
+    assert "flash attention takes no such mask" in (Refusing(tiny_lm("llama")).why_no_shared_prompts(SHORT) or "")
 
 
 # ---- the lm_head as a matrix --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from models import ARCHITECTURES, LAYERS, VOCAB, tiny_lm
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig
 
-from dual_head.cache import SPARE, Abreast, CacheSlot, Lookahead, offloaded
+from dual_head.cache import SPARE, StackedCache, CacheSlot, PrefixCache, offloaded
 
 LAYERS_IN_ALL = 5
 
@@ -116,16 +116,16 @@ def test_another_model_fills_a_view_as_it_would_a_cache_of_its_own(architecture)
 # ---- layers abreast ----------------------------------------------------------------------------------------
 
 
-def abreast(whole: DynamicCache) -> Abreast:
+def stacked(whole: DynamicCache) -> StackedCache:
     """Layers 0 and 3 of a cache, which hold two tokens each, as one layer of two models."""
     for layer, values in ((0, (1, 2)), (3, (3, 4))):
         whole.update(tokens(*values), tokens(*values), layer)
-    return Abreast([[whole.layers[0], whole.layers[3]]])
+    return StackedCache([[whole.layers[0], whole.layers[3]]])
 
 
 def test_layers_abreast_grow_together_and_stay_layers_of_their_cache():
     whole = whole_cache()
-    cache = abreast(whole)
+    cache = stacked(whole)
     for new in (5, 6):
         k, v = cache.update(torch.cat([tokens(new), tokens(10 * new)]), torch.cat([tokens(-new), tokens(-new)]), 0)
     assert k[..., 0].squeeze(1).tolist() == [[1, 2, 5, 6], [3, 4, 50, 60]]
@@ -136,7 +136,7 @@ def test_layers_abreast_grow_together_and_stay_layers_of_their_cache():
 
 def test_a_token_is_written_behind_the_others_and_moves_them_only_where_room_ends():
     whole = whole_cache()
-    cache = abreast(whole)
+    cache = stacked(whole)
     places = set()
     for new in range(2 * SPARE):
         cache.update(torch.cat([tokens(new)] * 2), torch.cat([tokens(new)] * 2), 0)
@@ -159,7 +159,7 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "first", "second"), CHANGES.values(), ids=CHANGES)
 def test_layers_abreast_go_on_from_whatever_became_of_them(change, first, second):
     whole = whole_cache()
-    cache = abreast(whole)
+    cache = stacked(whole)
     cache.update(tokens(5, rows=1).expand(2, -1, -1, -1), tokens(5).expand(2, -1, -1, -1), 0)
     held = whole.layers[0].keys
     change(whole)
@@ -171,12 +171,12 @@ def test_layers_abreast_go_on_from_whatever_became_of_them(change, first, second
 
 def test_two_caches_that_hold_the_same_tensors_grow_apart():
     whole = whole_cache()
-    cache = abreast(whole)
+    cache = stacked(whole)
     both = [tokens(5).expand(2, -1, -1, -1)] * 2
     cache.update(*both, 0)
     other = [copy.copy(layer) for layer in (whole.layers[0], whole.layers[3])]
     cache.update(*both, 0)
-    Abreast([other]).update(*[tokens(6).expand(2, -1, -1, -1)] * 2, 0)
+    StackedCache([other]).update(*[tokens(6).expand(2, -1, -1, -1)] * 2, 0)
     assert keys(whole, 0) == [[1, 2, 5, 5]]
     assert other[0].keys.flatten().tolist() == [1, 2, 5, 6]
 
@@ -184,7 +184,7 @@ def test_two_caches_that_hold_the_same_tensors_grow_apart():
 def test_what_grew_in_inference_mode_goes_on_outside_of_it():
     whole = whole_cache()
     with torch.inference_mode():
-        cache = abreast(whole)
+        cache = stacked(whole)
         cache.update(*[tokens(5).expand(2, -1, -1, -1)] * 2, 0)
     cache.update(*[tokens(6).expand(2, -1, -1, -1)] * 2, 0)
     assert keys(whole, 3) == [[3, 4, 5, 6]]
@@ -218,7 +218,7 @@ def test_looking_ahead_returns_what_is_stored_and_what_is_new_and_stores_nothing
     whole = whole_cache()
     for i in range(LAYERS_IN_ALL):
         whole.update(tokens(1 + i, 2 + i), tokens(3, 4), i)
-    ahead = Lookahead(whole)
+    ahead = PrefixCache(whole)
     for new in (8, 9):  # each starts from the same prefix
         k, v = ahead.update(tokens(new), tokens(7), 1)
         assert (k.flatten().tolist(), v.flatten().tolist()) == ([2, 3, new], [3, 4, 7])
@@ -234,7 +234,7 @@ def test_the_first_tokens_of_a_look_ahead_stay_and_the_others_do_not(graded):
     stored = [1, 2]
     with torch.set_grad_enabled(graded):
         for new in (5, 6):
-            ahead = Lookahead(CacheSlot(whole, 3).view(2), new=1)
+            ahead = PrefixCache(CacheSlot(whole, 3).view(2), new=1)
             assert ahead.width() == len(stored) + 1
             for layer in (0, 1):
                 k, v = ahead.update(tokens(new, 8, 9), tokens(-new, 7, 7), layer)
@@ -255,7 +255,7 @@ def test_continuations_of_one_prefix_in_one_forward_are_those_one_by_one():
         nexts,
         attention_mask=torch.zeros(1, 1, 3, 6).masked_fill(~sees, torch.finfo(torch.float32).min),
         position_ids=torch.full((1, 3), 3),
-        past_key_values=Lookahead(cache),
+        past_key_values=PrefixCache(cache),
     ).logits[0]
     for i, token in enumerate(nexts[0]):
         alone = lm(torch.cat([prefix, token.view(1, 1)], 1)).logits[0, -1]

@@ -153,7 +153,7 @@ def count_at_7b(config: GuideConfig) -> tuple[int, int, float, int]:
         guide = guide_class(kind_of(config))(config, backbone.shape)
         guide.attach(backbone)
     trained = sum(tensor.numel() for tensor in guide.stored().values())
-    return trained, guide.executed(trained, Parameters.of(lm)), guide.forwards, guide.cache_layers
+    return trained, guide.executed(trained, Parameters.of(lm)), guide.extra_forwards, guide.cache_layers
 
 
 # The one of classifiers is of no method, and tests/test_cli.py reads it.

@@ -9,7 +9,7 @@ from models import PAD, VOCAB, guided_lm, tiny_lm
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.linear import LinearConfig
-from dual_head.strength import Acting, LinearDecay, resolve_alpha
+from dual_head.strength import Strengths, LinearDecay, resolve_alpha
 
 TWO = {"helpful": 1.0, "harmless": 0.5}
 
@@ -91,7 +91,7 @@ def test_options_of_loading_are_refused_beside_a_loaded_backbone():
 # ---- schedules over the new tokens -------------------------------------------------------------------------
 
 
-def strengths(acting: Acting, values: torch.Tensor, *columns: int) -> torch.Tensor:
+def strengths(acting: Strengths, values: torch.Tensor, *columns: int) -> torch.Tensor:
     return acting.at(values, torch.tensor(columns))
 
 

@@ -224,7 +224,7 @@ class Backbone(Decoder):
         """Run the decoder without a gradient; see `Decoder.forward`."""
         return super().forward(*args, **kwargs)
 
-    def why_not_branch(self, longest: int) -> str | None:
+    def why_no_shared_prompts(self, longest: int) -> str | None:
         """Say why one row cannot hold prompts and two continuations of each, kept apart by masks; None where it can.
 
         longest: tokens of a sequence. Tried on a few tokens rather than looked up, since no list of

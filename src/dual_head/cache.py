@@ -62,7 +62,7 @@ def grows(layer: Any, cache: Cache) -> bool:
     return layer.get_seq_length() > 0 and not offloaded(cache)
 
 
-class Room:
+class GrowingKV:
     """Keys and values of layers that grow together, one below the other, in tensors with room for more tokens.
 
     A dynamic layer copies all it holds for every token. Here a token is written behind the others, and what the
@@ -107,20 +107,20 @@ class Room:
         return all_keys, all_values
 
 
-_ROOMS: WeakKeyDictionary[DynamicLayer, Room] = WeakKeyDictionary()  # by the first of the layers
+_GROWING: WeakKeyDictionary[DynamicLayer, GrowingKV] = WeakKeyDictionary()  # by the first of the layers
 
 
 def append(
     layers: Sequence[DynamicLayer], keys: Tensor, values: Tensor, keep: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Append to layers of equal lengths that hold something, without a gradient, as `Room.append` does."""
-    room, new = _ROOMS.get(layers[0]), keys.shape[-2]
+    """Append to layers of equal lengths that hold something, without a gradient, as `GrowingKV.append` does."""
+    room, new = _GROWING.get(layers[0]), keys.shape[-2]
     if room is None or not room.is_of(layers, new):
-        room = _ROOMS[layers[0]] = Room(layers, new)
+        room = _GROWING[layers[0]] = GrowingKV(layers, new)
     return room.append(layers, keys, values, new if keep is None else keep)
 
 
-class Abreast(Cache):
+class StackedCache(Cache):
     """Layers of several models that run in one forward, rows [B of the first | B of the second | ...].
 
     groups: for each layer of the forward, the layer of every model. They stay layers of the cache they come from.
@@ -136,7 +136,7 @@ class Abreast(Cache):
         return append(self._groups[layer_idx], key_states, value_states)
 
 
-class Lookahead(Cache):
+class PrefixCache(Cache):
     """Stores the first `new` tokens it is given in a cache; of the others it only appends to what it returns.
 
     Many continuations of one prefix can then share its keys and values in one forward, the one that reads the

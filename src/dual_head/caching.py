@@ -82,12 +82,12 @@ class GuideCaching:
             return None
         return causal_mask(padding, length, cache, guide_layer=self.backbone.num_layers, device=device)
 
-    def why_not_branch(self, names: Iterable[str], longest: int) -> str | None:
+    def why_no_shared_prompts(self, names: Iterable[str], longest: int) -> str | None:
         """Say why pairs cannot share the run of their prompt, given the guides that act; None where they can."""
         for name in names:
-            if not self.guide(name).branches:
+            if not self.guide(name).shares_prompts:
                 return f"the guide '{name}' runs a model of its own"
-        why = self.backbone.why_not_branch(longest)
+        why = self.backbone.why_no_shared_prompts(longest)
         return why and f"the backbone cannot, {why}"
 
     def branch_masks(self, parts: Tensor) -> dict[str, Any]:

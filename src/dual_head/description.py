@@ -43,7 +43,7 @@ def costs(config: AlignedConfig, sizes: Mapping[str, int]) -> dict[str, Any]:
         "guides": {
             name: {
                 "executed": guide.executed(sum(_parameters_of(name, sizes).values()), parameters),
-                "forwards": guide.forwards,
+                "forwards": guide.extra_forwards,
                 "reads": _reads(guide),
             }
             for name, guide in guides.items()

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from dual_head.errors import DualHeadError
-from dual_head.strength import Acting
+from dual_head.strength import Strengths
 
 REQUEST = ("alpha", "guides")  # what `generate` hands to every forward of the model, and to no other model
 # Drafts of a model's own, by the setting that asks for them, and why they cannot be had.
@@ -47,7 +47,7 @@ class InnerCalls:
         return processors
 
 
-def _at_strength(processor: Any, *, alpha: Any, guides: Acting) -> Any:
+def _at_strength(processor: Any, *, alpha: Any, guides: Strengths) -> Any:
     """The same processor, with a model that runs at alpha; schedules begin behind the prompt of this branch."""
     prompt = processor.unconditional_context["input_ids"]
     origin = 1 if prompt is None else prompt.shape[1]  # where there is none, the last token stands for it

@@ -42,8 +42,8 @@ from dual_head.hidden_states import Features, Rows
 from dual_head.inner_calls import InnerCalls
 from dual_head.loading import GuideLoading
 from dual_head.policy import Voice, distributions
-from dual_head.steps import JointSteps, Said
-from dual_head.strength import Acting, Alpha, requested, resolve_alpha, strengths_of
+from dual_head.steps import JointSteps, StepOutput
+from dual_head.strength import Strengths, Alpha, requested, resolve_alpha, strengths_of
 from dual_head.text import TextGeneration
 from dual_head.transfer import UNMAPPED, Transfer
 
@@ -177,7 +177,7 @@ class AlignedModel(
                 layers=wanted,
                 options=options,
             )
-            said = Said(output.last_hidden_state, layers, output=output)
+            said = StepOutput(output.last_hidden_state, layers, output=output)
         features = Features(
             said.hidden, said.layers, guides_mask, position_ids, input_ids, padding, keep, logits=self.backbone.logits
         )
@@ -240,7 +240,7 @@ class AlignedModel(
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         alpha: Alpha = None,
-        guides: Acting | None = None,
+        guides: Strengths | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the aligned policy, [B, T, V] or the last `logits_to_keep` positions of them.
@@ -302,7 +302,7 @@ class AlignedModel(
         """The backbone's lm_head."""
         return self.backbone.lm.get_output_embeddings()
 
-    def resolve_alpha(self, alpha: Alpha, rows: int, origin: int = 0) -> tuple[Acting, Tensor]:
+    def resolve_alpha(self, alpha: Alpha, rows: int, origin: int = 0) -> tuple[Strengths, Tensor]:
         """Who acts, and how strongly: `strength.resolve_alpha` with this model's defaults, or those of `generate`.
 
         A call inside `generate` that says no alpha, as a `custom_generate` may make it, gets the request's.

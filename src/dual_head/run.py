@@ -136,7 +136,7 @@ def _collator(
 ) -> PairCollator:
     """Lay out pairs with their prompt once, where backbone and guide keep the two responses apart."""
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    why_not = model.why_not_branch([method.name], max(longest_sequence(rows) for rows in sets if len(rows)))
+    why_not = model.why_no_shared_prompts([method.name], max(longest_sequence(rows) for rows in sets if len(rows)))
     if why_not:
         console.print(f"Prompts are run once for each response: {why_not}.")
     return PairCollator(pad, share_prompt=why_not is None)

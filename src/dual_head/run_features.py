@@ -70,7 +70,7 @@ def _cache_features(method: Method, options: CacheOptions, processes: PartialSta
     parts = {"train": train_set, "held_out": held_out}
     backbone = _backbone(options, processes)
     layout = _layout(method, backbone, options.dtype)
-    why_not = backbone.why_not_branch(max(longest_sequence(rows) for rows in parts.values() if len(rows)))
+    why_not = backbone.why_no_shared_prompts(max(longest_sequence(rows) for rows in parts.values() if len(rows)))
     manifest = _manifest(backbone, tokenizer, layout, options, drops, why_not)
     if not options.restart:
         _require_same(folder, manifest)

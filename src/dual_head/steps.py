@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from dual_head.backbone import Backbone
-from dual_head.cache import Abreast, CacheSlot, grows, offloaded
+from dual_head.cache import StackedCache, CacheSlot, grows, offloaded
 from dual_head.guides import Guide, States
 from dual_head.joint import JointDecoder
 from dual_head.transfer import Transfer
 
 
 @dataclass(frozen=True)
-class Said:
+class StepOutput:
     """What one forward said: hidden [B, T, d] and layers of the backbone, and states of guides that ran with it."""
 
     hidden: Tensor
@@ -45,7 +45,7 @@ class JointSteps:
         cache: Cache | None,
         slots: Mapping[str, CacheSlot],
         layers: tuple[int, ...],
-    ) -> Said | None:
+    ) -> StepOutput | None:
         """Run the backbone and all guides that can join it in one forward; None where none can."""
         if input_ids is None or cache is None or not _is_step(input_ids, mask, position_ids):
             return None
@@ -57,21 +57,21 @@ class JointSteps:
         if not decoder.usable():
             return None
         hidden, kept = decoder.forward(
-            input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=Abreast(groups), layers=layers
+            input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=StackedCache(groups), layers=layers
         )
         (base, *owns), (base_logits, *logits) = (x.chunk(1 + len(joining)) for x in (hidden, decoder.logits(hidden)))
         states = {
-            name: self.guide(name).joined(own, own_logits, base_logits)
+            name: self.guide(name).from_joint_step(own, own_logits, base_logits)
             for name, own, own_logits in zip(joining, owns, logits, strict=True)
         }
-        return Said(base, kept, states)
+        return StepOutput(base, kept, states)
 
     def _step_cache(self, input_ids: Tensor | None, cache: Cache | None) -> Cache | None:
         """See a cache as the backbone fills it in a step beside guides: without a copy of all it holds."""
         if cache is None or input_ids is None or input_ids.shape[1] != 1 or not cache.layers:
             return cache
         groups = _groups(cache, self.backbone.num_layers, []) if grows(cache.layers[0], cache) else None
-        return cache if groups is None else Abreast(groups)
+        return cache if groups is None else StackedCache(groups)
 
     def _joins(self, name: str) -> bool:
         guide = self.guide(name)

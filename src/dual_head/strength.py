@@ -22,7 +22,7 @@ Schedule = Callable[..., Tensor]  # index of the new token [T], 0 for the first,
 Strength = float | Sequence[float] | Tensor | Schedule
 Alpha = Strength | Mapping[str, Strength] | None
 
-_REQUEST: ContextVar["tuple[Any, Acting, Tensor] | None"] = ContextVar("request", default=None)
+_REQUEST: ContextVar["tuple[Any, Strengths, Tensor] | None"] = ContextVar("request", default=None)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LinearDecay:
 
 
 @dataclass(frozen=True)
-class Acting:
+class Strengths:
     """Who acts, in the order of the strengths' columns, and who follows a schedule.
 
     origin: how many tokens came before the first new one, where schedules begin.
@@ -67,12 +67,12 @@ class Acting:
 
 def resolve_alpha(
     alpha: Alpha, *, defaults: Mapping[str, float], rows: int, fusion: str = "logits", origin: int = 0
-) -> tuple[Acting, Tensor]:
+) -> tuple[Strengths, Tensor]:
     """Return the guides that act, and their strengths [rows, acting guides] in fp32.
 
     alpha: None for the defaults; a number for every guide and row; one number per row; a schedule, called with
     the indices of new tokens; or {name: any of these}, where a guide that is not named gets 0. A guide that
-    is 0 in every row does not act and is not computed; a schedule always acts. origin: see `Acting`.
+    is 0 in every row does not act and is not computed; a schedule always acts. origin: see `Strengths`.
     Errors: an unknown name, a wrong length, NaN or infinity; a strength outside [0, 1], or a schedule, under
     probabilities.
     """
@@ -99,7 +99,7 @@ def resolve_alpha(
                 )
     names = tuple(name for name, row in values.items() if any(row))
     columns = torch.tensor([values[name] for name in names], dtype=torch.float32)
-    return Acting(names, tuple(schedules[name] for name in names), origin), columns.view(
+    return Strengths(names, tuple(schedules[name] for name in names), origin), columns.view(
         len(names), rows
     ).T.contiguous()
 
@@ -159,7 +159,7 @@ def strengths_of(values: Tensor, rows: int) -> Tensor:
 
 
 @contextmanager
-def requesting(model: Any, acting: Acting, values: Tensor) -> Iterator[None]:
+def requesting(model: Any, acting: Strengths, values: Tensor) -> Iterator[None]:
     """Remember the strengths of a request while it runs, for calls of that model inside it that say none."""
     token = _REQUEST.set((model, acting, values))
     try:
@@ -168,7 +168,7 @@ def requesting(model: Any, acting: Acting, values: Tensor) -> Iterator[None]:
         _REQUEST.reset(token)
 
 
-def requested(model: Any, rows: int) -> tuple[Acting, Tensor] | None:
+def requested(model: Any, rows: int) -> tuple[Strengths, Tensor] | None:
     """Who acts and how strongly in the request that is running, for so many rows; None where none is.
 
     Errors: a schedule, which does not say where in another sequence its first token is.

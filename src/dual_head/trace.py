@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dual_head.guides import States
-from dual_head.strength import Acting
+from dual_head.strength import Strengths
 
 if TYPE_CHECKING:
     from dual_head.model import AlignedModel
@@ -47,7 +47,7 @@ def trace_sequences(
     sequences: Tensor,
     prompt_mask: Tensor,
     *,
-    alpha: tuple[Acting, Tensor],
+    alpha: tuple[Strengths, Tensor],
     eos_token_id: int | list[int] | None = None,
     pad_token_id: int | None = None,
 ) -> list[Trace]:

@@ -239,7 +239,7 @@ def test_chunks_change_nothing(kind, architecture):
 
 def test_a_prompt_shared_by_both_responses_and_a_row_by_pairs_change_nothing(kind, architecture):
     model = guided(kind, architecture)
-    if model.why_not_branch(["g"], longest=6) or (step := trained(kind, model)) is None:
+    if model.why_no_shared_prompts(["g"], longest=6) or (step := trained(kind, model)) is None:
         return
     step.eval()  # dropout falls elsewhere in rows of another shape
     results = []

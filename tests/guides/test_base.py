@@ -24,7 +24,7 @@ def plain() -> Plain:
 
 def test_a_guide_needs_nothing_unless_it_says_so():
     guide = plain()
-    assert (guide.cache_layers, guide.hidden_layers, guide.reads_base, guide.forwards) == (0, (), False, 0)
+    assert (guide.cache_layers, guide.hidden_layers, guide.reads_base, guide.extra_forwards) == (0, (), False, 0)
     assert (guide.space, guide.reads_tokens, guide.trainable) == ("vocabulary", False, True)
 
 

@@ -217,7 +217,7 @@ def test_against_another_model_it_is_the_expert_less_the_antiexpert(tmp_path):
     model = guided_lm({"g": LanguageModelConfig(model=expert, tune="none", against=anti)})
     expected = tiny_lm("llama").eval()(IDS).logits + 0.5 * (loaded(expert)(IDS).logits - loaded(anti)(IDS).logits)
     torch.testing.assert_close(model(IDS, alpha=0.5).logits, expected, **CLOSE)
-    assert model.guide("g").forwards == 2
+    assert model.guide("g").extra_forwards == 2
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def test_nothing_depends_on_the_sequence():
     guide, hidden = linear(init_std=0.3), torch.randn(1, 4, 2)
     states = guide.encode(Features(hidden), None)
     assert torch.equal(delta(guide, hidden)[:, 3:], delta(guide, hidden[:, 3:]))
-    assert (guide.cache_layers, guide.hidden_layers, guide.reads_base, guide.forwards) == (0, (), False, 0)
+    assert (guide.cache_layers, guide.hidden_layers, guide.reads_base, guide.extra_forwards) == (0, (), False, 0)
     assert (guide.gate_logit(states), guide.gate(states)) == (None, 1.0)
 
 

@@ -150,7 +150,7 @@ def test_a_step_is_one_forward_whatever_k_and_rows_and_the_prompt_is_read_once(r
     model.generate(prompts(rows), alpha=1.0, do_sample=False, max_new_tokens=3)
     # The prompt, then only the continuations of its last token; then each new token with its continuations.
     assert seen == [(rows, 12), (rows, k), (rows, 1 + k), (rows, 1 + k)]
-    assert model.guide("g").forwards == 1
+    assert model.guide("g").extra_forwards == 1
 
 
 def test_candidates_come_from_the_logits_that_a_step_needs_anyway():

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dual_head.guides.base import Parameters
-from dual_head.guides.companion import Companion
+from dual_head.guides.companion import SecondModel
 from dual_head.model import AlignedModel
 from dual_head.strength import Alpha
 
@@ -55,7 +55,7 @@ def costs(model: Any, alpha: Alpha = None) -> Costs:
         trained += sum(size for key, size in parameters.items() if not entry.get("adapter") or ".transfer." in key)
         if name in acting.names:
             executed += model.guide(name).executed(sum(parameters.values()), base)
-            forwards += model.guide(name).forwards
+            forwards += model.guide(name).extra_forwards
     return Costs(
         parameters=base.whole,
         added=added,
@@ -72,7 +72,7 @@ def _weights(model: Any) -> Iterator[Tensor]:
     if isinstance(model, AlignedModel):
         modules.append(model.backbone.lm)
         guides = (model.guide(name) for name in model.config.guides or {})
-        modules += [held for guide in guides if isinstance(guide, Companion) for held, _ in guide._models]
+        modules += [held for guide in guides if isinstance(guide, SecondModel) for held, _ in guide._models]
     seen: set[int] = set()
     for tensor in (parameter for module in modules for parameter in module.parameters()):
         if tensor.data_ptr() not in seen:

@@ -109,12 +109,12 @@ class Guide(nn.Module, ABC):
         return False
 
     @property
-    def branches(self) -> bool:
+    def shares_prompts(self) -> bool:
         """Whether it reads rows that hold two continuations of one prompt, kept apart by the features' mask."""
         return True
 
     @property
-    def forwards(self) -> float:
+    def extra_forwards(self) -> float:
         """How many whole language models it runs per token, besides the backbone."""
         return 0
 
@@ -122,7 +122,7 @@ class Guide(nn.Module, ABC):
     def changes(self) -> Changes | None:
         """What it adds to linear layers, where that alone makes it of the backbone; None for anything else.
 
-        While decoding, such a guide runs as more rows of the backbone's own forward, and `joined` follows.
+        While decoding, such a guide runs as more rows of the backbone's own forward, and `from_joint_step` follows.
         """
         return None
 
@@ -143,7 +143,7 @@ class Guide(nn.Module, ABC):
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
         """Do what depends on the sequence: features [B, T, d] to token-local states, each [B, T, *]."""
 
-    def joined(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
+    def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
         """Return the states of a step that was run with the backbone.
 
         hidden [B, 1, d] and logits [B, 1, V] of the backbone with this guide's `changes`; base_logits without.

@@ -33,7 +33,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompanionConfig(GuideConfig):
+class SecondModelConfig(GuideConfig):
     """Options of a guide that is a model.
 
     model: a folder or hub name; None for the backbone itself, whose weights are then shared; tune: what is
@@ -69,13 +69,13 @@ class CompanionConfig(GuideConfig):
         return replace(self, model=backbone)
 
 
-class Companion(Guide):
+class SecondModel(Guide):
     """A guide that is a model: its trained tensors are the guide's own, whatever else it is made of is borrowed."""
 
-    config: CompanionConfig
+    config: SecondModelConfig
     reads_tokens = True
 
-    def __init__(self, config: CompanionConfig, shape: BackboneShape):
+    def __init__(self, config: SecondModelConfig, shape: BackboneShape):
         super().__init__(config, shape)
         self.own = nn.ParameterList()
         self._names: list[str] = []
@@ -91,7 +91,7 @@ class Companion(Guide):
                 self.own.append(parameter)
 
     @property
-    def branches(self) -> bool:
+    def shares_prompts(self) -> bool:
         """Where it is the backbone over again; of another model nobody has seen it."""
         return self.config.model is None
 
@@ -117,7 +117,7 @@ class Companion(Guide):
         return self
 
 
-def lora_config(config: CompanionConfig, task: str | None = None) -> Any:
+def lora_config(config: SecondModelConfig, task: str | None = None) -> Any:
     """Make PEFT's configuration of a LoRA. Errors: peft is not installed."""
     return require("peft", "peft").LoraConfig(
         task_type=task,
@@ -223,7 +223,7 @@ def count_forwards(name: str) -> float:
         return 1
     with torch.device("meta"):
         guides = [build_guide(entry, BackboneShape.from_dict(entry["shape"])) for entry in config.guides.values()]
-    return 1 + sum(guide.forwards for guide in guides)
+    return 1 + sum(guide.extra_forwards for guide in guides)
 
 
 def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoModelForCausalLM) -> Parameters:

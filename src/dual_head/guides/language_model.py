@@ -24,8 +24,8 @@ from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States, flatten, unflatten
 from dual_head.guides.companion import (
-    Companion,
-    CompanionConfig,
+    SecondModel,
+    SecondModelConfig,
     causal_lm,
     count_forwards,
     count_layers,
@@ -45,8 +45,8 @@ REFERENCE = "against/"  # prefix of the other model's states
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig(CompanionConfig):
-    """Options of the language-model guide, besides those of `CompanionConfig`.
+class LanguageModelConfig(SecondModelConfig):
+    """Options of the language-model guide, besides those of `SecondModelConfig`.
 
     model: a causal LM, a PEFT adapter or a checkpoint of guides; None for the backbone itself; against: what
     its logits are measured against, see the table above.
@@ -65,7 +65,7 @@ class LanguageModelConfig(CompanionConfig):
         return replace(moved, against=moved.model) if self.model is None and self.against == BACKBONE else moved
 
 
-class LanguageModel(Companion):
+class LanguageModel(SecondModel):
     """delta_t = z_r,t, or z_r,t less the logits it is measured against.
 
     Sources: GenARM (Xu et al. 2024), proxy tuning (Liu et al. 2024), DExperts (Liu et al. 2021),
@@ -139,7 +139,7 @@ class LanguageModel(Companion):
         return None if self._other else self._changes
 
     @property
-    def forwards(self) -> float:
+    def extra_forwards(self) -> float:
         """One whole model, or two."""
         return sum(1 if name is None else count_forwards(name) for name in (self.config.model, self._other or ""))
 
@@ -155,7 +155,7 @@ class LanguageModel(Companion):
             offset += speaker.layers
         return states
 
-    def joined(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
+    def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
         """Keep the logits, which came out of one product with the backbone's."""
         return {"hidden": hidden, "logits": logits, "base_logits": base_logits}
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
 
 from dual_head.backbone import Backbone, load_config
-from dual_head.cache import CacheSlot, Lookahead
+from dual_head.cache import CacheSlot, PrefixCache
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States
 from dual_head.guides.companion import (
-    Companion,
-    CompanionConfig,
+    SecondModel,
+    SecondModelConfig,
     count_layers,
     count_parameters,
     injecting,
@@ -43,8 +43,8 @@ OWN_PLACE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModelConfig(CompanionConfig):
-    """Options of the ARGS guide, besides those of `CompanionConfig`; its weight w is alpha.
+class RewardModelConfig(SecondModelConfig):
+    """Options of the ARGS guide, besides those of `SecondModelConfig`; its weight w is alpha.
 
     model: a sequence classifier with one label; None for the backbone with a score head of its own; k: how
     many candidates are scored.
@@ -69,7 +69,7 @@ class RewardModelConfig(CompanionConfig):
         )
 
 
-class RewardModel(Companion):
+class RewardModel(SecondModel):
     """delta(v) = r(x, y_<t, v) for the k candidates. Source: ARGS (Khanov et al. 2024), k = 10, w = 1."""
 
     Config = RewardModelConfig
@@ -144,7 +144,7 @@ class RewardModel(Companion):
         return shared + stored
 
     @property
-    def forwards(self) -> float:
+    def extra_forwards(self) -> float:
         """One pass, which reads the token that was chosen and its k continuations."""
         return 1
 
@@ -175,7 +175,7 @@ class RewardModel(Companion):
         candidates = base[..., :known].topk(k).indices
         step = max(1, BATCH_TOKENS // (len(ids) * k))
         rewards = [
-            self._rewards(candidates[:, i : i + step], at[i : i + step], new, Lookahead(prefix, new), past, features)
+            self._rewards(candidates[:, i : i + step], at[i : i + step], new, PrefixCache(prefix, new), past, features)
             for i in range(0, len(at), step)
         ]
         shape = (*ids.shape, k)
@@ -186,7 +186,7 @@ class RewardModel(Companion):
         return {**states, "base_logits": base} if new else states  # of a whole prompt they would be kept for nothing
 
     def _rewards(
-        self, candidates: Tensor, at: Tensor, new: int, ahead: Lookahead, past: Any, features: Features
+        self, candidates: Tensor, at: Tensor, new: int, ahead: PrefixCache, past: Any, features: Features
     ) -> Tensor:
         """r(x, y_<t, v) of candidates [B, n, k] that follow the positions `at` [n]: [B, n, k] in fp32.
 
@@ -208,7 +208,7 @@ class RewardModel(Companion):
         return self._score(hidden).float().view(rows, n, k)
 
     def _mask(
-        self, columns: Tensor, after: Tensor, new: int, ahead: Lookahead, padding: Tensor | None, rows: int
+        self, columns: Tensor, after: Tensor, new: int, ahead: PrefixCache, padding: Tensor | None, rows: int
     ) -> Any:
         """What each may look at: the prefix up to its column [m], and, if it follows it, itself; [B, 1, m, K + n k]."""
         width, device = ahead.width(), columns.device
