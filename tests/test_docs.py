@@ -29,7 +29,7 @@ from dual_head.methods import method_names
 from dual_head.seed_names import FLAGS
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
 GUIDES_PAGE = (ROOT / "docs" / "guides.md").read_text()
 TABLE_ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
@@ -62,13 +62,15 @@ def flags() -> set[str]:
 SCRIPT = re.compile(r"^ *python \S+\.py(?:.*\\\n)*.*$", re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["seeds.md", "data.md", "guides.md", "evaluation.md", "classify.md"])
+@pytest.mark.parametrize(
+    "page", ["provenance/iav.md", "provenance/mav.md", "data.md", "guides.md", "evaluation.md", "classify.md"]
+)
 def test_every_flag_that_is_named_exists(page, flags):
     text = SCRIPT.sub("", (ROOT / "docs" / page).read_text())  # scripts of ours have flags of their own
     named = set(FLAG.findall(text))
     assert len(named) > 5
     aliases = {name for table in FLAGS.values() for name in table}
-    assert named <= (flags | aliases if page == "seeds.md" else flags)
+    assert named <= (flags | aliases if page.startswith("provenance/") else flags)
 
 
 COMMAND = re.compile(r"^ *dual-head (\w+ .*)$", re.MULTILINE)
@@ -212,7 +214,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize(("letter", "count"), [("D", 15), ("I", 7), ("M", 6)])
 def test_the_errata_are_numbered_without_a_gap(letter, count):
-    text = (ROOT / "docs" / "seeds.md").read_text()
+    text = (ROOT / "docs" / "provenance" / "differences.md").read_text()
     found = re.findall(rf"^\*\*{letter}(\d+)\.", text, flags=re.MULTILINE)
     assert found == [str(i) for i in range(1, count + 1)]
 

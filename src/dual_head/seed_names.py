@@ -1,7 +1,7 @@
 """The spellings of the documents that this project implements, and ours: scripts, flags, keys of YAML, Python names.
 
 `translate` puts ours in their place before a command parses. What has no counterpart is refused, with the line that
-does the same here; docs/seeds.md is the page for people. It knows names and paths, and neither parsers nor models.
+does the same here; docs/provenance/ is for people. It knows names and paths, and neither parsers nor models.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The equations of IAV by hand, I1 to I7 of docs/seeds.md, and its trained base head."""
+"""The equations of IAV by hand, I1 to I7 of docs/provenance/differences.md, and its trained base head."""
 
 import pytest
 import torch

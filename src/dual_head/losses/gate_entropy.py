@@ -18,7 +18,7 @@ class GateEntropy(Objective):
     """L = -H(g) averaged over response tokens, H(g) = -g ln g - (1 - g) ln(1 - g) in nats.
 
     form: "maximise" minimises -H and so keeps gates apart from 0 and 1; "as_printed" is the sign of the
-    Dual-Head paper, +H, which drives them there (docs/seeds.md, D1). Computed from the gate's logit, where
+    Dual-Head paper, +H, which drives them there (docs/provenance, D1). Computed from the gate's logit, where
     it is finite in every dtype. Metrics: mean gate, entropy, and a histogram of `BINS` equal bins.
     """
 

@@ -8,7 +8,7 @@
 
 Source: "Dual-Head: Compact and Efficient Alignment for Large Language Models via Dual-Head Architecture";
 L_pref is GenARM's (Xu et al. 2024), and so is beta_r = 0.05, which the paper does not state. Where the paper
-contradicts itself docs/seeds.md says what is done instead. The divergence from the backbone is measured only.
+contradicts itself docs/provenance says what is done instead. The divergence from the backbone is measured only.
 """
 
 from dual_head.guides.reward_head import RewardHeadConfig

@@ -7,7 +7,7 @@
 
 Source: "Inherent Alignment Vectors". The reference is the frozen backbone, from the same forward; KL is over the
 whole vocabulary and the norm squared, each a mean over response tokens, where the published code has others
-(docs/seeds.md). train_base_head also trains a head beside the backbone's, as the source means it: it is a guide
+(docs/provenance). train_base_head also trains a head beside the backbone's, as the source means it: it is a guide
 of its own, "base_head", held to the backbone by the KL term.
 """
 

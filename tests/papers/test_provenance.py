@@ -1,4 +1,4 @@
-"""docs/seeds.md names files that hold what it says, names that import, flags and commands that are there."""
+"""The pages of docs/provenance name files that hold what they say, names that import, flags and commands."""
 
 import contextlib
 import importlib
@@ -22,8 +22,9 @@ from dual_head.methods import method, method_names
 from dual_head.seed_names import COMMANDS, FLAGS, NO_COMMANDS, PYTHON, translate
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "seeds.md").read_text()
-PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+FENCED = re.compile(r"```.*?```", re.DOTALL)
+PAGES = {page.stem: FENCED.sub("", page.read_text()) for page in sorted((ROOT / "docs" / "provenance").glob("*.md"))}
+PROSE = "\n".join(PAGES.values())
 SPAN = re.compile(r"`([^`]+)`")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.]*\w)")
 # What a run writes, where the page says so.
@@ -125,16 +126,16 @@ def test_a_command_that_is_named_has_the_flags_that_it_is_given(line):
 
 
 SECTIONS = {
-    "Dual-Head": ("dual_head", "generate", "eval", "compose", "sweep"),
-    "IAV": ("iav", "generate", "eval", "cache"),
-    "MAV": ("mav", "generate", "inspect"),
-    "DHRD": ("classify train",),
+    "dual_head": ("dual_head", "generate", "eval", "compose", "sweep"),
+    "iav": ("iav", "generate", "eval", "cache"),
+    "mav": ("mav", "generate", "inspect"),
+    "dhrd": ("classify train",),
 }
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_flag_is_one_of_the_commands_of_its_section_and_a_flag_of_theirs_is_known(section):
-    text = PROSE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+def test_a_flag_is_one_of_the_commands_of_its_page_and_a_flag_of_the_document_is_known(section):
+    text = PAGES[section]
     ours: frozenset[str] = frozenset()
     aliases: set[str] = set()
     for name in SECTIONS[section]:
@@ -168,8 +169,8 @@ def test_arguments_that_are_named_are_taken():
 
 def test_the_defaults_of_a_method_are_those_of_its_column():
     """`--flag` and its last cell, which begins with a number, in the tables of flags of IAV and MAV."""
-    for section, name in (("IAV", "iav"), ("MAV", "mav")):
-        text = PROSE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    for name in ("iav", "mav"):
+        text = PAGES[name]
         chosen = method(name)
         defaults = dict(chosen.options()) | dict(chosen.training) | dict(chosen.run)
         checked = 0
