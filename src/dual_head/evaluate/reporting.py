@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from dual_head.data import RowReport
-from dual_head.evaluate.frontier import hypervolume_interval, pareto
+from dual_head.evaluate.compare.frontier import hypervolume_interval, pareto
+from dual_head.evaluate.compare.win_rates import one_sided, paired_difference, win_rate
 from dual_head.evaluate.measuring import Measured, about, summary
 from dual_head.evaluate.systems import System
 from dual_head.evaluate.types import Answer, Judge, Question
 from dual_head.evaluate.verdicts import Graded, Outcome, spent
-from dual_head.evaluate.win_rates import one_sided, paired_difference, win_rate
 from dual_head.text import Prompt
 
 Answers = Mapping[str, Mapping[str, Answer]]

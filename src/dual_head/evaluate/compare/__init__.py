@@ -1,0 +1,1 @@
+"""What answers, verdicts and scores come to: win rates, differences and frontiers, with their intervals."""
