@@ -153,7 +153,7 @@ def _load(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], output: Path, console: Console) -> None:
-    from dual_head.evaluate.page import efficiency_table
+    from dual_head.evaluate.report.page import efficiency_table
 
     if pairs := report.get("pairs"):
         # Each row of it is a claim: who, against whom, how often, how sure.

@@ -7,6 +7,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from dual_head.evaluate.judges.endpoint import FAILURES
+from dual_head.evaluate.report.tables import tables
 from rich.console import Console
 
 from dual_head import DualHeadError
@@ -14,8 +16,6 @@ from dual_head.evaluate import Answer, Comparison, Question
 from dual_head.evaluate.evaluation import EvaluationOptions, evaluate
 from dual_head.evaluate.exchange import write_mt_bench
 from dual_head.evaluate.judges import load_judge
-from dual_head.evaluate.judges.endpoint import FAILURES
-from dual_head.evaluate.reporting import tables
 from dual_head.evaluate.verdicts import grade_all, judge_pairs
 
 QUESTION = Question("q", "How far is the moon?")

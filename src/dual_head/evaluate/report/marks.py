@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dual_head.evaluate.page_numbers import arrow, decimals, side
+from dual_head.evaluate.report.numbers import arrow, decimals, side
 
 FOREST, BAR, BAR_MARGIN = 250, 96, 5  # widths of a pair's line, of a metric's bar; room for the marks at its ends
 SCATTER, SCATTER_MARGIN = (640, 380), (64, 16, 48, 16)  # width, height; left, top, bottom, right

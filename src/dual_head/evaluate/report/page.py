@@ -22,9 +22,9 @@ import hashlib
 import importlib.resources
 from typing import Any
 
+from dual_head.evaluate.report import marks, numbers
+
 from dual_head.errors import require
-from dual_head.evaluate import page_marks as marks
-from dual_head.evaluate import page_numbers as numbers
 
 Report = dict[str, Any]
 
@@ -103,7 +103,7 @@ def _drawn(report: Report) -> dict[str, Any]:
 
 
 def _packaged(name: str) -> str:
-    return importlib.resources.files("dual_head.evaluate").joinpath(name).read_text(encoding="utf-8")
+    return importlib.resources.files("dual_head.evaluate.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

@@ -7,10 +7,9 @@ import shutil
 import subprocess
 
 import pytest
-
-from dual_head.evaluate.page import markdown, render
-from dual_head.evaluate.page_marks import across, forest_row, matrix, quality, scatter, ticks
-from dual_head.evaluate.page_numbers import NOTHING, headlines, number, percent
+from dual_head.evaluate.report.marks import across, forest_row, matrix, quality, scatter, ticks
+from dual_head.evaluate.report.numbers import NOTHING, headlines, number, percent
+from dual_head.evaluate.report.page import markdown, render
 
 SYSTEMS = ("dpo", "base", "dual_head")
 HOSTILE = "<script>document.title = 'owned'</script></script><!--<b>bold</b> & 'quoted' <img src=x onerror=owned()>"
