@@ -8,7 +8,8 @@
 One random backbone, one tokenizer, the same texts. The classifier goes from texts to labels through `Predictor`; the
 plain pooled model and the one-token verbaliser get its very batches; transformers' pipeline runs as it does where
 nobody sets anything; chains of thought are decoded in one batch, to their full length. Figures go to
-benchmarks/results/classify.json and from there into docs/classify.md. It knows no data and judges no quality.
+benchmarks/results/classify.json and from there into docs/results/classification.md.
+It knows no data and judges no quality.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.predict import Predictor
 
 RESULTS = Path(__file__).parent / "results" / "classify.json"
-PAGE = report.ROOT / "docs" / "classify.md"
+PAGE = report.ROOT / "docs" / "results" / "classification.md"
 NAME = "classify-throughput"
 LABELS, AGREED = ["no", "yes"], 0.99  # and the share of them that models must agree on: rounding may change some
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]

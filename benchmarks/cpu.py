@@ -3,7 +3,7 @@
     python benchmarks/cpu.py                       # all sections, about 26 minutes on two cores with AVX2
     python benchmarks/cpu.py training-hh decoding  # some of them; the others keep the figures they have
 
-Figures go to benchmarks/results/cpu.json as soon as a section is through, and from there into docs/performance.md.
+Figures go to benchmarks/results/cpu.json as soon as a section is through, and from there into docs/results/speed.md.
 It knows which sides meet; how they do it is in peers.py and ours.py.
 """
 

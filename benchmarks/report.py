@@ -1,4 +1,4 @@
-"""What was measured, as JSON, as tables in docs/performance.md, and as pictures.
+"""What was measured, as JSON, as tables in docs/results/speed.md, and as pictures.
 
     python benchmarks/report.py    # writes the tables and the picture again from benchmarks/results/cpu.json
 
@@ -20,8 +20,8 @@ from measure import Timing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
-PAGE = ROOT / "docs" / "performance.md"
-PICTURE = ROOT / "docs" / "performance.png"
+PAGE = ROOT / "docs" / "results" / "speed.md"
+PICTURE = ROOT / "docs" / "results" / "speed.png"
 
 Cell = str | float | int | None
 BLOCK = re.compile(r"<!-- bench:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /bench -->", re.DOTALL)

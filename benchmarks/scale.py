@@ -1,10 +1,10 @@
 """What large backbones would take: bytes, FLOPs and lower bounds of times, computed from shapes and never measured.
 
-    python benchmarks/scale.py                   # writes the tables of docs/scale.md again
+    python benchmarks/scale.py                   # writes the tables of docs/explanation/scale.md again
     python benchmarks/scale.py --flops 400e12    # on other hardware: prints them, and leaves the page alone
 
-The formulas are those of docs/scale.md, in its order. It knows no model, no guide's code and no clock; that its counts
-are those of the library is held by a test.
+The formulas are those of docs/explanation/scale.md, in its order. It knows no model, no guide's code and no clock.
+A test holds its counts to those of the library.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from report import Section, cell, replaced
 
-PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "scale.md"
 GB, TERA = 1e9, 1e12
 
 BF16, FP32 = 2, 4

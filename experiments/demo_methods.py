@@ -2,7 +2,7 @@
 
     python experiments/demo_methods.py --output_dir demo-methods [--methods iav genarm] [--steps 300]
 
-Writes methods.json and prints the table of docs/results.md. One method takes about a minute on a core.
+Writes methods.json and prints the table of docs/results/methods.md. One method takes about a minute on a core.
 """
 
 import argparse

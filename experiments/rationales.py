@@ -2,7 +2,7 @@
 
     python experiments/rationales.py --backbone chat --data data --output_dir rationales --jobs 2
     python experiments/rationales.py --backbone chat --data data --output_dir rationales --stage report \\
-        --page docs/classify.md
+        --page docs/results/classification.md
 
 Search of the learning rate on rows kept back, for the plain classifier and for DHRD (whose rate all others take);
 then every system at the same steps, batches and rows, several seeds, on the test rows. What is done is skipped, so the

@@ -31,14 +31,14 @@ from dual_head.seed_names import FLAGS
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
-GUIDES_PAGE = (ROOT / "docs" / "guides.md").read_text()
+GUIDES_PAGE = (ROOT / "docs" / "how-to" / "guides.md").read_text()
 TABLE_ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.]*\w)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # In pieces, so that this file does not hold them.
 WORKPLACE = ("/" + "work/", "ERRATA" + ".md", "/" + "shared/ERRATA", r"\b[Ff]" + r"arm\b")
 EXAMPLE = re.compile(r"^### `([\w-]+)`\n(.*?)```json\n(.*?)\n```", re.DOTALL | re.MULTILINE)
-EXAMPLES = EXAMPLE.findall((ROOT / "docs" / "data.md").read_text())
+EXAMPLES = EXAMPLE.findall((ROOT / "docs" / "reference" / "data.md").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,15 @@ SCRIPT = re.compile(r"^ *python \S+\.py(?:.*\\\n)*.*$", re.MULTILINE)
 
 
 @pytest.mark.parametrize(
-    "page", ["provenance/iav.md", "provenance/mav.md", "data.md", "guides.md", "evaluation.md", "classify.md"]
+    "page",
+    [
+        "provenance/iav.md",
+        "provenance/mav.md",
+        "reference/data.md",
+        "how-to/guides.md",
+        "how-to/evaluate.md",
+        "how-to/classify.md",
+    ],
 )
 def test_every_flag_that_is_named_exists(page, flags):
     text = SCRIPT.sub("", (ROOT / "docs" / page).read_text())  # scripts of ours have flags of their own
@@ -109,7 +117,7 @@ def test_every_command_that_is_shown_is_understood(line, monkeypatch):
 
 
 def test_the_python_of_the_page_on_guides_runs_in_an_empty_folder(tmp_path, monkeypatch):
-    blocks = BLOCK.findall((ROOT / "docs" / "guides.md").read_text())
+    blocks = BLOCK.findall((ROOT / "docs" / "how-to" / "guides.md").read_text())
     assert len(blocks) > 5
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}

@@ -14,7 +14,7 @@ from dual_head.data import Pair
 from dual_head.text import encode_prompts
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-RESULTS = EXPERIMENTS.parent / "docs" / "results.md"
+RESULTS = EXPERIMENTS.parent / "docs" / "results" / "methods.md"
 if str(EXPERIMENTS) not in sys.path:  # scripts that import each other by name
     sys.path.append(str(EXPERIMENTS))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-PAGE = EXPERIMENTS.parent / "docs" / "classify.md"
+PAGE = EXPERIMENTS.parent / "docs" / "results" / "classification.md"
 if str(EXPERIMENTS) not in sys.path:  # scripts that import each other by name
     sys.path.append(str(EXPERIMENTS))
 

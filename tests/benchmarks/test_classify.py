@@ -30,7 +30,7 @@ def test_the_small_job_measures_every_side_and_writes_json_and_page(tmp_path, mo
 
 
 def test_a_page_is_changed_between_the_markers_only_and_gets_them_once(tmp_path):
-    page = tmp_path / "docs" / "classify.md"
+    page = tmp_path / "docs" / "results" / "classification.md"
     classify.write("one", page)
     assert page.read_text().startswith("# Classifiers\n")
     around = page.read_text().replace("one", "two")

@@ -1,11 +1,11 @@
-"""The Python of docs/classify.md runs beside a trained classifier, as it stands there."""
+"""The Python of docs/how-to/classify.md runs beside a trained classifier, as it stands there."""
 
 import re
 from pathlib import Path
 
 from classifiers import write_dhrd
 
-PAGE = Path(__file__).parents[2] / "docs" / "classify.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "classify.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
