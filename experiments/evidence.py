@@ -2,7 +2,7 @@
 
     python experiments/evidence.py --world demo --output_dir evidence/demo --jobs 2
     python experiments/evidence.py --world hh --chat chat --strong strong --output_dir evidence/hh --jobs 2
-    python experiments/evidence.py --world demo --output_dir evidence/demo --stage report --page docs/results.md
+    python experiments/evidence.py --world demo --output_dir evidence/demo --stage report --page docs/results/methods.md
 
 Search of the learning rate on prompts of its own, then several seeds at the best; two objectives mixed, ablations, weak
 to strong (in the hh world where --strong is given). What is done is skipped, so the same command goes on after it was

@@ -40,7 +40,7 @@ MEASURED_ONLY = frozenset({"moved"})  # no objective can train it
 DIVERGENCES = {"kl": "policy", "base_head_kl": "base_head"}
 BLOCK_BYTES = 2**25  # of products at a time on a CPU: what its last cache holds
 LARGE_VOCABULARY = 8192  # below, loops are short and are left as they are
-# Entries of all logits of a run. Compiled, each takes a thread 35 ns less (docs/performance.md), and the compiler takes
+# Entries of all logits of a run. Compiled, each takes a thread 35 ns less (docs/results/speed.md), and the compiler takes
 # half a minute.
 PAYS = 2 * 10**9
 CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # torch's own variable
