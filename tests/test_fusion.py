@@ -1,4 +1,4 @@
-"""z = z_base + sum_k w_k direction_k, or a mixture of probabilities."""
+"""z = z_base + sum_k w_k logit_delta_k, or a mixture of probabilities."""
 
 import math
 
@@ -22,19 +22,19 @@ def test_no_guide_is_the_base_itself():
 
 
 def test_a_row_of_weight_zero_keeps_its_bits_beside_one_that_does_not():
-    base, direction = torch.randn(2, 97), torch.randn(2, 97)
-    fused = fuse(base, [(torch.tensor([[0.0], [1.5]]), direction)])
+    base, logit_delta = torch.randn(2, 97), torch.randn(2, 97)
+    fused = fuse(base, [(torch.tensor([[0.0], [1.5]]), logit_delta)])
     assert torch.equal(fused[0], base[0])
-    assert torch.equal(fused[1], base[1] + 1.5 * direction[1])
+    assert torch.equal(fused[1], base[1] + 1.5 * logit_delta[1])
 
 
 def test_terms_are_consumed_one_at_a_time():
     happened = []
 
     class Weight(float):
-        def __mul__(self, direction):
+        def __mul__(self, logit_delta):
             happened.append(f"used {self:.0f}")
-            return float(self) * direction
+            return float(self) * logit_delta
 
     def terms():
         for weight in (1, 2):
@@ -64,10 +64,10 @@ def test_at_its_ends_a_mixture_is_one_distribution(weight, alone):
 
 
 def test_mixed_probabilities_sum_to_one_and_have_finite_gradients_at_both_ends():
-    direction = torch.randn(3, 97, requires_grad=True)
+    logit_delta = torch.randn(3, 97, requires_grad=True)
     weight = torch.tensor([[0.0], [0.5], [1.0]], requires_grad=True)
-    mixed = fuse(torch.randn(3, 97), [(weight, direction)], "probabilities")
+    mixed = fuse(torch.randn(3, 97), [(weight, logit_delta)], "probabilities")
     torch.testing.assert_close(mixed.exp().sum(-1), torch.ones(3))
     mixed.sum().backward()
-    assert direction.grad.isfinite().all()
+    assert logit_delta.grad.isfinite().all()
     assert weight.grad.isfinite().all()

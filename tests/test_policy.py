@@ -1,4 +1,4 @@
-"""z = lm_head(h + sum_k w_k edit_k) + sum_k w_k direction_k, by hand, and in as few vocabulary products as it takes."""
+"""z = lm_head(h + sum_k w_k hidden_delta_k) + sum_k w_k logit_delta_k, by hand, in the fewest vocabulary products."""
 
 import math
 
@@ -14,7 +14,7 @@ from dual_head.guides.hidden import Hidden, HiddenConfig
 from dual_head.guides.linear import Linear, LinearConfig
 from dual_head.guides.reward_head import RewardHead
 from dual_head.heads import weighted_sum
-from dual_head.policy import Voice, distributions
+from dual_head.policy import ActiveGuide, distributions
 from dual_head.transfer import UNMAPPED, Transfer
 
 SHAPE = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
@@ -35,25 +35,25 @@ class Counting:
         return hidden @ LM_HEAD.T
 
 
-def voice(guide: Guide, weight: list[list[float]], alpha=1.0, hidden: Tensor = H, **states) -> Voice:
+def voice(guide: Guide, weight: list[list[float]], alpha=1.0, hidden: Tensor = H, **states) -> ActiveGuide:
     """A guide whose one matrix is `weight`."""
     (matrix,) = [p for name, p in guide.named_parameters() if name.endswith("up.weight")]
     matrix.data = torch.tensor(weight)
-    return Voice(guide, {"hidden": hidden, **states}, alpha)
+    return ActiveGuide(guide, {"hidden": hidden, **states}, alpha)
 
 
-def speaker(alpha=1.0, **states) -> Voice:
-    """direction = [1, 0, -2] at H."""
+def speaker(alpha=1.0, **states) -> ActiveGuide:
+    """logit_delta = [1, 0, -2] at H."""
     return voice(Linear(LinearConfig(), SHAPE), [[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]], alpha, **states)
 
 
-def editor(alpha=1.0, **states) -> Voice:
-    """edit = [2, 1] at H, so that lm_head(h + edit) = [3, 3, 6]."""
+def editor(alpha=1.0, **states) -> ActiveGuide:
+    """hidden_delta = [2, 1] at H, so that lm_head(h + hidden_delta) = [3, 3, 6]."""
     return voice(Hidden(HiddenConfig(rank=None), SHAPE), [[0.0, 1.0], [1.0, 0.0]], alpha, **states)
 
 
-def policy(*voices: Voice, hidden: Tensor = H, **options) -> Tensor:
-    return distributions(Counting(), voices, hidden, **options)["policy"]
+def policy(*active: ActiveGuide, hidden: Tensor = H, **options) -> Tensor:
+    return distributions(Counting(), active, hidden, **options)["policy"]
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -65,7 +65,7 @@ def softmax(logits: list[float]) -> list[float]:
 
 
 def test_directions_join_the_logits_and_edits_the_hidden_state():
-    other = voice(Hidden(HiddenConfig(rank=None), SHAPE), [[4.0, 0.0], [0.0, -2.0]], 0.25)  # edit = [4, -4]
+    other = voice(Hidden(HiddenConfig(rank=None), SHAPE), [[4.0, 0.0], [0.0, -2.0]], 0.25)  # hidden_delta = [4, -4]
     z = policy(speaker(2.0), editor(0.5), other)
     h = [1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 1 + 0.25 * -4]
     assert z.tolist() == [[h[0] + 2 * 1, h[1] + 2 * 0, h[0] + h[1] + 2 * -2]]
@@ -110,7 +110,7 @@ def test_a_row_at_alpha_0_keeps_its_bits_beside_one_that_is_steered(architecture
 
 def test_a_direction_goes_through_the_map_to_another_backbone():
     vocab_map = torch.tensor([2, UNMAPPED, 0])
-    moved = Voice(**{**speaker(2.0).__dict__, "transfer": Transfer(SHAPE, SHAPE, vocab_map=vocab_map)})
+    moved = ActiveGuide(**{**speaker(2.0).__dict__, "transfer": Transfer(SHAPE, SHAPE, vocab_map=vocab_map)})
     assert policy(moved).tolist() == [[1 + 2 * -2, 2, 3 + 2 * 1]]
 
 
@@ -127,7 +127,7 @@ def test_upcast_fuses_in_fp32():
 
 
 @pytest.mark.parametrize(
-    ("voices", "wanted", "calls"),
+    ("active", "wanted", "calls"),
     [
         ([], ["policy"], 1),
         ([speaker], ["policy"], 1),
@@ -141,9 +141,9 @@ def test_upcast_fuses_in_fp32():
         ([editor], ["delta"], 0),
     ],
 )
-def test_the_lm_head_is_applied_only_as_often_as_needed(voices, wanted, calls):
+def test_the_lm_head_is_applied_only_as_often_as_needed(active, wanted, calls):
     backbone = Counting()
-    assert distributions(backbone, [make(0.5) for make in voices], H, wanted).keys() == set(wanted)
+    assert distributions(backbone, [make(0.5) for make in active], H, wanted).keys() == set(wanted)
     assert backbone.calls == calls
 
 
@@ -204,10 +204,10 @@ def test_everything_an_editor_says(wanted):
 
 
 @pytest.mark.parametrize("wanted", ["reward", "delta"])
-@pytest.mark.parametrize("voices", [[speaker, editor], []])
-def test_what_is_said_of_one_guide_is_not_asked_of_others(wanted, voices):
+@pytest.mark.parametrize("active", [[speaker, editor], []])
+def test_what_is_said_of_one_guide_is_not_asked_of_others(wanted, active):
     with pytest.raises(DualHeadError, match="those of one guide"):
-        distributions(Counting(), [make() for make in voices], H, (wanted,))
+        distributions(Counting(), [make() for make in active], H, (wanted,))
 
 
 # ---- probabilities -----------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_probabilities_mix_edits_and_directions_by_weight():
 
 
 class Strict(Guide):
-    """direction = -base, among the tokens of base logit 2 and more."""
+    """logit_delta = -base, among the tokens of base logit 2 and more."""
 
     Config = GuideConfig
     reads_base = True
@@ -234,15 +234,15 @@ class Strict(Guide):
     def encode(self, features, cache) -> States:
         return {"hidden": features.hidden}
 
-    def direction(self, states: States, base: Tensor | None) -> Tensor:
+    def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         return -base
 
     def candidates(self, states: States, base: Tensor) -> Tensor:
         return base >= 2
 
 
-def strict(alpha, hidden: Tensor = H, **states) -> Voice:
-    return Voice(Strict(GuideConfig(), SHAPE), {"hidden": hidden, **states}, alpha)
+def strict(alpha, hidden: Tensor = H, **states) -> ActiveGuide:
+    return ActiveGuide(Strict(GuideConfig(), SHAPE), {"hidden": hidden, **states}, alpha)
 
 
 def test_a_direction_may_read_the_backbones_logits_even_beside_edits():

@@ -112,14 +112,14 @@ def test_an_adapter_brings_the_layers_over_too():
 def test_a_direction_goes_to_the_tokens_the_map_names_and_is_0_for_the_others():
     vocab_map = torch.tensor([2, UNMAPPED, 0, 0])
     transfer = Transfer(shape(vocab=3), shape(vocab=4), vocab_map=vocab_map)
-    direction = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
-    assert transfer.direction(direction).tolist() == [[3, 0, 1, 1], [4, 0, -1, -1]]
+    logit_delta = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 4.0]])
+    assert transfer.logit_delta(logit_delta).tolist() == [[3, 0, 1, 1], [4, 0, -1, -1]]
 
 
 @pytest.mark.parametrize(("vocab", "moved"), [(3, [1, 2, 3]), (5, [1, 2, 3, 0, 0]), (2, [1, 2])])
 def test_without_a_map_ids_mean_the_same_and_missing_ones_are_0(vocab, moved):
     transfer = Transfer(shape(vocab=3), shape(vocab=vocab))
-    assert transfer.direction(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [moved]
+    assert transfer.logit_delta(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [moved]
 
 
 def test_a_map_is_stored_and_loaded_with_the_adapter():
@@ -128,4 +128,4 @@ def test_a_map_is_stored_and_loaded_with_the_adapter():
     other = Transfer(shape(2, 3), shape(4, 3), adapter=True, vocab_map=torch.full((3,), UNMAPPED))
     other.load_state_dict(one.state_dict())
     assert sorted(one.state_dict()) == ["adapter.weight", "vocab_map"]
-    assert other.direction(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[3, 0, 1]]
+    assert other.logit_delta(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[3, 0, 1]]

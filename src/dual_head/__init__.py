@@ -1,6 +1,6 @@
 """Align large language models at test time with small trained heads on a frozen decoder.
 
-    z = lm_head(h + sum_k alpha_k g_k edit_k) + sum_k alpha_k g_k direction_k
+    z = lm_head(h + sum_k alpha_k g_k hidden_delta_k) + sum_k alpha_k g_k logit_delta_k
 
 `from_backbone` attaches fresh guides, `dual-head train` trains one, `from_pretrained` and `attach` load them,
 `generate(..., alpha=...)` steers with them.

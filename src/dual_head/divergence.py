@@ -57,8 +57,8 @@ def reply_scalars(
 
     def products(hidden: Tensor, flat: dict[str, Tensor], wanted: Mapping[str, int]) -> dict[str, Tensor]:
         own = unflatten({path: x for path, x in flat.items() if path != ALPHA}, acting.names)
-        voices = model.voices(own, flat[ALPHA])
-        return policy.products(model.backbone, voices, hidden, wanted, fusion=fusion)
+        active = model.active_guides(own, flat[ALPHA])
+        return policy.products(model.backbone, active, hidden, wanted, fusion=fusion)
 
     def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
         return policy.combine(guides, said, wanted, fusion=fusion, upcast=True)

@@ -1,6 +1,6 @@
 """Merge and export: a model whose lm_head holds its guides, as a plain Hugging Face checkpoint.
 
-    lm_head' (h) = lm_head(h + sum_k a_k edit_k) + sum_k a_k direction_k / s,      as `fold` has it
+    lm_head' (h) = lm_head(h + sum_k a_k hidden_delta_k) + sum_k a_k logit_delta_k / s,      as `fold` has it
 
 It knows models, configs and folders; which guides fold, and how, is elsewhere.
 """

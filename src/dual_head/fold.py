@@ -3,7 +3,7 @@
     z = s (W (h + sum_k a_k (E_k h + c_k)) + b) + sum_k a_k (D_k h + c'_k)
     W' = W (I + sum_k a_k E_k) + sum_k a_k D_k / s,      b' = b + W sum_k a_k c_k + sum_k a_k c'_k / s
 
-with E_k and c_k those of guides that edit the hidden state, D_k and c'_k those of guides that speak in the
+with E_k and c_k those of guides that change the hidden state, D_k and c'_k those of guides that speak in the
 vocabulary, gates multiplied in, and s what the model multiplies its lm_head's output with. What a model does
 there is measured, not looked up. This file knows guides only by their linear map, no architecture and no files.
 """
@@ -104,8 +104,8 @@ def _linear_map(model: AlignedModel, name: str) -> tuple[Tensor, Tensor | None]:
         unit = torch.eye(model.backbone.shape.hidden_size, dtype=matrix.dtype, device=matrix.device)
         matrix = matrix @ transfer.features(Features(unit), ()).hidden.to(matrix.dtype).T
         if guide.space == "vocabulary":
-            matrix = transfer.direction(matrix.T).T
-            constant = None if constant is None else transfer.direction(constant)
+            matrix = transfer.logit_delta(matrix.T).T
+            constant = None if constant is None else transfer.logit_delta(constant)
     return matrix, constant
 
 

@@ -1,7 +1,7 @@
-"""The one line of the architecture: how guides' directions join the backbone's logits.
+"""The one line of the architecture: how guides' logit deltas join the backbone's logits.
 
-    logits:          z = z_base + sum_k w_k direction_k                                w_k = alpha_k g_k
-    probabilities:   p = (1 - sum_k w_k) p_base + sum_k w_k softmax(z_base + direction_k)
+    logits:          z = z_base + sum_k w_k logit_delta_k                                w_k = alpha_k g_k
+    probabilities:   p = (1 - sum_k w_k) p_base + sum_k w_k softmax(z_base + logit_delta_k)
 
 Generation, training and traces all come through here. It knows neither guides, tokens nor losses.
 """
@@ -17,7 +17,7 @@ from dual_head.errors import DualHeadError, did_you_mean
 Fusion = Literal["logits", "probabilities"]
 FUSIONS: tuple[Fusion, ...] = ("logits", "probabilities")
 
-Term = tuple[Tensor | float, Tensor]  # weight alpha * gate, broadcastable to the direction [..., V]
+Term = tuple[Tensor | float, Tensor]  # weight alpha * gate, broadcastable to the logit delta [..., V]
 
 
 def require_fusion(name: str) -> None:
@@ -27,7 +27,7 @@ def require_fusion(name: str) -> None:
 
 
 def fuse(base: Tensor, terms: Iterable[Term], fusion: str = "logits") -> Tensor:
-    """Fuse base logits [..., V] with weighted directions into the policy's logits [..., V].
+    """Fuse base logits [..., V] with weighted logit deltas into the policy's logits [..., V].
 
     A row whose weights are all zero keeps the base's bits under `logits`. `probabilities` needs
     sum_k w_k <= 1 and returns log-probabilities. Terms are consumed one at a time.
@@ -36,8 +36,8 @@ def fuse(base: Tensor, terms: Iterable[Term], fusion: str = "logits") -> Tensor:
     if fusion == "probabilities":
         return _mixture(base, list(terms))
     fused = base
-    for weight, direction in terms:
-        fused = fused + weight * direction
+    for weight, logit_delta in terms:
+        fused = fused + weight * logit_delta
     return fused
 
 
@@ -47,7 +47,7 @@ def _mixture(base: Tensor, terms: list[Term]) -> Tensor:
     # Kept off 0 so that neither a logarithm nor its gradient is infinite.
     remainder = (1.0 - sum(weights, base.new_zeros(shape, dtype=torch.float32))).clamp_min(1e-7)
     mixed = remainder.log() + base.float().log_softmax(-1)
-    for weight, (_, direction) in zip(weights, terms, strict=True):
-        rewarded = (base + direction).float().log_softmax(-1)
+    for weight, (_, logit_delta) in zip(weights, terms, strict=True):
+        rewarded = (base + logit_delta).float().log_softmax(-1)
         mixed = torch.logaddexp(mixed, weight.clamp_min(torch.finfo(torch.float32).tiny).log() + rewarded)
     return mixed

@@ -36,7 +36,7 @@ from dual_head.ops.token_scores import (
     reduce_tokens,
 )
 from dual_head.ops.vocab_kernels import worth_compiling
-from dual_head.policy import Voice
+from dual_head.policy import ActiveGuide
 
 
 class GuidedLoss(nn.Module):
@@ -224,8 +224,8 @@ def _head_of(model: AlignedModel, names: tuple[str, ...], *, compiled: bool) -> 
         out = {}
         for prefix, (who, gives) in groups.items():
             if asked := {_as_policy(name): rows for name, rows in wanted.items() if name in gives}:
-                voices = [Voice(guides[name], states[name], 1.0, model.transfer(name)) for name in who]
-                said = policy.products(backbone, voices, hidden, asked, fusion=fusion)
+                active = [ActiveGuide(guides[name], states[name], 1.0, model.transfer(name)) for name in who]
+                said = policy.products(backbone, active, hidden, asked, fusion=fusion)
                 out |= {prefix + key: x for key, x in said.items()}
         return out
 

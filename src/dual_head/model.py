@@ -1,6 +1,6 @@
 """The aligned model: a frozen backbone, named guides, and a strength for each.
 
-    z = lm_head(h + sum_k alpha_k g_k edit_k) + sum_k alpha_k g_k direction_k
+    z = lm_head(h + sum_k alpha_k g_k hidden_delta_k) + sum_k alpha_k g_k logit_delta_k
 
 alpha = 0 gives the backbone's own bits.
 
@@ -41,7 +41,7 @@ from dual_head.guides import Guide, GuideConfig, States, build_guide
 from dual_head.hidden_states import Features, Rows
 from dual_head.inner_calls import InnerCalls
 from dual_head.loading import GuideLoading
-from dual_head.policy import Voice, distributions
+from dual_head.policy import ActiveGuide, distributions
 from dual_head.steps import JointSteps, StepOutput
 from dual_head.strength import Strengths, Alpha, requested, resolve_alpha, strengths_of
 from dual_head.text import TextGeneration
@@ -219,14 +219,14 @@ class AlignedModel(
         hidden [n, d] (or [B, T, d]) and the states of the acting guides, as `encode` gives them; strengths
         [n or 1, acting guides] in their order.
         """
-        voices = self.voices(states, strengths)
-        return distributions(self.backbone, voices, hidden, wanted, fusion=self.config.fusion, upcast=upcast)
+        active = self.active_guides(states, strengths)
+        return distributions(self.backbone, active, hidden, wanted, fusion=self.config.fusion, upcast=upcast)
 
-    def voices(self, states: Mapping[str, States], strengths: Tensor) -> list[Voice]:
+    def active_guides(self, states: Mapping[str, States], strengths: Tensor) -> list[ActiveGuide]:
         """Every acting guide at n tokens: its states, and its column of strengths [n or 1, acting guides]."""
         alphas = strengths.unsqueeze(-1).unbind(-2)
         return [
-            Voice(self.guide(name), own, alpha, self.transfer(name))
+            ActiveGuide(self.guide(name), own, alpha, self.transfer(name))
             for (name, own), alpha in zip(states.items(), alphas, strict=True)
         ]
 

@@ -1,6 +1,6 @@
 """From hidden states to the distributions somebody asks for: the one line of the architecture, at n tokens.
 
-    z = lm_head(h + sum_k w_k edit_k) + sum_k w_k direction_k          w_k = alpha_k g_k
+    z = lm_head(h + sum_k w_k hidden_delta_k) + sum_k w_k logit_delta_k          w_k = alpha_k g_k
 
 Generation, training, traces and sweeps all come through here, so that one vocabulary product serves where
 one is enough: the backbone's own logits are computed only when they are asked for, or when no guide edits.
@@ -23,7 +23,7 @@ from dual_head.transfer import Transfer
 
 
 @dataclass(frozen=True)
-class Voice:
+class ActiveGuide:
     """One acting guide at n tokens: states [n, *], and alpha, a number or [n, 1] (or [B, T, 1])."""
 
     guide: Guide
@@ -43,7 +43,7 @@ class Voice:
         gate = self.gate
         return self.alpha if isinstance(gate, float) and gate == 1 else self.alpha * gate
 
-    def first(self, rows: int) -> "Voice":
+    def first(self, rows: int) -> "ActiveGuide":
         """The same at so many of the first tokens."""
         if all(len(x) == rows for x in self.states.values()):
             return self
@@ -55,10 +55,10 @@ class Voice:
         matrix = backbone.matrix() if self.transfer is None else None
         return None if matrix is None else self.guide.reward_logits(self.states, matrix)
 
-    def direction(self, base: Tensor | None) -> Tensor:
-        """The guide's direction over the backbone's vocabulary, [n, V]."""
-        direction = self.guide.direction(self.states, base)
-        return direction if self.transfer is None else self.transfer.direction(direction)
+    def logit_delta(self, base: Tensor | None) -> Tensor:
+        """The guide's logit_delta over the backbone's vocabulary, [n, V]."""
+        logit_delta = self.guide.logit_delta(self.states, base)
+        return logit_delta if self.transfer is None else self.transfer.logit_delta(logit_delta)
 
 
 Products = dict[str, Tensor]
@@ -66,7 +66,7 @@ Products = dict[str, Tensor]
 
 def distributions(
     backbone: Decoder,
-    voices: Sequence[Voice],
+    active: Sequence[ActiveGuide],
     hidden: Tensor,
     wanted: Collection[str] = ("policy",),
     *,
@@ -76,32 +76,32 @@ def distributions(
     """Compute logits [n, V] of the wanted distributions at hidden states [n, d].
 
     wanted: "base", the backbone's own; "policy", what is decoded from; of a single voice, "reward", the
-    distribution the guide itself stands for, and "delta" = gate * direction (or gate * edit, [n, d]).
+    distribution the guide itself stands for, and "delta" = gate * logit_delta (or gate * edit, [n, d]).
     upcast: fuse in fp32 whatever the weights' dtype.
     """
-    said = products(backbone, voices, hidden, wanted, fusion=fusion)
-    return combine([voice.guide for voice in voices], said, wanted, fusion=fusion, upcast=upcast)
+    said = products(backbone, active, hidden, wanted, fusion=fusion)
+    return combine([voice.guide for voice in active], said, wanted, fusion=fusion, upcast=upcast)
 
 
 def products(
-    backbone: Decoder, voices: Sequence[Voice], hidden: Tensor, wanted: Collection[str], *, fusion: str = "logits"
+    backbone: Decoder, active: Sequence[ActiveGuide], hidden: Tensor, wanted: Collection[str], *, fusion: str = "logits"
 ) -> Products:
     """Compute what the wanted distributions are combined from: each vocabulary product [n, V], once.
 
         base        lm_head(h), where anybody needs it
-        edited      lm_head(h + sum_k w_k edit_k), where a guide edits
-        own/k       the direction of voice k; of one that edits, the logits it alone would give
-        reward/0    lm_head(h) + direction in one product, in place of own/0 where that is all there is to learn from
+        edited      lm_head(h + sum_k w_k hidden_delta_k), where a guide edits
+        own/k       the logit_delta of voice k; of one that edits, the logits it alone would give
+        reward/0    lm_head(h) + logit_delta in one product, in place of own/0 where that is all there is to learn from
         weight/k    alpha_k g_k [n, 1];  gate/k and edit/k, which delta is made of;  allowed/k bool [n, V]
 
     wanted: names, or {name: of how many first tokens}; a product that no longer distribution is made of is as short.
-    Errors: reward or delta of several voices.
+    Errors: reward or delta of several active.
     """
     # At least one: products of no token have shapes too.
     rows = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, max(1, len(hidden)))
-    if ("reward" in rows or "delta" in rows) and len(voices) != 1:
+    if ("reward" in rows or "delta" in rows) and len(active) != 1:
         raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
-    editing = [voice for voice in voices if voice.guide.space == "hidden"]
+    editing = [voice for voice in active if voice.guide.space == "hidden"]
     mixing = fusion == "probabilities" and "policy" in rows
     out: Products = {}
 
@@ -110,22 +110,22 @@ def products(
 
     merged = None
     if "reward" in rows and "delta" not in rows and not editing and not mixing and torch.is_grad_enabled():
-        merged = voices[0].first(of("reward", "policy")).reward_logits(backbone)
+        merged = active[0].first(of("reward", "policy")).reward_logits(backbone)
     if merged is not None:
         out["reward/0"] = merged
     whole = editing and not mixing  # what edits needs no logits of the backbone's own
     based = max(of("base"), 0 if whole else of("policy"), 0 if editing or merged is not None else of("reward", "delta"))
-    if any(voice.guide.reads_base for voice in voices):
+    if any(voice.guide.reads_base for voice in active):
         based = of(*rows)
     if based:
-        known = (voice.guide.base_logits(voice.first(based).states) for voice in voices)
+        known = (voice.guide.base_logits(voice.first(based).states) for voice in active)
         base = next((logits for logits in known if logits is not None), None)
         out["base"] = backbone.logits(hidden[:based]) if base is None else base
     if whole and "policy" in rows:
         out["edited"] = backbone.logits(
             _edited(hidden[: of("policy")], [voice.first(of("policy")) for voice in editing])
         )
-    for i, voice in enumerate(voices):
+    for i, voice in enumerate(active):
         out |= _said(backbone, i, voice, hidden, rows, mixing=mixing, base=out.get("base"), merged=merged is not None)
     return out
 
@@ -133,7 +133,7 @@ def products(
 def _said(
     backbone: Decoder,
     i: int,
-    voice: Voice,
+    voice: ActiveGuide,
     hidden: Tensor,
     rows: Mapping[str, int],
     *,
@@ -156,16 +156,16 @@ def _said(
         speaks = voice.first(count)
         out[f"gate/{i}"] = torch.as_tensor(speaks.gate, device=hidden.device)
         if edits:
-            out[f"edit/{i}"] = speaks.guide.edit(speaks.states)
+            out[f"edit/{i}"] = speaks.guide.hidden_delta(speaks.states)
     own = max(rows.get("reward", 0), rows.get("policy", 0) if mixing or not edits else 0)
     if not edits:
         own = max(own, rows.get("delta", 0))
     if own and not merged:
         speaks, at = voice.first(own), hidden[:own]
         if edits:
-            out[f"own/{i}"] = backbone.logits((at + speaks.guide.edit(speaks.states)).to(at.dtype))
+            out[f"own/{i}"] = backbone.logits((at + speaks.guide.hidden_delta(speaks.states)).to(at.dtype))
         else:
-            out[f"own/{i}"] = speaks.direction(None if base is None else base[:own])
+            out[f"own/{i}"] = speaks.logit_delta(None if base is None else base[:own])
     return out
 
 
@@ -222,23 +222,23 @@ def _reward(guides: Sequence[Guide], said: Products, i: int) -> Tensor:
     return own if guides[i].space == "hidden" else guides[i].reward(own, said["base"])
 
 
-def _edited(hidden: Tensor, editing: Sequence[Voice]) -> Tensor:
-    """h + sum_k w_k edit_k, [n, d], in the backbone's dtype; a row whose weights are 0 keeps its bits."""
+def _edited(hidden: Tensor, editing: Sequence[ActiveGuide]) -> Tensor:
+    """h + sum_k w_k hidden_delta_k, [n, d], in the backbone's dtype; a row whose weights are 0 keeps its bits."""
     added = _added_up(editing)
     if added is not None:
         return (hidden + added).to(hidden.dtype)
     edited = hidden
     for voice in editing:
-        edited = edited + voice.weight * voice.guide.edit(voice.states)
+        edited = edited + voice.weight * voice.guide.hidden_delta(voice.states)
     return edited.to(hidden.dtype)
 
 
-def _added_up(editing: Sequence[Voice]) -> Tensor | None:
-    """sum_k w_k edit_k at once, where all edits are maps of one hidden state that can be; else None."""
+def _added_up(editing: Sequence[ActiveGuide]) -> Tensor | None:
+    """sum_k w_k hidden_delta_k at once, where all edits are maps of one hidden state that can be; else None."""
     if len(editing) < 2 or torch.compiler.is_compiling():  # a graph makes its own of what is one by one
         return None
     x = editing[0].states.get("hidden")
-    maps = [own for voice in editing if (own := voice.guide.edit_map) is not None]
+    maps = [own for voice in editing if (own := voice.guide.hidden_delta_map) is not None]
     weights = [weight for voice in editing if isinstance(weight := voice.weight, Tensor)]
     if x is None or len(maps) < len(editing) or len(weights) < len(editing):
         return None

@@ -1,7 +1,7 @@
 """A guide on another backbone than the one it was trained on: widths pooled, layers matched by depth, tokens mapped.
 
     h -> pool(h) [trained width], or A h with a trained adapter A that starts as that pooling
-    direction [V trained] -> direction'_v = direction_map(v), 0 where token v has no counterpart
+    logit_delta [V trained] -> logit_delta'_v = logit_delta_map(v), 0 where token v has no counterpart
 
 It knows sizes and tensors; which backbones and tokenizers go together is decided elsewhere.
 """
@@ -70,11 +70,11 @@ class Transfer(nn.Module):
             return pool(hidden, self.guide.hidden_size)
         return self.adapter(hidden.to(self.adapter.weight.dtype))
 
-    def direction(self, direction: Tensor) -> Tensor:
-        """Bring a direction [n, V guide] to [n, V backbone]; 0 for tokens the guide does not know."""
+    def logit_delta(self, logit_delta: Tensor) -> Tensor:
+        """Bring a logit delta [n, V guide] to [n, V backbone]; 0 for tokens the guide does not know."""
         if self.vocab_map is not None:
             assert isinstance(self.vocab_map, Tensor)
             known = self.vocab_map != UNMAPPED
-            return direction[..., self.vocab_map.clamp_min(0)] * known
-        missing = self.backbone.vocab_size - direction.shape[-1]
-        return F.pad(direction, (0, missing))  # a negative number of missing tokens cuts
+            return logit_delta[..., self.vocab_map.clamp_min(0)] * known
+        missing = self.backbone.vocab_size - logit_delta.shape[-1]
+        return F.pad(logit_delta, (0, missing))  # a negative number of missing tokens cuts

@@ -170,7 +170,7 @@ def test_a_guide_that_is_off_is_not_computed(kind, architecture):
     model, ids = guided(kind, architecture, names=("on", "off")), prompts(2)
     calls = []
     model.guides["off"].encode = lambda *_: calls.append("encode")
-    model.guides["off"].direction = lambda *_: calls.append("direction")
+    model.guides["off"].logit_delta = lambda *_: calls.append("logit_delta")
     model.generate(ids, alpha={"on": 1.0}, **GREEDY)
     assert not calls
 

@@ -41,14 +41,14 @@ def test_a_gate_is_the_sigmoid_of_its_logit_in_fp32():
     assert guide.gate({"gate_logit": s}).tolist() == pytest.approx([0.5, 1, 0])
 
 
-def test_the_rewarded_distribution_is_the_backbones_with_the_whole_direction():
+def test_the_rewarded_distribution_is_the_backbones_with_the_whole_logit_delta():
     assert plain().reward(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])).tolist() == [[1.5, 1.0]]
 
 
-@pytest.mark.parametrize(("call", "said"), [("direction", "Plain edits the hidden"), ("edit", "Plain speaks in the")])
-def test_a_space_that_is_not_the_guides_own_is_named(call, said):
-    with pytest.raises(NotImplementedError, match=said):
-        getattr(plain(), call)({}, *([None] if call == "direction" else []))
+@pytest.mark.parametrize(("call", "message"), [("logit_delta", "no logit delta"), ("hidden_delta", "no hidden delta")])
+def test_a_space_that_is_not_of_the_guide_is_named(call, message):
+    with pytest.raises(NotImplementedError, match=message):
+        getattr(plain(), call)({}, *([None] if call == "logit_delta" else []))
 
 
 def test_states_of_several_guides_travel_side_by_side_and_come_back_in_order():

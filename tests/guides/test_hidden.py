@@ -10,7 +10,7 @@ from dual_head import DualHeadError
 from dual_head.backbone import BackboneShape
 from dual_head.guides.hidden import Hidden, HiddenConfig
 from dual_head.hidden_states import Features
-from dual_head.policy import Voice
+from dual_head.policy import ActiveGuide
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
 H = torch.tensor([[[4.0, 5.0]]])
@@ -21,8 +21,8 @@ def hidden_guide(shape: BackboneShape = SMALL, seed: int = 0, **options) -> Hidd
     return Hidden(HiddenConfig(**{"rank": None, "num_heads": 1, "head_dim": 2, **options}), shape)
 
 
-def edit(guide: Hidden, hidden: torch.Tensor) -> torch.Tensor:
-    return guide.edit(guide.encode(Features(hidden), None))
+def delta(guide: Hidden, hidden: torch.Tensor) -> torch.Tensor:
+    return guide.hidden_delta(guide.encode(Features(hidden), None))
 
 
 # ---- the equation ------------------------------------------------------------------------------------------
@@ -34,19 +34,19 @@ def test_the_edit_goes_down_to_the_rank_and_up_again():
     guide.change.up.weight.data = torch.tensor([[3.0], [0.5]])
     guide.change.up.bias.data = torch.tensor([0.25, -1.0])
     inner = 4 - 2 * 5
-    assert edit(guide, H)[0, 0].tolist() == [3 * inner + 0.25, 0.5 * inner - 1]
+    assert delta(guide, H)[0, 0].tolist() == [3 * inner + 0.25, 0.5 * inner - 1]
 
 
 def test_without_a_rank_it_is_a_whole_matrix():
     guide = hidden_guide()
     guide.change.up.weight.data = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
-    assert edit(guide, H)[0, 0].tolist() == [5, 8]
+    assert delta(guide, H)[0, 0].tolist() == [5, 8]
 
 
 def test_a_bias_alone_is_a_steering_vector():
     guide = hidden_guide(bias=True)
     guide.change.up.bias.data = torch.tensor([1.0, -2.0])
-    assert edit(guide, torch.randn(2, 3, 2)).tolist() == [[[1, -2]] * 3] * 2
+    assert delta(guide, torch.randn(2, 3, 2)).tolist() == [[[1, -2]] * 3] * 2
 
 
 def test_the_gate_is_a_sigmoid_of_attention_over_the_past():
@@ -60,7 +60,7 @@ def test_the_gate_is_a_sigmoid_of_attention_over_the_past():
     s = [1 - 0 + 0.5, mixed[0] - mixed[1] + 0.5]
     states = guide.encode(Features(torch.tensor([[h1, h2]])), None)
     by_hand = torch.tensor([[[1 / (1 + math.exp(-x))] for x in s]])
-    torch.testing.assert_close(Voice(guide, states, 1.0).weight, by_hand)
+    torch.testing.assert_close(ActiveGuide(guide, states, 1.0).weight, by_hand)
     assert guide.cache_layers == 1
 
 
@@ -98,8 +98,8 @@ def test_with_a_gate_it_is_no_linear_map():
 def test_it_speaks_in_hidden_space_only():
     guide = hidden_guide()
     assert guide.space == "hidden"
-    with pytest.raises(NotImplementedError, match="Hidden edits the hidden state"):
-        guide.direction(guide.encode(Features(H), None), None)
+    with pytest.raises(NotImplementedError, match="Hidden has no logit delta"):
+        guide.logit_delta(guide.encode(Features(H), None), None)
 
 
 # ---- a fresh guide -----------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_it_speaks_in_hidden_space_only():
 
 @pytest.mark.parametrize("options", [{}, {"rank": 1}, {"bias": True}, {"gate": "attention"}])
 def test_a_fresh_guide_edits_exactly_nothing(options):
-    assert not edit(hidden_guide(**options), torch.randn(2, 5, 2)).any()
+    assert not delta(hidden_guide(**options), torch.randn(2, 5, 2)).any()
 
 
 @pytest.mark.parametrize("options", [{}, {"gate": "attention"}])

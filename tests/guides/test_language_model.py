@@ -109,7 +109,7 @@ def test_training_moves_the_lora_and_no_bit_of_the_backbone():
     before = {name: value.clone() for name, value in model.guide("g").stored().items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     states = model.encode(IDS, guides=("g",)).states["g"]
-    model.guide("g").direction(states, None).log_softmax(-1)[..., 3].sum().backward()
+    model.guide("g").logit_delta(states, None).log_softmax(-1)[..., 3].sum().backward()
     optimizer.step()
     assert all(not torch.equal(value, before[name]) for name, value in model.guide("g").stored().items())
     own = tiny_lm("llama").state_dict()
@@ -130,7 +130,7 @@ def test_only_the_loras_dropout_acts_and_only_while_it_trains():
     kept, base = (model(IDS, alpha=alpha).logits for alpha in (1.0, 0.0))
     model.train()
     assert {name for name in switched_on(model) if "lora_dropout" not in name} == set()
-    one, other = (model.guide("g").direction(model.encode(IDS, guides=("g",)).states["g"], None) for _ in range(2))
+    one, other = (model.guide("g").logit_delta(model.encode(IDS, guides=("g",)).states["g"], None) for _ in range(2))
     assert not torch.equal(one, other)
     assert torch.equal(model(IDS, alpha=0.0).logits, base)  # GPT-2 has dropout of its own
     model.eval()
@@ -263,9 +263,9 @@ def test_padding_of_a_vocabulary_is_cut_or_never_chosen(vocabulary, tmp_path):
         logits = aligned(IDS, alpha=1.0).logits
         assert logits.shape[-1] == VOCAB
         torch.testing.assert_close(logits[..., :shared], base + delta, **CLOSE)
-        directions = aligned.guide("g").direction(aligned.encode(IDS, guides=("g",)).states["g"], None)
-        least = directions[..., :shared].amin(-1)
-        assert all(torch.equal(column, least) for column in directions[..., shared:].unbind(-1))
+        deltas = aligned.guide("g").logit_delta(aligned.encode(IDS, guides=("g",)).states["g"], None)
+        least = deltas[..., :shared].amin(-1)
+        assert all(torch.equal(column, least) for column in deltas[..., shared:].unbind(-1))
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def linear(shape: BackboneShape = SMALL, seed: int = 0, **options) -> Linear:
 
 
 def delta(guide: Linear, hidden: torch.Tensor) -> torch.Tensor:
-    return guide.direction(guide.encode(Features(hidden), None), None)
+    return guide.logit_delta(guide.encode(Features(hidden), None), None)
 
 
 # ---- the equation ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def layers_of(num_layers: int, **options) -> list[int]:
 
 def delta(guide: Multilayer, layers: dict[int, torch.Tensor]) -> torch.Tensor:
     hidden = next(iter(layers.values()))
-    return guide.direction(guide.encode(Features(hidden, layers), None), None)
+    return guide.logit_delta(guide.encode(Features(hidden, layers), None), None)
 
 
 def random_layers(guide: Multilayer, scale: float = 1.0) -> dict[int, torch.Tensor]:

@@ -11,7 +11,7 @@ from dual_head.backbone import BackboneShape
 from dual_head.guides.reward_head import RewardHead
 from dual_head.heads import CausalGate
 from dual_head.hidden_states import Features
-from dual_head.policy import Voice
+from dual_head.policy import ActiveGuide
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
 W_LM = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -25,7 +25,7 @@ def head(shape: BackboneShape = SMALL, seed: int = 0, **options) -> RewardHead:
 
 def delta(guide: RewardHead, hidden: torch.Tensor) -> torch.Tensor:
     states = guide.encode(Features(hidden), None)
-    return Voice(guide, states, 1.0).weight * guide.direction(states, None)
+    return ActiveGuide(guide, states, 1.0).weight * guide.logit_delta(states, None)
 
 
 # ---- the equation ------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from dual_head.ops.token_scores import (
     response_tokens,
     split_sides,
 )
-from dual_head.policy import Voice, combine, products
+from dual_head.policy import ActiveGuide, combine, products
 
 ROW_BYTES = VOCAB * 4 * LIVE_TENSORS  # what one token costs of the budget
 SCALARS = frozenset({"policy_logps", "reward_logps", "base_logps", "kl"})
@@ -39,7 +39,9 @@ both_fusions = pytest.mark.parametrize("fusion", ["logits", "probabilities"])
 
 def head_of(backbone, guide, fusion: str) -> Head:
     return Head(
-        lambda hidden, states, wanted: products(backbone, [Voice(guide, states, 1.0)], hidden, wanted, fusion=fusion),
+        lambda hidden, states, wanted: products(
+            backbone, [ActiveGuide(guide, states, 1.0)], hidden, wanted, fusion=fusion
+        ),
         lambda said, wanted: combine([guide], said, wanted, fusion=fusion, upcast=True),
     )
 
@@ -88,11 +90,11 @@ class Example:
         hidden = self.hidden.double()
         states = self.guide.encode(Features(hidden), None)
         base = hidden @ self.lm_head.double().T
-        direction = self.guide.direction(states, base)
+        logit_delta = self.guide.logit_delta(states, base)
         gate = states["gate_logit"].sigmoid().unsqueeze(-1)
-        base_logps, reward_logps = base.log_softmax(-1), (base + direction).log_softmax(-1)
+        base_logps, reward_logps = base.log_softmax(-1), (base + logit_delta).log_softmax(-1)
         if fusion == "logits":
-            policy_logps = (base + gate * direction).log_softmax(-1)
+            policy_logps = (base + gate * logit_delta).log_softmax(-1)
         else:
             policy_logps = ((1 - gate) * base_logps.exp() + gate * reward_logps.exp()).log()
         kl = (policy_logps.exp() * (policy_logps - base_logps)).sum(-1)

@@ -1,6 +1,6 @@
 """Where the seed contradicts itself: the check that ours passes, and that the seed's version fails.
 
-Numbers are those of docs/seeds.md. Every seed's version is written out here as a small local function.
+Numbers are those of docs/provenance/differences.md. Every seed's version is written out here as a small local function.
 """
 
 import math
@@ -257,7 +257,7 @@ def test_d8_only_response_tokens_are_summed():
         reward = GuidedLoss(model, method("dual_head"), guide="dual_head")(**BATCH)
         encoded = model.encode(BATCH["input_ids"], guides=("dual_head",))
         base = model.backbone.logits(encoded.hidden)
-        logps = (base + model.guide("dual_head").direction(encoded.states["dual_head"], base)).log_softmax(-1)
+        logps = (base + model.guide("dual_head").logit_delta(encoded.states["dual_head"], base)).log_softmax(-1)
     chosen = sum(logps[0, t - 1, BATCH["input_ids"][0, t]] for t in (3, 4, 5))  # after a prompt of three
     with_prompt = chosen + sum(logps[0, t - 1, BATCH["input_ids"][0, t]] for t in (1, 2))
     assert reward["reward_chosen"].item() == pytest.approx(0.05 * chosen.item(), rel=1e-4)

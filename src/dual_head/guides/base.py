@@ -1,9 +1,9 @@
 """What a guide is: a sequence part that encodes, and a token-local part that says something about each token.
 
 A guide turns the backbone's features into states (token by token, through a cache of its own), and states
-into either a direction over the vocabulary, added to the logits, or an edit of the hidden state, added
-before the lm_head. A gate may scale it: delta = gate * direction. This file knows no particular guide and no
-training.
+into one of two deltas: a logit delta [V], added to the logits, or a hidden delta [d], added to the hidden state
+before the lm_head. A gate may scale it: delta = gate * logit_delta, or gate * hidden_delta. This file knows no
+particular guide and no training.
 """
 
 from abc import ABC, abstractmethod
@@ -75,10 +75,10 @@ class GuideConfig:
 class Guide(nn.Module, ABC):
     """Something that steers a frozen backbone.
 
-        z = lm_head(h + sum_k alpha_k g_k edit_k) + sum_k alpha_k g_k direction_k
+        z = lm_head(h + sum_k alpha_k g_k hidden_delta_k) + sum_k alpha_k g_k logit_delta_k
 
-    A guide has a direction (space "vocabulary") or an edit (space "hidden"), computed only at the positions
-    somebody asks for. Subclasses say what they need besides the last hidden state.
+    A guide has a logit delta (space "vocabulary") or a hidden delta (space "hidden"), computed only at the positions
+    that are scored. Subclasses say what they need besides the last hidden state.
     """
 
     Config: ClassVar[type[GuideConfig]]
@@ -105,7 +105,7 @@ class Guide(nn.Module, ABC):
 
     @property
     def reads_base(self) -> bool:
-        """Whether its direction depends on the backbone's logits."""
+        """Whether its logit delta depends on the backbone's logits."""
         return False
 
     @property
@@ -150,20 +150,20 @@ class Guide(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not run with the backbone")
 
-    def direction(self, states: States, base: Tensor | None) -> Tensor:
+    def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """Do what is as wide as the vocabulary: token-local states [n, *] to [n, V].
 
         base: the backbone's logits [n, V] where `reads_base` says they are read; else perhaps None.
         """
-        raise NotImplementedError(f"{type(self).__name__} edits the hidden state")
+        raise NotImplementedError(f"{type(self).__name__} has no logit delta: it changes the hidden state")
 
-    def edit(self, states: States) -> Tensor:
+    def hidden_delta(self, states: States) -> Tensor:
         """Return what is added to the hidden state: token-local states [n, *] to [n, d]."""
-        raise NotImplementedError(f"{type(self).__name__} speaks in the vocabulary")
+        raise NotImplementedError(f"{type(self).__name__} has no hidden delta: it adds to the logits")
 
     @property
-    def edit_map(self) -> LinearMap | None:
-        """The map of states["hidden"] that `edit` is; None where it is more. Those of several guides are added up."""
+    def hidden_delta_map(self) -> LinearMap | None:
+        """The map of states["hidden"] that `hidden_delta` is; None where it is more. Maps of guides are summed."""
         return None
 
     def base_logits(self, states: States) -> Tensor | None:
@@ -180,9 +180,9 @@ class Guide(nn.Module, ABC):
         s = self.gate_logit(states)
         return 1.0 if s is None else s.sigmoid()
 
-    def reward(self, direction: Tensor, base: Tensor) -> Tensor:
+    def reward(self, logit_delta: Tensor, base: Tensor) -> Tensor:
         """Logits [n, V] of the distribution the guide itself stands for, which preferences train."""
-        return base + direction
+        return base + logit_delta
 
     def reward_logits(self, states: States, lm_head: Tensor) -> Tensor | None:
         """Those logits from one product with the lm_head's matrix [V, d], where h -> W h is all there is to it.
@@ -204,7 +204,7 @@ class Guide(nn.Module, ABC):
         return self.state_dict()
 
     def linear_map(self) -> tuple[Tensor, Tensor | None]:
-        """W and b of a direction W h + b (or edit, W [d, d]) with the gate multiplied in.
+        """W and b of a logit delta W h + b (or hidden delta, W [d, d]) with the gate multiplied in.
 
         Errors: a guide that is no linear map of h_t says why.
         """

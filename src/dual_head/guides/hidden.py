@@ -1,8 +1,8 @@
-"""The hidden-space guide: a low-rank edit of the hidden state, before the lm_head.
+"""The hidden-space guide: a low-rank change of the hidden state, before the lm_head.
 
     z_t = lm_head(h_t + alpha g_t U V h_t),      g_t = 1, or the causal attention gate
 
-2 d r parameters, however large the vocabulary. Edits of several guides add up before one vocabulary product,
+2 d r parameters, however large the vocabulary. Hidden deltas of several guides add up before one vocabulary product,
 so any number of objectives at any strength per row costs one. Tied to the backbone's hidden size: it writes
 into the same space it reads. This file knows nothing of losses or of other guides.
 """
@@ -26,7 +26,7 @@ class HiddenConfig(GuideConfig):
 
     rank: r of U [d, r] and V [r, d], None for a full d x d matrix; bias: add a constant vector, as steering
     vectors have it; gate: "none", or "attention", a causal gate of num_heads x head_dim; init_std: standard
-    deviation of U at the start, 0 gives edit = 0.
+    deviation of U at the start, 0 gives hidden_delta = 0.
     """
 
     rank: int | None = 64
@@ -44,7 +44,7 @@ class HiddenConfig(GuideConfig):
 
 
 class Hidden(Guide):
-    """edit_t = g_t (U V h_t + b), with U V [d, d] of rank r."""
+    """delta_t = g_t (U V h_t + b), with U V [d, d] of rank r."""
 
     Config = HiddenConfig
     config: HiddenConfig
@@ -66,12 +66,12 @@ class Hidden(Guide):
         """Carry h_t over, and add the gate's logit where there is a gate."""
         return gated(self.causal_gate, features, cache)
 
-    def edit(self, states: States) -> Tensor:
+    def hidden_delta(self, states: States) -> Tensor:
         """U V h_t + b, [n, d] to [n, d]."""
         return self.change(states["hidden"])
 
     @property
-    def edit_map(self) -> LinearMap:
+    def hidden_delta_map(self) -> LinearMap:
         """U V and b."""
         return self.change
 

@@ -159,7 +159,7 @@ class LanguageModel(SecondModel):
         """Keep the logits, which came out of one product with the backbone's."""
         return {"hidden": hidden, "logits": logits, "base_logits": base_logits}
 
-    def direction(self, states: States, base: Tensor | None) -> Tensor:
+    def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """z_r, or its difference: [n, V]."""
         size = self.shape.vocab_size
         own = {key: x for key, x in states.items() if not key.startswith(REFERENCE)}
@@ -172,9 +172,9 @@ class LanguageModel(SecondModel):
         logits = fit_vocabulary(logits, size)
         return logits - base if self.config.against == BACKBONE and base is not None else logits
 
-    def reward(self, direction: Tensor, base: Tensor) -> Tensor:
+    def reward(self, logit_delta: Tensor, base: Tensor) -> Tensor:
         """The model's own distribution, where it is measured against nothing or against the backbone."""
-        return direction if self.config.against is None else base + direction
+        return logit_delta if self.config.against is None else base + logit_delta
 
 
 class _Speaker:

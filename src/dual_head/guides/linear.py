@@ -35,7 +35,7 @@ class LinearConfig(GuideConfig):
 
 
 class Linear(Guide):
-    """delta_t = W_a h_t + b, W_a [V, d] of full or low rank. Source: IAV, as docs/seeds.md explains."""
+    """delta_t = W_a h_t + b, W_a [V, d] of full or low rank. Source: IAV, as docs/provenance explains."""
 
     Config = LinearConfig
     config: LinearConfig
@@ -51,7 +51,7 @@ class Linear(Guide):
         del cache
         return {"hidden": features.hidden}
 
-    def direction(self, states: States, base: Tensor | None) -> Tensor:
+    def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """W_a h_t + b, [n, d] to [n, V]."""
         del base
         return self.head(states["hidden"])

@@ -59,7 +59,7 @@ class MultilayerConfig(GuideConfig):
 
 
 class Multilayer(Guide):
-    """delta_t = W_2 relu(W_1 relu(W_f u_t)). Source: MAV, as docs/seeds.md explains."""
+    """delta_t = W_2 relu(W_1 relu(W_f u_t)). Source: MAV, as docs/provenance explains."""
 
     Config = MultilayerConfig
     config: MultilayerConfig
@@ -99,7 +99,7 @@ class Multilayer(Guide):
         joined = torch.cat([pool(x, self.width) for x in layers], -1).to(self.fusion.weight.dtype)
         return {"fused": self.dropout(F.relu(self.fusion(joined)))}
 
-    def direction(self, states: States, base: Tensor | None) -> Tensor:
+    def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """W_2 relu(W_1 fused), [n, width] to [n, V]."""
         del base
         return self.head(F.relu(self.mlp(states["fused"])))

@@ -53,7 +53,7 @@ class RewardHeadConfig(GuideConfig):
 class RewardHead(Guide):
     """delta_t = g_t D h_t with D = W_RM - W_LM [V, d], full or of low rank.
 
-    Source: the Dual-Head paper; width of the gate and the frozen LM head as docs/seeds.md explains.
+    Source: the Dual-Head paper; width of the gate and the frozen LM head as docs/provenance explains.
     """
 
     Config = RewardHeadConfig
@@ -76,7 +76,7 @@ class RewardHead(Guide):
         """Carry h_t over, and add the gate's logit where there is an attention gate."""
         return gated(self.causal_gate, features, cache)
 
-    def direction(self, states: States, base: Tensor | None) -> Tensor:
+    def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """D h_t, [n, d] to [n, V]: the reward head's logits less the backbone's."""
         del base
         return self.difference(states["hidden"])

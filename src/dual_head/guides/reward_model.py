@@ -233,7 +233,7 @@ class RewardModel(SecondModel):
 
     # ---- vocabulary part -------------------------------------------------------------------------------
 
-    def direction(self, states: States, base: Tensor | None) -> Tensor:
+    def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """r at the candidates, 0 elsewhere: [n, V]."""
         del base
         rewards, ids = states["rewards"], states["candidates"]

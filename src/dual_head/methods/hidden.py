@@ -1,4 +1,4 @@
-"""Hidden-space guidance: a low-rank edit of the hidden state before the lm_head; ours.
+"""Hidden-space guidance: a low-rank change of the hidden state before the lm_head; ours.
 
     z_t = lm_head(h_t + alpha U V h_t)
     L = L_pref + lambda_kl (KL_chosen + KL_rejected) / 2 + lambda_l2 (|e|^2_chosen + |e|^2_rejected) / 2
