@@ -12,7 +12,7 @@ from evidence_answers import base_of
 from evidence_worlds import World
 
 from dual_head import AlignedModel
-from dual_head.evaluate.efficiency import measure_efficiency
+from dual_head.evaluate.metrics.efficiency import measure_efficiency
 from dual_head.run import load_tokenizer
 from dual_head.text import encode_prompts
 

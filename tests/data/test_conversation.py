@@ -11,7 +11,7 @@ from dual_head.data.conversation import APART, GUARD, REWRITTEN, Written, specia
 from dual_head.data.tokenize import TokenizeOptions, tokenize_pairs
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
-from dual_head.evaluate.continuations import continuation_ids, reply_rows
+from dual_head.evaluate.metrics.continuations import continuation_ids, reply_rows
 from dual_head.rewards import Classifier
 from dual_head.text import encode_prompts
 

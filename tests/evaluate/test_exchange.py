@@ -15,7 +15,7 @@ from dual_head.evaluate.exchange import (
     write_arena_hard,
     write_mt_bench,
 )
-from dual_head.evaluate.metrics import measure
+from dual_head.evaluate.metrics.base import measure
 from dual_head.evaluate.questions import load_questions
 
 ASKED = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})

@@ -9,7 +9,7 @@ from files import ASKED, BAD, GOOD, write_backbone, write_guides
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
-from dual_head.evaluate.likelihood import continuation_logps, perplexity
+from dual_head.evaluate.metrics.likelihood import continuation_logps, perplexity
 
 pytest.importorskip("lm_eval", reason="needs pip install 'dual-head[harness]'")
 pytestmark = [

@@ -8,7 +8,7 @@ from files import word_tokenizer
 from models import tiny_lm
 
 from dual_head import DualHeadError
-from dual_head.evaluate.likelihood import continuation_logps
+from dual_head.evaluate.metrics.likelihood import continuation_logps
 from dual_head.evaluate.truthfulqa import PRESETS, TruthfulQuestion, evaluate_truthfulqa, load_truthfulqa
 
 SKY = TruthfulQuestion(

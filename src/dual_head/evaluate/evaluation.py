@@ -23,12 +23,12 @@ from dual_head.backbone import context_length
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.answers import answer_all, require_comparable, require_same_decoding
-from dual_head.evaluate.embedding import require_embedder
 from dual_head.evaluate.exchange import write_alpaca_eval, write_arena_hard, write_mt_bench
 from dual_head.evaluate.identity import kind_of
 from dual_head.evaluate.independence import require_independent
 from dual_head.evaluate.judges import load_judge
-from dual_head.evaluate.measuring import Measured, Measures
+from dual_head.evaluate.metrics.embedding import require_embedder
+from dual_head.evaluate.metrics.measures import Measured, Measures
 from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.report import tables as reporting
@@ -299,7 +299,7 @@ def _grades(
 
 def _efficiency(systems: Sequence[System], questions: Sequence[Question], options: EvaluationOptions) -> dict[str, Any]:
     """Time and memory at each batch size after a prompt of usual length, as tables beside each other."""
-    from dual_head.evaluate.efficiency import measure_efficiency
+    from dual_head.evaluate.metrics.efficiency import measure_efficiency
     from dual_head.text import encode_prompts
 
     models = [system for system in systems if isinstance(system, ModelSystem)]

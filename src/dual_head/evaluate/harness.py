@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError, did_you_mean, require
-from dual_head.evaluate.likelihood import context_of, score_ids
+from dual_head.evaluate.metrics.likelihood import context_of, score_ids
 from dual_head.strength import Alpha
 
 __all__ = ["harness_model", "run_harness"]

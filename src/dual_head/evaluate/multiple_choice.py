@@ -20,7 +20,7 @@ from dual_head import __version__
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.compare.win_rates import paired_difference
 from dual_head.evaluate.identity import digest
-from dual_head.evaluate.likelihood import continuation_logps
+from dual_head.evaluate.metrics.likelihood import continuation_logps
 from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.report.page import MARKDOWN_FILE, PAGE_FILE, REPORT_FILE, markdown, render
 from dual_head.evaluate.specs import parse_systems

@@ -14,9 +14,9 @@ from typing import Any
 from dual_head.demo import world
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.identity import digest, file_digest, sources_digest
-from dual_head.evaluate.metrics import METRICS, Measured, Tools, about, measure, summary
+from dual_head.evaluate.metrics.base import METRICS, Measured, Tools, about, measure, summary
+from dual_head.evaluate.metrics.refusals import is_refusal
 from dual_head.evaluate.model_system import ModelSystem
-from dual_head.evaluate.refusals import is_refusal
 from dual_head.evaluate.systems import System
 from dual_head.evaluate.types import Answer, Question
 from dual_head.fingerprint import tokenizer_fingerprint

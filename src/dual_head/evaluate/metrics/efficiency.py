@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.costs import MIB, Costs, costs
-from dual_head.evaluate.likelihood import context_of
+from dual_head.evaluate.metrics.costs import MIB, Costs, costs
+from dual_head.evaluate.metrics.likelihood import context_of
 from dual_head.model import AlignedModel
 from dual_head.strength import Alpha
 

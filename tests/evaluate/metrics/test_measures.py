@@ -2,7 +2,7 @@
 
 import pytest
 
-from dual_head.evaluate.measuring import _files_of, _reward_identity
+from dual_head.evaluate.metrics.measures import _files_of, _reward_identity
 
 
 def test_a_reward_function_that_was_edited_is_another_one(tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ from models import guided_lm, tiny_lm
 from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.demo import world
 from dual_head.evaluate import Answer, Question
-from dual_head.evaluate.continuations import last_prompt, reply_rows
-from dual_head.evaluate.metrics import METRICS, Tools, about, measure, metric, summary
-from dual_head.evaluate.refusals import is_refusal
+from dual_head.evaluate.metrics.base import METRICS, Tools, about, measure, metric, summary
+from dual_head.evaluate.metrics.continuations import last_prompt, reply_rows
+from dual_head.evaluate.metrics.refusals import is_refusal
 from dual_head.rewards import load_reward
 
 CHAT = [{"role": "user", "content": "ask1"}]
@@ -276,7 +276,7 @@ def test_a_mean_has_an_interval_over_questions():
 
 
 def test_a_metric_is_one_function(monkeypatch):
-    monkeypatch.setattr("dual_head.evaluate.metrics.METRICS", dict(METRICS))
+    monkeypatch.setattr("dual_head.evaluate.metrics.base.METRICS", dict(METRICS))
 
     @metric("questions", "share of replies that ask back", better="lower")
     def _asks_back(questions, answers, tools):
@@ -305,7 +305,7 @@ def test_every_metric_says_what_it_is():
 
 def test_what_several_metrics_share_is_computed_once(tokenizer, monkeypatch):
     calls = []
-    monkeypatch.setattr("dual_head.evaluate.metrics.divergences", lambda *a, **k: calls.append(0) or [1.0])
+    monkeypatch.setattr("dual_head.evaluate.metrics.base.divergences", lambda *a, **k: calls.append(0) or [1.0])
     tools = Tools(model=tiny_lm("llama").eval(), base=tiny_lm("llama").eval(), tokenizer=tokenizer)
     found = measure(QUESTIONS[:1], ANSWERS, tools, metrics=["kl", "kl_per_token"])
     assert set(found.values) == {"kl", "kl_per_token"}

@@ -7,10 +7,10 @@ from models import guided_lm, tiny_lm
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import LlamaModel
 
-import dual_head.evaluate.efficiency as measuring
+import dual_head.evaluate.metrics.efficiency as measuring
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
-from dual_head.evaluate.costs import costs
-from dual_head.evaluate.efficiency import measure_efficiency
+from dual_head.evaluate.metrics.costs import costs
+from dual_head.evaluate.metrics.efficiency import measure_efficiency
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.reward_model import RewardModelConfig

@@ -9,8 +9,8 @@ from models import EOS, guided_lm, steered_lm, tiny_lm
 
 from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.divergence import reply_scalars
-from dual_head.evaluate.continuations import continuation_ids, fit, windows
-from dual_head.evaluate.likelihood import continuation_logps, divergences, perplexity, score_ids
+from dual_head.evaluate.metrics.continuations import continuation_ids, fit, windows
+from dual_head.evaluate.metrics.likelihood import continuation_logps, divergences, perplexity, score_ids
 from dual_head.guides.linear import LinearConfig
 from dual_head.strength import LinearDecay
 
