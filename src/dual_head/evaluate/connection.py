@@ -1,6 +1,6 @@
 """An HTTP client for the official one whose requests end: with a reply of limited size, within a time, at one address.
 
-It knows requests and replies as bytes; what is asked, and what to make of a reply, is `judges.endpoint`.
+It knows requests and replies as bytes; what is asked, and what to make of a reply, is `judges.openai`.
 """
 
 import sys

@@ -1,26 +1,37 @@
-"""The guides, found by their file's name: `kind` is the name of a module here that ends in `GUIDE = ...`."""
+"""The guides by kind: each file here that ends in `GUIDE = ...`, and entry points of the group `dual_head.guides`."""
 
-import importlib
-import pkgutil
+import inspect
 from typing import Any
 
 from dual_head.backbone import BackboneShape
-from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides.base import Guide, GuideConfig, States, flatten, unflatten
+from dual_head.options import discover
 
 __all__ = ["Guide", "GuideConfig", "States", "build_guide", "flatten", "guide_class", "kind_of", "kinds", "unflatten"]
 
 
+def _flaw(guide: Any) -> str | None:
+    if not (isinstance(guide, type) and issubclass(guide, Guide)):
+        return "GUIDE must be a subclass of dual_head.guides.Guide"
+    if missing := sorted(guide.__abstractmethods__):
+        return f"{guide.__name__} does not define {', '.join(missing)}"
+    config = inspect.getattr_static(guide, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, GuideConfig)):
+        return f"{guide.__name__}.Config must be a subclass of dual_head.guides.GuideConfig"
+    return None
+
+
+GUIDES = discover(__name__, "GUIDE", noun="kind of guide", check=_flaw)
+
+
 def kinds() -> list[str]:
-    """Name every kind of guide there is: one per file, beside what they are built from."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base", "companion"))
+    """Name every kind of guide."""
+    return GUIDES.names()
 
 
 def guide_class(kind: str) -> type[Guide]:
-    """Find a guide's class by its kind. Errors: an unknown kind is refused with the nearest name."""
-    if kind not in kinds():
-        raise DualHeadError(f"Unknown kind of guide '{kind}'.{did_you_mean(kind, kinds())}")
-    return importlib.import_module(f"{__name__}.{kind}").GUIDE
+    """Find a guide's class by its kind. Errors: an unknown kind (the nearest is offered), a broken one."""
+    return GUIDES.load(kind)
 
 
 def build_guide(entry: dict[str, Any], shape: BackboneShape) -> Guide:
@@ -30,5 +41,5 @@ def build_guide(entry: dict[str, Any], shape: BackboneShape) -> Guide:
 
 
 def kind_of(guide: Guide | GuideConfig) -> str:
-    """Name the kind of a guide or of its config: the file it is defined in."""
-    return type(guide).__module__.rsplit(".", 1)[-1]
+    """Name the kind of a guide or of its config: the file that defines it."""
+    return GUIDES.name_of(guide)

@@ -1,26 +1,27 @@
-"""The methods, found by their file's name: every module here that ends in `METHOD = Method(...)`."""
+"""The methods by name: each file here that sets `METHOD = Method(...)`, and entry points of `dual_head.methods`."""
 
-import importlib
-import pkgutil
+from typing import Any
 
-from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods.base import Method
+from dual_head.options import discover
 
-__all__ = ["Method", "method", "method_names"]
-
-
-def method_names() -> list[str]:
-    """Name every method there is: one per file beside base.py."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+__all__ = ["METHODS", "Method", "method", "method_names"]
 
 
+def _flaw(value: Any) -> str | None:
+    return None if isinstance(value, Method) else "METHOD must be a dual_head.Method"
+
+
+METHODS = discover(__name__, "METHOD", noun="method", check=_flaw)
 ALIASES = {"args": "reward", "args_reward": "reward"}
 
 
+def method_names() -> list[str]:
+    """Name every method."""
+    return METHODS.names()
+
+
 def method(name: str) -> Method:
-    """Find a method by its name ("-" and "_" are one). Errors: an unknown one is refused with the nearest name."""
+    """Find a method by its name ("-" and "_" are one). Errors: an unknown or a broken one."""
     name = name.replace("-", "_")
-    name = ALIASES.get(name, name)
-    if name not in method_names():
-        raise DualHeadError(f"Unknown method '{name}'.{did_you_mean(name, method_names())}")
-    return importlib.import_module(f"{__name__}.{name}").METHOD
+    return METHODS.load(ALIASES.get(name, name))

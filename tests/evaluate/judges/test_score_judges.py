@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from dual_head import DualHeadError
 from dual_head.demo import world
 from dual_head.evaluate import Comparison, Judge, Question
-from dual_head.evaluate.judges import judge_kinds, load_judge
+from dual_head.evaluate.judges import JUDGES, load_judge
 from dual_head.evaluate.judges.base import batches_by_length, shown_turns
 from dual_head.rewards import load_reward
 
@@ -219,9 +219,9 @@ def test_batches_are_of_about_the_same_length():
 
 
 def test_every_kind_of_judge_says_how_it_is_asked_for():
-    kinds = judge_kinds()
+    kinds = JUDGES.load_all()
     assert kinds.keys() >= {"rule", "reward", "lm", "openai"}
-    assert all(kind.form.startswith(prefix) for prefix, kind in kinds.items())
+    assert all(kind.form.startswith(name) for name, kind in kinds.items())
     assert isinstance(load_judge("rule"), Judge)
 
 

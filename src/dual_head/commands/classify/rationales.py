@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _teacher(args: argparse.Namespace) -> "Ask":
     """Ask the endpoint as judges are asked: several requests at once, retries, and a remedy where it is down."""
-    from dual_head.evaluate.judges.endpoint import EndpointJudge, EndpointOptions
+    from dual_head.evaluate.judges.openai import EndpointJudge, EndpointOptions
     from dual_head.evaluate.judges.prompts.reading import Pattern
 
     whole = Pattern(kind="rationale", read=lambda _said: 0.0)  # every reply is read, by whoever asked

@@ -1,25 +1,23 @@
-"""The judges, found by their file: each module here but `base` ends in `JUDGE = ...`, a class with a `prefix`.
+"""The judges by name: each file here that ends in `JUDGE = ...`, and entry points of the group `dual_head.judges`.
 
-A judge is asked for by a word: its prefix, a colon, and where it is. This file knows no particular judge.
+A judge is written NAME or NAME:WHERE, as `form` of its class says.
 """
 
-import importlib
-import pkgutil
 from typing import Any
 
-from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate.judges.base import JudgeKind
+from dual_head.errors import DualHeadError
 from dual_head.evaluate.types import Judge
-from dual_head.options import build
+from dual_head.options import build, discover
 
-__all__ = ["judge_kinds", "load_judge"]
+__all__ = ["JUDGES", "load_judge"]
 
 
-def judge_kinds() -> dict[str, JudgeKind]:
-    """Every kind of judge by its prefix, such as "rule"; `form` says how one is asked for, `Options` what it takes."""
-    names = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "base")
-    found = (importlib.import_module(f"{__name__}.{name}").JUDGE for name in sorted(names))
-    return dict(sorted((kind.prefix, kind) for kind in found))
+def _flaw(kind: Any) -> str | None:
+    missing = [name for name in ("form", "Options") if not hasattr(kind, name)]
+    return f"JUDGE has no {' and no '.join(missing)}" if missing else None
+
+
+JUDGES = discover(__name__, "JUDGE", noun="judge", check=_flaw)
 
 
 def load_judge(spec: str, **options: Any) -> Judge:
@@ -28,9 +26,9 @@ def load_judge(spec: str, **options: Any) -> Judge:
     options: fields of that kind's `Options`. Errors: an unknown kind or option, and whatever keeps the judge from
     being there: no such folder, no such function, no key.
     """
-    prefix, _, where = spec.partition(":")
-    kinds = judge_kinds()
-    if prefix not in kinds:
-        forms = ", ".join(kind.form for kind in kinds.values())
-        raise DualHeadError(f"'{spec}' is no judge.{did_you_mean(prefix, kinds)} A judge is one of: {forms}.")
-    return kinds[prefix](where, build(kinds[prefix].Options, options))
+    name, _, where = spec.partition(":")
+    if name not in JUDGES.names():
+        forms = ", ".join(kind.form for kind in JUDGES.load_all().values())
+        raise DualHeadError(f"{JUDGES.unknown(name)} A judge is one of: {forms}.")
+    kind = JUDGES.load(name)
+    return kind(where, build(kind.Options, options))

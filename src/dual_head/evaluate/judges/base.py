@@ -27,10 +27,9 @@ Shown = tuple[Prompt, str]  # a prompt, or the conversation so far, and the repl
 class JudgeKind(Protocol):
     """A kind of judge: made of where it is and of its options.
 
-    prefix: what its words begin with; form: how it is asked for, for people; Options: a dataclass.
+    form: how it is written, its file's name first; Options: a dataclass.
     """
 
-    prefix: ClassVar[str]
     form: ClassVar[str]
     Options: ClassVar[type[Any]]
 

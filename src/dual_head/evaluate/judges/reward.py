@@ -32,7 +32,6 @@ class RewardJudge(ScoreJudge):
     where: the folder of a sequence classifier with one label and of its tokenizer.
     """
 
-    prefix = "reward"
     form = "reward:PATH (a sequence classifier with one label)"
     Options = RewardOptions
 

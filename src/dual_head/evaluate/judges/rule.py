@@ -24,7 +24,6 @@ class RuleJudge(ScoreJudge):
     flaw of that verdict. Errors: no such function, one that fails, a question that is not of the demonstration world.
     """
 
-    prefix = "rule"
     form = "rule (the benchmark's), rule:diverse, rule:longer or rule:module:function"
     Options = NoOptions
 

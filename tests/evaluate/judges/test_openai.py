@@ -7,8 +7,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from dual_head.evaluate.judges.endpoint import FAILURES
-from dual_head.evaluate.report.tables import tables
 from rich.console import Console
 
 from dual_head import DualHeadError
@@ -16,6 +14,8 @@ from dual_head.evaluate import Answer, Comparison, Question
 from dual_head.evaluate.evaluation import EvaluationOptions, evaluate
 from dual_head.evaluate.exchange import write_mt_bench
 from dual_head.evaluate.judges import load_judge
+from dual_head.evaluate.judges.openai import FAILURES
+from dual_head.evaluate.report.tables import tables
 from dual_head.evaluate.verdicts import grade_all, judge_pairs
 
 QUESTION = Question("q", "How far is the moon?")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Question
 from dual_head.evaluate.judges import load_judge
-from dual_head.evaluate.judges.language_model import Reading, _told_apart, _verdict
+from dual_head.evaluate.judges.lm import Reading, _told_apart, _verdict
 from dual_head.evaluate.judges.prompts.reading import PATTERNS
 from dual_head.evaluate.verdicts import judge_pairs
 

@@ -62,7 +62,6 @@ class LanguageModelJudge:
     Errors: a model or tokenizer that cannot be loaded, templates whose verdict is no choice between a few.
     """
 
-    prefix = "lm"
     form = "lm:PATH (a causal language model)"
     Options = LanguageModelOptions
     symmetric = False

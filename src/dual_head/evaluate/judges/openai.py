@@ -96,7 +96,6 @@ class EndpointJudge:
     in a row; the verdicts that came before have been yielded by then.
     """
 
-    prefix = "openai"
     form = "openai:MODEL or openai:MODEL@http://127.0.0.1:8000/v1"
     Options = EndpointOptions
     symmetric = False

@@ -1,0 +1,6 @@
+"""Options as dataclasses, and the extensions that bring their own: guides, methods, losses, judges, benchmarks."""
+
+from dual_head.options.extensions import Extensions, discover
+from dual_head.options.values import build, fit
+
+__all__ = ["Extensions", "build", "discover", "fit"]
