@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from dual_head.evaluate.compare.frontier import hypervolume, hypervolume_difference, hypervolume_interval, pareto
 
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.compare.frontier import hypervolume, hypervolume_difference, hypervolume_interval, pareto
 
 STAIRS = [[1, 3], [2, 2], [3, 1]]
 

@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("sklearn", reason="length control needs scikit-learn: pip install 'dual-head[eval]'")
 
-from dual_head.evaluate.compare.length_control import gamed_baselines, length_controlled
-
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.compare.length_control import gamed_baselines, length_controlled
 
 
 @pytest.fixture(scope="module")

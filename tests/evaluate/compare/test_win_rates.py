@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from dual_head.evaluate.compare.win_rates import paired_difference, pairwise_matrix, sign_test, win_rate
 
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.compare.win_rates import paired_difference, pairwise_matrix, sign_test, win_rate
 
 
 @dataclass(frozen=True)

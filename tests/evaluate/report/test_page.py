@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from dual_head.evaluate.report.marks import across, forest_row, matrix, quality, scatter, ticks
 from dual_head.evaluate.report.numbers import NOTHING, headlines, number, percent
 from dual_head.evaluate.report.page import markdown, render

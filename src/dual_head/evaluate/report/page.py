@@ -22,9 +22,8 @@ import hashlib
 import importlib.resources
 from typing import Any
 
-from dual_head.evaluate.report import marks, numbers
-
 from dual_head.errors import require
+from dual_head.evaluate.report import marks, numbers
 
 Report = dict[str, Any]
 
