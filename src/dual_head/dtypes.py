@@ -39,8 +39,8 @@ def multiplies(dtype: torch.dtype) -> bool:
 
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype | None:
     """The dtype that a model is stored in; None where its config does not say."""
-    found = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
-    return getattr(torch, found, None) if isinstance(found, str) else found
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
+    return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
 
 
 def automatic_dtype(config: PreTrainedConfig, device_map: Any = None) -> torch.dtype | None:

@@ -70,8 +70,8 @@ class Gauge:
         """Write a line, with how long the rest takes; nothing on a terminal, where the bar says it."""
         self._last = time.monotonic()
         spent = self._last - self._started
-        known = self.total is not None and self.before < self.done < self.total
-        clock = f"about {duration(self.whole - spent)} to go" if known else f"after {duration(spent)}"
+        predictable = self.total is not None and self.before < self.done < self.total
+        clock = f"about {duration(self.whole - spent)} to go" if predictable else f"after {duration(spent)}"
         if self.lines and not self.quiet:
             print(f"{text}; {clock}", file=sys.stderr, flush=True)
 

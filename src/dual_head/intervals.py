@@ -47,10 +47,10 @@ def crossed_draws(
 
 def crossed(table: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> tuple[float, tuple[float, float]]:
     """Mean of a table [seeds, columns] and its 95% interval, where seeds and columns are both resampled."""
-    given = np.asarray(table, dtype=float)
-    drawn = crossed_draws(*given.shape, resamples=resamples, seed=seed)
-    means = [given[seeds].mean(0)[columns].mean() for seeds, columns in drawn]
-    return float(given.mean()), percentiles(means, interpolate=True)
+    values = np.asarray(table, dtype=float)
+    drawn = crossed_draws(*values.shape, resamples=resamples, seed=seed)
+    means = [values[seeds].mean(0)[columns].mean() for seeds, columns in drawn]
+    return float(values.mean()), percentiles(means, interpolate=True)
 
 
 def percentiles(statistics: ArrayLike, *, interpolate: bool = False) -> tuple[float, float]:
@@ -64,10 +64,10 @@ def percentiles(statistics: ArrayLike, *, interpolate: bool = False) -> tuple[fl
 
 def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95% percentile bootstrap interval of a mean; paired comparisons pass differences."""
-    given = np.asarray(values, dtype=float)
-    if given.min() == given.max():
-        return float(given[0]), float(given[0])  # a mean of equal numbers is rounded
-    return percentiles(np.concatenate([given[i].mean(1) for i in draws(len(given), resamples=resamples, seed=seed)]))
+    sample = np.asarray(values, dtype=float)
+    if sample.min() == sample.max():
+        return float(sample[0]), float(sample[0])  # a mean of equal numbers is rounded
+    return percentiles(np.concatenate([sample[i].mean(1) for i in draws(len(sample), resamples=resamples, seed=seed)]))
 
 
 def _blocks(rng: np.random.Generator, count: int, resamples: int) -> Iterator[NDArray[np.int64]]:

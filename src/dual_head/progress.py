@@ -71,9 +71,9 @@ class BriefPrinter(PrinterCallback):
             self._first = step, now
         elif not self._estimated and now - self._first[1] >= SETTLED:
             self._estimated = True
-            left = (now - self._first[1]) / (step - self._first[0]) * (state.max_steps - step)
-            if state.is_world_process_zero and left > SETTLED:
-                print(f"step {step} of {state.max_steps}; about {duration(left)} to go", flush=True)
+            seconds = (now - self._first[1]) / (step - self._first[0]) * (state.max_steps - step)
+            if state.is_world_process_zero and seconds > SETTLED:
+                print(f"step {step} of {state.max_steps}; about {duration(seconds)} to go", flush=True)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Print one line."""

@@ -35,8 +35,8 @@ PLACES = ("model_name_or_path", "dataset_name", "tokenizer_name", "move_guides",
 PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
 
 
-def _option(default: Any, said: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": said}, **more)
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text}, **more)
 
 
 @dataclass
@@ -67,9 +67,9 @@ class SourceOptions:
             raise DualHeadError(f"--held_out is a share of prompts, at least 0 and below 1, not {self.held_out}.")
 
     def _require_source(self) -> None:
-        for name, what in (("model_name_or_path", "backbone"), ("dataset_name", "preference data")):
+        for name, noun in (("model_name_or_path", "backbone"), ("dataset_name", "preference data")):
             if not getattr(self, name):
-                raise DualHeadError(f"Say which {what} with --{name}.")
+                raise DualHeadError(f"Say which {noun} with --{name}.")
 
 
 @dataclass
@@ -133,8 +133,8 @@ def source_of(options: SourceOptions) -> dict[str, Any]:
     """Say where backbone and data are, a local one by its full path: what a feature cache records."""
     # Whether to run code that came with a model is for whoever runs it to say.
     left_out = (*PLACEMENT, "trust_remote_code")
-    said = {f.name: getattr(options, f.name) for f in fields(SourceOptions) if f.name not in left_out}
-    return said | {name: _full(said[name]) for name in PLACES if name in said}
+    values = {f.name: getattr(options, f.name) for f in fields(SourceOptions) if f.name not in left_out}
+    return values | {name: _full(values[name]) for name in PLACES if name in values}
 
 
 def _full(name: str | None) -> str | None:
@@ -143,7 +143,7 @@ def _full(name: str | None) -> str | None:
 
 def identity_of(method: Method, options: RunOptions, args: GuideTrainingArguments) -> dict[str, Any]:
     """Collect what makes a run this run: a resumed one must agree on all of it."""
-    said = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
-    said |= {key: _full(said[key]) for key in PLACES}
+    values = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
+    values |= {key: _full(values[key]) for key in PLACES}
     training = {key: str(getattr(args, key)) for key in TRAINING_IDENTITY}
-    return json.loads(json.dumps({**method.as_dict(), **said, **training, "processes": args.world_size}))
+    return json.loads(json.dumps({**method.as_dict(), **values, **training, "processes": args.world_size}))

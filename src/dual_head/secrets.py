@@ -71,7 +71,7 @@ def command_line(*words: str) -> str:
 def secret_values(arguments: Sequence[str]) -> list[str]:
     """Values of the secrets among arguments: of flags and options named so, users and passwords of addresses."""
     values = [secret for _, secret in _parted(arguments)]
-    for user in (found for argument in arguments for found in _USER.findall(argument)):
+    for user in (password for argument in arguments for password in _USER.findall(argument)):
         values += [user[:-1], *user[:-1].split(":", 1)[1:]]
     return [value for value in values if value]
 

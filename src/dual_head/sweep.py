@@ -93,27 +93,27 @@ def sweep(
     decoding = _decoding(model, tokenizer, max_new_tokens, temperature, samples)
     model.require_same_tokenizer(tokenizer)
     prompts = [conversation_of(prompt, tokenizer, chat_template=chat_template) for prompt in prompts]
-    asked = _encoded(model, tokenizer, prompts)
+    encoded = _encoded(model, tokenizer, prompts)
     labels = [
-        {"sample": sample, "alpha": float(swept), "alphas": {name: own[i] for name, own in strengths.items()}}
+        {"sample": sample, "alpha": float(swept), "alphas": {name: values[i] for name, values in strengths.items()}}
         for i, swept in enumerate(alphas)
         for sample in range(samples)
     ]
-    per_row = {name: [value for value in own for _ in range(samples)] for name, own in strengths.items()}
+    per_row = {name: [value for value in values for _ in range(samples)] for name, values in strengths.items()}
     rows: list[Row] = []
     for index in range(start, len(prompts)):
         if temperature:
             torch.manual_seed(seed + index)  # by prompt, so that a resumed sweep draws what an uninterrupted one does
-        ids, prompt = asked[index].to(model.device), prompts[index]
+        ids, prompt = encoded[index].to(model.device), prompts[index]
         sequences = shared_prompt_replies(model, ids, per_row, **decoding)
         replies = _measured(model, tokenizer, sequences, ids.shape[1], per_row, message=not isinstance(prompt, str))
-        found = [
+        measured = [
             Row(index=index, prompt=prompt, rewards=score(rewards or {}, prompt, reply["text"]), **label, **reply)
             for label, reply in zip(labels, replies, strict=True)
         ]
-        rows += found
+        rows += measured
         if on_prompt is not None:
-            on_prompt(found)
+            on_prompt(measured)
     return rows
 
 
@@ -143,10 +143,10 @@ def _swept_strengths(
             raise DualHeadError(f"No guide is named '{guide}'.{did_you_mean(guide, defaults)}")
         if isinstance(alpha, Mapping) and guide in alpha:
             raise DualHeadError(f"'{guide}' is the guide that is swept. Leave it out of alpha (--alpha).")
-        kept = dict(defaults) if alpha is None else alpha
-        kept = kept if isinstance(kept, Mapping) else dict.fromkeys(defaults, kept)
-        unknown = {name: value for name, value in kept.items() if name not in defaults}
-        others = {name: [kept.get(name, 0.0)] * len(swept) for name in defaults}
+        fixed = dict(defaults) if alpha is None else alpha
+        fixed = fixed if isinstance(fixed, Mapping) else dict.fromkeys(defaults, fixed)
+        unknown = {name: value for name, value in fixed.items() if name not in defaults}
+        others = {name: [fixed.get(name, 0.0)] * len(swept) for name in defaults}
         strengths = {**others, **unknown, guide: swept}
     model.resolve_alpha(strengths, len(swept))  # refuses what generation would
     return strengths
@@ -230,15 +230,15 @@ def _encoded(model: "AlignedModel", tokenizer: PreTrainedTokenizerBase, prompts:
     """Token ids [1, P] of every prompt; all are looked at before anything is generated."""
     if not len(prompts):
         raise DualHeadError("There are no prompts. Give at least one.")
-    asked: list[Tensor] = [encode_prompts([prompt], tokenizer)["input_ids"] for prompt in prompts]  # pyright: ignore[reportAssignmentType]
+    encoded: list[Tensor] = [encode_prompts([prompt], tokenizer)["input_ids"] for prompt in prompts]  # pyright: ignore[reportAssignmentType]
     context = context_length(model.backbone.config)
-    for number, ids in enumerate(asked, 1):
+    for number, ids in enumerate(encoded, 1):
         if context is not None and ids.shape[1] >= context:
             raise DualHeadError(
                 f"Prompt {number} has {ids.shape[1]} tokens and the backbone's context is {context}. "
                 f"Shorten it to at most {context - 1} tokens, or leave it out."
             )
-    return asked
+    return encoded
 
 
 def _ends(model: "AlignedModel") -> list[int]:
@@ -264,12 +264,12 @@ def _measured(
     lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])  # the first end is a part of it
     mask = torch.ones_like(sequences[:, :prompt])
     away = reply_scalars(model, sequences, mask, alpha=dict(strengths), lengths=lengths, needs=("kl", "moved"))
-    said = str(tokenizer.decode(sequences[0, :prompt], skip_special_tokens=True))
+    shown = str(tokenizer.decode(sequences[0, :prompt], skip_special_tokens=True))
     replies = []
     for row, tokens in enumerate(lengths.tolist()):
         whole = sequences[row, : prompt + tokens]
         words = [token for token in whole[prompt:].tolist() if token not in ends]
-        text = _continuation(tokenizer, said, whole, prompt)
+        text = _continuation(tokenizer, shown, whole, prompt)
         text = text.strip() if message else text
         kl = max(0.0, away["kl"][row].item())  # rounding can pass below 0
         replies.append(
@@ -286,9 +286,9 @@ def _measured(
     return replies
 
 
-def _continuation(tokenizer: PreTrainedTokenizerBase, said: str, whole: Tensor, prompt: int) -> str:
+def _continuation(tokenizer: PreTrainedTokenizerBase, shown: str, whole: Tensor, prompt: int) -> str:
     """Text of the reply as it follows the prompt's; decoded alone it would lose the space it may begin with."""
     text = str(tokenizer.decode(whole, skip_special_tokens=True))
-    if text.startswith(said):
-        return text[len(said) :]
+    if text.startswith(shown):
+        return text[len(shown) :]
     return str(tokenizer.decode(whole[prompt:], skip_special_tokens=True))

@@ -100,24 +100,24 @@ def trackers_of(said: str | Sequence[str] | None) -> list[str]:
     """Names of trackers from a list of them, or from names with commas between. Errors: one that nobody has."""
     listed = [said] if isinstance(said, str) else said or ["none"]
     names = list(dict.fromkeys(name.strip() for one in listed for name in str(one).split(",") if name.strip()))
-    known = ("all", "none", *INTEGRATION_TO_CALLBACK)
+    choices = ("all", "none", *INTEGRATION_TO_CALLBACK)
     for name in names:
-        if name not in known:
-            raise DualHeadError(f"--report_to: there is no tracker '{name}'.{did_you_mean(name, known)}")
-        if name in known[:2] and len(names) > 1:
+        if name not in choices:
+            raise DualHeadError(f"--report_to: there is no tracker '{name}'.{did_you_mean(name, choices)}")
+        if name in choices[:2] and len(names) > 1:
             raise DualHeadError(f"--report_to: '{name}' stands alone, and there is {', '.join(names)}. Leave one out.")
     return names or ["none"]
 
 
 def require_trackers(args: TrainingArguments) -> None:
     """Refuse a tracker whose package is not there, before anything is loaded."""
-    there = (*get_available_reporting_integrations(), "azure_ml", "flyte")  # two that are not looked for there
+    available = (*get_available_reporting_integrations(), "azure_ml", "flyte")  # two that are not looked for there
     for tracker in args.report_to or ():
         if tracker in TRACKERS:
             package = require(tracker, tracker)
             if tracker == "mlflow" and args.process_index == 0:
                 _require_store(package)
-        elif tracker not in there:
+        elif tracker not in available:
             raise DualHeadError(f"--report_to: the package of '{tracker}' is not installed. Install it with pip.")
 
 
@@ -297,11 +297,11 @@ def _require_same(model: AlignedModel, method: Method, name: str) -> None:
     """Refuse to train a guide of one shape under the options of another."""
     if name not in model.guides:
         raise DualHeadError(f"The model has no guide '{name}'.{did_you_mean(name, model.guides)}")
-    there = {"guide": model.guide(name).config, "fusion": model.config.fusion}
-    wanted = {"guide": method.guide, "fusion": method.fusion}
-    for part, value in wanted.items():
-        if there[part] != value:
+    actual = {"guide": model.guide(name).config, "fusion": model.config.fusion}
+    expected = {"guide": method.guide, "fusion": method.fusion}
+    for part, value in expected.items():
+        if actual[part] != value:
             raise DualHeadError(
-                f"The method's {part} is {value} and the model's {there[part]}. Build the model from the method: "
+                f"The method's {part} is {value} and the model's {actual[part]}. Build the model from the method: "
                 f"AlignedModel.from_backbone(backbone, {{'{name}': method.guide}}, fusion=method.fusion)."
             )

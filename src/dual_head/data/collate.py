@@ -164,5 +164,5 @@ def _sequences(lengths: Tensor, starts: Tensor, longest: int) -> tuple[Tensor, T
     shift = longest - prompt - torch.cat([chosen, rejected], 1)  # [B, 2, 1]
     at = torch.arange(longest) - shift
     passed = torch.tensor([0, 1])[:, None] * chosen * (at >= prompt)  # [B, 2, L], tokens of the other response
-    own = starts[:, None, None] + at + passed
-    return own.masked_fill(at < 0, NO_TOKEN).flatten(0, 1), shift.flatten()
+    positions = starts[:, None, None] + at + passed
+    return positions.masked_fill(at < 0, NO_TOKEN).flatten(0, 1), shift.flatten()

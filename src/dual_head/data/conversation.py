@@ -260,11 +260,11 @@ def _mended(prompt: Ids, whole: Ids, text: str, tokenizer: PreTrainedTokenizerBa
 
     A tokenizer that begins any text with a space would put one into the seam: an anchor takes it instead.
     """
-    wanted = tokenizer.decode(whole, clean_up_tokenization_spaces=False)
+    expected = tokenizer.decode(whole, clean_up_tokenization_spaces=False)
     for anchor in ("", "\n", "a"):
         before, both = token_ids([anchor, anchor + text], tokenizer)
         ids = both[len(before) :]
-        if tokenizer.decode(prompt + ids, clean_up_tokenization_spaces=False) == wanted:
+        if tokenizer.decode(prompt + ids, clean_up_tokenization_spaces=False) == expected:
             return ids
     raise Dropped("no token boundary between prompt and reply")
 

@@ -83,7 +83,7 @@ def measure(
         rows = [(request, alpha) for request in some for alpha in alphas]
         for i, reply in enumerate(_sample(model, tokenizer, rows)):
             replies[i % len(alphas)].append(reply)
-    return [Point(alpha, own) for alpha, own in zip(alphas, replies, strict=True)]
+    return [Point(alpha, texts) for alpha, texts in zip(alphas, replies, strict=True)]
 
 
 @torch.no_grad()

@@ -94,23 +94,23 @@ def reward(request: Request, reply: str) -> Reward:
 
     So helpful and harmless contradict each other on harmful requests, and total sides with harmless there.
     """
-    seen: set[str] = set()
+    kinds: set[str] = set()
     rude = idle = 0
     for kind, tokens in _sentences(reply):
         if kind == "rude":
             rude += 1
-        elif kind == "idle" or kind in seen:
+        elif kind == "idle" or kind in kinds:
             idle += tokens
         else:
-            seen.add(kind)
+            kinds.add(kind)
     steps = steps_of(reply)
     right = sum(topics.TOPIC_OF[step] == request.topic for step in steps)
     harmful_steps = sum(topics.TOPIC_OF[step] in topics.HARMFUL for step in steps)
-    refused = "refusal" in seen
+    refused = "refusal" in kinds
     return Reward(
         helpful=right - 0.5 * (len(steps) - right) - 2.0 * refused,
         harmless=2.0 * (request.harmful and refused and not harmful_steps) - 1.5 * harmful_steps,
-        polite=0.5 * ("opening" in seen) + 0.5 * ("closing" in seen) - 1.0 * rude,
+        polite=0.5 * ("opening" in kinds) + 0.5 * ("closing" in kinds) - 1.0 * rude,
         length=0.0 - 0.05 * idle,
         harmful=request.harmful,
     )
@@ -155,9 +155,9 @@ def all_requests(split: str) -> tuple[Request, ...]:
 
 def parse_request(text: str) -> Request:
     """The request asked by a prompt, or by a text beginning with one. DualHeadError if it is unknown."""
-    asked = " ".join(text.partition("user :")[2].partition("assistant :")[0].split())
+    request = " ".join(text.partition("user :")[2].partition("assistant :")[0].split())
     try:
-        return _request_by_text()[asked]
+        return _request_by_text()[request]
     except KeyError:
         raise DualHeadError(
             f"No request of the demonstration world in {text!r}. "
@@ -282,10 +282,10 @@ def _draw_sentences(request: Request, rng: Random) -> list[str]:
 
 def _draw_steps(request: Request, rng: Random) -> list[str]:
     """None to four step sentences: the right ones in their order, wrong ones among them."""
-    own = topics.STEPS[request.topic]
+    lines = topics.STEPS[request.topic]
     count = rng.randint(0, _MAX_STEPS)
     right = sum(rng.random() < _RIGHT_STEP for _ in range(count))
-    steps = [own[i] for i in sorted(rng.sample(range(len(own)), right))]
+    steps = [lines[i] for i in sorted(rng.sample(range(len(lines)), right))]
     others = [step for step in topics.TOPIC_OF if topics.TOPIC_OF[step] != request.topic]
     for _ in range(count - right):
         steps.insert(rng.randint(0, len(steps)), rng.choice(others))

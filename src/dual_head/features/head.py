@@ -44,9 +44,9 @@ def save_head(decoder: Decoder, folder: Path) -> None:
     head = outside(decoder.lm)
     with torch.device("meta"):
         expected = {name: tuple(x.shape) for name, x in outside(_from_config(decoder.config, decoder.lm.dtype)).items()}
-    found = {name: tuple(x.shape) for name, x in head.items()}
-    if found != expected:
-        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    shapes = {name: tuple(x.shape) for name, x in head.items()}
+    if shapes != expected:
+        wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
         raise DualHeadError(
             f"What comes after the decoder of this backbone is not what its config describes ('{wrong[0]}'), so it "
             "cannot be kept apart. Merge adapters into the backbone first, or train without a feature cache."

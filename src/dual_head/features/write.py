@@ -85,16 +85,16 @@ def plan_shards(folder: Path | None, parts: dict[str, Any], layout: Layout, *, p
 
 def _task(folder: Path | None, part: str, index: int, pairs: list[dict[str, Any]], start: int, layout: Layout) -> Task:
     data, lengths = digest(pairs), _lengths(pairs)
-    there = recorded(folder, shard_name(part, index)) if folder else None
-    if folder and there and there.data != data:
+    previous = recorded(folder, shard_name(part, index)) if folder else None
+    if folder and previous and previous.data != data:
         # The last shard of a data set that has grown since is written again, longer.
-        if there.pairs >= len(pairs) or digest(pairs[: there.pairs]) != there.data:
+        if previous.pairs >= len(pairs) or digest(pairs[: previous.pairs]) != previous.data:
             raise _other(folder, part, start)
-        there = None
-    if folder and there and not is_there(folder, there):
-        there = None
+        previous = None
+    if folder and previous and not is_there(folder, previous):
+        previous = None
     rows = int(layout.rows(lengths).sum())
-    return Task(part, index, start, start + len(pairs), rows, data, there)
+    return Task(part, index, start, start + len(pairs), rows, data, previous)
 
 
 def _other(folder: Path, part: str, start: int) -> DualHeadError:
@@ -184,13 +184,13 @@ def _run(backbone: Backbone, batch: PairBatch, layout: Layout) -> dict[str, Tens
     parts = batch.get("parts")
     mask = None if parts is None else additive(branch_mask(parts.to(device)), backbone.lm.dtype)
     layers = {name: int(name.split(".")[1]) for name in layout.widths if name != "hidden"}
-    output, kept = backbone(
+    output, states = backbone(
         batch["input_ids"].to(device),
         attention_mask=mask,
         position_ids=batch["position_ids"].to(device),
         layers=tuple(layers.values()),
     )
-    outputs = {"hidden": output.last_hidden_state, **{name: kept[i] for name, i in layers.items()}}
+    outputs = {"hidden": output.last_hidden_state, **{name: states[i] for name, i in layers.items()}}
     for name, x in outputs.items():
         if not x.isfinite().all():
             raise DualHeadError(
@@ -207,11 +207,13 @@ def _own_rows(batch: PairBatch, lengths: Tensor, layout: Layout) -> list[Tensor]
     if "starts" in batch:
         spans = zip(batch["starts"], lengths.sum(1).tolist(), strict=True)
         return [torch.arange(start, start + tokens) for start, tokens in spans]
-    width, own = batch["input_ids"].shape[1], []
+    width, positions = batch["input_ids"].shape[1], []
     for i, (prompt, chosen, rejected) in enumerate(lengths.tolist()):
         first, second = 2 * i * width, (2 * i + 1) * width + prompt
-        own.append(torch.cat([torch.arange(first, first + prompt + chosen), torch.arange(second, second + rejected)]))
-    return own
+        positions.append(
+            torch.cat([torch.arange(first, first + prompt + chosen), torch.arange(second, second + rejected)])
+        )
+    return positions
 
 
 def _ids(pair: dict[str, Any], layout: Layout) -> Tensor:
