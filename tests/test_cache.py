@@ -1,6 +1,8 @@
 """A guide's layers live in the cache of the whole model; whatever happens to one happens to the other."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from models import ARCHITECTURES, LAYERS, VOCAB, tiny_lm
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig
 
-from dual_head.cache import SPARE, StackedCache, CacheSlot, PrefixCache, offloaded
+from dual_head.cache import SPARE, CacheSlot, PrefixCache, StackedCache, offloaded
 
 LAYERS_IN_ALL = 5
 
@@ -113,7 +115,7 @@ def test_another_model_fills_a_view_as_it_would_a_cache_of_its_own(architecture)
     assert filled(whole) == [3, 4]
 
 
-# ---- layers abreast ----------------------------------------------------------------------------------------
+# ---- stacked layers ----------------------------------------------------------------------------------------
 
 
 def stacked(whole: DynamicCache) -> StackedCache:
@@ -123,7 +125,7 @@ def stacked(whole: DynamicCache) -> StackedCache:
     return StackedCache([[whole.layers[0], whole.layers[3]]])
 
 
-def test_layers_abreast_grow_together_and_stay_layers_of_their_cache():
+def test_stacked_layers_grow_together_and_stay_layers_of_their_cache():
     whole = whole_cache()
     cache = stacked(whole)
     for new in (5, 6):
@@ -157,7 +159,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("change", "first", "second"), CHANGES.values(), ids=CHANGES)
-def test_layers_abreast_go_on_from_whatever_became_of_them(change, first, second):
+def test_stacked_layers_go_on_from_whatever_became_of_them(change, first, second):
     whole = whole_cache()
     cache = stacked(whole)
     cache.update(tokens(5, rows=1).expand(2, -1, -1, -1), tokens(5).expand(2, -1, -1, -1), 0)
@@ -179,6 +181,34 @@ def test_two_caches_that_hold_the_same_tensors_grow_apart():
     StackedCache([other]).update(*[tokens(6).expand(2, -1, -1, -1)] * 2, 0)
     assert keys(whole, 0) == [[1, 2, 5, 5]]
     assert other[0].keys.flatten().tolist() == [1, 2, 5, 6]
+
+
+def test_a_deep_copy_of_a_cache_grows_apart_from_it():
+    whole = whole_cache()
+    cache = stacked(whole)
+    cache.update(*[tokens(5).expand(2, -1, -1, -1)] * 2, 0)
+    other = copy.deepcopy(whole)
+    cache.update(*[tokens(6).expand(2, -1, -1, -1)] * 2, 0)
+    StackedCache([[other.layers[0], other.layers[3]]]).update(*[tokens(7).expand(2, -1, -1, -1)] * 2, 0)
+    assert (keys(whole, 0), keys(whole, 3)) == ([[1, 2, 5, 6]], [[3, 4, 5, 6]])
+    assert (keys(other, 0), keys(other, 3)) == ([[1, 2, 5, 7]], [[3, 4, 5, 7]])
+
+
+def test_a_layer_that_grew_with_another_goes_on_alone():
+    whole = whole_cache()
+    stacked(whole).update(*[tokens(5).expand(2, -1, -1, -1)] * 2, 0)
+    StackedCache([[whole.layers[0]]]).update(tokens(6), tokens(6), 0)
+    assert (keys(whole, 0), keys(whole, 3)) == ([[1, 2, 5, 6]], [[3, 4, 5]])
+
+
+def test_what_layers_grow_in_goes_with_their_cache():
+    whole = whole_cache()
+    stacked(whole).update(*[tokens(5).expand(2, -1, -1, -1)] * 2, 0)
+    growing = weakref.ref(whole.layers[0].growing)
+    assert growing() is not None
+    del whole
+    gc.collect()
+    assert growing() is None
 
 
 def test_what_grew_in_inference_mode_goes_on_outside_of_it():

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from dual_head.ops.small_matmul import product
 
 SLICE = 2048  # rows of a matrix at a time that are added up, or of a gradient in lower precision: what a cache keeps
-# By id of the weight. No context variable: on GPUs backward passes, and what they compute again, run in other threads.
-_SINKS: dict[int, "Sink"] = {}
+# The attribute of a weight that holds its sink. On GPUs backward passes, and what they compute again, run in other
+# threads, which see the weight and no context of the thread that began.
+SINK = "gradient_sink"
 
 
 class Sink:
@@ -42,28 +43,28 @@ class Sink:
             return
         first, self.total = self.total is None, torch.empty_like(self.weight) if self.total is None else self.total
         for out, part in zip(self.total.split(SLICE), dy.split(SLICE, dim=-1), strict=True):
-            own = torch.mm(part.T, x)
-            out.copy_(own) if first else out.add_(own)
+            gradient = torch.mm(part.T, x)
+            out.copy_(gradient) if first else out.add_(gradient)
 
 
 @contextmanager
 def accumulating(weights: Iterable[Tensor]) -> Iterator[list[Sink]]:
     """Have `linear` add up the gradients of these weights; autograd gives None for them. In their order."""
     sinks = [Sink(weight) for weight in weights]
-    own = {id(sink.weight): sink for sink in sinks}
-    if _SINKS.keys() & own.keys():
+    if any(hasattr(sink.weight, SINK) for sink in sinks):
         raise RuntimeError("The gradients of these weights are being added up already.")
-    _SINKS.update(own)
+    for sink in sinks:
+        setattr(sink.weight, SINK, sink)
     try:
         yield sinks
     finally:
-        for key in own:
-            del _SINKS[key]
+        for sink in sinks:
+            delattr(sink.weight, SINK)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, beside: Tensor | None = None) -> Tensor:
     """Compute x W' + b as torch does, x [*, in] and W [out, in]; or x (W + beside)' + b, with `beside` a constant."""
-    sink = _SINKS.get(id(weight)) if weight.requires_grad and torch.is_grad_enabled() else None
+    sink = getattr(weight, SINK, None) if weight.requires_grad and torch.is_grad_enabled() else None
     if sink is None and beside is None:
         return F.linear(x, weight, bias)
     device = x.device.type
@@ -81,8 +82,8 @@ class AccumulatingLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x W' + b."""
-        own = linear if torch.is_grad_enabled() else product
-        return own(x, self.weight, self.bias)
+        function = linear if torch.is_grad_enabled() else product
+        return function(x, self.weight, self.bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -97,8 +98,8 @@ class _Linear(torch.autograd.Function):
         else:
             # Some outputs at a time: the whole sum is never held, and what is of it meets its product in a cache.
             both = torch.empty_like(matrix[:SLICE])
-            for out, own, other in zip(y.split(SLICE, 1), matrix.split(SLICE), beside.split(SLICE), strict=True):
-                torch.mm(rows, torch.add(own, other, out=both[: len(own)]).T, out=out)
+            for out, part, other in zip(y.split(SLICE, 1), matrix.split(SLICE), beside.split(SLICE), strict=True):
+                torch.mm(rows, torch.add(part, other, out=both[: len(part)]).T, out=out)
         return y.unflatten(0, x.shape[:-1])
 
     @staticmethod

@@ -2,18 +2,20 @@
 
 Everything that reorders, crops, repeats or resets the whole cache does so to the guides' layers as well,
 because they are the same layer objects. It knows no guide and no model.
+
+    layers of one cache    [ 0 .. n-1 backbone | n .. guide "a" | .. guide "b" ]
+    CacheSlot("a")                             [ 0 .. ]                             the same objects, numbered from 0
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-SPARE = 64  # tokens that fit into a room before it is made anew
+SPARE = 64  # tokens that fit behind the others before the tensors are made anew
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,13 @@ def grows(layer: Any, cache: Cache) -> bool:
 class GrowingKV:
     """Keys and values of layers that grow together, one below the other, in tensors with room for more tokens.
 
+        layer of the backbone   [ k k k k | . . . . ]      . columns not yet written: SPARE
+        layer of the guide      [ k k k k | . . . . ]      the layers hold views of the first `length` columns
+
     A dynamic layer copies all it holds for every token. Here a token is written behind the others, and what the
-    layers hold are views, [B, heads, T, width] of [layers B, heads, room, width]. A view that was handed out never
-    changes: only columns behind it are written, and only while the layers still hold the views of the last time. What
-    was cropped, reordered, copied or filled by others is moved into a new room.
+    layers hold are views, [B, heads, T, width] of [layers B, heads, length + spare, width]. A view that was handed out
+    never changes: only columns behind it are written, and only while the layers still hold the views of the last time.
+    What was cropped, reordered, copied or filled by others is moved into new tensors.
     """
 
     def __init__(self, layers: Sequence[Any], new: int):
@@ -76,18 +81,20 @@ class GrowingKV:
         self._keys, self._values = (
             self._with_spare([getattr(layer, name) for layer in layers], new) for name in ("keys", "values")
         )
-        self._held = [(layer.keys, layer.values) for layer in layers]
+        self._views = [(layer.keys, layer.values) for layer in layers]
 
     def _with_spare(self, parts: list[Tensor], new: int) -> Tensor:
         rows, heads, _, width = parts[0].shape
-        room = parts[0].new_empty(rows * len(parts), heads, self.length + new + SPARE, width)
-        for own, part in zip(room.chunk(len(parts)), parts, strict=True):
-            own[:, :, : self.length] = part
-        return room
+        whole = parts[0].new_empty(rows * len(parts), heads, self.length + new + SPARE, width)
+        for rows_of_layer, part in zip(whole.chunk(len(parts)), parts, strict=True):
+            rows_of_layer[:, :, : self.length] = part
+        return whole
 
     def is_of(self, layers: Sequence[Any], new: int) -> bool:
-        """Whether the layers still hold what they were given here, and `new` more tokens fit."""
-        for layer, (keys, values) in zip(layers, self._held, strict=True):
+        """Whether the layers still hold the views that were handed out last, and `new` more tokens fit."""
+        if len(layers) != len(self._views):
+            return False
+        for layer, (keys, values) in zip(layers, self._views, strict=True):
             if layer.keys is not keys or layer.values is not values:
                 return False
         frozen = self._keys.is_inference() and not torch.is_inference_mode_enabled()
@@ -100,28 +107,30 @@ class GrowingKV:
         self._values.narrow(2, self.length, new).copy_(values)
         all_keys, all_values = (x.narrow(2, 0, self.length + new) for x in (self._keys, self._values))
         self.length += keep
-        held = [x if keep == new else x.narrow(2, 0, self.length) for x in (all_keys, all_values)]
-        self._held = list(zip(*(x.chunk(len(layers)) for x in held), strict=True)) if len(layers) > 1 else [tuple(held)]
-        for layer, (own_keys, own_values) in zip(layers, self._held, strict=True):
-            layer.keys, layer.values = own_keys, own_values
+        kept = [x if keep == new else x.narrow(2, 0, self.length) for x in (all_keys, all_values)]
+        one = len(layers) == 1
+        self._views = [tuple(kept)] if one else list(zip(*(x.chunk(len(layers)) for x in kept), strict=True))
+        for layer, (layer_keys, layer_values) in zip(layers, self._views, strict=True):
+            layer.keys, layer.values = layer_keys, layer_values
         return all_keys, all_values
 
 
-_GROWING: WeakKeyDictionary[DynamicLayer, GrowingKV] = WeakKeyDictionary()  # by the first of the layers
+def append(layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int | None = None) -> tuple[Tensor, Tensor]:
+    """Append to layers of equal lengths that hold something, without a gradient, as `GrowingKV.append` does.
 
-
-def append(
-    layers: Sequence[DynamicLayer], keys: Tensor, values: Tensor, keep: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Append to layers of equal lengths that hold something, without a gradient, as `GrowingKV.append` does."""
-    room, new = _GROWING.get(layers[0]), keys.shape[-2]
-    if room is None or not room.is_of(layers, new):
-        room = _GROWING[layers[0]] = GrowingKV(layers, new)
-    return room.append(layers, keys, values, new if keep is None else keep)
+    The tensors live on the first of the layers, for as long as it does.
+    """
+    first, new = layers[0], keys.shape[-2]
+    growing: GrowingKV | None = vars(first).get("growing")
+    if growing is None or not growing.is_of(layers, new):
+        growing = first.growing = GrowingKV(layers, new)
+    return growing.append(layers, keys, values, new if keep is None else keep)
 
 
 class StackedCache(Cache):
     """Layers of several models that run in one forward, rows [B of the first | B of the second | ...].
+
+        layer i of the forward   [ layer i of the backbone; layer i of guide "a"; ... ]      one below the other
 
     groups: for each layer of the forward, the layer of every model. They stay layers of the cache they come from.
     """
@@ -137,10 +146,12 @@ class StackedCache(Cache):
 
 
 class PrefixCache(Cache):
-    """Stores the first `new` tokens it is given in a cache; of the others it only appends to what it returns.
+    """Stores the first `new` tokens of a forward in a cache; of the others it only appends to what it returns.
+
+        keys   [ p p p | n | c c c ]        p stored before, n stored now, c continuations, gone after the forward
 
     Many continuations of one prefix can then share its keys and values in one forward, the one that reads the
-    prefix's own new tokens: each attends to the prefix and, through the mask given with it, to itself only.
+    prefix's own new tokens: each attends to the prefix and, through its mask, to itself only.
     """
 
     def __init__(self, cache: Cache, new: int = 0):
@@ -161,5 +172,5 @@ class PrefixCache(Cache):
             keys, values = self._prefix.update(keys, values, layer_idx, *args, **kwargs)
         else:
             keys, values = stored.keys, stored.values
-        ahead = key_states[:, :, self._new :], value_states[:, :, self._new :]
-        return torch.cat([keys, ahead[0]], -2), torch.cat([values, ahead[1]], -2)
+        continuation_keys, continuation_values = key_states[:, :, self._new :], value_states[:, :, self._new :]
+        return torch.cat([keys, continuation_keys], -2), torch.cat([values, continuation_values], -2)

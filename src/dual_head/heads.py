@@ -5,7 +5,6 @@ They know hidden states and a slot of the cache; losses, alphas and whole guides
 
 from collections.abc import Sequence
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +51,7 @@ class LinearMap(nn.Module):
         super().__init__()
         self.down = None if rank is None else AccumulatingLinear(inputs, rank, bias=False)
         self.up = AccumulatingLinear(inputs if rank is None else rank, outputs, bias=bias)
+        self._stacked: Stacked | None = None  # with the maps that it was last summed with, as the first of them
         nn.init.normal_(self.up.weight, std=init_std)
         if bias:
             nn.init.zeros_(self.up.bias)
@@ -81,21 +81,24 @@ class Stacked:
     """Copies of the matrices of low-rank maps, for their weighted sum in two products where each would take two.
 
     sum_k w_k B_k A_k x = [B_1 | ... | B_K] (w * [A_1; ...; A_K] x)
+
+    code      [ A_1 x | A_2 x | ... | A_K x ]        r_1 + r_2 + ... + r_K columns
+    weights   [  w_1  |  w_2  | ... |  w_K  ]        each repeated r_k times
     """
 
     def __init__(self, maps: Sequence[LinearMap]):
-        self._of = [(x, x._version, x.data_ptr()) for x in _matrices(maps)]
-        matrices = [x.detach() for x, *_ in self._of]
+        self._sources = [(x, x._version, x.data_ptr()) for x in _matrices(maps)]
+        matrices = [x.detach() for x, *_ in self._sources]
         self._down, self._up = torch.cat(matrices[::2]), torch.cat(matrices[1::2], 1)
         ranks = torch.tensor([len(x) for x in matrices[::2]], device=self._down.device)
         self._column = torch.arange(len(maps), device=self._down.device).repeat_interleave(ranks)
 
     def is_of(self, maps: Sequence[LinearMap]) -> bool:
         """Whether these are the maps that were copied, and nothing was written into them since."""
-        own = _matrices(maps)
-        return len(own) == len(self._of) and all(
-            x is y and x._version == version and x.data_ptr() == place
-            for x, (y, version, place) in zip(own, self._of, strict=True)
+        matrices = _matrices(maps)
+        return len(matrices) == len(self._sources) and all(
+            x is source and x._version == version and x.data_ptr() == address
+            for x, (source, version, address) in zip(matrices, self._sources, strict=True)
         )
 
     def sum(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -106,10 +109,7 @@ class Stacked:
 
 def _matrices(maps: Sequence[LinearMap]) -> list[Tensor]:
     """A_1 [r, in], B_1 [out, r], A_2, ..."""
-    return [layer.weight for own in maps for layer in (own.down, own.up) if layer is not None]
-
-
-_STACKED: WeakKeyDictionary[LinearMap, Stacked] = WeakKeyDictionary()  # by the first of the maps
+    return [layer.weight for linear_map in maps for layer in (linear_map.down, linear_map.up) if layer is not None]
 
 
 def weighted_sum(maps: Sequence[LinearMap], x: Tensor, weights: Tensor) -> Tensor | None:
@@ -118,15 +118,15 @@ def weighted_sum(maps: Sequence[LinearMap], x: Tensor, weights: Tensor) -> Tenso
     None where that is no help: with a gradient, of a single map, of full ranks, biases or several dtypes.
     """
     matrices = _matrices(maps)
-    low = len(maps) > 1 and len(matrices) == 2 * len(maps) and all(own.up.bias is None for own in maps)
-    if not low or torch.is_grad_enabled():
+    low_rank = len(maps) > 1 and len(matrices) == 2 * len(maps) and all(m.up.bias is None for m in maps)
+    if not low_rank or torch.is_grad_enabled():
         return None
-    if len({(own.dtype, own.device) for own in matrices}) > 1 or any(own.is_inference() for own in matrices):
+    if len({(m.dtype, m.device) for m in matrices}) > 1 or any(m.is_inference() for m in matrices):
         return None
-    stacked = _STACKED.get(maps[0])
-    if stacked is None or not stacked.is_of(maps):
-        stacked = _STACKED[maps[0]] = Stacked(maps)
-    return stacked.sum(x, weights)
+    first = maps[0]
+    if first._stacked is None or not first._stacked.is_of(maps):
+        first._stacked = Stacked(maps)
+    return first._stacked.sum(x, weights)
 
 
 class CausalGate(nn.Module):
@@ -145,7 +145,7 @@ class CausalGate(nn.Module):
         nn.init.zeros_(self.output.bias)  # gates start near one half, where the sigmoid is steepest
 
     def forward(self, features: Features, cache: CacheSlot | None) -> Tensor:
-        """Map features [B, T, d] to gate logits [B, T], 0 where nobody will ask for logits (`keep`)."""
+        """Map features [B, T, d] to gate logits [B, T], 0 outside the positions that are scored (`keep`)."""
         rows = len(features.hidden)
         keeps = torch.is_grad_enabled() and cache is None
         size = max(1, KEPT // self._kept(features)) if keeps else rows
@@ -155,7 +155,7 @@ class CausalGate(nn.Module):
         return torch.cat([again(make, preserve_rng_state=False) for make in features.groups(size)])
 
     def _kept(self, features: Features) -> int:
-        """How many bytes a row keeps for its backward pass: keys and values, queries and their answers, the mask."""
+        """How many bytes a row keeps for its backward pass: keys and values, queries and outputs, the mask."""
         length, queries = features.hidden.shape[1], features.hidden[:, features.keep].shape[1]
         width = self.num_heads * self.head_dim
         return (2 * width * (queries + length) + queries * length) * self._dtype(features.hidden).itemsize
@@ -168,24 +168,24 @@ class CausalGate(nn.Module):
     def _logits(self, features: Features, cache: CacheSlot | None) -> Tensor:
         """Logits [B, T] of some rows."""
         dtype, keep = self._dtype(features.hidden), features.keep
-        mask, asked, length = features.mask, features.hidden[:, keep], features.hidden.shape[1]
-        everywhere = isinstance(keep, slice) and asked.shape[1] == length
+        mask, kept, length = features.mask, features.hidden[:, keep], features.hidden.shape[1]
+        everywhere = isinstance(keep, slice) and kept.shape[1] == length
         if mask is None and features.padding is not None and cache is None:
-            mask = causal_mask(features.padding, length, None, guide_layer=0, device=asked.device)
-        q = self._split(self.query(asked.to(dtype)))
+            mask = causal_mask(features.padding, length, None, guide_layer=0, device=kept.device)
+        q = self._split(self.query(kept.to(dtype)))
         k, v = (self._split(features.of_each(lambda x, f=f: f(x.to(dtype)))) for f in (self.key, self.value))
         if cache is not None:
             k, v = cache.update(k, v)
-        seen = None if mask is None else mask[..., keep, :]
-        if seen is None and not everywhere:
-            at = torch.arange(length, device=asked.device)
-            seen = at <= at[keep, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None and length > 1)
-        own = self.output(mixed.transpose(1, 2).flatten(2)).squeeze(-1)
+        visible = None if mask is None else mask[..., keep, :]
+        if visible is None and not everywhere:
+            at = torch.arange(length, device=kept.device)
+            visible = at <= at[keep, None]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None and length > 1)
+        kept_logits = self.output(mixed.transpose(1, 2).flatten(2)).squeeze(-1)
         if everywhere:
-            return own
-        logits = own.new_zeros(features.hidden.shape[:2])
-        logits[:, keep] = own
+            return kept_logits
+        logits = kept_logits.new_zeros(features.hidden.shape[:2])
+        logits[:, keep] = kept_logits
         return logits
 
     def _split(self, projected: Tensor) -> Tensor:
@@ -194,5 +194,5 @@ class CausalGate(nn.Module):
 
 def gated(gate: CausalGate | None, features: Features, cache: CacheSlot | None) -> dict[str, Tensor]:
     """The states of a guide that reads h_t alone: "hidden", and "gate_logit" where there is a gate."""
-    own = {} if gate is None else {"gate_logit": gate(features, cache)}
-    return {"hidden": features.hidden, **own}
+    gate_states = {} if gate is None else {"gate_logit": gate(features, cache)}
+    return {"hidden": features.hidden, **gate_states}
