@@ -204,3 +204,35 @@ def test_a_damaged_record_of_an_export_is_refused_in_words_and_can_be_replaced(t
     with pytest.raises(DualHeadError, match=r"merge\.json.*it is not whole JSON.*replace the model with --overwrite"):
         require_empty(tmp_path, record="merge.json")
     assert not require_empty(tmp_path, record="merge.json", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("listed", "reason"),
+    [
+        ('{"names": ["config.json"', "it is not whole JSON"),
+        ('{"names": ["config.json"]}', "it lacks 'replaces'"),
+        ('{"names": ["../precious"], "replaces": []}', "it names files of another folder"),
+        ('{"names": [], "replaces": ["../prec*"]}', "it names files of another folder"),
+    ],
+)
+def test_a_list_of_files_that_cannot_be_trusted_moves_none(tmp_path, listed, reason):
+    """As a folder that was copied from elsewhere may hold it; `settle` looks before anything there is read."""
+    ready = tmp_path / "out" / f"{READY}3f9a"
+    ready.mkdir(parents=True)
+    (ready / NAMES).write_text(listed)
+    (ready / "config.json").write_text("new")
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(DualHeadError, match=rf"{reason}\. Delete the folder '.*{READY}3f9a'"):
+        settle(tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (ready / "config.json").read_text() == "new"
+
+
+def test_a_link_to_another_folder_is_no_set_of_files(tmp_path):
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    write(elsewhere, "theirs")
+    (elsewhere / NAMES).write_text(json.dumps({"names": list(FILES), "replaces": []}))
+    out.mkdir()
+    (out / f"{READY}3f9a").symlink_to(elsewhere)
+    settle(out)
+    assert texts(elsewhere).keys() == {*FILES, NAMES}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_head.errors import DualHeadError
-from dual_head.reading import read_json
+from dual_head.reading import read_json, reading
 
 WRITING, READY, LOCK = ".writing-", ".ready-", ".lock"
 PLACING = f"{READY}lock"  # held while files take their places, so that a `.ready-` of nobody is left by the dead
@@ -170,7 +170,7 @@ def settle(target: Path) -> None:
         if any(path.name.startswith(READY) for path in left):
             with _held(target / PLACING):
                 for ready in sorted(target.glob(f"{READY}*")):
-                    if ready.is_dir():
+                    if ready.is_dir() and not ready.is_symlink():
                         _place(ready, target)
         for name in {path.name.removesuffix(LOCK) for path in left if path.name.startswith(WRITING)}:
             _remove_dead(target / name)
@@ -203,12 +203,17 @@ def _place(ready: Path, target: Path) -> None:
     if not (ready / NAMES).exists():  # its process was killed while it removed what was done with
         shutil.rmtree(ready)
         return
-    listed = json.loads((ready / NAMES).read_text())
-    for name in listed["names"]:
+    remedy = f"Delete the folder '{ready}', and run the command that wrote it again."
+    with reading(f"Cannot read '{ready / NAMES}'", remedy):
+        listed = read_json(ready / NAMES, remedy)
+        names, patterns = listed["names"], listed["replaces"]
+        if any(Path(name).name != name for name in (*names, *patterns)):  # a stranger's list moves nothing elsewhere
+            raise ValueError("it names files of another folder")
+    for name in names:
         with suppress(FileNotFoundError):
             (ready / name).replace(target / name)
-    for other in [file for pattern in listed["replaces"] for file in target.glob(pattern)]:
-        if other.is_file() and other.name not in listed["names"]:
+    for other in [file for pattern in patterns for file in target.glob(pattern)]:
+        if other.is_file() and other.name not in names:
             other.unlink(missing_ok=True)
     flush(target)
     shutil.rmtree(ready)
