@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dual_head.evaluate.run import usual_new_tokens
 from files import write_backbone
 from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
 
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.cli import main
 from dual_head.demo import TOY_BACKBONE
-from dual_head.evaluate.evaluation import usual_new_tokens
 from dual_head.run_inputs import load_tokenizer
 
 
@@ -235,7 +235,7 @@ def test_time_and_memory_are_added_to_what_was_written_before(guides, tmp_path, 
         assert "efficiency" not in json.loads((tmp_path / "report.json").read_text())
         return {"efficiency": []}
 
-    monkeypatch.setattr("dual_head.evaluate.evaluation._efficiency", measured)
+    monkeypatch.setattr("dual_head.evaluate.run._efficiency", measured)
     assert evaluate(guides, tmp_path, "--efficiency")["efficiency"] == []
 
 

@@ -54,7 +54,7 @@ def _report(
 ) -> dict[str, Any]:
     # Imported late: a mistyped option should not wait for torch.
     if args.benchmark != "truthfulqa":
-        from dual_head.evaluate.evaluation import evaluate
+        from dual_head.evaluate.run import evaluate
 
         return evaluate(_options(args), output, console, command=command)
     _require_of_choices(args, parser)
@@ -96,7 +96,7 @@ def _require_of_choices(args: argparse.Namespace, parser: argparse.ArgumentParse
 
 def _options(args: argparse.Namespace) -> Any:
     from dual_head.evaluate import Decoding
-    from dual_head.evaluate.evaluation import EvaluationOptions, usual_new_tokens
+    from dual_head.evaluate.run import EvaluationOptions, usual_new_tokens
 
     decoding = Decoding(
         max_new_tokens=args.max_new_tokens or usual_new_tokens(args.models, **_load(args)),

@@ -18,7 +18,7 @@ from dual_head.data.files import kind_of, rows_of_file
 from dual_head.data.sources import rows_of
 from dual_head.data.turns import lower_names, notes_of
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate.benchmarks import BENCHMARKS, Benchmark, Hub, Rows, user_says
+from dual_head.evaluate.benchmarks.base import BENCHMARKS, Benchmark, Hub, Rows, user_says
 from dual_head.evaluate.exchange import read_answers
 from dual_head.evaluate.types import Question
 

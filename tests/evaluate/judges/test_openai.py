@@ -7,11 +7,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from dual_head.evaluate.run import EvaluationOptions, evaluate
 from rich.console import Console
 
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Question
-from dual_head.evaluate.evaluation import EvaluationOptions, evaluate
 from dual_head.evaluate.exchange import write_mt_bench
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.openai import FAILURES

@@ -4,12 +4,12 @@ import json
 import math
 
 import pytest
+from dual_head.evaluate.benchmarks.truthfulqa import PRESETS, TruthfulQuestion, evaluate_truthfulqa, load_truthfulqa
 from files import word_tokenizer
 from models import tiny_lm
 
 from dual_head import DualHeadError
 from dual_head.evaluate.metrics.likelihood import continuation_logps
-from dual_head.evaluate.truthfulqa import PRESETS, TruthfulQuestion, evaluate_truthfulqa, load_truthfulqa
 
 SKY = TruthfulQuestion(
     "What colour is the sky?", "Blue", ("Blue", "It is blue"), ("Green", "Red"), ("Green", "Red"), "Sky"
