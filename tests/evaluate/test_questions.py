@@ -4,11 +4,11 @@ import gzip
 import json
 
 import pytest
-from dual_head.evaluate.benchmarks.base import BENCHMARKS, benchmark
 
 from dual_head import DualHeadError
 from dual_head.demo.world import parse_request
 from dual_head.evaluate import Question
+from dual_head.evaluate.benchmarks.base import BENCHMARKS, benchmark
 from dual_head.evaluate.exchange import ARENA_2
 from dual_head.evaluate.questions import load_questions
 
