@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from files import WORDS, word_tokenizer, write_backbone, write_guides
+from files import WORDS, forget_checksums, word_tokenizer, write_backbone, write_guides
 from safetensors.torch import load_file, save_file
 
 from dual_head import AlignedConfig, AlignedModel, DualHeadError, RewardHeadConfig
@@ -116,6 +116,7 @@ def test_a_default_strength_is_one_finite_number(alpha, model, folders):
 def test_what_was_refused_leaves_no_trace(model, folders, tmp_path):
     for file in (folders / "helpful").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
+    forget_checksums(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors.pop("dual_head.causal_gate.output.bias")
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})

@@ -25,6 +25,7 @@ from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint, sketch
 from dual_head.ops.masks import additive, branch_mask
 from dual_head.options import build
+from dual_head.places import require_unaltered
 from dual_head.reading import reading
 
 # How far hidden states may be from those of separate rows, relative to their norm, by bytes of a number: rounding,
@@ -155,27 +156,27 @@ class Decoder(nn.Module):
             # Hooks cannot come and go inside a graph, where what nobody reads costs nothing.
             output = self.lm.base_model(**inputs, output_hidden_states=True)
             return output, {i: output.hidden_states[i] for i in layers}
-        with self._keeping(layers) as kept:
+        with self._keeping(layers) as states:
             output = self.lm.base_model(**inputs)
-        return output, {i: output.last_hidden_state if i == self.num_layers else kept[i] for i in layers}
+        return output, {i: output.last_hidden_state if i == self.num_layers else states[i] for i in layers}
 
     @contextmanager
     def _keeping(self, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
         """Keep the hidden states of some layers, through hooks on exactly those."""
-        count, kept = self.num_layers, {}
-        wanted = [i for i in layers if i != count]
+        count, states = self.num_layers, {}
+        inner = [i for i in layers if i != count]
         hooks = []
-        if wanted:
-            if min(wanted) < 0 or max(wanted) > count:
-                raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(wanted))}.")
+        if inner:
+            if min(inner) < 0 or max(inner) > count:
+                raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(inner))}.")
             stack = _layers(self.lm.base_model, count)
-            for i in wanted:
+            for i in inner:
                 if i:
-                    hooks.append(stack[i - 1].register_forward_hook(_keep_output(kept, i)))
+                    hooks.append(stack[i - 1].register_forward_hook(_keep_output(states, i)))
                 else:
-                    hooks.append(stack[0].register_forward_pre_hook(_keep_input(kept), with_kwargs=True))
+                    hooks.append(stack[0].register_forward_pre_hook(_keep_input(states), with_kwargs=True))
         try:
-            yield kept
+            yield states
         finally:
             for hook in hooks:
                 hook.remove()
@@ -252,9 +253,9 @@ class Backbone(Decoder):
         except (ValueError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
             return f"its attention takes no mask of our own ({str(error).splitlines()[0]})"
         for tokens in ([*range(9)], [*range(5), *range(9, 12)], [*range(12, 17)], [*range(12, 15), 17, 18]):
-            own = torch.tensor(tokens, device=device)
-            whole = self(ids[:, own], position_ids=at[:, own])[0].last_hidden_state[0].float()
-            if (both[own] - whole).norm() > BRANCH_TOLERANCE[self.lm.dtype.itemsize] * whole.norm():
+            branch = torch.tensor(tokens, device=device)
+            whole = self(ids[:, branch], position_ids=at[:, branch])[0].last_hidden_state[0].float()
+            if (both[branch] - whole).norm() > BRANCH_TOLERANCE[self.lm.dtype.itemsize] * whole.norm():
                 return "it does not keep continuations of one prompt apart"
         return None
 
@@ -267,16 +268,16 @@ def _layers(base_model: nn.Module, count: int) -> nn.ModuleList:
     raise DualHeadError(f"{type(base_model).__name__} shows no list of {count} layers to read hidden states from.")
 
 
-def _keep_output(kept: dict[int, Tensor], index: int):
+def _keep_output(states: dict[int, Tensor], index: int):
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        kept[index] = output[0] if isinstance(output, tuple) else output
+        states[index] = output[0] if isinstance(output, tuple) else output
 
     return hook
 
 
-def _keep_input(kept: dict[int, Tensor]):
+def _keep_input(states: dict[int, Tensor]):
     def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
-        kept[0] = inputs[0] if inputs else named["hidden_states"]
+        states[0] = inputs[0] if inputs else named["hidden_states"]
 
     return hook
 
@@ -319,10 +320,10 @@ def _does_nothing_but_its_head(lm: PreTrainedModel) -> bool:
     view._modules[name] = stand_in
     try:
         with torch.no_grad():
-            said = view(input_ids=None, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
+            logits = view(input_ids=None, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
     except Exception:  # whatever a model's own code needs of its head besides asking it
         return False
-    pairs = ((stand_in.asked, hidden), (said, stand_in.logits))
+    pairs = ((stand_in.asked, hidden), (logits, stand_in.logits))
     return all(x is not None and x.dtype == y.dtype and x.tolist() == y.tolist() for x, y in pairs)
 
 
@@ -357,6 +358,7 @@ def load_backbone(
         )
     if dtype == "auto" and quantization_config is None:
         dtype = _by_processor(name_or_path, device_map, trust_remote_code=trust_remote_code, revision=revision)
+    require_unaltered(Path(name_or_path))
     with _loading(name_or_path):
         _require_sizes(name_or_path, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(

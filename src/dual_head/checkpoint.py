@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
 from dual_head.options import fit
-from dual_head.reading import json_value, read_json, reading
+from dual_head.places import checksums, require_unaltered, settle
+from dual_head.reading import COPY, json_value, read_json, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,20 +34,20 @@ CONFIG_TYPES: dict[str, Any] = {
     "fusion": str,
     "training": dict | None,
     "costs": dict | None,
+    "checksums": dict[str, dict] | None,
 }
 ENTRY_TYPES = {"kind": str, "config": dict, "cache_layers": int, "shape": dict}  # of a guide in it
 VOCAB_MAP = "transfer.vocab_map"  # the end of a tensor's name that is a map of tokens, and no parameter
 COUNTS = re.compile("layer|head|expert|num_labels|group")  # keys of config.json that count what is made one by one
 MANY, LARGEST = 100_000, 2**53  # more than any model has of them, and than any number in a config
-COPY = "Copy it again."
 WHOLE = (
     "It was cut short or altered: copy it again, or train again with the same output folder to resume from the last "
     "whole checkpoint."
 )
 
 
-def write_weights(state: "dict[str, Tensor]", folder: Path) -> None:
-    """Write tensors as safetensors into `folder`."""
+def write_weights(state: "dict[str, Tensor]", folder: Path) -> dict[str, dict[str, Any]]:
+    """Write tensors as safetensors into `folder`, and return {file: size and SHA-256}, which config.json holds."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -55,6 +56,7 @@ def write_weights(state: "dict[str, Tensor]", folder: Path) -> None:
         (folder / SAFE_WEIGHTS_NAME).chmod(0o644)  # safetensors makes it private; another user's server reads it too
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(None, str(error)) from error
+    return checksums([folder / SAFE_WEIGHTS_NAME])
 
 
 def read_weights(source: str, **hub) -> "dict[str, Tensor]":
@@ -64,6 +66,7 @@ def read_weights(source: str, **hub) -> "dict[str, Tensor]":
     path = find_file(source, SAFE_WEIGHTS_NAME, **hub)
     with _whole(path):
         tensors = load_file(path)
+    require_unaltered(Path(path).parent)
     require_finite(tensors, path)
     return tensors
 
@@ -157,6 +160,7 @@ def require_kind(folder: Path, kind: str) -> None:
 def find_file(source: str, name: str, **hub) -> str:
     """Return the local path of a checkpoint's file, fetched from the hub when `source` is not a folder."""
     file = Path(source, hub.get("subfolder") or "", name)
+    settle(file.parent)
     if file.is_file():
         return str(file)
     if Path(source).is_dir():

@@ -21,7 +21,8 @@ class AlignedConfig(PreTrainedConfig):
     "config", "cache_layers", "shape"}}, with "adapter" and "vocab_map" true where the guide was moved to another
     backbone than the one of that shape; alpha: {name: default strength}; fusion: "logits" or "probabilities";
     backbone_fingerprint and tokenizer_fingerprint: what the guides were trained on; training: a record of
-    the method and data, for people; costs: what the guides cost, which `inspect` shows (`description.costs`).
+    the method and data, for people; costs: what the guides cost, which `inspect` shows (`description.costs`);
+    checksums: {file: {"bytes", "sha256"}} of the weights beside it.
     """
 
     model_type = MODEL_TYPE
@@ -36,6 +37,7 @@ class AlignedConfig(PreTrainedConfig):
     fusion: str = "logits"
     training: dict | None = None
     costs: dict | None = None
+    checksums: dict | None = None
 
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.backbone_config, dict):

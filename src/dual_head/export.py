@@ -23,7 +23,7 @@ from dual_head.fingerprint import digest, sketch
 from dual_head.fold import acting_strengths, fold, plain_head
 from dual_head.guides import kind_of
 from dual_head.model import AlignedModel
-from dual_head.places import MODEL_FILES, atomic_folder, require_empty
+from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 from dual_head.strength import Alpha
 
 MERGE_FILE = "merge.json"  # what was merged: a merge that was killed goes on, and one that is done is not repeated
@@ -64,11 +64,11 @@ def merge(model: AlignedModel, *, alpha: Alpha = None) -> PreTrainedModel:
     weight, bias = fold(model, strengths, head)
     lm = model.backbone.lm
     merged = _shared_copy(lm)
-    own = merged.get_output_embeddings()
-    assert isinstance(own, nn.Linear)
-    own.weight = nn.Parameter(weight, requires_grad=False)
+    lm_head = merged.get_output_embeddings()
+    assert isinstance(lm_head, nn.Linear)
+    lm_head.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        own.bias = nn.Parameter(bias, requires_grad=False)
+        lm_head.bias = nn.Parameter(bias, requires_grad=False)
     _untie(merged.config)
     merged.all_tied_weights_keys = merged.get_expanded_tied_weights_keys(all_submodels=True)
     return merged
@@ -89,9 +89,9 @@ def export(
     see `merge`; another tokenizer than the guides'; a folder that is not empty, without overwrite; a disk that is full.
     """
     output = Path(output_dir)
-    written = already_merged(model, output, alpha=alpha, source=source, overwrite=overwrite)
-    if written is not None:
-        return written
+    finished = already_merged(model, output, alpha=alpha, source=source, overwrite=overwrite)
+    if finished is not None:
+        return finished
     model.require_same_tokenizer(tokenizer)
     with atomic_folder(output, replaces=MODEL_FILES if overwrite else ()) as staging:
         return write_merged(model, tokenizer, staging, alpha=alpha, source=source)
@@ -116,15 +116,16 @@ def write_merged(
     merged, parts = merge(model, alpha=alpha), folded(model, alpha=alpha)
     try:
         # Written apart: transformers loads some generation configs with a warning and refuses to save them.
-        kept, merged.generation_config = merged.generation_config, GenerationConfig()
+        generation_config, merged.generation_config = merged.generation_config, GenerationConfig()
         merged.save_pretrained(folder)
-        if kept is not None:
-            kept.to_json_file(folder / GENERATION_CONFIG_NAME)
+        if generation_config is not None:
+            generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(None, str(error)) from error
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card(model, parts, source=source), encoding="utf-8")
-    (folder / MERGE_FILE).write_text(json.dumps(_identity(model, parts), indent=2))
+    record = {**_identity(model, parts), CHECKSUMS: checksums(weights_in(folder))}
+    (folder / MERGE_FILE).write_text(json.dumps(record, indent=2))
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors makes it private; another user's server reads it too
     return Exported(parts, _untied_bytes(model.backbone.lm), bytes_in(folder))
@@ -167,7 +168,7 @@ def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = N
     named = f"`{_shown(backbone)}`" if backbone else f"a {type(model.backbone.lm).__name__}"
     training = model.config.training or {}
     recorded = {"method": training.get("method"), "trained on": training.get("dataset")}
-    said = [f"- {what}: `{_shown(str(value))}`" for what, value in recorded.items() if value]
+    said = [f"- {label}: `{_shown(str(value))}`" for label, value in recorded.items() if value]
     rows = [f"| {p.name} | {p.kind} | {p.alpha:g} | {p.rank or 'full'} |" for p in parts]
     lines = [
         "---",

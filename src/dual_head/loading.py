@@ -64,7 +64,7 @@ def save_checkpoint(model: Any, folder: str | Path, *, push_to_hub: bool = False
     module = CODE_NAME.removesuffix(".py")
     model.config.auto_map = {auto: f"{module}.{cls.rpartition('.')[2]}" for auto, cls in model.auto_classes.items()}
     with atomic_folder(Path(folder)) as staging:
-        write_weights(model.stored(), staging)
+        model.config.checksums = write_weights(model.stored(), staging)
         (staging / CODE_NAME).write_text(_code(model.auto_classes.values()))
         # By save_pretrained, transformers would copy the source of a class that it found through such a module.
         model.config.to_json_file(staging / CONFIG_NAME)

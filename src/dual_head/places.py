@@ -5,27 +5,34 @@
     OUT/config.json, ...   each file takes its place, and .ready-3f9a goes
 
 A process that is killed before the rename has changed nothing, and its `.writing-` is removed by the next one. What a
-process killed after the rename left is put in its place by the next one that writes or reads there (`settle`). It
-knows folders and files, and nothing of what is in them.
+process killed after the rename left is put in its place by the next one that writes or reads there (`settle`). Records
+hold size and SHA-256 of files, by which a later process tells that one has changed. It knows folders and files, and
+nothing of what is in them.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dual_head.errors import DualHeadError
-from dual_head.reading import read_json, reading
+from dual_head.reading import COPY, read_json, reading
 
 WRITING, READY, LOCK = ".writing-", ".ready-", ".lock"
 PLACING = f"{READY}lock"  # held while files take their places, so that a `.ready-` of nobody is left by the dead
 NAMES = ".names.json"  # in `.ready-`: which files belong to it, those that have taken their place too
 LAST = "config.json"  # takes its place last: whoever reads it finds the weights it describes
+CHECKSUMS = "checksums"  # in the record of a model: {file: {"bytes", "sha256"}} of the weights beside it
+EXPORTS = ("merge.json", "export.json")  # what commands that write a plain model record beside it
+WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data")
 
 MODEL_FILES = (
     "config.json",
@@ -36,6 +43,7 @@ MODEL_FILES = (
     "*.gguf",
     "*.onnx",
     "*.onnx.data",
+    *EXPORTS,
 )
 """Patterns of files that make a folder a model, or a part of one."""
 
@@ -67,11 +75,13 @@ def atomic_folder(target: Path, *, replaces: Sequence[str] = ()) -> Iterator[Pat
             with _held(target / PLACING):
                 ready = staging.rename(target / staging.name.replace(WRITING, READY))
                 _place(ready, target)
-    except OSError as error:
+    except Exception as error:
+        if (failure := system_failure(error)) is None:
+            raise
         unchanged = "Nothing there was changed; free some space or choose another output folder."
         remedy = unchanged if staging.exists() else "Run the same command again: it puts the rest in place."
-        name = f" ('{Path(error.filename).name}')" if isinstance(error.filename, str) else ""
-        raise DualHeadError(f"Writing to '{target}' failed: {error.strerror or error}{name}. {remedy}") from error
+        name = f" ('{Path(failure.filename).name}')" if isinstance(failure.filename, str) else ""
+        raise DualHeadError(f"Writing to '{target}' failed: {failure.strerror or failure}{name}. {remedy}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _let_go(lock)
@@ -111,7 +121,10 @@ def require_empty(
     settle(folder)
     if not overwrite and (folder / record).is_file():
         recorded = read_json(folder / record, "Choose another output folder, or replace the model with --overwrite.")
+        recorded.pop(CHECKSUMS, None)
         if identity in (None, recorded):
+            if identity is not None:
+                require_unaltered(folder)
             return True
     held = sorted(file.name for file in folder.glob("*") if not file.name.startswith(".")) if folder.is_dir() else []
     if held and not overwrite:
@@ -133,15 +146,17 @@ def require_unread(place: Path, reads: Iterable[str | Path | None]) -> None:
 def exclusive(place: str | Path, *, main: bool = True) -> Iterator[None]:
     """Hold a file or folder that one process at a time may write to, for as long as the block lasts.
 
-    It need not be there yet. main: False for processes of one run that leave the holding to another. Errors: another
-    process holds it, or it cannot be written.
+    It need not be there yet; a device or a pipe is nobody's. main: False for processes of one run that leave the holding
+    to another. Errors: it has no name, another process holds it, or it cannot be written.
     """
-    if not main:
+    if not str(place):
+        raise DualHeadError("The output has no name. Name a place to write to.")
+    place = Path(place).absolute()
+    if not main or (place.exists() and not place.is_file() and not place.is_dir()):
         yield
         return
     from filelock import Timeout
 
-    place = Path(place).absolute()
     beside = place.parent / f".{place.name}{LOCK}"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -176,15 +191,54 @@ def settle(target: Path) -> None:
             _remove_dead(target / name)
 
 
+# ---- what files held when they were written ----------------------------------------------------------------
+
+
 def file_digest(file: Path, length: int | None = None) -> dict[str, Any]:
-    """Size and SHA-256 of a file, or of its first `length` bytes: by these a record knows what was read."""
-    wanted = file.stat().st_size if length is None else length
+    """Size and SHA-256 of a file, or of its first `length` bytes."""
+    rest = file.stat().st_size if length is None else length
     size, digest = 0, hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(min(wanted - size, 2**20)):
+        while block := stream.read(min(rest - size, 2**20)):
             digest.update(block)
             size += len(block)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def checksums(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """{name: size and SHA-256} of each file, in the order of their names."""
+    files = sorted(files)
+    with ThreadPoolExecutor() as pool:  # shards of a large model: as fast as the disk
+        return dict(zip((file.name for file in files), pool.map(file_digest, files), strict=True))
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The files of a folder that hold weights."""
+    return [file for pattern in WEIGHTS for file in folder.glob(pattern)]
+
+
+def altered(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
+    """Names of a folder's files that are not what `checksums` recorded; those that are gone are not among them."""
+    now = checksums(folder / name for name in recorded if Path(name).name == name and (folder / name).is_file())
+    return [name for name in now if now[name] != recorded[name]]
+
+
+def require_unaltered(folder: Path) -> None:
+    """Refuse weights that are not what the record beside them says; a folder without checksums is passed."""
+    for record in (folder / name for name in (LAST, *EXPORTS) if (folder / name).is_file()):
+        if not _altered_since(record):
+            continue
+        settle(folder)  # a new set of files may have been taking its place
+        if names := _altered_since(record):
+            raise DualHeadError(
+                f"'{folder / names[0]}' is not what was written: its size or SHA-256 is not the one in '{record}'. "
+                f"Copy it again, or make it again. If it was changed on purpose, remove '{CHECKSUMS}' from '{record}'."
+            )
+
+
+def _altered_since(record: Path) -> list[str]:
+    with reading(f"Cannot read '{record}'", COPY):
+        return altered(record.parent, read_json(record, COPY).get(CHECKSUMS) or {})
 
 
 # ---- one set of files --------------------------------------------------------------------------------------
@@ -230,6 +284,17 @@ def _remove_dead(staging: Path) -> None:
         return
     shutil.rmtree(staging, ignore_errors=True)
     _let_go(lock)
+
+
+def system_failure(error: Exception) -> OSError | None:
+    """The system's failure that an exception tells of: Rust's libraries and torch raise it under names of their own."""
+    if isinstance(error, OSError):
+        return error
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if any(words in str(error) for words in ("PytorchStreamWriter failed", "unexpected pos", "No space left")):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
 
 
 def flush(path: Path) -> None:

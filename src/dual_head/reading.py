@@ -19,6 +19,8 @@ from dual_head.errors import DualHeadError
 
 T = TypeVar("T", dict, list)
 
+COPY = "Copy it again."
+"""The remedy where a file of a model is damaged."""
 ANEW = "Choose another output, or add --restart to write it anew."
 """The remedy where the record of a run that goes on is damaged."""
 

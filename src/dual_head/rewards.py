@@ -23,6 +23,7 @@ from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
 from dual_head.guides.reward_model import RewardModel
 from dual_head.model import AlignedModel
+from dual_head.places import require_unaltered
 from dual_head.reading import reading
 from dual_head.text import Prompt
 
@@ -128,6 +129,7 @@ def _no_reward_model(folder: str, labels: int) -> DualHeadError:
 def _load(folder: str) -> PreTrainedModel:
     """The sequence classifier in a folder, which may be that of a reward model that is a guide."""
     with _loading(folder):
+        require_unaltered(Path(folder))
         config = load_config(folder)
         if isinstance(config, AlignedConfig):
             guide = AlignedModel.from_pretrained(folder).guide(_reward_guide(folder, config))
@@ -168,13 +170,13 @@ class Classifier:
 
     def encode(self, prompt: Prompt, reply: str) -> list[int]:
         """Token ids of a prompt and its reply, as training writes them. Errors: the chat template refuses them."""
-        (written,) = write([(prompt, (reply,))], self.tokenizer)
-        if isinstance(written, Dropped):
+        (conversation,) = write([(prompt, (reply,))], self.tokenizer)
+        if isinstance(conversation, Dropped):
             raise DualHeadError(
-                f"The reward model in '{self.folder}' cannot read a prompt: {written}. Leave it out, or change the "
+                f"The reward model in '{self.folder}' cannot read a prompt: {conversation}. Leave it out, or change the "
                 "messages."
             )
-        return written.prompt + written.replies[0]
+        return conversation.prompt + conversation.replies[0]
 
     @torch.no_grad()
     def score(self, rows: Sequence[Sequence[int]]) -> list[float]:
@@ -183,9 +185,9 @@ class Classifier:
         Padded on the right whatever the tokenizer says: causal attention never sees it there, and no position moves.
         """
         config = self.model.config.get_text_config()
-        own = config.pad_token_id
+        pad_token_id = config.pad_token_id
         # The score is read at the last token that is no pad. A model without a pad gets one that no row holds.
-        fill = next(i for i in count() if not any(i in row for row in rows)) if own is None else own
+        fill = next(i for i in count() if not any(i in row for row in rows)) if pad_token_id is None else pad_token_id
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -194,4 +196,4 @@ class Classifier:
         try:
             return self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().tolist()
         finally:
-            config.pad_token_id = own
+            config.pad_token_id = pad_token_id

@@ -26,12 +26,11 @@ from dual_head.features import FeatureCache, Layout, Plan, plan_shards, save_hea
 from dual_head.features.head import outside
 from dual_head.features.store import (
     ALL,
-    HEAD_FILE,
     MANIFEST_FILE,
     PARTS,
     STORED,
     VERSION,
-    checksum,
+    forget_altered,
     read_manifest,
     recorded,
     remove,
@@ -41,7 +40,7 @@ from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.gauge import Gauge, duration
 from dual_head.guides import guide_class, kind_of
 from dual_head.methods import Method
-from dual_head.places import atomic_folder, exclusive, require_place
+from dual_head.places import atomic_folder, checksums, exclusive, require_place
 from dual_head.run_inputs import load_data, load_lm, load_tokenizer, needs_of_method
 from dual_head.run_options import CacheOptions, source_of
 from dual_head.terminal import Terminal
@@ -74,6 +73,10 @@ def _cache_features(method: Method, options: CacheOptions, processes: PartialSta
     manifest = _manifest(backbone, tokenizer, layout, options, drops, why_not)
     if not options.restart:
         _require_same(folder, manifest)
+        if main:
+            for shard in forget_altered(folder):
+                console.print(f"'{shard}' is not what was written, and is written again.")
+        processes.wait_for_everyone()
     plan = plan_shards(None if options.restart else folder, parts, layout, pairs_per_shard=options.pairs_per_shard)
     _announce(plan, folder, backbone, console, why_not)
     if main:
@@ -111,10 +114,10 @@ def _layout(method: Method, backbone: Backbone, dtype: str) -> Layout:
     shape = backbone.shape
     needs = needs_of_method(method, shape)
     if dtype == "auto":
-        own = [name for name, kind in STORED.items() if kind == backbone.lm.dtype]
-        if not own:
+        names = [name for name, kind in STORED.items() if kind == backbone.lm.dtype]
+        if not names:
             raise DualHeadError(f"Hidden states in {backbone.lm.dtype} cannot be stored as they are. Say --dtype bf16.")
-        dtype = own[0]
+        dtype = names[0]
     inner = backbone.config.get_text_config(decoder=True).hidden_size
     layers = {f"layers.{i}": inner for i in needs.layers if i != shape.num_layers}  # the last is "hidden" itself
     return Layout(positions=needs.positions, widths={"hidden": shape.hidden_size, **layers}, dtype=dtype)
@@ -158,33 +161,35 @@ def _manifest(
 
 
 def _plain(drops: RowReport) -> dict[str, Any]:
-    said = {f.name: getattr(drops, f.name) for f in dataclasses.fields(drops)}
-    return {name: dict(value) if isinstance(value, dict) else value for name, value in said.items()}
+    values = {f.name: getattr(drops, f.name) for f in dataclasses.fields(drops)}
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
 
 
 def _require_same(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Refuse to go on with a cache of another backbone, tokenizer, layout or other options, naming what differs."""
-    there = read_manifest(folder)
-    if there is None:
+    recorded = read_manifest(folder)
+    if recorded is None:
         return
     compared = ("positions", "widths", "dtype", "pairs_per_shard", "tokenizer")
-    found = [
-        f"{name}: {there[name]!r} there, {manifest[name]!r} now" for name in compared if there[name] != manifest[name]
+    changes = [
+        f"{name}: {recorded[name]!r} there, {manifest[name]!r} now"
+        for name in compared
+        if recorded[name] != manifest[name]
     ]
-    own = {name: value for name, value in manifest["options"].items() if name not in WHEREABOUTS}
-    found += [
-        f"{name}: {there['options'].get(name)!r} there, {value!r} now"
-        for name, value in own.items()
-        if there["options"].get(name) != value
+    options = {name: value for name, value in manifest["options"].items() if name not in WHEREABOUTS}
+    changes += [
+        f"{name}: {recorded['options'].get(name)!r} there, {value!r} now"
+        for name, value in options.items()
+        if recorded["options"].get(name) != value
     ]
-    recorded_as, now = (m["backbone"] for m in (there, manifest))
+    recorded_as, now = (m["backbone"] for m in (recorded, manifest))
     prints = (Fingerprint.from_dict(backbone["fingerprint"]) for backbone in (recorded_as, now))
-    found += [f"backbone: {said}" for said in next(prints).differences(next(prints))]
+    changes += [f"backbone: {difference}" for difference in next(prints).differences(next(prints))]
     if recorded_as["dtype"] != now["dtype"]:
-        found.append(f"backbone_dtype: {recorded_as['dtype']} there, {now['dtype']} now")
-    if found:
+        changes.append(f"backbone_dtype: {recorded_as['dtype']} there, {now['dtype']} now")
+    if changes:
         raise DualHeadError(
-            f"'{folder}' holds a feature cache of something else ({'; '.join(found[:4])}). "
+            f"'{folder}' holds a feature cache of something else ({'; '.join(changes[:4])}). "
             "Choose another --output_dir, or add --restart to delete it."
         )
 
@@ -194,19 +199,19 @@ def _announce(plan: Plan, folder: Path, backbone: Backbone, console: Console, wh
     layout, tasks = plan.layout, plan.tasks
     pairs, rows = sum(task.stop - task.start for task in tasks), sum(task.rows for task in tasks)
     head = sum(x.numel() * x.element_size() for x in outside(backbone.lm).values())
-    left, free = plan.bytes(plan.missing) + head, shutil.disk_usage(folder).free
-    kept = "of every token, prompts once" if layout.positions == ALL else "that predict response tokens"
+    size, free = plan.bytes(plan.missing) + head, shutil.disk_usage(folder).free
+    extent = "of every token, prompts once" if layout.positions == ALL else "that predict response tokens"
     console.print(
-        f"{pairs:,} pairs, {rows:,} hidden states {kept}; {', '.join(layout.widths)} in {layout.dtype}\n"
-        f"{layout.row_bytes:,} bytes each, {_size(plan.bytes(tasks))}; {_size(left)} to write, {_size(free)} free"
+        f"{pairs:,} pairs, {rows:,} hidden states {extent}; {', '.join(layout.widths)} in {layout.dtype}\n"
+        f"{layout.row_bytes:,} bytes each, {_size(plan.bytes(tasks))}; {_size(size)} to write, {_size(free)} free"
     )
     if why_not:
         console.print(f"Prompts are run once for each response: the backbone cannot share them, {why_not}.")
     if len(plan.missing) < len(tasks):
         console.print(f"{len(tasks) - len(plan.missing)} of {len(tasks)} shards are there already.")
-    if left > free:
+    if size > free:
         raise DualHeadError(
-            f"{_size(left)} do not fit into the {_size(free)} that are free at '{folder}'. Store with --dtype int8, "
+            f"{_size(size)} do not fit into the {_size(free)} that are free at '{folder}'. Store with --dtype int8, "
             "cache for a method without an attention gate (response positions only), lower --max_pairs, or choose "
             "another --output_dir."
         )
@@ -220,14 +225,15 @@ def _size(count: int) -> str:
 
 
 def _begin(
-    folder: Path, manifest: Mapping[str, Any], backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *, restart: bool
+    folder: Path, manifest: dict[str, Any], backbone: Backbone, tokenizer: PreTrainedTokenizerBase, *, restart: bool
 ) -> None:
-    """Write everything but the shards."""
+    """Write everything but the shards, and into the manifest what it is."""
     if restart:
         remove(folder)
     with atomic_folder(folder) as staging:
         save_head(backbone, staging)
         tokenizer.save_pretrained(staging)
+        manifest["files"] = {name: digest["sha256"] for name, digest in checksums(staging.iterdir()).items()}
     write_manifest(folder, manifest)
 
 
@@ -242,20 +248,20 @@ def _write(
     console: Console,
 ) -> None:
     """Write this process's share of the missing shards, r, r + W, ... of them."""
-    mine = plan.missing[processes.process_index :: processes.num_processes]
-    with Gauge("hidden states", sum(task.rows for task in mine), quiet=console.quiet) as gauge:
+    tasks = plan.missing[processes.process_index :: processes.num_processes]
+    with Gauge("hidden states", sum(task.rows for task in tasks), quiet=console.quiet) as gauge:
         shards = write_shards(
             folder,
             backbone,
             parts,
             plan,
-            mine,
+            tasks,
             share_prompt=why_not is None,
             batch_tokens=options.batch_tokens,
             on_rows=gauge.advance,
         )
         for number, shard in enumerate(shards, 1):
-            gauge.line(f"shard {number} of {len(mine)} is whole: {shard.file}")
+            gauge.line(f"shard {number} of {len(tasks)} is whole: {shard.file}")
             if number == 1:
                 _say_worth(gauge.whole, console)
 
@@ -276,5 +282,4 @@ def _finish(folder: Path, manifest: dict[str, Any], plan: Plan) -> None:
             raise DualHeadError(f"'{folder / task.name}' was changed while it was written. Run the same command again.")
         parts[task.part]["pairs"] += shard.pairs
         parts[task.part]["shards"].append(dataclasses.asdict(shard))
-    files = {HEAD_FILE: checksum(folder / HEAD_FILE)}
-    write_manifest(folder, {**manifest, "complete": True, "files": files, "parts": parts})
+    write_manifest(folder, {**manifest, "complete": True, "parts": parts})

@@ -206,7 +206,8 @@ def test_the_temperature_of_an_earlier_training_is_left_aside(tmp_path):
     folder = write_dhrd(tmp_path)
     Calibration(temperature=2.0).save(folder)
     other = write_dhrd(tmp_path, seed=1)
-    (folder / SAFE_WEIGHTS_NAME).write_bytes((other / SAFE_WEIGHTS_NAME).read_bytes())
+    for file in (SAFE_WEIGHTS_NAME, "config.json"):
+        (folder / file).write_bytes((other / file).read_bytes())
     with pytest.warns(UserWarning, match="trained again"):
         assert Predictor.load(folder, device="cpu").temperature == 1
     assert Predictor.load(folder, device="cpu", temperature=3.0).temperature == 3

@@ -19,9 +19,8 @@ from transformers.utils.hub import cached_file
 from dual_head.checkpoint import find_file
 from dual_head.classify.metrics import log_probabilities, probabilities
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.identity import file_digest
 from dual_head.options import build
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, file_digest
 from dual_head.reading import read_json, reading
 
 __all__ = ["CALIBRATION_FILE", "Calibration", "cross_fitted", "fit_temperature", "load_calibration"]
@@ -66,9 +65,9 @@ class Calibration:
             )
         if not (Path(folder) / SAFE_WEIGHTS_NAME).is_file():
             raise DualHeadError(f"'{folder}' has no {SAFE_WEIGHTS_NAME} to calibrate. Save the classifier there first.")
-        own = replace(self, weights=_digest(folder))
+        sealed = replace(self, weights=_digest(folder))
         with atomic_folder(Path(folder)) as staging:
-            (staging / CALIBRATION_FILE).write_text(json.dumps(asdict(own), indent=2) + "\n")
+            (staging / CALIBRATION_FILE).write_text(json.dumps(asdict(sealed), indent=2) + "\n")
 
 
 def load_calibration(source: str | Path) -> Calibration:
@@ -81,9 +80,9 @@ def load_calibration(source: str | Path) -> Calibration:
         return Calibration()
     remedy = "Delete it, or fit it again."
     with reading(f"'{file}' is no calibration", remedy):
-        found = build(Calibration, read_json(file, remedy))
-    if found.weights == _digest(source):
-        return found
+        calibration = build(Calibration, read_json(file, remedy))
+    if calibration.weights == _digest(source):
+        return calibration
     warnings.warn(
         f"'{file}' does not belong to the weights beside it, which were trained again, or does not say so, as older "
         "ones: T = 1 is used. Fit it again with classify evaluate --calibrate, or delete it.",
@@ -97,17 +96,17 @@ def _file(source: str | Path) -> Path | None:
         file = Path(source) / CALIBRATION_FILE
         return file if file.is_file() else None
     try:
-        found = cached_file(str(source), CALIBRATION_FILE, _raise_exceptions_for_missing_entries=False)
+        cached = cached_file(str(source), CALIBRATION_FILE, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         raise DualHeadError(
             f"Whether '{source}' has a {CALIBRATION_FILE} cannot be found out: {str(error).splitlines()[0]} "
             "Say the temperature (--temperature), or give a folder."
         ) from error
-    return None if found is None else Path(found)
+    return None if cached is None else Path(cached)
 
 
 def _digest(source: str | Path) -> str:
-    return file_digest(Path(find_file(str(source), SAFE_WEIGHTS_NAME)))
+    return file_digest(Path(find_file(str(source), SAFE_WEIGHTS_NAME)))["sha256"]
 
 
 def fit_temperature(
@@ -142,7 +141,7 @@ def cross_fitted(
     So one set of rows can both fit a temperature and say what it does, and no row judges what it was fitted on. A half
     that has none (`Calibration.unbounded`) leaves the other at T = 1. Errors: fewer than two rows or groups.
     """
-    z, given = np.asarray(logits, dtype=float), np.asarray(labels)
+    z, targets = np.asarray(logits, dtype=float), np.asarray(labels)
     keys = list(range(len(z))) if groups is None else [(i,) if g in ("", None) else g for i, g in enumerate(groups)]
     names = list(dict.fromkeys(keys))
     if len(names) < 2:
@@ -150,12 +149,12 @@ def cross_fitted(
     order = np.random.default_rng(seed).permutation(len(names))
     side = dict(zip(names, (order % 2).tolist(), strict=True))
     half = np.array([side[key] for key in keys])
-    found = np.empty(len(z))
-    for own in (0, 1):
-        other = half != own
-        fitted = fit_temperature(z[other], given[other], multi_label=multi_label)
-        found[~other] = 1.0 if fitted.unbounded else fitted.temperature
-    return found
+    temperatures = np.empty(len(z))
+    for fold in (0, 1):
+        other = half != fold
+        fitted = fit_temperature(z[other], targets[other], multi_label=multi_label)
+        temperatures[~other] = 1.0 if fitted.unbounded else fitted.temperature
+    return temperatures
 
 
 def _rows(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -30,7 +30,8 @@ class DualHeadReasoningConfig(PreTrainedConfig):
     the two losses; lm_scope: what the reasoning head learns to write, "everything" (the input too, as published),
     "continuation" ("rationale + answer") or "rationale"; tune: what is trained beside the class head, a "lora" (lora:
     PEFT's r, alpha, dropout, targets), the "full" backbone, or nothing ("frozen"); text: how inputs, rationales and
-    answers are written, so that what is classified reads as what was trained on.
+    answers are written, so that what is classified reads as what was trained on; checksums: {file: {"bytes", "sha256"}}
+    of the weights beside it.
     """
 
     model_type = "dual_head_reasoning"
@@ -50,6 +51,7 @@ class DualHeadReasoningConfig(PreTrainedConfig):
     tune: str = "lora"
     lora: dict | None = None
     text: dict | None = None
+    checksums: dict | None = None
 
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.backbone_config, dict):
@@ -93,6 +95,6 @@ def read_classifier_config(source: str, **hub: Any) -> DualHeadReasoningConfig:
     return config
 
 
-def scope_of(said: str) -> Any:
+def scope_of(scope: str) -> Any:
     """The scope that is said, by the one name that each is recorded under."""
-    return "continuation" if said == "rationale + answer" else said
+    return "continuation" if scope == "rationale + answer" else scope

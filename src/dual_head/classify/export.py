@@ -29,7 +29,7 @@ from dual_head.dtypes import FLOATS
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.export import bytes_in
 from dual_head.fingerprint import digest, sketch, tokenizer_fingerprint
-from dual_head.places import MODEL_FILES, atomic_folder, require_empty
+from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 
 PAD = "<|dual_head_pad|>"  # nothing that anybody writes
 EXPORT_FILE = "export.json"  # what was exported: one that is done is not repeated
@@ -72,7 +72,7 @@ def export(
     require_same_tokenizer(model.config, tokenizer)
     identity = identity_of(model, dtype)
     reads = (model.config._name_or_path, model.config.backbone_name_or_path)
-    written = require_empty(output, record=EXPORT_FILE, identity=identity, overwrite=overwrite, reads=reads)
+    finished = require_empty(output, record=EXPORT_FILE, identity=identity, overwrite=overwrite, reads=reads)
     tokenizer, notes = own_padding(tokenizer, model.config, ends=model.decoder.lm.config.eos_token_id)
     notes += text_notes(tokenizer, model.config, temperature)
     pad: Any = tokenizer.pad_token_id
@@ -81,7 +81,7 @@ def export(
     for parameter in pooled.decoder.parameters():  # and no buffer: rotary frequencies stay exact
         parameter.data = parameter.data.to(getattr(torch, dtype))
     plain = _plain(model, pooled.decoder.lm, pad)
-    if written:
+    if finished:
         difference, left_too = _compared(model, pooled, output, pad)
         return Exported(type(plain).__name__, bytes_in(output), difference, [*notes, *([] if left_too else [LEFT])])
     with atomic_folder(output, replaces=MODEL_FILES if overwrite else ()) as staging:
@@ -93,7 +93,8 @@ def export(
         difference, left_too = _compared(model, pooled, staging, pad)
         notes += [] if left_too else [LEFT]
         (staging / "README.md").write_text(card(model, notes), encoding="utf-8")
-        (staging / EXPORT_FILE).write_text(json.dumps(identity, indent=2))
+        record = {**identity, CHECKSUMS: checksums(weights_in(staging))}
+        (staging / EXPORT_FILE).write_text(json.dumps(record, indent=2))
         for file in staging.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes it private; another user's server reads it too
         return Exported(type(plain).__name__, bytes_in(staging), difference, notes)
@@ -120,8 +121,8 @@ def require_plain(config: DualHeadReasoningConfig) -> type[PreTrainedModel]:
             f"transformers has no sequence classifier for '{name}' models. Export it as ONNX (--onnx; export_onnx in "
             "Python)."
         )
-    found: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[kind]
-    return found
+    model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[kind]
+    return model_class
 
 
 def require_same_tokenizer(config: DualHeadReasoningConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -179,8 +180,8 @@ def own_padding(
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "left" if text.get("truncate_inputs") == "start" else "right"
     tokenizer.split_special_tokens = True  # one that a text says is text, as in training
-    kept = {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side", "split_special_tokens")}
-    tokenizer.init_kwargs |= kept  # else not saved
+    settings = {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side", "split_special_tokens")}
+    tokenizer.init_kwargs |= settings  # else not saved
     if limit := text.get("max_input_length"):
         tokenizer.model_max_length = limit
     return tokenizer, notes
@@ -248,10 +249,10 @@ def _plain(model: DualHeadReasoningModel, lm: PreTrainedModel, pad: int) -> PreT
     embedding: Any = lm.get_input_embeddings()
     if pad >= len(embedding.weight):
         text.vocab_size = pad + 1
-        own = next(name for name, x in lm.base_model.named_parameters() if x is embedding.weight)
+        weight_name = next(name for name, x in lm.base_model.named_parameters() if x is embedding.weight)
         # Padding is masked, so that its embedding is never read by another token.
         more = embedding.weight.new_zeros(pad + 1 - len(embedding.weight), embedding.weight.shape[1])
-        state[f"{kind.base_model_prefix}.{own}"] = torch.cat([embedding.weight, more])
+        state[f"{kind.base_model_prefix}.{weight_name}"] = torch.cat([embedding.weight, more])
     with torch.device("meta"):
         plain: Any = kind(config)
     head = model.head.score.weight
@@ -282,9 +283,9 @@ def _compared(model: DualHeadReasoningModel, pooled: Pooled, folder: Path, pad: 
     for ids, mask in tried(model, pad=pad):
         got = plain(input_ids=ids, attention_mask=mask).logits.float()
         # The embeddings of `pooled` have no row for padding that is new.
-        wanted = pooled(torch.where(mask.bool(), ids, 0), mask)
+        expected = pooled(torch.where(mask.bool(), ids, 0), mask)
         off.append(largest(got - scored(model, ids, mask)))
-        right.append(largest(got - wanted) <= allowance(wanted, plain.dtype))
+        right.append(largest(got - expected) <= allowance(expected, plain.dtype))
     if not right[0]:
         raise DualHeadError(
             f"{type(plain).__name__} gives other logits than the classifier: they differ by {off[0]:.2g}, which "

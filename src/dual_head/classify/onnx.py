@@ -24,7 +24,7 @@ from dual_head.classify.parity import Pooled, allowance, check_merged, largest, 
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, require
 from dual_head.export import bytes_in
-from dual_head.places import MODEL_FILES, atomic_folder, require_empty
+from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 
 NAMES = ("input_ids", "attention_mask")
 IN_ONE_FILE = 2**30  # bytes of weights; an ONNX file above two GiB cannot be read, and larger ones get a second file
@@ -53,16 +53,17 @@ def export_onnx(
     require_same_tokenizer(model.config, tokenizer)
     output, identity = file.parent, identity_of(model, "onnx")
     reads = (model.config._name_or_path, model.config.backbone_name_or_path)
-    written = require_empty(output, record=EXPORT_FILE, identity=identity, overwrite=overwrite, reads=reads)
+    finished = require_empty(output, record=EXPORT_FILE, identity=identity, overwrite=overwrite, reads=reads)
     network, notes = _network(model), text_notes(tokenizer, model.config, temperature)
-    if written:
+    if finished:
         return Exported("ONNX", bytes_in(output), _compared(model, network, file), notes)
     with atomic_folder(output, replaces=MODEL_FILES if overwrite else ()) as staging:
         _trace(network, staging / file.name, type(model.decoder.lm).__name__)
         difference = _compared(model, network, staging / file.name)
         (staging / f"{file.stem}.json").write_text(metadata(model.config, tokenizer, notes), encoding="utf-8")
         tokenizer.save_pretrained(staging)
-        (staging / EXPORT_FILE).write_text(json.dumps(identity, indent=2))
+        record = {**identity, CHECKSUMS: checksums(weights_in(staging))}
+        (staging / EXPORT_FILE).write_text(json.dumps(record, indent=2))
         return Exported("ONNX", bytes_in(staging), difference, notes)
 
 
@@ -111,10 +112,10 @@ def _compared(model: DualHeadReasoningModel, pooled: Pooled, file: Path) -> floa
     worst = 0.0
     for ids, mask in tried(model, pad=0):
         for rows in (slice(None), slice(0, 1), slice(1, 3)):
-            given = zip(NAMES, (ids[rows].numpy(), mask[rows].numpy()), strict=True)
-            got = torch.from_numpy(session.run(["logits"], dict(given))[0])
-            wanted = pooled(ids[rows], mask[rows])
-            if not (difference := largest(got - wanted)) <= allowance(wanted, torch.float32):
+            feeds = zip(NAMES, (ids[rows].numpy(), mask[rows].numpy()), strict=True)
+            got = torch.from_numpy(session.run(["logits"], dict(feeds))[0])
+            expected = pooled(ids[rows], mask[rows])
+            if not (difference := largest(got - expected)) <= allowance(expected, torch.float32):
                 raise DualHeadError(
                     f"The ONNX file gives other logits than the classifier: they differ by {difference:.2g}, which "
                     "rounding does not explain. Nothing was written; export a plain checkpoint, and please report this."
@@ -126,7 +127,7 @@ def _compared(model: DualHeadReasoningModel, pooled: Pooled, file: Path) -> floa
 def metadata(config: DualHeadReasoningConfig, tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> str:
     """What a user of the logits needs to know, as JSON: labels in their order, how inputs are written and cut."""
     names: Any = config.id2label
-    found = {
+    values = {
         "labels": [names[i] for i in range(len(names))],
         "problem_type": config.problem_type or "single_label_classification",
         "inputs": ["input_ids", "attention_mask"],
@@ -136,7 +137,7 @@ def metadata(config: DualHeadReasoningConfig, tokenizer: PreTrainedTokenizerBase
         "notes": notes,
         "dual_head": __version__,
     }
-    return json.dumps(found, indent=2)
+    return json.dumps(values, indent=2)
 
 
 @contextmanager
@@ -144,9 +145,9 @@ def _quiet() -> Iterator[None]:
     """Leave out what torch says while it traces, which nobody could act on."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
+        with warnings.catch_warnings(), redirect_stdout(output), redirect_stderr(output):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -25,9 +25,10 @@ from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides.companion import ADAPTER_CONFIG, adapter_config
+from dual_head.places import file_digest
 from dual_head.reading import read_json
 
-__all__ = ["Kind", "digest", "file_digest", "kind_of", "made_of", "sources_digest", "tokenizer_identity"]
+__all__ = ["Kind", "digest", "file_sha256", "kind_of", "made_of", "sources_digest", "tokenizer_identity"]
 
 Kind = Literal["guides", "adapter", "model", "answers"]
 
@@ -76,7 +77,7 @@ def made_of(path: str) -> dict[str, Any]:
     if adapter is None and _settings(path).get("model_type") == AlignedConfig.model_type:
         return _guides_made_of(place)
     found = [file for pattern in (*_SETTINGS, *_WEIGHTS) for file in sorted(place.glob(pattern))]
-    own: dict[str, Any] = {file.name: file_digest(file) for file in found}
+    own: dict[str, Any] = {file.name: file_sha256(file) for file in found}
     return own | {"base": made_of(adapter["base_model_name_or_path"])} if adapter else own
 
 
@@ -86,11 +87,11 @@ def _guides_made_of(folder: Path) -> dict[str, Any]:
     leant_on = {str(value) for entry in guides.values() for value in entry["config"].values() if isinstance(value, str)}
     stops = Path(backbone) / GENERATION_CONFIG_NAME
     return {
-        "weights": {file.name: file_digest(file) for file in sorted(folder.glob("*.safetensors"))},
+        "weights": {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))},
         "guides": guides,
         "fusion": config.get("fusion"),
         "backbone": config.get("backbone_fingerprint") or made_of(backbone),
-        "stops": file_digest(stops) if backbone and stops.is_file() else None,
+        "stops": file_sha256(stops) if backbone and stops.is_file() else None,
         "models": {name: made_of(name) for name in sorted(leant_on) if Path(name).is_dir()},
     }
 
@@ -119,14 +120,13 @@ def sources_digest(modules: Sequence[ModuleType | None]) -> str:
     return hashlib.sha256(texts).hexdigest()[:16]
 
 
-def file_digest(file: Path) -> str:
-    """Name a file by its bytes; read once as long as its size and time stay."""
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, which is read once as long as its size and time stay."""
     stat = file.stat()
-    return _file_digest(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+    return _remembered(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _file_digest(path: str, size: int, time: int) -> str:
+def _remembered(path: str, size: int, time: int) -> str:
     del size, time  # they are the key
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(Path(path))["sha256"]

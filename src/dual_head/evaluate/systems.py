@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import read_answers
-from dual_head.evaluate.identity import file_digest, kind_of
+from dual_head.evaluate.identity import file_sha256, kind_of
 from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.specs import SystemSpec, parse_systems
 from dual_head.evaluate.types import Answer, Decoding, Question
@@ -101,7 +101,7 @@ class RecordedSystem:
     @property
     def identity(self) -> str:
         """The file's own digest."""
-        return file_digest(self._file)
+        return file_sha256(self._file)
 
     def why_not(self, question: Question, decoding: Decoding) -> str | None:
         """Nothing stops a file; what it lacks is found when systems are compared."""

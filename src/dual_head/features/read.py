@@ -24,10 +24,10 @@ from dual_head.features.store import (
     RESPONSE,
     Layout,
     Needs,
-    checksum,
     read_manifest,
     unpack,
 )
+from dual_head.places import file_digest
 from dual_head.reading import reading
 
 WRITE_AGAIN = "Delete it and run the same 'dual-head cache' command again: it writes only that."
@@ -86,7 +86,7 @@ class FeatureCache:
         for name, written in self.manifest["files"].items():
             file = self.folder / name
             with reading(f"Cannot read '{file}'", WRITE_AGAIN):
-                found = checksum(file)
+                found = file_digest(file)["sha256"]
             if found != written:
                 raise DualHeadError(f"'{file}' is not what was written. {WRITE_AGAIN}")
 
@@ -169,7 +169,7 @@ class FeatureSet(Dataset):
 
     def _whole(self, file: Path) -> Any:
         """A shard whose bytes are those that were written, which is found out when the first of its pairs is read."""
-        if file in self._checksums and checksum(file) != self._checksums.pop(file):
+        if file in self._checksums and file_digest(file)["sha256"] != self._checksums.pop(file):
             raise DualHeadError(f"'{file}' is not what was written. {WRITE_AGAIN}")
         return self._shard(file)
 

@@ -10,7 +10,6 @@ It knows tensors and files; no backbone, no data set and no training.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint
 from dual_head.options import build, fit
-from dual_head.places import atomic_folder
+from dual_head.places import altered, atomic_folder, file_digest, flush
 from dual_head.reading import read_json, reading
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MANIFEST_FILE, HEAD_FILE = "manifest.json", "head.safetensors"
-DIGEST = "digest"  # of the manifest, in it
+DIGEST = "digest"  # of a manifest or of what is said beside a shard, in it
 PARTS = {"train": "features", "held_out": "held_out"}  # what the names of their shards begin with
 WRITING = ".writing"  # the end of a name whose file is not whole yet
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
@@ -142,39 +141,40 @@ def publish(folder: Path, name: str, tensors: Mapping[str, Tensor], *, pairs: in
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(None, str(error)) from error
     writing.chmod(0o644)  # safetensors makes it private
-    _flush(writing)
-    shard = Shard(file.name, pairs, rows, writing.stat().st_size, checksum(writing), data)
+    flush(writing)  # a power cut after the rename would leave a whole name on half a file
+    shard = Shard(file.name, pairs, rows, **file_digest(writing), data=data)
     writing.replace(file)
     beside = folder / f".{record.name}{WRITING}"
-    beside.write_text(json.dumps(asdict(shard), indent=2))
+    beside.write_text(json.dumps({**asdict(shard), DIGEST: digest_of(asdict(shard))}, indent=2))
     beside.replace(record)
     return shard
 
 
-def _flush(file: Path) -> None:
-    # A rename may reach the disk before the bytes do, and a power cut would leave a whole name on half a file.
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
-
-
 def recorded(folder: Path, name: str) -> Shard | None:
-    """What is said beside a shard; None where it was never whole. Its bytes are not read."""
+    """What is said beside a shard; None where it was never whole, or was altered. Its bytes are not read."""
     try:
-        return build(Shard, read_json(folder / f"{name}.json", ""))
+        values = read_json(folder / f"{name}.json", "")
+        if values.pop(DIGEST, None) not in (None, digest_of(values)):
+            return None
+        return build(Shard, values)
     except DualHeadError:
         return None
+
+
+def forget_altered(folder: Path) -> list[str]:
+    """Forget shards whose bytes are not those that were written, so that they are written again; return their names."""
+    names = [file.stem for part in PARTS.values() for file in folder.glob(f"{part}-*.json")]
+    shards = [shard for name in names if (shard := recorded(folder, name))]
+    forgotten = altered(folder, {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards})
+    for file in forgotten:
+        (folder / file).with_suffix(".json").unlink()
+    return forgotten
 
 
 def is_there(folder: Path, shard: Shard) -> bool:
     """Whether a shard's file has the size it should have."""
     file = folder / shard.file
     return file.is_file() and file.stat().st_size == shard.bytes
-
-
-def checksum(file: Path) -> str:
-    """sha256 of a file, in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest(rows: Iterable[Mapping[str, list[int]]]) -> str:
@@ -249,7 +249,7 @@ def verify(folder: str | Path) -> int:
         wanted |= {shard["file"]: shard["sha256"] for shard in part["shards"]}
     for name, said in wanted.items():
         file = Path(folder) / name
-        if not file.is_file() or checksum(file) != said:
+        if not file.is_file() or file_digest(file)["sha256"] != said:
             found = "is not what was written" if file.is_file() else "is missing"
             raise DualHeadError(
                 f"'{file}' {found}. Delete it and run the same 'dual-head cache' command again: it writes only that."

@@ -10,6 +10,7 @@ there is nothing here that a loss over finished replies could train; the reward 
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ from dual_head.guides.companion import (
 from dual_head.heads import require_positive
 from dual_head.hidden_states import Features
 from dual_head.ops.masks import additive
+from dual_head.places import require_unaltered
 from dual_head.reading import reading
 from dual_head.views import shared_view
 
@@ -253,6 +255,7 @@ def _load(name: str, backbone: Backbone) -> Any:
     with reading(
         f"Could not load a reward model from '{name}'", f"Give a sequence classifier with one label. {OWN_PLACE}"
     ):
+        require_unaltered(Path(name))
         load_config(name)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=backbone.lm.dtype, output_loading_info=True
