@@ -13,7 +13,7 @@ from typing import Any
 
 from dual_head.demo import world
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.identity import digest, file_digest, sources_digest
+from dual_head.evaluate.identity import digest, file_sha256, sources_digest
 from dual_head.evaluate.metrics.base import METRICS, Measured, Tools, about, measure, summary
 from dual_head.evaluate.metrics.refusals import is_refusal
 from dual_head.evaluate.model_system import ModelSystem
@@ -109,7 +109,7 @@ def _files_of(folder: str) -> str:
     if not Path(folder).is_dir():
         return ""
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors", ".bin"))
-    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
 def _read(file: Path) -> dict[str, Any] | None:
