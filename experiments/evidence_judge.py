@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dual_head.model.generate import Prompt
 from evidence_data import write_json
 from evidence_worlds import Dialogues
 from transformers import AutoModelForSequenceClassification, set_seed
@@ -20,7 +21,6 @@ from dual_head import GuideTrainingArguments, TokenizeOptions, load_pairs, token
 from dual_head.intervals import wilson
 from dual_head.rewards import Classifier
 from dual_head.run import load_tokenizer
-from dual_head.text import Prompt
 from dual_head.tuning import preference_trainer
 
 OBJECTIVES = ("overall", "helpful", "harmless")

@@ -16,16 +16,16 @@ _HOMES = {
     "AlignedConfig": "config",
     "AlignedModel": "model",
     "DualHeadError": "errors",
-    "DualHeadModel": "paper_models",
+    "DualHeadModel": "model.papers",
     "DualHeadReasoningModel": "classify.model",
     "GuideTrainer": "training",
     "GuideTrainingArguments": "training",
     "HiddenConfig": "guides.hidden",
-    "IAVModel": "paper_models",
+    "IAVModel": "model.papers",
     "LanguageModelConfig": "guides.language_model",
     "LinearConfig": "guides.linear",
-    "LinearDecay": "strength",
-    "MAVModel": "paper_models",
+    "LinearDecay": "model.alpha",
+    "MAVModel": "model.papers",
     "Method": "methods",
     "MultilayerConfig": "guides.multilayer",
     "Pair": "data",
@@ -41,7 +41,7 @@ _HOMES = {
 }
 
 # As one of the documents spells what has another name here.
-_SEED_HOMES = {"MAVInference": "paper_models", "create_mav": "paper_models"}
+_SEED_HOMES = {"MAVInference": "model.papers", "create_mav": "model.papers"}
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -65,10 +65,10 @@ if TYPE_CHECKING:
     from dual_head.methods import Method as Method
     from dual_head.methods import method as method
     from dual_head.model import AlignedModel as AlignedModel
-    from dual_head.paper_models import DualHeadModel as DualHeadModel
-    from dual_head.paper_models import IAVModel as IAVModel
-    from dual_head.paper_models import MAVModel as MAVModel
-    from dual_head.strength import LinearDecay as LinearDecay
+    from dual_head.model.alpha import LinearDecay as LinearDecay
+    from dual_head.model.papers import DualHeadModel as DualHeadModel
+    from dual_head.model.papers import IAVModel as IAVModel
+    from dual_head.model.papers import MAVModel as MAVModel
     from dual_head.training import GuideTrainer as GuideTrainer
     from dual_head.training import GuideTrainingArguments as GuideTrainingArguments
 

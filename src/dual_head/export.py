@@ -22,9 +22,9 @@ from dual_head import __version__
 from dual_head.fingerprint import digest, sketch
 from dual_head.fold import acting_strengths, fold, plain_head
 from dual_head.guides import kind_of
-from dual_head.model import AlignedModel
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.alpha import Alpha
 from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
-from dual_head.strength import Alpha
 
 MERGE_FILE = "merge.json"  # what was merged: a merge that was killed goes on, and one that is done is not repeated
 

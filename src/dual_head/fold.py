@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from dual_head.backbone import Decoder
 from dual_head.errors import DualHeadError
 from dual_head.hidden_states import Features
-from dual_head.model import AlignedModel
-from dual_head.strength import Alpha
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.alpha import Alpha
 
 # Probed from small logits to large: a cap at 30 bends nothing at 1, and everything at 1000.
 PROBE_SIZES = (1.0, 30.0, 1000.0)

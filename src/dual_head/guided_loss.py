@@ -23,7 +23,7 @@ from dual_head.hidden_states import Features, Rows
 from dual_head.losses import Objective, name_of
 from dual_head.methods import Method
 from dual_head.methods.base import BASE_HEAD
-from dual_head.model import AlignedModel, Encoded
+from dual_head.model.aligned import AlignedModel, Encoded
 from dual_head.ops.token_scores import (
     Head,
     Scored,

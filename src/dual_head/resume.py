@@ -19,7 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.checkpoint import load_strictly, read_weights, require_kind
 from dual_head.errors import DualHeadError
-from dual_head.model import AlignedModel
+from dual_head.model.aligned import AlignedModel
 from dual_head.places import atomic_folder, exclusive, file_digest, flush, require_place, settle
 from dual_head.reading import ANEW, read_json
 

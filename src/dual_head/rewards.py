@@ -22,10 +22,10 @@ from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
 from dual_head.guides.reward_model import RewardModel
-from dual_head.model import AlignedModel
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.generate import Prompt
 from dual_head.places import require_unaltered
 from dual_head.reading import reading
-from dual_head.text import Prompt
 
 Reward = Callable[[Prompt, str], float]  # (prompt, reply), a `Cut` where it has no end, to a finite number
 

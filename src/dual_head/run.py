@@ -22,15 +22,15 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.checkpoint import MODEL_TYPE
-from dual_head.composition import entry_of
 from dual_head.data.collate import PairCollator
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
 from dual_head.guides import build_guide, guide_class
 from dual_head.held_out import HeldOutTrainer
-from dual_head.loading import read_config
 from dual_head.methods import Method
-from dual_head.model import AlignedModel
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.pretrained import read_config
+from dual_head.model.switch import entry_of
 from dual_head.ops.vocab_kernels import compiled_folder
 from dual_head.places import atomic_folder
 from dual_head.progress import brief

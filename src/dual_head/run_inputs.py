@@ -13,7 +13,6 @@ from rich.console import Console
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dual_head.backbone import BackboneShape, load_backbone, load_context_length
-from dual_head.composition import entry_of
 from dual_head.data import RowReport, split_by_prompt
 from dual_head.data.formats import load_pairs
 from dual_head.data.tokenize import TokenizeOptions, pair_lengths, tokenize_pairs
@@ -22,8 +21,9 @@ from dual_head.features import FeatureCache, FeatureCollator, FeatureSet, Needs,
 from dual_head.features.store import read_manifest
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides import build_guide
-from dual_head.loading import load_tokenizer
 from dual_head.methods import Method
+from dual_head.model.pretrained import load_tokenizer
+from dual_head.model.switch import entry_of
 from dual_head.run_options import RunOptions, SourceOptions, source_of
 
 

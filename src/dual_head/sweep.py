@@ -18,15 +18,15 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from dual_head.backbone import context_length
 from dual_head.data import Cut
-from dual_head.divergence import reply_scalars
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.intervals import bootstrap_mean
+from dual_head.model.generate import DEFAULT_NEW_TOKENS, Prompt, conversation_of, encode_prompts
+from dual_head.model.score import reply_scalars
 from dual_head.rewards import Reward, score
-from dual_head.text import DEFAULT_NEW_TOKENS, Prompt, conversation_of, encode_prompts
 from dual_head.text_metrics import distinct_n, diversity
 
 if TYPE_CHECKING:
-    from dual_head.model import AlignedModel
+    from dual_head.model.aligned import AlignedModel
 
 METRICS = ("kl", "kl_per_token", "moved", "tokens", "distinct_1", "distinct_2", "distinct_3", "diversity")
 

@@ -25,7 +25,7 @@ from dual_head.features import FeatureSet
 from dual_head.guided_loss import GuidedLoss
 from dual_head.held_out import HeldOutTrainer
 from dual_head.methods import Method
-from dual_head.model import AlignedModel
+from dual_head.model.aligned import AlignedModel
 from dual_head.progress import brief
 from dual_head.reading import reading
 from dual_head.resume import Sealing, load_guides, save_guides

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dual_head.model.generate import encode_prompts
 from files import word_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -13,7 +14,6 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.metrics.continuations import continuation_ids, reply_rows
 from dual_head.rewards import Classifier
-from dual_head.text import encode_prompts
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -29,7 +29,7 @@ from dual_head.data.conversation import first_ids
 from dual_head.dtypes import FLOATS, require_dtype
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
-from dual_head.loading import load_tokenizer
+from dual_head.model.pretrained import load_tokenizer
 
 __all__ = ["WINDOW", "Prediction", "Predictor", "Scored"]
 

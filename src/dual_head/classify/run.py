@@ -33,7 +33,7 @@ from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArg
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
-from dual_head.loading import load_tokenizer
+from dual_head.model.pretrained import load_tokenizer
 from dual_head.places import atomic_folder
 from dual_head.report import too_few
 from dual_head.resume import begin, held, is_finished, resume_point, writable

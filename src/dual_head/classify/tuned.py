@@ -4,7 +4,7 @@ from transformers import PreTrainedModel
 
 from dual_head.classify.config import LORA_TARGETS, DualHeadReasoningConfig
 from dual_head.errors import require
-from dual_head.guides.companion import injecting
+from dual_head.guides.second_model import injecting
 
 
 def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedModel:

@@ -42,8 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     require_kind(output, MODEL_TYPE)
     kinds = {source: _kind(source) for source in sources.values()}
     # Imported late: a folder that is not there should not wait for torch.
-    from dual_head.loading import load_tokenizer, read_config
-    from dual_head.model import AlignedModel
+    from dual_head.model.aligned import AlignedModel
+    from dual_head.model.pretrained import load_tokenizer, read_config
 
     first = next((source for source, kind in kinds.items() if kind == "guides"), None)
     backbone = args.model_name_or_path or (first and read_config(_folder(first)).backbone_name_or_path)
@@ -121,7 +121,7 @@ def _config(source: str) -> "GuideConfig | None":
 
 def _require_same_tokens(source: str, tokenizer: Any) -> None:
     """Refuse models that lie beside a tokenizer by which ids mean other tokens; more tokens are no difference."""
-    from dual_head.loading import load_tokenizer
+    from dual_head.model.pretrained import load_tokenizer
     from dual_head.vocabulary import compare_tokenizers
 
     for folder in source.split(MINUS, 1):

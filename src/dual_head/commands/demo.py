@@ -27,7 +27,7 @@ from dual_head.demo.picture import demo_picture, frontier_point
 from dual_head.demo.world import preference_rows, sample_requests
 from dual_head.errors import DualHeadError
 from dual_head.methods import Method, method
-from dual_head.model import AlignedModel
+from dual_head.model.aligned import AlignedModel
 from dual_head.places import atomic_folder
 from dual_head.reading import yaml_value
 from dual_head.run import RunOptions, load_tokenizer, train_guide

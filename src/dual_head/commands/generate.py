@@ -18,7 +18,7 @@ from dual_head.places import require_unread
 from dual_head.terminal import Terminal, printable
 
 if TYPE_CHECKING:
-    from dual_head.strength import Alpha
+    from dual_head.model.alpha import Alpha
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -87,8 +87,8 @@ def _described(source: str, values: dict[str, Any], found: dict[str, Any], sizes
 
 def _costs(source: str, sizes: dict[str, int]) -> dict[str, Any]:
     """What an older folder does not record."""
-    from dual_head.description import costs
-    from dual_head.loading import read_config
+    from dual_head.model.costs import costs
+    from dual_head.model.pretrained import read_config
 
     config = read_config(source)
     with reading(f"Cannot build the guides of '{source}' from its config.json", COPY):
@@ -122,9 +122,9 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     from transformers import AutoModelForCausalLM
 
     from dual_head.backbone import BackboneShape, Decoder, load_config
-    from dual_head.composition import moved_entries
     from dual_head.guides import guide_class
-    from dual_head.loading import load_tokenizer, read_config
+    from dual_head.model.pretrained import load_tokenizer, read_config
+    from dual_head.model.switch import moved_entries
     from dual_head.vocabulary import compare_tokenizers
 
     config = read_config(source)

@@ -11,7 +11,7 @@ from dual_head.errors import DualHeadError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dual_head.model import AlignedModel
+    from dual_head.model.aligned import AlignedModel
 
 
 def add_loading(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
@@ -36,8 +36,8 @@ def add_loading(parser: argparse.ArgumentParser, *, device: bool = True) -> None
 def load_guided(args: argparse.Namespace) -> "tuple[AlignedModel, PreTrainedTokenizerBase]":
     """Load the guides on their backbone, or moved to --backbone, and the tokenizer that goes with it."""
     # Imported late: a mistyped prompt file should not wait for torch.
-    from dual_head.loading import load_tokenizer
-    from dual_head.model import AlignedModel
+    from dual_head.model.aligned import AlignedModel
+    from dual_head.model.pretrained import load_tokenizer
 
     trust = args.trust_remote_code
     given = load_tokenizer(args.tokenizer, trust) if args.tokenizer else None

@@ -68,7 +68,7 @@ def conversations(
     prompts: Sequence[Prompt], args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[Prompt]:
     """What prompts ask under --raw, --chat and --system, by the one rule of `text.conversation_of`."""
-    from dual_head.text import conversation_of
+    from dual_head.model.generate import conversation_of
 
     if args.chat:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]

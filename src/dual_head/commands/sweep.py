@@ -29,7 +29,7 @@ from dual_head.terminal import Terminal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dual_head.model import AlignedModel
+    from dual_head.model.aligned import AlignedModel
     from dual_head.sweep import Row
 
 ROWS_FILE, SUMMARY_FILE, PICTURE_FILE = "sweep.jsonl", "sweep.json", "sweep.png"

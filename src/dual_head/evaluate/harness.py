@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError, did_you_mean, require
 from dual_head.evaluate.metrics.likelihood import context_of, score_ids
-from dual_head.strength import Alpha
+from dual_head.model.alpha import Alpha
 
 __all__ = ["harness_model", "run_harness"]
 

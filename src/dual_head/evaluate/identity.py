@@ -24,7 +24,7 @@ from dual_head.data.files import SUFFIXES
 from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
-from dual_head.guides.companion import ADAPTER_CONFIG, adapter_config
+from dual_head.guides.second_model import ADAPTER_CONFIG, adapter_config
 from dual_head.places import file_digest
 from dual_head.reading import read_json
 

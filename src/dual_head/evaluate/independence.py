@@ -9,7 +9,7 @@ from pathlib import Path
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.identity import digest, made_of
 from dual_head.evaluate.systems import System
-from dual_head.loading import read_config
+from dual_head.model.pretrained import read_config
 
 KINDS = ("reward:", "lm:")
 

@@ -24,11 +24,11 @@ from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.identity import Kind, digest, made_of, tokenizer_identity
 from dual_head.evaluate.specs import SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
-from dual_head.guides.companion import adapted, adapter_config
-from dual_head.loading import find_tokenizer, read_config
-from dual_head.model import AlignedModel
-from dual_head.strength import resolve_alpha
-from dual_head.text import Prompt, encode_prompts
+from dual_head.guides.second_model import adapted, adapter_config
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.alpha import resolve_alpha
+from dual_head.model.generate import Prompt, encode_prompts
+from dual_head.model.pretrained import find_tokenizer, read_config
 
 __all__ = ["ModelSystem"]
 

@@ -300,7 +300,7 @@ def _grades(
 def _efficiency(systems: Sequence[System], questions: Sequence[Question], options: EvaluationOptions) -> dict[str, Any]:
     """Time and memory at each batch size after a prompt of usual length, as tables beside each other."""
     from dual_head.evaluate.metrics.efficiency import measure_efficiency
-    from dual_head.text import encode_prompts
+    from dual_head.model.generate import encode_prompts
 
     models = [system for system in systems if isinstance(system, ModelSystem)]
     if not models:

@@ -23,7 +23,7 @@ from dual_head.cache import CacheSlot
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States, flatten, unflatten
-from dual_head.guides.companion import (
+from dual_head.guides.second_model import (
     SecondModel,
     SecondModelConfig,
     causal_lm,

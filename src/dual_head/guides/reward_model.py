@@ -22,7 +22,7 @@ from dual_head.backbone import Backbone, load_config
 from dual_head.cache import CacheSlot, PrefixCache
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States
-from dual_head.guides.companion import (
+from dual_head.guides.second_model import (
     SecondModel,
     SecondModelConfig,
     count_layers,

@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     from dual_head.classify.export import EXPORT_FILE, export, require_plain
     from dual_head.classify.model import DualHeadReasoningModel
     from dual_head.classify.onnx import export_onnx
-    from dual_head.loading import load_tokenizer
+    from dual_head.model.pretrained import load_tokenizer
     from dual_head.places import require_empty
 
     reads = (args.classifier, args.backbone)

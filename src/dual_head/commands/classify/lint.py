@@ -58,7 +58,7 @@ def _special(tokenizer: str | None) -> list[str]:
     if not tokenizer:
         return []
     from dual_head.classify.tokenize import special_tokens
-    from dual_head.loading import load_tokenizer
+    from dual_head.model.pretrained import load_tokenizer
 
     return special_tokens(load_tokenizer(tokenizer))
 

@@ -14,7 +14,7 @@ from dual_head.data import RowReport
 from dual_head.data.files import kind_of, rows_of_file
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.intervals import bootstrap_mean
-from dual_head.text import Prompt
+from dual_head.model.generate import Prompt
 
 __all__ = ["PRESETS", "TruthfulQuestion", "TruthfulScores", "evaluate_truthfulqa", "load_truthfulqa"]
 

@@ -15,7 +15,7 @@ import torch
 from dual_head.data import Cut, Message
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.types import Comparison, Judge, Question, Replies, Verdict
-from dual_head.text import Prompt
+from dual_head.model.generate import Prompt
 
 TIE = 1e-9  # scores that differ by less are equal: sums of tenths differ in their last bits
 WINDOW = 16  # batches sorted by length together: long enough to save padding, short enough to keep what was judged

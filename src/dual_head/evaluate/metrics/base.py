@@ -21,10 +21,10 @@ from dual_head.evaluate.metrics.likelihood import divergences, score_ids
 from dual_head.evaluate.metrics.refusals import is_refusal
 from dual_head.evaluate.types import Answer, Question
 from dual_head.intervals import bootstrap_mean
-from dual_head.model import AlignedModel
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.alpha import Alpha
+from dual_head.model.generate import Prompt
 from dual_head.rewards import Classifier, Reward, called
-from dual_head.strength import Alpha
-from dual_head.text import Prompt
 from dual_head.text_metrics import diversity
 
 __all__ = ["METRICS", "Measured", "Metric", "Tools", "about", "measure", "metric", "summary"]

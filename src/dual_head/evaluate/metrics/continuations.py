@@ -11,7 +11,7 @@ from dual_head.data import Cut, Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.types import Answer, Question
-from dual_head.text import Prompt
+from dual_head.model.generate import Prompt
 
 __all__ = ["Ids", "Row", "beginning", "continuation_ids", "fit", "last_prompt", "reply_rows", "windows"]
 

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from dual_head.guides.base import Parameters
-from dual_head.guides.companion import SecondModel
-from dual_head.model import AlignedModel
-from dual_head.strength import Alpha
+from dual_head.guides.second_model import SecondModel
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.alpha import Alpha
 
 __all__ = ["MIB", "Costs", "costs"]
 

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.metrics.costs import MIB, Costs, costs
 from dual_head.evaluate.metrics.likelihood import context_of
-from dual_head.model import AlignedModel
-from dual_head.strength import Alpha
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.alpha import Alpha
 
 __all__ = ["Cost", "measure_efficiency"]
 

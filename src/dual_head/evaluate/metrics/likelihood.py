@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.backbone import Decoder, context_length
-from dual_head.divergence import ALPHA
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.metrics.continuations import Row, beginning, continuation_ids, fit, windows
 from dual_head.guides import flatten, unflatten
-from dual_head.model import AlignedModel
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.alpha import Alpha
+from dual_head.model.generate import Prompt
+from dual_head.model.score import ALPHA
 from dual_head.ops.token_scores import DEFAULT_BUDGET, Head, Tokens, eager_bytes, pick_tokens, reduce_tokens
-from dual_head.strength import Alpha
-from dual_head.text import Prompt
 
 __all__ = ["Likelihood", "context_of", "continuation_logps", "divergences", "perplexity", "score_ids"]
 

@@ -15,7 +15,7 @@ from dual_head.evaluate.metrics.measures import Measured, about, summary
 from dual_head.evaluate.systems import System
 from dual_head.evaluate.types import Answer, Judge, Question
 from dual_head.evaluate.verdicts import Graded, Outcome, spent
-from dual_head.text import Prompt
+from dual_head.model.generate import Prompt
 
 Answers = Mapping[str, Mapping[str, Answer]]
 Values = Mapping[str, float | None]  # of each question

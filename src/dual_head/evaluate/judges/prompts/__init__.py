@@ -17,9 +17,9 @@ from dual_head.evaluate.judges.base import require_whole
 from dual_head.evaluate.judges.prompts.reading import PATTERNS, Pattern, Unreadable
 from dual_head.evaluate.types import Question, Replies
 from dual_head.fingerprint import digest
+from dual_head.model.generate import Prompt
 from dual_head.options import build
 from dual_head.reading import json_value, reading
-from dual_head.text import Prompt
 
 __all__ = ["Family", "Pattern", "Template", "Unreadable", "load_family"]
 

@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dual_head.model.alpha import Alpha, Strengths, requested, resolve_alpha, strengths_of
+from dual_head.model.decode_step import JointSteps, StepOutput
+from dual_head.model.generate import TextGeneration
+from dual_head.model.guide_set import GuideCaching
+from dual_head.model.inner_calls import InnerCalls
+from dual_head.model.pretrained import GuideLoading
+from dual_head.model.switch import GuideComposition, absolute, entry_of, require_guide_name
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -31,20 +38,13 @@ from transformers.utils.generic import TransformersKwargs
 
 from dual_head.backbone import Backbone, BackboneShape, load_backbone
 from dual_head.cache import CacheSlot
-from dual_head.caching import GuideCaching
-from dual_head.composition import GuideComposition, absolute, entry_of, require_guide_name
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 from dual_head.guides import Guide, GuideConfig, States, build_guide
 from dual_head.hidden_states import Features, Rows
-from dual_head.inner_calls import InnerCalls
-from dual_head.loading import GuideLoading
 from dual_head.policy import ActiveGuide, distributions
-from dual_head.steps import JointSteps, StepOutput
-from dual_head.strength import Strengths, Alpha, requested, resolve_alpha, strengths_of
-from dual_head.text import TextGeneration
 from dual_head.transfer import UNMAPPED, Transfer
 
 

@@ -8,15 +8,15 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from dual_head.model.alpha import Alpha
 from torch import Tensor
 
 from dual_head import policy
 from dual_head.guides import flatten, unflatten
 from dual_head.ops.token_scores import Head, reduce_tokens, response_tokens
-from dual_head.strength import Alpha
 
 if TYPE_CHECKING:
-    from dual_head.model import AlignedModel
+    from dual_head.model.aligned import AlignedModel
 
 ALPHA = "alpha"  # rides along with the guides' states, one row per token
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from dual_head.backbone import Backbone
-from dual_head.cache import StackedCache, CacheSlot, grows, offloaded
+from dual_head.cache import CacheSlot, StackedCache, grows, offloaded
 from dual_head.guides import Guide, States
 from dual_head.joint import JointDecoder
 from dual_head.transfer import Transfer

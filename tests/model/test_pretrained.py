@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from classifiers import write_dhrd
+from dual_head.model.pretrained import CODE_NAME
 from files import word_tokenizer, write_backbone
 from safetensors.torch import load_file
 from torch import nn
 
 from dual_head import AlignedModel, DualHeadError, LinearConfig, RewardHeadConfig, merge
 from dual_head.classify.model import DualHeadReasoningModel
-from dual_head.loading import CODE_NAME
 
 IDS = torch.tensor([[1, 5, 6]])
 
@@ -39,10 +39,10 @@ except ValueError as error:
     assert "trust_remote_code=True" in str(error), error
 assert "dual_head" not in sys.modules
 
-from dual_head.loading import find_tokenizer
+from dual_head.model.pretrained import find_tokenizer
 
 assert find_tokenizer([guides]) is not None
-assert "dual_head.model" not in sys.modules
+assert "dual_head.model.aligned" not in sys.modules
 
 ids = torch.tensor([[1, 5, 6]])
 model = AutoModelForCausalLM.from_pretrained(guides, trust_remote_code=True)
