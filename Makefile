@@ -1,4 +1,4 @@
-# The two commands of the README, and what they stand on. Needs nothing but Python 3.11+ and make.
+# The commands of the README and of CONTRIBUTING.md. Needs nothing but Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -9,9 +9,16 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo test test-slow real bench bench-gpu lint clean
+.PHONY: demo check test test-slow real docs bench bench-gpu lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
+
+# Between two edits: lint and types beside the fast tests. `make test` runs all of them.
+check: .venv/.installed
+	$(MAKE) --jobs 2 lint check-tests
+
+check-tests: .venv/.installed
+	$(BIN)/pytest -m fast
 
 test: .venv/.installed lint real
 	$(BIN)/pytest -n 2
@@ -24,7 +31,15 @@ export DUAL_HEAD_REAL ?= $(CURDIR)/.venv/real/smollm2
 real: .venv/.installed
 	@$(BIN)/python scripts/real_backbone.py "$$DUAL_HEAD_REAL" || echo "There is no real model: tests marked 'real' are skipped."
 
-# Figures for docs/performance.md, on an otherwise idle machine; the second one on a machine with a GPU.
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# The documentation site, in site/. Fails on a broken link and on a reference to what is not there.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Figures for docs/results/speed.md, on an otherwise idle machine; the second one on a machine with a GPU.
 bench: .venv/.installed
 	$(BIN)/python benchmarks/cpu.py
 

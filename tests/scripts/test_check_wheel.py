@@ -1,0 +1,106 @@
+"""The wheel, in a fresh environment without the repository: it runs, and imports nothing that its metadata lacks."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NAME = re.compile(r"^[\w.-]+")
+
+
+def normal(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", NAME.match(requirement)[0]).lower()
+
+
+CORE = {normal(line) for line in PROJECT["dependencies"]}
+EXTRAS = {
+    extra: {normal(line) for line in lines}
+    for extra, lines in PROJECT["optional-dependencies"].items()
+    if extra not in ("dev", "docs")  # nothing that runs may come from them
+}
+DISTRIBUTIONS = packages_distributions()
+
+
+def imports(tree: ast.AST, *, inside: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every import by the name of its root package, and whether it stands in a function or is for types only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0], inside
+        types_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        yield from imports(node, inside=inside or function or types_only)
+
+
+def asked_for(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """The package and the extra of every `require("package", "extra")`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+            values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if len(values) == 2:
+                yield values[0].partition(".")[0], values[1]
+
+
+def declared(name: str, requirements: set[str]) -> bool:
+    return any(normal(each) in requirements for each in DISTRIBUTIONS.get(name, [name]))
+
+
+SOURCES = {file: ast.parse(file.read_text()) for file in (ROOT / "src" / "dual_head").rglob("*.py")}
+# Drawn only where `plot` is there; the modules that draw are imported inside a function.
+DRAW = {"matplotlib"}
+
+
+def test_what_is_imported_is_in_the_metadata():
+    anywhere = CORE.union(*EXTRAS.values())
+    missing = {
+        (file.name, name)
+        for file, tree in SOURCES.items()
+        for name, inside in imports(tree)
+        if name not in sys.stdlib_module_names | {"dual_head"}
+        and not declared(name, anywhere if inside or name in DRAW else CORE)
+    }
+    assert not missing
+
+
+def test_what_is_asked_for_by_an_extra_is_in_that_extra():
+    pairs = {pair for tree in SOURCES.values() for pair in asked_for(tree)}
+    assert len(pairs) > 5
+    assert {(name, extra) for name, extra in pairs if not declared(name, EXTRAS[extra])} == set()
+
+
+def test_a_package_that_no_metadata_names_is_seen():
+    tree = ast.parse("import torch\ndef f():\n    import pytest.raises\n    require('trl', 'plot')")
+    assert list(imports(tree)) == [("torch", False), ("pytest", True)]
+    assert declared("torch", CORE)
+    assert not declared("pytest", CORE.union(*EXTRAS.values()))
+    assert list(asked_for(tree)) == [("trl", "plot")]
+    assert not declared("trl", EXTRAS["plot"])
+
+
+@pytest.mark.slow
+def test_a_wheel_in_a_fresh_environment_runs_without_the_repository(tmp_path):
+    def run(*command: str | Path) -> None:
+        subprocess.run([*map(str, command)], cwd=tmp_path, check=True)
+
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=lambda folder, names: [n for n in names if n.startswith(".") or n == "out"])
+    run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", source)
+    shutil.rmtree(source)
+    wheel = next((tmp_path / "dist").glob("*.whl"))
+    run(sys.executable, "-m", "venv", "fresh")
+    python = tmp_path / "fresh" / "bin" / "python"
+    for what in ("torch", wheel):
+        run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", what)
+    for name in ("check_wheel.py", "help_pages.py"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path)
+    run(python, tmp_path / "check_wheel.py")
