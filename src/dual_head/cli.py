@@ -7,15 +7,19 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 
 from dual_head import __version__
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.places import system_failure
 from dual_head.reading import reason
 from dual_head.seed_names import translate
+from dual_head.signals import Terminated, end_by, signals_raised
 
 REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)  # by the system
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ALLOCATIONS = 100_000  # of objects between two searches for garbage
 COMMANDS = {
     "train": "train a guide on preference pairs",
@@ -62,34 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             from dual_head.commands.paths import require_paths
 
             require_paths(arguments[1:])
-            # Imported only now: `dual-head --help` should not wait for torch.
-            return importlib.import_module(f"dual_head.commands.{name}").run(arguments[1:])
+            with signals_raised():
+                # Imported only now: `dual-head --help` should not wait for torch.
+                return importlib.import_module(f"dual_head.commands.{name}").run(arguments[1:])
         if name and not name.startswith("-"):
             raise DualHeadError(f"Unknown command '{name}'.{did_you_mean(name, COMMANDS)}")
         _parser().parse_args(arguments or ["--help"])
     except DualHeadError as error:
         _say(f"{error}", arguments)
         return 2
-    except (OSError, RuntimeError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):  # `dual-head ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if _is_memory_trouble(error):
-            _say(f"there is not enough memory. {reason(error)} Give smaller numbers, or a smaller batch.", arguments)
-            return 2
-        if isinstance(error, OSError) and error.errno in REFUSED:
-            _say(f"'{error.filename}' cannot be used: {reason(error)} Choose another place or name.", arguments)
-            return 2
-        if not _is_disk_trouble(error):
+    except BrokenPipeError:  # `dual-head ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if (refusal := _refusal(error)) is None:
             raise
-        _say(
-            f"writing failed ({error}). Free some space or choose another output folder, and run the same command "
-            "again: it goes on from the last whole checkpoint.",
-            arguments,
-        )
+        _say(refusal, arguments)
         return 2
-    except KeyboardInterrupt:
-        print("dual-head: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        print(f"dual-head: {'terminated' if terminated else 'interrupted'}", file=sys.stderr, flush=True)
+        if terminated:
+            end_by(signal.SIGTERM)
         return 130
     return 0
 
@@ -111,15 +109,20 @@ class _Shown(logging.Formatter):
         return shown(super().format(record))
 
 
-def _is_disk_trouble(error: Exception) -> bool:
-    # torch.save, which transformers writes optimizers with, has its own words for a full disk.
-    words = ("PytorchStreamWriter failed", "unexpected pos", "No space left")
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(w in str(error) for w in words)
-
-
-def _is_memory_trouble(error: Exception) -> bool:
+def _refusal(error: Exception) -> str | None:
+    """What to say of a failure that is the machine's; None of any other, which is a bug."""
     words = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or any(w in str(error) for w in words)
+    if isinstance(error, MemoryError) or any(w in str(error) for w in words):
+        return f"there is not enough memory. {reason(error)} Give smaller numbers, or a smaller batch."
+    failure = system_failure(error)
+    if failure and failure.errno in FULL:
+        return (
+            f"writing failed ({failure}). Free some space or choose another output folder, and run the same command "
+            "again: it goes on from the last whole checkpoint."
+        )
+    if failure and failure.errno in REFUSED:
+        return f"'{failure.filename}' cannot be used: {reason(failure)} Choose another place or name."
+    return None
 
 
 def _require_utf8(arguments: Sequence[str]) -> None:

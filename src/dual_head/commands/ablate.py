@@ -22,7 +22,7 @@ from rich.table import Table
 from dual_head.commands.flags import add_allow_code, read_options, require_no_code
 from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, exclusive
 from dual_head.reading import read_json
 from dual_head.secrets import is_secret, masked_values
 from dual_head.terminal import Terminal
@@ -36,11 +36,16 @@ REPORT = "report.json"
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, train each variant with each seed, evaluate, tabulate."""
+    """Parse, and ablate into a folder that is held."""
     args, flags = _parser().parse_known_args(arguments)
     plan = read_plan(Path(args.config), allow_code=args.allow_code)
-    output = Path(args.output_dir)
-    console = Terminal()
+    with exclusive(args.output_dir):
+        return _ablate(args, flags, plan)
+
+
+def _ablate(args: argparse.Namespace, flags: Sequence[str], plan: Mapping[str, Any]) -> int:
+    """Train each variant with each seed, evaluate, tabulate."""
+    output, console = Path(args.output_dir), Terminal()
     # Imported late: a mistyped config should not wait for torch.
     from dual_head.commands import eval as evaluation
     from dual_head.commands import train

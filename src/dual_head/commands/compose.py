@@ -15,7 +15,7 @@ from dual_head.checkpoint import COPY, MODEL_TYPE, require_kind
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.help import DTYPE_HELP, Help, Parser
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.places import atomic_folder, require_place
+from dual_head.places import atomic_folder, exclusive, require_place
 from dual_head.reading import read_json
 from dual_head.terminal import Terminal
 
@@ -27,8 +27,14 @@ COMPOSE_FILE = "compose.json"  # what was put together, beside the guides
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, attach each, write."""
+    """Parse, and compose into a folder that is held."""
     args = _parser().parse_args(arguments)
+    with exclusive(args.output_dir):
+        return _compose(args)
+
+
+def _compose(args: argparse.Namespace) -> int:
+    """Attach each, write."""
     sources = dict(_pair(text) for text in args.sources)
     if len(sources) < len(args.sources):
         raise DualHeadError("Two guides have the same name. Give each its own: NAME=SOURCE.")

@@ -28,7 +28,7 @@ from dual_head.demo.world import preference_rows, sample_requests
 from dual_head.errors import DualHeadError
 from dual_head.methods import Method, method
 from dual_head.model.aligned import AlignedModel
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, exclusive
 from dual_head.reading import yaml_value
 from dual_head.run import RunOptions, load_tokenizer, train_guide
 from dual_head.terminal import Terminal
@@ -40,11 +40,16 @@ HELP, HARM = (0.0, 0.5, 1.0), (0.0, 0.5, 1.0, 1.5)  # the grid of two objectives
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train, measure, print, draw."""
+    """Parse, and write into a folder that is held."""
     args = _parser().parse_args(arguments)
+    with exclusive(args.output_dir):
+        return _demo(args, Path(args.output_dir))
+
+
+def _demo(args: argparse.Namespace, output: Path) -> int:
+    """Train, measure, print, draw."""
     console = Terminal(markup=True)
     started = time.perf_counter()
-    output = Path(args.output_dir)
     # Preferences through the fused policy: the gate then learns from them too, and not only to imitate.
     chosen = method("dual_head").with_options({"preference_on": "policy", "beta_r": 0.5, **_options(args.set)})
     _train(chosen, "overall", output, output / "guide", args)

@@ -42,8 +42,8 @@ def run(arguments: Sequence[str]) -> int:
         console.width = PLAIN_WIDTH
     output = Path(args.output_dir)
     command = command_line("dual-head", "eval", *arguments)
-    require_place(output, record=PAGE_FILE, writes=REPORTS)
-    with exclusive(output):
+    with exclusive(args.output_dir):
+        require_place(output, record=PAGE_FILE, writes=REPORTS)
         report = _report(args, parser, output, console, command)
     _print(report, output, console)
     return 0

@@ -14,20 +14,28 @@ from dual_head.commands.help import Help, Parser, at_least
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts, shown
 from dual_head.errors import DualHeadError
-from dual_head.places import require_unread
+from dual_head.places import exclusive, require_unread
 from dual_head.terminal import Terminal, printable
 
 if TYPE_CHECKING:
+    from dual_head.data import Prompt
     from dual_head.model.alpha import Alpha
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, load, generate, print."""
+    """Parse, and generate; a file that is written is held."""
     args = _parser().parse_args(arguments)
     prompts = read_prompts(args, stdin=True)
     alpha = parse_alpha(args.alpha)
-    if args.output:
-        require_unread(Path(args.output), [args.prompts])
+    if not args.output:
+        return _generate(args, prompts, alpha)
+    require_unread(Path(args.output), [args.prompts])
+    with exclusive(args.output):
+        return _generate(args, prompts, alpha)
+
+
+def _generate(args: argparse.Namespace, prompts: "Sequence[Prompt]", alpha: "Alpha") -> int:
+    """Load, generate, print or append."""
     model, tokenizer = load_guided(args)
     # Imported late: a mistyped prompt file should not wait for torch.
     import torch

@@ -9,12 +9,14 @@ from dual_head.commands.generate import parse_alpha
 from dual_head.commands.help import Help, Parser
 from dual_head.commands.loading import add_loading, load_guided
 from dual_head.errors import DualHeadError
+from dual_head.places import MODEL_FILES, atomic_folder, exclusive, require_empty
 from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dual_head.export import Exported
+    from dual_head.model.alpha import Alpha
 
 CHECKED = (2, 16)  # random rows and tokens that written and unmerged model are compared on
 TOLERANCE = 1e-5  # of the largest logit, in fp32; in a shorter format, so many of its roundings:
@@ -22,15 +24,20 @@ ROUNDINGS = 16
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, load, merge, write, and check what was written."""
+    """Parse, and merge into a folder that is held."""
     args = _parser().parse_args(arguments)
-    alpha, output = parse_alpha(args.alpha), Path(args.output_dir)
+    alpha = parse_alpha(args.alpha)
+    with exclusive(args.output_dir):
+        return _merge(args, alpha, Path(args.output_dir))
+
+
+def _merge(args: argparse.Namespace, alpha: "Alpha", output: Path) -> int:
+    """Load, merge, write, and check what was written."""
     # Imported late: a mistyped alpha should not wait for torch.
     import torch
 
     from dual_head.backbone import context_length
     from dual_head.export import MERGE_FILE, already_merged, write_merged
-    from dual_head.places import MODEL_FILES, atomic_folder, require_empty
 
     require_empty(output, record=MERGE_FILE, overwrite=args.overwrite, reads=(args.guides, args.backbone))
     model, tokenizer = load_guided(args)

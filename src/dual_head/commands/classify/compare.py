@@ -21,7 +21,7 @@ from rich.table import Table
 from dual_head.classify.controls import Control
 from dual_head.commands.help import at_least
 from dual_head.errors import DualHeadError
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, exclusive
 from dual_head.reading import ANEW, read_json
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
@@ -51,13 +51,11 @@ SHARES = {  # columns, where there are such figures
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, train what is not done, compare, write, print."""
+    """Parse, and compare in a folder that is held."""
     # Imported late: the list of commands should not wait for torch.
     from accelerate import PartialState
 
-    from dual_head.classify.comparison import compare, plan_of
-    from dual_head.commands.classify import train
-    from dual_head.commands.classify.evaluate import PLAIN_WIDTH, versions
+    from dual_head.classify.comparison import plan_of
 
     parser = build_parser(help_all="--help_all" in arguments)
     if "--help_all" in arguments:
@@ -66,6 +64,22 @@ def run(arguments: Sequence[str]) -> int:
     own = _parsed(parser, arguments)
     plan = plan_of(own["options"], own["training"], own["controls"])
     processes = PartialState(cpu=own["training"].use_cpu)
+    with exclusive(own["training"].output_dir, main=processes.is_main_process):
+        _compare(parser, own, plan, processes, arguments)
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+    return 0
+
+
+def _compare(
+    parser: "HfArgumentParser", own: dict[str, Any], plan: "Plan", processes: "PartialState", arguments: Sequence[str]
+) -> None:
+    """Train what is not done, compare, write, print."""
+    # Imported late, as above.
+    from dual_head.classify.comparison import compare
+    from dual_head.commands.classify import train
+    from dual_head.commands.classify.evaluate import PLAIN_WIDTH, versions
+
     console = Terminal(quiet=not processes.is_main_process)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
@@ -85,9 +99,6 @@ def run(arguments: Sequence[str]) -> int:
         }
         _write(output, found)
         _print(console, output, found)
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
-    return 0
 
 
 def _begin(place: Any, plan: "Plan", processes: "PartialState", *, restart: bool) -> Path:

@@ -24,7 +24,7 @@ from dual_head.commands.flags import add_allow_code, refuse_unknown
 from dual_head.commands.help import Help, Parser, at_least
 from dual_head.errors import DualHeadError
 from dual_head.gauge import gauged
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, exclusive
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
 
@@ -41,9 +41,15 @@ PLAIN_WIDTH = 140  # of a table that is not printed on a screen
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, classify with each classifier, compare, write, print."""
+    """Parse, and evaluate into a folder that is held."""
     args = _arguments(arguments)
     output = Path(args.output_dir or Path(args.classifier[0]) / FOLDER)
+    with exclusive(output):
+        return _evaluate(args, output, command_line("dual-head", "classify", "evaluate", *arguments))
+
+
+def _evaluate(args: argparse.Namespace, output: Path, command: str) -> int:
+    """Classify with each classifier, compare, write, print."""
     # Imported late: a mistyped flag should not wait for torch.
     from dual_head.classify.evaluation import require_same_rows, summarise
 
@@ -61,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     rows = next(iter(drops.values()))
     console.print(rows.table(), soft_wrap=True)
     summary = {
-        "command": command_line("dual-head", "classify", "evaluate", *arguments),
+        "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "dataset": {"name": args.dataset, "split": args.split, "held_out": args.held_out},

@@ -6,17 +6,23 @@ from pathlib import Path
 
 from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError
+from dual_head.places import exclusive, require_empty
 from dual_head.terminal import Terminal
 
 ONNX_FILE = "model.onnx"
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, load in fp32, write, and say what was written."""
+    """Parse, and write into a folder that is held."""
     args = _parser().parse_args(arguments)
     if args.onnx and args.dtype != "float32":
         raise DualHeadError("An ONNX file is written in float32. Leave --dtype out, or quantise the file afterwards.")
-    output = Path(args.output_dir)
+    with exclusive(args.output_dir):
+        return _export(args, Path(args.output_dir))
+
+
+def _export(args: argparse.Namespace, output: Path) -> int:
+    """Load in fp32, write, and say what was written."""
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify.calibration import load_calibration
     from dual_head.classify.config import read_classifier_config
@@ -24,7 +30,6 @@ def run(arguments: Sequence[str]) -> int:
     from dual_head.classify.model import DualHeadReasoningModel
     from dual_head.classify.onnx import export_onnx
     from dual_head.model.pretrained import load_tokenizer
-    from dual_head.places import require_empty
 
     reads = (args.classifier, args.backbone)
     require_empty(output, record=EXPORT_FILE, overwrite=args.overwrite, reads=reads)

@@ -13,7 +13,7 @@ from rich.table import Table
 from dual_head.commands.classify.dataset import add_dataset, load_dataset
 from dual_head.commands.help import Help, Parser, at_least
 from dual_head.errors import DualHeadError
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, exclusive
 from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     shared = _shared(loaded, held)
     if args.output:
-        _write(Path(args.output), found, loaded, shared, arguments)
+        with exclusive(args.output):
+            _write(Path(args.output), found, loaded, shared, arguments)
     _print(found, loaded, shared, args.output)
     return 0
 
