@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dual_head.model.generate import encode_prompts
-from dual_head.model.score import reply_scalars
 from evidence_data import write_text
 from evidence_worlds import Asked, World
 from transformers import set_seed
 
 from dual_head import AlignedModel
 from dual_head.evaluate import Decoding
+from dual_head.model.generate import encode_prompts
+from dual_head.model.score import reply_scalars
 from dual_head.run import load_tokenizer
 from dual_head.text_metrics import diversity
 

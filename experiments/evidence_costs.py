@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dual_head.model.generate import encode_prompts
 from evidence_answers import base_of
 from evidence_worlds import World
 
 from dual_head import AlignedModel
 from dual_head.evaluate.metrics.efficiency import measure_efficiency
+from dual_head.model.generate import encode_prompts
 from dual_head.run import load_tokenizer
 
 BACKBONE = "the backbone"

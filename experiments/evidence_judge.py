@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dual_head.model.generate import Prompt
 from evidence_data import write_json
 from evidence_worlds import Dialogues
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from dual_head import GuideTrainingArguments, TokenizeOptions, load_pairs, tokenize_pairs
 from dual_head.intervals import wilson
+from dual_head.model.generate import Prompt
 from dual_head.rewards import Classifier
 from dual_head.run import load_tokenizer
 from dual_head.tuning import preference_trainer

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dual_head.model.generate import Prompt, encode_prompts
 from evidence_data import part_of, write_text
 
 from dual_head import load_pairs
 from dual_head.demo import TOY_BACKBONE, world
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Decoding
+from dual_head.model.generate import Prompt, encode_prompts
 from dual_head.run import load_tokenizer
 
 DEV_SHARE = 0.25  # of the demonstration world's test requests

@@ -86,6 +86,7 @@ def write_pairs(file: Path, count: int, *, seed: int = 0) -> Path:
 def write_adapter(folder: Path, backbone: Path, *, seed: int = 5, spread: float = 0.3) -> Path:
     """Save a random LoRA of rank 2 (lora_alpha 4) on the queries of a backbone, as PEFT does."""
     import peft
+
     from dual_head.guides.second_model import injecting
 
     lm = LlamaForCausalLM.from_pretrained(backbone)

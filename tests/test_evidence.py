@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dual_head.model.generate import encode_prompts
 
 from dual_head.data import Pair
+from dual_head.model.generate import encode_prompts
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RESULTS = EXPERIMENTS.parent / "docs" / "results" / "methods.md"

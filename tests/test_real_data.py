@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from dual_head.model.generate import encode_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dual_head import AlignedModel, DualHeadModel
 from dual_head.cli import main
 from dual_head.guides import guide_class
+from dual_head.model.generate import encode_prompts
 
 
 def test_a_guide_is_trained_on_real_pairs_and_generates(shared_data, tmp_path, capsys):

@@ -5,12 +5,12 @@ import json
 import logging
 
 import pytest
-from dual_head.model.trace import TokenTrace
 from rich.table import Table
 from rich.text import Text
 
 from dual_head.cli import main
 from dual_head.commands.generate import show_trace
+from dual_head.model.trace import TokenTrace
 from dual_head.terminal import Terminal, printable, shown
 
 CLEAR, TITLE = "\x1b[2J", "\x1b]0;owned\x07"

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from dual_head.model.generate import encode_prompts
 from files import word_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -13,6 +12,7 @@ from dual_head.data.tokenize import TokenizeOptions, tokenize_pairs
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.metrics.continuations import continuation_ids, reply_rows
+from dual_head.model.generate import encode_prompts
 from dual_head.rewards import Classifier
 
 CHATML = (

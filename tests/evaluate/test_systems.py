@@ -210,6 +210,7 @@ def test_guides_reply_what_generate_replies_and_a_plain_model_what_its_backbone_
 
 def test_an_adapter_replies_as_the_model_it_makes_of_its_base(folders):
     import peft
+
     from dual_head.guides.second_model import injecting
 
     lm = LlamaForCausalLM.from_pretrained(folders / "backbone")

@@ -1,11 +1,11 @@
 """A view of a model shares all that it holds with the original, and none of its containers."""
 
 import torch
-from dual_head.guides.second_model import is_backbone, shared_view
 from models import BOS, tiny_lm
 from torch import nn
 
 from dual_head.backbone import Backbone
+from dual_head.guides.second_model import is_backbone, shared_view
 
 IDS = torch.tensor([[BOS, 5, 6, 7]])
 

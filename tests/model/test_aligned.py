@@ -285,8 +285,9 @@ def test_generation_stays_within_the_context_when_no_length_is_said(model):
 
 
 def test_generation_prompts_get_no_end_of_sequence(model):
-    from dual_head.model.generate import encode_prompts
     from tokenizers import processors
+
+    from dual_head.model.generate import encode_prompts
 
     closing = word_tokenizer()
     both = [("<s>", 1), ("</s>", 2)]

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from dual_head.model.alpha import LinearDecay, Strengths, resolve_alpha
 from models import PAD, VOCAB, guided_lm, tiny_lm
 
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.linear import LinearConfig
+from dual_head.model.alpha import LinearDecay, Strengths, resolve_alpha
 
 TWO = {"helpful": 1.0, "harmless": 0.5}
 

@@ -4,13 +4,13 @@ import logging
 
 import pytest
 import torch
-from dual_head.model.generate import DEFAULT_NEW_TOKENS, conversation_of, encode_prompts
 from files import WORDS, word_tokenizer, write_backbone
 from models import guided_lm, tiny_lm
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
 
 from dual_head import AlignedModel, DualHeadError, DualHeadModel, LinearConfig, RewardHeadConfig
+from dual_head.model.generate import DEFAULT_NEW_TOKENS, conversation_of, encode_prompts
 
 CONTEXT = 64
 CONVERSATION = [{"role": "user", "content": "how can i"}]

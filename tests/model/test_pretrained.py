@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from classifiers import write_dhrd
-from dual_head.model.pretrained import CODE_NAME
 from files import word_tokenizer, write_backbone
 from safetensors.torch import load_file
 from torch import nn
 
 from dual_head import AlignedModel, DualHeadError, LinearConfig, RewardHeadConfig, merge
 from dual_head.classify.model import DualHeadReasoningModel
+from dual_head.model.pretrained import CODE_NAME
 
 IDS = torch.tensor([[1, 5, 6]])
 

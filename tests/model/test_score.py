@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from dual_head.model.alpha import LinearDecay
-from dual_head.model.score import reply_scalars
 from models import EOS, PAD, guided_lm
 
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.linear import LinearConfig
+from dual_head.model.alpha import LinearDecay
+from dual_head.model.score import reply_scalars
 from dual_head.ops.token_scores import Head, Tokens, reduce_tokens
 
 PROMPTS = torch.tensor([[PAD, PAD, 5], [6, 7, 8], [PAD, 9, 10]])

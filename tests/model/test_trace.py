@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from dual_head.model.trace import TOP, trace_sequences
 from models import BOS, EOS, PAD, VOCAB, steered_lm
 from transformers import GenerationConfig
 
 from dual_head import AlignedModel
+from dual_head.model.trace import TOP, trace_sequences
 
 PROMPTS = torch.tensor([[PAD, BOS, 5], [BOS, 6, 7]])
 MASK = (PROMPTS != PAD).long()

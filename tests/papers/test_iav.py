@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from dual_head.model.papers import IAVModel
 from equations import PAIRS, Logits, expected, terms
 from files import word_tokenizer
 from models import BOS, guided_lm, tiny_lm
@@ -14,6 +13,7 @@ from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.linear import LinearConfig
 from dual_head.model import Encoded
+from dual_head.model.papers import IAVModel
 
 BATCH = PairCollator(0)(PAIRS)
 IDS = torch.tensor([[BOS, 5, 6, 7]])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from dual_head.model.papers import MAVModel
 from equations import PAIRS, Logits, expected
 from files import word_tokenizer
 from models import BOS, LAYERS, guided_lm, tiny_lm
@@ -13,6 +12,7 @@ from dual_head.commands.train import build_parser
 from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.multilayer import MultilayerConfig
+from dual_head.model.papers import MAVModel
 
 BATCH = PairCollator(0)(PAIRS)
 IDS = torch.tensor([[BOS, 5, 6, 7]])

@@ -16,13 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dual_head.model.alpha import Alpha, Strengths, requested, resolve_alpha, strengths_of
-from dual_head.model.decode_step import JointSteps, StepOutput
-from dual_head.model.generate import TextGeneration
-from dual_head.model.guide_set import GuideCaching
-from dual_head.model.inner_calls import InnerCalls
-from dual_head.model.pretrained import GuideLoading
-from dual_head.model.switch import GuideComposition, absolute, entry_of, require_guide_name
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -44,6 +37,13 @@ from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 from dual_head.guides import Guide, GuideConfig, States, build_guide
 from dual_head.hidden_states import Features, Rows
+from dual_head.model.alpha import Alpha, Strengths, requested, resolve_alpha, strengths_of
+from dual_head.model.decode_step import JointSteps, StepOutput
+from dual_head.model.generate import TextGeneration
+from dual_head.model.guide_set import GuideCaching
+from dual_head.model.inner_calls import InnerCalls
+from dual_head.model.pretrained import GuideLoading
+from dual_head.model.switch import GuideComposition, absolute, entry_of, require_guide_name
 from dual_head.policy import ActiveGuide, distributions
 from dual_head.transfer import UNMAPPED, Transfer
 

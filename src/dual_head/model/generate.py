@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from dual_head.model.alpha import Alpha, requesting, strengths_of
-from dual_head.model.trace import Trace, trace_sequences
 from torch import Tensor
 from transformers import BatchEncoding, GenerationConfig, PreTrainedTokenizerBase
 
@@ -18,6 +16,8 @@ from dual_head.backbone import context_length
 from dual_head.data import Dropped, Prompt
 from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError
+from dual_head.model.alpha import Alpha, requesting, strengths_of
+from dual_head.model.trace import Trace, trace_sequences
 
 if TYPE_CHECKING:
     from dual_head.model.aligned import AlignedModel

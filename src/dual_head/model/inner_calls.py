@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dual_head.model.alpha import Strengths
 from transformers import GenerationConfig
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from dual_head.errors import DualHeadError
+from dual_head.model.alpha import Strengths
 
 REQUEST = ("alpha", "guides")  # what `generate` hands to every forward of the model, and to no other model
 # Drafts of a model's own, by the setting that asks for them, and why they cannot be had.

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dual_head.model.aligned import AlignedModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError
@@ -12,6 +11,7 @@ from dual_head.guides import GuideConfig
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.guides.reward_head import RewardHeadConfig
+from dual_head.model.aligned import AlignedModel
 from dual_head.seed_names import guides_folder
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from dual_head.model.costs import recorded_costs
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +28,7 @@ from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.fusion import require_fusion
+from dual_head.model.costs import recorded_costs
 from dual_head.places import atomic_folder
 from dual_head.reading import reading
 

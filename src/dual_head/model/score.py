@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from dual_head.model.alpha import Alpha
 from torch import Tensor
 
 from dual_head import policy
 from dual_head.guides import flatten, unflatten
+from dual_head.model.alpha import Alpha
 from dual_head.ops.token_scores import Head, reduce_tokens, response_tokens
 
 if TYPE_CHECKING:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from dual_head.model.alpha import resolve_alpha
-from dual_head.model.pretrained import find_tokenizer, read_config
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +20,8 @@ from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides import GuideConfig, build_guide, guide_class, kind_of
+from dual_head.model.alpha import resolve_alpha
+from dual_head.model.pretrained import find_tokenizer, read_config
 from dual_head.transfer import UNMAPPED
 from dual_head.vocabulary import Comparison, compare_tokenizers, vocabulary_map
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from dual_head.model.alpha import Strengths
 from torch import Tensor
 
 from dual_head.guides import States
+from dual_head.model.alpha import Strengths
 
 if TYPE_CHECKING:
     from dual_head.model.aligned import AlignedModel

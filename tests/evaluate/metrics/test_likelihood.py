@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from dual_head.model.alpha import LinearDecay
-from dual_head.model.score import reply_scalars
 from files import ASKED, GOOD, word_tokenizer
 from models import EOS, guided_lm, steered_lm, tiny_lm
 
@@ -13,6 +11,8 @@ from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.evaluate.metrics.continuations import continuation_ids, fit, windows
 from dual_head.evaluate.metrics.likelihood import continuation_logps, divergences, perplexity, score_ids
 from dual_head.guides.linear import LinearConfig
+from dual_head.model.alpha import LinearDecay
+from dual_head.model.score import reply_scalars
 
 ROWS = [([1, 5, 9, 30], [7, 8]), ([1], [40, 41, 42, 43, 44]), ([1, 60, 61, 62, 63, 64, 65, 66], [3]), ([9, 9], [12, 5])]
 GUIDES = {"gated": RewardHeadConfig(num_heads=2, head_dim=8), "plain": LinearConfig()}
