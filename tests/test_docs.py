@@ -17,6 +17,7 @@ import yaml
 from test_readme import BLOCK
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+import dual_head
 from dual_head import LinearConfig, RewardHeadConfig, method
 from dual_head.backbone import Backbone
 from dual_head.cli import COMMANDS, main
@@ -225,6 +226,11 @@ def test_the_errata_are_numbered_without_a_gap(letter, count):
     text = (ROOT / "docs" / "provenance" / "differences.md").read_text()
     found = re.findall(rf"^\*\*{letter}(\d+)\.", text, flags=re.MULTILINE)
     assert found == [str(i) for i in range(1, count + 1)]
+
+
+def test_the_reference_of_python_has_every_public_name():
+    text = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference" / "api").glob("*.md"))
+    assert set(re.findall(r"^::: dual_head\.(\w+)$", text, re.MULTILINE)) == {*dual_head.__all__}
 
 
 def test_every_format_has_an_example():
