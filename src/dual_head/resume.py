@@ -11,21 +11,24 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.checkpoint import load_strictly, read_weights, require_kind
+from dual_head.checkpoint import load_strictly, read_shapes, read_weights, require_kind
 from dual_head.errors import DualHeadError
 from dual_head.model.aligned import AlignedModel
-from dual_head.places import atomic_folder, exclusive, file_digest, flush, require_place, settle
-from dual_head.reading import ANEW, read_json
+from dual_head.places import altered, atomic_folder, checksums, exclusive, flush, require_place, settle
+from dual_head.reading import ANEW, read_json, reading
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+DATA = "data"  # in it: what was read, as `RowReport.sources` has it
 SEAL_FILE = "checksums.json"  # size and SHA-256 of a checkpoint's files, written when they all are
 
 # What a run goes on with exactly as if it had never stopped; the Trainer writes the state after the others, and goes on
@@ -82,38 +85,57 @@ class Sealing(TrainerCallback):
             for file in files:
                 flush(file)
             with atomic_folder(folder) as staging:
-                seal = {file.name: file_digest(file) for file in files}
-                (staging / SEAL_FILE).write_text(json.dumps(seal, indent=2))
-
-
-def _changed(checkpoint: Path) -> list[str]:
-    """Files of a checkpoint that are not what its seal says; none where it has no seal."""
-    if not (checkpoint / SEAL_FILE).is_file():
-        return []
-    try:
-        seal = read_json(checkpoint / SEAL_FILE, ANEW)
-    except DualHeadError:
-        return [SEAL_FILE]
-    there = {name: checkpoint / name for name in seal if (checkpoint / name).is_file()}
-    return [name for name, file in there.items() if file_digest(file) != seal[name]]
+                (staging / SEAL_FILE).write_text(json.dumps(checksums(files), indent=2))
 
 
 def missing_files(checkpoint: Path, processes: int) -> list[str]:
     """What a checkpoint of so many processes lacks to go on from, files that were cut or changed among it."""
     numbers = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
     missing = [name for name in (*CHECKPOINT_FILES, *numbers) if not (checkpoint / name).is_file()]
-    if TRAINER_STATE_NAME not in missing:
+    return missing + [f"whole {name}" for name in _damaged(checkpoint)]
+
+
+def _damaged(checkpoint: Path) -> list[str]:
+    """Files of a checkpoint that are not what its seal says, or of which it says nothing and that cannot be read."""
+    seal: dict[str, Any] = {}
+    if (checkpoint / SEAL_FILE).is_file():
         try:
-            json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            return [*missing, f"whole {TRAINER_STATE_NAME}"]
-    return missing + [f"whole {name}" for name in _changed(checkpoint)]
+            seal = read_json(checkpoint / SEAL_FILE, ANEW)
+        except DualHeadError:
+            return [SEAL_FILE]
+    others = [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name not in seal]
+    return altered(checkpoint, seal) + [file.name for file in others if not _is_readable(file)]
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        with reading("", ""):
+            if file.name == TRAINER_STATE_NAME:
+                read_state(file.parent)
+            elif file.name == SAFE_WEIGHTS_NAME:
+                read_shapes(file)
+            elif file.suffix in (".pt", ".pth"):
+                with safe_globals():
+                    torch.load(file, map_location="cpu", weights_only=True)
+    except DualHeadError:
+        return False
+    return True
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """Read how far a run was at a checkpoint. Errors: a file that is not what the Trainer wrote."""
+    file = checkpoint / TRAINER_STATE_NAME
+    with reading(f"Cannot read '{file}'", ANEW):
+        state = TrainerState.load_from_json(str(file))
+        if not all(isinstance(steps, int) for steps in (state.global_step, state.max_steps)):
+            raise ValueError("its steps are no numbers")
+        return state
 
 
 def is_finished(checkpoint: Path) -> bool:
     """Whether a whole checkpoint is its run's last one."""
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    return state["global_step"] >= state["max_steps"]
+    state = read_state(checkpoint)
+    return state.global_step >= state.max_steps
 
 
 def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Path:
@@ -123,13 +145,38 @@ def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Pa
 
 def check_same_run(recorded: Mapping[str, Any], wanted: Mapping[str, Any], output_dir: str) -> None:
     """Refuse to go on with another run's checkpoints, naming what differs."""
-    changed = sorted(key for key in recorded.keys() | wanted.keys() if recorded.get(key) != wanted.get(key))
+    check_same_data(recorded.get(DATA), wanted.get(DATA), output_dir)
+    keys = (recorded.keys() | wanted.keys()) - {DATA}
+    changed = sorted(key for key in keys if recorded.get(key) != wanted.get(key))
     if changed:
         said = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in changed[:4])
         raise DualHeadError(
             f"'{output_dir}' holds checkpoints of a run with other options ({said}). "
             "Choose another --output_dir, or add --restart to delete them."
         )
+
+
+def check_same_data(recorded: Any, now: Any, output_dir: str) -> None:
+    """Refuse to go on with what was made of other data, naming what changed; None is what is not known."""
+    if None in (recorded, now) or recorded == now:
+        return
+    before = recorded if isinstance(recorded, dict) else {}
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changes = "; ".join(_change(name, before.get(name), now.get(name)) for name in names[:4])
+    raise DualHeadError(
+        f"'{output_dir}' was written from other data ({changes}). Put the data back, choose another --output_dir, or "
+        "add --restart to write it anew."
+    )
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """Say how a source of data differs from what it was."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"'{name}' is {'read' if now else 'not read'} now, and was {'read' if before else 'not read'} then"
+    unit = "bytes" if "bytes" in now else "rows"
+    if before.get(unit) != now.get(unit):
+        return f"'{name}' had {before.get(unit)} {unit}, and has {now.get(unit)} now"
+    return f"'{name}' has as many {unit} as then, and other ones"
 
 
 def held(args: TrainingArguments) -> AbstractContextManager[None]:
@@ -180,6 +227,13 @@ def resume_point(output: Path, identity: Mapping[str, Any], asked: str | None) -
     elif found:
         logger.warning("'%s' is missing: whether '%s' had the same options cannot be told.", record, found)
     return found
+
+
+def require_same_data(checkpoint: Path | None, data: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint whose run read other data; one that recorded none is gone on from."""
+    record = checkpoint.parent / RUN_FILE if checkpoint else None
+    if record and record.is_file():
+        check_same_data(read_json(record, ANEW).get(DATA), data, str(record.parent))
 
 
 def begin(output: Path, identity: Mapping[str, Any], processes: PartialState, *, restart: bool) -> None:

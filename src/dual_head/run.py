@@ -36,12 +36,14 @@ from dual_head.places import atomic_folder
 from dual_head.progress import brief
 from dual_head.report import draw, print_report, summarise
 from dual_head.resume import (
+    DATA,
     Sealing,
     begin,
     held,
     is_finished,
     kept_checkpoint,
     load_guides,
+    require_same_data,
     resume_point,
     save_guides,
     writable,
@@ -83,6 +85,8 @@ def _train_guide(method: Method, options: RunOptions, args: GuideTrainingArgumen
         quiet = bool(args.disable_tqdm) or console.quiet or not console.is_terminal
         train_set, held_out, drops = load_data(options, tokenizer, console, progress=not quiet)
         held_out = by_length(held_out)
+    identity[DATA] = cached.sources if cached else drops["rows"].sources
+    require_same_data(resume, identity[DATA])
     set_seed(args.seed)  # the guide's first weights belong to the run as much as the order of its data
     model = _model(method, options, tokenizer, cached)
     _describe(model, method, options, cached, console)

@@ -19,7 +19,7 @@ from dual_head.data.tokenize import TokenizeOptions, pair_lengths, tokenize_pair
 from dual_head.errors import DualHeadError, require
 from dual_head.features import FeatureCache, FeatureCollator, FeatureSet, Needs, load_head, needs_of
 from dual_head.features.store import read_manifest
-from dual_head.fingerprint import tokenizer_fingerprint
+from dual_head.fingerprint import digest, tokenizer_fingerprint
 from dual_head.guides import build_guide
 from dual_head.methods import Method
 from dual_head.model.pretrained import load_tokenizer
@@ -115,6 +115,7 @@ class CachedInputs:
     def __init__(self, method: Method, options: RunOptions):
         assert options.feature_cache is not None
         self.cache = FeatureCache(options.feature_cache)
+        self.cache.require_whole()
         _require_same(self.cache, options)
         self.options = dataclasses.replace(options, **self.cache.options)
         self.backbone = self.cache.manifest["backbone"]
@@ -126,6 +127,17 @@ class CachedInputs:
     def collator(self) -> FeatureCollator:
         """What makes batches of the pairs."""
         return FeatureCollator(self.needs.positions)
+
+    @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """What the features were made of, by the digests of their shards' token ids."""
+        return {
+            f"{self.cache.folder.resolve()} [{part}]": {
+                "rows": shards["pairs"],
+                "digest": digest([shard["data"] for shard in shards["shards"]]),
+            }
+            for part, shards in self.cache.manifest["parts"].items()
+        }
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer beside the features, or the one asked for if its ids mean the same."""
@@ -147,8 +159,7 @@ class CachedInputs:
         return train_set, held_out, self.cache.drops
 
     def load_lm(self) -> PreTrainedModel:
-        """What of the backbone is outside its decoder. Errors: files that are not what was written."""
-        self.cache.require_whole()
+        """What of the backbone is outside its decoder."""
         return load_head(
             self.cache.folder,
             name_or_path=self.options.model_name_or_path,

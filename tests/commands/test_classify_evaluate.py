@@ -171,7 +171,7 @@ def test_the_share_that_training_kept_aside_is_measured_where_rows_share_a_passa
     given = ("--dataset", other, "--columns", columns, "--held_out", "0.5", "--output_dir", tmp_path / "out")
     evaluate(place, place / "classifier", *given)
     options = ClassifyOptions("any", str(other), dataset_split="test", columns=columns, held_out=0.5)
-    _, held_out, _, _ = load_sets(options, Console(quiet=True))
+    held_out = load_sets(options, Console(quiet=True)).held_out
     assert summary(tmp_path / "out")["classifiers"]["classifier"]["rows"] == len(held_out)
     assert len(held_out) == sum(is_held_out(passage, 0.5) for passage in passages)
 

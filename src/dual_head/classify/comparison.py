@@ -74,8 +74,8 @@ def load_record(folder: Path, plan: Plan) -> Record | None:
     file = folder / HELD_OUT_FILE
     if not file.is_file():
         return None
-    found = build(Record, read_json(file, "Delete it: its run is judged again."))
-    return found if found.plan == plan.key else None
+    record = build(Record, read_json(file, "Delete it: its run is judged again."))
+    return record if record.plan == plan.key else None
 
 
 def plan_of(options: ClassifyOptions, args: ClassifierTrainingArguments, controls: Sequence[Control]) -> Plan:
@@ -86,7 +86,7 @@ def plan_of(options: ClassifyOptions, args: ClassifierTrainingArguments, control
     for control in controls:
         if control not in get_args(Control):
             raise DualHeadError(f"Unknown control '{control}'.{did_you_mean(control, get_args(Control))}")
-    train, held_out, labels, _ = load_sets(options, Console(quiet=True))
+    train, held_out, labels, *_ = load_sets(options, Console(quiet=True))
     for control in controls:
         apply_control(control, train)  # what it has to spoil is not to be missed after hours
     judged = [row for row in held_out if row.label is not None]
@@ -95,10 +95,10 @@ def plan_of(options: ClassifyOptions, args: ClassifierTrainingArguments, control
             "Nothing is held out, so there is nothing to compare on. Give --eval_dataset_name, --eval_split or a "
             "larger --held_out."
         )
-    own = {key: value for key, value in identity_of(options, args).items() if key not in ("control", "seed")}
+    shared = {key: value for key, value in identity_of(options, args).items() if key not in ("control", "seed")}
     rows = {"training_rows": _digest(train), "held_out_rows": _digest(judged)}
     return Plan(
-        identity={**own, **{key: str(getattr(args, key)) for key in CHOSEN_BY}, **rows},
+        identity={**shared, **{key: str(getattr(args, key)) for key in CHOSEN_BY}, **rows},
         held_out=judged,
         labels=labels,
         multi_label=options.problem_type == "multi_label_classification",
@@ -131,13 +131,13 @@ def compare(records: Mapping[str, Sequence[Record]], plan: Plan, *, resamples: i
     `differences.of_seeds` and `evaluation.majority`. Errors: runs of other seeds or of other numbers of steps.
     """
     every = [record for by_seed in records.values() for record in by_seed]
-    seeds, steps = [[record.seed for record in own] for own in records.values()], {record.steps for record in every}
-    if len(steps) != 1 or any(own != seeds[0] for own in seeds):
+    seeds, steps = [[record.seed for record in runs] for runs in records.values()], {record.steps for record in every}
+    if len(steps) != 1 or any(runs != seeds[0] for runs in seeds):
         raise DualHeadError(
             f"Runs are compared after equal steps at equal seeds, not after {sorted(steps)} at {seeds}. Train them "
             "with the same --max_steps and --seeds."
         )
-    measured = {name: [_measured(record, plan) for record in own] for name, own in records.items()}
+    measured = {name: [_measured(record, plan) for record in runs] for name, runs in records.items()}
     first = next(iter(measured.values()))[0]
     groups = first.rows().groups
     return {
@@ -147,7 +147,7 @@ def compare(records: Mapping[str, Sequence[Record]], plan: Plan, *, resamples: i
         "seeds": seeds[0],
         "majority": majority(first, resamples),
         "systems": of_seeds(
-            {name: [one.rows() for one in own] for name, own in measured.items()}, over=OVER, resamples=resamples
+            {name: [one.rows() for one in runs] for name, runs in measured.items()}, over=OVER, resamples=resamples
         ),
     }
 

@@ -25,7 +25,7 @@ from dual_head.classify.formats_base import (
     texts,
 )
 from dual_head.classify.formats_labels import Label, LabelReader, class_names, label_names, spelling_notes, unknown
-from dual_head.data import Dropped, RowReport
+from dual_head.data import Dropped, RowReport, rows_digest
 from dual_head.data.sources import hub_rows, rows_of
 from dual_head.data.turns import template_notes
 from dual_head.errors import DualHeadError, did_you_mean
@@ -103,33 +103,35 @@ def load_examples(
     if explanation != "all" and (not isinstance(explanation, int) or explanation < 1):
         raise DualHeadError(f"explanation is a number from 1, or 'all', not {explanation!r}.")
     drops = RowReport()
-    asked, stream = _source(name, split, data_dir, format, drops)
-    asked = "columns" if columns and format == "auto" else asked
+    format_name, stream = _source(name, split, data_dir, format, drops)
+    format_name = "columns" if columns and format == "auto" else format_name
     rows = islice(stream, max_rows)
     head = list(islice(rows, 20))
-    chosen, read = _chosen(asked, head, name, data_dir, columns, template)
-    found = list(_found(chain(head, rows), read, drops, own=chosen.labels or labels or (), labelled=labelled))
-    own = chosen.labels or class_names(one.label for one, _ in found)
-    names = labels or own or label_names((one.label for one, _ in found), multi_label=multi_label)
-    drops.notes.update(spelling_notes((one.label for one, _ in found), names))
-    reader = LabelReader(tuple(names), own=own, aliases=chosen.aliases, multi_label=multi_label)
-    examples = _examples(found, reader, explanation, drops)
+    chosen, read = _chosen(format_name, head, name, data_dir, columns, template)
+    usable = list(_found(chain(head, rows), read, drops, classes=chosen.labels or labels or (), labelled=labelled))
+    classes = chosen.labels or class_names(one.label for one, _ in usable)
+    names = labels or classes or label_names((one.label for one, _ in usable), multi_label=multi_label)
+    drops.notes.update(spelling_notes((one.label for one, _ in usable), names))
+    reader = LabelReader(tuple(names), classes=classes, aliases=chosen.aliases, multi_label=multi_label)
+    examples = _examples(usable, reader, explanation, drops)
+    if not drops.sources:
+        drops.sources[f"{name} [{split}]"] = rows_digest(examples)
     if not examples:
-        there = next((", ".join(map(str, row)) for row, _ in head if isinstance(row, Mapping)), "none")
-        said = f"No usable row in '{name}' as '{chosen.name}', whose first row has the columns: {there}."
-        raise DualHeadError(f"{said} Check --format, --columns and --labels.\n{drops.table()}")
+        present = next((", ".join(map(str, row)) for row, _ in head if isinstance(row, Mapping)), "none")
+        problem = f"No usable row in '{name}' as '{chosen.name}', whose first row has the columns: {present}."
+        raise DualHeadError(f"{problem} Check --format, --columns and --labels.\n{drops.table()}")
     return Loaded(examples, reader.names, drops, chosen.name)
 
 
 def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> list[int]:
     """Which of the held-out examples (their indices) have an input that is also trained on, case and spaces aside."""
-    seen = {same_input(example.input) for example in train}
-    return [i for i, example in enumerate(held_out) if same_input(example.input) in seen]
+    inputs = {same_input(example.input) for example in train}
+    return [i for i, example in enumerate(held_out) if same_input(example.input) in inputs]
 
 
-def same_input(said: str) -> str:
+def same_input(text: str) -> str:
     """What two inputs have in common that differ in case and spaces only."""
-    return " ".join(said.casefold().split())
+    return " ".join(text.casefold().split())
 
 
 def _source(name: str, split: str, data_dir: str | None, format: str, drops: RowReport) -> tuple[str, Rows]:
@@ -137,16 +139,18 @@ def _source(name: str, split: str, data_dir: str | None, format: str, drops: Row
     if format not in (*FORMATS, "auto"):
         raise DualHeadError(f"There is no format '{format}'.{did_you_mean(format, [*FORMATS, 'auto'])}")
     root = Path(name).expanduser() / (data_dir or "")
-    for known in FORMATS.values():
-        if format in ("auto", known.name) and known.layout and root.exists():
-            rows = known.layout(root, split, drops)
+    for candidate in FORMATS.values():
+        if format in ("auto", candidate.name) and candidate.layout and root.exists():
+            rows = candidate.layout(root, split, drops)
             if rows is not None:
-                return known.name, rows
-    for known in FORMATS.values():
+                return candidate.name, rows
+    for candidate in FORMATS.values():
         # Its copy on the hub has many tasks, and the format says which.
-        asked = name == known.name or (format == known.name and known.hub and name == known.hub[0] and not data_dir)
-        if asked and known.hub and not root.exists():
-            return known.name, hub_rows(known.hub[0], split, configuration=known.hub[1])
+        chosen = name == candidate.name or (
+            format == candidate.name and candidate.hub and name == candidate.hub[0] and not data_dir
+        )
+        if chosen and candidate.hub and not root.exists():
+            return candidate.name, hub_rows(candidate.hub[0], split, configuration=candidate.hub[1])
     return format, rows_of(name, split, data_dir, drops)
 
 
@@ -175,8 +179,8 @@ def _detected(head: list[Any], source: str, template: str | None) -> str:
     rows = [row for row, _ in head if isinstance(row, Mapping)]
     if not rows:
         return "triplets"  # nothing to go by, and nothing to lose: the table will tell
-    counts = {known.name: sum(bool(known.matches(row)) for row in rows) for known in FORMATS.values()}
-    best = [known for known, count in counts.items() if count and count == max(counts.values())]
+    counts = {candidate.name: sum(bool(candidate.matches(row)) for row in rows) for candidate in FORMATS.values()}
+    best = [candidate for candidate, count in counts.items() if count and count == max(counts.values())]
     if not best and template:
         return "columns"
     columns = ", ".join(sorted({str(column) for row in rows for column in row}))
@@ -185,7 +189,7 @@ def _detected(head: list[Any], source: str, template: str | None) -> str:
             f"No format has the columns {columns}. Say which is which, as in --columns input=text,label=class, or "
             f"name a format: {', '.join(FORMATS)}."
         )
-    named = [known for known in best if known in source.lower().replace(".", "/").split("/")]
+    named = [candidate for candidate in best if candidate in source.lower().replace(".", "/").split("/")]
     if len(best) > 1 and len(named) != 1:
         raise DualHeadError(f"The columns {columns} could be {' or '.join(best)}. Say which with --format.")
     return (named or best)[0]
@@ -195,7 +199,9 @@ def _read_with(read: Any, template: str, row: Row) -> Found:
     return replace(read(row), input=fill(template, row))
 
 
-def _found(rows: Rows, read: Any, drops: RowReport, *, own: Sequence[str], labelled: bool) -> Iterator[tuple[Found, str]]:
+def _found(
+    rows: Rows, read: Any, drops: RowReport, *, classes: Sequence[str], labelled: bool
+) -> Iterator[tuple[Found, str]]:
     """What the rows hold, with their places; those that hold nothing are dropped."""
     for row, where in rows:
         drops.rows += 1
@@ -207,7 +213,7 @@ def _found(rows: Rows, read: Any, drops: RowReport, *, own: Sequence[str], label
             one = replace(one, input=one.input.strip())
             if not one.input:
                 raise Dropped("empty input")
-            if labelled and not isinstance(one.label, (list, tuple)) and unknown(one.label, own):
+            if labelled and not isinstance(one.label, (list, tuple)) and unknown(one.label, classes):
                 raise Dropped("no label")
         except Dropped as reason:
             drops.drop(str(reason), where)
@@ -216,33 +222,33 @@ def _found(rows: Rows, read: Any, drops: RowReport, *, own: Sequence[str], label
 
 
 def _examples(
-    found: list[tuple[Found, str]], reader: LabelReader, explanation: int | str, drops: RowReport
+    usable: list[tuple[Found, str]], reader: LabelReader, explanation: int | str, drops: RowReport
 ) -> list[Example]:
     """Read the labels, and make an example of each rationale that is asked for, or one without."""
     examples: list[Example] = []
-    seen: dict[str, Label] = {}
-    for one, where in found:
+    labels: dict[str, Label] = {}
+    for one, where in usable:
         try:
             label = reader(one.label)
         except Dropped as reason:
             drops.drop(str(reason), where)
             continue
         drops.kept += 1
-        drops.notes.update([*one.notes, *_repeated(seen, one.input, label), *template_notes([one.input])])
+        drops.notes.update([*one.notes, *_repeated(labels, one.input, label), *template_notes([one.input])])
         if explanation == "all":
-            said = [rationale for rationale in one.rationales if rationale] or [""]
+            rationales = [rationale for rationale in one.rationales if rationale] or [""]
         else:
-            said = [*one.rationales[int(explanation) - 1 :], ""][:1]
+            rationales = [*one.rationales[int(explanation) - 1 :], ""][:1]
         more = {name: getattr(one, name) for name in TEXTS}
-        examples += [Example(one.input, label, rationale, **more) for rationale in said]
+        examples += [Example(one.input, label, rationale, **more) for rationale in rationales]
     return examples
 
 
-def _repeated(seen: dict[str, Label], said: str, label: Label) -> list[str]:
+def _repeated(labels: dict[str, Label], text: str, label: Label) -> list[str]:
     """Notes on an input that was there before: it counts twice, and with two labels it cannot be learnt."""
-    key = same_input(said)
-    if key not in seen:
-        seen[key] = label
+    key = same_input(text)
+    if key not in labels:
+        labels[key] = label
         return []
-    other = ["an input that was there before, with another label"] if seen[key] != label else []
+    other = ["an input that was there before, with another label"] if labels[key] != label else []
     return ["an input that was there before", *other]

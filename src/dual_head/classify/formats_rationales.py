@@ -28,29 +28,29 @@ def esnli_rows(root: Path, split: str, drops: RowReport) -> Rows | None:
     """Rows of e-SNLI's aligned files s1.SPLIT, s2.SPLIT, labels.SPLIT and preproc1_expl_{1,2,3}.SPLIT."""
     if not root.is_dir() or not any(root.glob("s1.*")) or not any(root.glob("labels.*")):
         return None
-    there = {path.suffix[1:] for path in root.glob("s1.*")}
-    wanted = [name for name in _SPLITS.get(split, (split,)) if name in there]
-    if not wanted and split == "train" and "dev" in there:
+    present = {path.suffix[1:] for path in root.glob("s1.*")}
+    splits = [name for name in _SPLITS.get(split, (split,)) if name in present]
+    if not splits and split == "train" and "dev" in present:
         drops.notes[f"'{root}' has no train split; its dev split is read instead"] += 1
-        wanted = ["dev"]
-    if not wanted:
-        raise DualHeadError(f"'{root}' has no split '{split}'. It has: {', '.join(sorted(there))}.")
-    own = wanted[0]
+        splits = ["dev"]
+    if not splits:
+        raise DualHeadError(f"'{root}' has no split '{split}'. It has: {', '.join(sorted(present))}.")
+    suffix = splits[0]
     files = {"premise": "s1", "hypothesis": "s2", "label": "labels"}
     files |= {
-        f"explanation_{i}": f"preproc1_expl_{i}" for i in (1, 2, 3) if (root / f"preproc1_expl_{i}.{own}").exists()
+        f"explanation_{i}": f"preproc1_expl_{i}" for i in (1, 2, 3) if (root / f"preproc1_expl_{i}.{suffix}").exists()
     }
-    rows = len(_lines(root / f"s1.{own}"))
+    rows = len(_lines(root / f"s1.{suffix}"))
     columns = {
-        column: _lines(root / f"{file}.{own}", rows if "expl" in file else None) for column, file in files.items()
+        column: _lines(root / f"{file}.{suffix}", rows if "expl" in file else None) for column, file in files.items()
     }
-    lengths = {f"{files[column]}.{own}": len(lines) for column, lines in columns.items()}
+    lengths = {f"{files[column]}.{suffix}": len(lines) for column, lines in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DualHeadError(
             f"The files in '{root}' do not belong together: they have {lengths} lines. Copy them again."
         )
     aligned = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    return ((row, f"{root / f's1.{own}'}:{i}") for i, row in enumerate(aligned, 1))
+    return ((row, f"{root / f's1.{suffix}'}:{i}") for i, row in enumerate(aligned, 1))
 
 
 def _lines(file: Path, rows: int | None = None) -> list[str]:
@@ -71,12 +71,12 @@ def _lines(file: Path, rows: int | None = None) -> list[str]:
 )
 def esnli(row: Row) -> Found:
     """e-SNLI: premise, hypothesis, and up to three human explanations."""
-    said = tuple(text(row, f"explanation_{i}", "") for i in (1, 2, 3) if f"explanation_{i}" in row)
+    explanations = tuple(text(row, f"explanation_{i}", "") for i in (1, 2, 3) if f"explanation_{i}" in row)
     premise = text(row, "premise")
     return Found(
         f"Premise: {premise}\nHypothesis: {text(row, 'hypothesis')}",
         row.get("label"),
-        rationales=said,
+        rationales=explanations,
         id=text(row, "pairID", ""),
         together=premise,  # most have three hypotheses
     )
@@ -92,8 +92,8 @@ def esnli(row: Row) -> Found:
 )
 def creak(row: Row) -> Found:
     """CREAK: a claim, true or false, with one human explanation."""
-    said = (text(row, "explanation", ""),)
-    return Found(text(row, "sentence"), row.get("label"), rationales=said, id=text(row, "ex_id", ""))
+    explanations = (text(row, "explanation", ""),)
+    return Found(text(row, "sentence"), row.get("label"), rationales=explanations, id=text(row, "ex_id", ""))
 
 
 # ---- CommonsenseQA ---------------------------------------------------------------------------------------
@@ -102,19 +102,19 @@ def creak(row: Row) -> Found:
 def cqa_rows(root: Path, split: str, drops: RowReport) -> Rows | None:
     """Rows of cqa_SPLIT.json with chains of thought of SPLIT_CoT_0.json, SPLIT_CoT_1.json, ... beside or in palm/."""
     if root.is_file():
-        own = re.fullmatch(r"cqa_(\w+)\.json", root.name)
-        files = {own[1]: root} if own else {}
-        wanted = list(files)
+        named = re.fullmatch(r"cqa_(\w+)\.json", root.name)
+        files = {named[1]: root} if named else {}
+        splits = list(files)
     else:
         files = {path.stem.removeprefix("cqa_"): path for path in root.glob("cqa_*.json")}
-        wanted = [name for name in _SPLITS.get(split, (split,)) if name in files]
+        splits = [name for name in _SPLITS.get(split, (split,)) if name in files]
     if not files:
         return None
-    if not wanted:
+    if not splits:
         raise DualHeadError(f"'{root}' has no split '{split}'. It has: {', '.join(sorted(files))}.")
-    file = files[wanted[0]]
+    file = files[splits[0]]
     rows = list(rows_of(str(file), split, None, drops))
-    chains = _chains(file.parent, wanted[0])
+    chains = _chains(file.parent, splits[0], drops)
     if not chains:
         drops.notes["no chains of thought beside the questions; human explanations instead"] += 1
         return iter(rows)
@@ -124,27 +124,27 @@ def cqa_rows(root: Path, split: str, drops: RowReport) -> Rows | None:
     return (({**row, CHAINS: chain} if isinstance(row, dict) else row, where) for (row, where), chain in both)
 
 
-def _chains(folder: Path, split: str) -> list[Any]:
+def _chains(folder: Path, split: str, drops: RowReport) -> list[Any]:
     """All chains of thought of a split, the files in the order of their numbers."""
     for place in (folder, folder / "palm"):
-        found = {
+        matches = {
             file: re.fullmatch(rf"{split}_CoT_(\d+)\.json", file.name) for file in place.glob(f"{split}_CoT_*.json")
         }
-        numbers = {int(match[1]): file for file, match in found.items() if match}
+        numbers = {int(match[1]): file for file, match in matches.items() if match}
         if numbers:
             if sorted(numbers) != list(range(len(numbers))):
                 raise DualHeadError(
                     f"'{place}' has {split}_CoT files {sorted(numbers)}; one is missing. Copy it there."
                 )
-            return [chain for number in sorted(numbers) for chain in _array(numbers[number])]
+            return [chain for number in sorted(numbers) for chain in _array(numbers[number], drops)]
     return []
 
 
-def _array(file: Path) -> list[Any]:
-    found = [row for row, _ in rows_of_file(file, RowReport())]
-    if None in found:
+def _array(file: Path, drops: RowReport) -> list[Any]:
+    rows = [row for row, _ in rows_of_file(file, drops)]
+    if None in rows:
         raise DualHeadError(f"'{file}' is no whole JSON. Copy it again.")
-    return found
+    return rows
 
 
 def teacher_said(chain: str, choices: int) -> tuple[str, str] | None:
@@ -152,10 +152,10 @@ def teacher_said(chain: str, choices: int) -> tuple[str, str] | None:
 
     Of "either (a) or (e)" it is the first.
     """
-    own = chain.split("\n\nQ:")[0]
+    reply = chain.split("\n\nQ:")[0]
     answer = rf"So the answer is [^()]*\(([{LETTERS[:choices]}])\)"
-    found = re.search(rf"\A(.*?)\s*{answer}", own, re.DOTALL | re.IGNORECASE)
-    return (found[1].strip(), found[2].lower()) if found else None
+    match = re.search(rf"\A(.*?)\s*{answer}", reply, re.DOTALL | re.IGNORECASE)
+    return (match[1].strip(), match[2].lower()) if match else None
 
 
 def _choices(row: Row) -> Any:
@@ -180,13 +180,13 @@ def cqa(row: Row) -> Found:
     listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
     notes = ["a question that lists a choice twice"] if len(set(choices)) < len(choices) else []
     chain = row.get(CHAINS)
-    said = teacher_said(chain, len(choices)) if isinstance(chain, str) else None
-    if said is None:
+    reply = teacher_said(chain, len(choices)) if isinstance(chain, str) else None
+    if reply is None:
         rationale = text(row, "abstractive_explanation", "")
         right = f"({label}) {choices[LETTERS.index(label)]}" if label else ""
         notes += ["no teacher's answer to be read; the human explanation instead"] if chain is not None else []
     else:
-        rationale, letter = said
+        rationale, letter = reply
         chosen = choices[LETTERS.index(letter)]
         letter = LETTERS[choices.index(chosen)]  # of a choice listed twice, the one that the label is read as
         right = f"({letter}) {chosen}"
@@ -205,7 +205,7 @@ def _asked(row: Row) -> tuple[str, Sequence[str], str | None]:
     """Question, choices and the right letter, from any of the layouts that there are."""
     nested = row.get("question")
     choices = _choices(row)
-    asked = text(nested, "stem") if isinstance(nested, dict) else text(row, "question")
+    question = text(nested, "stem") if isinstance(nested, dict) else text(row, "question")
     match choices:
         case {"label": list(letters), "text": list(listed)} if len(letters) == len(listed):
             pass
@@ -217,13 +217,13 @@ def _asked(row: Row) -> tuple[str, Sequence[str], str | None]:
             raise Dropped("choices that are no list")
     if len(listed) > len(LETTERS):
         raise Dropped(f"more than {len(LETTERS)} choices")
-    said = [text({"choices": one}, "choices") for one in listed]
+    options = [text({"choices": one}, "choices") for one in listed]
     key = row.get("answerKey") if "answerKey" in row else row.get("answer")
     if not key:
-        return asked, said, None
+        return question, options, None
     names = {str(letter).strip().casefold(): place for place, letter in reversed(list(enumerate(letters)))}
-    texts = {one.casefold(): place for place, one in reversed(list(enumerate(said)))}
+    texts = {one.casefold(): place for place, one in reversed(list(enumerate(options)))}
     place = (names if "answerKey" in row else texts).get(str(key).strip().casefold())
     if place is None:
         raise Dropped("the answer is not among the choices")
-    return asked, said, LETTERS[place]
+    return question, options, LETTERS[place]

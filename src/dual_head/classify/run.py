@@ -36,7 +36,7 @@ from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.places import atomic_folder
 from dual_head.report import too_few
-from dual_head.resume import begin, held, is_finished, resume_point, writable
+from dual_head.resume import DATA, begin, held, is_finished, require_same_data, resume_point, writable
 from dual_head.run import REPORT_FILE
 from dual_head.terminal import Terminal
 from dual_head.training import require_trackers
@@ -57,7 +57,9 @@ def _train_classifier(options: ClassifyOptions, args: ClassifierTrainingArgument
     identity = identity_of(options, args)
     resume = None if options.restart else resume_point(output, identity, args.resume_from_checkpoint)
     tokenizer = load_tokenizer(options.model_name_or_path, options.trust_remote_code)
-    train, held_out, labels, rows_format = load_sets(options, console)
+    train, held_out, labels, rows_format, sources = load_sets(options, console)
+    identity[DATA] = sources
+    require_same_data(resume, sources)
     controlled = apply_control(options.control, train, seed=args.seed)
     if controlled.note:
         console.print(controlled.note)
@@ -118,20 +120,20 @@ def _train_classifier(options: ClassifyOptions, args: ClassifierTrainingArgument
     if held_rows:
         trainer.evaluate_once()  # by every process: each has a part of the rows
     if processes.is_main_process:
-        found = _report(trainer, options, drops, [held_out[row.index] for row in held_rows], seconds)
+        report = _report(trainer, options, drops, [held_out[row.index] for row in held_rows], seconds)
         with atomic_folder(output) as staging:
-            (staging / REPORT_FILE).write_text(json.dumps(found, indent=2))
-        _print(found, output, console)
+            (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
+        _print(report, output, console)
     return trainer
 
 
 def _model(
     options: ClassifyOptions, train: Sequence[Example], labels: tuple[str, ...], changed: dict[str, Any]
 ) -> DualHeadReasoningModel:
-    said = options.model_options()
+    options_of_model = options.model_options()
     if "lm_weight" in changed:
-        said.pop("loss_weight_alpha", None)
-        said = {"cls_weight": 1.0, **said}
+        options_of_model.pop("loss_weight_alpha", None)
+        options_of_model = {"cls_weight": 1.0, **options_of_model}
     return DualHeadReasoningModel.from_backbone(
         options.model_name_or_path,
         labels=list(labels),
@@ -140,7 +142,7 @@ def _model(
         device_map=options.device_map,
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
-        **{**said, **changed},
+        **{**options_of_model, **changed},
     )
 
 
@@ -166,8 +168,8 @@ def _held_out_rows(
     form: TextForm,
     labels: tuple[str, ...],
 ) -> tuple[list[Tokenized], RowReport]:
-    known = [example.label is not None for example in examples]
-    if not any(known):
+    labelled = [example.label is not None for example in examples]
+    if not any(labelled):
         return [], RowReport(rows=len(examples))
     # Cut rather than dropped: a score is over the same rows whatever the lengths.
     whole = replace(lengths, truncate_inputs="end" if lengths.truncate_inputs == "no" else lengths.truncate_inputs)
@@ -176,8 +178,8 @@ def _held_out_rows(
 
 
 def _metrics(outcome: Any, examples: Sequence[Example], model: DualHeadReasoningModel) -> dict[str, float]:
-    found = _measured(outcome.predictions, outcome.label_ids, examples, model)
-    return {name: value["mean"] for name, value in found.items() if isinstance(value, dict) and "mean" in value}
+    figures = _measured(outcome.predictions, outcome.label_ids, examples, model)
+    return {name: value["mean"] for name, value in figures.items() if isinstance(value, dict) and "mean" in value}
 
 
 def _measured(logits: Any, labels: Any, examples: Sequence[Example], model: DualHeadReasoningModel) -> dict[str, Any]:
@@ -212,12 +214,12 @@ def _require_learnt(
     else:
         why = "No training row has a rationale"
         remedy = "Train on rows with rationales (dual-head classify rationales has a teacher write them)"
-    what = "to write the inputs alone" if learns else "nothing"
-    said = f"{why}: the reasoning head learns {what}. {remedy}, or set --lm_weight 0, the plain classifier."
+    content = "to write the inputs alone" if learns else "nothing"
+    problem = f"{why}: the reasoning head learns {content}. {remedy}, or set --lm_weight 0, the plain classifier."
     if not learns:  # the plain classifier, taken for another
-        raise DualHeadError(said)
+        raise DualHeadError(problem)
     if not explained and control != "input_lm":
-        console.print(said)
+        console.print(problem)
 
 
 def _without_evaluation(args: ClassifierTrainingArguments) -> ClassifierTrainingArguments:
@@ -232,7 +234,7 @@ def _without_evaluation(args: ClassifierTrainingArguments) -> ClassifierTraining
 def _report(
     trainer: ClassifierTrainer, options: ClassifyOptions, drops: RowReport, held_out: Sequence[Example], seconds: float
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "control": options.control,
         "data": {"rows": drops.rows, "kept": drops.kept, "dropped": dict(drops.reasons), "notes": dict(drops.notes)},
         "steps": trainer.state.global_step,
@@ -244,9 +246,9 @@ def _report(
     if held_out:
         assert trainer.held_out is not None
         logits, labels = trainer.held_out
-        found["held_out"] = _measured(logits.numpy(), labels.numpy(), held_out, trainer.classifier)
-        found["majority"] = None if trainer.classifier.config.multi_label else _majority(labels)
-    return found
+        report["held_out"] = _measured(logits.numpy(), labels.numpy(), held_out, trainer.classifier)
+        report["majority"] = None if trainer.classifier.config.multi_label else _majority(labels)
+    return report
 
 
 def _majority(labels: torch.Tensor) -> float | None:

@@ -5,13 +5,13 @@ It knows files and options, and neither models nor tensors.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from dual_head.backbone import load_context_length
 from dual_head.classify import Example, as_shares, in_words
-from dual_head.classify.formats import load_examples, overlap
+from dual_head.classify.formats import Loaded, load_examples, overlap
 from dual_head.classify.options import ClassifyOptions
 from dual_head.classify.tokenize import ClassifyTokenizeOptions
 from dual_head.data import is_held_out
@@ -20,8 +20,18 @@ from dual_head.errors import DualHeadError
 INPUT, REST = 512, 1024  # tokens, where the positions of a backbone allow
 
 
-def load_sets(options: ClassifyOptions, console: Console) -> tuple[list[Example], list[Example], tuple[str, ...], str]:
-    """Training and held-out examples, the classes' names and the rows' format; held out by hash where no file is.
+class Sets(NamedTuple):
+    """Training and held-out examples, the classes' names, the rows' format, and what was read (`RowReport.sources`)."""
+
+    train: list[Example]
+    held_out: list[Example]
+    labels: tuple[str, ...]
+    format: str
+    sources: dict[str, dict[str, Any]]
+
+
+def load_sets(options: ClassifyOptions, console: Console) -> Sets:
+    """Read the examples of a run, some of them held out by hash where no held-out data are named.
 
     Where any row of either has shares, the labels of all are shares. Errors: fewer than two labels to tell apart.
     """
@@ -41,14 +51,15 @@ def load_sets(options: ClassifyOptions, console: Console) -> tuple[list[Example]
         explanation=explanation,
         **reading,
     )
-    labels = loaded.labels
+    labels, sources = loaded.labels, loaded.drops.sources
     if options.num_labels is not None and options.num_labels != len(labels):
         raise DualHeadError(f"--num_labels says {options.num_labels}, and the data have {len(labels)}: {labels}.")
     console.print(f"{loaded.drops.table()}\nlabels: {', '.join(labels)}")
     if options.eval_dataset_name or options.eval_split:
         # Rows with several rationales are still one input each.
         once = {**reading, "explanation": 1 if explanation == "all" else explanation}
-        train, held_out = list(loaded.examples), _read_held_out(options, labels, console, once)
+        held = _read_held_out(options, labels, console, once)
+        train, held_out, sources = list(loaded.examples), list(held.examples), sources | held.drops.sources
         if shared := len(overlap(train, held_out)):
             console.print(
                 f"{shared} held-out inputs are among the training inputs: what is measured on them is memory."
@@ -57,12 +68,12 @@ def load_sets(options: ClassifyOptions, console: Console) -> tuple[list[Example]
         train, held_out = _split(loaded.examples, options.held_out)
         held_out = (_first_of_each(held_out) if explanation == "all" else held_out)[: options.max_eval_rows]
     _require_two_labels(train, labels)
-    return *_of_one_kind(train, held_out, len(labels)), labels, loaded.format
+    return Sets(*_of_one_kind(train, held_out, len(labels)), labels, loaded.format, sources)
 
 
 def _read_held_out(
     options: ClassifyOptions, labels: tuple[str, ...], console: Console, reading: dict[str, Any]
-) -> list[Example]:
+) -> Loaded:
     held = load_examples(
         options.eval_dataset_name or options.dataset_name,
         split=options.eval_split or "validation",
@@ -71,7 +82,7 @@ def _read_held_out(
         **reading,
     )
     console.print(f"held out\n{held.drops.table()}")
-    return list(held.examples)
+    return held
 
 
 def _split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
@@ -83,18 +94,18 @@ def _split(examples: Sequence[Example], share: float) -> tuple[list[Example], li
 
 def _first_of_each(examples: Sequence[Example]) -> list[Example]:
     """Of examples that differ in their rationales only, the first: the others would count as rows of their own."""
-    found: dict[Example, Example] = {}
+    unique: dict[Example, Example] = {}
     for example in examples:
-        found.setdefault(replace(example, rationale=""), example)
-    return list(found.values())
+        unique.setdefault(replace(example, rationale=""), example)
+    return list(unique.values())
 
 
 def _require_two_labels(train: Sequence[Example], labels: Sequence[str]) -> None:
     kinds = {example.label for example in train if example.label is not None}
     if len(kinds) < 2:
-        said = f"all have the label '{in_words(kinds.pop(), labels)}'" if kinds else "have no label"
+        problem = f"all have the label '{in_words(kinds.pop(), labels)}'" if kinds else "have no label"
         raise DualHeadError(
-            f"The {len(train)} training rows {said}, and a classifier needs two to tell apart. Check --columns and "
+            f"The {len(train)} training rows {problem}, and a classifier needs two to tell apart. Check --columns and "
             "--labels, read more with --max_rows, or keep fewer aside with --held_out."
         )
 

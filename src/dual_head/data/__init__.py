@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dual_head.errors import DualHeadError
 
-__all__ = ["Cut", "Dropped", "RowReport", "Message", "Pair", "Prompt", "is_held_out", "split_by_prompt"]
+__all__ = ["Cut", "Dropped", "RowReport", "Message", "Pair", "Prompt", "is_held_out", "rows_digest", "split_by_prompt"]
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Prompt = str | Sequence[Message]  # a text to continue, or the conversation so far
@@ -47,13 +47,17 @@ class Dropped(Exception):
 
 @dataclass(slots=True)
 class RowReport:
-    """What became of the rows read: rows = kept + sum(reasons); `first` locates one example per reason."""
+    """What became of the rows read: rows = kept + sum(reasons); `first` locates one example per reason.
+
+    sources: what was read, {file: {"bytes", "sha256"}}, or {data set of the hub: {"rows", "sha256"}} of what it gave.
+    """
 
     rows: int = 0
     kept: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def drop(self, reason: str, where: str) -> None:
         """Count one row dropped for `reason`, found at `where`."""
@@ -68,6 +72,7 @@ class RowReport:
             reasons=self.reasons + other.reasons,
             first=other.first | self.first,
             notes=self.notes + other.notes,
+            sources=self.sources | other.sources,
         )
 
     def table(self) -> str:
@@ -78,6 +83,14 @@ class RowReport:
         for note, count in self.notes.items():
             lines.append(f"    note: {note}" + (f" ({count} times)" if count > 1 else ""))
         return "\n".join(lines)
+
+
+def rows_digest(rows: Sequence[Any]) -> dict[str, Any]:
+    """Number and SHA-256 of rows that are dataclasses, in their order: by these a record knows what is in no file."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(json.dumps(asdict(row)).encode())
+    return {"rows": len(rows), "sha256": content.hexdigest()}
 
 
 def split_by_prompt(pairs: Iterable[Pair], held_out: float, seed: int = 0) -> tuple[list[Pair], list[Pair]]:

@@ -17,6 +17,7 @@ from typing import IO, Any, AnyStr
 
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
+from dual_head.places import file_digest
 from dual_head.reading import json_value
 
 __all__ = ["KINDS", "SUFFIXES", "kind_of", "rows_of_file", "rows_of_stream"]
@@ -56,6 +57,8 @@ def rows_of_file(file: Path, drops: RowReport, *, kind: str | None = None) -> _R
     """
     kind = kind or kind_of(file) or "jsonl"
     try:
+        if file.is_file():  # a pipe gives its bytes once
+            drops.sources[str(file.resolve())] = file_digest(file)
         if kind in ("parquet", "arrow"):
             yield from _columnar(file, kind)
         else:

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, islice, takewhile
 from typing import Any
 
-from dual_head.data import Dropped, Message, Pair, RowReport, split_by_prompt
+from dual_head.data import Dropped, Message, Pair, RowReport, rows_digest, split_by_prompt
 from dual_head.data.sources import rows_of
 from dual_head.data.turns import (
     SYSTEMS,
@@ -248,6 +248,8 @@ def load_pairs(
             pairs.append(pair)
             drops.notes.update(_notes(row, pair))
     drops.kept = len(pairs)
+    if not drops.sources:
+        drops.sources[f"{name} [{split}]"] = rows_digest(pairs)
     if not pairs:
         raise DualHeadError(f"No usable pair in '{name}'. Check the file and format=.\n{drops.table()}")
     return pairs, drops
