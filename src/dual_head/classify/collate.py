@@ -28,16 +28,16 @@ class ExampleCollator:
         input_ids = torch.full((len(rows), longest), self.pad_id)
         mask = torch.zeros_like(input_ids)
         pool_at, lm_at, lm_labels = [], [], []
-        for i, (row, own) in enumerate(zip(rows, ids, strict=True)):
-            start = longest - len(own) if self.side == "left" else 0
-            input_ids[i, start : start + len(own)] = torch.tensor(own)
-            mask[i, start : start + len(own)] = 1
+        for i, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
+            start = longest - len(tokens) if self.side == "left" else 0
+            input_ids[i, start : start + len(tokens)] = torch.tensor(tokens)
+            mask[i, start : start + len(tokens)] = 1
             pool_at.append(start + len(row.input_ids) - 1)
             if self.learn:
                 taught = [j for j, flag in enumerate(row.learnt) if flag]
                 # Position j - 1 predicts token j.
                 lm_at += [i * longest + start + j - 1 for j in taught]
-                lm_labels += [own[j] for j in taught]
+                lm_labels += [tokens[j] for j in taught]
         batch = {"input_ids": input_ids, "attention_mask": mask, "pool_at": torch.tensor(pool_at)}
         if self.learn or any(row.label is not None for row in rows):
             batch["labels"] = _labels(rows)

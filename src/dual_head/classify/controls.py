@@ -52,16 +52,16 @@ def apply_control(control: Control, examples: Sequence[Example], *, seed: int = 
         return Controlled(rows, {}, {})
     rng = Random(f"{control}:{seed}")
     if control == "permuted":
-        found = [replace(row, rationale=_permuted(row.rationale, rng)) for row in rows]
+        controlled = [replace(row, rationale=_permuted(row.rationale, rng)) for row in rows]
     else:
-        found = _shuffled(rows, rng, in_class=control == "shuffled_in_class")
-    return Controlled(found, {}, {}, _unspoilt(control, rows, found))
+        controlled = _shuffled(rows, rng, in_class=control == "shuffled_in_class")
+    return Controlled(controlled, {}, {}, _unspoilt(control, rows, controlled))
 
 
-def _unspoilt(control: str, rows: list[Example], found: list[Example]) -> str:
+def _unspoilt(control: str, rows: list[Example], controlled: list[Example]) -> str:
     """Count the rationales that are still what they were. Errors: all of them."""
-    said = [(row.rationale.split(), new.rationale.split()) for row, new in zip(rows, found, strict=True)]
-    same, rationales = sum(old == new != [] for old, new in said), sum(bool(old) for old, _ in said)
+    words = [(row.rationale.split(), new.rationale.split()) for row, new in zip(rows, controlled, strict=True)]
+    same, rationales = sum(old == new != [] for old, new in words), sum(bool(old) for old, _ in words)
     if same == rationales:
         needs = {
             "shuffled": "two different rationales",
@@ -83,21 +83,21 @@ def _shuffled(rows: list[Example], rng: Random, *, in_class: bool) -> list[Examp
             # Not by the shares themselves, which may be a row's own.
             key = (row.label is None, classes_of(row.label)) if in_class else None
             groups.setdefault(key, []).append(i)
-    found = list(rows)
+    shuffled = list(rows)
     for places in groups.values():
         order = rng.sample(places, len(places))
         for to, source in zip(order, _of_others(order, rows), strict=True):
-            found[to] = replace(rows[to], rationale=rows[source].rationale)
-    return found
+            shuffled[to] = replace(rows[to], rationale=rows[source].rationale)
+    return shuffled
 
 
 def _of_others(order: list[int], rows: list[Example]) -> list[int]:
     """Whose rationale each place of an order gets: the next one's, unless it explains the same input."""
     sources = order[1:] + order[:1]
     inputs = [rows[i].input for i in order]
-    for i, own in enumerate(inputs):
-        if rows[sources[i]].input == own:  # another explanation of it, or the same row twice
-            apart = (j for j, other in enumerate(inputs) if own not in (other, rows[sources[j]].input))
+    for i, text in enumerate(inputs):
+        if rows[sources[i]].input == text:  # another explanation of it, or the same row twice
+            apart = (j for j, other in enumerate(inputs) if text not in (other, rows[sources[j]].input))
             j = next(apart, i)
             sources[i], sources[j] = sources[j], sources[i]
     return sources

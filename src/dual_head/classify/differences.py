@@ -75,12 +75,12 @@ def of_seeds(
         raise DualHeadError("Systems are compared at the same seeds. Train each of them at all of them.")
     means = {name: [rows.figures() for rows in by_seed] for name, by_seed in systems.items()}
     drawn = {name: _crossed(by_seed, resamples, seed) for name, by_seed in systems.items()}
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, own in means.items():
-        found[name] = {}
-        for metric in (metric for metric in MAIN if metric in own[0]):
-            values = [figures[metric] for figures in own]
-            found[name][metric] = {
+    summaries: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, seeds in means.items():
+        summaries[name] = {}
+        for metric in (metric for metric in MAIN if metric in seeds[0]):
+            values = [figures[metric] for figures in seeds]
+            summaries[name][metric] = {
                 "mean": float(np.mean(values)),
                 "interval": list(percentiles(drawn[name][metric], interpolate=True)),
                 "by_seed": [float(value) for value in values],
@@ -93,19 +93,19 @@ def of_seeds(
                     if other in systems and other != name
                 },
             }
-    return found
+    return summaries
 
 
 def _crossed(by_seed: Sequence[Rows], resamples: int, seed: int) -> dict[str, Floats]:
     """Every metric, means over drawn seeds on drawn groups [resamples]."""
-    found: dict[str, list[float]] = {}
+    drawn: dict[str, list[float]] = {}
     groups = by_seed[0].groups
     for seeds, columns in crossed_draws(len(by_seed), groups, resamples=resamples, seed=seed):
         times = np.bincount(columns, minlength=groups).astype(float)
-        own = {i: by_seed[i].figures(times) for i in set(seeds.tolist())}
-        for name in own[seeds[0]]:
-            found.setdefault(name, []).append(float(np.mean([own[i][name] for i in seeds.tolist()])))
-    return {name: np.array(values) for name, values in found.items()}
+        figures = {i: by_seed[i].figures(times) for i in set(seeds.tolist())}
+        for name in figures[seeds[0]]:
+            drawn.setdefault(name, []).append(float(np.mean([figures[i][name] for i in seeds.tolist()])))
+    return {name: np.array(values) for name, values in drawn.items()}
 
 
 def _require_same_groups(every: Sequence[Rows]) -> None:

@@ -43,8 +43,8 @@ class Measured:
     @property
     def groups(self) -> list[str] | None:
         """The group of each row, None where no row has one."""
-        found = [example.group for example in self.examples]
-        return found if any(found) else None
+        groups = [example.group for example in self.examples]
+        return groups if any(groups) else None
 
     def probabilities(self) -> Floats:
         """Of each class [N, K], calibrated."""
@@ -103,7 +103,7 @@ def measure(
         raise DualHeadError("No row has a label to hold predictions against. Check --columns, or use classify predict.")
     scored = list(progress(predictor.score(example.input for example in rows)))
     logits, labels = np.array([one.logits for one in scored]), label_array(rows, len(predictor.labels))
-    found = Measured(
+    measured = Measured(
         examples=rows,
         names=predictor.labels,
         logits=logits,
@@ -113,21 +113,21 @@ def measure(
         truncated=sum(one.truncated for one in scored),
     )
     if not calibrate:
-        return found
-    kind = {"multi_label": found.multi_label}
+        return measured
+    kind = {"multi_label": measured.multi_label}
     calibration = fit_temperature(logits, labels, fitted_on=fitted_on, **kind)
     if calibration.unbounded:
-        return found
-    temperature = cross_fitted(logits, labels, groups=found.groups, **kind)
-    return replace(found, temperature=temperature, calibration=calibration)
+        return measured
+    temperature = cross_fitted(logits, labels, groups=measured.groups, **kind)
+    return replace(measured, temperature=temperature, calibration=calibration)
 
 
 def label_array(rows: Sequence[Example], classes: int) -> NDArray[Any]:
     """Classes [N], or shares [N, K] where any row has shares or several labels."""
-    given = [row.label for row in rows]
-    if not any(isinstance(label, tuple) for label in given):
-        return np.array(given, dtype=int)
-    return np.array([label if isinstance(label, tuple) else np.eye(classes)[label] for label in given], dtype=float)
+    values = [row.label for row in rows]
+    if not any(isinstance(label, tuple) for label in values):
+        return np.array(values, dtype=int)
+    return np.array([label if isinstance(label, tuple) else np.eye(classes)[label] for label in values], dtype=float)
 
 
 def require_same_rows(first: Measured, other: Measured, name: str) -> None:
@@ -149,8 +149,14 @@ def _in_order(measured: Measured, names: tuple[str, ...]) -> Measured:
     """The same classifier with its labels in this order: F1a is of the second of two."""
     order = [measured.names.index(label) for label in names]
 
-    def label(own: Any) -> Any:
-        return tuple(own[i] for i in order) if isinstance(own, tuple) else None if own is None else order.index(own)
+    def label(value: Any) -> Any:
+        return (
+            tuple(value[i] for i in order)
+            if isinstance(value, tuple)
+            else None
+            if value is None
+            else order.index(value)
+        )
 
     labels = measured.labels
     return replace(
@@ -162,16 +168,18 @@ def _in_order(measured: Measured, names: tuple[str, ...]) -> Measured:
     )
 
 
-def summarise(found: Mapping[str, Measured], *, resamples: int = 2000) -> dict[str, Any]:
+def summarise(classifiers: Mapping[str, Measured], *, resamples: int = 2000) -> dict[str, Any]:
     """Figures of each classifier, what always giving one label would score, and differences from the first.
 
     {"majority": {"label", metric: ...} or None, "classifiers": {name: figures}, "differences": {name: {"from", metric:
     {"difference", "interval"}, ..., "only_first", "only_second", "p_value"}}}; see `metrics.report` and `differences`.
     """
-    (base, first), *others = ((name, _in_order(own, next(iter(found.values())).names)) for name, own in found.items())
+    (base, first), *others = (
+        (name, _in_order(measured, next(iter(classifiers.values())).names)) for name, measured in classifiers.items()
+    )
     return {
         "majority": majority(first, resamples),
-        "classifiers": {name: _figures(own, resamples) for name, own in ((base, first), *others)},
+        "classifiers": {name: _figures(measured, resamples) for name, measured in ((base, first), *others)},
         "differences": {
             name: {
                 "from": base,
@@ -184,13 +192,13 @@ def summarise(found: Mapping[str, Measured], *, resamples: int = 2000) -> dict[s
 
 
 def _figures(measured: Measured, resamples: int) -> dict[str, Any]:
-    own = {"truncated": measured.truncated, **measured.figures(resamples=resamples)}
+    figures = {"truncated": measured.truncated, **measured.figures(resamples=resamples)}
     if measured.calibration is not None:
         plain = report(measured.logits, measured.labels, multi_label=measured.multi_label, resamples=1)
         sure = ("nll", "brier", "ece", "adaptive_ece")
         before = {name: plain[name]["mean"] for name in sure if name in plain}
-        own["calibration"] = {**asdict(measured.calibration), "uncalibrated": before}
-    return own
+        figures["calibration"] = {**asdict(measured.calibration), "uncalibrated": before}
+    return figures
 
 
 def majority(measured: Measured, resamples: int = 2000) -> dict[str, Any] | None:
@@ -200,9 +208,9 @@ def majority(measured: Measured, resamples: int = 2000) -> dict[str, Any] | None
     truth = measured.truth().argmax(1)
     most = int(np.bincount(truth).argmax())
     always = np.broadcast_to(np.eye(len(measured.names))[most], measured.logits.shape)
-    found = report(always, truth, groups=measured.groups, resamples=resamples)
-    kept = {name: found[name] for name in ("accuracy", "macro_f1", "f1a", "em") if name in found}
-    return {"label": measured.names[most], **kept}
+    figures = report(always, truth, groups=measured.groups, resamples=resamples)
+    shown = {name: figures[name] for name in ("accuracy", "macro_f1", "f1a", "em") if name in figures}
+    return {"label": measured.names[most], **shown}
 
 
 def bins(measured: Measured) -> list[dict[str, Any]]:
@@ -215,17 +223,17 @@ def bins(measured: Measured) -> list[dict[str, Any]]:
 
 def lines(name: str, measured: Measured) -> Iterator[dict[str, Any]]:
     """One record for each row: label, what is given, whether that is right, probabilities."""
-    shares, given, right = measured.probabilities(), measured.given(), measured.right()
+    shares, predicted, right = measured.probabilities(), measured.given(), measured.right()
     for i, example in enumerate(measured.examples):
         label: Any = example.label
-        said = [own for own, flag in zip(measured.names, given[i], strict=True) if flag]
+        labels = [label for label, flag in zip(measured.names, predicted[i], strict=True) if flag]
         yield {
             "classifier": name,
             "index": i,
             **({"id": example.id} if example.id else {}),
             **({"group": example.group} if example.group else {}),
             "label": measured.names[label] if isinstance(label, int) else dict(zip(measured.names, label, strict=True)),
-            "given": said if measured.multi_label else said[0],
+            "given": labels if measured.multi_label else labels[0],
             "right": bool(right[i]),
             "probabilities": dict(zip(measured.names, shares[i].round(DIGITS).tolist(), strict=True)),
         }

@@ -98,8 +98,8 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
     value = row.get(column)
     if isinstance(value, (list, tuple)):
         return tuple(text({column: one}, column, "") for one in value)
-    said = text(row, column, "")
-    return (said,) if said else ()
+    content = text(row, column, "")
+    return (content,) if content else ()
 
 
 def template_columns(template: str) -> tuple[str, ...]:
@@ -118,4 +118,4 @@ def fill(template: str, row: Row) -> str:
     """Put a row's texts into a template. Raises `Dropped` where a column is missing or no text."""
     template_columns(template)
     parts = Formatter().parse(template)
-    return "".join(said + ("" if name is None else text(row, name)) for said, name, _, _ in parts)
+    return "".join(literal + ("" if name is None else text(row, name)) for literal, name, _, _ in parts)

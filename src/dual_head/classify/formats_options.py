@@ -12,59 +12,59 @@ from dual_head.errors import DualHeadError
 __all__ = ["columns_of", "labels_of"]
 
 
-def columns_of(said: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
+def columns_of(columns: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Read {"input": "text", "label": "class"}, the same in JSON, or input=text,label=class. Errors: none of these.
 
     An input may be a list of columns. Which names there are on the left is for `load_examples` to say.
     """
-    if said is None:
+    if columns is None:
         return None
-    found = _pairs(said) if isinstance(said, str) else said
-    if not isinstance(found, Mapping) or not all(_column(column, key == "input") for key, column in found.items()):
+    pairs = _pairs(columns) if isinstance(columns, str) else columns
+    if not isinstance(pairs, Mapping) or not all(_column(column, key == "input") for key, column in pairs.items()):
         raise DualHeadError(
             "--columns says which columns are what: input=text,label=class, or in JSON "
-            f'\'{{"input": ["title", "text"], "label": "class"}}\', not {said}.'
+            f'\'{{"input": ["title", "text"], "label": "class"}}\', not {columns}.'
         )
-    return dict(found)
+    return dict(pairs)
 
 
-def labels_of(said: str | Sequence[Any] | None) -> list[str] | None:
+def labels_of(labels: str | Sequence[Any] | None) -> list[str] | None:
     """Read a list of names, the same in JSON, or names with commas between. Errors: none of these, truth values."""
-    if said is None or (isinstance(said, str) and not said.strip()):
+    if labels is None or (isinstance(labels, str) and not labels.strip()):
         return None
-    given = _names(said) if isinstance(said, str) else said
-    listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    parsed = _names(labels) if isinstance(labels, str) else labels
+    listed = list(parsed) if isinstance(parsed, (list, tuple)) else [parsed]
     if any(isinstance(name, bool) for name in listed):
         raise DualHeadError(
             "A label is a truth value: YAML reads no, yes, on and off as such. Quote them: labels: ['no', 'yes']."
         )
     names = [str(name).strip() if isinstance(name, (str, int)) else "" for name in listed]
-    if not isinstance(given, (list, tuple)) or not names or not all(names):
-        raise DualHeadError(f'--labels names the classes: no,yes, or in JSON \'["no", "yes, really"]\', not {said}.')
+    if not isinstance(parsed, (list, tuple)) or not names or not all(names):
+        raise DualHeadError(f'--labels names the classes: no,yes, or in JSON \'["no", "yes, really"]\', not {labels}.')
     return names
 
 
-def _pairs(said: str) -> Any:
-    if said.lstrip().startswith("{"):
-        return _json(said)
-    pairs = [pair.partition("=") for pair in said.split(",")]
-    found = {key.strip(): column.strip() for key, _, column in pairs}
-    return found if len(found) == len(pairs) else None
+def _pairs(option: str) -> Any:
+    if option.lstrip().startswith("{"):
+        return _json(option)
+    pairs = [pair.partition("=") for pair in option.split(",")]
+    columns = {key.strip(): column.strip() for key, _, column in pairs}
+    return columns if len(columns) == len(pairs) else None
 
 
-def _names(said: str) -> Any:
-    return _json(said) if said.lstrip().startswith("[") else said.split(",")
+def _names(option: str) -> Any:
+    return _json(option) if option.lstrip().startswith("[") else option.split(",")
 
 
-def _json(said: str) -> Any:
+def _json(option: str) -> Any:
     try:
-        return json.loads(said)
+        return json.loads(option)
     except (ValueError, RecursionError):
         return None
 
 
-def _column(said: Any, several: bool) -> bool:
+def _column(column: Any, several: bool) -> bool:
     """Whether this is the name of a column, or where there may be several the names of some."""
-    if several and isinstance(said, (list, tuple)):
-        return bool(said) and all(_column(name, False) for name in said)
-    return isinstance(said, str) and bool(said)
+    if several and isinstance(column, (list, tuple)):
+        return bool(column) and all(_column(name, False) for name in column)
+    return isinstance(column, str) and bool(column)

@@ -13,10 +13,10 @@ HUB = "aps/super_glue"
 YES_NO: dict[str, Any] = {"labels": ("No", "Yes"), "aliases": {"false": "No", "true": "Yes"}}
 
 
-def _found(row: Row, said: str, **more: str) -> Found:
+def _found(row: Row, text_input: str, **more: str) -> Found:
     index = row.get("idx")
-    own = str(index) if isinstance(index, (int, str)) else ""
-    return Found(said, row.get("label"), **{"rationales": texts(row, "rationale"), "id": own, **more})  # type: ignore[arg-type]
+    name = str(index) if isinstance(index, (int, str)) else ""
+    return Found(text_input, row.get("label"), **{"rationales": texts(row, "rationale"), "id": name, **more})  # type: ignore[arg-type]
 
 
 def _pair(row: Row) -> bool:
@@ -59,12 +59,12 @@ def _entailment(row: Row) -> Found:
 )
 def copa(row: Row) -> Found:
     """COPA: which of two choices is the cause or the effect of a premise."""
-    asked = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
+    questions = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
     kind = text(row, "question")
-    if kind not in asked:
+    if kind not in questions:
         raise Dropped(f"unknown question '{kind[:60]}'")
     choices = f"Choice 1: {text(row, 'choice1')}\nChoice 2: {text(row, 'choice2')}"
-    return _found(row, f"Premise: {text(row, 'premise')}\nQuestion: {asked[kind]}\n{choices}")
+    return _found(row, f"Premise: {text(row, 'premise')}\nQuestion: {questions[kind]}\n{choices}")
 
 
 @example_format(
@@ -78,15 +78,15 @@ def multirc(row: Row) -> Found:
             more["together"] = f"paragraph {paragraph}"
         case _:
             raise Dropped("no idx with paragraph, question and answer")
-    said = f"Passage: {text(row, 'paragraph')}\nQuestion: {text(row, 'question')}\nAnswer: {text(row, 'answer')}"
-    return _found(row, f"{said}\nIs the answer correct Yes or No?", **more)
+    passage = f"Passage: {text(row, 'paragraph')}\nQuestion: {text(row, 'question')}\nAnswer: {text(row, 'answer')}"
+    return _found(row, f"{passage}\nIs the answer correct Yes or No?", **more)
 
 
 @example_format("wic", matches=lambda row: has(row, "word", "sentence1", "sentence2"), hub=(HUB, "wic"), **YES_NO)
 def wic(row: Row) -> Found:
     """WiC: whether a word has the same meaning in two sentences."""
-    said = f"Sentence 1: {text(row, 'sentence1')}\nSentence 2: {text(row, 'sentence2')}"
-    return _found(row, f"{said}\nIs the word '{text(row, 'word')}' used in the same sense in both, Yes or No?")
+    sentences = f"Sentence 1: {text(row, 'sentence1')}\nSentence 2: {text(row, 'sentence2')}"
+    return _found(row, f"{sentences}\nIs the word '{text(row, 'word')}' used in the same sense in both, Yes or No?")
 
 
 @example_format(

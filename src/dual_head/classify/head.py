@@ -44,8 +44,8 @@ def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, *, multi_
     """
     classes = logits.shape[1]
     if labels.dim() == 2 and labels.shape[1] == classes:
-        known = labels[:, 0] != IGNORED
-        logits, labels = logits[known], labels[known]
+        labelled = labels[:, 0] != IGNORED
+        logits, labels = logits[labelled], labels[labelled]
     elif labels.dim() == 2 or multi_label:
         if (labels != IGNORED).any():
             kind = f"[B, {classes}], a 0 or 1" if multi_label else f"[B], or [B, {classes}], a share"
@@ -54,8 +54,8 @@ def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, *, multi_
     if multi_label:
         each = F.binary_cross_entropy_with_logits(logits, labels.to(logits), pos_weight=weights, reduction="none")
         return each.mean(-1).sum()
-    given = labels if labels.dim() == 1 else labels.to(logits)
-    return F.cross_entropy(logits, given, weight=weights, ignore_index=IGNORED, reduction="sum")
+    targets = labels if labels.dim() == 1 else labels.to(logits)
+    return F.cross_entropy(logits, targets, weight=weights, ignore_index=IGNORED, reduction="sum")
 
 
 def weights_of(values: list[float] | None) -> Tensor | None:
@@ -64,8 +64,8 @@ def weights_of(values: list[float] | None) -> Tensor | None:
         return None
     weights = torch.tensor(values, dtype=torch.float32)
     if not weights.isfinite().all() or weights.min() < 0 or not weights.any():
-        said = ", ".join(f"{weight:g}" for weight in values)
+        listed = ", ".join(f"{weight:g}" for weight in values)
         raise DualHeadError(
-            f"class_weights are finite, at least 0 and not all 0, unlike {said}. Say one for each label."
+            f"class_weights are finite, at least 0 and not all 0, unlike {listed}. Say one for each label."
         )
     return weights

@@ -57,10 +57,10 @@ class Lint:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        found = asdict(self)
+        record = asdict(self)
         for name, check in self.checks.items():
-            found["checks"][name]["share"] = check.share
-        return found
+            record["checks"][name]["share"] = check.share
+        return record
 
 
 def lint(
@@ -82,24 +82,24 @@ def lint(
     """
     if not examples:
         raise DualHeadError("There is no example to look at.")
-    said = [example.rationale for example in examples if example.rationale.strip()]
-    lengths = sorted(len(rationale.split()) for rationale in said)
-    times = Counter(map(_plain, said))
-    found = None
+    rationales = [example.rationale for example in examples if example.rationale.strip()]
+    lengths = sorted(len(rationale.split()) for rationale in rationales)
+    times = Counter(map(_plain, rationales))
+    shortcut = None
     why = "" if probing else "not asked for"
     if probing:
         try:
-            found = probe(examples, held_out=held_out, seed=seed)
+            shortcut = probe(examples, held_out=held_out, seed=seed)
         except NothingToProbe as reason:
             why = str(reason)
     return Lint(
         rows=len(examples),
-        rationales=len(said),
+        rationales=len(rationales),
         words={name: _quantile(lengths, at) for name, at in (("least", 0.0), ("median", 0.5), ("most", 1.0))},
         checks=_checks(examples, labels, (form or TextForm(), special), times, lengths),
         repeated=[(count, text[:CUT]) for text, count in times.most_common(SHOWN) if count > 1],
         agreement=_agreement(examples, labels),
-        probe=found,
+        probe=shortcut,
         unprobed=why,
         labels=_label_counts(examples, labels),
     )
@@ -108,12 +108,12 @@ def lint(
 def _checks(
     examples: Sequence[Example],
     labels: Sequence[str],
-    written: tuple[TextForm, Sequence[str]],
+    target: tuple[TextForm, Sequence[str]],
     times: Counter[str],
     lengths: Sequence[int],
 ) -> dict[str, Check]:
     any_word, own_words = label_words(labels), [label_words([name]) for name in labels]
-    form, special = written
+    form, special = target
     prefixes = (prefix.strip() for prefix in form.prefixes().values())
     marks = re.compile("|".join(re.escape(prefix) for prefix in prefixes if prefix), re.I)
     longest = LONG * _quantile(lengths, 0.5)
@@ -131,11 +131,11 @@ def _checks(
         "same rationale in several rows": lambda e: times[_plain(e.rationale)] > 1,
     }
     everyone = list(enumerate(examples))
-    said = [(i, e) for i, e in everyone if e.rationale.strip()]
+    explained = [(i, e) for i, e in everyone if e.rationale.strip()]
     return {
         "no rationale": _check(everyone, lambda e: not e.rationale.strip(), "input"),
         "prefix of ours in the input": _check(everyone, lambda e: marks.search(e.input), "input"),
-        **{name: _check(said, flawed, "rationale") for name, flawed in flaws.items()},
+        **{name: _check(explained, flawed, "rationale") for name, flawed in flaws.items()},
     }
 
 
@@ -154,20 +154,20 @@ def label_words(names: Sequence[str]) -> re.Pattern[str]:
 
     A name of one letter or digit is looked for as "(a)" only: as a word it means nothing.
     """
-    found = []
+    patterns = []
     for name in names:
         parts = [re.escape(part) for part in re.split(r"[\s_-]+", name.strip()) if part]
         if not parts:
             continue
         word = r"[\s_-]+".join(parts)
-        found.append(rf"\({word}\)" if len(name.strip()) == 1 else rf"(?<!\w){word}(?!\w)")
-    return re.compile("|".join(found) or r"(?!)", re.IGNORECASE)
+        patterns.append(rf"\({word}\)" if len(name.strip()) == 1 else rf"(?<!\w){word}(?!\w)")
+    return re.compile("|".join(patterns) or r"(?!)", re.IGNORECASE)
 
 
 def agrees(answer: str, name: str) -> bool:
     """Whether an answer, "b" or "(b) text", is the label of this name, case and a full stop aside."""
-    said, own = answer.strip().rstrip(".").casefold(), name.strip().casefold()
-    return said == own or said.startswith((f"({own}) ", f"{own}) ")) or said == f"({own})"
+    text, label = answer.strip().rstrip(".").casefold(), name.strip().casefold()
+    return text == label or text.startswith((f"({label}) ", f"{label}) ")) or text == f"({label})"
 
 
 def _tells_answer(example: Example) -> bool:

@@ -85,19 +85,19 @@ def report(
     """
     rows = as_rows(logits, labels, groups=groups, multi_label=multi_label, temperature=temperature)
     size, count = len(rows.group), rows.groups
-    found: dict[str, Any] = {"rows": size}
+    figures: dict[str, Any] = {"rows": size}
     trials: dict[str, int] = dict.fromkeys(("accuracy", "exact_match"), size)  # shares of what is independent
     if count < size:
-        found["groups"], trials = count, {"em": count}
+        figures["groups"], trials = count, {"em": count}
     spread = resampled(rows, resamples=resamples, seed=seed)
     for name, mean in rows.figures().items():
         share, drawn = name in trials, spread[name]
         if name in BIASED:
             drawn = np.maximum(0, 2 * mean - drawn)
         low, high = wilson(round(mean * trials[name]), trials[name]) if share else percentiles(drawn)
-        found[name] = {"mean": float(mean), "interval": [min(low, float(mean)), max(high, float(mean))]}
+        figures[name] = {"mean": float(mean), "interval": [min(low, float(mean)), max(high, float(mean))]}
     names = list(map(str, range(np.shape(logits)[1]))) if names is None else list(names)
-    return found | {"classes": _classes(rows.confusion, names), "confusion": rows.confusion.tolist()}
+    return figures | {"classes": _classes(rows.confusion, names), "confusion": rows.confusion.tolist()}
 
 
 def as_rows(
@@ -109,24 +109,24 @@ def as_rows(
     temperature: ArrayLike = 1.0,
 ) -> Rows:
     """Make logits [N, K] and labels ready to be measured under any weights. Arguments and errors: as of `report`."""
-    z, given = np.asarray(logits, dtype=float), np.asarray(labels)
-    multi_label = _is_multi_label(given) if multi_label is None else multi_label
-    _check(z, given, multi_label)
+    z, targets = np.asarray(logits, dtype=float), np.asarray(labels)
+    multi_label = _is_multi_label(targets) if multi_label is None else multi_label
+    _check(z, targets, multi_label)
     group = _groups(groups, len(z))
     if multi_label:
-        return Rows(group, *_several(z, given, temperature))
-    return Rows(group, *_single(z, given, temperature, group if group.max() + 1 < len(z) else None))
+        return Rows(group, *_several(z, targets, temperature))
+    return Rows(group, *_single(z, targets, temperature, group if group.max() + 1 < len(z) else None))
 
 
 def resampled(rows: Rows, *, resamples: int = 2000, seed: int = 0) -> dict[str, Floats]:
     """Every metric of rows whose groups were drawn with replacement [resamples]; equal seeds give equal draws."""
-    found: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for block in draws(rows.groups, resamples=resamples, seed=seed):
         for drawn in block:
             times = np.bincount(drawn, minlength=rows.groups).astype(float)
             for name, value in rows.figures(times).items():
-                found.setdefault(name, []).append(value)
-    return {name: np.array(values) for name, values in found.items()}
+                by_name.setdefault(name, []).append(value)
+    return {name: np.array(values) for name, values in by_name.items()}
 
 
 def reliability(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) -> list[dict[str, Any]]:
@@ -136,42 +136,42 @@ def reliability(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) ->
     accuracy, interval}: the edges, the means over the bin's rows, Wilson's interval of the accuracy.
     """
     sure, good = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
-    place, found = _equal_width(sure, bins), []
+    place, table = _equal_width(sure, bins), []
     for i in np.unique(place):
-        own = place == i
-        found.append(
+        inside = place == i
+        table.append(
             {
                 "low": i / bins,
                 "high": (i + 1) / bins,
-                "rows": int(own.sum()),
-                "confidence": float(sure[own].mean()),
-                "accuracy": float(good[own].mean()),
-                "interval": list(wilson(good[own].sum(), int(own.sum()))),
+                "rows": int(inside.sum()),
+                "confidence": float(sure[inside].mean()),
+                "accuracy": float(good[inside].mean()),
+                "interval": list(wilson(good[inside].sum(), int(inside.sum()))),
             }
         )
-    return found
+    return table
 
 
 # ---- statistics of weighted rows ---------------------------------------------------------------------------
 
 
-def _single(z: Floats, given: NDArray[Any], temperature: ArrayLike, group: Ints | None) -> tuple[Ints, Statistic]:
+def _single(z: Floats, targets: NDArray[Any], temperature: ArrayLike, group: Ints | None) -> tuple[Ints, Statistic]:
     """One label a row: its confusion [true, given] and its figures."""
     classes = z.shape[1]
     logs = log_probabilities(_scaled(z, temperature))
-    shares = np.eye(classes)[given.astype(int)] if given.ndim == 1 else given.astype(float)
-    truth, said = shares.argmax(1), logs.argmax(1)
+    shares = np.eye(classes)[targets.astype(int)] if targets.ndim == 1 else targets.astype(float)
+    truth, predicted = shares.argmax(1), logs.argmax(1)
     p = np.exp(logs)
-    right, sure = (said == truth).astype(float), p.max(1)
+    right, sure = (predicted == truth).astype(float), p.max(1)
     nll, brier = -(shares * logs).sum(1), ((p - shares) ** 2).sum(1)
-    cell, gap = truth * classes + said, right - sure
+    cell, gap = truth * classes + predicted, right - sure
     even, adaptive = _equal_width(sure, BINS), _equal_mass(sure, BINS)
     whole = None if group is None else np.bincount(group, right) == np.bincount(group)
 
     def statistic(w: Floats, by_group: Floats) -> dict[str, float]:
         total = w.sum()
         table = np.bincount(cell, w, classes**2).reshape(classes, classes)
-        found = {
+        figures = {
             "accuracy": w @ right / total,
             "macro_f1": _macro(*_counts(table)),
             "nll": w @ nll / total,
@@ -180,20 +180,20 @@ def _single(z: Floats, given: NDArray[Any], temperature: ArrayLike, group: Ints 
             "adaptive_ece": np.abs(np.bincount(adaptive, w * gap)).sum() / total,
         }
         if whole is not None and classes == 2:
-            found |= {"f1a": _f1(*_counts(table))[1], "em": by_group @ whole / by_group.sum()}
-        return found
+            figures |= {"f1a": _f1(*_counts(table))[1], "em": by_group @ whole / by_group.sum()}
+        return figures
 
     table = np.bincount(cell, minlength=classes**2).reshape(classes, classes)
     return table, statistic
 
 
-def _several(z: Floats, given: NDArray[Any], temperature: ArrayLike) -> tuple[Ints, Statistic]:
+def _several(z: Floats, targets: NDArray[Any], temperature: ArrayLike) -> tuple[Ints, Statistic]:
     """Any number of labels a row: [[neither, said], [true, both]] of each label, and figures."""
-    scaled, truth = _scaled(z, temperature), given.astype(float)
+    scaled, truth = _scaled(z, temperature), targets.astype(float)
     p = probabilities(scaled, multi_label=True)
-    said = (p >= MULTI_LABEL_CUT).astype(float)
-    hits, wrong, missed = said * truth, said * (1 - truth), (1 - said) * truth
-    exact = (said == truth).all(1).astype(float)
+    predicted = (p >= MULTI_LABEL_CUT).astype(float)
+    hits, wrong, missed = predicted * truth, predicted * (1 - truth), (1 - predicted) * truth
+    exact = (predicted == truth).all(1).astype(float)
     nll = (np.logaddexp(0, scaled) - truth * scaled).mean(1)
     brier = ((p - truth) ** 2).mean(1)
 
@@ -207,7 +207,7 @@ def _several(z: Floats, given: NDArray[Any], temperature: ArrayLike) -> tuple[In
             "brier": w @ brier / total,
         }
 
-    cells = ((1 - said) * (1 - truth), wrong, missed, hits)
+    cells = ((1 - predicted) * (1 - truth), wrong, missed, hits)
     table = np.stack([cell.sum(0) for cell in cells], 1).astype(int).reshape(-1, 2, 2)
     return table, statistic
 
@@ -225,8 +225,8 @@ def _f1(hits: NDArray[Any], wrong: NDArray[Any], missed: NDArray[Any]) -> Floats
 
 def _macro(hits: NDArray[Any], wrong: NDArray[Any], missed: NDArray[Any]) -> float:
     """Mean F1 of the classes that any row has or is given."""
-    there = hits + wrong + missed > 0
-    return float(_f1(hits, wrong, missed)[there].mean()) if there.any() else 0.0
+    present = hits + wrong + missed > 0
+    return float(_f1(hits, wrong, missed)[present].mean()) if present.any() else 0.0
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------

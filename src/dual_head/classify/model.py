@@ -74,11 +74,11 @@ class DualHeadReasoningModel(PreTrainedModel):
         if not isinstance(config, DualHeadReasoningConfig) or options:
             raise DualHeadError(_built_otherwise(config, options))
         config = copy.deepcopy(config)
-        own: Any = AutoModelForCausalLM.from_config(config.backbone_config) if lm is None else lm
-        config._attn_implementation = own.config._attn_implementation
+        backbone: Any = AutoModelForCausalLM.from_config(config.backbone_config) if lm is None else lm
+        config._attn_implementation = backbone.config._attn_implementation
         super().__init__(config)
         weights = weights_of(config.class_weights)
-        self.decoder = Decoder(tuned(own, config))
+        self.decoder = Decoder(tuned(backbone, config))
         self.num_labels = len(config.id2label or ())
         self.positions = context_length(self.decoder.config)
         self.reasoning_tokens = math.inf  # that a run will score: whether its loops are worth compiling
@@ -114,11 +114,11 @@ class DualHeadReasoningModel(PreTrainedModel):
         `DualHeadReasoningConfig`, such as head, lm_scope, tune, lora, class_weights, problem_type. Errors: unknown
         options (the nearest is offered), no or fewer than two labels.
         """
-        own = ("head", "head_width", "dropout", "class_weights", "cls_weight", "lm_weight", "lm_scope", "tune", "lora")
-        known = (*own, "problem_type", "text", "tokenizer_fingerprint")
+        heads = ("head", "head_width", "dropout", "class_weights", "cls_weight", "lm_weight", "lm_scope")
+        choices = (*heads, "tune", "lora", "problem_type", "text", "tokenizer_fingerprint")
         for name in options:
-            if name not in known:
-                raise DualHeadError(f"Unknown option '{name}' of from_backbone.{did_you_mean(name, known)}")
+            if name not in choices:
+                raise DualHeadError(f"Unknown option '{name}' of from_backbone.{did_you_mean(name, choices)}")
         if loss_weight_alpha is not None:
             if not 0 <= loss_weight_alpha <= 1 or {"cls_weight", "lm_weight"} & options.keys():
                 raise DualHeadError("loss_weight_alpha lies in [0, 1] and stands for cls_weight and lm_weight both.")
@@ -187,15 +187,15 @@ class DualHeadReasoningModel(PreTrainedModel):
         rows = torch.arange(len(hidden), device=hidden.device)
         at = last_tokens(input_ids, attention_mask) if pool_at is None else pool_at
         logits = self.head(hidden[rows, at.to(hidden.device)])
-        found = DualHeadReasoningOutput(logits=logits, hidden_states=output.hidden_states if every else None)
+        outputs = DualHeadReasoningOutput(logits=logits, hidden_states=output.hidden_states if every else None)
         if labels is not None:
-            found = self._with_losses(found, hidden, labels, lm_at, lm_labels, totals)
+            outputs = self._with_losses(outputs, hidden, labels, lm_at, lm_labels, totals)
         as_it_is = self.config.return_dict if return_dict is None else return_dict
-        return found if as_it_is else found.to_tuple()
+        return outputs if as_it_is else outputs.to_tuple()
 
     def _with_losses(
         self,
-        found: DualHeadReasoningOutput,
+        outputs: DualHeadReasoningOutput,
         hidden: Tensor,
         labels: Tensor,
         lm_at: Tensor | None,
@@ -203,7 +203,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         totals: Tensor | None,
     ) -> DualHeadReasoningOutput:
         """Add both losses, each its sum over what `totals` says."""
-        config, logits = self.config, found.logits
+        config, logits = self.config, outputs.logits
         assert logits is not None
         totals = self.loss_totals(labels, lm_labels) if totals is None else totals
         totals = totals.to(logits).clamp_min(1e-12)
@@ -213,14 +213,14 @@ class DualHeadReasoningModel(PreTrainedModel):
         if config.lm_weight and lm_at is not None and lm_labels is not None and len(lm_labels):
             lm_loss = -self._logps(hidden, lm_at, lm_labels).sum() / totals[1]
             loss = loss + config.lm_weight * lm_loss
-        return DualHeadReasoningOutput(loss, logits, cls_loss, lm_loss, found.hidden_states)
+        return DualHeadReasoningOutput(loss, logits, cls_loss, lm_loss, outputs.hidden_states)
 
     def loss_totals(self, labels: Tensor, lm_labels: Tensor | None) -> Tensor:
         """What the losses of these rows are averaged over: [labelled rows (weighted, as torch does), tokens]."""
         if labels.dim() == 1:
-            given = labels != IGNORED
+            labelled = labels != IGNORED
             weights = self.class_weights
-            rows = given.sum() if weights is None else weights.to(labels.device)[labels[given]].sum()
+            rows = labelled.sum() if weights is None else weights.to(labels.device)[labels[labelled]].sum()
         else:
             rows = (labels[:, 0] != IGNORED).sum()
         tokens = 0 if lm_labels is None else lm_labels.numel()
@@ -327,10 +327,10 @@ def last_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 def _built_otherwise(backbone: Any, options: dict[str, Any]) -> str:
     """Say how to build what the DHRD README's constructor was called for."""
-    ours = {CONSTRUCTOR.get(name, name): value for name, value in options.items()}
-    place = ours.pop("backbone", backbone)
+    renamed = {CONSTRUCTOR.get(name, name): value for name, value in options.items()}
+    place = renamed.pop("backbone", backbone)
     place = place if isinstance(place, str) else "NAME_OR_FOLDER"
-    listed = "".join(f", {name}={value!r}" for name, value in ({"num_labels": 2} | ours).items())
+    listed = "".join(f", {name}={value!r}" for name, value in ({"num_labels": 2} | renamed).items())
     return f"A classifier is built on a backbone: DualHeadReasoningModel.from_backbone({place!r}{listed})."
 
 

@@ -15,8 +15,8 @@ from dual_head.run_options import TRAINING_IDENTITY
 PLACEMENT = ("restart", "device_map", "attn_implementation")  # changes where, not what
 
 
-def _option(default: Any, said: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": said}, **more)
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text}, **more)
 
 
 @dataclass
@@ -87,9 +87,9 @@ class ClassifyOptions:
     restart: bool = _option(False, "Delete the checkpoints in output_dir instead of resuming from them.")
 
     def __post_init__(self):
-        for name, what in (("model_name_or_path", "backbone"), ("dataset_name", "training data")):
+        for name, noun in (("model_name_or_path", "backbone"), ("dataset_name", "training data")):
             if not getattr(self, name):
-                raise DualHeadError(f"Say which {what} with --{name}.")
+                raise DualHeadError(f"Say which {noun} with --{name}.")
         if not 0 <= self.held_out < 1:
             raise DualHeadError(f"--held_out is a share of inputs, at least 0 and below 1, not {self.held_out}.")
         for name in ("max_rows", "max_eval_rows", "lora_r"):
@@ -114,8 +114,8 @@ class ClassifyOptions:
 
     def text_form(self) -> TextForm:
         """How rationales and answers are written. Errors: see `TextForm`."""
-        given = {name: getattr(self, name) for name in ("reason_prefix", "answer_prefix")}
-        return TextForm(answer=self.answer, **{name: said for name, said in given.items() if said is not None})
+        prefixes = {name: getattr(self, name) for name in ("reason_prefix", "answer_prefix")}
+        return TextForm(answer=self.answer, **{name: prefix for name, prefix in prefixes.items() if prefix is not None})
 
     def model_options(self) -> dict[str, Any]:
         """What `DualHeadReasoningModel.from_backbone` is told of these, class weights and labels aside."""
@@ -138,9 +138,9 @@ class ClassifyOptions:
 
 def identity_of(options: ClassifyOptions, args: Any) -> dict[str, Any]:
     """Collect what makes a run this run: a resumed one must agree on all of it."""
-    said = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
+    values = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
     for key in ("model_name_or_path", "dataset_name", "eval_dataset_name"):
-        place = said[key]
-        said[key] = str(Path(place).resolve()) if place and Path(place).exists() else place
+        place = values[key]
+        values[key] = str(Path(place).resolve()) if place and Path(place).exists() else place
     training = {key: str(getattr(args, key)) for key in TRAINING_IDENTITY}
-    return json.loads(json.dumps({**said, **training, "processes": args.world_size}))
+    return json.loads(json.dumps({**values, **training, "processes": args.world_size}))

@@ -43,9 +43,9 @@ class Pooled(nn.Module):
 def check_merged(model: DualHeadReasoningModel, pooled: Pooled) -> None:
     """Hold a decoder with its adapters folded in to the classifier it is from. Errors: more than rounding explains."""
     for ids, mask in tried(model, pad=0):
-        wanted = scored(model, ids, mask)
-        difference = largest(pooled(ids, mask) - wanted)
-        if not difference <= allowance(wanted, model.dtype, tolerance=FOLDED):
+        expected = scored(model, ids, mask)
+        difference = largest(pooled(ids, mask) - expected)
+        if not difference <= allowance(expected, model.dtype, tolerance=FOLDED):
             raise DualHeadError(
                 f"With its adapters folded in, the classifier gives other logits: they differ by {difference:.2g}. "
                 "Load it with dtype='float32', where rounding is no reason; if that does not help, please report this."
@@ -63,20 +63,20 @@ def tried(model: DualHeadReasoningModel, *, pad: int) -> Iterator[tuple[Tensor, 
         draw = torch.Generator().manual_seed(0)
         ids, mask = torch.full((len(LENGTHS), longest), pad), torch.zeros(len(LENGTHS), longest, dtype=torch.long)
         for row, length in enumerate(LENGTHS):
-            own = torch.randint(vocabulary, (length,), generator=draw)
-            own = torch.where(own == pad, (own + 1) % vocabulary, own)
+            tokens = torch.randint(vocabulary, (length,), generator=draw)
+            tokens = torch.where(tokens == pad, (tokens + 1) % vocabulary, tokens)
             if row == 0 and isinstance(end, int) and end != pad:
-                own[-1] = end
+                tokens[-1] = end
             at = slice(longest - length, longest) if side == "left" else slice(0, length)
-            ids[row, at], mask[row, at] = own, 1
+            ids[row, at], mask[row, at] = tokens, 1
         yield ids, mask
 
 
 @torch.no_grad()
 def scored(model: DualHeadReasoningModel, ids: Tensor, mask: Tensor) -> Tensor:
     """The classifier's own logits [B, K], on the CPU; padding by its mask, whatever its id."""
-    known = torch.where(mask.bool(), ids, 0)
-    return model(known.to(model.device), attention_mask=mask.to(model.device)).logits.float().cpu()
+    readable = torch.where(mask.bool(), ids, 0)
+    return model(readable.to(model.device), attention_mask=mask.to(model.device)).logits.float().cpu()
 
 
 def largest(values: Tensor) -> float:

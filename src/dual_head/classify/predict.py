@@ -142,8 +142,8 @@ class Predictor:
                 _cast(model.decoder, getattr(torch, dtype))
         if device_map is None:
             _place(model, device)
-        found = load_calibration(folder).temperature if temperature is None else temperature
-        return cls(model, tokenizer, temperature=found, **options)
+        chosen = load_calibration(folder).temperature if temperature is None else temperature
+        return cls(model, tokenizer, temperature=chosen, **options)
 
     @property
     def multi_label(self) -> bool:
@@ -173,11 +173,11 @@ class Predictor:
         """Logits [n, K] of a window of texts, and which of them were cut."""
         ids, cut = self._encode(texts)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)  # what needs most memory goes first
-        device, found = self.model.decoder.output_device.type, []
+        device, parts = self.model.decoder.output_device.type, []
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self.autocast):
             try:
-                found = [self._run([ids[i] for i in batch]) for batch in self._batches(order, ids)]
-                logits = torch.cat(found).float().cpu().numpy()  # once a window: a copy waits for all that runs
+                parts = [self._run([ids[i] for i in batch]) for batch in self._batches(order, ids)]
+                logits = torch.cat(parts).float().cpu().numpy()  # once a window: a copy waits for all that runs
             except torch.OutOfMemoryError as error:
                 raise DualHeadError(
                     f"A batch of {self.batch_tokens} tokens does not fit into memory. Lower batch_tokens "
@@ -191,9 +191,9 @@ class Predictor:
         """Token ids as training makes them, cut where they are too long, and which were."""
         limit = self._lengths.max_input_length
         whole = list(input_ids_of([Example(_unicode(text.strip())) for text in texts], self.tokenizer))
-        cut = [len(own) > limit for own in whole]
+        cut = [len(row) > limit for row in whole]
         pairs = zip(whole, cut, strict=True)
-        return [cut_ids(own, self._lengths, first=self._first) if long else own for own, long in pairs], cut
+        return [cut_ids(row, self._lengths, first=self._first) if long else row for row, long in pairs], cut
 
     def _batches(self, order: list[int], ids: list[list[int]]) -> Iterator[list[int]]:
         """Neighbours in length, as many as their tokens and padding allow."""
@@ -207,8 +207,8 @@ class Predictor:
     def _run(self, ids: list[list[int]]) -> Tensor:
         """Logits [B, K] of one batch, the longest row first."""
         device, longest = self.model.get_input_embeddings().weight.device, len(ids[0])
-        lengths = torch.tensor([len(own) for own in ids])
-        padded = torch.tensor([own + [self._fill] * (longest - len(own)) for own in ids])
+        lengths = torch.tensor([len(row) for row in ids])
+        padded = torch.tensor([row + [self._fill] * (longest - len(row)) for row in ids])
         mask = None
         if self._masked and len(ids[-1]) < longest:
             mask = (torch.arange(longest) < lengths[:, None]).long().to(device)
@@ -220,7 +220,9 @@ class Predictor:
         device = self.model.get_input_embeddings().weight.device
         ids = torch.arange(6, device=device)[None] % self.model.decoder.shape.vocab_size
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-            long, short = (self.model.decoder(own)[0].last_hidden_state[0, :3].float() for own in (ids, ids[:, :3]))
+            long, short = (
+                self.model.decoder(tokens)[0].last_hidden_state[0, :3].float() for tokens in (ids, ids[:, :3])
+            )
         narrow = 2 if self.autocast else self.model.dtype.itemsize
         return bool((long - short).norm() > BRANCH_TOLERANCE[narrow] * short.norm())
 
@@ -228,8 +230,8 @@ class Predictor:
         listed = shares.tolist()
         by_name = dict(zip(self.labels, listed, strict=True))
         if self.multi_label:
-            given = tuple(i for i, share in enumerate(listed) if share >= self.threshold)
-            return Prediction(tuple(self.labels[i] for i in given), given, by_name, truncated)
+            indices = tuple(i for i, share in enumerate(listed) if share >= self.threshold)
+            return Prediction(tuple(self.labels[i] for i in indices), indices, by_name, truncated)
         best = int(shares.argmax())
         return Prediction(self.labels[best], best, by_name, truncated)
 
@@ -280,5 +282,5 @@ def _place(model: DualHeadReasoningModel, device: str | torch.device | None) -> 
     try:
         nn.Module.to(model, torch.device(device))
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise DualHeadError(f"Cannot use the device {device}: {said} Choose another, as cpu.") from error
+        reason = str(error).splitlines()[0]
+        raise DualHeadError(f"Cannot use the device {device}: {reason} Choose another, as cpu.") from error

@@ -68,12 +68,12 @@ def probe(examples: Sequence[Example], *, held_out: Sequence[Example] | None = N
         raise NothingToProbe("too few rows with a rationale and a label, or all of one label")
     tested = [_class(e) for _, test in splits for e in test]
     most = [Counter(_class(e) for e in fit).most_common(1)[0][0] for fit, test in splits for _ in test]
-    found = {
+    predictions = {
         "rationale": [place for fit, test in splits for place in _fit(fit, test, "rationale", seed)],
         "input": [place for fit, test in splits for place in _fit(fit, test, "input", seed)],
         "majority": most,
     }
-    scores = {name: _accuracy(told, tested) for name, told in found.items()}
+    scores = {name: _accuracy(predicted, tested) for name, predicted in predictions.items()}
     leak = scores["rationale"].interval[0] > scores["input"].interval[1]
     return Probe(rows=len(tested), fitted=len(rows), how=how, leak=leak, **scores)
 
@@ -105,23 +105,23 @@ def _fit(fit: Sequence[Example], test: Sequence[Example], part: str, seed: int) 
     analyzer: Any = _words  # a function, whatever their annotation says
     words = TfidfVectorizer(analyzer=analyzer, min_df=2 if len(fit) >= MANY else 1)
     try:
-        seen: Any = words.fit_transform([getattr(e, part) for e in fit])
+        features: Any = words.fit_transform([getattr(e, part) for e in fit])
     except ValueError as error:  # how scikit-learn says that there is no word
         raise NothingToProbe(f"the {part}s have no words") from error
-    model = LogisticRegression(max_iter=300, random_state=seed).fit(seen, [_class(e) for e in fit])
+    model = LogisticRegression(max_iter=300, random_state=seed).fit(features, [_class(e) for e in fit])
     return [int(place) for place in model.predict(words.transform([getattr(e, part) for e in test]))]
 
 
 def _words(text: str) -> list[str]:
     """One and two words that follow each other, each with its line: a word of a premise is none of a hypothesis."""
-    found = []
+    marked = []
     for number, line in enumerate(text.casefold().split("\n")):
         words = re.findall(r"\w+", line)
-        found += [f"{number} {word}" for word in words]
-        found += [f"{number} {first} {second}" for first, second in itertools.pairwise(words)]
-    return found
+        marked += [f"{number} {word}" for word in words]
+        marked += [f"{number} {first} {second}" for first, second in itertools.pairwise(words)]
+    return marked
 
 
-def _accuracy(told: Sequence[int], tested: Sequence[int]) -> Accuracy:
-    right = sum(a == b for a, b in zip(told, tested, strict=True))
+def _accuracy(predicted: Sequence[int], tested: Sequence[int]) -> Accuracy:
+    right = sum(a == b for a, b in zip(predicted, tested, strict=True))
     return Accuracy(right / len(tested), wilson(right, len(tested)))

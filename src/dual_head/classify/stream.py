@@ -123,17 +123,17 @@ def reader_of(
     text is the text. Spaces around a text are left out, as in training. Errors: an unknown format, more than one of
     the three.
     """
-    if sum(given is not None for given in (column, format, template)) > 1:
+    if sum(choice is not None for choice in (column, format, template)) > 1:
         raise DualHeadError("A text is in one column, or written by a template or a format. Give one of the three.")
-    own = {} if column or format or template else dict(written or {})
-    template, format = template or own.get("template"), format or own.get("format")
+    recorded = {} if column or format or template else dict(written or {})
+    template, format = template or recorded.get("template"), format or recorded.get("format")
     if format is not None and format not in FORMATS:
         raise DualHeadError(f"There is no format '{format}'.{did_you_mean(format, FORMATS)}")
     if template:
         template_columns(template)  # a mistake in it would be one of every row
         return partial(_asked, read=partial(_filled, template=template))
     if format == "columns":
-        return partial(_asked, read=partial(_by_columns, columns=own.get("columns") or {}))
+        return partial(_asked, read=partial(_by_columns, columns=recorded.get("columns") or {}))
     if format not in (None, "auto"):
         return partial(_asked, read=partial(_by_format, read=FORMATS[format].read))
     return partial(_asked, read=partial(_by_name, columns=(column,) if column else COLUMNS))
@@ -144,9 +144,9 @@ def _asked(row: Any, *, read: Callable[[Row], Asked]) -> Asked:
         return Asked(row.strip())
     if not isinstance(row, Mapping):
         raise Dropped("malformed row")
-    found = read(row)
-    found = found._replace(text=found.text.strip())
-    return found if row.get("id") is None else found._replace(id=row["id"])
+    example = read(row)
+    example = example._replace(text=example.text.strip())
+    return example if row.get("id") is None else example._replace(id=row["id"])
 
 
 def _filled(row: Row, template: str) -> Asked:
@@ -154,8 +154,8 @@ def _filled(row: Row, template: str) -> Asked:
 
 
 def _by_format(row: Row, read: Callable[..., Any]) -> Asked:
-    found = read(row)
-    return Asked(found.input, found.id or None)
+    example = read(row)
+    return Asked(example.input, example.id or None)
 
 
 def _by_columns(row: Row, columns: Mapping[str, Any]) -> Asked:
@@ -164,7 +164,7 @@ def _by_columns(row: Row, columns: Mapping[str, Any]) -> Asked:
 
 
 def _by_name(row: Row, columns: tuple[str, ...]) -> Asked:
-    found = next((column for column in columns if column in row), None)
-    if found is None:
+    present = next((column for column in columns if column in row), None)
+    if present is None:
         raise Dropped(f"no column {' or '.join(columns)}")
-    return Asked(text(row, found))
+    return Asked(text(row, present))

@@ -88,18 +88,18 @@ def write_rationales(
     options, file = options or TeacherOptions(), Path(file)
     identity = digest(teacher, list(labels), options.task, options.sentences)
     book = _Book(labels, f"{teacher} ({identity})", Written(rows=len(examples)), on_row)
-    there = _read(file, book.teacher)
+    previous = _read(file, book.teacher)
     groups: dict[str, list[Example]] = {}
     for example in examples:
         if example.label is None:
             book.found.unlabelled += 1
         else:
             groups.setdefault(digest(identity, example.input, example.label), []).append(example)
-    new = [key for key in groups if key not in there]
+    new = [key for key in groups if key not in previous]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
-        for key in groups.keys() & there.keys():
-            book.go_on(stream, key, groups[key], there[key])
+        for key in groups.keys() & previous.keys():
+            book.go_on(stream, key, groups[key], previous[key])
         for start in range(0, len(new), options.at_once):
             block = {key: groups[key][0] for key in new[start : start + options.at_once]}
             for key, reply in _explained(block, labels, ask, options, book.found):
@@ -111,7 +111,7 @@ def write_rationales(
 
 
 def _explained(
-    block: dict[str, Example], labels: Sequence[str], ask: Ask, options: TeacherOptions, found: Written
+    block: dict[str, Example], labels: Sequence[str], ask: Ask, options: TeacherOptions, tally: Written
 ) -> Iterator[tuple[str, _Reply | None]]:
     """Ask about all, then again about those whose replies are flawed; of flawed replies the least flawed is kept."""
     words = label_words(labels)
@@ -119,18 +119,18 @@ def _explained(
     best: dict[str, _Reply] = {}
     for attempt in range(1, options.attempts + 1):
         keys, again = list(talks), {}
-        for index, said in ask([talks[key] for key in keys]):
+        for index, answer in ask([talks[key] for key in keys]):
             key = keys[index]
-            found.asked += 1
-            if said is None:
+            tally.asked += 1
+            if answer is None:
                 yield key, best.get(key)
                 continue
-            reply = _understood(said, in_words(block[key].label, labels), words, attempt)
+            reply = _understood(answer, in_words(block[key].label, labels), words, attempt)
             best[key] = min((reply, best.get(key, reply)), key=lambda one: len(one.flags))
             if not reply.flags or attempt == options.attempts:
                 yield key, best[key]
             else:
-                again[key] = [*talks[key], *_complaint(said, reply, words)]
+                again[key] = [*talks[key], *_complaint(answer, reply, words)]
         talks = {key: again[key] for key in keys if key in again}
         if not talks:
             return
@@ -151,7 +151,7 @@ def _question(example: Example, labels: Sequence[str], options: TeacherOptions) 
     return [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
 
 
-def _complaint(said: str, reply: _Reply, words: re.Pattern[str]) -> Talk:
+def _complaint(answer: str, reply: _Reply, words: re.Pattern[str]) -> Talk:
     word = words.search(reply.rationale)
     wrong = {
         NO_RATIONALE: "There is no reasoning before the answer.",
@@ -159,14 +159,14 @@ def _complaint(said: str, reply: _Reply, words: re.Pattern[str]) -> Talk:
         OTHER: "The answer is not the correct label that was given.",
         WORD: f'The reasoning must not contain "{word[0] if word else ""}".',
     }
-    asked = " ".join([*(wrong[flag] for flag in reply.flags), "Write all of it again."])
-    return [{"role": "assistant", "content": said}, {"role": "user", "content": asked}]
+    complaint = " ".join([*(wrong[flag] for flag in reply.flags), "Write all of it again."])
+    return [{"role": "assistant", "content": answer}, {"role": "user", "content": complaint}]
 
 
-def _understood(said: str, gold: str, words: re.Pattern[str], attempt: int) -> _Reply:
+def _understood(reply: str, gold: str, words: re.Pattern[str], attempt: int) -> _Reply:
     """Cut a reply into rationale and answer, and say what is wrong with it."""
-    said = re.sub(r"<think>.*?</think>", "", said, flags=re.DOTALL)
-    parts = re.split(r"[*_#\s]*Final Answer\s*[*_]*\s*:[*_]*", said, flags=re.IGNORECASE)
+    reply = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL)
+    parts = re.split(r"[*_#\s]*Final Answer\s*[*_]*\s*:[*_]*", reply, flags=re.IGNORECASE)
     rationale = re.sub(r"\A\W*Reasoning\s*[*_]*:[*_]*\s*", "", parts[0].strip(), flags=re.IGNORECASE)
     answer = parts[-1].strip().split("\n")[0].strip(" *_\"'`").rstrip(".") if len(parts) > 1 else ""
     flags = [
@@ -231,25 +231,25 @@ def _read(file: Path, teacher: str) -> dict[str, list[dict[str, Any]]]:
     whole = file.read_bytes()
     if cut := len(whole) - (whole.rfind(b"\n") + 1):
         whole = whole[: len(whole) - cut]
-    found: dict[str, list[dict[str, Any]]] = {}
+    rationales: dict[str, list[dict[str, Any]]] = {}
     for number, text in enumerate(whole.decode("utf-8", errors="replace").split("\n")[:-1], 1):
         try:
             line = json_value(text)
-            key, own = line["key"], line["teacher"]
+            key, author = line["key"], line["teacher"]
             _ = line["rationale"], line["answer"], line["flags"], line["attempts"]
         except (ValueError, TypeError, KeyError) as error:
             raise DualHeadError(
                 f"'{file}' line {number} was not written by a teacher. Choose another output."
             ) from error
-        if own != teacher:
+        if author != teacher:
             raise DualHeadError(
-                f"'{file}' has rationales of {own}, and now it would be {teacher}, of other labels, sentences or task "
-                "if only the digits differ. Choose another output."
+                f"'{file}' has rationales of {author}, and now it would be {teacher}, of other labels, sentences "
+                "or task if only the digits differ. Choose another output."
             )
-        found.setdefault(key, []).append(line)
-    if cut and not found:
+        rationales.setdefault(key, []).append(line)
+    if cut and not rationales:
         raise DualHeadError(f"'{file}' was not written by a teacher. Choose another output, or delete it.")
     if cut:
         with file.open("r+b") as stream:
             stream.truncate(len(whole))
-    return found
+    return rationales

@@ -76,7 +76,7 @@ def tokenize_examples(
     all that follows the input, and teaches the reasoning head nothing. Rows without a rationale teach the input at
     most. Errors: nothing is left.
     """
-    drops, found, scope_name = RowReport(rows=len(examples)), [], scope_of(scope)
+    drops, rows, scope_name = RowReport(rows=len(examples)), [], scope_of(scope)
     ends = {kind: _end_of_special(prefix, tokenizer) for kind, prefix in form.prefixes().items()}
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
@@ -91,15 +91,15 @@ def tokenize_examples(
                 ids = cut_ids(ids, options, first=len(first_ids(tokenizer)))
             parts = form.parts(example, names)
             rest, kinds = _rest(parts, tokenizer, options, ends, drops) if rationales else ([], [])
-            everything = scope_name == "everything"
-            said = [everything or kind == "rationale" or scope_name == "continuation" for kind in kinds]
-            learnt = [everything and rationales] * len(ids) + said
+            all_text = scope_name == "everything"
+            taught = [all_text or kind == "rationale" or scope_name == "continuation" for kind in kinds]
+            learnt = [all_text and rationales] * len(ids) + taught
             learnt[0] = False  # nothing predicts the first token
-            found.append(Tokenized(ids, rest, learnt, example.label, index))
-    drops.kept = len(found)
-    if not found:
+            rows.append(Tokenized(ids, rest, learnt, example.label, index))
+    drops.kept = len(rows)
+    if not rows:
         raise DualHeadError(f"No example is left. Raise max_input_length, or look at the data:\n{drops.table()}")
-    return found, drops
+    return rows, drops
 
 
 def input_ids_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Ids]:
@@ -117,13 +117,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _plain_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
     """Tokenise texts in which nothing begins or ends a document: "</s>" is four characters."""
-    found: Any = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoded: Any = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     both: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     marks, unknown = set(both), cast(int | None, tokenizer.unk_token_id)
     if unknown is None or unknown in marks:
-        return found  # such tokenizers spell what they do not know
+        return encoded  # such tokenizers spell what they do not know
     # A vocabulary of whole words has the special ones among them.
-    return [ids if marks.isdisjoint(ids) else [unknown if one in marks else one for one in ids] for ids in found]
+    return [ids if marks.isdisjoint(ids) else [unknown if one in marks else one for one in ids] for ids in encoded]
 
 
 def _end_of_special(prefix: str, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -147,9 +147,9 @@ def _rest(
     for kind, text in parts:
         end = ends[kind]
         marked: Any = tokenizer(text[:end], add_special_tokens=False)["input_ids"] if end else []
-        own = [*marked, *_plain_ids([text[end:]], tokenizer)[0]]
-        ids += own
-        kinds += [kind] * len(own)
+        tail = [*marked, *_plain_ids([text[end:]], tokenizer)[0]]
+        ids += tail
+        kinds += [kind] * len(tail)
     if not ids:
         drops.notes["rows without a rationale"] += 1
         return [], []

@@ -129,8 +129,8 @@ class ClassifierTrainer(StrictTrainer):
         """Rows and tokens [2] that all batches of a step, on all processes, have together."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
-        own = [self.classifier.loss_totals(batch["labels"], batch.get("lm_labels")) for batch in batch_samples]
-        totals = torch.stack(own).sum(0).to(device)
+        parts = [self.classifier.loss_totals(batch["labels"], batch.get("lm_labels")) for batch in batch_samples]
+        totals = torch.stack(parts).sum(0).to(device)
         if self.args.world_size > 1:
             totals = self.accelerator.gather(totals).view(-1, 2).sum(0)  # type: ignore[union-attr]
         return totals
@@ -180,16 +180,16 @@ class ClassifierTrainer(StrictTrainer):
     def take_losses(self) -> dict[str, float]:
         """Both losses, means over the steps since they were last taken; one that no process had is left out."""
         zero = torch.zeros((), device=self.args.device)
-        own = [part for name in self._parts for part in self._sum_and_count(name, zero)]
+        sums = [part for name in self._parts for part in self._sum_and_count(name, zero)]
         # All four at once and always: a process without rationales takes part as well.
-        found: Any = self.accelerator.reduce(torch.stack(own), reduction="mean")
+        reduced: Any = self.accelerator.reduce(torch.stack(sums), reduction="mean")
         steps = max(1, self.state.global_step - self._taken)
         self._taken = self.state.global_step
         for values in self._parts.values():
             values.clear()
         return {
             name: total / steps
-            for name, (total, count) in zip(self._parts, found.view(-1, 2).tolist(), strict=True)
+            for name, (total, count) in zip(self._parts, reduced.view(-1, 2).tolist(), strict=True)
             if count
         }
 
