@@ -89,15 +89,15 @@ class TextForm:
     def parts(self, example: Example, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """What follows the input, in order: ("rationale" | "answer", text); nothing where there is no rationale."""
         answer = example.answer or in_words(example.label, names)
-        written = ("answer", self.answer_prefix + answer)
+        answer_part = ("answer", self.answer_prefix + answer)
         if not example.rationale.strip():
             return ()
         if self.answer == "alone":
-            return (written,) if answer else ()
-        said = ("rationale", self.reason_prefix + example.rationale.strip())
+            return (answer_part,) if answer else ()
+        rationale_part = ("rationale", self.reason_prefix + example.rationale.strip())
         if self.answer == "absent" or not answer:
-            return (said,)
-        return (said, written) if self.answer == "after" else (written, said)
+            return (rationale_part,)
+        return (rationale_part, answer_part) if self.answer == "after" else (answer_part, rationale_part)
 
     def __post_init__(self) -> None:
         if not self.reason_prefix.strip():

@@ -20,41 +20,41 @@ NONE = "-1"  # how data sets write that a label is not known
 class LabelReader:
     """Reads labels into indices of `names`.
 
-    names: of the classes, in order; own: the data format's own names, which numbers stand for, () where numbers
+    names: of the classes, in order; classes: the data format's own names, which numbers stand for, () where numbers
     stand for `names`; aliases: other words for them, in lower case; multi_label: whether a row may have several
     labels, or none. Where a name is itself a number, numbers are names, -1 too.
-    Errors: a name twice; names that are neither some of `own` nor new ones for all of them.
+    Errors: a name twice; names that are neither some of `classes` nor new ones for all of them.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         *,
-        own: tuple[str, ...] = (),
+        classes: tuple[str, ...] = (),
         aliases: Mapping[str, str] | None = None,
         multi_label: bool = False,
     ):
-        self.names, self.own, self.multi_label = tuple(names), own or tuple(names), multi_label
+        self.names, self.classes, self.multi_label = tuple(names), classes or tuple(names), multi_label
         if len(set(self.names)) < len(self.names):
             raise DualHeadError(f"A label is named twice in {', '.join(self.names)}. Name each class once.")
-        strangers = [name for name in self.names if name not in self.own]
-        if len(strangers) == len(self.own) == len(self.names):
-            self._places = {name: place for place, name in enumerate(self.own)}
+        strangers = [name for name in self.names if name not in self.classes]
+        if len(strangers) == len(self.classes) == len(self.names):
+            self._places = {name: place for place, name in enumerate(self.classes)}
         elif strangers:
-            raise DualHeadError(f"There is no label '{strangers[0]}'.{did_you_mean(strangers[0], self.own)}")
+            raise DualHeadError(f"There is no label '{strangers[0]}'.{did_you_mean(strangers[0], self.classes)}")
         else:
             self._places = {name: place for place, name in enumerate(self.names)}
-        self._numbered = not any(name.removeprefix("-").isdecimal() for name in self.own)
-        folded = Counter(_key(name) for name in self.own)
+        self._numbered = not any(name.removeprefix("-").isdecimal() for name in self.classes)
+        folded = Counter(_key(name) for name in self.classes)
         # Names given in two spellings of one, as A and a, are two classes: then rows have to write them as they are.
-        own_folded = {_key(name): name for name in self.own if folded[_key(name)] == 1}
-        self._folded = {**(aliases or {}), **own_folded}
+        folded_classes = {_key(name): name for name in self.classes if folded[_key(name)] == 1}
+        self._folded = {**(aliases or {}), **folded_classes}
 
     def __call__(self, raw: Any) -> Label:
         """Read a label; None where it is not known. Raises `Dropped` for one that is not among the names."""
         if isinstance(raw, (list, tuple)):
             return self._several(raw) if self.multi_label and not _floats(raw) else self._shares(raw)
-        if unknown(raw, self.own):
+        if unknown(raw, self.classes):
             return None
         place = self._place(raw)
         return self._hot([place]) if self.multi_label else place
@@ -66,18 +66,18 @@ class LabelReader:
         return self._places[name]
 
     def _own_name(self, raw: Any) -> str | None:
-        said = _said(raw)
-        if said in self.own:
-            return said
-        if (name := self._folded.get(_key(said))) is not None:
+        label = _said(raw)
+        if label in self.classes:
+            return label
+        if (name := self._folded.get(_key(label))) is not None:
             return name
-        number = int(_key(said)) if self._numbered and _key(said).isdecimal() else None
-        if isinstance(raw, bool) and len(self.own) == 2:
+        number = int(_key(label)) if self._numbered and _key(label).isdecimal() else None
+        if isinstance(raw, bool) and len(self.classes) == 2:
             number = int(raw)
-        return self.own[number] if number is not None and number < len(self.own) else None
+        return self.classes[number] if number is not None and number < len(self.classes) else None
 
     def _several(self, raw: Sequence[Any]) -> tuple[float, ...]:
-        if any(unknown(one, self.own) for one in raw):
+        if any(unknown(one, self.classes) for one in raw):
             raise Dropped("a list of labels with an unknown one in it")
         places = [self._place(one) for one in raw]
         if len(set(places)) < len(places):
@@ -89,20 +89,20 @@ class LabelReader:
         return tuple(float(place in places) for place in range(len(self.names)))
 
     def _shares(self, raw: Sequence[Any]) -> tuple[float, ...]:
-        """Shares in the order of `own`: each in [0, 1], and together 1 unless there may be several labels."""
-        if len(raw) != len(self.own):
-            raise Dropped(f"{len(raw)} shares for {len(self.own)} labels")
+        """Shares in the order of `classes`: each in [0, 1], and together 1 unless there may be several labels."""
+        if len(raw) != len(self.classes):
+            raise Dropped(f"{len(raw)} shares for {len(self.classes)} labels")
         if not all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in raw):
             raise Dropped("shares that are not between 0 and 1")
         if not self.multi_label and abs(math.fsum(raw) - 1) > 1e-3:
             raise Dropped("shares that do not sum to 1")
-        found = [0.0] * len(self.names)
-        for name, share in zip(self.own, raw, strict=True):
+        shares = [0.0] * len(self.names)
+        for name, share in zip(self.classes, raw, strict=True):
             if name in self._places:
-                found[self._places[name]] = float(share)
+                shares[self._places[name]] = float(share)
             elif share:
                 raise Dropped(f"unknown label '{name}'")
-        return tuple(found)
+        return tuple(shares)
 
 
 def class_names(raws: Iterable[Any]) -> tuple[str, ...]:
@@ -130,8 +130,8 @@ def label_names(raws: Iterable[Any], *, multi_label: bool = False) -> tuple[str,
         if not all(name.isdecimal() for name in names):
             raise DualHeadError("Some labels are names and some are shares. Say which share is whose: --labels a,b,c.")
         return tuple(str(i) for i in range(shares.most_common(1)[0][0]))
-    kept = [_spelling(key, spelled) for key, spelled in names.items()]
-    return tuple(sorted(kept, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
+    spellings = [_spelling(key, counts) for key, counts in names.items()]
+    return tuple(sorted(spellings, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
 
 def spelling_notes(raws: Iterable[Any], names: Sequence[str]) -> list[str]:
@@ -140,9 +140,11 @@ def spelling_notes(raws: Iterable[Any], names: Sequence[str]) -> list[str]:
     for raw in raws:
         for spelling in _spelled(raw if isinstance(raw, (list, tuple)) else (raw,)):
             spellings.setdefault(_key(spelling), set()).add(str(raw) if isinstance(raw, bool) else f"'{spelling}'")
-    known = {_key(name): name for name in names}
-    several = {key: spelled for key, spelled in spellings.items() if len(spelled) > 1 and key in known}
-    notes = [f"labels {', '.join(sorted(spelled))} are one class, '{known[key]}'" for key, spelled in several.items()]
+    classes = {_key(name): name for name in names}
+    several = {key: variants for key, variants in spellings.items() if len(variants) > 1 and key in classes}
+    notes = [
+        f"labels {', '.join(sorted(variants))} are one class, '{classes[key]}'" for key, variants in several.items()
+    ]
     numbers = sum(name.isdecimal() for name in names)
     if 0 < numbers < len(names):
         notes.append(f"some labels are numbers and some are words: {', '.join(names)}. Say what is meant with --labels")
@@ -163,17 +165,17 @@ def _key(name: str) -> str:
     return whole if whole.removeprefix("-").isdecimal() else " ".join(name.casefold().split())
 
 
-def _spelling(key: str, spelled: Counter[str]) -> str:
+def _spelling(key: str, counts: Counter[str]) -> str:
     """The most frequent spelling, of two alike the plainer one; of numbers the one without a decimal point."""
-    return key if key.isdecimal() else min(spelled, key=lambda name: (-spelled[name], name != key, name))
+    return key if key.isdecimal() else min(counts, key=lambda name: (-counts[name], name != key, name))
 
 
 def unknown(raw: Any, names: Sequence[str] = ()) -> bool:
     """Whether this says that the label is not known: nothing, "", NaN, or -1 unless that is the name of a class."""
     if raw is None or (isinstance(raw, float) and math.isnan(raw)):
         return True
-    said = str(raw).strip()
-    return not said or (said in (NONE, f"{NONE}.0") and NONE not in names)
+    label = str(raw).strip()
+    return not label or (label in (NONE, f"{NONE}.0") and NONE not in names)
 
 
 def _said(raw: Any) -> str:
