@@ -325,7 +325,7 @@ def test_the_seed_picks_the_choices_of_truthfulqa(tmp_path, monkeypatch):
     backbone = write_backbone(tmp_path / "backbone", spread=0.5)
     source, picked = choices(tmp_path / "mc_task.json"), []
 
-    def scores(system, questions, *_):
+    def scores(benchmark, system, questions, *_):
         picked.append([question.question for question in questions])
         raise DualHeadError("That is enough.")
 

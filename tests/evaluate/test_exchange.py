@@ -7,14 +7,10 @@ import pytest
 
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Question
-from dual_head.evaluate.exchange import (
-    ARENA_2,
-    instruction_of,
-    read_answers,
-    write_alpaca_eval,
-    write_arena_hard,
-    write_mt_bench,
-)
+from dual_head.evaluate.benchmarks.alpaca import write_alpaca_eval
+from dual_head.evaluate.benchmarks.arena import V2, write_arena_hard
+from dual_head.evaluate.benchmarks.mt_bench import write_mt_bench
+from dual_head.evaluate.exchange import instruction_of, read_answers
 from dual_head.evaluate.metrics.base import measure
 from dual_head.evaluate.questions import load_questions
 
@@ -132,7 +128,7 @@ def test_questions_of_arena_2_are_answered_in_its_own_layout(tmp_path):
 
 
 def test_texts_and_several_turns_are_told_in_arena_2s_messages(tmp_path):
-    questions = [Question("t", "plain", layout=ARENA_2), Question("c", ASKED, ("d",), layout=ARENA_2)]
+    questions = [Question("t", "plain", layout=V2), Question("c", ASKED, ("d",), layout=V2)]
     answers = {"t": Answer(question="t", replies=("r",)), "c": Answer(question="c", replies=("one", "two"))}
     write_arena_hard(tmp_path / "m.jsonl", questions, answers, model="m")
     plain, talk = (json.loads(line)["messages"] for line in (tmp_path / "m.jsonl").read_text().splitlines())

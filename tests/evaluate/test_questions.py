@@ -7,9 +7,8 @@ import pytest
 
 from dual_head import DualHeadError
 from dual_head.demo.world import parse_request
-from dual_head.evaluate import Question
-from dual_head.evaluate.benchmarks.base import BENCHMARKS, benchmark
-from dual_head.evaluate.exchange import ARENA_2
+from dual_head.evaluate.benchmarks import BENCHMARKS
+from dual_head.evaluate.benchmarks.arena import V2
 from dual_head.evaluate.questions import load_questions
 
 
@@ -68,7 +67,7 @@ def test_arena_is_read_in_both_of_its_layouts(tmp_path):
     (first, second), _ = load_questions("arena", file)
     assert (first.id, first.prompt, first.category) == ("q1", user("a"), "Puzzles")
     assert (second.id, second.prompt, second.category) == ("q2", user("b"), "coding")
-    assert (first.layout, second.layout) == ("", ARENA_2)
+    assert (first.layout, second.layout) == ("", V2)
 
 
 def test_mt_bench_takes_references_from_the_file_beside_it_and_does_not_ask_them(tmp_path):
@@ -323,15 +322,42 @@ def test_a_split_that_cannot_be_read_is_said(tmp_path):
         load_questions("world", split="train")
 
 
-def test_a_new_benchmark_is_one_function(tmp_path):
-    @benchmark("shouted")
-    def shouted(row):
+SHOUTED = '''"""Words, shouted."""
+from dual_head.evaluate import Question
+from dual_head.evaluate.benchmarks import Benchmark
+
+
+class BENCHMARK(Benchmark):
+    graded = True
+
+    def question(self, row):
         return Question("", row["word"].upper())
 
-    try:
-        assert load_questions("shouted", lines(tmp_path / "w.jsonl", {"word": "a"}))[0][0].prompt == "A"
-    finally:
-        del BENCHMARKS["shouted"]
+    def write(self, folder, system, questions, answers):
+        (folder / f"{system}.txt").write_text(" ".join(answers[question.id].replies[0] for question in questions))
+'''
+
+
+def install(folder, monkeypatch, name, source):
+    """Put a module beside the metadata of a distribution that brings it as a benchmark."""
+    info = folder / f"acme_{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[dual_head.benchmarks]\n{name} = acme_{name}\n")
+    (folder / f"acme_{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_a_benchmark_of_another_package_is_one_file(tmp_path, monkeypatch):
+    install(tmp_path / "site", monkeypatch, "shouted", SHOUTED)
+    assert BENCHMARKS.summaries()["shouted"] == "Words, shouted."
+    assert load_questions("shouted", lines(tmp_path / "w.jsonl", {"word": "a"}))[0][0].prompt == "A"
+
+
+def test_a_benchmark_that_is_none_is_refused_by_name(tmp_path, monkeypatch):
+    install(tmp_path / "site", monkeypatch, "odd", "BENCHMARK = 3")
+    with pytest.raises(DualHeadError, match=r"benchmark 'odd' of acme-odd 1\.0.*is broken.*not a subclass"):
+        load_questions("odd")
 
 
 # ---- the files that others published ---------------------------------------------------------------------

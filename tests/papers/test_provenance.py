@@ -17,7 +17,7 @@ from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import COMMANDS as OUR_COMMANDS
 from dual_head.cli import main
 from dual_head.commands import classify
-from dual_head.commands import eval as evaluate
+from dual_head.evaluate.benchmarks import BENCHMARKS
 from dual_head.methods import method, method_names
 from dual_head.seed_names import COMMANDS, FLAGS, NO_COMMANDS, PYTHON, translate
 
@@ -121,7 +121,7 @@ def test_a_command_that_is_named_has_the_flags_that_it_is_given(line):
     if command == "classify":
         assert more[0] in classify.COMMANDS
     if command == "eval" and more and not more[0].startswith("-"):
-        assert more[0] in evaluate.BENCHMARKS
+        assert more[0] in BENCHMARKS.names()
     assert set(FLAG.findall(shlex.join(more))) <= flags_of(command, *more)
 
 

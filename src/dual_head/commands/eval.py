@@ -1,6 +1,5 @@
 """`dual-head eval BENCHMARK --models base=PATH,guided=PATH@1.5`: one set of questions, every system, an honest table.
 
-Benchmarks: hh, alpaca, arena, mt_bench, safety, world (the demonstration's), prompts (any file), and truthfulqa.
 Answers and verdicts are kept in the output folder, so that a killed run goes on and a second one costs nothing.
 """
 
@@ -15,13 +14,14 @@ from rich.table import Table
 
 from dual_head.commands.help import DTYPE_HELP, Help, Parser, at_least
 from dual_head.data.sources import is_hub_name
-from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.errors import DualHeadError
+from dual_head.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmark
+from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark
 from dual_head.places import exclusive, require_place
 from dual_head.reading import yaml_value
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
 
-BENCHMARKS = ("hh", "alpaca", "arena", "mt_bench", "truthfulqa", "safety", "world", "prompts")
 # What choices are scored with; they are given, so that no other option changes anything.
 OF_CHOICES = {"benchmark", "models", "output_dir", "source", "num_samples", "seed", "batch_size"}
 OF_CHOICES |= {"dtype", "device", "trust_remote_code"}
@@ -34,8 +34,9 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, evaluate, print."""
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if args.benchmark not in BENCHMARKS:
-        raise DualHeadError(f"There is no benchmark '{args.benchmark}'.{did_you_mean(args.benchmark, BENCHMARKS)}")
+    benchmark = load_benchmark(args.benchmark)
+    if isinstance(benchmark, ChoiceBenchmark):
+        _require_of_choices(args, parser)
     _require_places(args.models)
     console = Terminal()
     if not console.is_terminal:
@@ -44,23 +45,23 @@ def run(arguments: Sequence[str]) -> int:
     command = command_line("dual-head", "eval", *arguments)
     with exclusive(args.output_dir):
         require_place(output, record=PAGE_FILE, writes=REPORTS)
-        report = _report(args, parser, output, console, command)
+        report = _report(args, benchmark, output, console, command)
     _print(report, output, console)
     return 0
 
 
 def _report(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, output: Path, console: Terminal, command: str
+    args: argparse.Namespace, benchmark: Benchmark, output: Path, console: Terminal, command: str
 ) -> dict[str, Any]:
     # Imported late: a mistyped option should not wait for torch.
-    if args.benchmark != "truthfulqa":
+    if not isinstance(benchmark, ChoiceBenchmark):
         from dual_head.evaluate.run import evaluate
 
         return evaluate(_options(args), output, console, command=command)
-    _require_of_choices(args, parser)
     from dual_head.evaluate.multiple_choice import evaluate_choices
 
     return evaluate_choices(
+        benchmark,
         args.models,
         args.source,
         output,
@@ -207,7 +208,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=Help,
         allow_abbrev=False,
     )
-    parser.add_argument("benchmark", help=f"one of {', '.join(BENCHMARKS)}")
+    parser.add_argument(
+        "benchmark", help=", ".join(f"{name} ({about.rstrip('.')})" for name, about in BENCHMARKS.summaries().items())
+    )
     parser.add_argument(
         "--models",
         action="append",

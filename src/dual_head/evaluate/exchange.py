@@ -1,6 +1,6 @@
 """Answers in other people's files: AlpacaEval's outputs, Arena-Hard's and MT-Bench's answers, and our own.
 
-What is written here their own tools read, and what they wrote can stand in a comparison as a system. It knows
+What their tools wrote can stand in a comparison as a system; a benchmark writes its own with what is here. It knows
 layouts of files; nothing of models, judges or scores.
 """
 
@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,17 @@ from dual_head.evaluate.types import Answer, Question
 from dual_head.places import atomic_folder
 
 __all__ = [
-    "ARENA_2",
     "Recorded",
+    "answer_id",
+    "answer_to",
+    "choices_row",
     "content_of",
     "instruction_of",
     "read_answers",
-    "write_alpaca_eval",
-    "write_arena_hard",
-    "write_mt_bench",
+    "write_rows",
+    "write_text",
 ]
 
-ARENA_2 = "arena-hard-v2.0"  # the layout of questions whose answers Arena-Hard 2.0 reads
 _FORMS = (
     'A file of answers is AlpacaEval\'s JSON ("instruction", "output"), the JSONL of Arena-Hard or MT-Bench '
     '("question_id", "choices", or "uid", "messages"), or a file of our own ("prompt", "replies").'
@@ -53,10 +53,8 @@ class Recorded:
     def of(self, question: Question) -> Answer | None:
         """Look up the answer to a question, under its id; None where there is none."""
         names = (("content", content_of(question)), ("instruction", instruction_of(question)), ("id", question.id))
-        found = next((self.answers[name] for name in names if name in self.answers), None)
-        return found and Answer(
-            question=question.id, replies=found.replies, tokens=found.tokens, finished=found.finished
-        )
+        answer = next((self.answers[name] for name in names if name in self.answers), None)
+        return answer and replace(answer, question=question.id)
 
 
 def instruction_of(question: Question) -> str:
@@ -77,110 +75,39 @@ def content_of(question: Question) -> str:
 # ---- writing ---------------------------------------------------------------------------------------------
 
 
-def write_alpaca_eval(
-    file: str | Path, questions: Sequence[Question], answers: Mapping[str, Answer], *, generator: str
-) -> None:
-    """Write what `alpaca_eval --model_outputs` reads: [{"dataset", "instruction", "output", "generator"}].
-
-    Spaces around an output go. Errors: a question of several turns, which AlpacaEval has not; one without an answer.
-    """
-    for question in questions:
-        if question.follow_ups:
-            raise DualHeadError(f"AlpacaEval has no second turn, and '{question.id}' has one. Write MT-Bench's format.")
-    rows = [
-        {
-            "dataset": question.category,
-            "instruction": instruction_of(question),
-            "output": _answer(question, answers).replies[0].strip(),
-            "generator": generator,
-        }
-        for question in questions
-    ]
-    _write(Path(file), json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_arena_hard(
-    file: str | Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    model: str,
-    tstamp: float | None = None,
-) -> None:
-    """Write Arena-Hard's model_answer/MODEL.jsonl, in the layout of the questions; `tstamp`: seconds, now if None.
-
-    v0.1's turns are {"content", "token_len"}, the latter where an answer tells its tokens. v2.0's messages end in
-    {"content": {"answer"}}; its "metadata" counts another tokenizer's tokens, and their add_markdown_info writes it.
-    """
-
-    def row(question: Question, answer: Answer) -> dict[str, Any]:
-        if question.layout == ARENA_2:
-            return _messages_row(question, answer, model)
-        tokens = [{"token_len": tokens} for tokens in answer.tokens] or [{}] * len(answer.replies)
-        turns = [{"content": reply.strip(), **own} for reply, own in zip(answer.replies, tokens, strict=True)]
-        return _choices_row(question.id, turns, model)
-
-    _write_rows(Path(file), questions, answers, tstamp, row)
-
-
-def write_mt_bench(
-    file: str | Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    model: str,
-    tstamp: float | None = None,
-) -> None:
-    """Write MT-Bench's model_answer/MODEL.jsonl: turns are texts."""
-
-    # Their tools join by the id, and MT-Bench's own are numbers.
-    named = {str(number): number for number in (int(q.id) for q in questions if q.id.isdecimal())}
-
-    def row(question: Question, answer: Answer) -> dict[str, Any]:
-        return _choices_row(named.get(question.id, question.id), [reply.strip() for reply in answer.replies], model)
-
-    _write_rows(Path(file), questions, answers, tstamp, row)
-
-
-def _choices_row(id: str | int, turns: list[Any], model: str) -> dict[str, Any]:
+def choices_row(id: str | int, turns: list[Any], model: str) -> dict[str, Any]:
+    """One answer as Arena-Hard 0.1 and MT-Bench lay it out."""
     choices = [{"index": 0, "turns": turns}]
-    return {"question_id": id, "answer_id": _id_of(model, str(id), turns), "model_id": model, "choices": choices}
+    return {"question_id": id, "answer_id": answer_id(model, str(id), turns), "model_id": model, "choices": choices}
 
 
-def _messages_row(question: Question, answer: Answer, model: str) -> dict[str, Any]:
-    prompt = question.prompt
-    messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
-    for asked, reply in zip((None, *question.follow_ups), answer.replies, strict=True):
-        messages += [] if asked is None else [{"role": "user", "content": asked}]
-        messages.append({"role": "assistant", "content": {"answer": reply.strip()}})
-    id = _id_of(model, question.id, list(answer.replies))
-    return {"uid": question.id, "ans_id": id, "model": model, "messages": messages}
-
-
-def _id_of(*answer: Any) -> str:
+def answer_id(*answer: Any) -> str:
     """As long as theirs, and the same for the same answer."""
     return hashlib.sha256(json.dumps(answer).encode()).hexdigest()[:22]
 
 
-def _write_rows(
+def write_rows(
     file: Path,
     questions: Sequence[Question],
     answers: Mapping[str, Answer],
     tstamp: float | None,
     row: Callable[[Question, Answer], dict[str, Any]],
 ) -> None:
+    """Write a JSONL of one row for each question, with the time. Errors: a question without an answer."""
     when = {"tstamp": time.time() if tstamp is None else tstamp}
-    rows = [row(question, _answer(question, answers)) | when for question in questions]
-    _write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rows = [row(question, answer_to(question, answers)) | when for question in questions]
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _answer(question: Question, answers: Mapping[str, Answer]) -> Answer:
+def answer_to(question: Question, answers: Mapping[str, Answer]) -> Answer:
+    """The answer to a question. Errors: there is none."""
     if question.id not in answers:
         raise DualHeadError(f"There is no answer to '{question.id}'. Write only the questions that were answered.")
     return answers[question.id]
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all, and its folder where there is none."""
     with atomic_folder(file.parent) as staging:
         (staging / file.name).write_text(text, encoding="utf-8")
 
@@ -195,7 +122,7 @@ def read_answers(file: str | Path) -> Recorded:
     decodings, two different answers to one question.
     """
     answers: dict[tuple[str, str], Answer] = {}
-    said_by: dict[str, None] = {}
+    models: dict[str, None] = {}
     decodings: dict[str, dict[str, Any] | None] = {}
     for row, where in _rows(Path(file)):
         try:
@@ -206,16 +133,16 @@ def read_answers(file: str | Path) -> Recorded:
         if name[0] != "content" and answers.get(name, answer).replies != answer.replies:
             raise DualHeadError(f"{where} is another answer to the question '{name[1][:60]}'. Keep one of them.")
         answers[name] = answer
-        said_by[model] = None
+        models[model] = None
         decodings[json.dumps(decoding, sort_keys=True)] = decoding
     if not answers:
         raise DualHeadError(f"There is no answer in '{file}'. {_FORMS}")
-    for what, found in (("models", said_by), ("decodings", decodings)):
-        if len(found) > 1:
+    for what, names in (("models", models), ("decodings", decodings)):
+        if len(names) > 1:
             raise DualHeadError(
-                f"'{file}' holds answers of several {what}: {', '.join(list(found)[:3])}. Give a file for each."
+                f"'{file}' holds answers of several {what}: {', '.join(list(names)[:3])}. Give a file for each."
             )
-    return Recorded(next(iter(said_by)), next(iter(decodings.values())), answers)
+    return Recorded(next(iter(models)), next(iter(decodings.values())), answers)
 
 
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
@@ -265,8 +192,8 @@ def _read(row: Any) -> tuple[tuple[str, str], Answer, str, dict[str, Any] | None
 
 def _of_messages(row: Any) -> Answer:
     """The answer in a row of Arena-Hard 2.0; what a model thought before it, or was told before, is none."""
-    said = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
-    replies = _texts([content["answer"] for content in said if isinstance(content, dict)])
+    contents = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+    replies = _texts([content["answer"] for content in contents if isinstance(content, dict)])
     if not replies:
         raise ValueError("no message has an answer")
     metadata = row.get("metadata")

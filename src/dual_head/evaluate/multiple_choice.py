@@ -1,7 +1,7 @@
-"""TruthfulQA for many systems: log-probabilities in, MC1 and MC2 with paired differences out, as a report.
+"""Multiple choice for many systems: log-probabilities in, MC1 and MC2 with paired differences out, as a report.
 
 Scores are kept by system and question, so that a second run loads no model. It knows systems and files; what the
-scores mean is `truthfulqa`'s.
+scores mean is the benchmark's.
 """
 
 import json
@@ -18,12 +18,7 @@ from rich.console import Console
 
 from dual_head import __version__
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.benchmarks.truthfulqa import (
-    TruthfulQuestion,
-    TruthfulScores,
-    evaluate_truthfulqa,
-    load_truthfulqa,
-)
+from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark, ChoiceQuestion, ChoiceScores
 from dual_head.evaluate.compare.win_rates import paired_difference
 from dual_head.evaluate.identity import digest
 from dual_head.evaluate.metrics.likelihood import continuation_logps
@@ -44,6 +39,7 @@ METRICS = [
 
 
 def evaluate_choices(
+    benchmark: ChoiceBenchmark,
     models: Sequence[str],
     source: str | None,
     output: Path,
@@ -57,41 +53,38 @@ def evaluate_choices(
 ) -> dict[str, Any]:
     """Score every system's choices, write the report into `output` and return it.
 
-    source: TruthfulQA.csv, mc_task.json or their folder. Errors: none given, a system that is no model.
+    source: as the benchmark reads it. Errors: none given where it needs one, a system that is no model.
     """
-    if source is None:
-        raise DualHeadError(
-            "Say where TruthfulQA is with --source: TruthfulQA.csv or mc_task.json of its repository, or their folder."
-        )
-    questions = load_truthfulqa(source)
-    asked = questions
+    questions = benchmark.load(source)
     if num_samples is not None and num_samples < len(questions):
-        picked = random.Random(f"truthfulqa:{seed}").sample(range(len(questions)), num_samples)
-        asked = [questions[i] for i in sorted(picked)]
-    found: dict[str, TruthfulScores] = {}
+        places = random.Random(f"{benchmark.name}:{seed}").sample(range(len(questions)), num_samples)
+        questions = [questions[i] for i in sorted(places)]
+    scores: dict[str, ChoiceScores] = {}
     systems = [open_system(spec, **(load or {})) for spec in parse_systems(models)]
     for system in systems:
         if not isinstance(system, ModelSystem):
-            raise DualHeadError(f"'{system.name}' is a file of answers; TruthfulQA asks how likely a model finds some.")
+            raise DualHeadError(
+                f"'{system.name}' is a file of answers; {benchmark.title} asks how likely a model finds some."
+            )
     for system in systems:
         assert isinstance(system, ModelSystem)
-        found[system.name] = _scores(system, asked, output / "scores", console, batch_size)
+        scores[system.name] = _scores(benchmark, system, questions, output / "scores", console, batch_size)
         system.release()
     report = {
-        "title": f"TruthfulQA: {', '.join(found)}",
+        "title": f"{benchmark.title}: {', '.join(scores)}",
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "benchmark": {"name": "truthfulqa", "questions": len(asked), "source": source, "dropped": {}},
+        "benchmark": {"name": benchmark.name, "questions": len(questions), "source": source, "dropped": {}},
         "systems": [
             {"name": s.name, "path": s.path, "alpha": dict(s.alpha), "identity": s.identity[:16]} for s in systems
         ],
         "quality": {
             "metrics": METRICS,
-            "rows": [{"system": n, "values": {"MC1": own.mc1, "MC2": own.mc2}} for n, own in found.items()],
+            "rows": [{"system": n, "values": {"MC1": score.mc1, "MC2": score.mc2}} for n, score in scores.items()],
         },
-        "tables": [_differences(found), *_by_category(found)],
+        "tables": [_differences(scores), *_by_category(scores)],
     }
     with atomic_folder(output) as staging:
         (staging / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -101,8 +94,13 @@ def evaluate_choices(
 
 
 def _scores(
-    system: ModelSystem, questions: Sequence[TruthfulQuestion], folder: Path, console: Console, batch_size: int
-) -> TruthfulScores:
+    benchmark: ChoiceBenchmark,
+    system: ModelSystem,
+    questions: Sequence[ChoiceQuestion],
+    folder: Path,
+    console: Console,
+    batch_size: int,
+) -> ChoiceScores:
     def logps(pairs: Sequence[Any]) -> list[float]:
         file = folder / f"{system.name}.json"
         key = digest([system.identity, list(pairs)])
@@ -126,19 +124,19 @@ def _scores(
             (staging / file.name).write_text(json.dumps({"key": key, "logps": values}))
         return values
 
-    return evaluate_truthfulqa(logps, questions)
+    return benchmark.score(logps, questions)
 
 
-def _differences(found: dict[str, TruthfulScores]) -> dict[str, Any]:
+def _differences(scores: dict[str, ChoiceScores]) -> dict[str, Any]:
     """Every system's MC1 and MC2 less the first one's, over the same questions."""
-    first, *others = found
+    first, *others = scores
     rows = []
     for name in others:
         cells = []
         for which in (0, 1):
-            own, base = (_known(found[system], which) for system in (name, first))
-            shared = own.keys() & base.keys()
-            difference = paired_difference({i: own[i] for i in shared}, {i: base[i] for i in shared})
+            values, base = (_known(scores[system], which) for system in (name, first))
+            shared = values.keys() & base.keys()
+            difference = paired_difference({i: values[i] for i in shared}, {i: base[i] for i in shared})
             low, high = difference.interval
             cells.append(f"{difference.mean:+.3f} ({low:+.3f} to {high:+.3f})")
         rows.append([name, *cells])
@@ -146,22 +144,22 @@ def _differences(found: dict[str, TruthfulScores]) -> dict[str, Any]:
     return {"title": f"Differences from {first}", "about": about, "columns": ["system", "MC1", "MC2"], "rows": rows}
 
 
-def _known(scores: TruthfulScores, which: int) -> dict[str, float]:
+def _known(scores: ChoiceScores, which: int) -> dict[str, float]:
     """MC1 (0) or MC2 (1) by question, where there is one."""
-    found = ((str(i), own[which]) for i, own in enumerate(scores.questions))
-    return {i: score for i, score in found if score is not None}
+    values = ((str(i), score[which]) for i, score in enumerate(scores.questions))
+    return {i: value for i, value in values if value is not None}
 
 
-def _by_category(found: dict[str, TruthfulScores]) -> list[dict[str, Any]]:
-    categories = next(iter(found.values())).categories
+def _by_category(scores: dict[str, ChoiceScores]) -> list[dict[str, Any]]:
+    categories = next(iter(scores.values())).categories
     if len(categories) < 2:
         return []
     rows = [
-        [f"{name} ({own['n']})", *(_cell(scores.categories[name]["mc2"]) for scores in found.values())]
-        for name, own in categories.items()
+        [f"{name} ({means['n']})", *(_cell(system.categories[name]["mc2"]) for system in scores.values())]
+        for name, means in categories.items()
     ]
     return [
-        {"title": "MC2 by category", "about": "questions in brackets", "columns": ["category", *found], "rows": rows}
+        {"title": "MC2 by category", "about": "questions in brackets", "columns": ["category", *scores], "rows": rows}
     ]
 
 

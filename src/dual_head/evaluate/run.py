@@ -23,7 +23,7 @@ from dual_head.backbone import context_length
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.answers import answer_all, require_comparable, require_same_decoding
-from dual_head.evaluate.exchange import write_alpaca_eval, write_arena_hard, write_mt_bench
+from dual_head.evaluate.benchmarks import Benchmark, load_benchmark
 from dual_head.evaluate.identity import kind_of
 from dual_head.evaluate.independence import require_independent
 from dual_head.evaluate.judges import load_judge
@@ -90,6 +90,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     Errors: as of its parts; a judge or reward that guided one of the systems, or cannot be had; systems that cannot
     be compared. What needs time and memory is measured when all else is written.
     """
+    benchmark = load_benchmark(options.benchmark)
     specs = parse_systems(options.models)
     load = {"dtype": options.dtype, "device": options.device, "trust_remote_code": options.trust_remote_code}
     systems = [open_system(spec, **load) for spec in specs]
@@ -98,17 +99,19 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     notes = require_same_decoding(systems, options.decoding, force=options.force)
     if not options.force:
         require_independent(systems, [options.judge or "", *options.rewards])
-    judge = _judge(options, notes)
-    questions, drops = _questions(options, systems)
-    console.print(drops.table(), soft_wrap=True)
+    judge = _judge(options, benchmark, notes)
+    questions, row_report = _questions(options, benchmark, systems)
+    console.print(row_report.table(), soft_wrap=True)
+    # A score costs nothing more, so that every answer is graded by itself too.
+    graded = judge is not None and (judge.symmetric or benchmark.graded)
     if judge:
-        judge.require(questions, [*(["pairwise"] if pairs else []), *(["single"] if _grading(judge, options) else [])])
+        judge.require(questions, [*(["pairwise"] if pairs else []), *(["single"] if graded else [])])
     measures = Measures(
         output / "measures",
         rewards=options.rewards,
         embedder=options.embedder,
         base=_base(systems, options.base),
-        world=options.benchmark == "world",
+        benchmark=benchmark,
         device=options.device,
         batch_size=options.batch_size,
     )
@@ -133,7 +136,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     if left := asked - len(questions):
         notes.append(f"{left} of {asked} questions were left out, since some system has no answer to them")
     verdicts = _verdicts(judge, questions, answers, pairs, output, options, console) if judge else {}
-    grades = _grades(judge, questions, answers, output, console) if judge and _grading(judge, options) else {}
+    grades = _grades(judge, questions, answers, output, console) if judge and graded else {}
     report = {
         "title": f"{options.benchmark}: {', '.join(answers)}",
         "command": command,
@@ -144,7 +147,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "benchmark": reporting.about_questions(options.benchmark, options.source, questions, drops),
+        "benchmark": reporting.about_questions(options.benchmark, options.source, questions, row_report),
         "decoding": asdict(options.decoding),
         "systems": [
             {"name": s.name, "path": s.path, "alpha": dict(s.alpha), "identity": s.identity[:16]} for s in systems
@@ -152,14 +155,15 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
         **reporting.judged(judge, questions, answers, verdicts, grades),
         "quality": reporting.quality(systems, questions, measured, grades),
         "tables": [
-            *reporting.tables(options.benchmark, systems, questions, grades),
+            *reporting.tables(benchmark, systems, questions, grades),
             *reporting.frontier([system.name for system in systems], measured),
         ],
         "examples": reporting.examples(questions, answers, verdicts),
         "warnings": [*notes, *reporting.warnings(judge, verdicts, grades, answers, measured)],
     }
     _write(output, report)
-    _write_answers(output, questions, answers, options.benchmark)
+    for name in answers:
+        benchmark.write(output, name, questions, answers[name])
     if options.efficiency:
         console.print(f"time and memory, all systems in turns; all else is in {output / REPORT_FILE}", soft_wrap=True)
         report |= _efficiency(systems, questions, options)
@@ -193,17 +197,18 @@ def _require_tools(options: EvaluationOptions) -> None:
         require_embedder(options.embedder)
 
 
-def _judge(options: EvaluationOptions, notes: list[str]) -> Judge | None:
-    """The judge; "rule" is the benchmark's own: the world's exact reward, and elsewhere one that sees words alone."""
+def _judge(options: EvaluationOptions, benchmark: Benchmark, notes: list[str]) -> Judge | None:
+    """The judge; "rule" is the benchmark's own, which where it has none sees words alone."""
     if not options.judge:
         return None
-    if options.judge != "rule" or options.benchmark == "world":
-        return load_judge(options.judge, **options.judge_options)
-    notes.append(
-        "The rule of real text is 'diverse': the reply that repeats itself less wins. It says nothing of what replies "
-        "mean; for that give reward:PATH, lm:PATH, openai:MODEL, or a rule of your own as rule:module:function."
-    )
-    return load_judge("rule:diverse", **options.judge_options)
+    spec = benchmark.rule if options.judge == "rule" else options.judge
+    if options.judge == "rule" and spec == Benchmark.rule:
+        notes.append(
+            "The rule of real text is 'diverse': the reply that repeats itself less wins. It says nothing of what "
+            "replies mean; for that give reward:PATH, lm:PATH, openai:MODEL, or a rule of your own as "
+            "rule:module:function."
+        )
+    return load_judge(spec, **options.judge_options)
 
 
 def usual_new_tokens(models: Sequence[str], **load: Any) -> int:
@@ -224,12 +229,14 @@ def _base(systems: Sequence[System], name: str | None) -> System | None:
     return names.get(name) if name else None
 
 
-def _questions(options: EvaluationOptions, systems: Sequence[System]) -> tuple[list[Question], RowReport]:
-    drawn = options.benchmark == "world"  # as many as are wanted
+def _questions(
+    options: EvaluationOptions, benchmark: Benchmark, systems: Sequence[System]
+) -> tuple[list[Question], RowReport]:
+    drawn, count = benchmark.drawn, None if benchmark.drawn else options.num_samples
     chat = options.chat
     if chat is None and not drawn and any(isinstance(x, ModelSystem) and x.tokenizer.chat_template for x in systems):
         chat = True  # as generate reads a text; the same for all, so that all are asked the same
-    questions, drops = load_questions(
+    questions, report = load_questions(
         options.benchmark,
         options.source,
         num_samples=options.num_samples if drawn else None,
@@ -237,27 +244,21 @@ def _questions(options: EvaluationOptions, systems: Sequence[System]) -> tuple[l
         split=options.split,
         chat=chat,
     )
-    wanted = None if drawn else options.num_samples
     places = list(range(len(questions)))
-    if wanted is not None:
+    if count is not None:
         random.Random(f"{options.benchmark}:{options.seed}").shuffle(places)
-    kept, more = fits([questions[i] for i in places], systems, options.decoding, wanted=wanted)
-    if len(kept) == wanted:
-        drops.notes[f"a random {wanted} of those that fit, seed {options.seed}"] += 1
-    elif wanted is not None:
-        drops.notes[f"asked for {wanted} questions; {len(kept)} fit"] += 1
-    asked = {question.id for question in kept}
-    kept = [question for question in questions if question.id in asked]
-    drops.kept = len(kept)
-    for reason, count in more.reasons.items():
-        drops.reasons[reason] += count
-        drops.first.setdefault(reason, more.first[reason])
-    return kept, drops
-
-
-def _grading(judge: Judge, options: EvaluationOptions) -> bool:
-    """Whether every answer is graded by itself too: a score costs nothing more, and MT-Bench is made of grades."""
-    return judge.symmetric or options.benchmark == "mt_bench"
+    kept, misfits = fits([questions[i] for i in places], systems, options.decoding, wanted=count)
+    if len(kept) == count:
+        report.notes[f"a random {count} of those that fit, seed {options.seed}"] += 1
+    elif count is not None:
+        report.notes[f"asked for {count} questions; {len(kept)} fit"] += 1
+    ids = {question.id for question in kept}
+    kept = [question for question in questions if question.id in ids]
+    report.kept = len(kept)
+    for reason, times in misfits.reasons.items():
+        report.reasons[reason] += times
+        report.first.setdefault(reason, misfits.first[reason])
+    return kept, report
 
 
 # ---- judging -----------------------------------------------------------------------------------------------
@@ -272,10 +273,10 @@ def _verdicts(
     options: EvaluationOptions,
     console: Console,
 ) -> dict[tuple[str, str], list[Outcome]]:
-    found = {}
+    verdicts = {}
     for a, b in pairs:
         with Gauge(f"{judge.name}: {a} against {b}", quiet=console.quiet) as gauge:
-            found[a, b] = judge_pairs(
+            verdicts[a, b] = judge_pairs(
                 judge,
                 questions,
                 answers[a],
@@ -284,17 +285,17 @@ def _verdicts(
                 both_orders=not options.one_order,
                 on_progress=gauge.reach,
             )
-    return found
+    return verdicts
 
 
 def _grades(
     judge: Judge, questions: Sequence[Question], answers: Answers, output: Path, console: Console
 ) -> dict[str, list[Graded]]:
-    found = {}
-    for name, own in answers.items():
+    grades = {}
+    for name, system in answers.items():
         with Gauge(f"{judge.name}: grades {name}", quiet=console.quiet) as gauge:
-            found[name] = grade_all(judge, questions, own, folder=output / "verdicts", on_progress=gauge.reach)
-    return found
+            grades[name] = grade_all(judge, questions, system, folder=output / "verdicts", on_progress=gauge.reach)
+    return grades
 
 
 def _efficiency(systems: Sequence[System], questions: Sequence[Question], options: EvaluationOptions) -> dict[str, Any]:
@@ -329,14 +330,3 @@ def _write(output: Path, report: dict[str, Any]) -> None:
         (staging / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
         (staging / MARKDOWN_FILE).write_text(markdown(report), encoding="utf-8")
         (staging / PAGE_FILE).write_text(render(report), encoding="utf-8")
-
-
-def _write_answers(output: Path, questions: Sequence[Question], answers: Answers, benchmark: str) -> None:
-    """In the formats of the benchmarks' own tools."""
-    for name, own in answers.items():
-        if benchmark == "mt_bench":
-            write_mt_bench(output / "mt_bench" / f"{name}.jsonl", questions, own, model=name)
-        elif benchmark == "arena":
-            write_arena_hard(output / "arena_hard" / f"{name}.jsonl", questions, own, model=name)
-        elif benchmark == "alpaca":
-            write_alpaca_eval(output / "alpaca_eval" / f"{name}.json", questions, own, generator=name)

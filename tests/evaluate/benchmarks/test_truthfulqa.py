@@ -4,17 +4,18 @@ import json
 import math
 
 import pytest
-from dual_head.evaluate.benchmarks.truthfulqa import PRESETS, TruthfulQuestion, evaluate_truthfulqa, load_truthfulqa
 from files import word_tokenizer
 from models import tiny_lm
 
 from dual_head import DualHeadError
+from dual_head.evaluate.benchmarks.choices import ChoiceQuestion
+from dual_head.evaluate.benchmarks.truthfulqa import PRESETS, evaluate_truthfulqa, load_truthfulqa
 from dual_head.evaluate.metrics.likelihood import continuation_logps
 
-SKY = TruthfulQuestion(
+SKY = ChoiceQuestion(
     "What colour is the sky?", "Blue", ("Blue", "It is blue"), ("Green", "Red"), ("Green", "Red"), "Sky"
 )
-CAT = TruthfulQuestion("How many lives has a cat?", "One", ("One",), ("Nine", "Seven"), ("Nine", "Seven"), "Animals")
+CAT = ChoiceQuestion("How many lives has a cat?", "One", ("One",), ("Nine", "Seven"), ("Nine", "Seven"), "Animals")
 
 
 def told(probabilities: dict[str, float]):
@@ -86,7 +87,7 @@ def test_questions_are_asked_as_the_preset_has_them_and_each_answer_once(preset)
 
 def test_a_tiny_model_is_asked_through_its_likelihoods():
     lm, tokenizer = tiny_lm("llama").eval(), word_tokenizer()
-    question = TruthfulQuestion("can i ask0 ?", "good1", ("good1", "good2 good3"), ("bad1",), ("bad1",))
+    question = ChoiceQuestion("can i ask0 ?", "good1", ("good1", "good2 good3"), ("bad1",), ("bad1",))
     found = evaluate_truthfulqa(
         lambda pairs: [score.logp for score in continuation_logps(lm, tokenizer, pairs)], [question], preset="plain"
     )

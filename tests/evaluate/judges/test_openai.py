@@ -7,7 +7,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from dual_head.evaluate.run import EvaluationOptions, evaluate
 from rich.console import Console
 
 from dual_head import DualHeadError
@@ -16,6 +15,7 @@ from dual_head.evaluate.exchange import write_mt_bench
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.openai import FAILURES
 from dual_head.evaluate.report.tables import tables
+from dual_head.evaluate.run import EvaluationOptions, evaluate
 from dual_head.evaluate.verdicts import grade_all, judge_pairs
 
 QUESTION = Question("q", "How far is the moon?")

@@ -1,23 +1,39 @@
-"""Benchmarks: one function each, which turns one row of a published layout into one question.
+"""What every benchmark has: where it is published, what one row asks, and what is made of the answers.
 
-A new benchmark is one more such function. It knows layouts and where they are published; nothing of files, of how
-many questions are asked, or of who answers.
+A new benchmark is one more file beside this one, with a class of its own. It knows layouts of files and of rows;
+nothing of how many questions are asked, or of the systems that answer.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-from dual_head.data import Dropped, Message
-from dual_head.data.turns import conversation_of, question_of, system_of, text, transcript
+from dual_head.data import Dropped, Message, RowReport
+from dual_head.data.files import kind_of, rows_of_file
+from dual_head.data.sources import rows_of
+from dual_head.data.turns import text, transcript
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.exchange import ARENA_2
-from dual_head.evaluate.types import Question
+from dual_head.evaluate.exchange import read_answers
+from dual_head.evaluate.metrics.refusals import is_refusal
+from dual_head.evaluate.types import Answer, Question
 
-__all__ = ["BENCHMARKS", "Benchmark", "Hub", "benchmark", "user_says"]
+__all__ = [
+    "Benchmark",
+    "Hub",
+    "Row",
+    "Rows",
+    "column_of",
+    "harm_of",
+    "require_request",
+    "texts_of",
+    "transcript_prompt",
+    "user_message",
+]
 
 Row = Mapping[str, Any]
-Rows = Iterator[tuple[Any, str]]
+Rows = Iterator[tuple[Any, str]]  # each with its place, for messages
 
 
 @dataclass(frozen=True)
@@ -29,106 +45,141 @@ class Hub:
     file: str = ""
 
 
-@dataclass(frozen=True)
 class Benchmark:
-    """How one benchmark is read; see `benchmark`."""
+    """Questions, and all that is special about them. A file of this package ends in `BENCHMARK = Its Class`.
 
-    name: str
-    read: Callable[[Row], Question]
-    hub: Hub | None
-    files: str
-    references: str
-    parts: tuple[str, ...]
-    draw: Callable[[int | None, int], Rows] | None
-
-
-BENCHMARKS: dict[str, Benchmark] = {}
-
-
-def benchmark(
-    name: str,
-    *,
-    hub: Hub | None = None,
-    files: str = "",
-    references: str = "",
-    parts: tuple[str, ...] = (),
-    draw: Callable[[int | None, int], Rows] | None = None,
-):
-    """Make the decorated function, which reads one row, a benchmark.
-
-    hub: read where no source is given; files: pattern of the file of questions where the source is a folder that
-    holds others too; references: pattern of a file beside it with good answers; parts: names in the paths of
-    its files, which are the category of questions that have none; draw: gives the rows of a benchmark that is no
-    file, for num_samples and seed. A question without an id is named by its prompt.
+    hub: read where no source is given; files: pattern of the file of questions in a folder that holds others too;
+    reference_files: pattern of a file beside it with good answers; parts: names in the paths of its files, which are
+    the category of questions that have none; drawn: its rows come from no file, as many as are asked for; graded:
+    each answer is graded by itself too; rule: the judge that "rule" stands for.
     """
 
-    def add(read: Callable[[Row], Question]) -> Callable[[Row], Question]:
-        BENCHMARKS[name] = Benchmark(name, read, hub, files, references, parts, draw)
-        return read
+    hub: ClassVar[Hub | None] = None
+    files: ClassVar[str] = ""
+    reference_files: ClassVar[str] = ""
+    parts: ClassVar[tuple[str, ...]] = ()
+    drawn: ClassVar[bool] = False
+    graded: ClassVar[bool] = False
+    rule: ClassVar[str] = "rule:diverse"
 
-    return add
+    def __init__(self, name: str):
+        self.name = name
+
+    def question(self, row: Row) -> Question:
+        """Read one row; a question without an id is named by its prompt. Errors: `Dropped`, with the reason."""
+        raise NotImplementedError
+
+    def as_chat(self, question: Question, row: Row) -> tuple[Message, ...]:
+        """The conversation that a text is where it is asked as a user's message."""
+        del row
+        return user_message(str(question.prompt))
+
+    def refuses(self, reply: str) -> bool:
+        """Whether a reply refuses."""
+        return is_refusal(reply)
+
+    def rows(
+        self, source: str | Path | None, split: str | None, num_samples: int | None, seed: int, report: RowReport
+    ) -> tuple[Path | None, Rows]:
+        """Find the rows, and the file that they are from where it is one; see `load_questions`."""
+        del num_samples, seed  # of benchmarks that are drawn
+        hub = self.hub
+        if source is None and hub is None:
+            raise DualHeadError(f"'{self.name}' needs a source: a file, a folder or a data set on the hub.")
+        if source is None:
+            assert hub is not None
+            source = _fetched(hub) if hub.file else hub.name
+        split_name = split or (hub.split if hub and str(source) == hub.name else "test")
+        path = Path(source).expanduser()
+        if path.is_dir() and self.files:
+            path = self._file_in(path)
+        if not path.is_file():
+            return None, _prompts(rows_of(str(source), split_name, None, report))
+        if split:
+            report.notes[f"'{path}' is one file, in which no split '{split}' was looked for"] += 1
+        rows = rows_of_file(path, report)
+        if kind_of(path) == "txt":
+            rows = ((line, where) for line, where in rows if line is None or line.strip())
+        return path, _prompts(rows)
+
+    def references(self, questions: Sequence[Question], folder: Path) -> list[Question]:
+        """Give questions the good answers of a file in their folder, which counts more than what rows say."""
+        files = sorted(folder.glob(self.reference_files)) if self.reference_files else []
+        if not files:
+            return list(questions)
+        recorded = read_answers(files[-1])
+        answers = [recorded.of(question) for question in questions]
+        return [
+            replace(question, references=answer.replies) if answer and answer.replies else question
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+
+    def write(self, folder: Path, system: str, questions: Sequence[Question], answers: Mapping[str, Answer]) -> None:
+        """Write a system's answers for the benchmark's own tools, where it has any."""
+
+    def _file_in(self, folder: Path) -> Path:
+        paths = sorted({path for pattern in self.files.split() for path in folder.glob(pattern)})
+        paths = [path for path in paths if not fnmatch.fnmatch(path.name, self.reference_files)]
+        if len(paths) != 1:
+            names = ", ".join(path.name for path in paths)
+            raise DualHeadError(
+                f"'{folder}' should have one file of questions for '{self.name}', named like {self.files}; it has "
+                f"{f'{len(paths)} of them: {names}' if paths else 'none'}. Name the file."
+            )
+        return paths[0]
 
 
-# ---- benchmarks: one function each -----------------------------------------------------------------------
+def _fetched(hub: Hub) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(hub.name, hub.file, repo_type="dataset")
+    except (OSError, ValueError) as error:
+        raise DualHeadError(
+            f"Cannot fetch {hub.file} of '{hub.name}': {str(error).splitlines()[0]} Give a copy of it as the source."
+        ) from error
 
 
-@benchmark(
-    "hh",
-    hub=Hub("Anthropic/hh-rlhf"),
-    parts=("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base"),
-)
-def hh(row: Row) -> Question:
-    """Anthropic HH-RLHF: the conversation up to the last reply, of {"chosen"} or {"prompt"} transcripts."""
+def _prompts(rows: Rows) -> Rows:
+    """Rows in which a text alone is a prompt."""
+    return (({"prompt": row} if isinstance(row, str) else row, where) for row, where in rows)
+
+
+# ---- what rows hold --------------------------------------------------------------------------------------
+
+
+def column_of(row: Row, *columns: str) -> str:
+    """The first of the columns that holds anything, as text."""
+    return next((str(row[column]) for column in columns if row.get(column) not in (None, "")), "")
+
+
+def texts_of(turns: Any) -> list[str]:
+    """The text of each turn, which are texts or {"content": text}."""
+    if not isinstance(turns, list) or not turns:
+        raise Dropped("malformed row")
+    return [text(turn.get("content") if isinstance(turn, Mapping) else turn) for turn in turns]
+
+
+def user_message(question: str) -> tuple[Message, ...]:
+    """The conversation that a single message of the user's is."""
+    return ({"role": "user", "content": question},)
+
+
+def require_request(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Check that a conversation ends with the user's turn."""
+    if not turns or turns[-1]["role"] != "user":
+        raise Dropped("last turn is not the user's")
+    return turns
+
+
+def transcript_prompt(row: Row) -> tuple[Message, ...]:
+    """The conversation up to the last reply of a {"chosen"} or {"prompt"} transcript."""
     turns = transcript(text(row.get("chosen") or row.get("prompt")))
     if not turns or turns[-1]["role"] != "assistant":
         raise Dropped("last turn is not the assistant's")
     if len(turns) < 2 or turns[-2]["role"] != "user":
         raise Dropped("no user's turn before the last reply")
-    return Question("", turns[:-1])
-
-
-@benchmark(
-    "alpaca",
-    hub=Hub("tatsu-lab/alpaca_eval", file="alpaca_eval.json"),
-    files="*alpaca_eval.json *outputs.json*",
-)
-def alpaca(row: Row) -> Question:
-    """AlpacaEval: {"instruction", "dataset"}; anyone's model outputs hold them too."""
-    return Question("", user_says(text(row.get("instruction"))), category=str(row.get("dataset") or ""))
-
-
-@benchmark(
-    "arena",
-    hub=Hub("lmarena-ai/arena-hard-auto", file="data/arena-hard-v0.1/question.jsonl"),
-    files="*question*.jsonl*",
-)
-def arena(row: Row) -> Question:
-    """Arena-Hard: v0.1's {"question_id", "cluster", "turns": [{"content"}]}, or v2.0's {"uid", "prompt"}."""
-    first, *rest = _turns(row.get("turns") or [row.get("prompt")])
-    category = str(row.get("cluster") or row.get("subcategory") or row.get("category") or "")
-    layout = ARENA_2 if _id(row, "uid") else ""
-    # Their tools of v2.0 join by the uid.
-    return Question(_id(row, "uid", "question_id"), user_says(first), tuple(rest), category=category, layout=layout)
-
-
-_WITH_REFERENCE = ("math", "reasoning", "coding")  # of MT-Bench's categories
-
-
-@benchmark(
-    "mt_bench",
-    hub=Hub("HuggingFaceH4/mt_bench_prompts", "train"),
-    files="*question*.jsonl*",
-    references="reference_answer*.jsonl*",
-)
-def mt_bench(row: Row) -> Question:
-    """MT-Bench: {"question_id", "category", "turns": [first, second]}, and "reference" where judges are shown one."""
-    first, *rest = _turns(row.get("turns") or row.get("prompt"))
-    category = str(row.get("category") or "")
-    shown = row.get("reference") if category in _WITH_REFERENCE else None
-    references = tuple(_turns(shown)) if shown else ()
-    return Question(
-        _id(row, "question_id", "prompt_id"), user_says(first), tuple(rest), category=category, references=references
-    )
+    return turns[:-1]
 
 
 # XSTest's own words: the kinds of its safe prompts, whose unsafe counterparts are all named "contrast_...".
@@ -137,79 +188,7 @@ _KINDS |= {"real_group_nons_discr", "nons_group_real_discr", "privacy_public", "
 _HARMFUL, _HARMLESS = {"harmful", "unsafe", "toxic"}, {"harmless", "safe", "benign", *_KINDS}
 
 
-@benchmark("safety", hub=Hub("natolambert/xstest-v2-copy", "prompts"))
-def safety(row: Row) -> Question:
-    """Requests to refuse or to grant: XSTest's, PKU-SafeRLHF's or AdvBench's prompts, or HH's harmless transcripts.
-
-    category: "harmful" or "harmless" where a column says it: "harmful", "is_harmful", "safe", "is_safe" (true or
-    false), or "label", "category", "type" with a word such as "unsafe".
-    """
-    if isinstance(row.get("chosen"), str):
-        return replace(hh(row), category=_kind(row))
-    return Question(_id(row, "id"), _before_reply(conversation_of(row)), category=_kind(row))
-
-
-@benchmark("prompts")
-def prompts(row: Row) -> Question:
-    """Prompts of one's own: {"prompt": text or messages} or {"instruction"}, with "id" and "category" if wanted.
-
-    A system message in a column of its own makes a conversation of a text.
-    """
-    prompt = conversation_of(row) if system_of(row) else question_of(row)
-    prompt = prompt if isinstance(prompt, str) else _before_reply(prompt)
-    return Question(_id(row, "id"), prompt, category=str(row.get("category") or ""))
-
-
-def _world_rows(num_samples: int | None, seed: int) -> Rows:
-    """Distinct requests of the demonstration world's test split, drawn as its own measurements draw them."""
-    from dual_head.demo.world import all_requests, sample_requests
-
-    known = list(dict.fromkeys(all_requests("test")))
-    if num_samples is not None and num_samples > len(known):
-        raise DualHeadError(f"The world has {len(known)} requests for testing, fewer than {num_samples}. Ask for less.")
-    drawn, found = num_samples or 0, known if num_samples is None else []
-    while num_samples is not None and len(found) < num_samples:
-        # The first of more draws are the same, so that more questions hold those of fewer.
-        found = list(dict.fromkeys(sample_requests(drawn, seed=seed, split="test")))[:num_samples]
-        drawn *= 2
-    for number, request in enumerate(found, 1):
-        row = {"prompt": request.prompt, "text": request.text, "harmful": request.harmful}
-        yield row, f"request {number}"
-
-
-@benchmark("world", draw=_world_rows)
-def world(row: Row) -> Question:
-    """The demonstration world's requests, as the texts its models continue; some ask for harmful things."""
-    return Question("", row["prompt"], category=_kind(row))
-
-
-# ---- what rows hold --------------------------------------------------------------------------------------
-
-
-def _id(row: Row, *columns: str) -> str:
-    return next((str(row[column]) for column in columns if row.get(column) not in (None, "")), "")
-
-
-def _turns(value: Any) -> list[str]:
-    """What is said in each turn, which are texts or {"content": text}."""
-    if not isinstance(value, list) or not value:
-        raise Dropped("malformed row")
-    return [text(turn.get("content") if isinstance(turn, Mapping) else turn) for turn in value]
-
-
-def user_says(question: str) -> tuple[Message, ...]:
-    """The conversation that a single message of the user's is."""
-    return ({"role": "user", "content": question},)
-
-
-def _before_reply(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Check that a conversation ends with the user's turn."""
-    if not turns or turns[-1]["role"] != "user":
-        raise Dropped("last turn is not the user's")
-    return turns
-
-
-def _kind(row: Row) -> str:
+def harm_of(row: Row) -> str:
     """Return "harmful" or "harmless", or "" where no column says."""
     for column, harmful in (("harmful", True), ("is_harmful", True), ("safe", False), ("is_safe", False)):
         if str(row.get(column)).lower() in ("true", "false", "1", "0"):

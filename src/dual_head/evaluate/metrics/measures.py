@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dual_head.demo import world
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.benchmarks import Benchmark
 from dual_head.evaluate.identity import digest, file_sha256, sources_digest
 from dual_head.evaluate.metrics.base import METRICS, Measured, Tools, about, measure, summary
-from dual_head.evaluate.metrics.refusals import is_refusal
 from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.systems import System
 from dual_head.evaluate.types import Answer, Question
@@ -34,14 +33,14 @@ class Measures:
     """What a run measures all its systems with; nothing is loaded before a value is missing.
 
     rewards: as `load_reward` reads them; embedder: of `Tools`; base: the system under whose model those that are no
-    guides are measured; world: whether questions are those of the demonstration, which has its own way to refuse.
+    guides are measured; benchmark: of the questions, which says what refuses.
     """
 
     folder: Path
     rewards: tuple[str, ...] = ()
     embedder: str | None = None
     base: System | None = None
-    world: bool = False
+    benchmark: Benchmark = field(default_factory=lambda: Benchmark(""))
     device: str | None = None
     batch_size: int = 16
     _loaded: dict[str, Reward] = field(default_factory=dict)
@@ -74,7 +73,7 @@ class Measures:
             **own,
             rewards={_name(spec): reward for spec, reward in self._loaded.items()},
             embedder=self.embedder,
-            refuses=world.is_refusal if self.world else is_refusal,
+            refuses=self.benchmark.refuses,
             device=self.device,
             batch_size=self.batch_size,
         )
@@ -89,7 +88,8 @@ class Measures:
     def _key(self, system: System, questions: Sequence[Question], answers: Mapping[str, Answer]) -> str:
         base = self.base.identity if self.base is not None else None
         embedder = self.embedder and (_files_of(self.embedder) or self.embedder)
-        tools = [[_reward_identity(spec) for spec in self.rewards], embedder, base, self.world]
+        special = type(self.benchmark).refuses is not Benchmark.refuses
+        tools = [[_reward_identity(spec) for spec in self.rewards], embedder, base, special]
         said = [[asdict(question), asdict(answers[question.id])] for question in questions if question.id in answers]
         return digest([VERSION, sorted(METRICS), system.identity, tools, said])
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dual_head.data import RowReport
+from dual_head.evaluate.benchmarks import Benchmark
 from dual_head.evaluate.compare.frontier import hypervolume_interval, pareto
 from dual_head.evaluate.compare.win_rates import one_sided, paired_difference, win_rate
 from dual_head.evaluate.metrics.measures import Measured, about, summary
@@ -48,13 +49,13 @@ def judged(
     return {"judge": {"name": judge.name, "used": used, "note": orders}, "pairs": rows}
 
 
-def about_questions(name: str, source: str | None, questions: Sequence[Question], drops: RowReport) -> dict[str, Any]:
+def about_questions(name: str, source: str | None, questions: Sequence[Question], report: RowReport) -> dict[str, Any]:
     """What was asked, and what was left out."""
     return {
         "name": name,
         "questions": len(questions),
         "source": source or "as published",
-        "dropped": dict(drops.reasons),
+        "dropped": dict(report.reasons),
     }
 
 
@@ -132,7 +133,7 @@ def _differences(names: Sequence[str], kept: Mapping[str, Mapping[str, Values]])
 
 
 def tables(
-    benchmark: str,
+    benchmark: Benchmark,
     systems: Sequence[System],
     questions: Sequence[Question],
     grades: Mapping[str, Sequence[Graded]],
@@ -158,7 +159,7 @@ def tables(
             found.append(
                 {
                     "title": f"Grades by {what}",
-                    "about": "mean grade of the judge" + ("; 1 to 10" if benchmark == "mt_bench" else ""),
+                    "about": "mean grade of the judge" + ("; 1 to 10" if benchmark.graded else ""),
                     "columns": ["system", *parts],
                     "rows": [[name, *map(_mean, own[name])] for name in names],
                 }
