@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from dual_head.evaluate.run import usual_new_tokens
 from files import write_backbone
 from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
 
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.cli import main
 from dual_head.demo import TOY_BACKBONE
+from dual_head.evaluate.run import usual_new_tokens
 from dual_head.run_inputs import load_tokenizer
 
 
@@ -124,7 +124,7 @@ def test_a_second_run_asks_nobody(guides, tmp_path, monkeypatch):
     def asked(*_):
         raise AssertionError("a model was asked again")
 
-    monkeypatch.setattr("dual_head.evaluate.model_system.ModelSystem._load", asked)
+    monkeypatch.setattr("dual_head.evaluate.systems.model.ModelSystem._load", asked)
     second = evaluate(guides, tmp_path)
     assert {**second, "command": ""} == {**first, "command": ""}
 
@@ -207,7 +207,7 @@ def test_what_cannot_judge_or_measure_is_refused_before_anybody_is_asked(
     def asked(*_):
         raise AssertionError("a model was asked")
 
-    monkeypatch.setattr("dual_head.evaluate.model_system.ModelSystem._load", asked)
+    monkeypatch.setattr("dual_head.evaluate.systems.model.ModelSystem._load", asked)
     if arguments[0] == "--embedder":
         pytest.importorskip("sentence_transformers", reason="needs pip install 'dual-head[embeddings]'")
     prompts = tmp_path / "prompts.txt"

@@ -23,7 +23,7 @@ from dual_head.classify.run import train_classifier
 from dual_head.classify.run_inputs import load_sets
 from dual_head.classify.training import ClassifierTrainingArguments
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate.identity import digest
+from dual_head.evaluate.systems.identity import digest
 from dual_head.options import build
 from dual_head.places import atomic_folder
 from dual_head.reading import read_json

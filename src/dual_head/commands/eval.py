@@ -76,7 +76,7 @@ def _report(
 
 def _require_places(models: Sequence[str]) -> None:
     """Refuse a system whose path is not there, and can be no name on the hub."""
-    from dual_head.evaluate.specs import parse_systems
+    from dual_head.evaluate.systems.specs import parse_systems
 
     for spec in parse_systems(models):
         if not Path(spec.path).expanduser().exists() and not is_hub_name(spec.path):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.identity import digest, made_of
-from dual_head.evaluate.systems import System
+from dual_head.evaluate.systems.base import System
+from dual_head.evaluate.systems.identity import digest, made_of
 from dual_head.model.pretrained import read_config
 
 KINDS = ("reward:", "lm:")

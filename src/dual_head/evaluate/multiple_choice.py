@@ -20,12 +20,12 @@ from dual_head import __version__
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark, ChoiceQuestion, ChoiceScores
 from dual_head.evaluate.compare.win_rates import paired_difference
-from dual_head.evaluate.identity import digest
 from dual_head.evaluate.metrics.likelihood import continuation_logps
-from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.report.page import MARKDOWN_FILE, PAGE_FILE, REPORT_FILE, markdown, render
-from dual_head.evaluate.specs import parse_systems
-from dual_head.evaluate.systems import open_system
+from dual_head.evaluate.systems.base import open_system
+from dual_head.evaluate.systems.identity import digest
+from dual_head.evaluate.systems.model import ModelSystem
+from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.gauge import gauged
 from dual_head.options import fit
 from dual_head.places import atomic_folder

@@ -22,19 +22,19 @@ from dual_head import __version__
 from dual_head.backbone import context_length
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate.answers import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.benchmarks import Benchmark, load_benchmark
-from dual_head.evaluate.identity import kind_of
 from dual_head.evaluate.independence import require_independent
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.metrics.embedding import require_embedder
 from dual_head.evaluate.metrics.measures import Measured, Measures
-from dual_head.evaluate.model_system import ModelSystem
 from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.report import tables as reporting
 from dual_head.evaluate.report.page import MARKDOWN_FILE, PAGE_FILE, REPORT_FILE, markdown, render
-from dual_head.evaluate.specs import parse_systems
-from dual_head.evaluate.systems import System, fits, open_system
+from dual_head.evaluate.systems.base import System, fits, open_system
+from dual_head.evaluate.systems.identity import kind_of
+from dual_head.evaluate.systems.model import ModelSystem
+from dual_head.evaluate.systems.specs import parse_systems
+from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.types import Answer, Decoding, Judge, Question
 from dual_head.evaluate.verdicts import Graded, Outcome, grade_all, judge_pairs
 from dual_head.gauge import Gauge

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate.identity import sources_digest
 from dual_head.evaluate.judges.base import NoOptions, ScoreJudge, Shown
+from dual_head.evaluate.systems.identity import sources_digest
 from dual_head.model.generate import Prompt
 from dual_head.rewards import Reward, called, load_reward
 from dual_head.text_metrics import diversity

@@ -8,10 +8,10 @@ import torch
 from files import word_tokenizer, write_adapter, write_backbone, write_guides
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
-import dual_head.evaluate.model_system as asking
+import dual_head.evaluate.systems.model as asking
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.evaluate import Decoding, Question
-from dual_head.evaluate.systems import ModelSystem, System, SystemSpec, fits, open_system, parse_systems
+from dual_head.evaluate.systems.base import ModelSystem, System, SystemSpec, fits, open_system, parse_systems
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import read_answers
-from dual_head.evaluate.identity import file_sha256, kind_of
-from dual_head.evaluate.model_system import ModelSystem
-from dual_head.evaluate.specs import SystemSpec, parse_systems
+from dual_head.evaluate.systems.identity import file_sha256, kind_of
+from dual_head.evaluate.systems.model import ModelSystem
+from dual_head.evaluate.systems.specs import SystemSpec, parse_systems
 from dual_head.evaluate.types import Answer, Decoding, Question
 
 __all__ = ["ModelSystem", "RecordedSystem", "System", "SystemSpec", "fits", "open_system", "parse_systems"]

@@ -21,8 +21,8 @@ from dual_head.data.conversation import write
 from dual_head.dtypes import automatic_dtype, stored_dtype
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
-from dual_head.evaluate.identity import Kind, digest, made_of, tokenizer_identity
-from dual_head.evaluate.specs import SystemSpec
+from dual_head.evaluate.systems.identity import Kind, digest, made_of, tokenizer_identity
+from dual_head.evaluate.systems.specs import SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
 from dual_head.guides.second_model import adapted, adapter_config
 from dual_head.model.aligned import AlignedModel

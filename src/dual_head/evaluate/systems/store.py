@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
-from dual_head.evaluate.identity import digest
-from dual_head.evaluate.systems import RecordedSystem, System
+from dual_head.evaluate.systems.base import RecordedSystem, System
+from dual_head.evaluate.systems.identity import digest
 from dual_head.evaluate.types import Answer, Decoding, Question
 from dual_head.reading import json_value
 

@@ -5,11 +5,11 @@ import json
 import pytest
 from files import write_backbone, write_guides
 
-import dual_head.evaluate.model_system as asking
+import dual_head.evaluate.systems.model as asking
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Decoding, Question
-from dual_head.evaluate.answers import answer_all, answers_file, require_comparable, require_same_decoding
-from dual_head.evaluate.systems import SystemSpec, open_system
+from dual_head.evaluate.systems.base import SystemSpec, open_system
+from dual_head.evaluate.systems.store import answer_all, answers_file, require_comparable, require_same_decoding
 from dual_head.guides.linear import LinearConfig
 
 GREEDY = Decoding(max_new_tokens=4)
