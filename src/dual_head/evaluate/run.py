@@ -23,8 +23,9 @@ from dual_head.backbone import context_length
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.benchmarks import Benchmark, load_benchmark
-from dual_head.evaluate.independence import require_independent
 from dual_head.evaluate.judges import load_judge
+from dual_head.evaluate.judges.independence import require_independent
+from dual_head.evaluate.judges.verdicts import Graded, Outcome, grade_all, judge_pairs
 from dual_head.evaluate.metrics.embedding import require_embedder
 from dual_head.evaluate.metrics.measures import Measured, Measures
 from dual_head.evaluate.questions import load_questions
@@ -36,7 +37,6 @@ from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.types import Answer, Decoding, Judge, Question
-from dual_head.evaluate.verdicts import Graded, Outcome, grade_all, judge_pairs
 from dual_head.gauge import Gauge
 from dual_head.places import atomic_folder
 from dual_head.rewards import require_reward

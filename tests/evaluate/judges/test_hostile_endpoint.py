@@ -10,9 +10,9 @@ import pytest
 from dual_head import DualHeadError
 from dual_head.cli import main
 from dual_head.evaluate import Answer, Comparison, Question
-from dual_head.evaluate.connection import LARGEST, parted
+from dual_head.evaluate.endpoints.connection import LARGEST, parted
 from dual_head.evaluate.judges import load_judge
-from dual_head.evaluate.verdicts import FILE, judge_pairs
+from dual_head.evaluate.judges.verdicts import FILE, judge_pairs
 
 PAIR = Comparison(Question("q", "How far is the moon?"), ("far",), ("near",))
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

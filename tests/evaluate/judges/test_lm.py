@@ -14,7 +14,7 @@ from dual_head.evaluate import Answer, Comparison, Question
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.lm import Reading, _told_apart, _verdict
 from dual_head.evaluate.judges.prompts.reading import PATTERNS
-from dual_head.evaluate.verdicts import judge_pairs
+from dual_head.evaluate.judges.verdicts import judge_pairs
 
 QUESTION = Question("q", "ask0")
 VERDICTS = ["[[A]]", "[[B]]", "[[C]]", *(f"[[{n}]]" for n in range(1, 11)), "Rating:", "m", "M", "Human:", "Assistant:"]

@@ -14,9 +14,9 @@ from dual_head.evaluate import Answer, Comparison, Question
 from dual_head.evaluate.exchange import write_mt_bench
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.openai import FAILURES
+from dual_head.evaluate.judges.verdicts import grade_all, judge_pairs
 from dual_head.evaluate.report.tables import tables
 from dual_head.evaluate.run import EvaluationOptions, evaluate
-from dual_head.evaluate.verdicts import grade_all, judge_pairs
 
 QUESTION = Question("q", "How far is the moon?")
 PAIR = Comparison(QUESTION, ("far",), ("near",))

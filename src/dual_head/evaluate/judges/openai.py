@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from dual_head.data import Message
 from dual_head.errors import DualHeadError, require
-from dual_head.evaluate.completions import count_of, text_of, verdict_of
-from dual_head.evaluate.connection import bounded_client, parted
+from dual_head.evaluate.endpoints.completions import count_of, text_of, verdict_of
+from dual_head.evaluate.endpoints.connection import bounded_client, parted
 from dual_head.evaluate.judges.base import NO_ANSWER
 from dual_head.evaluate.judges.prompts import Pattern, Unreadable, load_family
 from dual_head.evaluate.types import Comparison, Question, Replies, Verdict

@@ -12,10 +12,10 @@ from dual_head.data import RowReport
 from dual_head.evaluate.benchmarks import Benchmark
 from dual_head.evaluate.compare.frontier import hypervolume_interval, pareto
 from dual_head.evaluate.compare.win_rates import one_sided, paired_difference, win_rate
+from dual_head.evaluate.judges.verdicts import Graded, Outcome, spent
 from dual_head.evaluate.metrics.measures import Measured, about, summary
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.types import Answer, Judge, Question
-from dual_head.evaluate.verdicts import Graded, Outcome, spent
 from dual_head.model.generate import Prompt
 
 Answers = Mapping[str, Mapping[str, Answer]]

@@ -6,7 +6,7 @@ import pytest
 
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Judge, Question, Verdict
-from dual_head.evaluate.verdicts import FILE, Graded, Outcome, grade_all, judge_pairs, spent
+from dual_head.evaluate.judges.verdicts import FILE, Graded, Outcome, grade_all, judge_pairs, spent
 
 QUESTIONS = [Question(f"q{i}", f"question {i}") for i in range(4)]
 
