@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import tiny_lm
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dual_head import AlignedModel, DualHeadError, run
 from dual_head.cli import main
@@ -20,7 +21,7 @@ from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
 from dual_head.ops import vocab_kernels
-from dual_head.resume import check_same_run, last_whole_checkpoint
+from dual_head.resume import check_same_run, last_whole_checkpoint, missing_files
 from dual_head.training import GuideTrainer, GuideTrainingArguments, rows_seen
 
 SRC = Path(__file__).parents[1] / "src"
@@ -305,17 +306,44 @@ def test_the_report_is_of_the_weights_that_are_kept(backbone_folder, pairs_file,
     assert_same(weights(out), weights(out / f"checkpoint-{best}"))  # written again without training
 
 
+def write_checkpoint(folder: Path) -> Path:
+    """Write a checkpoint without a seal, as there were none once."""
+    folder.mkdir()
+    save_file({"x": torch.ones(2)}, folder / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"x": torch.ones(2)}, folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 2, "max_steps": 9}')
+    return folder
+
+
 def test_only_the_newest_whole_checkpoint_counts(tmp_path):
     for step in (2, 10, 12):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
-            (folder / name).write_text("x")
-        (folder / "trainer_state.json").write_text("{}" if step != 12 else '{"cut')
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"cut')
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert (tmp_path / "checkpoint-12").exists()  # passed over, and not ours to delete
     assert last_whole_checkpoint(tmp_path / "nothing") is None
     assert last_whole_checkpoint(tmp_path, processes=2) is None  # each has random numbers of its own
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("trainer_state.json", b"[]"),
+        ("trainer_state.json", b'{"global_step": "2"}'),
+        ("trainer_state.json", b'{"other": 1}'),
+        ("model.safetensors", b""),
+        ("optimizer.pt", b"PK"),
+        ("scheduler.pt", b""),
+        ("rng_state.pth", pickle.dumps(print)),
+        ("scaler.pt", b"?"),
+    ],
+)
+def test_a_checkpoint_without_a_seal_is_passed_over_where_one_of_its_files_cannot_be_read(name, damage, tmp_path):
+    whole, damaged = (write_checkpoint(tmp_path / f"checkpoint-{step}") for step in (2, 4))
+    (damaged / name).write_bytes(damage)
+    assert missing_files(damaged, 1) == [f"whole {name}"]
+    assert last_whole_checkpoint(tmp_path) == whole
 
 
 def test_weight_0_measures_without_a_gradient():

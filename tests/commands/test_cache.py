@@ -27,13 +27,13 @@ KILLED = """
 import os, signal, sys
 from dual_head.cli import main
 from dual_head.features import store
-flush, seen = store._flush, []
+flush, seen = store.flush, []
 def flush_or_die(file):
     seen.append(file)
     if len(seen) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     flush(file)
-store._flush = flush_or_die
+store.flush = flush_or_die
 main(sys.argv[1:])
 """
 
@@ -255,7 +255,7 @@ def test_two_processes_of_accelerate_write_what_one_writes(source, whole, tmp_pa
 
 def test_a_flipped_bit_is_found_and_its_shard_named(copied, source, capsys):
     assert main(["cache", "--verify", str(copied)]) == 0
-    assert "is whole: 7 files" in capsys.readouterr().out
+    assert "is whole: 10 files" in capsys.readouterr().out
     shard = copied / "features-00002.safetensors"
     bytes_ = bytearray(shard.read_bytes())
     bytes_[-1] ^= 1
@@ -264,6 +264,29 @@ def test_a_flipped_bit_is_found_and_its_shard_named(copied, source, capsys):
     assert "features-00002.safetensors' is not what was written" in said
     shard.unlink()
     assert "features-00002.safetensors' is missing" in refused(capsys, ["cache", "--verify", str(copied)])
+    cache(source, copied)
+    assert main(["cache", "--verify", str(copied)]) == 0
+
+
+@pytest.mark.parametrize("end", ["safetensors", "json"])
+def test_the_same_command_writes_a_shard_again_whose_bits_have_changed(end, copied, source, whole, capsys):
+    file = copied / f"features-00002.{end}"
+    file.write_bytes(file.read_bytes().replace(b"0", b"1", 1))
+    cache(source, copied)
+    text = capsys.readouterr().out
+    assert "5 of 6 shards are there already" in text
+    assert ("'features-00002.safetensors' is not what was written" in text) == (end == "safetensors")
+    assert shards(copied) == shards(whole)
+    assert main(["cache", "--verify", str(copied)]) == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_beside_the_shards_that_has_changed_is_refused_by_its_name(name, copied, source, tmp_path, capsys):
+    (copied / name).write_bytes((copied / name).read_bytes()[:-9])
+    expected = f"{name}' is not what was written. Delete it and run the same 'dual-head cache' command again"
+    training = ["train", "dual_head", "--feature_cache", str(copied), "--output_dir", str(tmp_path / "out")]
+    assert expected in refused(capsys, training)
+    assert expected in refused(capsys, ["cache", "--verify", str(copied)])
     cache(source, copied)
     assert main(["cache", "--verify", str(copied)]) == 0
 
