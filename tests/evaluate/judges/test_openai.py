@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Question
-from dual_head.evaluate.exchange import write_mt_bench
+from dual_head.evaluate.benchmarks.mt_bench import write_mt_bench
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.openai import FAILURES
 from dual_head.evaluate.judges.verdicts import grade_all, judge_pairs
