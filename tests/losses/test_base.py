@@ -5,9 +5,9 @@ import torch
 
 from dual_head.losses import name_of, objective_class, objective_names
 from dual_head.ops.token_scores import Scored
-from dual_head.ops.vocab_kernels import DISTRIBUTIONS
+from dual_head.ops.vocab_kernels import SCALARS
 
-NAMES = sorted({*DISTRIBUTIONS, "gate_logit"})
+NAMES = sorted({*SCALARS, "gate_logit"})
 every_objective = pytest.mark.parametrize("name", objective_names())
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dual_head.ops import vocab_kernels
-from dual_head.ops.vocab_kernels import DISTRIBUTIONS, MEASURED_ONLY, _fast_exp, reduce_products
+from dual_head.ops.vocab_kernels import SCALARS, Scalar, View, _fast_exp, reduce_products
 
 TOKENS, WORDS = 5, 37
-TRAINED = tuple(sorted(DISTRIBUTIONS.keys() - MEASURED_ONLY))
+TRAINED = tuple(sorted(name for name, scalar in SCALARS.items() if scalar.trainable))
 LABELS = torch.tensor([3, 0, 36, 3, 12])
 
 
@@ -180,3 +180,53 @@ def test_a_folder_that_cannot_be_made_stops_no_run(monkeypatch, tmp_path):
         vocab_kernels._compiled.__wrapped__()
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
     assert Path(kept).is_dir()
+
+
+# ---- a scalar of one's own ----------------------------------------------------------------------------------
+
+
+class Entropy(Scalar):
+    """-sum_v p log p, in nats."""
+
+    def value(self, at: View) -> Tensor:
+        return at.p.lse[:, 0] - at.p.mean(at.p.logits)
+
+    def derivative(self, at: View) -> tuple:
+        return -(at.p.logp() + at.s), None
+
+
+class Renyi(Scalar):
+    """log(sum_v p^2 / b), the divergence of order 2: twice as far from p as from b."""
+
+    against_base = True
+
+    def value(self, at: View) -> Tensor:
+        return at.p.mean((at.p.logp() - at.b.logp()).exp()).log()
+
+    def derivative(self, at: View) -> tuple:
+        return 2 * ((at.p.logp() - at.b.logp() - at.s).exp() - 1), None
+
+
+NEW = {"entropy": Entropy("policy"), "renyi": Renyi("policy")}
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_new_scalar_is_one_entry_with_its_value_and_derivative(monkeypatch, in_place):
+    """It is trained beside the others of its distribution, whose derivatives join it in one pass."""
+    for name, scalar in NEW.items():
+        monkeypatch.setitem(SCALARS, name, scalar)
+    loops = (vocab_kernels._values, vocab_kernels._gradients, vocab_kernels._gradients_in_place)
+    monkeypatch.setattr(vocab_kernels, "_compiled", lambda: loops)  # as the compiler's, less the wait for it
+    ours, theirs = products(), products()
+    z = combine(theirs, frozenset({"policy", "base"}))
+    logp, base = z["policy"].log_softmax(-1), z["base"].log_softmax(-1)
+    known = {
+        "entropy": -(logp.exp() * logp).sum(-1),
+        "renyi": (2 * logp - base).logsumexp(-1),
+        "kl": the_long_way(theirs)["kl"],
+    }
+    wide = {name: x.clone() for name, x in ours.items()}
+    scalars = reduced(wide, tuple(known), compiled=in_place)
+    torch.testing.assert_close(scalars, known)
+    torch.testing.assert_close(gradients(scalars, ours), gradients(known, theirs))
+    assert torch.equal(wide["own"], ours["own"]) is not in_place

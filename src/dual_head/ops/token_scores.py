@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dual_head.accumulation import accumulating
-from dual_head.ops.vocab_kernels import DISTRIBUTIONS, Products, reduce_products
+from dual_head.ops.vocab_kernels import SCALARS, Products, reduce_products
 
 # Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once where nothing is compiled.
 LIVE_TENSORS = 8
@@ -154,7 +154,7 @@ def reduce_tokens(
     the states and into whatever parameters `head` uses, except from the scalars in `measured`, which are only to be
     looked at. What exceeds the budget is computed again in the backward pass.
     """
-    wanted = tuple(sorted(set(needs) & DISTRIBUTIONS.keys()))
+    wanted = tuple(sorted(set(needs) & SCALARS.keys()))
     if not wanted:
         return {}
     until = {name: (first or {}).get(name, len(tokens.labels)) for name in wanted}
@@ -165,7 +165,7 @@ def reduce_tokens(
         rows = {name: min(max(0, until[name] - start), len(labels)) for name in wanted}
         asked: dict[str, int] = {}
         for name in wanted:
-            asked |= {which: max(rows[name], asked.get(which, 0)) for which in DISTRIBUTIONS[name] if rows[name]}
+            asked |= {which: max(rows[name], asked.get(which, 0)) for which in SCALARS[name].reads if rows[name]}
         products = head.products(hidden, dict(zip(names, states, strict=True)), asked)
         return reduce_products(
             products, labels, head.combine, wanted, rows=rows, measured=measured, compiled=head.compiled
@@ -184,7 +184,7 @@ def reduce_tokens(
 
 def _distributions(needs: Iterable[str]) -> set[str]:
     """What the named scalars are computed from."""
-    return set().union(*(DISTRIBUTIONS.get(name, ()) for name in needs))
+    return set().union(*(SCALARS[name].reads for name in needs if name in SCALARS))
 
 
 def _chunks(tokens: Tokens, head: Head, until: Mapping[str, int], budget: int) -> list[slice]:

@@ -6,6 +6,9 @@ With p = softmax(z), y the label, lse the logarithm of sum exp, and c the deriva
     divergence        s = sum_v p (z - b) - (lse(z) - lse(b))              dz = c p (log p - log p_b - s)
     squared norm      s = sum_v delta^2                                    ddelta = 2 c delta
 
+Each is a class of `Scalar` with its value and its derivative side by side, and an entry in `SCALARS`; a loss over a
+new scalar needs nothing else here.
+
 The forward pass keeps products and normalisers; the backward pass needs no second normalisation. Both are plain
 torch, and compiled into fused loops where V is large: then gradients are written over the products they are of, so
 that nothing more as wide as the vocabulary is allocated. It knows no guide, no loss and no chunk.
@@ -15,32 +18,21 @@ import functools
 import math
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-# What each scalar is computed from.
-DISTRIBUTIONS = {
-    "policy_logps": {"policy"},
-    "reward_logps": {"reward"},
-    "base_logps": {"base"},
-    "kl": {"policy", "base"},
-    "base_head_kl": {"base_head", "base"},
-    "moved": {"policy", "base"},
-    "delta_norm": {"delta"},
-}
-MEASURED_ONLY = frozenset({"moved"})  # no objective can train it
-DIVERGENCES = {"kl": "policy", "base_head_kl": "base_head"}
 BLOCK_BYTES = 2**25  # of products at a time on a CPU: what its last cache holds
 LARGE_VOCABULARY = 8192  # below, loops are short and are left as they are
-# Entries of all logits of a run. Compiled, each takes a thread 35 ns less (docs/results/speed.md), and the compiler takes
+# Entries of all logits of a run. Compiled, each takes a thread 35 ns less (docs/results/speed.md); compiling takes
 # half a minute.
 PAYS = 2 * 10**9
 CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # torch's own variable
@@ -51,6 +43,123 @@ LEAST_EXPONENT = -87.0  # e^x is a normal number of fp32
 
 Products = dict[str, Tensor]
 Combine = Callable[[Products, frozenset[str]], dict[str, Tensor]]
+
+
+class Distribution(NamedTuple):
+    """One distribution at n tokens, p = softmax(logits [n, V]) = exp(logits - lse [n, 1]).
+
+    weights [n, V], total [n, 1]: what p is the quotient of; only values know them, derivatives do with log p.
+    """
+
+    logits: Tensor
+    lse: Tensor
+    weights: Tensor
+    total: Tensor
+
+    def logp(self) -> Tensor:
+        """log p, [n, V]."""
+        return self.logits - self.lse
+
+    def mean(self, x: Tensor) -> Tensor:
+        """sum_v p x of x [n, V]: [n]."""
+        return (self.weights * x).sum(-1) / self.total[:, 0]
+
+
+class View(NamedTuple):
+    """What a scalar reads at n tokens: its distribution p, the backbone's b where it is asked for, the labels [n].
+
+    s [n, 1]: its value, for its derivative.
+    """
+
+    p: Distribution
+    b: Any
+    labels: Tensor
+    s: Any = None
+
+
+@dataclass(frozen=True)
+class Scalar(ABC):
+    """One number s a token, and its derivative by the logits z [n, V] of the distribution `of`.
+
+    against_base: it also reads the backbone's distribution, which is a constant to it.
+    """
+
+    of: str
+    against_base: ClassVar[bool] = False
+    trainable: ClassVar[bool] = True  # False: no loss can train it, so that it has no derivative
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The distributions it is computed from."""
+        return (self.of, "base") if self.against_base else (self.of,)
+
+    @abstractmethod
+    def value(self, at: View) -> Tensor:
+        """s, [n]."""
+
+    def derivative(self, at: View) -> tuple[Any, Any]:
+        """ds/dz = p f + g as (f, g), each [n, V], [n, 1], a number, or None for 0."""
+        raise NotImplementedError(f"{type(self).__name__} has no derivative")
+
+
+class LogProbability(Scalar):
+    """log p(y)."""
+
+    def value(self, at: View) -> Tensor:
+        """z_y - lse(z)."""
+        return at.p.logits.gather(-1, at.labels[:, None])[:, 0] - at.p.lse[:, 0]
+
+    def derivative(self, at: View) -> tuple[Any, Any]:
+        """1[v = y] - p."""
+        return -1.0, _one_hot(at.labels, at.p.logits)
+
+
+class Divergence(Scalar):
+    """KL(p || b) in nats."""
+
+    against_base = True
+
+    def value(self, at: View) -> Tensor:
+        """sum_v p_v (z_v - b_v) - (lse(z) - lse(b)): the constants leave the sum."""
+        return at.p.mean(at.p.logits - at.b.logits) - (at.p.lse[:, 0] - at.b.lse[:, 0])
+
+    def derivative(self, at: View) -> tuple[Any, Any]:
+        """p (log p - log b - s)."""
+        return at.p.logp() - at.b.logp() - at.s, None
+
+
+class TotalVariation(Scalar):
+    """The share of probability that moved from b to p."""
+
+    against_base, trainable = True, False
+
+    def value(self, at: View) -> Tensor:
+        """sum_v |p_v - b_v| / 2."""
+        return (at.p.weights / at.p.total - at.b.weights / at.b.total).abs().sum(-1) / 2
+
+
+class SquaredNorm(Scalar):
+    """|delta|^2 of what stands in the place of logits."""
+
+    def value(self, at: View) -> Tensor:
+        """sum_v delta_v^2."""
+        return at.p.logits.square().sum(-1)
+
+    def derivative(self, at: View) -> tuple[Any, Any]:
+        """2 delta."""
+        return None, 2 * at.p.logits
+
+
+SCALARS: dict[str, Scalar] = {
+    "policy_logps": LogProbability("policy"),
+    "reward_logps": LogProbability("reward"),
+    "base_logps": LogProbability("base"),
+    "kl": Divergence("policy"),
+    "base_head_kl": Divergence("base_head"),
+    "moved": TotalVariation("policy"),
+    "delta_norm": SquaredNorm("delta"),
+}
+DELTA = "delta"  # the one entry that is no distribution, so that it is not normalised
 
 
 @dataclass(frozen=True)
@@ -101,7 +210,7 @@ def reduce_products(
     """
     moving = tuple(name for name, x in products.items() if x.requires_grad and torch.is_grad_enabled())
     products = {name: x if x.dim() or name not in moving else x.expand(len(labels), 1) for name, x in products.items()}
-    trained = frozenset(wanted) - measured - MEASURED_ONLY
+    trained = frozenset(name for name in wanted if SCALARS[name].trainable) - measured
     counts = tuple((rows or {}).get(name, len(labels)) for name in wanted)
     plan = _Plan(tuple(products), moving, wanted, counts, trained, combine, compiled)
     return _Reduced.apply(plan, labels, *products.values())  # type: ignore[return-value]
@@ -159,11 +268,6 @@ def _of(tensors: Products, at: slice) -> Products:
     return {name: x[at] if x.dim() else x for name, x in tensors.items() if not x.dim() or len(x) >= at.stop}
 
 
-def _moving(scalar: str) -> str:
-    """The distribution that a scalar's gradient goes into."""
-    return DIVERGENCES.get(scalar) or next(iter(DISTRIBUTIONS[scalar]))
-
-
 def _values(
     products: Products,
     labels: Tensor,
@@ -172,32 +276,23 @@ def _values(
     exp: Callable[[Tensor], Tensor] = torch.exp,
 ) -> Products:
     """Every wanted scalar [n], every distribution's normaliser as "lse NAME", [n]."""
-    z = combine(products, frozenset().union(*(DISTRIBUTIONS[name] for name in wanted)))
-    most = {name: logits.amax(-1, keepdim=True) for name, logits in z.items() if name != "delta"}
-    weight = {name: exp(z[name] - x) for name, x in most.items()}
-    total = {name: x.sum(-1) for name, x in weight.items()}
-    norms = {name: most[name][:, 0] + x.log() for name, x in total.items()}
-
-    out: dict[str, Tensor] = {}
-    for name in wanted:
-        if name == "delta_norm":
-            out[name] = z["delta"].square().sum(-1)
-        elif name == "moved":
-            policy, base = (weight[x] / total[x][:, None] for x in ("policy", "base"))
-            out[name] = (policy - base).abs().sum(-1) / 2
-        elif name in DIVERGENCES:
-            # The constants leave the sum: sum_v p_v (z_v - zbase_v) - (lse - lse_base).
-            which = DIVERGENCES[name]
-            apart = z[which] - z["base"]
-            average = (weight[which] * apart).sum(-1) / total[which]
-            out[name] = average - (norms[which] - norms["base"])
-        else:
-            (which,) = DISTRIBUTIONS[name]
-            out[name] = z[which].gather(-1, labels[:, None])[:, 0] - norms[which]
-    return out | {f"lse {name}": norm for name, norm in norms.items()}
+    z = combine(products, frozenset().union(*(SCALARS[name].reads for name in wanted)))
+    p = {name: _normalised(logits, exp) for name, logits in z.items() if name != DELTA}
+    if DELTA in z:
+        p[DELTA] = Distribution(z[DELTA], *[z[DELTA][:, :0]] * 3)
+    out = {name: SCALARS[name].value(View(p[SCALARS[name].of], p.get("base"), labels)) for name in wanted}
+    return out | {f"lse {name}": x.lse[:, 0] for name, x in p.items() if name != DELTA}
 
 
-def _hit(labels: Tensor, logits: Tensor) -> Tensor:
+def _normalised(logits: Tensor, exp: Callable[[Tensor], Tensor]) -> Distribution:
+    """Read logits [n, V] for their maximum, then for the sum of exponentials."""
+    most = logits.amax(-1, keepdim=True)
+    weights = exp(logits - most)
+    total = weights.sum(-1, keepdim=True)
+    return Distribution(logits, most + total.log(), weights, total)
+
+
+def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
     """1[v = y], [n, V]; compared as floats, which hold every id below 2^24 and are as wide as the logits."""
     words = torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
     return (words == labels[:, None].to(logits.dtype)).to(logits.dtype)
@@ -212,29 +307,37 @@ def _gradients(
     exp: Callable[[Tensor], Tensor] = torch.exp,
 ) -> dict[str, Tensor]:
     """Derivatives of the loss by the moving products, from those by the trained scalars: {name: like the product}."""
-    read = {name: _moving(name) for name in trained}
-    z_base = combine(products, frozenset({"base"}))["base"] if DIVERGENCES.keys() & read.keys() else None
+    against_base = any(SCALARS[name].against_base for name in trained)
+    b = _known(combine(products, frozenset({"base"}))["base"], "base", columns) if against_base else None
 
-    def moved(own: Products) -> dict[str, Tensor]:
-        return combine({**products, **own}, frozenset(read.values()))
+    def moved(parts: Products) -> dict[str, Tensor]:
+        return combine({**products, **parts}, frozenset(SCALARS[name].of for name in trained))
 
     z, pull, *_ = torch.func.vjp(moved, {name: products[name] for name in moving})
     out = {}
     for which, logits in z.items():
-        by = {name: columns[f"by {name}"][:, None] for name in trained if read[name] == which}
-        if which == "delta":
-            out[which] = 2 * by["delta_norm"] * logits
-            continue
-        log_p = logits - columns[f"lse {which}"][:, None]
-        scale, added = 0.0, 0.0
-        for name, c in by.items():
-            if name in DIVERGENCES:
-                assert z_base is not None
-                scale = scale + c * (log_p - (z_base - columns["lse base"][:, None]) - columns[name][:, None])
-            else:
-                scale, added = scale - c, c * _hit(columns["labels"], logits)
-        out[which] = scale * exp(log_p) + added
+        p = _known(logits, which, columns)
+        by_p = beside = None
+        for name in trained:
+            if SCALARS[name].of == which:
+                c = columns[f"by {name}"][:, None]
+                f, g = SCALARS[name].derivative(View(p, b, columns["labels"], columns[name][:, None]))
+                by_p, beside = _plus(by_p, c, f), _plus(beside, c, g)
+        if by_p is not None:
+            beside = _plus(by_p * exp(p.logp()), 1.0, beside)
+        out[which] = beside
     return pull(out)[0]
+
+
+def _known(logits: Tensor, name: str, columns: Products) -> Distribution:
+    """A distribution whose normaliser the forward pass has kept."""
+    lse = logits[:, :0] if name == DELTA else columns[f"lse {name}"][:, None]
+    return Distribution(logits, lse, lse, lse)
+
+
+def _plus(total: Any, c: Any, x: Any) -> Any:
+    """total + c x, where None is 0."""
+    return total if x is None else c * x if total is None else total + c * x
 
 
 def _gradients_in_place(products: Products, *rest: Any, **options: Any) -> dict[str, Tensor]:
