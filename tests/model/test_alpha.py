@@ -51,6 +51,8 @@ def test_at_zero_nobody_acts(alpha):
         ({"harmless": [1]}, "alpha for 'harmless' has 1 values for 2 rows."),
         (math.nan, "alpha for 'helpful' holds NaN or infinity"),
         ([0, math.inf], "alpha for 'helpful' holds NaN or infinity: [0.0, inf]. Give finite numbers."),
+        (1e39, "alpha for 'helpful' holds NaN or infinity"),  # in fp32
+        (10**400, "alpha for 'helpful' holds NaN or infinity: [inf, inf]"),
     ],
 )
 def test_a_wrong_alpha_is_refused_with_the_remedy(alpha, said):

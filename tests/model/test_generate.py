@@ -1,6 +1,7 @@
 """Text in, text out; what cannot work is refused before a token is generated."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -306,8 +307,13 @@ IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
         (IDS[0], r"not torch.int64 \(3,\). For the ids \[T\] of one prompt, give ids\[None\]"),
         (IDS[None], r"whole numbers in a tensor \[B, T\], not torch.int64 \(1, 2, 3\)"),
         (IDS.float(), r"whole numbers in a tensor \[B, T\], not torch.float32 \(2, 3\)"),
+        (5, "Prompts are text, conversations"),
+        (IDS[:0], r"There is no token in a tensor of shape \(0, 3\)"),
+        (IDS[:, :0], r"There is no token in a tensor of shape \(2, 0\)"),
+        (IDS + 10**6, "Token ids are from 0 to .* and these reach from 1000003 to 1000008"),
+        (IDS - 4, "these reach from -1 to 4"),
     ],
-    ids=["lists", "list", "tensors", "numpy", "mixed", "nested", "no role", "mapping", "one row", "3 dims", "floats"],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
 @pytest.mark.parametrize("argument", ["inputs", "input_ids"])
 def test_what_is_no_prompt_is_refused_in_words(prompts, said, argument):
@@ -321,6 +327,35 @@ def test_tensors_of_another_shape_are_refused_in_words(model):
         model.generate(inputs_embeds=torch.randn(3, 32), **GREEDY)
     with pytest.raises(DualHeadError, match=r"input_ids \[B, T\] or inputs_embeds \[B, T, d\], not a tensor \(3,\)"):
         model(IDS[0])
+
+
+def test_half_a_character_is_refused(model, tokenizer):
+    with pytest.raises(DualHeadError, match="cannot be written: half a character"):
+        model.generate("how \ud800", tokenizer=tokenizer)
+    with pytest.raises(DualHeadError, match="cannot be written: half a character"):
+        model.generate([{"role": "user", "content": "\udfff"}], tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("setting", [{"max_new_tokens": 0}, {"max_new_tokens": 2, "temperature": -1.0}, {"top_k": -1}])
+def test_settings_out_of_range_are_refused_in_words(model, tokenizer, setting):
+    with pytest.raises(DualHeadError, match=f"Cannot generate so: .*{list(setting)[-1]}.* Change"):
+        model.generate("how", tokenizer=tokenizer, do_sample=True, **setting)
+
+
+@pytest.mark.parametrize("value", [math.nan, 3e38])
+def test_logits_that_are_no_numbers_are_never_silent(backbone_folder, tokenizer, caplog, value):
+    spoilt = AlignedModel.from_backbone(str(backbone_folder), {"map": LinearConfig()}, tokenizer=tokenizer)
+    for parameter in spoilt.guides.parameters():
+        torch.nn.init.constant_(parameter, value)
+    spoilt.generate("how", tokenizer=tokenizer, alpha=0.0, **GREEDY)
+    assert not caplog.records
+    spoilt.generate("how", tokenizer=tokenizer, alpha=1.0, **GREEDY)
+    assert [record.message for record in caplog.records] == [
+        "The model gave logits of NaN or infinity, so this text means nothing. Lower alpha, or load it with "
+        "dtype='float32'."
+    ]
+    with pytest.raises(DualHeadError, match=r"logits of NaN or infinity, and none can be sampled\. Lower alpha"):
+        spoilt.generate("how", tokenizer=tokenizer, alpha=1.0, temperature=1.0, max_new_tokens=2)
 
 
 def test_text_without_any_tokenizer_is_refused():

@@ -37,6 +37,7 @@ APART = "the chat template does not continue its own prompt, so the reply follow
 PATIENCE, RENDERED = 10, 20
 """Seconds that a chat template has, and how many more conversations it writes in each further second."""
 LONGEST_TEXT = 2**26  # characters that a chat template may write
+_HALF = re.compile("[\ud800-\udfff]")  # of a character, which no tokenizer takes
 
 _SPEAKERS = {"system": "\n\n", "user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
 
@@ -156,6 +157,9 @@ def _texts(
     specials: re.Pattern[str] | None,
     first: Ids,
 ) -> _Texts:
+    contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    if any(_HALF.search(text) for text in (*contents, *replies)):
+        raise Dropped("half a character (a lone surrogate)")
     if isinstance(prompt, str):
         return _Texts(prompt, tuple(map(str, replies)), first)
     messages = [{**message, "content": _guarded(message["content"], specials)} for message in prompt]

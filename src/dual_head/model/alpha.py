@@ -128,6 +128,8 @@ _SCHEDULES = (
 def _per_row(alpha: Strength, rows: int, name: str) -> list[float]:
     try:
         values = torch.as_tensor(alpha, dtype=torch.float64)
+    except OverflowError:  # a whole number beyond any float
+        values = torch.tensor(math.inf)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DualHeadError(
             f"alpha for '{name}' must be a number, one number per row or a schedule, not {alpha!r}."
@@ -139,7 +141,7 @@ def _per_row(alpha: Strength, rows: int, name: str) -> list[float]:
         raise DualHeadError(
             f"alpha for '{name}' has {len(listed)} values for {rows} rows. Give one number, or one per row."
         )
-    if not all(math.isfinite(v) for v in listed):
+    if not values.float().isfinite().all():  # strengths are fp32, where 1e39 is infinite
         raise DualHeadError(f"alpha for '{name}' holds NaN or infinity: {listed}. Give finite numbers.")
     return listed
 

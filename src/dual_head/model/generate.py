@@ -5,12 +5,20 @@ length check; it knows no guide.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    BatchEncoding,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
 
 from dual_head.backbone import context_length
 from dual_head.data import Dropped, Prompt
@@ -18,6 +26,7 @@ from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError
 from dual_head.model.alpha import Alpha, requesting, strengths_of
 from dual_head.model.trace import Trace, trace_sequences
+from dual_head.reading import reason
 
 if TYPE_CHECKING:
     from dual_head.model.aligned import AlignedModel
@@ -98,7 +107,7 @@ class TextGeneration:
         if _setting("cache_implementation", kwargs, generation_config, self.generation_config) == "paged":
             raise DualHeadError(NOT_PAGED)
         embeds = kwargs.get("inputs_embeds")
-        _require_shapes(input_ids, embeds)
+        _require_shapes(input_ids, embeds, self.backbone.config.get_text_config(decoder=True).vocab_size)
         given = input_ids if input_ids is not None else embeds
         rows = 1 if given is None else given.shape[0]
         if (guides := kwargs.pop("guides", None)) is not None:  # handed on by a custom_generate, as to forward
@@ -110,7 +119,7 @@ class TextGeneration:
             kwargs = _within_context(self, given.shape[1], generation_config, kwargs)
         if tokenizer is not None:
             kwargs = {**kwargs, "tokenizer": tokenizer}
-        with requesting(self, guides, strengths):
+        with requesting(self, guides, strengths), _watched(kwargs) as kwargs:
             output = super().generate(  # type: ignore[misc]
                 input_ids, generation_config, alpha=strengths, guides=guides, **kwargs
             )
@@ -189,21 +198,26 @@ def _is_batch(inputs: Any) -> bool:
         return False
     if isinstance(inputs, Mapping):
         raise DualHeadError("A mapping is no prompt. Give a tokenizer's output as generate(**batch).")
+    if not isinstance(inputs, Sized):
+        raise DualHeadError(_PROMPTS)
     if not len(inputs):
         raise DualHeadError("There are no prompts. Give at least one.")
     several = not isinstance(inputs[0], Mapping)
     for prompt in inputs if several else [inputs]:
         messages = isinstance(prompt, (list, tuple)) and all(isinstance(x, Mapping) and "role" in x for x in prompt)
         if not (messages or isinstance(prompt, str)):
-            raise DualHeadError(
-                "Prompts are text, conversations (lists of messages with a role), or token ids as a tensor [B, T]. "
-                "For lists of ids, give torch.tensor(ids), padded on the left to one length."
-            )
+            raise DualHeadError(_PROMPTS)
     return several
 
 
-def _require_shapes(input_ids: Tensor | None, embeds: Tensor | None) -> None:
-    """Refuse ids that are not whole numbers [B, T], and embeddings that are not [B, T, d]."""
+_PROMPTS = (
+    "Prompts are text, conversations (lists of messages with a role), or token ids as a tensor [B, T]. "
+    "For lists of ids, give torch.tensor(ids), padded on the left to one length."
+)
+
+
+def _require_shapes(input_ids: Tensor | None, embeds: Tensor | None, vocabulary: int) -> None:
+    """Refuse ids that are not whole numbers [B, T] below `vocabulary`, embeddings that are not [B, T, d], and none."""
     if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
         raise DualHeadError(
             f"Token ids are whole numbers in a tensor [B, T], not {input_ids.dtype} {tuple(input_ids.shape)}. "
@@ -211,6 +225,53 @@ def _require_shapes(input_ids: Tensor | None, embeds: Tensor | None) -> None:
         )
     if embeds is not None and embeds.dim() != 3:
         raise DualHeadError(f"inputs_embeds are [B, T, d], not {tuple(embeds.shape)}. For one prompt, give x[None].")
+    for tensor in (input_ids, embeds):
+        if tensor is not None and not tensor.numel():
+            raise DualHeadError(f"There is no token in a tensor of shape {tuple(tensor.shape)}. Give at least one.")
+    if input_ids is not None and not (input_ids.min() >= 0 and input_ids.max() < vocabulary):
+        raise DualHeadError(
+            f"Token ids are from 0 to {vocabulary - 1} here, and these reach from {input_ids.min()} to "
+            f"{input_ids.max()}. Encode with the tokenizer of the backbone."
+        )
+
+
+class _Finite(LogitsProcessor):
+    """Notices logits that are NaN or infinite, without waiting for the device; changes none."""
+
+    def __init__(self) -> None:
+        self.lost: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        del input_ids
+        lost = ~scores.amax(-1).isfinite().all()  # a maximum of what holds NaN is NaN
+        self.lost = lost if self.lost is None else self.lost | lost
+        return scores
+
+
+@contextmanager
+def _watched(kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield arguments of transformers' generate under which logits that are no numbers are told of.
+
+    Errors: tokens are to be sampled from them; settings that transformers refuses.
+    """
+    watch = _Finite()
+    processors = LogitsProcessorList([watch, *(kwargs.get("logits_processor") or ())])
+    try:
+        yield {**kwargs, "logits_processor": processors}
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise DualHeadError(f"The model gives logits of NaN or infinity, and none can be sampled. {_LOWER}") from error
+    except ValueError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith("transformers.generation"):
+            raise
+        raise DualHeadError(f"Cannot generate so: {reason(error)} Change the setting that is named.") from error
+    if watch.lost is not None and watch.lost:
+        logger.warning("The model gave logits of NaN or infinity, so this text means nothing. %s", _LOWER)
+
+
+_LOWER = "Lower alpha, or load it with dtype='float32'."
 
 
 def _sampling(kwargs: dict[str, Any], generation_config: GenerationConfig | None) -> dict[str, Any]:
