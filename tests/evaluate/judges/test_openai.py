@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Question
+from dual_head.evaluate.benchmarks import load_benchmark
 from dual_head.evaluate.benchmarks.mt_bench import write_mt_bench
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.openai import FAILURES
@@ -461,7 +462,7 @@ def test_an_answer_of_two_turns_is_graded_turn_by_turn(endpoint, tmp_path):
     assert "second" not in first
     assert "there" in second
     assert grade_all(judge_at(endpoint), [question], given, folder=tmp_path)[0].kept == 2
-    table = tables("mt_bench", [SimpleNamespace(name="one")], [question], {"one": [graded]})[0]
+    table = tables(load_benchmark("mt_bench"), [SimpleNamespace(name="one")], [question], {"one": [graded]})[0]
     assert (table["columns"], table["rows"]) == (["system", "turn 1", "turn 2"], [["one", "8.00", "3.00"]])
 
 
