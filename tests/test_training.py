@@ -419,3 +419,21 @@ def test_a_guide_that_diverged_is_not_saved(backbone_folder, pairs_file, tmp_pat
 def test_eval_steps_alone_asks_for_evaluation_by_steps(tmp_path):
     assert GuideTrainingArguments(str(tmp_path), eval_steps=5).eval_strategy == "steps"
     assert GuideTrainingArguments(str(tmp_path), eval_steps=5, eval_strategy="no").eval_strategy == "no"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "bound"),
+    [
+        ("weight_decay", -1.0, "at least 0"),
+        ("gradient_accumulation_steps", 0, "at least 1"),
+        ("max_steps", -5, "at least -1"),
+        ("label_smoothing_factor", 1.5, "below 1"),
+        ("data_seed", 2**32, "below 4,294,967,296"),
+        ("dataloader_num_workers", 10**6, "below 1,025"),
+        ("save_total_limit", -1, "at least 0"),
+        ("eval_delay", float("nan"), "a finite number"),
+    ],
+)
+def test_numbers_that_transformers_would_ignore_or_fail_on_late_are_refused(tmp_path, option, value, bound):
+    with pytest.raises(DualHeadError, match=f"--{option} must be {bound}"):
+        GuideTrainingArguments(str(tmp_path), **{option: value})

@@ -9,7 +9,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,7 @@ from dual_head.guided_loss import GuidedLoss
 from dual_head.held_out import HeldOutTrainer
 from dual_head.methods import Method
 from dual_head.model.aligned import AlignedModel
+from dual_head.options.fields import require_finite
 from dual_head.progress import brief
 from dual_head.reading import reading
 from dual_head.resume import Sealing, load_guides, save_guides
@@ -79,21 +80,29 @@ class GuideTrainingArguments(TrainingArguments):
 
 
 def require_possible(args: TrainingArguments) -> None:
-    """Refuse numbers out of range, which transformers would fail on after everything is loaded."""
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:
-            raise DualHeadError(f"--{name} must be at least 1, not {getattr(args, name)}.")
-    for name in ("learning_rate", "num_train_epochs", "seed", "dataloader_num_workers"):
-        if not 0 <= getattr(args, name) < math.inf:
-            raise DualHeadError(f"--{name} must be a finite number of at least 0, not {getattr(args, name)}.")
-    if args.seed >= SEEDS:
-        raise DualHeadError(f"--seed must be below 2^32, not {args.seed}.")
+    """Refuse numbers out of range, which transformers would fail on, or ignore, after everything is loaded."""
+    for f in fields(args):
+        value = getattr(args, f.name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            require_finite(value, f"--{f.name}")
+            if value < (least := LEAST.get(f.name, 0)):
+                raise DualHeadError(f"--{f.name} must be at least {least}, not {value}.")
+            if value >= (end := BELOW.get(f.name, math.inf)):
+                raise DualHeadError(f"--{f.name} must be below {end:,}, not {value}.")
     if args.torch_compile_mode not in (None, *COMPILE_MODES):
         raise DualHeadError(f"--torch_compile_mode: {did_you_mean(args.torch_compile_mode, COMPILE_MODES).strip()}")
 
 
+COUNTED = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+COUNTED += ("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor")
+COUNTED += ("ddp_bucket_cap_mb", "ddp_timeout")
+LEAST = {**dict.fromkeys(COUNTED, 1), "max_steps": -1, "local_rank": -1}  # -1 stands for none; of all others 0
+BELOW = {
+    **dict.fromkeys(("seed", "data_seed"), 2**32),  # numpy's generators take no more
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), 1),
+    "dataloader_num_workers": 1025,  # each is a process
+}
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
-SEEDS = 2**32  # numpy's generators take no more
 
 
 def trackers_of(said: str | Sequence[str] | None) -> list[str]:
