@@ -115,10 +115,22 @@ def test_options_on_top_keep_the_base_head_and_it_can_be_taken_back():
     assert (kl_of(more), options(more)["kl.weight"], list(more.guides())) == ("base_head", 0.7, ["iav", "base_head"])
 
 
-def test_a_divergence_of_a_base_head_that_is_not_trained_is_refused():
-    for name in ("iav", "mav", "dpo"):
-        with pytest.raises(DualHeadError, match=r"that of a trained base head\. Add iav's train_base_head=true"):
-            method(name).with_options({"kl.of": "base_head"})
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("iav", r"needs the guide 'base_head' to be trained\. Add train_base_head=true"),
+        ("mav", "kl.of of mav must be policy, not 'base_head'"),
+        ("dpo", "kl.of of dpo must be policy, not 'base_head'"),
+    ],
+)
+def test_a_divergence_of_a_guide_that_is_not_trained_is_refused(name, message):
+    with pytest.raises(DualHeadError, match=message):
+        method(name).with_options({"kl.of": "base_head"})
+
+
+def test_a_divergence_of_a_guide_that_there_is_not_is_refused_with_the_nearest():
+    with pytest.raises(DualHeadError, match=r"policy or base_head, not 'base_haed'\. Did you mean 'base_head'"):
+        method("iav").with_options({"train_base_head": True, "kl.of": "base_haed"})
 
 
 def test_a_method_is_a_value():

@@ -22,7 +22,6 @@ from dual_head.heads import KEPT
 from dual_head.hidden_states import Features, Rows
 from dual_head.losses import Objective, name_of
 from dual_head.methods import Method
-from dual_head.methods.base import BASE_HEAD
 from dual_head.model.aligned import AlignedModel, Encoded
 from dual_head.ops.token_scores import (
     Head,
@@ -42,8 +41,8 @@ from dual_head.policy import ActiveGuide
 class GuidedLoss(nn.Module):
     """One training step as a module: a batch of pairs in, the loss and per-pair metrics out.
 
-    L = sum_k weight_k mean_pairs loss_k. Only the guide named `guide` has gradients, and the base head where the
-    method trains one. tokens: how many it will score in all, which decides whether its loops are worth compiling.
+    L = sum_k weight_k mean_pairs loss_k. Only the guide named `guide` has gradients, and the second one where the
+    method trains it. tokens: how many it will score in all, which decides whether its loops are worth compiling.
     """
 
     # The loss is a mean over the batch that is given. Without this a Trainer concludes from forward's ** that it was
@@ -63,7 +62,7 @@ class GuidedLoss(nn.Module):
         self.model = model
         self.method = method
         self.guide = guide
-        self.names = (guide, BASE_HEAD) if method.train_base_head else (guide,)
+        self.names = (guide, *list(method.guides())[1:])
         shape = model.backbone.shape
         kept = KEPT if any(model.guide(name).cache_layers for name in self.names) else 0  # for a gate's backward pass
         self.budget = budget or auto_budget(shape.vocab_size, shape.hidden_size, kept=kept)
@@ -209,14 +208,14 @@ def _require_gathered(model: AlignedModel) -> None:
 
 
 def _head_of(model: AlignedModel, names: tuple[str, ...], *, compiled: bool) -> Head:
-    """The distributions at alpha = 1; those of one guide alone are the first one's, not the base head's."""
+    """The distributions at alpha = 1; those of one guide alone are the first one's, but "second"."""
     backbone, fusion = model.backbone, model.config.fusion
-    # Which guides speak in which distributions: together in the policy, the first alone, the base head alone.
+    # Which guides speak in which distributions: together in the policy, the first alone, the second alone.
     groups = {"": (names, frozenset({"base", "policy"})), "alone/": (names[:1], frozenset({"reward", "delta"}))}
     if len(names) == 1:
         groups = {"": (names, frozenset({"base", "policy", "reward", "delta"}))}
     else:
-        groups["base_head/"] = (names[1:], frozenset({"base_head"}))
+        groups["second/"] = (names[1:], frozenset({"second"}))
     guides = {name: model.guide(name) for name in names}
 
     def products(hidden: Tensor, flat: dict[str, Tensor], wanted: Mapping[str, int]) -> dict[str, Tensor]:
@@ -235,12 +234,12 @@ def _head_of(model: AlignedModel, names: tuple[str, ...], *, compiled: bool) -> 
             if asked := {_as_policy(name) for name in wanted & gives}:
                 own = {key.removeprefix(prefix): x for key, x in said.items() if key.startswith(prefix)}
                 z = policy.combine([guides[name] for name in who], own, asked, fusion=fusion, upcast=True)
-                out |= {"base_head": z["policy"]} if prefix == "base_head/" else z
+                out |= {"second": z["policy"]} if prefix == "second/" else z
         return out
 
     return Head(products, combine, compiled=compiled)
 
 
 def _as_policy(name: str) -> str:
-    """A base head alone is a policy of one guide."""
-    return "policy" if name == "base_head" else name
+    """The second guide alone is a policy of one guide."""
+    return "policy" if name == "second" else name

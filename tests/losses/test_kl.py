@@ -16,9 +16,9 @@ def test_it_reads_the_divergence():
 
 
 def test_it_can_be_that_of_a_trained_base_head():
-    values = {"base_head_kl": torch.tensor([1.0, 3.0, 5.0]), "kl": torch.tensor([70.0, 80.0, 90.0])}
+    values = {"second_kl": torch.tensor([1.0, 3.0, 5.0]), "kl": torch.tensor([70.0, 80.0, 90.0])}
     scored = Scored(values, torch.tensor([0, 0, 1]), pairs=1)
     of_base_head = Kl(of="base_head")
-    assert of_base_head.needs == {"base_head_kl"}
+    assert of_base_head.needs == {"second_kl"}
     assert of_base_head(scored).loss.tolist() == [((1 + 3) / 2 + 5) / 2]
     assert Kl()(scored).loss.tolist() == [((70 + 80) / 2 + 90) / 2]

@@ -30,19 +30,19 @@ def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor
         "base": lambda: base,
         "reward": lambda: base + said["own"],
         "policy": lambda: base + said["weight"] * said["own"] + 0.5 * said["head"],
-        "base_head": lambda: base + said["head"],
+        "second": lambda: base + said["head"],
         "delta": lambda: said["weight"] * said["own"],
     }
     return {name: make() for name, make in made.items() if name in wanted}
 
 
 def the_long_way(said: dict[str, Tensor]) -> dict[str, Tensor]:
-    z = combine(said, frozenset({"base", "reward", "policy", "base_head", "delta"}))
+    z = combine(said, frozenset({"base", "reward", "policy", "second", "delta"}))
     logps = {name: x.log_softmax(-1) for name, x in z.items()}
     picked = {f"{name}_logps": logps[name][range(TOKENS), LABELS] for name in ("base", "reward", "policy")}
     divergence = {
         name: (logps[of].exp() * (logps[of] - logps["base"])).sum(-1)
-        for name, of in (("kl", "policy"), ("base_head_kl", "base_head"))
+        for name, of in (("kl", "policy"), ("second_kl", "second"))
     }
     moved = (logps["policy"].exp() - logps["base"].exp()).abs().sum(-1) / 2
     return {**picked, **divergence, "moved": moved, "delta_norm": z["delta"].square().sum(-1)}

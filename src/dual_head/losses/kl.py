@@ -1,7 +1,6 @@
 """Divergence of the guided policy from the backbone, over the whole vocabulary."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from dual_head.losses.base import Objective, Terms
 from dual_head.ops.token_scores import Scored
@@ -11,11 +10,10 @@ from dual_head.ops.token_scores import Scored
 class Kl(Objective):
     """L = (KL_chosen + KL_rejected) / 2, each mean_t KL(pi(. | y_<t) || pi_base(. | y_<t)) in nats per token.
 
-    of: "policy", the guided policy at alpha = 1; or "base_head", of a base head that is trained beside the
-    guide, as IAV's train_base_head has it.
+    of: "policy", the guided policy at alpha = 1; or the name of the second guide, of that one alone.
     """
 
-    of: Literal["policy", "base_head"] = "policy"
+    of: str = "policy"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -24,7 +22,7 @@ class Kl(Objective):
 
     @property
     def _scalar(self) -> str:
-        return "kl" if self.of == "policy" else "base_head_kl"
+        return "kl" if self.of == "policy" else "second_kl"
 
     def __call__(self, scored: Scored) -> Terms:
         """Average divergence of each pair, [B]."""

@@ -11,13 +11,23 @@ from typing import Any
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fusion import require_fusion
 from dual_head.guides import GuideConfig
-from dual_head.guides.linear import LinearConfig
 from dual_head.losses import Objective, name_of
+from dual_head.losses.kl import Kl
 from dual_head.options import build
 from dual_head.tuning import PeerOptions
 
 PEER = "peer"  # the section of a peer's options
-BASE_HEAD = "base_head"  # name of the guide that is IAV's trained base head, less the backbone's own
+POLICY = "policy"  # all guides together, which a divergence is of where no second guide is trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondGuide:
+    """A guide that a method trains beside its own, where the option of that name is true."""
+
+    name: str
+    guide: GuideConfig
+    option: str
+    trained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +36,8 @@ class Method:
 
     guide: its configuration; objectives: the terms of the loss; peer: the options of the peer's own trainer
     (`tuning`), for a baseline whose loss is theirs and whose objectives are only measured; fusion: how the guide
-    joins the logits; train_base_head: also train a head beside the backbone's own, None where the method has no
-    such option; training: TrainingArguments the paper sets; run: our own options it sets; symbols: {name in the
+    joins the logits; second: another guide it can train with this one, which the divergence then holds to the
+    backbone; training: TrainingArguments the paper sets; run: our own options it sets; symbols: {name in the
     paper: path of the option}.
     """
 
@@ -36,16 +46,24 @@ class Method:
     objectives: tuple[Objective, ...] = ()
     peer: PeerOptions | None = None
     fusion: str = "logits"
-    train_base_head: bool | None = None
+    second: SecondGuide | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     symbols: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        of = next((x.of for x in self.objectives if isinstance(x, Kl)), POLICY)
+        if of in (POLICY, *list(self.guides())[1:]):
+            return
+        names = [POLICY] if self.second is None else [POLICY, self.second.name]
+        if of in names and self.second is not None:
+            raise DualHeadError(f"kl.of={of} needs the guide '{of}' to be trained. Add {self.second.option}=true.")
+        raise DualHeadError(f"kl.of of {self.name} must be {' or '.join(names)}, not '{of}'.{did_you_mean(of, names)}")
+
     def options(self) -> Iterator[tuple[str, Any]]:
         """List every option as (path, value)."""
         yield "fusion", self.fusion
-        if self.train_base_head is not None:
-            yield "train_base_head", self.train_base_head
+        yield from self._switch().items()
         for section, part in self._sections().items():
             for f in fields(part):
                 yield f"{section}.{f.name}", getattr(part, f.name)
@@ -57,15 +75,15 @@ class Method:
         """
         known = dict(self.options())
         sections: dict[str, dict[str, Any]] = {}
-        own = {"fusion": self.fusion, "train_base_head": self.train_base_head}
-        for given, value in values.items():
-            path = self._path(given)
+        plain: dict[str, Any] = {"fusion": self.fusion, **self._switch()}
+        for option, value in values.items():
+            path = self._path(option)
             if path not in known:
                 raise DualHeadError(
-                    f"Unknown option '{given}' of {self.name}.{did_you_mean(given, [*known, *self.symbols])}"
+                    f"Unknown option '{option}' of {self.name}.{did_you_mean(option, [*known, *self.symbols])}"
                 )
-            if path in own:
-                own[path] = _checked(path, value)
+            if path in plain:
+                plain[path] = _checked(path, value)
                 continue
             section, name = path.split(".", 1)
             sections.setdefault(section, {})[name] = value
@@ -73,27 +91,28 @@ class Method:
             section: build(type(part), {**_shallow(part), **sections.get(section, {})})
             for section, part in self._sections().items()
         }
-        if own["train_base_head"] != self.train_base_head and "kl.of" not in map(self._path, values):
-            of = "base_head" if own["train_base_head"] else "policy"
-            parts["kl"] = replace(parts["kl"], of=of)  # type: ignore[type-var, call-arg]
-        if getattr(parts.get("kl"), "of", None) == "base_head" and not own["train_base_head"]:
-            raise DualHeadError("kl.of=base_head is that of a trained base head. Add iav's train_base_head=true.")
+        second = self.second and replace(self.second, trained=plain[self.second.option])
+        if second and second != self.second and "kl.of" not in map(self._path, values):
+            parts["kl"] = replace(parts["kl"], of=second.name if second.trained else POLICY)
         objectives = tuple(parts[name_of(objective)] for objective in self.objectives)
-        peer = parts.get(PEER)
-        return replace(self, guide=parts["guide"], objectives=objectives, peer=peer, **own)  # type: ignore[arg-type]
+        changed: Any = {"guide": parts["guide"], "objectives": objectives, "peer": parts.get(PEER), "second": second}
+        return replace(self, fusion=plain["fusion"], **changed)
 
-    def _path(self, given: str) -> str:
-        return self.symbols.get(given, given)
+    def _switch(self) -> dict[str, bool]:
+        return {} if self.second is None else {self.second.option: self.second.trained}
+
+    def _path(self, option: str) -> str:
+        return self.symbols.get(option, option)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: {"method": name, "fusion": ..., "guide": {...}, "<objective>": {...}}."""
         parts = {section: asdict(part) for section, part in self._sections().items()}
-        base_head = {} if self.train_base_head is None else {"train_base_head": self.train_base_head}
-        return {"method": self.name, "fusion": self.fusion, **base_head, **parts}
+        return {"method": self.name, "fusion": self.fusion, **self._switch(), **parts}
 
     def guides(self) -> dict[str, GuideConfig]:
-        """The guides to train, by name: this one, and the base head where it is trained too."""
-        return {self.name: self.guide, **({BASE_HEAD: LinearConfig()} if self.train_base_head else {})}
+        """The guides to train, by name: this one, and the second where it is trained too."""
+        second = {self.second.name: self.second.guide} if self.second and self.second.trained else {}
+        return {self.name: self.guide, **second}
 
     def _sections(self) -> dict[str, Any]:
         peer = {} if self.peer is None else {PEER: self.peer}

@@ -15,7 +15,7 @@ from dual_head.guides.linear import LinearConfig
 from dual_head.losses.kl import Kl
 from dual_head.losses.norm import Norm
 from dual_head.losses.preference import Preference
-from dual_head.methods.base import Method
+from dual_head.methods.base import Method, SecondGuide
 
 METHOD = Method(
     name="iav",
@@ -25,7 +25,7 @@ METHOD = Method(
         Kl(weight=0.1),
         Norm(weight=0.01),
     ),
-    train_base_head=False,
+    second=SecondGuide(name="base_head", guide=LinearConfig(), option="train_base_head"),
     training={
         "learning_rate": 5e-5,
         "lr_scheduler_type": "cosine",

@@ -8,7 +8,7 @@ neither guides nor losses.
 
     policy_logps   log pi(y_t)              reward_logps   log pi_reward(y_t), the guide's own distribution
     base_logps     log pi_base(y_t)         kl             KL(pi || pi_base) in nats, over the vocabulary
-    base_head_kl   KL(pi_base_head || pi_base), of a base head trained beside the guide
+    second_kl      KL(pi_second || pi_base), of a second guide that is trained beside the first, by itself
     moved          sum_v |pi(v) - pi_base(v)| / 2, the share of probability that moved (total variation)
     delta_norm     |delta_t|^2 of what the guide adds at alpha = 1, to the logits or to the hidden state
 """

@@ -155,7 +155,7 @@ SCALARS: dict[str, Scalar] = {
     "reward_logps": LogProbability("reward"),
     "base_logps": LogProbability("base"),
     "kl": Divergence("policy"),
-    "base_head_kl": Divergence("base_head"),
+    "second_kl": Divergence("second"),
     "moved": TotalVariation("policy"),
     "delta_norm": SquaredNorm("delta"),
 }
