@@ -8,6 +8,7 @@ and turns any of them into the backbone's own logits. It knows no guides, and no
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -358,8 +359,8 @@ def load_backbone(
         )
     if dtype == "auto" and quantization_config is None:
         dtype = _by_processor(name_or_path, device_map, trust_remote_code=trust_remote_code, revision=revision)
-    require_unaltered(Path(name_or_path))
-    with _loading(name_or_path):
+    with ThreadPoolExecutor(1) as pool, _loading(name_or_path):
+        check = pool.submit(require_unaltered, Path(name_or_path))  # a hash of all weights takes as long as loading
         _require_sizes(name_or_path, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
@@ -368,6 +369,7 @@ def load_backbone(
             output_loading_info=True,
             **options,
         )
+    check.result()
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise DualHeadError(
