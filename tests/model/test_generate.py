@@ -354,7 +354,7 @@ def test_logits_that_are_no_numbers_are_never_silent(backbone_folder, tokenizer,
         "The model gave logits of NaN or infinity, so this text means nothing. Lower alpha, or load it with "
         "dtype='float32'."
     ]
-    with pytest.raises(DualHeadError, match=r"logits of NaN or infinity, and none can be sampled\. Lower alpha"):
+    with pytest.raises(DualHeadError, match=r"logits of NaN or infinity, and none can be sampled\..* Lower alpha"):
         spoilt.generate("how", tokenizer=tokenizer, alpha=1.0, temperature=1.0, max_new_tokens=2)
 
 

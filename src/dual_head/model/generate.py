@@ -261,7 +261,9 @@ def _watched(kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):
             raise
-        raise DualHeadError(f"The model gives logits of NaN or infinity, and none can be sampled. {_LOWER}") from error
+        raise DualHeadError(
+            f"The model gives logits of NaN or infinity, and none can be sampled. Raise a tiny temperature. {_LOWER}"
+        ) from error
     except ValueError as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if not frame.f_globals["__name__"].startswith("transformers.generation"):
