@@ -171,7 +171,7 @@ def test_a_user_and_password_in_the_address_are_sent_and_shown_nowhere(endpoint)
     assert endpoint.headers[0]["authorization"] == "Basic Ym9iOmh1bnRlcjIvMg=="  # bob:hunter2/2
     assert f"{endpoint.url} refuses the key (401: no entry for *** or ***)" in str(refused.value)
     assert judge.identity == load_judge(f"openai:tiny@{endpoint.url}").identity  # whoever asks hears the same
-    assert parted("http://h:1/v1") == ("http://h:1/v1", None)
+    assert parted("http://h:1/v1", "judge") == ("http://h:1/v1", None)
 
 
 def test_a_key_that_the_server_says_back_is_kept_in_no_file(endpoint, tmp_path):

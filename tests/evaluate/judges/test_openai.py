@@ -13,8 +13,8 @@ from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Question
 from dual_head.evaluate.benchmarks import load_benchmark
 from dual_head.evaluate.benchmarks.mt_bench import write_mt_bench
+from dual_head.evaluate.endpoints.client import FAILURES
 from dual_head.evaluate.judges import load_judge
-from dual_head.evaluate.judges.openai import FAILURES
 from dual_head.evaluate.judges.verdicts import grade_all, judge_pairs
 from dual_head.evaluate.report.tables import tables
 from dual_head.evaluate.run import EvaluationOptions, evaluate
@@ -374,7 +374,7 @@ def test_many_failures_in_a_row_are_an_endpoint_that_is_down(endpoint):
         endpoint.completion("[[A]]") if number <= 5 else endpoint.failure(503, "busy")
     )
     verdicts, said = until_it_stops(judge_at(endpoint, concurrency=1, max_retries=0), pairs(100))
-    assert f"{FAILURES} questions in a row" in said
+    assert f"{FAILURES} requests in a row" in said
     assert "503: busy" in said
     assert "it goes on" in said
     assert [verdict.value for _, verdict in verdicts][:14] == [1] * 5 + [None] * (len(verdicts[:14]) - 5)

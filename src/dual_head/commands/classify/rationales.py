@@ -52,21 +52,18 @@ def run(arguments: Sequence[str]) -> int:
 
 def _teacher(args: argparse.Namespace) -> "Ask":
     """Ask the endpoint as judges are asked: several requests at once, retries, and a remedy where it is down."""
-    from dual_head.evaluate.judges.openai import EndpointJudge, EndpointOptions
-    from dual_head.evaluate.judges.prompts.reading import Pattern
+    from dual_head.evaluate.endpoints.client import Endpoint, EndpointOptions, Request
 
-    whole = Pattern(kind="rationale", read=lambda _said: 0.0)  # every reply is read, by whoever asked
-
-    class Teacher(EndpointJudge):
-        """An endpoint that is asked for text."""
-
-        def __call__(self, talks: Sequence[Any]) -> Iterator[tuple[int, str | None]]:
-            for index, verdict in self._judge([(talk, whole) for talk in talks]):
-                yield index, None if verdict.flaw else verdict.said
-
-    names = ("concurrency", "requests_per_minute", "max_retries", "timeout", "max_tokens", "temperature")
+    names = ("concurrency", "requests_per_minute", "max_retries", "timeout")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
-    return Teacher(args.model, EndpointOptions(base_url=args.teacher, seed=args.seed, **options))
+    endpoint = Endpoint(args.model, EndpointOptions(base_url=args.teacher, **options), noun="teacher")
+
+    def ask(talks: Sequence[Any]) -> Iterator[tuple[int, str | None]]:
+        requests = [Request(talk, args.max_tokens, args.temperature, args.seed) for talk in talks]
+        for index, reply in endpoint.ask(requests):
+            yield index, None if reply.flaw else reply.text
+
+    return ask
 
 
 def _print(found: "Written", args: argparse.Namespace, console: Console) -> None:

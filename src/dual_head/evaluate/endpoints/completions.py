@@ -1,9 +1,7 @@
-"""A chat completion as a server sends it, read: its text, its tokens, its verdict. Any of it may be of any type."""
+"""A chat completion as a server sends it, read: its text, its tokens. Any of it may be of any type."""
 
 import math
 from typing import Any
-
-from dual_head.evaluate.judges.prompts import Pattern, Unreadable
 
 MOST = 1e12  # a number of tokens or a log-probability beyond it is none
 
@@ -31,31 +29,16 @@ def count_of(tokens: Any) -> float:
     return float(tokens) if isinstance(tokens, int | float) and 0 < tokens < MOST else 0.0
 
 
-def verdict_of(pattern: Pattern, said: str, logprobs: Any) -> float:
-    """The verdict in a reply: from the probabilities of its first token where the endpoint tells them."""
-    likely = _first_token(logprobs) if pattern.alone else []
-    if not likely:
-        return pattern.read(said)
-    mass = dict.fromkeys(pattern.choices, 0.0)
-    for token, probability in likely:
-        if token.strip() in mass:
-            mass[token.strip()] += probability
-    whole = sum(mass.values())
-    if not whole:
-        raise Unreadable(f"neither {' nor '.join(mass)} is likely")
-    return sum(pattern.choices[choice] * own for choice, own in mass.items()) / whole
-
-
-def _first_token(logprobs: Any) -> list[tuple[str, float]]:
+def first_token(logprobs: Any) -> list[tuple[str, float]]:
     """What a reply may begin with, and how likely each is; what is no token with a log-probability is left out."""
     tokens = getattr(logprobs, "content", None)
     if not isinstance(tokens, list) or not tokens:
         return []
     options = getattr(tokens[0], "top_logprobs", None) or [tokens[0]]
-    found = []
+    likely = []
     for option in options if isinstance(options, list) else [tokens[0]]:
         token, logprob = getattr(option, "token", None), getattr(option, "logprob", None)
         # Rounding may put a certain token a little above 0; NaN is neither above nor below anything.
         if isinstance(token, str) and isinstance(logprob, int | float) and -MOST < logprob < 1:
-            found.append((token, math.exp(logprob)))
-    return found
+            likely.append((token, math.exp(logprob)))
+    return likely

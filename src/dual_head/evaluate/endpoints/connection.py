@@ -1,6 +1,6 @@
 """An HTTP client for the official one whose requests end: with a reply of limited size, within a time, at one address.
 
-It knows requests and replies as bytes; what is asked, and what to make of a reply, is `judges.openai`.
+It knows requests and replies as bytes; what is asked, and what to make of a reply, is `client`.
 """
 
 import sys
@@ -17,8 +17,8 @@ LARGEST = 4 * 2**20  # bytes of a reply, unpacked: no verdict is as long
 _ENCODING = ("content-encoding", "content-length", "transfer-encoding")  # headers of how a body travels
 
 
-def parted(address: str) -> tuple[str, tuple[str, str] | None]:
-    """Part http://USER:PASSWORD@HOST/PATH into the address and who asks. Errors: no address."""
+def parted(address: str, noun: str) -> tuple[str, tuple[str, str] | None]:
+    """Part http://USER:PASSWORD@HOST/PATH of a judge or a system into the address and who asks. Errors: no address."""
     try:
         parts = urlsplit(address)
         _ = parts.port
@@ -26,7 +26,7 @@ def parted(address: str) -> tuple[str, tuple[str, str] | None]:
             raise ValueError
     except ValueError:
         raise DualHeadError(
-            "The judge's address cannot be read. Write it as http://127.0.0.1:8000/v1, with the signs / @ : # ? of a "
+            f"The {noun}'s address cannot be read. Write it as http://127.0.0.1:8000/v1, with the signs / @ : # ? of a "
             "password as %2F %40 %3A %23 %3F."
         ) from None
     if "@" not in parts.netloc:

@@ -16,13 +16,13 @@ from dual_head.data import Cut, Message
 from dual_head.data.conversation import Written, write
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import WINDOW, batches_by_length, chosen_device
-from dual_head.evaluate.judges.prompts import Pattern, load_family
-from dual_head.evaluate.types import Comparison, Question, Replies, Verdict
+from dual_head.evaluate.judges.prompted import Item, PromptedJudge
+from dual_head.evaluate.judges.prompts import Pattern
+from dual_head.evaluate.types import Question, Verdict
 from dual_head.fingerprint import digest, tokenizer_fingerprint
 from dual_head.reading import reading
 
 Ids = tuple[int, ...]
-Item = tuple[list[Message], Pattern]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ class Reading:
     @property
     def rows(self) -> list[Ids]:
         """Every text after which a next token is needed: one, unless choices begin alike, as 1]] and 10]] may."""
-        return sorted({self.common + own[:n] for own in self.choices.values() for n in range(len(own))})
+        return sorted({self.common + tail[:n] for tail in self.choices.values() for n in range(len(tail))})
 
 
-class LanguageModelJudge:
+class LanguageModelJudge(PromptedJudge):
     """Compares the likelihoods of the verdicts that a template allows.
 
         value = sum_c p(c) value(c),   p(c) = softmax over the choices c of log pi(c | prompt, opening)
@@ -64,45 +64,33 @@ class LanguageModelJudge:
 
     form = "lm:PATH (a causal language model)"
     Options = LanguageModelOptions
-    symmetric = False
 
     def __init__(self, where: str, options: LanguageModelOptions | None = None):
         self.options = options = options or LanguageModelOptions()
         if not where:
             raise DualHeadError(f"Which model is to judge? Say it: {self.form}.")
-        self._family = load_family(options.template)
+        super().__init__(options.template)
         lm = load_backbone(where, dtype=options.dtype)
         self._model = Backbone(lm).to(chosen_device(options.device))
         self._tokenizer: PreTrainedTokenizerBase = _tokenizer_of(where)
         self._context = context_length(lm.config) or math.inf
         self.name = where.rstrip("/").rsplit("/", 1)[-1]
         reads = [tokenizer_fingerprint(self._tokenizer), self._tokenizer.chat_template, str(lm.dtype)]
-        self.identity = f"lm:{digest(self._model.fingerprint().as_dict(), reads, self._family.identity)}"
+        self.identity = f"lm:{digest(self._model.fingerprint().as_dict(), reads, self.family.identity)}"
 
     def require(self, questions: Sequence[Question], kinds: Sequence[str]) -> None:
         """Refuse questions that no template is for, and templates whose verdict is no choice between a few."""
-        self._require_choices(template.pattern for template in self._family.needed(questions, kinds))
+        self._require_choices(template.pattern for template in self.family.needed(questions, kinds))
 
     def _require_choices(self, patterns: Iterable[Pattern]) -> None:
         if any(not pattern.choices for pattern in patterns):
             raise DualHeadError(
-                f"A local model's verdict is a choice between a few; '{self._family.name}' asks for two scores. Take "
+                f"A local model's verdict is a choice between a few; '{self.family.name}' asks for two scores. Take "
                 "template mt-bench or alpaca."
             )
 
-    def compare(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Verdict]]:
-        """Read which of two answers the model would name."""
-        chosen = [self._family.choose(c.question, "pairwise") for c in comparisons]
-        pairs = zip(chosen, comparisons, strict=True)
-        yield from self._judge([(t.messages(c.question, c.first, c.second), t.pattern) for t, c in pairs])
-
-    def grade(self, answers: Sequence[tuple[Question, Replies]]) -> Iterator[tuple[int, Verdict]]:
-        """Read the rating that the model expects of each answer."""
-        chosen = [self._family.choose(question, "single") for question, _ in answers]
-        pairs = zip(chosen, answers, strict=True)
-        yield from self._judge([(t.messages(*answer), t.pattern) for t, answer in pairs])
-
-    def _judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
+    def verdicts(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
+        """Read what the model would name, a batch in one forward."""
         self._require_choices(pattern for _, pattern in items)
         size = self.options.batch_size
         for start in range(0, len(items), size * WINDOW):
@@ -115,8 +103,8 @@ class LanguageModelJudge:
                 else:
                     yield index, Verdict(None, flaw=f"too long: {longest} tokens, the model reads {self._context}")
             for batch in batches_by_length({i: len(reading.common) for i, reading in readings.items()}, size):
-                found = self._likelihoods([readings[index] for index in batch])
-                for index, likelihoods in zip(batch, found, strict=True):
+                batch_likelihoods = self._likelihoods([readings[index] for index in batch])
+                for index, likelihoods in zip(batch, batch_likelihoods, strict=True):
                     yield index, _verdict(items[index][1], likelihoods)
 
     def _reading(self, messages: list[Message], pattern: Pattern) -> Reading:
@@ -144,8 +132,8 @@ class LanguageModelJudge:
         at = {row: number for number, row in enumerate(rows)}
         return [
             {
-                choice: sum(logps[at[reading.common + own[:n]], token].item() for n, token in enumerate(own))
-                for choice, own in reading.choices.items()
+                choice: sum(logps[at[reading.common + tail[:n]], token].item() for n, token in enumerate(tail))
+                for choice, tail in reading.choices.items()
             }
             for reading in readings
         ]
@@ -168,10 +156,10 @@ def _written(messages: list[Message], replies: Sequence[str], tokenizer: PreTrai
 
 def _told_apart(choice: str, tails: dict[str, Ids]) -> Ids:
     """The first tokens of a choice that no other choice begins with."""
-    own, others = tails[choice], [tail for other, tail in tails.items() if other != choice]
-    for n in range(1, len(own) + 1):
-        if all(tail[:n] != own[:n] for tail in others):
-            return own[:n]
+    ids, others = tails[choice], [tail for other, tail in tails.items() if other != choice]
+    for n in range(1, len(ids) + 1):
+        if all(tail[:n] != ids[:n] for tail in others):
+            return ids[:n]
     raise DualHeadError(
         f"The judge's tokenizer does not tell {choice!r} from the other verdicts. Take another model or template."
     )
@@ -184,12 +172,12 @@ def _verdict(pattern: Pattern, likelihoods: dict[str, float]) -> Verdict:
     whole = sum(weights.values())
     if not math.isfinite(whole):
         return Verdict(None, flaw="the model's likelihoods are not finite")
-    shares = {choice: own / whole for choice, own in weights.items()}
-    said = " ".join(f"{choice.rstrip(']')} {share:.3f}" for choice, share in shares.items())
+    shares = {choice: weight / whole for choice, weight in weights.items()}
+    text = " ".join(f"{choice.rstrip(']')} {share:.3f}" for choice, share in shares.items())
     likeliest = max(shares, key=lambda choice: shares[choice])
     if pattern.kind == "pairwise" and pattern.choices[likeliest] == 0.5:
-        return Verdict(0.5, said=said)
-    return Verdict(sum(pattern.choices[choice] * share for choice, share in shares.items()), said=said)
+        return Verdict(0.5, said=text)
+    return Verdict(sum(pattern.choices[choice] * share for choice, share in shares.items()), said=text)
 
 
 JUDGE = LanguageModelJudge

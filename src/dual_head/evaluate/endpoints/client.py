@@ -1,0 +1,276 @@
+"""A model behind an OpenAI-compatible endpoint, asked for replies through the official client.
+
+It knows requests: how many at once and a minute, what failed and whether to go on, what they cost. What is asked,
+and what a reply means, is the caller's.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dual_head.data import Message
+from dual_head.errors import DualHeadError, require
+from dual_head.evaluate.endpoints.completions import count_of, text_of
+from dual_head.evaluate.endpoints.connection import bounded_client, parted
+from dual_head.secrets import masked, without
+
+__all__ = ["FAILURES", "Endpoint", "EndpointOptions", "Reply", "Request"]
+
+OPENAI = "https://api.openai.com/v1"
+FORM = "openai:MODEL or openai:MODEL@http://127.0.0.1:8000/v1"
+FAILURES = 8  # requests in a row without a reply, after which an endpoint is taken to be down
+BRIEF = 200  # characters of what a server says
+# What servers say of a parameter that they do not take; that a number is too large concerns one request.
+NOT_TAKEN = ("unsupported", "not support", "unrecognized", "unknown", "unexpected", "not permitted", "not allowed")
+AGAIN = "What came is kept: run the same command again, and it goes on."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointOptions:
+    """How an endpoint is asked.
+
+    base_url: where it is, such as http://127.0.0.1:8000/v1; None for OPENAI_BASE_URL or OpenAI's own; api_key: None
+    for OPENAI_API_KEY; concurrency: requests at once; requests_per_minute: None for no limit; max_retries: of each
+    request, after a timeout, 429 or 5xx; timeout: seconds for the whole of one reply; limit: what the endpoint calls
+    the limit of a reply's tokens, "none" to send no limit; input_price, output_price: for a million tokens.
+    """
+
+    base_url: str | None = None
+    api_key: str | None = None
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    max_retries: int = 4
+    timeout: float = 120.0
+    limit: Literal["max_tokens", "max_completion_tokens", "none"] = "max_tokens"
+    input_price: float | None = None
+    output_price: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.max_retries < 0:
+            raise DualHeadError("concurrency is at least 1 and max_retries at least 0.")
+        if self.timeout <= 0 or (self.requests_per_minute is not None and self.requests_per_minute <= 0):
+            raise DualHeadError("timeout and requests_per_minute are above 0.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation, the most tokens of its reply, and further parameters; seed None where none is sent."""
+
+    messages: Sequence[Message]
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int | None = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came: a text and its first choice, or a flaw that says why nothing did.
+
+    used: {"requests", "input_tokens", "output_tokens"} and "cost" where prices are given.
+    """
+
+    text: str = ""
+    flaw: str = ""
+    used: dict[str, float] = field(default_factory=dict)
+    choice: Any = None
+
+
+class Pace:
+    """Lets a thread through `per_minute` times a minute, evenly; retries count as requests."""
+
+    def __init__(self, per_minute: float | None):
+        self._gap = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def take_turn(self) -> None:
+        """Wait until the next request may begin."""
+        with self._lock:
+            now = time.monotonic()
+            begin = max(now, self._next)
+            self._next = begin + self._gap
+        time.sleep(begin - now)
+
+
+class _Stop(Exception):
+    """The endpoint refuses, or is not there: to ask for more would be useless. The text has the remedy."""
+
+
+class Endpoint:
+    """A model behind an endpoint. where: MODEL, or MODEL@URL.
+
+    noun: what the model is to the user, for messages; flag: with which its options are given. Errors: no key, an
+    address that cannot be read; the client is not installed.
+    """
+
+    def __init__(self, where: str, options: EndpointOptions, *, noun: str, flag: str = ""):
+        self.options, self._noun, self._flag = options, noun, flag
+        self._openai: Any = require("openai", "judge")
+        self.model, _, url = where.partition("@http")
+        if not self.model:
+            raise DualHeadError(f"Which model is the {noun}? Say it: {FORM}.")
+        address = f"http{url}" if url else options.base_url or os.environ.get("OPENAI_BASE_URL")
+        self._address, self._user = parted((address or OPENAI).rstrip("/"), noun)
+        self._key = options.api_key or os.environ.get("OPENAI_API_KEY") or ("none" if address else "")
+        self._secrets = (self._key, *(self._user or ()))
+        self.url = masked(self._address, *self._secrets)  # as it may be shown
+        if not self._key:
+            raise DualHeadError(
+                "OpenAI's endpoint needs a key: set OPENAI_API_KEY. For an endpoint of your own give its address: "
+                "openai:MODEL@http://127.0.0.1:8000/v1."
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise DualHeadError(f"The {noun}'s key holds characters that no key has. Copy it again.")
+        self._pace = Pace(options.requests_per_minute)
+        self._sent = threading.local()  # requests for the item that a thread is at, retries included
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """Ask for replies, several at once: (index, reply) as they come.
+
+        What is still under way when it has to stop is waited for. Errors: an endpoint that is not there, refuses the
+        key, does not know the model, or has no reply `FAILURES` times in a row; what came before was yielded by then.
+        """
+        client, pool = self._connect(), ThreadPoolExecutor(self.options.concurrency, thread_name_prefix=self._noun)
+        waiting = {pool.submit(self._ask, client, request): index for index, request in enumerate(requests)}
+        failures, stop = 0, None
+        try:
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    index = waiting.pop(future)
+                    try:
+                        reply = future.result()
+                    except _Stop as error:
+                        stop = stop or error
+                    else:
+                        failures = failures + 1 if reply.flaw else 0
+                        if failures >= FAILURES:
+                            stop = stop or _Stop(self._down(failures, reply.flaw))
+                        yield index, reply
+                if stop is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    # One that never began is cancelled without a word, and would be waited for.
+                    waiting = {future: index for future, index in waiting.items() if not future.cancelled()}
+            if stop is not None:
+                raise DualHeadError(f"{stop} {AGAIN}") from stop.__cause__
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            client.close()
+
+    def _connect(self) -> Any:
+        client = bounded_client(
+            self._openai, seconds=self.options.timeout, before=self._before_request, auth=self._user
+        )
+        return self._openai.OpenAI(
+            api_key=self._key,
+            base_url=self._address,
+            timeout=self.options.timeout,
+            max_retries=self.options.max_retries,
+            http_client=client,
+        )
+
+    def _ask(self, client: Any, request: Request) -> Reply:
+        """Ask once, retries included. Errors: `_Stop` where no other request would get a reply either."""
+        openai, self._sent.requests = self._openai, 0
+        parameters: dict[str, Any] = {} if request.seed is None else {"seed": request.seed}
+        if self.options.limit != "none":
+            parameters[self.options.limit] = request.max_tokens
+        try:
+            raw = client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=request.messages,
+                temperature=request.temperature,
+                **parameters,
+                **request.parameters,
+            )
+        except openai.APITimeoutError:
+            return self._nothing(f"no whole reply came within {self.options.timeout:g} s")
+        except openai.APIConnectionError as error:
+            why = self._shown(error.__cause__ or error)
+            raise _Stop(f"Nobody answers at {self.url} ({why}). Start the endpoint.") from error
+        except openai.APIStatusError as error:
+            if remedy := self._remedy(error):
+                raise _Stop(remedy) from error
+            options = f" (see the {self._noun}'s options limit and max_tokens)" if self._about_limit(error) else ""
+            return self._nothing(f"{error.status_code}: {self._brief(error)}{options}")
+        except openai.OpenAIError as error:
+            return self._nothing(self._shown(error))
+        try:
+            completion = raw.parse()
+            choice, used = completion.choices[0], self._used(completion.usage)
+            return Reply(without(text_of(choice.message.content), *self._secrets), used=used, choice=choice)
+        except Exception as error:  # whatever reading raises: there is no end to what a server may send
+            return self._nothing(f"what came is no chat completion ({type(error).__name__})")
+
+    def _before_request(self) -> None:
+        self._sent.requests += 1
+        self._pace.take_turn()
+
+    def _nothing(self, why: str) -> Reply:
+        return Reply(flaw=why, used={"requests": float(self._sent.requests)})
+
+    def _used(self, usage: Any) -> dict[str, float]:
+        read, wrote = (count_of(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
+        used = {"requests": float(self._sent.requests), "input_tokens": read, "output_tokens": wrote}
+        prices = (self.options.input_price, self.options.output_price)
+        if prices != (None, None):
+            used["cost"] = (read * (prices[0] or 0.0) + wrote * (prices[1] or 0.0)) / 1e6
+        return used
+
+    def _remedy(self, error: Any) -> str:
+        """What to do about an error that everybody would get; "" for one that may be this question's."""
+        code, said = error.status_code, self._brief(error)
+        if 300 <= code < 400:
+            there = self._shown(error.response.headers.get("location", "nowhere"))
+            return (
+                f"{self.url} sends requests on to {there}, which is not followed. If you trust it, give that address."
+            )
+        if code in (401, 403):
+            return (
+                f"{self.url} refuses the key ({code}: {said}). Set OPENAI_API_KEY to one that may use '{self.model}'."
+            )
+        if code == 404:
+            return (
+                f"{self.url} knows no model '{self.model}' ({code}: {said}). Check the model's name, and the address: "
+                "most end in /v1."
+            )
+        if code == 429 and getattr(error, "code", None) == "insufficient_quota":
+            return f"The account at {self.url} has no credit left ({said})."
+        if self._about_limit(error) and any(words in said.lower() for words in NOT_TAKEN):
+            limit = self.options.limit
+            other = "max_completion_tokens" if limit == "max_tokens" else "max_tokens"
+            remedy = f"Give the {self._noun}'s option limit: {self._flag} limit={other}, or limit=none."
+            return (
+                f"{self.url} takes no {limit} for '{self.model}' ({code}: {said}). "
+                f"{remedy if self._flag else 'Ask another model.'}"
+            )
+        return ""
+
+    def _about_limit(self, error: Any) -> bool:
+        """Whether the limit of tokens is refused, or is too high for this question."""
+        return (
+            error.status_code in (400, 422)
+            and self.options.limit in self._brief(error)
+            and self.options.limit != "none"
+        )
+
+    def _brief(self, error: Any) -> str:
+        """What the server said."""
+        body = error.body
+        said = body.get("message") if isinstance(body, dict) else body
+        return self._shown(said or error.message)
+
+    def _shown(self, said: Any) -> str:
+        """Somebody else's words on one line, short and without our secrets."""
+        return " ".join(masked(str(said)[: 20 * BRIEF], *self._secrets).split())[:BRIEF]
+
+    def _down(self, failures: int, flaw: str) -> str:
+        return (
+            f"The endpoint {self.url} is down, or refuses what it is asked: {failures} requests in a row had no "
+            f"reply, each after up to {self.options.max_retries} retries (the last one: {flaw})."
+        )
