@@ -33,7 +33,7 @@ from dual_head.features.store import (
     forget_altered,
     read_manifest,
     recorded,
-    remove,
+    remove_shards,
     write_manifest,
 )
 from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
@@ -229,12 +229,12 @@ def _begin(
 ) -> None:
     """Write everything but the shards, and into the manifest what it is."""
     if restart:
-        remove(folder)
+        remove_shards(folder)
     with atomic_folder(folder) as staging:
         save_head(backbone, staging)
         tokenizer.save_pretrained(staging)
         manifest["files"] = {name: digest["sha256"] for name, digest in checksums(staging.iterdir()).items()}
-    write_manifest(folder, manifest)
+        write_manifest(staging, manifest)
 
 
 def _write(
@@ -282,4 +282,5 @@ def _finish(folder: Path, manifest: dict[str, Any], plan: Plan) -> None:
             raise DualHeadError(f"'{folder / task.name}' was changed while it was written. Run the same command again.")
         parts[task.part]["pairs"] += shard.pairs
         parts[task.part]["shards"].append(dataclasses.asdict(shard))
-    write_manifest(folder, {**manifest, "complete": True, "parts": parts})
+    with atomic_folder(folder) as staging:
+        write_manifest(staging, {**manifest, "complete": True, "parts": parts})

@@ -23,7 +23,7 @@ from torch import Tensor
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint
 from dual_head.options import build, fit
-from dual_head.places import altered, atomic_folder, file_digest, flush
+from dual_head.places import altered, file_digest, flush
 from dual_head.reading import read_json, reading
 
 if TYPE_CHECKING:
@@ -187,10 +187,9 @@ def digest(rows: Iterable[Mapping[str, list[int]]]) -> str:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, whole or not at all."""
-    with atomic_folder(folder) as staging:
-        values = {**manifest, DIGEST: digest_of(manifest)}
-        (staging / MANIFEST_FILE).write_text(json.dumps(values, indent=2) + "\n")
+    """Write the manifest into a folder, which is one that takes its place whole where the manifest counts."""
+    values = {**manifest, DIGEST: digest_of(manifest)}
+    (folder / MANIFEST_FILE).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -229,10 +228,10 @@ def digest_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def remove(folder: Path) -> None:
-    """Delete a cache's own files, and nothing else that may lie beside them."""
+def remove_shards(folder: Path) -> None:
+    """Delete a cache's shards, and nothing else that may lie beside them; by the manifest it is known as a cache."""
     kinds = [f"{name}-[0-9][0-9][0-9][0-9][0-9].{end}" for name in PARTS.values() for end in ("safetensors", "json")]
-    for pattern in (MANIFEST_FILE, HEAD_FILE, *kinds, *(f".{kind}{WRITING}" for kind in kinds)):
+    for pattern in (*kinds, *(f".{kind}{WRITING}" for kind in kinds)):
         for file in folder.glob(pattern):
             file.unlink()
 
