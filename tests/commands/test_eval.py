@@ -124,7 +124,7 @@ def test_a_second_run_asks_nobody(guides, tmp_path, monkeypatch):
     def asked(*_):
         raise AssertionError("a model was asked again")
 
-    monkeypatch.setattr("dual_head.evaluate.systems.model.ModelSystem._load", asked)
+    monkeypatch.setattr("dual_head.evaluate.systems.guided.GuidedSystem.load_model", asked)
     second = evaluate(guides, tmp_path)
     assert {**second, "command": ""} == {**first, "command": ""}
 
@@ -207,7 +207,7 @@ def test_what_cannot_judge_or_measure_is_refused_before_anybody_is_asked(
     def asked(*_):
         raise AssertionError("a model was asked")
 
-    monkeypatch.setattr("dual_head.evaluate.systems.model.ModelSystem._load", asked)
+    monkeypatch.setattr("dual_head.evaluate.systems.guided.GuidedSystem.load_model", asked)
     if arguments[0] == "--embedder":
         pytest.importorskip("sentence_transformers", reason="needs pip install 'dual-head[embeddings]'")
     prompts = tmp_path / "prompts.txt"

@@ -19,7 +19,6 @@ import transformers
 from rich.console import Console
 
 from dual_head import __version__
-from dual_head.backbone import context_length
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.benchmarks import Benchmark, load_benchmark
@@ -31,8 +30,7 @@ from dual_head.evaluate.metrics.measures import Measured, Measures
 from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.report import tables as reporting
 from dual_head.evaluate.report.page import MARKDOWN_FILE, PAGE_FILE, REPORT_FILE, markdown, render
-from dual_head.evaluate.systems.base import System, fits, open_system
-from dual_head.evaluate.systems.identity import kind_of
+from dual_head.evaluate.systems import System, fits, open_system
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
@@ -214,12 +212,10 @@ def _judge(options: EvaluationOptions, benchmark: Benchmark, notes: list[str]) -
 def usual_new_tokens(models: Sequence[str], **load: Any) -> int:
     """128, or half of the smallest context among models, which leaves as much for the question.
 
-    load: as of `open_system`. Files of answers have no context, and are not read for this.
+    load: as of `open_system`.
     """
-    specs = [spec for spec in parse_systems(models) if kind_of(spec.path) != "answers"]
-    systems = [open_system(spec, **load) for spec in specs]
-    known = [context_length(system.config) for system in systems if isinstance(system, ModelSystem)]
-    return min([USUAL_NEW_TOKENS, *(max(1, context // 2) for context in known if context)])
+    contexts = [open_system(spec, **load).context for spec in parse_systems(models)]
+    return min([USUAL_NEW_TOKENS, *(max(1, context // 2) for context in contexts if context)])
 
 
 def _base(systems: Sequence[System], name: str | None) -> System | None:
@@ -234,7 +230,7 @@ def _questions(
 ) -> tuple[list[Question], RowReport]:
     drawn, count = benchmark.drawn, None if benchmark.drawn else options.num_samples
     chat = options.chat
-    if chat is None and not drawn and any(isinstance(x, ModelSystem) and x.tokenizer.chat_template for x in systems):
+    if chat is None and not drawn and any(system.chats for system in systems):
         chat = True  # as generate reads a text; the same for all, so that all are asked the same
     questions, report = load_questions(
         options.benchmark,
@@ -247,7 +243,7 @@ def _questions(
     places = list(range(len(questions)))
     if count is not None:
         random.Random(f"{options.benchmark}:{options.seed}").shuffle(places)
-    kept, misfits = fits([questions[i] for i in places], systems, options.decoding, wanted=count)
+    kept, misfits = fits([questions[i] for i in places], systems, options.decoding, count=count)
     if len(kept) == count:
         report.notes[f"a random {count} of those that fit, seed {options.seed}"] += 1
     elif count is not None:

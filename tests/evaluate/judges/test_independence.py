@@ -8,7 +8,7 @@ from files import write_backbone, write_classifier, write_guides
 
 from dual_head import DualHeadError
 from dual_head.evaluate.judges.independence import require_independent
-from dual_head.evaluate.systems.base import open_system, parse_systems
+from dual_head.evaluate.systems import open_system, parse_systems
 from dual_head.guides.reward_model import RewardModelConfig
 
 

@@ -5,10 +5,9 @@ import json
 import pytest
 from files import write_backbone, write_guides
 
-import dual_head.evaluate.systems.model as asking
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Decoding, Question
-from dual_head.evaluate.systems.base import SystemSpec, open_system
+from dual_head.evaluate.systems import LoadOptions, System, SystemSpec, guided, open_system
 from dual_head.evaluate.systems.store import answer_all, answers_file, require_comparable, require_same_decoding
 from dual_head.guides.linear import LinearConfig
 
@@ -16,24 +15,23 @@ GREEDY = Decoding(max_new_tokens=4)
 QUESTIONS = [Question(f"q{i}", "ask0 " * (1 + i % 3) + f"ask{i}") for i in range(7)]
 
 
-class Echo:
+class Echo(System):
     """Replies with how often it was asked, and remembers in which batches."""
 
-    path, alpha, recorded = "nowhere", {}, None
+    identity = ""
 
     def __init__(self, name="echo", identity="one"):
-        self.name, self.identity, self.batches = name, identity, []
+        super().__init__(SystemSpec(name, "nowhere"), LoadOptions())
+        self.identity, self.batches = identity, []
 
-    def why_not(self, question, decoding):
-        return None
+    @classmethod
+    def reads(cls, path):
+        return False
 
     def answer(self, questions, decoding):
         self.batches.append([question.id for question in questions])
         said = f"answer {len(self.batches)}"
         return [Answer(question=q.id, replies=(said,), tokens=(2,), finished=(True,)) for q in questions]
-
-    def release(self):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,7 @@ def test_answers_come_in_the_order_of_the_questions_whatever_the_batches(tmp_pat
 def test_a_second_run_asks_nobody_and_loads_no_model(guides, tmp_path, monkeypatch):
     system = open_system(SystemSpec("it", str(guides)))
     first = answer_all(system, QUESTIONS, GREEDY, tmp_path)
-    monkeypatch.setattr(asking, "AlignedModel", None)
+    monkeypatch.setattr(guided, "AlignedModel", None)
     again = open_system(SystemSpec("it", str(guides)))
     assert answer_all(again, QUESTIONS, GREEDY, tmp_path) == first
     assert answer_all(again, [QUESTIONS[3]], GREEDY, tmp_path) == {"q3": first["q3"]}

@@ -11,7 +11,17 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 import dual_head.evaluate.systems.model as asking
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.evaluate import Decoding, Question
-from dual_head.evaluate.systems.base import ModelSystem, System, SystemSpec, fits, open_system, parse_systems
+from dual_head.evaluate.systems import (
+    ModelSystem,
+    System,
+    SystemSpec,
+    adapter,
+    fits,
+    guided,
+    open_system,
+    parse_systems,
+    plain,
+)
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
 
@@ -98,14 +108,15 @@ def test_a_mistyped_system_is_refused_with_how_to_write_it(texts, remedy):
 
 
 def test_every_kind_of_system_is_told_from_its_files_without_a_model(folders, monkeypatch):
-    monkeypatch.setattr(asking, "load_backbone", None)
-    monkeypatch.setattr(asking, "AlignedModel", None)
+    for kind in (plain, adapter):
+        monkeypatch.setattr(kind, "load_backbone", None)
+    monkeypatch.setattr(guided, "AlignedModel", None)
     found = {name: system(folders / name) for name in ("backbone", "guides", "adapter", "tuned")}
-    assert {name: one.kind for name, one in found.items()} == {
-        "backbone": "model",
-        "guides": "guides",
-        "adapter": "adapter",
-        "tuned": "guides",
+    assert {name: type(one) for name, one in found.items()} == {
+        "backbone": plain.PlainSystem,
+        "guides": guided.GuidedSystem,
+        "adapter": adapter.AdapterSystem,
+        "tuned": guided.GuidedSystem,
     }
     assert all(isinstance(one, System) for one in found.values())
     assert len({one.identity for one in found.values()}) == 4
@@ -299,8 +310,8 @@ def test_what_is_drawn_repeats_by_seed_and_leaves_the_callers_generator_alone(fo
 
 def test_a_released_model_is_loaded_again_when_it_is_asked(folders, monkeypatch):
     loaded = []
-    load = asking.load_backbone
-    monkeypatch.setattr(asking, "load_backbone", lambda *args, **options: loaded.append(args) or load(*args, **options))
+    load = plain.load_backbone
+    monkeypatch.setattr(plain, "load_backbone", lambda *args, **options: loaded.append(args) or load(*args, **options))
     it = system(folders / "backbone")
     first = it.answer(QUESTIONS[:1], SHORT)
     assert it.answer(QUESTIONS[:1], SHORT) == first

@@ -64,13 +64,13 @@ class Measures:
                 if name in {_name(other) for other in self._loaded}:
                     raise DualHeadError(f"Two rewards are named '{name}'. Give each folder or function another name.")
                 self._loaded[spec] = reward
-        own: dict[str, Any] = {}
+        models: dict[str, Any] = {}
         if isinstance(system, ModelSystem):
-            own = {"model": system.model, "alpha": dict(system.alpha) or None, "tokenizer": system.tokenizer}
-            if system.kind != "guides" and (base := self._base_of(system)) is not None:
-                own["base"] = base
+            models = {"model": system.model, "alpha": dict(system.alpha) or None, "tokenizer": system.tokenizer}
+            if not system.guided and (base := self._base_of(system)) is not None:
+                models["base"] = base
         return Tools(
-            **own,
+            **models,
             rewards={_name(spec): reward for spec, reward in self._loaded.items()},
             embedder=self.embedder,
             refuses=self.benchmark.refuses,
@@ -80,7 +80,7 @@ class Measures:
 
     def _base_of(self, system: ModelSystem) -> Any:
         base = self.base
-        if not isinstance(base, ModelSystem) or base.kind == "guides":
+        if not isinstance(base, ModelSystem) or base.guided:
             return None
         same = tokenizer_fingerprint(base.tokenizer) == tokenizer_fingerprint(system.tokenizer)
         return base.model if same else None

@@ -1,117 +1,111 @@
-"""Systems: whoever answers questions, be it guides at a strength, a plain model, an adapter, or a file of answers.
+"""What every system has: what answers questions, be it a model, an endpoint, or a file of answers.
 
 What a system is can be told without loading it, so that answers that were kept need no model. It knows that systems
 are asked and may be too small for a question; nothing of how a model replies, of what is kept, or of judges.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.exchange import read_answers
-from dual_head.evaluate.systems.identity import file_sha256, kind_of
-from dual_head.evaluate.systems.model import ModelSystem
-from dual_head.evaluate.systems.specs import SystemSpec, parse_systems
+from dual_head.evaluate.systems.specs import SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
 
-__all__ = ["ModelSystem", "RecordedSystem", "System", "SystemSpec", "fits", "open_system", "parse_systems"]
+__all__ = ["LoadOptions", "System", "fits"]
 
 
-@runtime_checkable
-class System(Protocol):
-    """Whoever answers.
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How models are loaded, and how endpoints are asked: fields of `EndpointOptions`."""
 
-    name: as tables show it; path: where it is; alpha: the strength of each guide, {} where there are none;
-    identity: all that its replies depend on beside question and decoding (and but for rounding); recorded: how its
-    answers were decoded, where they were given before and this is known.
+    dtype: str = "auto"
+    device: str | None = None
+    trust_remote_code: bool = False
+    endpoint: Mapping[str, Any] = field(default_factory=dict)
+
+
+class System(ABC):
+    """What answers. One kind is one file here, which ends in `SYSTEM = Its Class`.
+
+    name: as tables show it; path: where it is; alpha: the strength of each guide, {} where there are none; recorded:
+    how its answers were decoded, where they were given before and this is known; stored: whether they were; chats:
+    whether a text is a message to it; context: the tokens that it reads at once, None where this is unknown.
     """
 
-    name: str
-    path: str
-    alpha: Mapping[str, float]
-    recorded: Mapping[str, Any] | None
+    stored: ClassVar[bool] = False
+    why_no_alpha: ClassVar[str] = "has no guides, so it has no alpha"
+
+    def __init__(self, spec: SystemSpec, load: LoadOptions):
+        self.name, self.path, self.load = spec.name, spec.path, load
+        self.alpha: Mapping[str, float] = self.strengths(spec)
+
+    @classmethod
+    @abstractmethod
+    def reads(cls, path: str) -> bool:
+        """Whether what is at a path is of this kind, told without loading it."""
+
+    def strengths(self, spec: SystemSpec) -> dict[str, float]:
+        """The strength of each guide. Errors: there is none to give one to."""
+        if spec.alpha is not None:
+            raise DualHeadError(f"'{self.name}' {self.why_no_alpha}. Leave out the '@'.")
+        return {}
 
     @property
+    def recorded(self) -> Mapping[str, Any] | None:
+        """See the class."""
+        return None
+
+    @property
+    def chats(self) -> bool:
+        """See the class."""
+        return False
+
+    @property
+    def context(self) -> int | None:
+        """See the class."""
+        return None
+
+    @property
+    @abstractmethod
     def identity(self) -> str:
-        """Sixty-four hexadecimal digits, the same for the same files wherever they are."""
-        ...
+        """Sixty-four hexadecimal digits of all that replies depend on beside question and decoding."""
 
     def why_not(self, question: Question, decoding: Decoding) -> str | None:
         """Say why it cannot be asked this with room for its replies; None where it can."""
-        ...
+        del question, decoding
 
+    @abstractmethod
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
         """Answer one batch, turn by turn, in its order; a file leaves out what it does not hold."""
-        ...
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - most kinds hold no model
         """Let go of the model, if there is one; it is loaded again when it is needed."""
-        ...
-
-
-def open_system(
-    spec: SystemSpec, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
-) -> System:
-    """Find the system of a spec; its model is loaded when it is first asked. Errors: none there, a wrong alpha."""
-    if (kind := kind_of(spec.path)) == "answers":
-        return RecordedSystem(spec)
-    return ModelSystem(spec, kind, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
 def fits(
-    questions: Sequence[Question], systems: Sequence[System], decoding: Decoding, *, wanted: int | None = None
+    questions: Sequence[Question], systems: Sequence[System], decoding: Decoding, *, count: int | None = None
 ) -> tuple[list[Question], RowReport]:
     """Keep the questions that every system can be asked, with room for replies of full length; count the others.
 
-    wanted: how many are enough; those after them are not looked at. Errors: none is left.
+    count: how many are enough; those after them are not looked at. Errors: none is left.
     """
-    kept, drops = [], RowReport(rows=len(questions))
+    kept, report = [], RowReport(rows=len(questions))
     for question in questions:
-        if len(kept) == wanted:
+        if len(kept) == count:
             break
-        found = (system.why_not(question, decoding) for system in systems)
-        reason = next((why for why in found if why), None)
+        reasons = (system.why_not(question, decoding) for system in systems)
+        reason = next(filter(None, reasons), None)
         if reason is None:
             kept.append(question)
         else:
-            drops.drop(reason, question.id)
-    drops.kept = len(kept)
+            report.drop(reason, question.id)
+    report.kept = len(kept)
     if not kept:
         raise DualHeadError(
             "No question is left that every system can be asked. Ask shorter ones, lower max_new_tokens "
-            f"({decoding.max_new_tokens}), or leave a system out.\n{drops.table()}"
+            f"({decoding.max_new_tokens}), or leave a system out.\n{report.table()}"
         )
-    return kept, drops
-
-
-class RecordedSystem:
-    """A file of answers, which can only be looked up."""
-
-    def __init__(self, spec: SystemSpec):
-        if spec.alpha is not None:
-            raise DualHeadError(f"'{spec.name}' is a file of answers, which has no alpha. Leave out the '@'.")
-        self.name, self.path = spec.name, spec.path
-        self.alpha: Mapping[str, float] = {}
-        self._file = Path(spec.path).expanduser()
-        self._answers = read_answers(self._file)
-        self.recorded: Mapping[str, Any] | None = self._answers.decoding
-
-    @property
-    def identity(self) -> str:
-        """The file's own digest."""
-        return file_sha256(self._file)
-
-    def why_not(self, question: Question, decoding: Decoding) -> str | None:
-        """Nothing stops a file; what it lacks is found when systems are compared."""
-        del question, decoding
-
-    def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
-        """Look the answers up; those that are not there, or have no reply at all, are left out."""
-        del decoding
-        found = (self._answers.of(question) for question in questions)
-        return [answer for answer in found if answer is not None and answer.replies]
-
-    def release(self) -> None:
-        """There is no model to let go of."""
+    return kept, report

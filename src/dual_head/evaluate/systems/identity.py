@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
@@ -21,37 +21,23 @@ from dual_head.checkpoint import COPY, read_values
 from dual_head.config import AlignedConfig
 from dual_head.data.conversation import first_ids
 from dual_head.data.files import SUFFIXES
-from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides.second_model import ADAPTER_CONFIG, adapter_config
 from dual_head.places import file_digest
 from dual_head.reading import read_json
 
-__all__ = ["Kind", "digest", "file_sha256", "kind_of", "made_of", "sources_digest", "tokenizer_identity"]
-
-Kind = Literal["guides", "adapter", "model", "answers"]
+__all__ = ["digest", "file_sha256", "made_of", "settings_of", "sources_digest", "tokenizer_identity"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")  # a plain model may be of the time before safetensors
 _SETTINGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG)
 
 
-def kind_of(path: str) -> Kind:
-    """Tell a folder of guides, a PEFT adapter, a plain model and a file of answers apart. Errors: none of them."""
+def settings_of(path: str) -> dict[str, Any]:
+    """What config.json of a folder or a hub model says. Errors: there is no such system."""
     place = Path(path).expanduser()
     if place.is_file():
-        if not is_data_name(place.name):
-            raise DualHeadError(f"'{path}' is a file, and files of answers end in: {', '.join(SUFFIXES)}.")
-        return "answers"
-    if adapter_config(str(place)):
-        return "adapter"
-    kind = _settings(path).get("model_type")
-    return "guides" if kind == AlignedConfig.model_type else "model"
-
-
-def _settings(path: str) -> dict[str, Any]:
-    """What config.json of a folder or a hub model says."""
-    place = Path(path).expanduser()
+        raise DualHeadError(f"'{path}' is a file, and files of answers end in: {', '.join(SUFFIXES)}.")
     local = place.exists() or place.is_absolute() or path.count("/") > 1 or path.startswith(".")
     try:
         if local and not (place / CONFIG_NAME).is_file():
@@ -74,17 +60,17 @@ def made_of(path: str) -> dict[str, Any]:
     if not place.is_dir():
         return {"hub": path, "commit": _commit(path)}
     adapter = adapter_config(str(place))
-    if adapter is None and _settings(path).get("model_type") == AlignedConfig.model_type:
+    if adapter is None and settings_of(path).get("model_type") == AlignedConfig.model_type:
         return _guides_made_of(place)
-    found = [file for pattern in (*_SETTINGS, *_WEIGHTS) for file in sorted(place.glob(pattern))]
-    own: dict[str, Any] = {file.name: file_sha256(file) for file in found}
-    return own | {"base": made_of(adapter["base_model_name_or_path"])} if adapter else own
+    files = [file for pattern in (*_SETTINGS, *_WEIGHTS) for file in sorted(place.glob(pattern))]
+    digests: dict[str, Any] = {file.name: file_sha256(file) for file in files}
+    return digests | {"base": made_of(adapter["base_model_name_or_path"])} if adapter else digests
 
 
 def _guides_made_of(folder: Path) -> dict[str, Any]:
     config = read_values(str(folder))
     guides, backbone = config.get("guides") or {}, str(config.get("backbone_name_or_path") or "")
-    leant_on = {str(value) for entry in guides.values() for value in entry["config"].values() if isinstance(value, str)}
+    parts = {str(value) for entry in guides.values() for value in entry["config"].values() if isinstance(value, str)}
     stops = Path(backbone) / GENERATION_CONFIG_NAME
     return {
         "weights": {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))},
@@ -92,7 +78,7 @@ def _guides_made_of(folder: Path) -> dict[str, Any]:
         "fusion": config.get("fusion"),
         "backbone": config.get("backbone_fingerprint") or made_of(backbone),
         "stops": file_sha256(stops) if backbone and stops.is_file() else None,
-        "models": {name: made_of(name) for name in sorted(leant_on) if Path(name).is_dir()},
+        "models": {name: made_of(name) for name in sorted(parts) if Path(name).is_dir()},
     }
 
 

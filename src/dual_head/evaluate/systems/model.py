@@ -1,34 +1,33 @@
-"""A model that answers: guides at a strength, a PEFT adapter, or a plain causal LM.
+"""A model of this machine that answers: guides at a strength, a PEFT adapter, or a plain causal LM.
 
-What it is can be told from its files; the model is loaded when it is first asked. All kinds are given the same token
+What it is can be told from its files; the model is loaded when it is first asked. All of them are given the same token
 ids and decode in the same way, whatever their own settings say. It knows models and prompts; nothing of what is kept.
 """
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dual_head.backbone import context_length, load_backbone, load_config
+from dual_head.backbone import context_length, load_config
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.dtypes import automatic_dtype, stored_dtype
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
-from dual_head.evaluate.systems.identity import Kind, digest, made_of, tokenizer_identity
+from dual_head.evaluate.systems.base import LoadOptions, System
+from dual_head.evaluate.systems.identity import digest, made_of, tokenizer_identity
 from dual_head.evaluate.systems.specs import SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
-from dual_head.guides.second_model import adapted, adapter_config
-from dual_head.model.aligned import AlignedModel
-from dual_head.model.alpha import resolve_alpha
 from dual_head.model.generate import Prompt, encode_prompts
-from dual_head.model.pretrained import find_tokenizer, read_config
+from dual_head.model.pretrained import find_tokenizer
 
 __all__ = ["ModelSystem"]
 
@@ -39,68 +38,77 @@ class _Reply(NamedTuple):
     finished: bool
 
 
-class ModelSystem:
-    """Guides, an adapter or a plain causal LM: what it is made of is read at once, the model when it is asked."""
+class ModelSystem(System):
+    """A model of this machine: what it is made of is read at once, the model when it is asked."""
 
-    def __init__(
-        self,
-        spec: SystemSpec,
-        kind: Kind,
-        *,
-        dtype: str = "auto",
-        device: str | None = None,
-        trust_remote_code: bool = False,
-    ):
-        self.name, self.path, self.kind = spec.name, spec.path, kind
-        self._place = str(Path(spec.path).expanduser()) if Path(spec.path).expanduser().exists() else spec.path
-        self._dtype, self._device, self._trust = dtype, device, trust_remote_code
+    guided: ClassVar[bool] = False
+
+    def __init__(self, spec: SystemSpec, load: LoadOptions):
+        place = Path(spec.path).expanduser()
+        self.place = str(place) if place.exists() else spec.path
         self._model: PreTrainedModel | None = None
-        self.alpha: Mapping[str, float] = self._strengths(spec)
-        self.recorded: Mapping[str, Any] | None = None
+        super().__init__(spec, load)
 
-    def _strengths(self, spec: SystemSpec) -> dict[str, float]:
-        if self.kind != "guides":
-            if spec.alpha is not None:
-                raise DualHeadError(f"'{self.name}' has no guides, so it has no alpha. Leave out the '@'.")
-            return {}
-        config = read_config(self._place)
-        defaults = config.alpha or {}
-        try:
-            acting, strengths = resolve_alpha(spec.alpha, defaults=defaults, rows=1, fusion=config.fusion)
-        except DualHeadError as error:
-            raise DualHeadError(f"The system '{self.name}': {error}") from error
-        own = dict(zip(acting.names, strengths[0].tolist(), strict=True))
-        return {name: own.get(name, 0.0) for name in defaults}
+    # ---- what a kind says of itself ----------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def base_path(self) -> str:
+        """Where the causal LM is that the system is made of."""
+
+    @abstractmethod
+    def load_model(self) -> PreTrainedModel:
+        """Load the model."""
+
+    @property
+    def recorded_config(self) -> PreTrainedConfig | None:
+        """The configuration of its language model, where the system holds it too."""
+        return None
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """That of the tokenizer it was made with, where this is known."""
+        return None
+
+    @property
+    def generate_options(self) -> dict[str, Any]:
+        """What its `generate` takes beside what every model's takes."""
+        return {}
 
     # ---- what it is, from its files ----------------------------------------------------------------------
 
-    @cached_property
-    def _base(self) -> str:
-        """Where the model is that the guides or the adapter go on; a plain model is its own."""
-        if self.kind == "guides":
-            return read_config(self._place).backbone_name_or_path or ""
-        adapter = adapter_config(self._place)
-        return adapter["base_model_name_or_path"] if adapter else self._place
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """What every loader takes."""
+        return {"dtype": self.load.dtype, "trust_remote_code": self.load.trust_remote_code}
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The configuration of its language model; of guides, as they recorded it where the backbone is away."""
+        """The configuration of its language model, or what was recorded of it where that is away."""
         try:
-            return load_config(self._base, trust_remote_code=self._trust)
+            return load_config(self.base_path, trust_remote_code=self.load.trust_remote_code)
         except DualHeadError as error:
-            recorded = read_config(self._place).backbone_config if self.kind == "guides" else None
-            if isinstance(recorded, PreTrainedConfig):
+            if (recorded := self.recorded_config) is not None:
                 return recorded
-            raise DualHeadError(f"'{self.name}' needs '{self._base}'. {error}") from error
+            raise DualHeadError(f"'{self.name}' needs '{self.base_path}'. {error}") from error
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer beside it, or beside what it goes on. Errors: none there."""
-        recorded = read_config(self._place).tokenizer_fingerprint if self.kind == "guides" else None
-        found = find_tokenizer((self._place, self._base), recorded)
-        if found is None:
+        tokenizer = find_tokenizer((self.place, self.base_path), self.tokenizer_fingerprint)
+        if tokenizer is None:
             raise DualHeadError(f"'{self.name}' has no tokenizer of its own. Save it to '{self.path}'.")
-        return found
+        return tokenizer
+
+    @property
+    def chats(self) -> bool:
+        """Whether its tokenizer has a chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    @property
+    def context(self) -> int | None:
+        """As its configuration says."""
+        return context_length(self.config)
 
     @property
     def identity(self) -> str:
@@ -109,11 +117,11 @@ class ModelSystem:
 
     @cached_property
     def _identity(self) -> str:
-        chosen = {"auto": automatic_dtype, "stored": stored_dtype}.get(self._dtype)
-        dtype = chosen(self.config) if chosen else self._dtype
+        dtype_of = {"auto": automatic_dtype, "stored": stored_dtype}.get(self.load.dtype)
+        dtype = dtype_of(self.config) if dtype_of else self.load.dtype
         return digest(
             {
-                "made of": made_of(self._place),
+                "made of": made_of(self.place),
                 "alpha": dict(self.alpha),
                 "dtype": str(dtype).removeprefix("torch."),
                 "tokenizer": tokenizer_identity(self.tokenizer),
@@ -124,35 +132,25 @@ class ModelSystem:
 
     @property
     def model(self) -> Any:
-        """The model, loaded when it is first wanted; what ends a reply is its own, all other decoding is ours."""
+        """The model, loaded when it is first needed; it says what ends a reply, all other decoding is ours."""
         if self._model is None:
-            model: Any = self._load()
+            model: Any = self.load_model()
+            device = self.load.device
             try:
-                model.to(self._device or model.device)
+                model.to(device or model.device)
             except (RuntimeError, AssertionError) as error:
-                raise DualHeadError(f"Cannot use the device {self._device}: {str(error).splitlines()[0]}") from error
-            own = model.generation_config
-            ends = own.eos_token_id if own is not None else None
+                raise DualHeadError(f"Cannot use the device {device}: {str(error).splitlines()[0]}") from error
+            settings = model.generation_config
+            ends = settings.eos_token_id if settings is not None else None
             ends = self.tokenizer.eos_token_id if ends is None else ends
             # A model's own penalties and the like would make its decoding another than the others'.
-            model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self._pad(own, ends))
+            model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self._pad(settings, ends))
             self._model = model.eval()
         return self._model
 
-    def _load(self) -> PreTrainedModel:
-        options: Any = {"dtype": self._dtype, "trust_remote_code": self._trust}
-        if self.kind == "guides":
-            model = AlignedModel.from_pretrained(self._place, **options)
-            model.require_same_tokenizer(self.tokenizer)
-            return model
-        lm = load_backbone(self._base, **options)
-        if self.kind == "adapter":
-            lm = adapted(lm, self._place)
-        return lm.requires_grad_(False)
-
-    def _pad(self, own: GenerationConfig | None, ends: Any) -> int:
+    def _pad(self, settings: GenerationConfig | None, ends: Any) -> int:
         first = ends[0] if isinstance(ends, list) else ends
-        pads = (getattr(own, "pad_token_id", None), self.tokenizer.pad_token_id, first, 0)
+        pads = (getattr(settings, "pad_token_id", None), self.tokenizer.pad_token_id, first, 0)
         return next(pad for pad in pads if isinstance(pad, int))
 
     def release(self) -> None:
@@ -165,12 +163,12 @@ class ModelSystem:
         """Say that a question leaves no room for replies of full length, or that the chat template refuses it."""
         _require_conversation(question)
         whole = question.prompt
-        for said in question.follow_ups:
-            whole = _next_turn(whole, "", said)
+        for follow_up in question.follow_ups:
+            whole = _next_turn(whole, "", follow_up)
         (written,) = write([(whole, ())], self.tokenizer)
         if isinstance(written, Dropped):
             return f"'{self.name}' cannot be asked it: {written}"
-        context, needed = context_length(self.config), len(question.asked) * decoding.max_new_tokens
+        context, needed = self.context, len(question.asked) * decoding.max_new_tokens
         if context is None or len(written.prompt) + needed <= context:
             return None
         return f"with {needed} new tokens it exceeds the {context} of '{self.name}'"
@@ -189,12 +187,12 @@ class ModelSystem:
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(_seed(questions, decoding))
             for turn in range(max((len(question.asked) for question in questions), default=0)):
-                asked = [question for question in questions if turn < len(question.asked)]
-                for question in asked if turn else ():
+                batch = [question for question in questions if turn < len(question.asked)]
+                for question in batch if turn else ():
                     last = replies[question.id][-1].text
                     prompts[question.id] = _next_turn(prompts[question.id], last, question.asked[turn])
-                said = self._reply({question.id: prompts[question.id] for question in asked}, options)
-                for name, reply in said.items():
+                turn_replies = self._reply({question.id: prompts[question.id] for question in batch}, options)
+                for name, reply in turn_replies.items():
                     replies[name].append(reply)
         return [_answer(question.id, replies[question.id]) for question in questions]
 
@@ -204,18 +202,18 @@ class ModelSystem:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         assert isinstance(ids, Tensor)
         assert isinstance(mask, Tensor)
-        context = context_length(self.config)
+        context = self.context
         for name, length in zip(prompts, mask.sum(1).tolist(), strict=True):
             if context is not None and length + options["max_new_tokens"] > context:
                 raise DualHeadError(
                     f"The question '{name}' has {length} tokens for '{self.name}', whose context of {context} leaves "
                     f"no room for {options['max_new_tokens']} new ones. Leave it out, or lower max_new_tokens."
                 )
-        strengths = {"alpha": dict(self.alpha)} if self.kind == "guides" else {}
-        sequences = self.model.generate(ids, attention_mask=mask, **options, **strengths)
+        sequences = self.model.generate(ids, attention_mask=mask, **options, **self.generate_options)
+        # [pad pad p p p | r r end pad]: the prompt without its padding, and what was generated
+        rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
         new = sequences[:, ids.shape[1] :].tolist()
-        asked = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        replies = {name: self._said(*both) for name, both in zip(prompts, zip(asked, new, strict=True), strict=True)}
+        replies = {name: self._read(*row) for name, *row in zip(prompts, rows, new, strict=True)}
         # The reply to a conversation is a message, as exports and judges have it; a text is continued to the letter.
         messages = {name for name, prompt in prompts.items() if not isinstance(prompt, str)}
         return {
@@ -223,27 +221,27 @@ class ModelSystem:
             for name, reply in replies.items()
         }
 
-    def _said(self, asked: list[int], new: list[int]) -> _Reply:
-        """The reply as it continues what was asked; decoded alone it would lose the space it may begin with."""
-        own = self.model.generation_config.eos_token_id
-        ends = own if isinstance(own, list) else [own]
+    def _read(self, prompt: list[int], new: list[int]) -> _Reply:
+        """The reply as it continues the prompt; decoded alone it would lose the space it may begin with."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
         tokens = next((i for i, token in enumerate(new, 1) if token in ends), len(new))
         finished = tokens > 0 and new[tokens - 1] in ends
         words = new[: tokens - finished]
         before, whole, alone = (
-            str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in (asked, asked + words, words)
+            str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in (prompt, prompt + words, words)
         )
         return _Reply(whole[len(before) :] if whole.startswith(before) else alone, tokens, finished)
 
 
-def _answer(name: str, said: Sequence[_Reply]) -> Answer:
-    texts, tokens, finished = zip(*said, strict=True)
+def _answer(name: str, replies: Sequence[_Reply]) -> Answer:
+    texts, tokens, finished = zip(*replies, strict=True)
     return Answer(question=name, replies=texts, tokens=tokens, finished=finished)
 
 
-def _next_turn(prompt: Prompt, reply: str, said: str) -> Prompt:
+def _next_turn(prompt: Prompt, reply: str, follow_up: str) -> Prompt:
     assert not isinstance(prompt, str)
-    return (*prompt, {"role": "assistant", "content": reply}, {"role": "user", "content": said})
+    return (*prompt, {"role": "assistant", "content": reply}, {"role": "user", "content": follow_up})
 
 
 def _require_conversation(question: Question) -> None:
@@ -267,5 +265,5 @@ def _options(decoding: Decoding) -> dict[str, Any]:
 
 
 def _seed(questions: Sequence[Question], decoding: Decoding) -> int:
-    asked = json.dumps([decoding.seed, *map(content_of, questions)])
-    return int.from_bytes(hashlib.sha256(asked.encode()).digest()[:7])
+    content = json.dumps([decoding.seed, *map(content_of, questions)])
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:7])

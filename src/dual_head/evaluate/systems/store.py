@@ -6,12 +6,12 @@ knows systems only as what answers, and nothing of judges or scores.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
-from dual_head.evaluate.systems.base import RecordedSystem, System
+from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.systems.identity import digest
 from dual_head.evaluate.types import Answer, Decoding, Question
 from dual_head.reading import json_value
@@ -48,10 +48,10 @@ def answer_all(
         raise DualHeadError(f"batch_size is at least 1, not {batch_size}.")
     if len({question.id for question in questions}) < len(questions):
         raise DualHeadError("Two questions have the same id. Give each an id of its own.")
-    if isinstance(system, RecordedSystem):
+    if system.stored:
         return {answer.question: answer for answer in system.answer(questions, decoding)}
     file = answers_file(folder, system)
-    kept, found = _read(file), {}
+    kept, named = _read(file), {}
     for batch in _batches(questions, batch_size):
         keys = _keys(system.identity, batch, decoding)
         if not all(key in kept for key in keys):
@@ -59,10 +59,10 @@ def answer_all(
             _append(file, system, batch, keys, answers, decoding)
             kept.update(zip(keys, answers, strict=True))
         for question, key in zip(batch, keys, strict=True):
-            found[question.id] = _named(kept[key], question)
+            named[question.id] = _named(kept[key], question)
         if on_progress is not None:
-            on_progress(len(found), len(questions))
-    return {question.id: found[question.id] for question in questions}
+            on_progress(len(named), len(questions))
+    return {question.id: named[question.id] for question in questions}
 
 
 def _batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
@@ -74,9 +74,9 @@ def _batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
 
 def _keys(identity: str, batch: Sequence[Question], decoding: Decoding) -> list[str]:
     """Name each answer by all that it depends on; what is drawn depends on the whole batch, which shares a seed."""
-    asked = [content_of(question) for question in batch]
-    drawn_with = asked if decoding.temperature else None
-    return [digest([VERSION, identity, _read_by(decoding), one, drawn_with]) for one in asked]
+    contents = [content_of(question) for question in batch]
+    drawn_with = contents if decoding.temperature else None
+    return [digest([VERSION, identity, _read_by(decoding), content, drawn_with]) for content in contents]
 
 
 def _read_by(decoding: Decoding) -> dict[str, float]:
@@ -86,7 +86,7 @@ def _read_by(decoding: Decoding) -> dict[str, float]:
 
 
 def _named(answer: Answer, question: Question) -> Answer:
-    return Answer(question=question.id, replies=answer.replies, tokens=answer.tokens, finished=answer.finished)
+    return replace(answer, question=question.id)
 
 
 # ---- the file --------------------------------------------------------------------------------------------
@@ -160,24 +160,24 @@ def require_comparable(
     `allow_missing` leaves such questions out for all; no question that all have answered.
     """
     lacking = {
-        name: [question.id for question in questions if not _is_whole(question, own.get(question.id))]
-        for name, own in answers.items()
+        name: [question.id for question in questions if not _is_whole(question, system.get(question.id))]
+        for name, system in answers.items()
     }
     lacking = {name: ids for name, ids in lacking.items() if ids}
-    said = "; ".join(
+    gaps = "; ".join(
         f"'{name}' lacks {len(ids)} of {len(questions)} ({', '.join(ids[:EXAMPLES])}{', ...' * (len(ids) > EXAMPLES)})"
         for name, ids in lacking.items()
     )
     if lacking and not allow_missing:
         raise DualHeadError(
-            f"Systems are compared on the same questions only, and {said}. Complete the answers, or leave those "
+            f"Systems are compared on the same questions only, and {gaps}. Complete the answers, or leave those "
             "questions out for every system with allow_missing (--allow_missing)."
         )
     missing = {name for ids in lacking.values() for name in ids}
     kept = [question for question in questions if question.id not in missing]
     if not kept:
-        raise DualHeadError(f"No question was answered by every system: {said or 'none was asked'}.")
-    return kept, {name: {question.id: own[question.id] for question in kept} for name, own in answers.items()}
+        raise DualHeadError(f"No question was answered by every system: {gaps or 'none was asked'}.")
+    return kept, {name: {question.id: system[question.id] for question in kept} for name, system in answers.items()}
 
 
 def _is_whole(question: Question, answer: Answer | None) -> bool:
@@ -191,16 +191,16 @@ def require_same_decoding(systems: Sequence[System], decoding: Decoding, *, forc
     """
     notes = []
     for system in systems:
-        if not isinstance(system, RecordedSystem):
+        if not system.stored:
             continue
         if system.recorded is None:
             notes.append(f"'{system.path}' does not say how its answers were decoded")
             continue
-        wanted = _read_by(decoding)
-        other = [name for name in wanted if system.recorded.get(name, wanted[name]) != wanted[name]]
+        settings = _read_by(decoding)
+        other = [name for name in settings if system.recorded.get(name, settings[name]) != settings[name]]
         if not other:
             continue
-        told = ", ".join(f"{name} {system.recorded[name]} there and {wanted[name]} here" for name in other)
+        told = ", ".join(f"{name} {system.recorded[name]} there and {settings[name]} here" for name in other)
         notes.append(f"'{system.path}' was decoded otherwise: {told}")
         if not force:
             raise DualHeadError(
