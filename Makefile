@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo check test test-slow real docs bench bench-gpu lint clean
+.PHONY: demo check check-tests test test-slow real docs bench bench-gpu lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
 
@@ -18,7 +18,7 @@ check: .venv/.installed
 	$(MAKE) --jobs 2 lint check-tests
 
 check-tests: .venv/.installed
-	$(BIN)/pytest -m fast
+	$(BIN)/pytest -n 2 -m fast tests
 
 test: .venv/.installed lint real
 	$(BIN)/pytest -n 2

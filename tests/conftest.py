@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,29 @@ import torch
 # Loops that tests compile stay out of the user's cache.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir(), f"dual-head-tests-{getpass.getuser()}"))
 torch.set_num_threads(1)  # tiny tensors and parallel test processes: more threads only get in each other's way
+
+# What `make check` runs: the parts by themselves, on two architectures. Whole commands and runs are in `make test`.
+FAST_FOLDERS = {"backbone", "contract", "data", "guides", "losses", "methods", "model", "ops", "options", "papers"}
+FAST_FILES = {"test_config.py", "test_errors.py", "test_stats.py"}
+FAST_ARCHITECTURES = {"llama", "gpt2"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the fast tests."""
+    for item in items:
+        if is_fast(item):
+            item.add_marker("fast")
+
+
+def is_fast(item: pytest.Item) -> bool:
+    """Tell whether a test is one of the parts by themselves."""
+    first = item.path.relative_to(Path(__file__).parent).parts[0]
+    if first not in FAST_FOLDERS | FAST_FILES or item.get_closest_marker("slow") or item.get_closest_marker("real"):
+        return False
+    models = sys.modules.get("models")  # imported by the tests that have an architecture
+    others = set(models.ARCHITECTURES) - FAST_ARCHITECTURES if models else set()
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return not any(isinstance(value, str) and value in others for value in parameters)
 
 
 @pytest.fixture(scope="session")
