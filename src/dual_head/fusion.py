@@ -29,16 +29,24 @@ def require_fusion(name: str) -> None:
 def fuse(base: Tensor, terms: Iterable[Term], fusion: str = "logits") -> Tensor:
     """Fuse base logits [..., V] with weighted logit deltas into the policy's logits [..., V].
 
-    A row whose weights are all zero keeps the base's bits under `logits`. `probabilities` needs
-    sum_k w_k <= 1 and returns log-probabilities. Terms are consumed one at a time.
+    A row whose weights are all zero keeps the base's bits under `logits`, beside rows that overflow too.
+    `probabilities` needs sum_k w_k <= 1 and returns log-probabilities. Terms are consumed one at a time.
     """
     require_fusion(fusion)
     if fusion == "probabilities":
         return _mixture(base, list(terms))
     fused = base
     for weight, logit_delta in terms:
-        fused = fused + weight * logit_delta
+        fused = add_weighted(fused, weight, logit_delta)
     return fused
+
+
+def add_weighted(values: Tensor, weight: Tensor | float, delta: Tensor) -> Tensor:
+    """values + weight * delta, [..., n]; among rows that are decoded together, 0 * infinity is 0."""
+    added = values + weight * delta
+    if torch.is_grad_enabled() or not isinstance(weight, Tensor) or weight.numel() == 1:
+        return added
+    return torch.where(weight == 0, values, added)
 
 
 def _mixture(base: Tensor, terms: list[Term]) -> Tensor:
