@@ -23,7 +23,7 @@ from dual_head.commands.flags import add_allow_code, read_options, require_no_co
 from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError
 from dual_head.places import atomic_folder, exclusive
-from dual_head.reading import read_json
+from dual_head.reading import read_json, reading
 from dual_head.secrets import is_secret, masked_values
 from dual_head.terminal import Terminal
 
@@ -33,6 +33,7 @@ TABLE = "ablation.json"
 PAGE = "ablation.md"
 FIRST = ("accuracy", "accuracy_over_base", "preference", "next_token", "kl")  # columns, where there are such figures
 REPORT = "report.json"
+AGAIN = "Delete the folder of the run, and run the same command again."
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -69,7 +70,8 @@ def _ablate(args: argparse.Namespace, flags: Sequence[str], plan: Mapping[str, A
         if code := train.run([plan["method"], *said]):
             return code
         runs[name][seed] = folder
-    rows = [_row(name, folders) for name, folders in runs.items()]
+    with reading(f"The reports in '{output / RUNS}' cannot be compared", AGAIN):
+        rows = [_row(name, folders) for name, folders in runs.items()]
     if plan["evaluate"]:
         for seed in plan["seeds"]:
             said = evaluation_arguments(plan["evaluate"], {name: runs[name][seed] for name in runs})
@@ -168,7 +170,7 @@ def _row(name: str, folders: Mapping[int, Path]) -> dict[str, Any]:
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    return read_json(folder / REPORT, "Delete its folder, and run the same command again.")
+    return read_json(folder / REPORT, AGAIN)
 
 
 def _pairs(reports: Sequence[Mapping[str, Any]]) -> int:

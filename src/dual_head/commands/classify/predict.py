@@ -21,8 +21,9 @@ from dual_head.commands.help import Help, Parser, at_least
 from dual_head.data import Dropped
 from dual_head.errors import DualHeadError
 from dual_head.gauge import Gauge
+from dual_head.options.values import fit
 from dual_head.places import atomic_folder, exclusive, file_digest, require_unread
-from dual_head.reading import ANEW, read_json
+from dual_head.reading import ANEW, read_json, reading
 
 if TYPE_CHECKING:
     from dual_head.classify.predict import Prediction, Predictor
@@ -186,7 +187,9 @@ def _done(
     recorded = read_json(record, ANEW) if record.is_file() else None
     if recorded and recorded.get("data") and args.input != "-":
         # Rows may be added to the input: what was there then is what must be the same.
-        identity = identity | {"data": file_digest(Path(args.input), recorded["data"]["bytes"])}
+        with reading(f"Cannot read '{record}'", ANEW):
+            length = fit(recorded["data"]["bytes"], int, "bytes")
+        identity = identity | {"data": file_digest(Path(args.input), length)}
     _check_same(recorded, identity, output)
     with output.open("rb") as stream:
         done, end = whole_lines(stream, window)
