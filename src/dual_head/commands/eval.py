@@ -76,10 +76,11 @@ def _report(
 
 def _require_places(models: Sequence[str]) -> None:
     """Refuse a system whose path is not there, and can be no name on the hub."""
-    from dual_head.evaluate.systems.specs import parse_systems
+    from dual_head.evaluate.systems.specs import ENDPOINT, parse_systems
 
     for spec in parse_systems(models):
-        if not Path(spec.path).expanduser().exists() and not is_hub_name(spec.path):
+        there = spec.path.startswith(ENDPOINT) or Path(spec.path).expanduser().exists()
+        if not there and not is_hub_name(spec.path):
             raise DualHeadError(
                 f"There is no system at '{spec.path}': there is no such folder or file. Give a folder of guides, a "
                 "causal LM (folder or hub name), a PEFT adapter, or a file of answers."
@@ -114,7 +115,7 @@ def _options(args: argparse.Namespace) -> Any:
         num_samples=args.num_samples,
         chat=True if args.chat else False if args.raw else None,
         judge=args.judge,
-        judge_options=_judge_options(args.judge_option or ()),
+        judge_options=_named("judge_option", args.judge_option),
         one_order=args.one_order,
         against=args.against,
         rewards=tuple(args.reward or ()),
@@ -131,14 +132,15 @@ def _options(args: argparse.Namespace) -> Any:
     )
 
 
-def _judge_options(given: Sequence[str]) -> dict[str, Any]:
-    """Read NAME=VALUE, values as YAML; which names there are is the judge's to say."""
-    if wrong := [text for text in given if "=" not in text]:
-        raise DualHeadError(f"--judge_option is NAME=VALUE, such as concurrency=8, not '{wrong[0]}'.")
+def _named(flag: str, options: Sequence[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE, values as YAML; which names there are is the judge's or the endpoint's to say."""
+    if wrong := [text for text in options or () if "=" not in text]:
+        raise DualHeadError(f"--{flag} is NAME=VALUE, such as concurrency=8, not '{wrong[0]}'.")
     try:
-        return {name.strip(): yaml_value(value) for name, _, value in (text.partition("=") for text in given)}
+        pairs = (text.partition("=") for text in options or ())
+        return {name.strip(): yaml_value(value) for name, _, value in pairs}
     except ValueError as error:
-        raise DualHeadError(f"Cannot read a --judge_option: {error}") from error
+        raise DualHeadError(f"Cannot read a --{flag}: {error}") from error
 
 
 def _batch_sizes(given: str | None) -> tuple[int, ...]:
@@ -150,7 +152,12 @@ def _batch_sizes(given: str | None) -> tuple[int, ...]:
 
 
 def _load(args: argparse.Namespace) -> dict[str, Any]:
-    return {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
+    return {
+        "dtype": args.dtype,
+        "device": args.device,
+        "trust_remote_code": args.trust_remote_code,
+        "endpoint_options": _named("endpoint_option", args.endpoint_option),
+    }
 
 
 def _print(report: dict[str, Any], output: Path, console: Console) -> None:
@@ -216,7 +223,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         help="systems: folders of guides (a strength as PATH@1.5 or PATH@helpful:0.5+harmless:1), plain models, "
-        "adapters, or files of answers; with commas between, or repeated",
+        "adapters, files of answers, or openai:MODEL@URL; with commas between, or repeated",
     )
     parser.add_argument("--output_dir", required=True, help="folder for answers, verdicts and the report")
     asked = parser.add_argument_group("questions")
@@ -265,6 +272,11 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--allow_missing", action="store_true", help="leave out questions that some have no answer to")
     what.add_argument("--force", action="store_true", help="compare what was decoded differently, or judged by itself")
     load = parser.add_argument_group("loading")
+    load.add_argument(
+        "--endpoint_option",
+        action="append",
+        help="NAME=VALUE, repeatable, of systems that are endpoints: concurrency, timeout, limit, ...",
+    )
     load.add_argument("--dtype", default="auto", help=DTYPE_HELP)
     load.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where it loads")
     load.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")

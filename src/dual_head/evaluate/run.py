@@ -9,7 +9,7 @@ import platform
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from dual_head.evaluate.metrics.measures import Measured, Measures
 from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.report import tables as reporting
 from dual_head.evaluate.report.page import MARKDOWN_FILE, PAGE_FILE, REPORT_FILE, markdown, render
-from dual_head.evaluate.systems import System, fits, open_system
+from dual_head.evaluate.systems import LoadOptions, System, fits, open_system
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
@@ -54,7 +54,7 @@ class EvaluationOptions:
     which may have guided; embedder: of the coherence; base: the plain model among the systems under which others that
     are no guides are measured (guides have their backbone); efficiency: batch sizes at which time and memory are
     measured too; force: compare what was decoded differently, and let a judge judge what it guided; allow_missing:
-    leave out questions that some system has no answer to.
+    leave out questions that some system has no answer to; endpoint_options: of systems that are endpoints.
     """
 
     benchmark: str
@@ -80,6 +80,12 @@ class EvaluationOptions:
     allow_missing: bool = False
     force: bool = False
     skip_measures: bool = False
+    endpoint_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def load(self) -> dict[str, Any]:
+        """How systems are opened: fields of `LoadOptions`."""
+        return {option.name: getattr(self, option.name) for option in fields(LoadOptions)}
 
 
 def evaluate(options: EvaluationOptions, output: Path, console: Console, *, command: str = "") -> dict[str, Any]:
@@ -90,8 +96,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     """
     benchmark = load_benchmark(options.benchmark)
     specs = parse_systems(options.models)
-    load = {"dtype": options.dtype, "device": options.device, "trust_remote_code": options.trust_remote_code}
-    systems = [open_system(spec, **load) for spec in specs]
+    systems = [open_system(spec, **options.load) for spec in specs]
     pairs = pairs_of([system.name for system in systems], options.against)
     _require_tools(options)
     notes = require_same_decoding(systems, options.decoding, force=options.force)

@@ -12,21 +12,26 @@ from dual_head.evaluate.systems.identity import digest, made_of
 from dual_head.model.pretrained import read_config
 
 KINDS = ("reward:", "lm:")
+REMEDY = "Take another, trained on other prompts, or add --force to look at it all the same."
 
 
 def require_independent(systems: Sequence[System], judges: Sequence[str]) -> None:
-    """Refuse judges and rewards, as "reward:PATH", "lm:PATH" or PATH, that one of the systems is made of."""
+    """Refuse judges and rewards, as "reward:PATH", "lm:PATH", "openai:MODEL" or PATH, that a system is made of."""
+    for system in systems:
+        if system.path in judges:
+            raise DualHeadError(
+                f"'{system.path}' is the system '{system.name}', so it is no independent judge. {REMEDY}"
+            )
     folders = {place for judge in judges if (place := _folder(judge))}
     if not folders:
         return
     parts = {_name(place): (system.name, place) for system in systems for place in _parts_of(system)}
     for folder in folders:
-        if found := parts.get(_name(folder)):
-            system, place = found
+        if _name(folder) in parts:
+            system, place = parts[_name(folder)]
             copy = "" if folder.samefile(place) else f", as it holds what '{place}' does"
             raise DualHeadError(
-                f"'{folder}' is a part of '{system}'{copy}, so it is no independent judge of it. Train another on "
-                "other prompts, or add --force to look at it all the same."
+                f"'{folder}' is a part of '{system}'{copy}, so it is no independent judge of it. {REMEDY}"
             )
 
 

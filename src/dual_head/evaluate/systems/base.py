@@ -19,12 +19,12 @@ __all__ = ["LoadOptions", "System", "fits"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How models are loaded, and how endpoints are asked: fields of `EndpointOptions`."""
+    """How models are loaded, and how endpoints are asked (fields of `EndpointOptions`)."""
 
     dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False
-    endpoint: Mapping[str, Any] = field(default_factory=dict)
+    endpoint_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class System(ABC):

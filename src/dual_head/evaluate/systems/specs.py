@@ -9,12 +9,14 @@ from pathlib import Path
 from dual_head.data.files import SUFFIXES
 from dual_head.errors import DualHeadError
 
-__all__ = ["SystemSpec", "parse_systems"]
+__all__ = ["ENDPOINT", "SystemSpec", "parse_systems"]
+
+ENDPOINT = "openai:"  # begins the path of a model behind an endpoint
 
 _SUFFIXES = (".gz", *SUFFIXES)
 _FORM = (
     "A system is NAME=PATH, with commas between several; a strength follows as PATH@1.5, or as "
-    "PATH@helpful:0.5+harmless:1 for guides by name."
+    "PATH@helpful:0.5+harmless:1 for guides by name. A model behind an endpoint is NAME=openai:MODEL@URL."
 )
 
 
@@ -57,6 +59,8 @@ def _spec(text: str) -> SystemSpec:
 
 
 def _name_of(path: str) -> str:
+    if path.startswith(ENDPOINT):
+        return path.removeprefix(ENDPOINT).partition("@")[0].rpartition("/")[2]
     place = Path(path).expanduser()
     name = (place.resolve() if place.exists() else place).name
     for suffix in _SUFFIXES:

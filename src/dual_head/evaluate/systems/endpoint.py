@@ -1,0 +1,95 @@
+"""A model behind an OpenAI-compatible endpoint as a system: openai:MODEL, or openai:MODEL@URL."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dual_head.data import Message
+from dual_head.errors import DualHeadError
+from dual_head.evaluate.endpoints.client import Endpoint, EndpointOptions, Reply, Request
+from dual_head.evaluate.systems.base import LoadOptions, System
+from dual_head.evaluate.systems.identity import digest
+from dual_head.evaluate.systems.specs import ENDPOINT, SystemSpec
+from dual_head.evaluate.types import Answer, Decoding, Question
+from dual_head.options import build
+
+
+class EndpointSystem(System):
+    """Answers conversations by requests. Its identity is its name and address: what is behind them, no file tells.
+
+    Errors: as of `Endpoint`; a question without a reply after its retries; top_k, which the protocol has not.
+    """
+
+    chats = True
+    why_no_alpha = "is behind an endpoint, which has no alpha"
+
+    def __init__(self, spec: SystemSpec, load: LoadOptions):
+        options = build(EndpointOptions, dict(load.endpoint_options))
+        self._endpoint = Endpoint(spec.path.removeprefix(ENDPOINT), options, noun="system", flag="--endpoint_option")
+        super().__init__(spec, load)
+        self.path = f"{ENDPOINT}{self._endpoint.model}@{self._endpoint.url}"  # without a password
+
+    @classmethod
+    def reads(cls, path: str) -> bool:
+        """Whether it begins with "openai:"."""
+        return path.startswith(ENDPOINT)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the model's name, the address and how its replies are limited."""
+        return digest([self.path, self._endpoint.options.limit])
+
+    def why_not(self, question: Question, decoding: Decoding) -> str | None:
+        """Say that a text is not a conversation; how long one may be, the endpoint says when it is asked."""
+        del decoding
+        return f"'{self.name}' answers conversations, and it is a text (--chat)" if _is_text(question) else None
+
+    def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
+        """Answer one batch, each turn of all of its questions at once."""
+        if decoding.top_k:
+            raise DualHeadError(f"'{self.name}' is behind an endpoint, which takes no top_k. Leave it out.")
+        talks: dict[str, list[Message]] = {question.id: [] for question in questions}
+        replies: dict[str, list[Reply]] = {question.id: [] for question in questions}
+        for turn in range(max((len(question.asked) for question in questions), default=0)):
+            batch = [question for question in questions if turn < len(question.asked)]
+            for question in batch:
+                talks[question.id] += _messages(question, turn, replies[question.id])
+            requests = [_request(talks[question.id], decoding) for question in batch]
+            for index, reply in self._endpoint.ask(requests):
+                if reply.flaw:
+                    raise DualHeadError(
+                        f"'{self.name}' gave no reply to the question '{batch[index].id}': {reply.flaw}. Run the same "
+                        "command again: it goes on where it stopped."
+                    )
+                replies[batch[index].id].append(reply)
+        return [_answer(question.id, replies[question.id]) for question in questions]
+
+
+def _is_text(question: Question) -> bool:
+    return isinstance(question.prompt, str)
+
+
+def _messages(question: Question, turn: int, replies: Sequence[Reply]) -> list[Message]:
+    """What a turn adds to the talk."""
+    if not turn:
+        assert not isinstance(question.prompt, str)
+        return list(question.prompt)
+    reply: Message = {"role": "assistant", "content": replies[-1].text.strip()}
+    return [reply, {"role": "user", "content": question.asked[turn]}]
+
+
+def _request(talk: Sequence[Message], decoding: Decoding) -> Request:
+    parameters: dict[str, Any] = {"top_p": decoding.top_p} if decoding.temperature else {}
+    return Request(list(talk), decoding.max_new_tokens, decoding.temperature, decoding.seed, parameters)
+
+
+def _answer(name: str, replies: Sequence[Reply]) -> Answer:
+    tokens = tuple(int(reply.used["output_tokens"]) for reply in replies)
+    return Answer(
+        question=name,
+        replies=tuple(reply.text.strip() for reply in replies),
+        tokens=tokens if all(tokens) else (),
+        finished=tuple(reply.choice.finish_reason != "length" for reply in replies),
+    )
+
+
+SYSTEM = EndpointSystem

@@ -1,0 +1,111 @@
+"""A model behind an endpoint is a system: asked turn by turn, kept like any other, and never its own judge."""
+
+import json
+
+import pytest
+
+from dual_head import DualHeadError
+from dual_head.cli import main
+from dual_head.evaluate import Decoding, Question
+from dual_head.evaluate.judges.independence import require_independent
+from dual_head.evaluate.systems import fits, open_system, parse_systems
+from dual_head.evaluate.systems.store import answer_all
+
+GREEDY = Decoding(max_new_tokens=7)
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def system(endpoint, **options):
+    (spec,) = parse_systems([f"openai:vendor/tiny@{endpoint.url}"])
+    return open_system(spec, endpoint_options={"max_retries": 0, **options})
+
+
+def test_each_turn_is_asked_after_what_was_replied_before(endpoint):
+    endpoint.answer = lambda number, body: endpoint.completion(f" reply {len(body['messages'])} ", wrote=5)
+    question = Question("q", (user("a"),), ("b",))
+    (answer,) = system(endpoint).answer([question], GREEDY)
+    assert (answer.replies, answer.tokens, answer.finished) == (("reply 1", "reply 3"), (5, 5), (True, True))
+    first, second = endpoint.bodies
+    assert first["messages"] == [user("a")]
+    assert second["messages"] == [user("a"), {"role": "assistant", "content": "reply 1"}, user("b")]
+    assert (first["model"], first["max_tokens"], first["temperature"], first["seed"]) == ("vendor/tiny", 7, 0.0, 0)
+    assert "top_p" not in first
+
+
+def test_answers_come_in_the_order_of_the_questions_and_are_kept(endpoint, tmp_path):
+    def answer(number, body):
+        endpoint.sleep(0.05 * (number == 1))
+        return endpoint.completion(body["messages"][0]["content"].upper(), finish="length")
+
+    endpoint.answer = answer
+    questions = [Question(name, (user(name),)) for name in ("a", "b", "c")]
+    it = system(endpoint, concurrency=3)
+    assert it.name == "tiny"
+    replies = answer_all(it, questions, GREEDY, tmp_path)
+    assert [(name, own.replies, own.finished) for name, own in replies.items()] == [
+        ("a", ("A",), (False,)),
+        ("b", ("B",), (False,)),
+        ("c", ("C",), (False,)),
+    ]
+    assert answer_all(system(endpoint), questions, GREEDY, tmp_path) == replies
+    assert len(endpoint.bodies) == 3  # the second time nothing was asked
+
+
+def test_drawn_replies_send_how_they_are_drawn(endpoint):
+    drawn = Decoding(max_new_tokens=7, temperature=0.5, top_p=0.9, seed=3)
+    system(endpoint).answer([Question("q", (user("a"),))], drawn)
+    (body,) = endpoint.bodies
+    assert (body["temperature"], body["top_p"], body["seed"]) == (0.5, 0.9, 3)
+    with pytest.raises(DualHeadError, match="takes no top_k"):
+        system(endpoint).answer([Question("q", (user("a"),))], Decoding(temperature=0.5, top_k=5))
+
+
+def test_a_question_without_a_reply_is_named(endpoint):
+    endpoint.answer = lambda number, body: endpoint.failure(500, "busy")
+    with pytest.raises(DualHeadError, match=r"'tiny' gave no reply to the question 'q': 500: busy\. Run the same"):
+        system(endpoint).answer([Question("q", (user("a"),))], GREEDY)
+
+
+def test_a_text_is_left_out_with_the_flag_that_makes_it_a_message(endpoint):
+    kept, report = fits([Question("t", "a"), Question("c", (user("a"),))], [system(endpoint)], GREEDY)
+    assert [question.id for question in kept] == ["c"]
+    assert list(report.reasons) == ["'tiny' answers conversations, and it is a text (--chat)"]
+
+
+def test_a_strength_or_an_unknown_option_is_refused(endpoint):
+    (spec,) = parse_systems(["gpt=openai:tiny@1.5"])
+    with pytest.raises(DualHeadError, match="'gpt' is behind an endpoint, which has no alpha"):
+        open_system(spec, endpoint_options={"base_url": endpoint.url})
+    with pytest.raises(DualHeadError, match="Did you mean 'concurrency'"):
+        system(endpoint, concurency=2)
+
+
+def test_a_password_in_the_address_is_in_no_path(endpoint):
+    (spec,) = parse_systems([f"me=openai:tiny@{endpoint.url.replace('://', '://bob:hunter2@')}"])
+    assert open_system(spec).path == f"openai:tiny@{endpoint.url}"
+
+
+def test_an_endpoint_does_not_judge_itself(endpoint):
+    it = system(endpoint)
+    with pytest.raises(DualHeadError, match="is the system 'tiny', so it is no independent judge"):
+        require_independent([it], [it.path])
+    require_independent([it], ["openai:other"])
+
+
+def test_the_command_compares_an_endpoint_with_a_file(endpoint, tmp_path):
+    endpoint.answer = lambda number, body: endpoint.completion("a b c d e f")
+    rows = [{"prompt": f"question {i}", "id": str(i)} for i in range(3)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outputs = [{"instruction": row["prompt"], "output": "no no no no"} for row in rows]
+    (tmp_path / "file.json").write_text(json.dumps(outputs))
+    arguments = ["eval", "prompts", "--source", str(tmp_path / "p.jsonl"), "--output_dir", str(tmp_path / "out")]
+    arguments += ["--models", f"file={tmp_path / 'file.json'},gpt=openai:tiny@{endpoint.url}", "--judge", "rule"]
+    assert main([*arguments, "--max_new_tokens", "9", "--endpoint_option", "concurrency=2"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (pair,) = report["pairs"]
+    assert (pair["a"], pair["wins"], pair["losses"]) == ("gpt", 3, 0)
+    assert report["systems"][1]["path"] == f"openai:tiny@{endpoint.url}"
+    assert endpoint.most_at_once <= 2
