@@ -100,6 +100,16 @@ def test_a_merged_model_trained_on_by_transformers_is_a_model_of_its_own(tmp_pat
     load_backbone(str(tmp_path / "tuned"))
 
 
+def test_an_export_of_a_classifier_from_before_checksums_is_known_again(tmp_path):
+    pytest.importorskip("peft")
+    folder = exported(tmp_path)
+    written = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    forget_checksums(tmp_path / "classifier")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "classifier")
+    export_classifier(DualHeadReasoningModel.from_pretrained(tmp_path / "classifier"), tokenizer, folder)
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+
+
 def test_every_shard_is_checked_and_one_that_is_gone_is_left_to_the_reader(tmp_path):
     for i in (1, 2):
         (tmp_path / f"model-0000{i}-of-00002.safetensors").write_bytes(bytes([i]) * 100)

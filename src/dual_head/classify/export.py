@@ -104,6 +104,7 @@ def identity_of(model: DualHeadReasoningModel, form: str) -> dict[str, Any]:
     """What makes an export this one: the classifier's tensors and settings, and the form it is written in."""
     tensors = {name: sketch(x) for name, x in model.stored().items() if x.is_floating_point()}
     settings = json.loads(model.config.to_json_string())
+    settings.pop(CHECKSUMS)  # of files; the tensors are named here
     return {"classifier": digest(settings, tensors), "backbone": model.config.backbone_fingerprint, "form": form}
 
 
