@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "commands"
-LISTED = re.compile(r"^  (\w+) {2,}\S", re.MULTILINE)  # of a block "commands:"
-METHODS = re.compile(r"^methods: (.*)$", re.MULTILINE)
+LISTED = re.compile(r"^  (\w+) {2,}\S", re.MULTILINE)
+BLOCK = re.compile(r"^(?:commands|methods):\n(.*?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
 def help_of(*words: str) -> str:
@@ -33,10 +33,8 @@ def help_of(*words: str) -> str:
 
 def below(text: str) -> list[str]:
     """Return the commands, or methods, that a help text lists."""
-    if methods := METHODS.search(text):
-        return methods[1].split(", ")
-    _, _, listed = text.partition("\ncommands:\n")
-    return LISTED.findall(listed)
+    block = BLOCK.search(text)
+    return LISTED.findall(block[1]) if block else []
 
 
 def sections(*words: str) -> Iterator[tuple[str, str]]:

@@ -184,7 +184,7 @@ def test_bad_training_input_is_refused_and_writes_no_guides(backbone_folder, pai
         "Did you mean 'guide.rank'?": train(backbone_folder, pairs_file, out, "--config", config),
         "must be one of 'attention', 'constant'": train(backbone_folder, pairs_file, out, "--gate", "atention"),
         "must be float": train(backbone_folder, pairs_file, out, "--beta_r", "strong"),
-        "--held_out is a share": train(backbone_folder, pairs_file, out, "--held_out", "1.5"),
+        "--held_out must be at least 0 and below 1": train(backbone_folder, pairs_file, out, "--held_out", "1.5"),
         "Unknown objective": None,
         "Give a folder": train(tmp_path, pairs_file, out, "--tokenizer_name", backbone_folder),
     }
@@ -236,11 +236,9 @@ def test_every_shipped_config_is_understood(file):
 
     if name := yaml.safe_load(file.read_text()).get("method"):
         parser = train.build_parser(method(name))
-        train.apply_config(parser, file, method(name))
     else:
         parser = classify.build_parser()
-        classify.apply_config(parser, file)
-    options, training, _ = parser.parse_args_into_dataclasses(["--output_dir", "out"])
+    options, training, _ = parser.read(["--config", str(file), "--output_dir", "out"])
     assert options.dataset_name
     assert training.output_dir == "out"
 
@@ -330,7 +328,8 @@ def test_brackets_and_colons_in_prompts_and_replies_are_left_alone(guides, capsy
         (["--output", "a" * 300], "File name too long"),
         (["--prompt", "\udcff"], "is not UTF-8 text"),
         (["--num_beams", "9" * 30], "below 2^53"),
-        (["--temperature", "nan"], "must be at least 0"),
+        (["--temperature", "nan"], "must be a finite number"),
+        (["--temperature", "-1"], "must be at least 0"),
         (["--seed=--"], "expects a value"),
     ],
 )

@@ -1,6 +1,5 @@
 """What the documents print works, or is refused with a line of ours that works."""
 
-import argparse
 import importlib
 import re
 import shlex
@@ -9,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 import dual_head
 from dual_head import AlignedConfig, DualHeadError, MultilayerConfig
@@ -21,6 +21,8 @@ from dual_head.commands.classify import compare as classify_compare
 from dual_head.commands.classify import evaluate as classify_evaluate
 from dual_head.commands.classify import train as classify_train
 from dual_head.methods import method, method_names
+from dual_head.options import flags
+from dual_head.options.flags import OptionParser
 from dual_head.seed_names import COMMANDS, FLAGS, NO_COMMANDS, PYTHON, translate
 
 ROOT = Path(__file__).parents[1]
@@ -167,10 +169,12 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(tmp_path, monkeypatch):
     """Run a line up to where its command would begin, among the files that the documents name."""
-    parse_args = argparse.ArgumentParser.parse_args
+    build = OptionParser.objects
 
-    def only_parse(parser, arguments=None, namespace=None):
-        raise Parsed(vars(parse_args(parser, arguments, namespace)))
+    def only_parse(parser, namespace):
+        if any(issubclass(cls, TrainingArguments) for cls in parser.classes):
+            return build(parser, namespace)
+        raise Parsed(vars(namespace))
 
     def train_guide(chosen, options, training):
         raise Parsed(dict(chosen.options()) | asdict(options) | training.to_dict())
@@ -178,11 +182,11 @@ def parse(tmp_path, monkeypatch):
     def train_classifier(options, training):
         raise Parsed(asdict(options) | training.to_dict())
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    monkeypatch.setattr(OptionParser, "objects", only_parse)
     monkeypatch.setattr(train, "train_guide", train_guide)
     monkeypatch.setattr(classify_train, "train_classifier", train_classifier)
     monkeypatch.setattr(train, "cached_options", lambda _: {"model_name_or_path": LLAMA, "dataset_name": "owner/name"})
-    classify_train._note_spellings.cache_clear()
+    flags._note_aliases.cache_clear()
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
     Path("configs/dhrd_config.yaml").write_text(DHRD)
@@ -215,23 +219,23 @@ def test_a_printed_line_that_cannot_run_is_refused_with_one_that_does(line, word
     assert main(words) == 2
     refusal = capsys.readouterr().err.splitlines()[-1]
     assert word in refusal
-    for module in ("dual_head.commands.paths.require_paths", "dual_head.commands.paths.find_file"):
+    for module in ("dual_head.commands.paths.require_paths", "dual_head.commands.loading.find_file"):
         monkeypatch.setattr(module, lambda *_: None)  # M, FOLDER and the like are nowhere
     remedies = REMEDY.findall(refusal) or [f"dual-head {line} --dataset_name owner/name"]
     for remedy in remedies:
         parse(remedy.removeprefix("dual-head "))
 
 
-def parsers(command: str) -> list[argparse.ArgumentParser]:
+def parsers(command: str) -> list[OptionParser]:
     """Every parser of a command: one for each method, where it has one."""
     by_command = {
         "train": lambda: [train.build_parser(method(name)) for name in method_names()],
-        "cache": lambda: [cache._parser(method(name)) for name in method_names()],
-        "generate": lambda: [generate._parser()],
+        "cache": lambda: [cache.build_parser(method(name)) for name in method_names()],
+        "generate": lambda: [generate.build_parser()],
         "eval": lambda: [evaluate.build_parser()],
         "classify train": lambda: [classify_train.build_parser()],
         "classify compare": lambda: [classify_compare.build_parser()],
-        "classify evaluate": lambda: [classify_evaluate._parser()],
+        "classify evaluate": lambda: [classify_evaluate.build_parser()],
     }
     return by_command[command]()
 
@@ -311,7 +315,7 @@ def test_the_keys_of_the_printed_file_are_said_in_our_spelling_once(parse, capsy
 
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_name_that_is_not_here_names_what_is(name, parse, monkeypatch):
-    for module in ("dual_head.commands.paths.require_paths", "dual_head.commands.paths.find_file"):
+    for module in ("dual_head.commands.paths.require_paths", "dual_head.commands.loading.find_file"):
         monkeypatch.setattr(module, lambda *_: None)
     with pytest.raises(DualHeadError, match=f"There is no {name} here") as refusal:
         exec(f"from dual_head import {name}")

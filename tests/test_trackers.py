@@ -19,15 +19,10 @@ either = pytest.mark.parametrize("kind", [GuideTrainingArguments, ClassifierTrai
 
 def parsed(kind: type, arguments: list[str], config=None) -> list[str]:
     """What --report_to, or the config, is read as by the command that has these arguments."""
-    if kind is GuideTrainingArguments:
-        chosen = method("dual_head")
-        parser, more = guides.build_parser(chosen), [chosen]
-        apply = guides.apply_config
-    else:
-        parser, more, apply = classifiers.build_parser(), [], classifiers.apply_config
-    if config is not None:
-        apply(parser, config, *more)
-    _, training, *_ = parser.parse_args_into_dataclasses([*NEEDED, *arguments], return_remaining_strings=False)
+    of_guides = kind is GuideTrainingArguments
+    parser = guides.build_parser(method("dual_head")) if of_guides else classifiers.build_parser()
+    file = [] if config is None else ["--config", str(config)]
+    _, training, *_ = parser.read([*NEEDED, *file, *arguments])
     return training.report_to
 
 

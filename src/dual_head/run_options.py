@@ -4,12 +4,13 @@ The same names on the command line, in YAML and here. It knows values only.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dual_head.errors import DualHeadError
 from dual_head.methods import Method
+from dual_head.options import Options, option
 from dual_head.training import GuideTrainingArguments
 
 # What must not change between a killed run and the one that goes on with its checkpoints.
@@ -35,36 +36,27 @@ PLACES = ("model_name_or_path", "dataset_name", "tokenizer_name", "move_guides",
 PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
 
 
-def _option(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text}, **more)
-
-
 @dataclass
-class SourceOptions:
+class SourceOptions(Options):
     """Which backbone and which data, for every command that runs pairs through a backbone."""
 
     # Typed as they are once they have been checked, or filled in from a feature cache.
-    model_name_or_path: str = _option(None, "Backbone: a folder, or a name on the hub.")
-    dataset_name: str = _option(None, "Preference data: a file, a folder, or a name on the hub.")
-    dataset_split: str = _option("train", "Split to train on; part of it is held out.")
-    dataset_format: str = _option("auto", "Format of the rows, told from the first ones by default.")
-    data_dir: str | None = _option(None, "Subfolder of a data set on the hub, as helpful-base in Anthropic/hh-rlhf.")
-    objective: str | None = _option(None, "Which preference, where the data hold several: helpful or harmless.")
-    held_out: float = _option(0.05, "Share of prompts kept for evaluation.")
-    max_pairs: int | None = _option(None, "Read at most so many rows.")
-    max_length: int = _option(1024, "Longest prompt + response, in tokens; the backbone's context at most.")
-    max_prompt_length: int | None = _option(None, "Longest prompt in tokens; the left is cut.")
-    truncate_responses: bool = _option(False, "Cut long responses instead of dropping the pair.")
-    tokenizer_name: str | None = _option(None, "Tokenizer, if it is not beside the backbone.")
-    device_map: str | None = _option(None, "Where transformers places the backbone, as auto.")
-    attn_implementation: str | None = _option(None, "Attention of the backbone: sdpa, eager, flash_attention_2.")
-    quantization: Literal["none", "4bit", "8bit"] = _option("none", "Load the backbone quantised by bitsandbytes.")
-    trust_remote_code: bool = _option(False, "Run code that comes with the backbone or tokenizer.")
-
-    def __post_init__(self):
-        _require_positive(self, "max_pairs", "max_length", "max_prompt_length")
-        if not 0 <= self.held_out < 1:
-            raise DualHeadError(f"--held_out is a share of prompts, at least 0 and below 1, not {self.held_out}.")
+    model_name_or_path: str = option(None, "Backbone: a folder, or a name on the hub.")
+    dataset_name: str = option(None, "Preference data: a file, a folder, or a name on the hub.")
+    dataset_split: str = option("train", "Split to train on; part of it is held out.")
+    dataset_format: str = option("auto", "Format of the rows, told from the first ones by default.")
+    data_dir: str | None = option(None, "Subfolder of a data set on the hub, as helpful-base in Anthropic/hh-rlhf.")
+    objective: str | None = option(None, "Which preference, where the data hold several: helpful or harmless.")
+    held_out: float = option(0.05, "Share of prompts kept for evaluation.", least=0, below=1)
+    max_pairs: int | None = option(None, "Read at most so many rows.", least=1)
+    max_length: int = option(1024, "Longest prompt + response, in tokens; the backbone's context at most.", least=1)
+    max_prompt_length: int | None = option(None, "Longest prompt in tokens; the left is cut.", least=1)
+    truncate_responses: bool = option(False, "Cut long responses instead of dropping the pair.")
+    tokenizer_name: str | None = option(None, "Tokenizer, if it is not beside the backbone.")
+    device_map: str | None = option(None, "Where transformers places the backbone, as auto.")
+    attn_implementation: str | None = option(None, "Attention of the backbone: sdpa, eager, flash_attention_2.")
+    quantization: Literal["none", "4bit", "8bit"] = option("none", "Load the backbone quantised by bitsandbytes.")
+    trust_remote_code: bool = option(False, "Run code that comes with the backbone or tokenizer.")
 
     def _require_source(self) -> None:
         for name, noun in (("model_name_or_path", "backbone"), ("dataset_name", "preference data")):
@@ -78,22 +70,23 @@ class RunOptions(SourceOptions):
 
     _argument_group_name: ClassVar[str] = "backbone and data"
 
-    dtype: str = _option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
-    feature_cache: str | None = _option(
+    dtype: str = option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
+    feature_cache: str | None = option(
         None, "Train from the folder that 'dual-head cache' wrote; backbone and data are then those written there."
     )
-    logits_budget_mb: int | None = _option(
-        None, "Memory for logits at a time, by default 7 bytes a weight of the lm_head; results do not depend on it."
+    logits_budget_mb: int | None = option(
+        None,
+        "Memory for logits at a time, by default 7 bytes a weight of the lm_head; results do not depend on it.",
+        least=1,
     )
-    move_guides: str | None = _option(
+    move_guides: str | None = option(
         None, "Guides trained on another backbone: move them to this one and train only the map in between."
     )
-    vocab_map: bool = _option(False, "With move_guides: match tokens of another tokenizer by their strings.")
-    restart: bool = _option(False, "Delete the checkpoints in output_dir instead of resuming from them.")
+    vocab_map: bool = option(False, "With move_guides: match tokens of another tokenizer by their strings.")
+    restart: bool = option(False, "Delete the checkpoints in output_dir instead of resuming from them.")
 
     def __post_init__(self):
         super().__post_init__()
-        _require_positive(self, "logits_budget_mb")
         if not self.feature_cache:
             self._require_source()
         elif self.move_guides:
@@ -106,27 +99,20 @@ class CacheOptions(SourceOptions):
 
     _argument_group_name: ClassVar[str] = "backbone and data"
 
-    output_dir: str = _option(None, "Folder to write to; the same command goes on with one that was stopped.")
-    dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _option(
+    output_dir: str = option(None, "Folder to write to; the same command goes on with one that was stopped.")
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = option(
         "auto", "How hidden states are stored, auto: as the backbone gives them; int8 has a scale for every token."
     )
-    backbone_dtype: str = _option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
-    pairs_per_shard: int = _option(256, "Pairs in one file; what a killed command loses at most.")
-    batch_tokens: int = _option(8192, "Tokens in one forward, padding included; lower it when memory runs out.")
-    restart: bool = _option(False, "Delete the cache in output_dir instead of going on with it.")
+    backbone_dtype: str = option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")
+    pairs_per_shard: int = option(256, "Pairs in one file; what a killed command loses at most.", least=1)
+    batch_tokens: int = option(8192, "Tokens in one forward, padding included; lower it when memory runs out.", least=1)
+    restart: bool = option(False, "Delete the cache in output_dir instead of going on with it.")
 
     def __post_init__(self):
         super().__post_init__()
         self._require_source()
         if not self.output_dir:
             raise DualHeadError("Say where to write with --output_dir.")
-        _require_positive(self, "pairs_per_shard", "batch_tokens")
-
-
-def _require_positive(options: Any, *names: str) -> None:
-    for name in names:
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise DualHeadError(f"--{name} must be at least 1, not {value}.")
 
 
 def source_of(options: SourceOptions) -> dict[str, Any]:

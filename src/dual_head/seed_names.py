@@ -4,8 +4,6 @@
 does the same here; docs/provenance/ is for people. It knows names and paths, and neither parsers nor models.
 """
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from dual_head.checkpoint import CONFIG_NAME
 from dual_head.data.sources import PICKLES
 from dual_head.errors import DualHeadError
 from dual_head.secrets import command_line
+from dual_head.terminal import note
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,6 @@ def translate(arguments: Sequence[str]) -> list[str]:
     if line != list(arguments):
         note(f"in our spelling: {command_line('dual-head', *line)}")
     return line
-
-
-def note(line: str) -> None:
-    """Say one line on stderr, once for all processes of a run."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        from dual_head.terminal import printable
-
-        print(f"dual-head: {printable(line)}", file=sys.stderr)
 
 
 def _command(arguments: Sequence[str]) -> tuple[list[str], Sequence[str]]:

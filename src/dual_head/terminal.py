@@ -3,7 +3,9 @@
 It knows characters and the console that prints them.
 """
 
+import os
 import re
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +25,12 @@ def printable(text: str) -> str:
 def shown(text: str, *secrets: str) -> str:
     """Text that others had a part in, as it may be printed: secrets masked, control characters escaped."""
     return printable(masked(text, *secrets))
+
+
+def note(line: str) -> None:
+    """Say one line on stderr, once for all processes of a run."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"dual-head: {printable(line)}", file=sys.stderr)
 
 
 class Terminal(Console):

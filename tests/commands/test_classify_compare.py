@@ -261,10 +261,15 @@ def test_mistakes_are_named_before_anything_is_trained(backbone_folder, rows, tm
 
 
 def test_seeds_of_a_config_are_a_list(backbone_folder, rows, tmp_path, capsys):
-    for wrong in (3, [-1], ["a"], []):
+    wrongs = {
+        "--seeds must be at least 0, not -1": [-1],
+        "'seeds' in": ["a"],
+        "are lists, such as [none, pooled] and [0, 1, 2]": [],
+    }
+    for remedy, wrong in wrongs.items():
         (tmp_path / "dhrd.yaml").write_text(yaml.safe_dump({"seeds": wrong}))
         given = arguments(backbone_folder, rows, tmp_path / "out", "--config", str(tmp_path / "dhrd.yaml"))
-        assert "'seeds' is a list, such as [0, 1, 2]" in refused(capsys, given)
+        assert remedy in refused(capsys, given)
 
 
 def test_a_control_with_nothing_to_spoil_is_refused_before_the_first_run(backbone_folder, tmp_path, capsys):

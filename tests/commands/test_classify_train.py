@@ -15,7 +15,7 @@ from files import ASKED, BAD, GOOD
 
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import main
-from dual_head.commands.classify.train import apply_config, build_parser
+from dual_head.commands.classify.train import build_parser
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -363,9 +363,8 @@ def test_a_config_that_says_what_nobody_can_do_is_refused(tmp_path, capsys, writ
 
 def test_an_empty_section_says_nothing_and_a_list_is_one_where_a_flag_takes_commas(tmp_path):
     (tmp_path / "dhrd.yaml").write_text("model:\n  lora_targets: [q_proj, v_proj]\n  class_weights: [1, 2.5]\ndata:\n")
-    parser = build_parser()
-    apply_config(parser, tmp_path / "dhrd.yaml")
-    options, *_ = parser.parse_args_into_dataclasses(["--model_name_or_path", "m", "--dataset_name", "d"])
+    given = ["--config", str(tmp_path / "dhrd.yaml"), "--model_name_or_path", "m", "--dataset_name", "d"]
+    options, *_ = build_parser().read(given)
     assert options.model_options()["lora"]["targets"] == ["q_proj", "v_proj"]
     assert options.class_weights == "1,2.5"
 

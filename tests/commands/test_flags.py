@@ -5,7 +5,7 @@ import pytest
 from dual_head.cli import main
 from dual_head.commands import train
 from dual_head.commands.classify import train as classify
-from dual_head.commands.flags import is_code
+from dual_head.options.config_file import is_code
 
 COMMANDS = {
     "train": ["train", "dual_head"],

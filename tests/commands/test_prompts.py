@@ -1,23 +1,24 @@
 """Prompts come from flags, files and standard input, and each is text or a conversation by one rule."""
 
-import argparse
 import io
 import json
 
 import pytest
 from files import word_tokenizer
 
-from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts, shown
+from dual_head.commands.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.errors import DualHeadError
+from dual_head.options.flags import OptionParser
 
 USER = {"role": "user", "content": "how"}
 TALK = [USER, {"role": "assistant", "content": "so"}, {"role": "user", "content": "why"}]
 
 
-def options(*arguments: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_prompt_options(parser)
-    return parser.parse_args(list(map(str, arguments)))
+def options(*arguments: object) -> PromptOptions:
+    (options,) = OptionParser(PromptOptions, command="generate", usage="", description=None).read(
+        [*map(str, arguments)]
+    )
+    return options
 
 
 def read(tmp_path, text: str, *arguments: str, name: str = "prompts.txt") -> list:

@@ -77,7 +77,7 @@ def test_a_fresh_head_says_nothing_yet():
 
 
 def test_the_papers_numbers_are_the_defaults(tmp_path):
-    parsed = build_parser(method("iav")).parse_args_into_dataclasses(
+    parsed = build_parser(method("iav")).read(
         ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path)]
     )
     options, training, _ = parsed

@@ -71,7 +71,7 @@ def test_the_full_loss(options):
 
 
 def test_the_papers_numbers_are_the_defaults(tmp_path):
-    options, training, _ = build_parser(method("mav")).parse_args_into_dataclasses(
+    options, training, _ = build_parser(method("mav")).read(
         ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path)]
     )
     assert (training.learning_rate, training.num_train_epochs, options.max_length) == (1e-4, 1, 512)

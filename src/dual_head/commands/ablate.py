@@ -5,11 +5,11 @@ With `evaluate` (a benchmark, a judge and other options of `dual-head eval`), ev
 beside the first one. A finished run is not trained again, a stopped one goes on.
 """
 
-import argparse
 import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.flags import add_allow_code, read_options, require_no_code
-from dual_head.commands.help import Help, Parser
 from dual_head.errors import DualHeadError
+from dual_head.options import Options, option
+from dual_head.options.config_file import read_options, require_no_code
+from dual_head.options.flags import OptionParser, before_parsing
 from dual_head.places import atomic_folder, exclusive
 from dual_head.reading import read_json, reading
 from dual_head.secrets import is_secret, masked_values
@@ -36,15 +37,26 @@ REPORT = "report.json"
 AGAIN = "Delete the folder of the run, and run the same command again."
 
 
+@dataclass(kw_only=True)
+class AblationOptions(Options):
+    """Which variants, and where to."""
+
+    plan: str = option(
+        help="YAML with method, variants, seeds and the options of training", positional=True, metavar="CONFIG"
+    )
+    output_dir: str = option(help="folder for runs, ablation.json and ablation.md")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, and ablate into a folder that is held."""
-    args, flags = _parser().parse_known_args(arguments)
-    plan = read_plan(Path(args.config), allow_code=args.allow_code)
+    config = before_parsing(arguments).config
+    args, flags = build_parser().parse_known_args([config, *arguments] if config else list(arguments))
+    plan = read_plan(Path(args.plan), allow_code=args.allow_code)
     with exclusive(args.output_dir):
         return _ablate(args, flags, plan)
 
 
-def _ablate(args: argparse.Namespace, flags: Sequence[str], plan: Mapping[str, Any]) -> int:
+def _ablate(args: Any, flags: Sequence[str], plan: Mapping[str, Any]) -> int:
     """Train each variant with each seed, evaluate, tabulate."""
     output, console = Path(args.output_dir), Terminal()
     # Imported late: a mistyped config should not wait for torch.
@@ -54,8 +66,8 @@ def _ablate(args: argparse.Namespace, flags: Sequence[str], plan: Mapping[str, A
     if plan["evaluate"] and not args.allow_code:
         # As it will be read: a value may hold a flag.
         said = evaluation_arguments(plan["evaluate"], dict.fromkeys(plan["variants"], output))
-        parsed = evaluation.build_parser().parse_args([*said, "--output_dir", str(output)])
-        require_no_code(vars(parsed), Path(args.config))
+        parsed = evaluation.build_parser().namespace([*said, "--output_dir", str(output)])
+        require_no_code(vars(parsed), Path(args.plan))
     runs: dict[str, dict[int, Path]] = {name: {} for name in plan["variants"]}
     for number, (name, seed) in enumerate([(name, seed) for name in runs for seed in plan["seeds"]], 1):
         folder = output / RUNS / f"{slug(name)}-seed{seed}"
@@ -234,17 +246,13 @@ def _print(console: Console, output: Path, rows: list[dict[str, Any]]) -> None:
     console.print(f"table   {output / PAGE}\nfigures {output / TABLE}", soft_wrap=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head ablate",
-        usage="dual-head ablate CONFIG --output_dir OUT [options of dual-head train]",
+def build_parser() -> OptionParser:
+    """Make the parser; flags that it does not know are those of training."""
+    return OptionParser(
+        AblationOptions,
+        command="ablate",
+        usage="CONFIG --output_dir OUT [options of dual-head train]",
         description=__doc__,
         epilog="Every other option is handed to 'dual-head train' for all variants, such as --model_name_or_path, "
         "--dataset_name or --max_steps.",
-        formatter_class=Help,
-        allow_abbrev=False,
     )
-    parser.add_argument("config", help="YAML with method, variants, seeds and the options of training")
-    parser.add_argument("--output_dir", required=True, help="folder for runs, ablation.json and ablation.md")
-    add_allow_code(parser)
-    return parser

@@ -3,36 +3,53 @@
 Pairs are read as `dual-head train` reads them, with the same options. `--verify FOLDER` reads a cache through.
 """
 
-import argparse
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 
-from accelerate import PartialState
-from transformers import HfArgumentParser
-
-from dual_head.commands.help import Help
-from dual_head.commands.train import TrainingParser, add_method_options, with_method_options
+from dual_head.commands.train import add_method_options, with_method_options
+from dual_head.commands.training import end_processes
 from dual_head.errors import DualHeadError
 from dual_head.features import verify
 from dual_head.methods import Method, method, method_names
+from dual_head.options import Options, option
+from dual_head.options.config_file import read_options
+from dual_head.options.flags import OptionParser, before_parsing
 from dual_head.run_features import cache_features
 from dual_head.run_options import CacheOptions
 
 
+@dataclass(kw_only=True)
+class Reader(Options):
+    """Who will read the cache, or has written one that is to be verified."""
+
+    method: str = option("dual_head", f"whose guides will read it: one of {', '.join(method_names())}")
+    verify: str | None = option(
+        None,
+        "FOLDER, or --output_dir: only compute all its checksums again",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+    )
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, and write or verify."""
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    before.add_argument("--method", default="dual_head")
-    chosen = method(before.parse_known_args(arguments)[0].method)
-    parsed = _parser(chosen).parse_args(arguments)
-    if parsed.verify is not None:
-        return _verify(parsed.verify or parsed.output_dir)
-    given = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(CacheOptions)}
-    cache_features(with_method_options(chosen, parsed), CacheOptions(**given))
-    processes = PartialState()
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
+    parser = build_parser(method(_method_name(arguments)))
+    values = parser.namespace(arguments)
+    if values.verify is not None:
+        return _verify(values.verify or values.output_dir)
+    options, reader, rest = parser.objects(values)
+    cache_features(with_method_options(method(reader.method), rest), options)
+    end_processes()
     return 0
+
+
+def _method_name(arguments: Sequence[str]) -> str:
+    """The method whose options there are: --method, or that of the file."""
+    before = before_parsing(arguments, "method")
+    in_file = read_options(Path(before.config), allow_code=before.allow_code) if before.config else {}
+    return str(before.method or in_file.get("method") or Reader.method)
 
 
 def _verify(folder: str | None) -> int:
@@ -42,24 +59,17 @@ def _verify(folder: str | None) -> int:
     return 0
 
 
-def _parser(chosen: Method) -> HfArgumentParser:
-    parser = TrainingParser(
-        CacheOptions,  # type: ignore[arg-type]
-        prog="dual-head cache",
-        usage="dual-head cache --model_name_or_path M --dataset_name D --output_dir C [options]",
+def build_parser(chosen: Method) -> OptionParser:
+    """Make the parser: the options of a cache, and those of the method that say what its guides read."""
+    parser = OptionParser(
+        CacheOptions,
+        Reader,
+        command="cache",
+        usage="--model_name_or_path M --dataset_name D --output_dir C [options]",
         description="Write the hidden states that a method's guides are trained from. It takes as long as one epoch "
         "streams through the backbone, so it pays from the second epoch or run on; for one, train without it.",
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--method", default="dual_head", choices=method_names(), help="whose guides will read it")
-    parser.add_argument(
-        "--verify",
-        nargs="?",
-        const="",
-        metavar="FOLDER",
-        help="FOLDER, or --output_dir: only compute all its checksums again",
     )
     add_method_options(parser, chosen, section="guide.")  # the others have no say in what is kept
-    parser.set_defaults(**{key: value for key, value in chosen.run.items() if key in CacheOptions.__dataclass_fields__})
+    names = {f.name for f in fields(CacheOptions)}
+    parser.set_defaults(**{key: value for key, value in chosen.run.items() if key in names})
     return parser

@@ -5,16 +5,18 @@ adapter (a tuned model: delta = its logits less the backbone's), two causal LMs 
 tuning, DExperts), or a sequence classifier with one label (a reward model: ARGS).
 """
 
-import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dual_head.checkpoint import COPY, MODEL_TYPE, require_kind
 from dual_head.commands.generate import parse_alpha
-from dual_head.commands.help import DTYPE_HELP, Help, Parser
+from dual_head.commands.loading import DTYPE_HELP
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.options import Options, option
+from dual_head.options.flags import OptionParser
 from dual_head.places import atomic_folder, exclusive, require_place
 from dual_head.reading import read_json
 from dual_head.terminal import Terminal
@@ -26,14 +28,27 @@ MINUS = "-minus-"
 COMPOSE_FILE = "compose.json"  # what was put together, beside the guides
 
 
+@dataclass(kw_only=True)
+class ComposeOptions(Options):
+    """Which guides, on which backbone, and where to."""
+
+    sources: list[str] = option(help="a guide's name, and where it comes from", positional=True, metavar="NAME=SOURCE")
+    output_dir: str = option(help="folder for the guides together")
+    alpha: str | None = option(None, "default strengths: a number, or name=number,...")
+    model_name_or_path: str | None = option(None, "backbone; default: the one the first guides were trained on")
+    tokenizer_name: str | None = option(None, "tokenizer, if it is not beside the backbone")
+    dtype: str = option("auto", DTYPE_HELP)
+    trust_remote_code: bool = option(False, "run code that comes with the backbone")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, and compose into a folder that is held."""
-    args = _parser().parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     with exclusive(args.output_dir):
         return _compose(args)
 
 
-def _compose(args: argparse.Namespace) -> int:
+def _compose(args: ComposeOptions) -> int:
     """Attach each, write."""
     sources = dict(_pair(text) for text in args.sources)
     if len(sources) < len(args.sources):
@@ -137,19 +152,7 @@ def _require_same_tokens(source: str, tokenizer: Any) -> None:
                 raise DualHeadError(f"The model in '{folder}' reads other tokens than the backbone: {found}.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head compose",
-        usage="dual-head compose NAME=SOURCE [NAME=SOURCE ...] --output_dir OUT [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    parser.add_argument("sources", nargs="+", metavar="NAME=SOURCE", help="a guide's name, and where it comes from")
-    parser.add_argument("--output_dir", required=True, help="folder for the guides together")
-    parser.add_argument("--alpha", help="default strengths: a number, or name=number,...")
-    parser.add_argument("--model_name_or_path", help="backbone; default: the one the first guides were trained on")
-    parser.add_argument("--tokenizer_name", help="tokenizer, if it is not beside the backbone")
-    parser.add_argument("--dtype", default="auto", help=DTYPE_HELP)
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the backbone")
-    return parser
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    usage = "NAME=SOURCE [NAME=SOURCE ...] --output_dir OUT [options]"
+    return OptionParser(ComposeOptions, command="compose", usage=usage, description=__doc__)

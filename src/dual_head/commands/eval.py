@@ -3,8 +3,8 @@
 Answers and verdicts are kept in the output folder, so that a killed run goes on and a second one costs nothing.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.help import DTYPE_HELP, Help, Parser, at_least
+from dual_head.commands.loading import DTYPE_HELP
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmark
 from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark
+from dual_head.evaluate.judges import JUDGES
+from dual_head.options import Options, option
+from dual_head.options.flags import OptionParser
 from dual_head.places import exclusive, require_place
 from dual_head.reading import yaml_value
 from dual_head.secrets import command_line
@@ -26,17 +29,99 @@ from dual_head.terminal import Terminal
 OF_CHOICES = {"benchmark", "models", "output_dir", "source", "num_samples", "seed", "batch_size"}
 OF_CHOICES |= {"dtype", "device", "trust_remote_code"}
 PLAIN_WIDTH = 160
+DECODING = "decoding, the same for every system"
 PAGE_FILE = "report.html"  # of no other command
 REPORTS = ("report.json", "report.md")
 
 
+@dataclass(kw_only=True)
+class EvalOptions(Options):
+    """Who is asked what, who judges, and what else is measured."""
+
+    benchmark: str = option(help="one of those below", positional=True)
+    models: list[str] = option(
+        help="systems: folders of guides (a strength as PATH@1.5 or PATH@helpful:0.5+harmless:1), plain models, "
+        "adapters, files of answers, or openai:MODEL@URL; with commas between, or repeated",
+        repeat=True,
+    )
+    output_dir: str = option(help="folder for answers, verdicts and the report")
+    source: str | None = option(
+        None, "file, folder or hub name; default: where the benchmark is published", group="questions"
+    )
+    split: str | None = option(
+        None, "split, where the source has several; default: the published one, or test", group="questions"
+    )
+    num_samples: int | None = option(None, "a random so many of them; default: all", group="questions", least=1)
+    chat: bool = option(
+        False, "a text is a user's message; default where a tokenizer has a chat template", group="questions"
+    )
+    raw: bool = option(False, "continue texts as they are", group="questions")
+    max_new_tokens: int | None = option(None, "default: 128, or half of the smallest context", group=DECODING, least=1)
+    temperature: float = option(0.0, "0 is greedy; above it, sample", group=DECODING, least=0)
+    top_p: float = option(1.0, "nucleus sampling", group=DECODING, least=0)
+    top_k: int = option(0, "sample among so many; 0: all", group=DECODING, least=0)
+    seed: int = option(0, "of the questions picked and of sampling", group=DECODING, least=0)
+    batch_size: int = option(16, "questions at a time", group=DECODING, least=1)
+    judge: str | None = option(
+        None,
+        "rule, rule:module:function, reward:PATH, lm:PATH, openai:MODEL or openai:MODEL@URL, or another of those below",
+        group="judging",
+    )
+    against: str | None = option(
+        None, "the system that others are compared with, or all; default: the first", group="judging"
+    )
+    one_order: bool = option(False, "ask a judge about one order only: cheaper, biased", group="judging")
+    judge_option: list[str] | None = option(
+        None,
+        "NAME=VALUE, repeatable: template, concurrency, requests_per_minute, timeout, input_price, ...",
+        group="judging",
+        repeat=True,
+    )
+    reward: list[str] | None = option(
+        None,
+        "module:function, or the folder of a reward model that guided none of the systems; repeatable",
+        group="measuring",
+        repeat=True,
+    )
+    embedder: str | None = option(None, "sentence-transformers model for coherence", group="measuring")
+    base: str | None = option(
+        None, "system under which others that are no guides are measured: KL, perplexity", group="measuring"
+    )
+    efficiency: str | None = option(
+        None,
+        "time and memory of all, in turns, at these batch sizes [1,8]",
+        group="measuring",
+        nargs="?",
+        const="1,8",
+        commas=True,
+    )
+    skip_measures: bool = option(False, "leave out all that is not judged", group="measuring")
+    allow_missing: bool = option(False, "leave out questions that some have no answer to", group="when systems differ")
+    force: bool = option(
+        False, "compare what was decoded differently, or judged by itself", group="when systems differ"
+    )
+    endpoint_option: list[str] | None = option(
+        None,
+        "NAME=VALUE, repeatable, of systems that are endpoints: concurrency, timeout, limit, ...",
+        group="loading",
+        repeat=True,
+    )
+    dtype: str = option("auto", DTYPE_HELP, group="loading")
+    device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads", group="loading")
+    trust_remote_code: bool = option(False, "run code that comes with a model", group="loading")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chat and self.raw:
+            raise DualHeadError("--raw continues texts, and --chat makes them messages. Leave one out.")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, evaluate, print."""
-    parser = build_parser()
-    args = parser.parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     benchmark = load_benchmark(args.benchmark)
     if isinstance(benchmark, ChoiceBenchmark):
-        _require_of_choices(args, parser)
+        _require_of_choices(args)
     _require_places(args.models)
     console = Terminal()
     if not console.is_terminal:
@@ -50,9 +135,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _report(
-    args: argparse.Namespace, benchmark: Benchmark, output: Path, console: Terminal, command: str
-) -> dict[str, Any]:
+def _report(args: EvalOptions, benchmark: Benchmark, output: Path, console: Terminal, command: str) -> dict[str, Any]:
     # Imported late: a mistyped option should not wait for torch.
     if not isinstance(benchmark, ChoiceBenchmark):
         from dual_head.evaluate.run import evaluate
@@ -87,16 +170,16 @@ def _require_places(models: Sequence[str]) -> None:
             )
 
 
-def _require_of_choices(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    given = [f"--{name}" for name, value in vars(args).items() if value != parser.get_default(name)]
-    if ignored := [flag for flag in given if flag.removeprefix("--") not in OF_CHOICES]:
+def _require_of_choices(args: EvalOptions) -> None:
+    changed = [f.name for f in fields(args) if f.default is MISSING or getattr(args, f.name) != f.default]
+    if ignored := [f"--{name}" for name in changed if name not in OF_CHOICES]:
         raise DualHeadError(
             f"'{args.benchmark}' asks how likely given answers are: nothing is generated, judged or measured, so that "
             f"{', '.join(ignored)} would change nothing. Leave {'them' if len(ignored) > 1 else 'it'} out."
         )
 
 
-def _options(args: argparse.Namespace) -> Any:
+def _options(args: EvalOptions) -> Any:
     from dual_head.evaluate import Decoding
     from dual_head.evaluate.run import EvaluationOptions, usual_new_tokens
 
@@ -151,7 +234,7 @@ def _batch_sizes(given: str | None) -> tuple[int, ...]:
     return tuple(map(int, dict.fromkeys(sizes)))
 
 
-def _load(args: argparse.Namespace) -> dict[str, Any]:
+def _load(args: EvalOptions) -> dict[str, Any]:
     return {
         "dtype": args.dtype,
         "device": args.device,
@@ -206,78 +289,12 @@ def _print(report: dict[str, Any], output: Path, console: Console) -> None:
         console.print(f"{label:<8} {output / name}", soft_wrap=True)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> OptionParser:
     """Make the parser."""
-    parser = Parser(
-        prog="dual-head eval",
-        usage="dual-head eval BENCHMARK --models NAME=PATH,NAME=PATH@ALPHA --output_dir OUT [options]",
+    return OptionParser(
+        EvalOptions,
+        command="eval",
+        usage="BENCHMARK --models NAME=PATH,NAME=PATH@ALPHA --output_dir OUT [options]",
         description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
+        listings={"benchmarks": BENCHMARKS, "judges": JUDGES},
     )
-    parser.add_argument(
-        "benchmark", help=", ".join(f"{name} ({about.rstrip('.')})" for name, about in BENCHMARKS.summaries().items())
-    )
-    parser.add_argument(
-        "--models",
-        action="append",
-        required=True,
-        help="systems: folders of guides (a strength as PATH@1.5 or PATH@helpful:0.5+harmless:1), plain models, "
-        "adapters, files of answers, or openai:MODEL@URL; with commas between, or repeated",
-    )
-    parser.add_argument("--output_dir", required=True, help="folder for answers, verdicts and the report")
-    asked = parser.add_argument_group("questions")
-    asked.add_argument("--source", help="file, folder or hub name; default: where the benchmark is published")
-    asked.add_argument("--split", help="split, where the source has several; default: the published one, or test")
-    asked.add_argument("--num_samples", type=at_least(1), help="a random so many of them; default: all")
-    reading = asked.add_mutually_exclusive_group()
-    reading.add_argument(
-        "--chat", action="store_true", help="a text is a user's message; default where a tokenizer has a chat template"
-    )
-    reading.add_argument("--raw", action="store_true", help="continue texts as they are")
-    how = parser.add_argument_group("decoding, the same for every system")
-    how.add_argument("--max_new_tokens", type=at_least(1), help="default: 128, or half of the smallest context")
-    how.add_argument("--temperature", type=at_least(0, float), default=0.0, help="0 is greedy; above it, sample")
-    how.add_argument("--top_p", type=at_least(0, float), default=1.0, help="nucleus sampling")
-    how.add_argument("--top_k", type=at_least(0), default=0, help="sample among so many; 0: all")
-    how.add_argument("--seed", type=at_least(0), default=0, help="of the questions picked and of sampling")
-    how.add_argument("--batch_size", type=at_least(1), default=16, help="questions at a time; default: 16")
-    judged = parser.add_argument_group("judging")
-    judged.add_argument(
-        "--judge", help="rule, rule:module:function, reward:PATH, lm:PATH, openai:MODEL or openai:MODEL@URL"
-    )
-    judged.add_argument("--against", help="the system that others are compared with, or all; default: the first")
-    judged.add_argument("--one_order", action="store_true", help="ask a judge about one order only: cheaper, biased")
-    judged.add_argument(
-        "--judge_option",
-        action="append",
-        help="NAME=VALUE, repeatable: template, concurrency, requests_per_minute, timeout, input_price, ...",
-    )
-    measured = parser.add_argument_group("measuring")
-    measured.add_argument(
-        "--reward",
-        action="append",
-        help="module:function, or the folder of a reward model that guided none of the systems; repeatable",
-    )
-    measured.add_argument("--embedder", help="sentence-transformers model for coherence")
-    measured.add_argument("--base", help="system under which others that are no guides are measured: KL, perplexity")
-    measured.add_argument(
-        "--efficiency",
-        nargs="?",
-        const="1,8",
-        help="time and memory of all, in turns, at these batch sizes [1,8]",
-    )
-    measured.add_argument("--skip_measures", action="store_true", help="leave out all that is not judged")
-    what = parser.add_argument_group("when systems differ")
-    what.add_argument("--allow_missing", action="store_true", help="leave out questions that some have no answer to")
-    what.add_argument("--force", action="store_true", help="compare what was decoded differently, or judged by itself")
-    load = parser.add_argument_group("loading")
-    load.add_argument(
-        "--endpoint_option",
-        action="append",
-        help="NAME=VALUE, repeatable, of systems that are endpoints: concurrency, timeout, limit, ...",
-    )
-    load.add_argument("--dtype", default="auto", help=DTYPE_HELP)
-    load.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where it loads")
-    load.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
-    return parser

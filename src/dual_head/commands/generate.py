@@ -1,19 +1,22 @@
-"""`dual-head generate GUIDES`: text from a guided model, at a strength chosen on the spot."""
+"""`dual-head generate GUIDES`: text from a guided model, at a strength chosen on the spot.
 
-import argparse
+Prompts come from --prompt and --prompts, or else from standard input.
+"""
+
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from dual_head.commands.help import Help, Parser, at_least
-from dual_head.commands.loading import add_loading, load_guided
-from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts, shown
+from dual_head.commands.loading import DeviceOptions, load_guided
+from dual_head.commands.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.errors import DualHeadError
+from dual_head.options import option
+from dual_head.options.flags import OptionParser
 from dual_head.places import exclusive, require_unread
 from dual_head.terminal import Terminal, printable
 
@@ -22,9 +25,28 @@ if TYPE_CHECKING:
     from dual_head.model.alpha import Alpha
 
 
+@dataclass(kw_only=True)
+class GenerateOptions(PromptOptions, DeviceOptions):
+    """What to generate, and how; without prompts, from standard input."""
+
+    alpha: str | None = option(
+        None, "strength: a number, or name=number,...; 0 is the backbone, 1 as trained", group="decoding"
+    )
+    max_new_tokens: int = option(128, "longest reply in tokens", group="decoding", least=1)
+    temperature: float | None = option(None, "sample at this temperature; greedy without it", group="decoding", least=0)
+    top_p: float | None = option(None, "nucleus sampling", group="decoding", least=0)
+    top_k: int | None = option(None, "sample among so many", group="decoding", least=1)
+    num_beams: int | None = option(None, "beam search", group="decoding", least=1)
+    seed: int | None = option(None, "make sampling repeatable", group="decoding", least=0)
+    batch_size: int = option(8, "prompts at a time", group="decoding", least=1)
+    trace: bool = option(False, "colour tokens by the gate and list what guidance changed", group="output")
+    output: str | None = option(None, "append JSONL here instead of printing", group="output", metavar="FILE")
+    no_stream: bool = option(False, "print when finished", group="output")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, and generate; a file that is written is held."""
-    args = _parser().parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     prompts = read_prompts(args, stdin=True)
     alpha = parse_alpha(args.alpha)
     if not args.output:
@@ -34,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         return _generate(args, prompts, alpha)
 
 
-def _generate(args: argparse.Namespace, prompts: "Sequence[Prompt]", alpha: "Alpha") -> int:
+def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha") -> int:
     """Load, generate, print or append."""
     model, tokenizer = load_guided(args)
     # Imported late: a mistyped prompt file should not wait for torch.
@@ -148,28 +170,6 @@ def _append(file: Path, row: dict) -> None:
         raise DualHeadError(f"Cannot write to '{file}': {error.strerror}. Choose another --output.") from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head generate",
-        usage="dual-head generate GUIDES [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    where = parser.add_argument_group("prompts (else standard input)")
-    add_prompt_options(where)
-    how = parser.add_argument_group("decoding")
-    how.add_argument("--alpha", help="strength: a number, or name=number,...; 0 is the backbone, 1 as trained")
-    how.add_argument("--max_new_tokens", type=at_least(1), default=128, help="default: 128")
-    how.add_argument("--temperature", type=at_least(0, float), help="sample at this temperature; greedy without it")
-    how.add_argument("--top_p", type=at_least(0, float), help="nucleus sampling")
-    how.add_argument("--top_k", type=at_least(1), help="sample among so many")
-    how.add_argument("--num_beams", type=at_least(1), help="beam search")
-    how.add_argument("--seed", type=at_least(0), help="make sampling repeatable")
-    how.add_argument("--batch_size", type=at_least(1), default=8, help="prompts at a time; default: 8")
-    out = parser.add_argument_group("output")
-    out.add_argument("--trace", action="store_true", help="colour tokens by the gate and list what guidance changed")
-    out.add_argument("--output", metavar="FILE", help="append JSONL here instead of printing")
-    out.add_argument("--no_stream", action="store_true", help="print when finished")
-    add_loading(parser)
-    return parser
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    return OptionParser(GenerateOptions, command="generate", usage="GUIDES [options]", description=__doc__)

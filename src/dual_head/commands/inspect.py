@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from dual_head.checkpoint import CONFIG_NAME, COPY, SAFE_WEIGHTS_NAME, VOCAB_MAP, find_file, read_sizes, read_values
-from dual_head.commands.help import Help, Parser
-from dual_head.commands.paths import add_guides
+from dual_head.commands.loading import GuidesOptions
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import Fingerprint
+from dual_head.options import option
+from dual_head.options.flags import OptionParser
 from dual_head.reading import reading
 from dual_head.terminal import Terminal, printable
 
@@ -28,20 +30,24 @@ ROWS = {
 }
 
 
+@dataclass(kw_only=True)
+class InspectOptions(GuidesOptions):
+    """What to describe."""
+
+    against: str | None = option(None, "say whether the guides can move to this backbone", metavar="BACKBONE")
+    vocab_map: bool = option(False, "with --against: map tokens by their strings")
+    json: bool = option(False, "print JSON")
+
+
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    usage = "GUIDES [--against BACKBONE] [--json]"
+    return OptionParser(InspectOptions, command="inspect", usage=usage, description=__doc__)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Print a description, or JSON with --json; with --against, 1 where the guides cannot move there."""
-    parser = Parser(
-        prog="dual-head inspect",
-        usage="dual-head inspect GUIDES [--against BACKBONE] [--json]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    add_guides(parser)
-    parser.add_argument("--against", metavar="BACKBONE", help="say whether the guides can move to this backbone")
-    parser.add_argument("--vocab_map", action="store_true", help="with --against: map tokens by their strings")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     if args.against:
         fits, said = compare(args.guides, args.against, vocab_map=args.vocab_map)
         print(json.dumps({"compatible": fits, "because": said}) if args.json else printable(said))

@@ -1,12 +1,12 @@
 """How every command that runs guides finds them: the same options, loaded the same way."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dual_head.commands.help import DTYPE_HELP
-from dual_head.commands.paths import add_guides
+from dual_head.checkpoint import CONFIG_NAME, find_file
 from dual_head.errors import DualHeadError
+from dual_head.options import Options, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,26 +14,51 @@ if TYPE_CHECKING:
     from dual_head.model.aligned import AlignedModel
 
 
-def add_loading(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
-    """Add the folder of guides and the options that say where the rest is."""
-    add_guides(parser)
-    load = parser.add_argument_group("loading")
-    load.add_argument("--backbone", help="another backbone: a copy of the one trained on, or one to move the guides to")
-    load.add_argument(
-        "--vocab_map",
-        action="store_true",
-        help="move to a backbone of another tokenizer: tokens are matched by their strings, others get delta 0",
+DTYPE_HELP = "auto (as stored, but float32 where the processor is slow in that), stored, float32, bfloat16 or float16"
+
+
+@dataclass(kw_only=True)
+class GuidesOptions(Options):
+    """A folder of guides. Errors: there is none at that place."""
+
+    guides: str = option(help="folder of guides (the output_dir of training), or a name on the hub", positional=True)
+
+    def __post_init__(self) -> None:
+        find_file(self.guides, CONFIG_NAME)
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class LoadingOptions(GuidesOptions):
+    """The guides, and where the rest of the model is."""
+
+    backbone: str | None = option(
+        None, "another backbone: a copy of the one trained on, or one to move the guides to", group="loading"
     )
-    load.add_argument("--tokenizer", help="tokenizer, if not the one saved with the guides or beside --backbone")
-    load.add_argument("--dtype", default="auto", help=DTYPE_HELP)
-    if device:
-        load.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: where it loads")
-    load.add_argument("--device_map", help="as transformers has it, e.g. auto")
-    load.add_argument("--attn_implementation", help="attention of the backbone: sdpa, eager, flash_attention_2")
-    load.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the backbone")
+    vocab_map: bool = option(
+        False,
+        "move to a backbone of another tokenizer: tokens are matched by their strings, others get delta 0",
+        group="loading",
+    )
+    tokenizer: str | None = option(
+        None, "tokenizer, if not the one saved with the guides or beside --backbone", group="loading"
+    )
+    dtype: str = option("auto", DTYPE_HELP, group="loading")
+    device_map: str | None = option(None, "as transformers has it, e.g. auto", group="loading")
+    attn_implementation: str | None = option(
+        None, "attention of the backbone: sdpa, eager, flash_attention_2", group="loading"
+    )
+    trust_remote_code: bool = option(False, "run code that comes with the backbone", group="loading")
 
 
-def load_guided(args: argparse.Namespace) -> "tuple[AlignedModel, PreTrainedTokenizerBase]":
+@dataclass(kw_only=True)
+class DeviceOptions(LoadingOptions):
+    """The same, for what runs on one device."""
+
+    device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads", group="loading")
+
+
+def load_guided(args: LoadingOptions) -> "tuple[AlignedModel, PreTrainedTokenizerBase]":
     """Load the guides on their backbone, or moved to --backbone, and the tokenizer that goes with it."""
     # Imported late: a mistyped prompt file should not wait for torch.
     from dual_head.model.aligned import AlignedModel
@@ -52,11 +77,11 @@ def load_guided(args: argparse.Namespace) -> "tuple[AlignedModel, PreTrainedToke
         attn_implementation=args.attn_implementation,
         trust_remote_code=trust,
     )
-    if getattr(args, "device", None):
+    if device := getattr(args, "device", None):
         try:
-            model.to(args.device)
+            model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise DualHeadError(f"Cannot use --device {args.device}: {str(error).splitlines()[0]}") from error
+            raise DualHeadError(f"Cannot use --device {device}: {str(error).splitlines()[0]}") from error
     return model, given or load_tokenizer(_tokenizer_home(args.guides, model), trust)
 
 

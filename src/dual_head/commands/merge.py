@@ -1,14 +1,15 @@
 """`dual-head merge GUIDES`: fold linear guides into the lm_head, as a plain checkpoint for transformers alone."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dual_head.commands.generate import parse_alpha
-from dual_head.commands.help import Help, Parser
-from dual_head.commands.loading import add_loading, load_guided
+from dual_head.commands.loading import DTYPE_HELP, LoadingOptions, load_guided
 from dual_head.errors import DualHeadError
+from dual_head.options import option
+from dual_head.options.flags import OptionParser
 from dual_head.places import MODEL_FILES, atomic_folder, exclusive, require_empty
 from dual_head.terminal import Terminal
 
@@ -23,15 +24,26 @@ TOLERANCE = 1e-5  # of the largest logit, in fp32; in a shorter format, so many 
 ROUNDINGS = 16
 
 
+@dataclass(kw_only=True)
+class MergeOptions(LoadingOptions):
+    """What to merge, at which strength, and where to."""
+
+    output_dir: str = option(help="folder for the merged checkpoint")
+    alpha: str | None = option(None, "strength: a number, or name=number,...; default: the guides' own")
+    overwrite: bool = option(False, "replace the model in a folder that is not empty")
+    # What is written is of the dtype of what was read.
+    dtype: str = option("stored", DTYPE_HELP, group="loading")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, and merge into a folder that is held."""
-    args = _parser().parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     alpha = parse_alpha(args.alpha)
     with exclusive(args.output_dir):
         return _merge(args, alpha, Path(args.output_dir))
 
 
-def _merge(args: argparse.Namespace, alpha: "Alpha", output: Path) -> int:
+def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     """Load, merge, write, and check what was written."""
     # Imported late: a mistyped alpha should not wait for torch.
     import torch
@@ -99,17 +111,6 @@ def _said(exported: "Exported", output: Path) -> list[str]:
     return [*lines, f"written  {output} ({exported.bytes:,} bytes)"]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head merge",
-        usage="dual-head merge GUIDES --output_dir OUT [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output_dir", required=True, help="folder for the merged checkpoint")
-    parser.add_argument("--alpha", help="strength: a number, or name=number,...; default: the guides' own")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model in a folder that is not empty")
-    add_loading(parser, device=False)
-    parser.set_defaults(dtype="stored")  # the checkpoint that is written is of the kind of the one that was read
-    return parser
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    return OptionParser(MergeOptions, command="merge", usage="GUIDES --output_dir OUT [options]", description=__doc__)

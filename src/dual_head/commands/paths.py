@@ -1,12 +1,9 @@
 """Paths on the command line that are not there, told before a command is imported, and torch with it."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-from dual_head.checkpoint import CONFIG_NAME, find_file
 from dual_head.data.sources import is_data_name, is_hub_name
 from dual_head.errors import DualHeadError
 
@@ -14,19 +11,6 @@ from dual_head.errors import DualHeadError
 MODELS = ("--model_name_or_path", "--backbone", "--tokenizer", "--tokenizer_name")
 DATA = ("--dataset_name", "--eval_dataset_name", "--dataset", "--source")
 FILES = ("--config", "--feature_cache")
-
-
-def add_guides(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of guides, which is looked for as soon as it is read."""
-    where = "folder of guides (the output_dir of training), or a name on the hub"
-    parser.add_argument("guides", action=_Guides, help=where)
-
-
-class _Guides(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        del parser, option_string
-        find_file(values, CONFIG_NAME)
-        setattr(namespace, self.dest, values)
 
 
 def require_paths(arguments: Sequence[str]) -> None:

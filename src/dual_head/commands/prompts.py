@@ -3,9 +3,9 @@
 It knows files and messages, and imports no tensor: a mistyped file should not wait for torch.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from dual_head.data import Message, Prompt, RowReport
 from dual_head.data.files import rows_of_file
 from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
+from dual_head.options import Options, option
 from dual_head.reading import json_value
 
 if TYPE_CHECKING:
@@ -22,25 +23,26 @@ ROLES = ("system", "user", "assistant")
 ROW = 'a row is {"prompt": text or messages} or {"messages": [{"role": "user", "content": ...}, ...]}'
 
 
-def add_prompt_options(group: Any) -> None:
-    """Add where prompts are, and how they are read."""
-    group.add_argument("--prompt", action="append", help="a prompt; may be given several times")
-    group.add_argument(
-        "--prompts",
-        "--prompts_file",
+@dataclass(kw_only=True)
+class PromptOptions(Options):
+    """Where prompts are, and how they are read."""
+
+    prompt: list[str] | None = option(None, "a prompt; may be given several times", group="prompts", repeat=True)
+    prompts: str | None = option(
+        None,
+        'one prompt a line; or JSONL, JSON, CSV or parquet with "prompt" or "messages"',
+        group="prompts",
+        flags=("prompts_file",),
         metavar="FILE",
-        help='one prompt a line; or JSONL, JSON, CSV or parquet with "prompt" or "messages"',
     )
-    group.add_argument("--system", metavar="TEXT", help="a system message before every prompt")
-    group.add_argument(
-        "--raw", action="store_true", help="continue prompts as text; default: a user's message, by the chat template"
+    system: str | None = option(None, "a system message before every prompt", group="prompts", metavar="TEXT")
+    raw: bool = option(
+        False, "continue prompts as text; default: a user's message, by the chat template", group="prompts"
     )
-    group.add_argument(
-        "--chat", action="store_true", help="a user's message without a chat template too: Human: ... Assistant:"
-    )
+    chat: bool = option(False, "a user's message without a chat template too: Human: ... Assistant:", group="prompts")
 
 
-def read_prompts(args: argparse.Namespace, *, stdin: bool = False) -> list[Prompt]:
+def read_prompts(args: PromptOptions, *, stdin: bool = False) -> list[Prompt]:
     """Collect the prompts of --prompt and --prompts, or else of standard input where that is read.
 
     Errors: none, an empty one, a file or a row that cannot be read, options that exclude each other.
@@ -64,9 +66,7 @@ def read_prompts(args: argparse.Namespace, *, stdin: bool = False) -> list[Promp
     return prompts
 
 
-def conversations(
-    prompts: Sequence[Prompt], args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase"
-) -> list[Prompt]:
+def conversations(prompts: Sequence[Prompt], args: PromptOptions, tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
     """What prompts ask under --raw, --chat and --system, by the one rule of `text.conversation_of`."""
     from dual_head.model.generate import conversation_of
 

@@ -1,12 +1,13 @@
 """`dual-head sweep GUIDES`: what each strength does to replies, as rows, means with intervals, and a picture."""
 
-import argparse
 import hashlib
+import inspect
 import json
 import math
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,13 @@ from rich.table import Table
 
 from dual_head import __version__
 from dual_head.commands.generate import parse_alpha
-from dual_head.commands.help import Help, Parser, at_least
-from dual_head.commands.loading import add_loading, load_guided
-from dual_head.commands.prompts import add_prompt_options, conversations, read_prompts
+from dual_head.commands.loading import DeviceOptions, load_guided
+from dual_head.commands.prompts import PromptOptions, conversations, read_prompts
 from dual_head.errors import DualHeadError
 from dual_head.gauge import Gauge
-from dual_head.places import atomic_folder, exclusive
+from dual_head.options import option
+from dual_head.options.flags import OptionParser
+from dual_head.places import atomic_folder, exclusive, file_digest, weights_in
 from dual_head.reading import ANEW, json_value, read_json
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
@@ -29,7 +31,9 @@ from dual_head.terminal import Terminal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dual_head.data import Prompt
     from dual_head.model.aligned import AlignedModel
+    from dual_head.model.alpha import Alpha
     from dual_head.sweep import Row
 
 ROWS_FILE, SUMMARY_FILE, PICTURE_FILE = "sweep.jsonl", "sweep.json", "sweep.png"
@@ -47,10 +51,42 @@ LABELS = {
 }
 
 
+@dataclass(kw_only=True)
+class SweepOptions(PromptOptions, DeviceOptions):
+    """Which strengths, of what, and what is measured."""
+
+    output_dir: str = option(help="folder for sweep.jsonl, sweep.json and sweep.png")
+    restart: bool = option(False, "delete the rows of an earlier sweep there")
+    alphas: str = option(
+        "0,0.5,1,1.5,2", "strengths to sweep; negative: --alphas=-1,0,1", group="strengths", commas=True
+    )
+    guide: str | None = option(None, "sweep this guide alone; else all of them together", group="strengths")
+    alpha: str | None = option(
+        None, "strength of the others: a number, or name=number,...; default: their own", group="strengths"
+    )
+    max_new_tokens: int = option(128, "longest reply in tokens", group="decoding", least=1)
+    temperature: float = option(0.0, "0 is greedy; above it, sample", group="decoding", least=0)
+    samples: int = option(1, "replies per prompt and strength, when sampling", group="decoding", least=1)
+    seed: int = option(0, "makes sampling repeatable", group="decoding", least=0)
+    reward: list[str] | None = option(
+        None,
+        "module:function of prompt and reply, the folder that 'train reward' wrote, or that of a sequence classifier "
+        "with one label; may be given several times",
+        group="measuring",
+        repeat=True,
+    )
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Parse, load, sweep the prompts that are left, summarise, print, draw."""
-    args = _parser().parse_args(arguments)
+    """Parse, and sweep into a folder that is held."""
+    (args,) = build_parser().read(arguments)
     prompts, alphas, alpha = read_prompts(args), _numbers(args.alphas), parse_alpha(args.alpha)
+    with exclusive(args.output_dir):
+        return _sweep(args, prompts, alphas, alpha, command_line("dual-head", "sweep", *arguments))
+
+
+def _sweep(args: SweepOptions, prompts: "list[Prompt]", alphas: list[float], alpha: "Alpha", command: str) -> int:
+    """Load, sweep the prompts that are left, summarise, print, draw."""
     output = Path(args.output_dir)
     with atomic_folder(output):
         pass  # a folder that cannot be written is refused before anything is loaded
@@ -70,11 +106,10 @@ def run(arguments: Sequence[str]) -> int:
     replies = partial(sweep, model, tokenizer, asked, alphas, **options)
     replies(start=len(asked))  # checks all and generates nothing: a mistake must not cost an earlier sweep its rows
     identity = _identity(args, model, tokenizer, asked)
-    with exclusive(output):
-        rows = _kept(output, identity, restart=args.restart, per_prompt=len(alphas) * args.samples)
-        rows += _rest(replies, output, identity, rows, len(asked))
-        points = summarise(rows)
-        _write(output, points, arguments, model, swept=args.guide)
+    rows = _kept(output, identity, restart=args.restart, per_prompt=len(alphas) * args.samples)
+    rows += _rest(replies, output, identity, rows, len(asked))
+    points = summarise(rows)
+    _write(output, points, command, model, swept=args.guide)
     _print(points, output)
     return 0
 
@@ -130,7 +165,7 @@ def _rewards(specs: Sequence[str], device: str) -> dict[str, Any]:
 
 
 def _identity(
-    args: argparse.Namespace, model: "AlignedModel", tokenizer: "PreTrainedTokenizerBase", asked: list[Any]
+    args: SweepOptions, model: "AlignedModel", tokenizer: "PreTrainedTokenizerBase", asked: list[Any]
 ) -> dict[str, Any]:
     """Collect what makes a sweep this sweep: one that goes on must agree on all of it."""
     from dual_head.fingerprint import sketch, tokenizer_fingerprint
@@ -145,8 +180,20 @@ def _identity(
         "prompts": f"{len(asked)}, {_digest(asked)}",
         "alphas": _numbers(args.alphas),
         "rewards": sorted(args.reward or []),
+        "data": _sources(args),
         **{name: getattr(args, name) for name in said},
     }
+
+
+def _sources(args: SweepOptions) -> dict[str, Any]:
+    """{file: size and SHA-256} of the weights of guides and rewards, and of the modules that rewards are in."""
+    from dual_head.rewards import load_reward
+
+    specs = args.reward or []
+    files = [file for place in (args.guides, *specs) if Path(place).is_dir() for file in weights_in(Path(place))]
+    modules = [inspect.getmodule(load_reward(spec)[1]) for spec in specs if not Path(spec).is_dir()]
+    files += [Path(module.__file__) for module in modules if module and module.__file__]
+    return {str(file.resolve()): file_digest(file) for file in files}
 
 
 def _digest(values: Any) -> str:
@@ -183,14 +230,14 @@ def _whole_rows(file: Path, per_prompt: int) -> "list[Row]":
 
 
 def _write(
-    output: Path, points: list[dict[str, Any]], arguments: Sequence[str], model: "AlignedModel", *, swept: str | None
+    output: Path, points: list[dict[str, Any]], command: str, model: "AlignedModel", *, swept: str | None
 ) -> None:
     import torch
     import transformers
 
     names = [swept] if swept else list(model.config.alpha or {})
     summary = {
-        "command": command_line("dual-head", "sweep", *arguments),
+        "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {model.device}, {torch.get_num_threads()} threads",
         "versions": {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
@@ -233,33 +280,7 @@ def _print(points: list[dict[str, Any]], output: Path) -> None:
     console.print(f"picture   {picture}", soft_wrap=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head sweep",
-        usage="dual-head sweep GUIDES --alphas 0,0.5,1,1.5,2 --prompts FILE --output_dir OUT [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output_dir", required=True, help="folder for sweep.jsonl, sweep.json and sweep.png")
-    parser.add_argument("--restart", action="store_true", help="delete the rows of an earlier sweep there")
-    where = parser.add_argument_group("prompts")
-    add_prompt_options(where)
-    which = parser.add_argument_group("strengths")
-    which.add_argument("--alphas", default="0,0.5,1,1.5,2", help="strengths to sweep; negative: --alphas=-1,0,1")
-    which.add_argument("--guide", help="sweep this guide alone; else all of them together")
-    which.add_argument("--alpha", help="strength of the others: a number, or name=number,...; default: their own")
-    how = parser.add_argument_group("decoding")
-    how.add_argument("--max_new_tokens", type=at_least(1), default=128, help="default: 128")
-    how.add_argument("--temperature", type=at_least(0, float), default=0.0, help="0 is greedy; above it, sample")
-    how.add_argument("--samples", type=at_least(1), default=1, help="replies per prompt and strength, when sampling")
-    how.add_argument("--seed", type=at_least(0), default=0, help="makes sampling repeatable")
-    measured = parser.add_argument_group("measuring")
-    measured.add_argument(
-        "--reward",
-        action="append",
-        help="module:function of prompt and reply, the folder that 'train reward' wrote, or that of a sequence "
-        "classifier with one label; may be given several times",
-    )
-    add_loading(parser)
-    return parser
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    usage = "GUIDES --alphas 0,0.5,1,1.5,2 --prompts FILE --output_dir OUT [options]"
+    return OptionParser(SweepOptions, command="sweep", usage=usage, description=__doc__)

@@ -76,6 +76,12 @@ class Extensions:
                 lines[f"{name} ({_origin(points[0])})"] = f"broken: dual-head has a {self.noun} of this name"
         return dict(sorted(lines.items()))
 
+    def description(self, name: str) -> str:
+        """The first paragraph of an extension's docstring; it is imported."""
+        self.load(name)
+        module = f"{self.package}.{name}" if name in self.files else self._entry_points()[name][0].module
+        return (importlib.import_module(module).__doc__ or "").strip().split("\n\n")[0]
+
     def name_of(self, value: Any) -> str:
         """Name the extension that a class, or an object of it, comes from: the file that defines the class."""
         module = (value if isinstance(value, type) else type(value)).__module__
@@ -137,7 +143,7 @@ class Extensions:
             self._import(points)
         except DualHeadError as error:
             return f"broken: {error}"
-        return _first_line(f'"""{importlib.import_module(points[0].module).__doc__ or ""}"""')
+        return _first_line(importlib.import_module(points[0].module).__doc__ or "")
 
 
 def _origin(point: "EntryPoint") -> str:
@@ -147,5 +153,5 @@ def _origin(point: "EntryPoint") -> str:
 
 def _first_line(source: str) -> str:
     """The first line of a module's docstring, less the command that it may begin with: "`dual-head x`: "."""
-    line = source.lstrip().split("\n", 1)[0].removeprefix('"""').removesuffix('"""').strip()
+    line = source.strip().split("\n", 1)[0].removeprefix('"""').removesuffix('"""').strip()
     return line.partition("`: ")[2] or line

@@ -11,16 +11,18 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from dual_head.classify.controls import Control
-from dual_head.commands.help import at_least
+from dual_head.commands.training import end_processes
 from dual_head.errors import DualHeadError
+from dual_head.options import Options, option
 from dual_head.places import atomic_folder, exclusive
 from dual_head.reading import ANEW, read_json
 from dual_head.secrets import command_line
@@ -28,13 +30,13 @@ from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from transformers import HfArgumentParser
 
     from dual_head.classify.comparison import Plan, Record
+    from dual_head.options.flags import OptionParser
 
 RUNS, PLAN_FILE = "runs", "plan.json"
 FIGURES, PAGE = "compare.json", "compare.md"
-SEEDS = (0, 1, 2)
+CONTROLS: list[Control] = list(get_args(Control))
 # What one run is told, and what all are told instead.
 OF_ONE_RUN = {
     "control": "Say --controls, as in --controls none pooled shuffled.",
@@ -50,6 +52,23 @@ SHARES = {  # columns, where there are such figures
 }
 
 
+@dataclass(kw_only=True)
+class ComparisonOptions(Options):
+    """What sets the runs apart; each control and seed once."""
+
+    _argument_group_name: ClassVar[str] = "comparison"
+
+    controls: list[Control] = option(CONTROLS, "default: all")
+    seeds: list[int] = option([0, 1, 2], "of each control a run of each", least=0)
+    resamples: int = option(2000, "of the bootstrap", least=100)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.controls and self.seeds):
+            raise DualHeadError("--controls and --seeds are lists, such as [none, pooled] and [0, 1, 2], not empty.")
+        self.controls, self.seeds = list(dict.fromkeys(self.controls)), list(dict.fromkeys(self.seeds))
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, and compare in a folder that is held."""
     # Imported late: the list of commands should not wait for torch.
@@ -61,41 +80,44 @@ def run(arguments: Sequence[str]) -> int:
     if "--help_all" in arguments:
         parser.print_help()
         return 0
-    own = _parsed(parser, arguments)
-    plan = plan_of(own["options"], own["training"], own["controls"])
-    processes = PartialState(cpu=own["training"].use_cpu)
-    with exclusive(own["training"].output_dir, main=processes.is_main_process):
-        _compare(parser, own, plan, processes, arguments)
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
+    options, training, comparison = _parsed(parser, arguments)
+    plan = plan_of(options, training, comparison.controls)
+    processes = PartialState(cpu=training.use_cpu)
+    with exclusive(training.output_dir, main=processes.is_main_process):
+        output = _begin(training.output_dir, plan, processes, restart=options.restart)
+        _compare(parser, comparison, plan, output, arguments)
+    end_processes()
     return 0
 
 
 def _compare(
-    parser: "HfArgumentParser", own: dict[str, Any], plan: "Plan", processes: "PartialState", arguments: Sequence[str]
+    parser: "OptionParser", comparison: ComparisonOptions, plan: "Plan", output: Path, arguments: Sequence[str]
 ) -> None:
     """Train what is not done, compare, write, print."""
     # Imported late, as above.
+    from accelerate import PartialState
+
     from dual_head.classify.comparison import compare
     from dual_head.commands.classify import train
     from dual_head.commands.classify.evaluate import PLAIN_WIDTH, versions
 
-    console = Terminal(quiet=not processes.is_main_process)
+    main = PartialState().is_main_process
+    console = Terminal(quiet=not main)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    output = _begin(own["training"].output_dir, plan, processes, restart=own["options"].restart)
     runs = {
-        control: {seed: output / RUNS / f"{control}-seed{seed}" for seed in own["seeds"]} for control in own["controls"]
+        control: {seed: output / RUNS / f"{control}-seed{seed}" for seed in comparison.seeds}
+        for control in comparison.controls
     }
-    records = _records(runs, plan, lambda said: train.parsed(parser, [*arguments, *said]), console)
-    if processes.is_main_process:
+    records = _records(runs, plan, lambda flags: train.parsed(parser, [*arguments, *flags]), console)
+    if main:
         found = {
             "command": command_line("dual-head", "classify", "compare", *arguments),
             "date": time.strftime("%Y-%m-%d"),
             "versions": versions(),
             "plan": plan.identity,
             "runs": {control: list(map(str, folders.values())) for control, folders in runs.items()},
-            **compare(records, plan, resamples=own["resamples"]),
+            **compare(records, plan, resamples=comparison.resamples),
         }
         _write(output, found)
         _print(console, output, found)
@@ -215,50 +237,32 @@ def _print(console: Console, output: Path, found: Mapping[str, Any]) -> None:
 # ---- what is asked for ---------------------------------------------------------------------------------------
 
 
-def build_parser(*, help_all: bool = False) -> "HfArgumentParser":
+def build_parser(*, help_all: bool = False) -> "OptionParser":
     """Make the parser: that of `classify train`, with the controls and seeds of all runs."""
     from dual_head.commands.classify import train
 
-    parser = train.build_parser(help_all=help_all)
-    parser.prog = "dual-head classify compare"
-    parser.usage = "dual-head classify compare --output_dir O [--controls C ...] [--seeds S ...] [options of train]"
-    parser.description = __doc__
+    parser = train.build_parser(
+        ComparisonOptions,
+        command="classify compare",
+        usage="--output_dir O [--controls C ...] [--seeds S ...] [options of train]",
+        description=__doc__,
+        help_all=help_all,
+    )
     for action in parser._actions:
         if action.dest in (*OF_ONE_RUN, "resume_from_checkpoint"):
             action.help = argparse.SUPPRESS
-    every, seeds = ", ".join(get_args(Control)), " ".join(map(str, SEEDS))
-    group = parser.add_argument_group("comparison")
-    group.add_argument("--controls", nargs="+", help=f"any of {every}; default: all")
-    group.add_argument("--seeds", nargs="+", type=at_least(0), help=f"of each control a run of each; default: {seeds}")
-    group.add_argument("--resamples", type=at_least(100), default=2000, help="of the bootstrap")
     parser.set_defaults(output_dir="outputs/compare")
     return parser
 
 
-def _parsed(parser: "HfArgumentParser", arguments: Sequence[str]) -> dict[str, Any]:
-    """Everything that is asked for. Errors: what is of a single run, and all that `classify train` refuses."""
+def _parsed(parser: "OptionParser", arguments: Sequence[str]) -> "tuple[Any, Any, ComparisonOptions]":
+    """The options of all runs, and of their comparison. Errors: what is of a single run, and all of `train`'s."""
     from dual_head.commands.classify import train
 
     for name, remedy in OF_ONE_RUN.items():
         if any(argument.split("=")[0] == f"--{name}" for argument in arguments):
             raise DualHeadError(f"--{name} is of one run, and these are several. {remedy}")
-    options, training, others = train.parsed(parser, arguments)
+    options, training, comparison = train.parsed(parser, arguments)
     if training.resume_from_checkpoint:
         raise DualHeadError("--resume_from_checkpoint is of one run. Leave it out: what was stopped goes on by itself.")
-    return {
-        "options": options,
-        "training": training,
-        "controls": _several(others.controls, "controls", get_args(Control)),
-        "seeds": _several(others.seeds, "seeds", SEEDS),
-        "resamples": others.resamples,
-    }
-
-
-def _several(given: Any, name: str, default: Sequence[Any]) -> list[Any]:
-    """The controls or seeds, each once; the default where none are named. Errors: a config's value that is no list."""
-    found, kind = list(default) if given is None else given, type(default[0])
-    ok = isinstance(found, list) and found and all(type(one) is kind for one in found)
-    if not ok or (kind is int and min(found) < 0):
-        example = ", ".join(map(str, default[:3]))
-        raise DualHeadError(f"'{name}' is a list, such as [{example}], not {given!r}.")
-    return list(dict.fromkeys(found))
+    return options, training, comparison

@@ -4,10 +4,10 @@ Writes evaluation.json, predictions.jsonl, confusion.png and reliability.png. Se
 first, row by row. A training config does as --config: the data that it holds out are evaluated.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,11 @@ from rich.table import Table
 from dual_head import __version__
 from dual_head.classify.formats_options import columns_of
 from dual_head.commands.classify.evaluate_config import apply_config
-from dual_head.commands.classify.predict import add_batches, add_classifier
-from dual_head.commands.flags import add_allow_code, refuse_unknown
-from dual_head.commands.help import Help, Parser, at_least
+from dual_head.commands.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
 from dual_head.errors import DualHeadError
 from dual_head.gauge import gauged
+from dual_head.options import option
+from dual_head.options.flags import OptionParser, before_parsing
 from dual_head.places import atomic_folder, exclusive
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
@@ -40,15 +40,48 @@ FOLDER = "evaluation"  # in the first classifier's own, where no other is named
 PLAIN_WIDTH = 140  # of a table that is not printed on a screen
 
 
+@dataclass(kw_only=True)
+class EvaluateOptions(LoadingOptions, BatchOptions):
+    """Which classifiers, on which rows, and what is measured."""
+
+    classifier: list[str] = option([], CLASSIFIER, positional=True, nargs="*")
+    output_dir: str | None = option(None, "default: evaluation, in the first classifier's folder, where it is one")
+    dataset: str = option(None, "a file, a folder, a name on the hub, or a task such as boolq", group="rows")
+    split: str = option("test", "which split", group="rows")
+    data_dir: str | None = option(None, "subfolder, or configuration of a data set on the hub", group="rows")
+    format: str | None = option(
+        None, "format of the rows; default: as in training, or told from the first ones", group="rows"
+    )
+    columns: str | dict[str, Any] | None = option(
+        None, "which columns are what: input=text,label=class, or the same in JSON", group="rows"
+    )
+    template: str | None = option(None, "how an input is written from columns; default: as in training", group="rows")
+    max_rows: int | None = option(None, "read at most so many rows", group="rows", least=1)
+    held_out: float | None = option(
+        None, "of training data, the share of inputs that training held out", group="rows", above=0, below=1
+    )
+    calibrate: bool = option(False, "fit a temperature, and keep it with the classifier", group="measuring")
+    resamples: int = option(2000, "of the bootstrap", group="measuring", least=100)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.classifier:
+            raise DualHeadError("Say which classifier: its folder, the output_dir of training.")
+        _require_places(self)
+        columns_of(self.columns)  # a mistake in it should not wait for the classifier
+        if not self.dataset:
+            raise DualHeadError("Say what to evaluate on with --dataset.")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, and evaluate into a folder that is held."""
-    args = _arguments(arguments)
+    args = _options(arguments)
     output = Path(args.output_dir or Path(args.classifier[0]) / FOLDER)
     with exclusive(output):
         return _evaluate(args, output, command_line("dual-head", "classify", "evaluate", *arguments))
 
 
-def _evaluate(args: argparse.Namespace, output: Path, command: str) -> int:
+def _evaluate(args: EvaluateOptions, output: Path, command: str) -> int:
     """Classify with each classifier, compare, write, print."""
     # Imported late: a mistyped flag should not wait for torch.
     from dual_head.classify.evaluation import require_same_rows, summarise
@@ -82,7 +115,7 @@ def _evaluate(args: argparse.Namespace, output: Path, command: str) -> int:
     return 0
 
 
-def _measured(folder: str, args: argparse.Namespace, console: Console) -> "tuple[Measured, RowReport]":
+def _measured(folder: str, args: EvaluateOptions, console: Console) -> "tuple[Measured, RowReport]":
     from dual_head.classify.evaluation import measure
     from dual_head.classify.predict import Predictor
 
@@ -95,7 +128,7 @@ def _measured(folder: str, args: argparse.Namespace, console: Console) -> "tuple
     return measure(predictor, examples, calibrate=args.calibrate, fitted_on=where, progress=shown), drops
 
 
-def _examples(predictor: "Predictor", args: argparse.Namespace) -> "tuple[list[Example], RowReport]":
+def _examples(predictor: "Predictor", args: EvaluateOptions) -> "tuple[list[Example], RowReport]":
     """Read the rows, written as this classifier's inputs were in training; of a training set, those it held out."""
     from dual_head.classify.formats import load_examples
     from dual_head.data import is_held_out
@@ -107,7 +140,7 @@ def _examples(predictor: "Predictor", args: argparse.Namespace) -> "tuple[list[E
         split=args.split,
         data_dir=args.data_dir,
         format=args.format or own.get("format") or "auto",
-        columns=args.columns or own.get("columns"),
+        columns=columns_of(args.columns) or own.get("columns"),
         labels=predictor.labels,
         template=args.template or own.get("template"),
         max_rows=args.max_rows,
@@ -222,29 +255,15 @@ def _figure(value: Mapping[str, Any] | None) -> str:
 # ---- what is asked for ---------------------------------------------------------------------------------------
 
 
-def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
-    refuse_unknown(parser, arguments)
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    before.add_argument("--config")
-    add_allow_code(before)
-    said = before.parse_known_args(list(arguments))[0]
-    if said.config:
-        apply_config(parser, Path(said.config), allow_code=said.allow_code)
-    args = parser.parse_args(list(arguments))
-    args.classifier = args.classifier or parser.get_default("trained") or []
-    if not args.classifier:
-        raise DualHeadError("Say which classifier: its folder, the output_dir of training.")
-    _require_places(args)
-    args.columns = columns_of(args.columns)
-    if not args.dataset:
-        raise DualHeadError("Say what to evaluate on with --dataset.")
-    if args.held_out is not None and not 0 < args.held_out < 1:
-        raise DualHeadError(f"--held_out is a share of inputs, above 0 and below 1, not {args.held_out}.")
-    return args
+def _options(arguments: Sequence[str]) -> "EvaluateOptions":
+    parser, before = build_parser(), before_parsing(arguments)
+    if before.config:
+        apply_config(parser, Path(before.config), allow_code=before.allow_code)
+    (options,) = parser.objects(parser.namespace(arguments))
+    return options
 
 
-def _require_places(args: argparse.Namespace) -> None:
+def _require_places(args: EvaluateOptions) -> None:
     """Refuse to keep anything with a classifier that is no folder here, as one on the hub."""
     elsewhere = [place for place in args.classifier if not Path(place).is_dir()]
     if args.classifier[0] in elsewhere and not args.output_dir:
@@ -256,29 +275,7 @@ def _require_places(args: argparse.Namespace) -> None:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head classify evaluate",
-        usage="dual-head classify evaluate CLASSIFIER [OTHER ...] --dataset D --output_dir O [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    add_classifier(parser, "classifier", nargs="*")
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options, or that of training")
-    add_allow_code(parser)
-    parser.add_argument("--output_dir", help="default: evaluation, in the first classifier's folder, where it is one")
-    data = parser.add_argument_group("rows")
-    data.add_argument("--dataset", help="a file, a folder, a name on the hub, or a task such as boolq")
-    data.add_argument("--split", default="test", help="which split")
-    data.add_argument("--data_dir", help="subfolder, or configuration of a data set on the hub")
-    data.add_argument("--format", help="format of the rows; default: as in training, or told from the first ones")
-    data.add_argument("--columns", help="which columns are what: input=text,label=class, or the same in JSON")
-    data.add_argument("--template", help="how an input is written from columns; default: as in training")
-    data.add_argument("--max_rows", type=at_least(1), help="read at most so many rows")
-    data.add_argument("--held_out", type=float, help="of training data, the share of inputs that training held out")
-    how = parser.add_argument_group("measuring")
-    how.add_argument("--calibrate", action="store_true", help="fit a temperature, and keep it with the classifier")
-    how.add_argument("--resamples", type=at_least(100), default=2000, help="of the bootstrap")
-    add_batches(how)
-    return parser
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    usage = "CLASSIFIER [OTHER ...] --dataset D --output_dir O [options]"
+    return OptionParser(EvaluateOptions, command="classify evaluate", usage=usage, description=__doc__)

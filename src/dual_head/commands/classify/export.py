@@ -1,27 +1,43 @@
 """`dual-head classify export CLASSIFIER`: a plain transformers checkpoint, or an ONNX file, that needs no dual-head."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from dual_head.commands.help import Help, Parser
+from dual_head.commands.classify.loading import CLASSIFIER
 from dual_head.errors import DualHeadError
+from dual_head.options import Options, option
+from dual_head.options.flags import OptionParser
 from dual_head.places import exclusive, require_empty
 from dual_head.terminal import Terminal
 
 ONNX_FILE = "model.onnx"
 
 
+@dataclass(kw_only=True)
+class ExportOptions(Options):
+    """Which classifier, as what, and where to."""
+
+    classifier: str = option(help=CLASSIFIER, positional=True)
+    output_dir: str = option(help="folder for what is written")
+    onnx: bool = option(False, f"write {ONNX_FILE}: any head, any decoder torch can trace")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of a checkpoint's weights")
+    overwrite: bool = option(False, "replace the model in a folder that is not empty")
+    backbone: str | None = option(None, "where the backbone is now, if not where training found it")
+    trust_remote_code: bool = option(False, "run code that comes with the backbone")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, and write into a folder that is held."""
-    args = _parser().parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     if args.onnx and args.dtype != "float32":
         raise DualHeadError("An ONNX file is written in float32. Leave --dtype out, or quantise the file afterwards.")
     with exclusive(args.output_dir):
         return _export(args, Path(args.output_dir))
 
 
-def _export(args: argparse.Namespace, output: Path) -> int:
+def _export(args: ExportOptions, output: Path) -> int:
     """Load in fp32, write, and say what was written."""
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify.calibration import load_calibration
@@ -54,21 +70,7 @@ def _export(args: argparse.Namespace, output: Path) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head classify export",
-        usage="dual-head classify export CLASSIFIER --output_dir OUT [--onnx] [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    parser.add_argument("classifier", help="folder of a classifier (the output_dir of training), or a name on the hub")
-    parser.add_argument("--output_dir", required=True, help="folder for what is written")
-    parser.add_argument("--onnx", action="store_true", help=f"write {ONNX_FILE}: any head, any decoder torch can trace")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of a checkpoint's weights"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the model in a folder that is not empty")
-    parser.add_argument("--backbone", help="where the backbone is now, if not where training found it")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the backbone")
-    return parser
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    usage = "CLASSIFIER --output_dir OUT [--onnx] [options]"
+    return OptionParser(ExportOptions, command="classify export", usage=usage, description=__doc__)

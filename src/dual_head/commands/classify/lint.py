@@ -1,8 +1,8 @@
 """`dual-head classify lint`: what makes rationales useless, or too good to be true, before anything is trained."""
 
-import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.classify.dataset import add_dataset, load_dataset
-from dual_head.commands.help import Help, Parser, at_least
+from dual_head.commands.classify.dataset import DatasetOptions, load_dataset
 from dual_head.errors import DualHeadError
+from dual_head.options import option
+from dual_head.options.flags import OptionParser
 from dual_head.places import atomic_folder, exclusive
 from dual_head.terminal import Terminal
 
@@ -25,9 +26,27 @@ PLAIN_WIDTH = 140  # of a table that is not printed on a screen
 CUT = 70  # characters shown of a rationale
 
 
+@dataclass(kw_only=True)
+class LintOptions(DatasetOptions):
+    """What to look for, and where to write it."""
+
+    held_out: str | None = option(
+        None, "rows to measure the leak probe on; default: 5-fold cross-validation", group="looking"
+    )
+    held_out_split: str | None = option(None, "their split, of --dataset where there is no --held_out", group="looking")
+    no_probe: bool = option(False, "leave out the leak probe, which needs scikit-learn", group="looking")
+    reason_prefix: str | None = option(None, "what stands before a rationale when it is trained on", group="looking")
+    answer_prefix: str | None = option(None, "what stands before an answer", group="looking")
+    tokenizer: str | None = option(
+        None, "the backbone's, whose special tokens no rationale should have", group="looking"
+    )
+    seed: int = option(0, "of the sample that the probe is fitted on", group="looking", least=0)
+    output: str | None = option(None, "also write all figures there, as JSON", group="looking", metavar="FILE")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, read, look, print; with --output also JSON."""
-    args = _parser().parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify import TextForm
     from dual_head.classify.linter import lint
@@ -139,22 +158,7 @@ def _counts(labels: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in labels.items())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head classify lint",
-        usage="dual-head classify lint --dataset DATA [--held_out DATA] [--output FILE.json] [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    add_dataset(parser)
-    group = parser.add_argument_group("looking")
-    group.add_argument("--held_out", help="rows to measure the leak probe on; default: 5-fold cross-validation")
-    group.add_argument("--held_out_split", help="their split, of --dataset where there is no --held_out")
-    group.add_argument("--no_probe", action="store_true", help="leave out the leak probe, which needs scikit-learn")
-    group.add_argument("--reason_prefix", help="what stands before a rationale when it is trained on")
-    group.add_argument("--answer_prefix", help="what stands before an answer")
-    group.add_argument("--tokenizer", help="the backbone's, whose special tokens no rationale should have")
-    group.add_argument("--seed", type=at_least(0), default=0, help="of the sample that the probe is fitted on")
-    group.add_argument("--output", metavar="FILE", help="also write all figures there, as JSON")
-    return parser
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    usage = "--dataset DATA [--held_out DATA] [--output FILE.json] [options]"
+    return OptionParser(LintOptions, command="classify lint", usage=usage, description=__doc__)

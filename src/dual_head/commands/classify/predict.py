@@ -4,7 +4,6 @@ Every row in gives one line of JSON out, in order; a row that cannot be classifi
 goes on where it stopped when the same command is given again, and leaves the same bytes.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -12,15 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dual_head.commands.flags import refuse_unknown
-from dual_head.commands.help import Help, Parser, at_least
+from dual_head.commands.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
 from dual_head.data import Dropped
 from dual_head.errors import DualHeadError
 from dual_head.gauge import Gauge
+from dual_head.options import option
+from dual_head.options.flags import OptionParser
 from dual_head.options.values import fit
 from dual_head.places import atomic_folder, exclusive, file_digest, require_unread
 from dual_head.reading import ANEW, read_json, reading
@@ -34,11 +35,27 @@ CUT = "cut to what the classifier reads"
 DIGITS = 6  # of a probability
 
 
+@dataclass(kw_only=True)
+class PredictOptions(LoadingOptions, BatchOptions):
+    """Which rows, where they are, and where predictions go."""
+
+    classifier: str = option(help=CLASSIFIER, positional=True)
+    input: str = option("-", "JSON lines, parquet, CSV or plain text; - is standard input", group="rows")
+    output: str = option("-", "JSON lines, one for each row; - is standard output", group="rows")
+    kind: str = option("auto", "jsonl, json, parquet, csv, tsv, txt; default: by the name", group="rows")
+    column: str | None = option(None, "the text's column; default: input, input_text, sentence or text", group="rows")
+    template: str | None = option(None, "how a text is written from columns; default: as in training", group="rows")
+    format: str | None = option(
+        None, "format of the data that the rows are like, as in training: esnli, boolq, ...", group="rows"
+    )
+    restart: bool = option(False, "write the output anew instead of going on", group="rows")
+    temperature: float | None = option(None, "default: of calibration.json, or 1", group="classifying", least=1e-6)
+    threshold: float = option(0.5, "where a row may have several labels", group="classifying", least=0)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, load, classify what is left, say what became of the rows."""
-    parser = _parser()
-    refuse_unknown(parser, arguments)
-    args = parser.parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     # Imported late: a mistyped flag should not wait for torch.
     from dual_head.classify.predict import Predictor
     from dual_head.classify.stream import count_rows, read_rows, reader_of
@@ -63,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _predict(
-    args: argparse.Namespace,
+    args: PredictOptions,
     rows: Iterator[Any],
     predictor: "Predictor",
     read: "Callable[[Any], Asked]",
@@ -158,7 +175,7 @@ def _account(counts: Counter[str], done: int, seconds: float) -> str:
 # ---- a run that may have been stopped ----------------------------------------------------------------------
 
 
-def _output(args: argparse.Namespace, identity: dict[str, Any], end: int | None) -> IO[bytes]:
+def _output(args: PredictOptions, identity: dict[str, Any], end: int | None) -> IO[bytes]:
     """Open the output to go on at byte `end`, or a new one where that is None. Errors: it cannot be written."""
     output = Path(args.output)
     try:
@@ -173,9 +190,7 @@ def _output(args: argparse.Namespace, identity: dict[str, Any], end: int | None)
     return stream
 
 
-def _done(
-    args: argparse.Namespace, identity: dict[str, Any], rows: Iterator[Any], window: int
-) -> tuple[int, int | None]:
+def _done(args: PredictOptions, identity: dict[str, Any], rows: Iterator[Any], window: int) -> tuple[int, int | None]:
     """Pass over the rows of whole windows that are classified: how many, and where they end; nothing is written.
 
     Errors: another run's output, or one of more rows than there are.
@@ -215,7 +230,7 @@ def whole_lines(stream: IO[bytes], window: int) -> tuple[int, int]:
     return done, end
 
 
-def _identity(args: argparse.Namespace, predictor: "Predictor") -> dict[str, Any]:
+def _identity(args: PredictOptions, predictor: "Predictor") -> dict[str, Any]:
     """Collect what makes predictions these predictions: a run that goes on must agree on all of it."""
     from dual_head.fingerprint import sketch
 
@@ -247,45 +262,7 @@ def _check_same(recorded: dict[str, Any] | None, wanted: dict[str, Any], output:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head classify predict",
-        usage="dual-head classify predict CLASSIFIER --input FILE --output FILE [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    add_classifier(parser, "classifier")
-    where = parser.add_argument_group("rows")
-    where.add_argument("--input", default="-", help="JSON lines, parquet, CSV or plain text; - is standard input")
-    where.add_argument("--output", default="-", help="JSON lines, one for each row; - is standard output")
-    where.add_argument("--kind", default="auto", help="jsonl, json, parquet, csv, tsv, txt; default: by the name")
-    where.add_argument("--column", help="the text's column; default: input, input_text, sentence or text")
-    where.add_argument("--template", help="how a text is written from columns; default: as in training")
-    where.add_argument("--format", help="format of the data that the rows are like, as in training: esnli, boolq, ...")
-    where.add_argument("--restart", action="store_true", help="write the output anew instead of going on")
-    how = parser.add_argument_group("classifying")
-    how.add_argument("--temperature", type=at_least(1e-6, float), help="default: of calibration.json, or 1")
-    how.add_argument("--threshold", type=at_least(0, float), default=0.5, help="where a row may have several labels")
-    add_batches(how)
-    return parser
-
-
-def add_classifier(parser: argparse.ArgumentParser, name: str, **more: Any) -> None:
-    """Add the classifier's folder, and the options that say how it is loaded."""
-    parser.add_argument(name, help="folder of a classifier (the output_dir of training), or a name on the hub", **more)
-    load = parser.add_argument_group("loading")
-    load.add_argument("--backbone", help="where the backbone is now, if not where it was in training")
-    load.add_argument("--dtype", default="auto", help="of the weights: auto, float32, bfloat16 or float16")
-    load.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the accelerator where there is one")
-    load.add_argument("--device_map", help="as transformers has it, e.g. auto")
-    load.add_argument("--attn_implementation", help="attention of the backbone: sdpa, eager, flash_attention_2")
-    load.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the backbone")
-
-
-def add_batches(group: Any) -> None:
-    """Add the options that say how much is done at a time."""
-    group.add_argument("--batch_tokens", type=at_least(1), help="of a batch, padding included; default: 8192, CPU 1024")
-    group.add_argument("--max_rows_per_batch", type=at_least(1), default=512, help="rows of a batch")
-    group.add_argument("--window", type=at_least(1), default=4096, help="rows read, and sorted by length, at a time")
-    group.add_argument("--autocast", action="store_true", help="multiply in bfloat16, whatever the weights are")
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    usage = "CLASSIFIER --input FILE --output FILE [options]"
+    return OptionParser(PredictOptions, command="classify predict", usage=usage, description=__doc__)

@@ -4,16 +4,17 @@ The teacher is a model behind any OpenAI-compatible endpoint. What it wrote is k
 on where it stopped, and asks again for what had no reply.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dual_head.commands.classify.dataset import add_dataset, load_dataset
-from dual_head.commands.help import Help, Parser, at_least
+from dual_head.commands.classify.dataset import DatasetOptions, load_dataset
 from dual_head.gauge import Gauge
+from dual_head.options import option
+from dual_head.options.flags import OptionParser
 from dual_head.places import exclusive, require_unread
 from dual_head.secrets import masked
 from dual_head.terminal import Terminal
@@ -22,9 +23,29 @@ if TYPE_CHECKING:
     from dual_head.classify.teacher import Ask, Written
 
 
+@dataclass(kw_only=True)
+class RationaleOptions(DatasetOptions):
+    """Who writes rationales, how, and where to."""
+
+    teacher: str = option(help="address of the endpoint, as http://127.0.0.1:8000/v1", group="teacher")
+    model: str = option(help="the model's name there; the key is read from OPENAI_API_KEY", group="teacher")
+    concurrency: int = option(8, "requests at once", group="teacher", least=1)
+    requests_per_minute: float | None = option(None, "at most so many", group="teacher", above=0)
+    max_retries: int = option(4, "after a timeout, 429 or 5xx", group="teacher", least=0)
+    timeout: float = option(120.0, "seconds for a reply", group="teacher", least=1e-3)
+    max_tokens: int = option(512, "of a reply", group="teacher", least=1)
+    temperature: float = option(0.0, "0 is greedy", group="teacher", least=0)
+    seed: int = option(0, "sent along, for endpoints that heed it", group="teacher", least=0)
+    output: str = option(help="JSONL to write, or to go on with", group="rationales", metavar="FILE")
+    task: str | None = option(None, "a sentence for the teacher on what the labels mean", group="rationales")
+    attempts: int = option(3, "how often a flawed rationale is asked for", group="rationales", least=1)
+    least_sentences: int = option(2, "of a rationale", group="rationales", least=1)
+    most_sentences: int = option(5, "of a rationale", group="rationales", least=1)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, read, ask, say what came; 1 where rows are left without a reply."""
-    args = _parser().parse_args(arguments)
+    (args,) = build_parser().read(arguments)
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify.teacher import TeacherOptions, write_rationales
 
@@ -50,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if found.unanswered else 0
 
 
-def _teacher(args: argparse.Namespace) -> "Ask":
+def _teacher(args: RationaleOptions) -> "Ask":
     """Ask the endpoint as judges are asked: several requests at once, retries, and a remedy where it is down."""
     from dual_head.evaluate.endpoints.client import Endpoint, EndpointOptions, Request
 
@@ -66,7 +87,7 @@ def _teacher(args: argparse.Namespace) -> "Ask":
     return ask
 
 
-def _print(found: "Written", args: argparse.Namespace, console: Console) -> None:
+def _print(found: "Written", args: RationaleOptions, console: Console) -> None:
     flagged = sum(found.flags.values())
     console.print(f"{found.rows:>8} rows\n{found.before:>8} had their rationale\n{found.written:>8} written now")
     console.print(f"{found.asked:>8} requests for them")
@@ -79,29 +100,7 @@ def _print(found: "Written", args: argparse.Namespace, console: Console) -> None
     console.print(f"rationales {args.output}" + (' (flawed ones have "flags")' if flagged else ""))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dual-head classify rationales",
-        usage="dual-head classify rationales --dataset DATA --teacher URL --model NAME --output FILE.jsonl [options]",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    add_dataset(parser)
-    who = parser.add_argument_group("teacher")
-    who.add_argument("--teacher", required=True, help="address of the endpoint, as http://127.0.0.1:8000/v1")
-    who.add_argument("--model", required=True, help="the model's name there; the key is read from OPENAI_API_KEY")
-    who.add_argument("--concurrency", type=at_least(1), default=8, help="requests at once")
-    who.add_argument("--requests_per_minute", type=at_least(1e-9, float), help="at most so many")
-    who.add_argument("--max_retries", type=at_least(0), default=4, help="after a timeout, 429 or 5xx")
-    who.add_argument("--timeout", type=at_least(1e-3, float), default=120.0, help="seconds for a reply")
-    who.add_argument("--max_tokens", type=at_least(1), default=512, help="of a reply")
-    who.add_argument("--temperature", type=at_least(0, float), default=0.0, help="0 is greedy")
-    who.add_argument("--seed", type=at_least(0), default=0, help="sent along, for endpoints that heed it")
-    what = parser.add_argument_group("rationales")
-    what.add_argument("--output", metavar="FILE", required=True, help="JSONL to write, or to go on with")
-    what.add_argument("--task", help="a sentence for the teacher on what the labels mean")
-    what.add_argument("--attempts", type=at_least(1), default=3, help="how often a flawed rationale is asked for")
-    what.add_argument("--least_sentences", type=at_least(1), default=2, help="of a rationale")
-    what.add_argument("--most_sentences", type=at_least(1), default=5, help="of a rationale")
-    return parser
+def build_parser() -> OptionParser:
+    """Make the parser."""
+    usage = "--dataset DATA --teacher URL --model NAME --output FILE.jsonl [options]"
+    return OptionParser(RationaleOptions, command="classify rationales", usage=usage, description=__doc__)

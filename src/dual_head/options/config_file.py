@@ -1,0 +1,43 @@
+"""A YAML file of options, which may be somebody else's, runs no code that nobody allowed."""
+
+from pathlib import Path
+from typing import Any
+
+from dual_head.errors import DualHeadError
+from dual_head.reading import read_yaml
+
+NO = ("", "none", "false", "no", "f", "n", "0")  # what leaves a switch off
+
+
+def read_options(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
+    """Read a YAML file of options. Errors: unreadable, no mapping, one that names code without `allow_code`."""
+    values = read_yaml(file, "It must be a YAML file of options and their values.") or {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise DualHeadError(f"The config '{file}' must be a mapping of options to values.")
+    if not allow_code:
+        require_no_code(values, file)
+    return values
+
+
+def require_no_code(values: Any, file: Path, *, name: str = "") -> None:
+    """Refuse options, from a file that may be somebody else's, that name Python code to run."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            require_no_code(value, file, name=str(key))
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            require_no_code(value, file, name=name)
+    elif is_code(name, str(values)):
+        raise DualHeadError(
+            f"'{file}' would run code here, by '{name}: {values}'. Read that code, and add --allow_code on the command "
+            "line to run it."
+        )
+
+
+def is_code(name: str, value: str) -> bool:
+    """Whether an option of this value runs Python code that is not ours."""
+    if name == "judge":
+        return value.startswith("rule:") and ":" in value.removeprefix("rule:")
+    if name == "reward":
+        return ":" in value and not Path(value).is_dir()
+    return name in ("trust_remote_code", "allow_code") and value.lower() not in NO

@@ -1,0 +1,59 @@
+"""Fields of dataclasses that are options: what a flag needs to know of one, and the numbers it may hold.
+
+max_new_tokens: int = option(128, "Longest reply in tokens.", group="decoding", least=1)
+"""
+
+import math
+import operator
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from dual_head.errors import DualHeadError
+
+LARGEST = 2**53  # whole numbers from here on are not exact in a float
+BOUNDS = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+    """Declare an option, required where it has no default.
+
+    least, most: the numbers that it may be, both included; above, below: excluded ones. group: its heading in --help;
+    positional: no flag; flags: other spellings; metavar, choices, nargs, const: argparse's; repeat: each use of the
+    flag adds a value; commas: a list in YAML stands for values with commas between.
+    """
+    metadata["help"] = help
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Options of a command. Errors: a number that is not finite, or outside of the bounds that its field declares."""
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
+
+
+def require_bounds(options: Any) -> None:
+    """Refuse numbers of a dataclass that are not finite, or outside of what its fields declare."""
+    for f in fields(options):
+        value = getattr(options, f.name)
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                require_finite(number, f"--{f.name}")
+                limits = {name: f.metadata[name] for name in BOUNDS if f.metadata.get(name) is not None}
+                if not all(BOUNDS[name][1](number, limit) for name, limit in limits.items()):
+                    words = " and ".join(f"{BOUNDS[name][0]} {limit:g}" for name, limit in limits.items())
+                    raise DualHeadError(f"--{f.name} must be {words}, not {number}.")
+
+
+def require_finite(number: float, name: str) -> None:
+    """Refuse NaN, infinity, and whole numbers from 2^53 on."""
+    if not (math.isfinite(number) if isinstance(number, float) else abs(number) < LARGEST):
+        raise DualHeadError(f"{name} must be a finite number below 2^53, not {number}.")

@@ -1,0 +1,310 @@
+"""Flags from the fields of dataclasses, with the same names in the YAML file of --config.
+
+    parser = OptionParser(GenerateOptions, command="generate", usage="GUIDES [options]", description=__doc__)
+    (options,) = parser.read(arguments)
+
+A value comes from the command line, or else the file, or else the field's default; bounds are the dataclass's to check.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.options.config_file import read_options
+from dual_head.options.extensions import Extensions
+from dual_head.options.fields import require_finite
+from dual_head.options.help import Help, listed
+from dual_head.options.texts import converter, flag_kind, truth, yaml_text
+from dual_head.terminal import note, shown
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser of the options that dataclasses declare; what it complains of shows no secret.
+
+    aliases: other names that keys of the file may have, each for one or more options; sections: keys of the file that
+    only group options; constants: keys that the file may repeat, with the value that they must have; listings:
+    extensions that --help lists, by heading.
+    """
+
+    def __init__(
+        self,
+        *classes: type,
+        command: str,
+        usage: str,
+        description: str | None,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+        sections: Sequence[str] = (),
+        constants: Mapping[str, str] | None = None,
+        listings: Mapping[str, Extensions] | None = None,
+        **more: Any,
+    ):
+        prog = f"dual-head {command}"
+        more = {"formatter_class": Help, "allow_abbrev": False, **more}
+        super().__init__(prog=prog, usage=f"{prog} {usage}", description=description, **more)
+        self.classes, self.sections = classes, sections
+        self._declared: dict[str, tuple[Field, Any]] = {}  # by name: the field and its type
+        self.aliases, self.constants, self.listings = dict(aliases or {}), dict(constants or {}), dict(listings or {})
+        for cls in classes:
+            self._add(cls)
+        self.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+        self.add_argument(
+            "--allow_code",
+            action="store_true",
+            help="run code that the YAML file names: a rule or reward module:function, or trust_remote_code",
+        )
+
+    def read(self, arguments: Sequence[str]) -> tuple[Any, ...]:
+        """Read flags over the file of --config: one object of each class, then what other flags there are.
+
+        Errors: an unknown flag or key (the nearest is offered), values of other types or out of bounds.
+        """
+        before = before_parsing(arguments)
+        if before.config:
+            self.take(Path(before.config), allow_code=before.allow_code)
+        return self.objects(self.namespace(arguments))
+
+    def namespace(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Read flags over the defaults, without the file. Errors: see `read`."""
+        self._refuse_unknown(arguments)
+        values = vars(self.parse_args(list(arguments)))
+        return argparse.Namespace(**{name: values[name] for name in values if name not in ("config", "allow_code")})
+
+    def objects(self, namespace: argparse.Namespace) -> tuple[Any, ...]:
+        """Build one object of each class, then what other flags there are. Errors: values that cannot be."""
+        values, objects = dict(vars(namespace)), []
+        for cls in self.classes:
+            names = [f.name for f in fields(cls) if f.init and f.name in values]
+            try:
+                objects.append(cls(**{name: values.pop(name) for name in names}))
+            except DualHeadError:
+                raise
+            except ValueError as error:  # how TrainingArguments refuses a combination of flags
+                raise DualHeadError(str(error)) from error
+        return (*objects, argparse.Namespace(**values)) if values else tuple(objects)
+
+    def take(self, file: Path, *, allow_code: bool = False) -> None:
+        """Take a YAML file's values as defaults, which flags override.
+
+        Errors: an unreadable file, an unknown key (the nearest is offered), an option given twice, code that is named
+        without `allow_code`.
+        """
+        self.take_values(read_options(file, allow_code=allow_code), file)
+
+    def take_values(self, values: Mapping[str, Any], file: Path) -> None:
+        """Take values as defaults, as `take` does; file: where they come from, for messages."""
+        defaults: dict[str, Any] = {}
+        places: dict[str, str] = {}
+        for place, key, value in self._entries(values, file):
+            if key in self.constants:
+                self._require_constant(key, value, file)
+                continue
+            for action in self._actions_of(key, file):
+                if (name := action.dest) in places:
+                    twice = f"as {places[name]} and as {place}"
+                    raise DualHeadError(f"The config '{file}' gives '{name}' twice, {twice}. Leave one out.")
+                places[name] = place
+                if value is not None or self._may_be_none(name):
+                    defaults[name] = value if value is None else self._from_file(action, value, file)
+        for action in self._actions:
+            if action.dest in defaults:
+                action.required = False
+                if not action.option_strings:
+                    action.nargs = "*" if action.nargs in ("+", "*") else "?"
+        self.set_defaults(**defaults)
+        _note_aliases(file, tuple((place, name) for name, place in places.items()), tuple(self.aliases))
+
+    def names(self) -> list[str]:
+        """Name every option, as a file does."""
+        flags = (flag.removeprefix("--") for flag in self._option_string_actions if "-" not in flag.lstrip("-"))
+        return [*flags, *(action.dest for action in self._get_positional_actions())]
+
+    # ---- keys of a file ------------------------------------------------------------------------------------
+
+    def _entries(self, values: Mapping[str, Any], file: Path) -> Iterator[tuple[str, str, Any]]:
+        """Every option as (where it stands, key, value), those of sections too. Errors: a section that is none."""
+        for key, value in values.items():
+            within = any(flag.startswith(f"--{key}.") for flag in self._option_string_actions)
+            if isinstance(value, dict) and within:
+                yield from ((f"{key}.{name}", f"{key}.{name}", entry) for name, entry in value.items())
+            elif key not in self.sections:
+                yield key, key, value
+            elif isinstance(value, dict):
+                yield from ((f"{key}.{name}", str(name), entry) for name, entry in value.items())
+            elif value is not None:
+                raise DualHeadError(
+                    f"'{key}' in '{file}' groups options. Write them below it, each on a line of its own and indented."
+                )
+
+    def _action(self, key: str) -> argparse.Action | None:
+        """The argument of a name, be it a flag or not."""
+        positionals = {action.dest: action for action in self._get_positional_actions()}
+        return self._option_string_actions.get(f"--{key}") or positionals.get(key)
+
+    def _may_be_none(self, name: str) -> bool:
+        """Whether null is a value of an option; of any other it stands for the default."""
+        return name not in self._declared or type(None) in get_args(self._declared[name][1])
+
+    def _actions_of(self, key: str, file: Path) -> list[argparse.Action]:
+        actions = [self._action(name) for name in self.aliases.get(key, (key,))]
+        if None in actions or key in ("help", "config"):
+            known = [*self.names(), *self.aliases, *self.sections]
+            raise DualHeadError(f"Unknown key '{key}' in '{file}'.{did_you_mean(key, known)}")
+        return [action for action in actions if action is not None]
+
+    def _from_file(self, action: argparse.Action, value: Any, file: Path) -> Any:
+        """A YAML value as its flag has it. Errors: one that the flag would refuse."""
+        f, hint = self._declared.get(action.dest, (None, Any))
+        shapes = {get_origin(part) or part for part in get_args(hint) or (hint,)}
+        if hint is Any and action.type is yaml_text:
+            return value
+        if isinstance(value, list) and f is not None and f.metadata.get("commas"):
+            value = ",".join(map(str, value))
+        several = isinstance(action, _Repeated) or action.nargs in ("+", "*")
+        if several:
+            return [self._of_flag(action, part, file) for part in (value if isinstance(value, list) else [value])]
+        if isinstance(value, (list, dict)) and type(value) in shapes:
+            return value
+        return self._of_flag(action, value, file)
+
+    def _of_flag(self, action: argparse.Action, value: Any, file: Path) -> Any:
+        convert = truth if action.nargs == 0 else action.type if callable(action.type) else str
+        try:
+            if isinstance(value, (list, dict)):
+                raise ValueError("one value is wanted")
+            typed = convert(str(value))
+            if isinstance(typed, (int, float)):
+                require_finite(typed, f"'{action.dest}' in '{file}'")
+        except DualHeadError:
+            raise
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise DualHeadError(f"'{action.dest}' in '{file}' cannot be {value!r}.") from error
+        if action.choices is not None and typed not in action.choices:
+            raise DualHeadError(f"'{action.dest}' in '{file}' must be one of {', '.join(map(str, action.choices))}.")
+        return typed
+
+    def _require_constant(self, key: str, value: Any, file: Path) -> None:
+        if value != self.constants[key]:
+            raise DualHeadError(
+                f"The config '{file}' is for the {key} '{value}', and this command for '{self.constants[key]}'. Run "
+                f"'{self.prog.rsplit(' ', 1)[0]} {value}' with it."
+            )
+
+    # ---- flags ---------------------------------------------------------------------------------------------
+
+    def _add(self, cls: type) -> None:
+        """Add a flag for each field, under its heading; a class's own headings stand before those of its bases."""
+        declared = {f.name: f for f in fields(cls) if f.init}
+        home = getattr(cls, "_argument_group_name", "")
+        titles = {name: f.metadata.get("group", home) for name, f in declared.items()}
+        names = (name for base in cls.__mro__ for name in vars(base).get("__annotations__", ()))
+        groups = {title: self.add_argument_group(title) for title in dict.fromkeys(map(titles.get, names)) if title}
+        hints = get_type_hints(cls)
+        switch = 0 if any(f.metadata.get("positional") for f in declared.values()) else "?"
+        for name, f in declared.items():
+            self._add_field(groups.get(titles[name], self), f, hints[name], switch)
+
+    def _add_field(self, group: Any, f: Field, hint: Any, switch: Literal[0, "?"]) -> None:
+        kind, several = flag_kind(hint)
+        if kind is None:
+            return  # an object, which Python alone can give
+        self._declared[f.name] = f, hint
+        required = f.default is MISSING and f.default_factory is MISSING
+        settings = {
+            name: f.metadata[name] for name in ("metavar", "choices", "nargs", "const", "help") if name in f.metadata
+        }
+        settings["default"] = None if required else f.default if f.default_factory is MISSING else f.default_factory()
+        if kind is bool:
+            settings |= {"type": truth, "nargs": "?", "const": True} if switch else {"action": "store_true"}
+        else:
+            settings = {**converter(kind), **settings}
+        if several and f.metadata.get("repeat"):
+            settings["action"] = _Repeated
+        elif several:
+            settings.setdefault("nargs", "+")
+        if f.metadata.get("positional"):
+            group.add_argument(f.name, **({} if required else {"nargs": "?"}) | settings)
+            return
+        group.add_argument(
+            *_spellings(f.name, *f.metadata.get("flags", ())), dest=f.name, required=required, **settings
+        )
+        if kind is bool and settings["default"] is True:
+            more = {"action": "store_false", "default": True, "help": settings.get("help")}
+            group.add_argument(*_spellings(f"no_{f.name}"), dest=f.name, **more)
+
+    def _refuse_unknown(self, arguments: Sequence[str]) -> None:
+        """Refuse flags that there are not, with the nearest that there is."""
+        for argument in arguments:
+            flag = argument.split("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                near = did_you_mean(flag, self._option_string_actions) if len(flag) > 2 else ""
+                raise DualHeadError(f"Unknown option '{flag}'.{near if 'Did you mean' in near else ' See --help.'}")
+
+    # ---- argparse ------------------------------------------------------------------------------------------
+
+    def format_help(self) -> str:
+        """Add what other packages may have added to, which is looked for only now."""
+        lists = (f"{title}:\n{listed(kind.summaries())}\n" for title, kind in self.listings.items())
+        return "\n".join([super().format_help(), *lists])
+
+    def error(self, message: str) -> NoReturn:
+        """Print a complaint, and leave with 2."""
+        super().error(shown(message))
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"]:  # of "--flag=--", which argparse drops
+            raise argparse.ArgumentError(action, "expects a value, not --")
+        return super()._get_values(action, arg_strings)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = (action.option_strings or [action.dest])[0]
+            raise DualHeadError(f"{name}: there is no {value!r}.{did_you_mean(value, map(str, action.choices))}")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        convert = action.type if callable(action.type) else str
+        try:
+            value = convert(arg_string)
+        except DualHeadError:
+            raise
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(action, str(error)) from error
+        except (TypeError, ValueError) as error:
+            name = getattr(convert, "__name__", "option")
+            raise argparse.ArgumentError(action, f"invalid {name} value: {arg_string!r}") from error
+        if isinstance(value, (int, float)):
+            require_finite(value, (action.option_strings or [action.dest])[0])
+        return value
+
+
+def before_parsing(arguments: Sequence[str], *names: str) -> argparse.Namespace:
+    """Read --config, --allow_code and flags of these names alone, whatever else there is."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", *names):
+        parser.add_argument(f"--{name}", nargs="?")
+    parser.add_argument("--allow_code", action="store_true")
+    return parser.parse_known_args(list(arguments))[0]
+
+
+class _Repeated(argparse.Action):
+    """A flag of which each use adds a value; the first replaces the default, be it a file's."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        del parser, option_string
+        current = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if current is self.default else current), values])
+
+
+def _spellings(*names: str) -> list[str]:
+    """The flags of names, with hyphens in the place of underscores too."""
+    return [f"--{name}" for name in names] + [f"--{name.replace('_', '-')}" for name in names if "_" in name]
+
+
+@cache
+def _note_aliases(file: Path, places: tuple[tuple[str, str], ...], aliases: tuple[str, ...]) -> None:
+    """Say once what of a file has another name here."""
+    if others := [f"{place} is {name}" for place, name in places if place.rpartition(".")[2] in aliases]:
+        note(f"in our spelling, of '{file}': {', '.join(others)}")

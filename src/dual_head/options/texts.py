@@ -1,0 +1,62 @@
+"""Texts of flags as the values that a field's type asks for."""
+
+import argparse
+import types
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from dual_head.reading import yaml_value
+
+YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+
+
+def flag_kind(hint: Any) -> tuple[Any, bool]:
+    """Tell what one value of a flag is, and whether there may be several; None where no text can be one.
+
+    Of a union with str, texts are read as its other type; with None too, as they are: TrainingArguments reads them.
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        others = [part for part in parts if part is not str]
+        hint = str if len(others) < len(parts) < len(get_args(hint)) else others[0]
+    if get_origin(hint) is list:
+        return flag_kind(get_args(hint)[0])[0], True
+    if get_origin(hint) is dict or hint is dict:
+        return dict, False
+    known = get_origin(hint) is Literal or (
+        isinstance(hint, type) and issubclass(hint, (bool, int, float, str, Path, Enum))
+    )
+    return (hint if known else None), False
+
+
+def truth(text: str) -> bool:
+    """Read yes or no in any of their words. Errors: another word."""
+    if text.lower() in YES + NO:
+        return text.lower() in YES
+    raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
+
+
+def yaml_text(text: str) -> Any:
+    """Read a value as YAML. Errors: none of it."""
+    try:
+        return yaml_value(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}") from error
+
+
+def converter(kind: Any) -> dict[str, Any]:
+    """How argparse makes a text a value of this kind."""
+    if kind is dict:
+        return {"type": _mapping}
+    if get_origin(kind) is Literal or issubclass(kind, Enum):
+        choices = get_args(kind) or [member.value for member in kind]
+        return {"type": lambda text: {str(choice): choice for choice in choices}.get(text, text), "choices": choices}
+    return {"type": kind}
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    value = yaml_text(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a mapping such as {{a: 1}}, not {text!r}")
+    return value
