@@ -10,9 +10,9 @@ from models import guided_lm, tiny_lm
 from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.demo import world
 from dual_head.evaluate import Answer, Question
+from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.metrics.base import METRICS, Tools, about, measure, metric, summary
 from dual_head.evaluate.metrics.continuations import last_prompt, reply_rows
-from dual_head.evaluate.metrics.refusals import is_refusal
 from dual_head.rewards import load_reward
 
 CHAT = [{"role": "user", "content": "ask1"}]

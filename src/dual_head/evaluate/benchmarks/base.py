@@ -15,8 +15,8 @@ from dual_head.data.files import kind_of, rows_of_file
 from dual_head.data.sources import rows_of
 from dual_head.data.turns import text, transcript
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.exchange import read_answers
-from dual_head.evaluate.metrics.refusals import is_refusal
 from dual_head.evaluate.types import Answer, Question
 
 __all__ = [

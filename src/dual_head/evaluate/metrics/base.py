@@ -15,10 +15,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.metrics.continuations import Row, last_prompt, reply_rows
 from dual_head.evaluate.metrics.embedding import Embedder, load_embedder
 from dual_head.evaluate.metrics.likelihood import divergences, score_ids
-from dual_head.evaluate.metrics.refusals import is_refusal
 from dual_head.evaluate.types import Answer, Question
 from dual_head.intervals import bootstrap_mean
 from dual_head.model.aligned import AlignedModel
