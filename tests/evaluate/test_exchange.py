@@ -11,7 +11,7 @@ from dual_head.evaluate.benchmarks.alpaca import write_alpaca_eval
 from dual_head.evaluate.benchmarks.arena import V2, write_arena_hard
 from dual_head.evaluate.benchmarks.mt_bench import write_mt_bench
 from dual_head.evaluate.exchange import instruction_of, read_answers
-from dual_head.evaluate.metrics.base import measure
+from dual_head.evaluate.metrics import measure
 from dual_head.evaluate.questions import load_questions
 
 ASKED = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})

@@ -11,7 +11,7 @@ from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.demo import world
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.benchmarks.refusals import is_refusal
-from dual_head.evaluate.metrics.base import METRICS, Tools, about, measure, metric, summary
+from dual_head.evaluate.metrics import METRICS, Tools, about, measure, metric, summary
 from dual_head.evaluate.metrics.continuations import last_prompt, reply_rows
 from dual_head.rewards import load_reward
 
@@ -305,7 +305,7 @@ def test_every_metric_says_what_it_is():
 
 def test_what_several_metrics_share_is_computed_once(tokenizer, monkeypatch):
     calls = []
-    monkeypatch.setattr("dual_head.evaluate.metrics.base.divergences", lambda *a, **k: calls.append(0) or [1.0])
+    monkeypatch.setattr("dual_head.evaluate.metrics.models.divergences", lambda *a, **k: calls.append(0) or [1.0])
     tools = Tools(model=tiny_lm("llama").eval(), base=tiny_lm("llama").eval(), tokenizer=tokenizer)
     found = measure(QUESTIONS[:1], ANSWERS, tools, metrics=["kl", "kl_per_token"])
     assert set(found.values) == {"kl", "kl_per_token"}

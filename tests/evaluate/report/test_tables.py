@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.judges.verdicts import Cost, Graded, Outcome
-from dual_head.evaluate.metrics.base import Measured
+from dual_head.evaluate.metrics import Measured
 from dual_head.evaluate.report.tables import frontier, judged, quality, warnings
 
 QUESTIONS = [Question(f"q{i}", "say something") for i in range(6)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks import Benchmark
-from dual_head.evaluate.metrics.base import METRICS, Measured, Tools, about, measure, summary
+from dual_head.evaluate.metrics import METRICS, Measured, Tools, about, measure, summary
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.systems.identity import digest, file_sha256, sources_digest
 from dual_head.evaluate.systems.model import ModelSystem

@@ -1,0 +1,31 @@
+"""Rewards of replies, by models and functions that guided no system; each reads the last reply after the whole talk."""
+
+from collections.abc import Sequence
+
+from dual_head.data import Prompt
+from dual_head.evaluate.metrics.base import Absent, Tools, Values, metric
+from dual_head.evaluate.metrics.continuations import last_prompt
+from dual_head.evaluate.types import Answer, Question
+from dual_head.rewards import Classifier, Reward, called
+
+
+@metric("reward", "mean reward by a model that did not guide", better="higher")
+def _rewards(questions: Sequence[Question], answers: Sequence[Answer], tools: Tools) -> dict[str, Values]:
+    if not tools.rewards:
+        raise Absent("no reward was given")
+    asked = [(last_prompt(*both), both[1].marked[-1]) for both in zip(questions, answers, strict=True)]
+    return {f"reward:{name}": _rewarded(name, reward, asked, tools) for name, reward in tools.rewards.items()}
+
+
+def _rewarded(name: str, reward: Reward, asked: Sequence[tuple[Prompt, str]], tools: Tools) -> Values:
+    """Rewards of replies, None where one is no number or the reply is longer than a reward model reads."""
+    if not isinstance(reward, Classifier):
+        return [called(name, reward, prompt, reply)[0] for prompt, reply in asked]
+    rows = [reward.encode(prompt, reply) for prompt, reply in asked]
+    values: Values = [None] * len(rows)
+    read = sorted((i for i, row in enumerate(rows) if 0 < len(row) <= reward.context), key=lambda i: -len(rows[i]))
+    for start in range(0, len(read), tools.batch_size):
+        which = read[start : start + tools.batch_size]
+        for i, value in zip(which, reward.score([rows[i] for i in which]), strict=True):
+            values[i] = value
+    return values
