@@ -137,7 +137,7 @@ def _identity(model: AlignedModel, parts: Sequence[Folded]) -> dict[str, Any]:
     return {
         "backbone": model.backbone.fingerprint().short,
         "guides": [asdict(part) for part in parts],
-        "weights": digest(tensors),
+        "weights": digest([tensors], 16),
         "dtype": str(model.dtype),
     }
 

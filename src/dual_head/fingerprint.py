@@ -21,9 +21,9 @@ SKETCH_TOLERANCE = 2**-8
 SKETCH_VALUES = 4
 
 
-def digest(*parts: Any) -> str:
-    """Sixteen hexadecimal digits that name plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def digest(value: Any, digits: int = 64) -> str:
+    """Hexadecimal digits that name a plain value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 @dataclass(frozen=True)

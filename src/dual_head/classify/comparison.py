@@ -23,7 +23,7 @@ from dual_head.classify.run import train_classifier
 from dual_head.classify.run_inputs import load_sets
 from dual_head.classify.training import ClassifierTrainingArguments
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate.systems.identity import digest
+from dual_head.fingerprint import digest
 from dual_head.options import build
 from dual_head.places import atomic_folder
 from dual_head.reading import read_json
@@ -106,7 +106,7 @@ def plan_of(options: ClassifyOptions, args: ClassifierTrainingArguments, control
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    return digest([asdict(example) for example in examples])[:16]
+    return digest([asdict(example) for example in examples], 16)
 
 
 def train_one(options: ClassifyOptions, args: ClassifierTrainingArguments, plan: Plan) -> Record:

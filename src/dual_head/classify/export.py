@@ -105,7 +105,7 @@ def identity_of(model: DualHeadReasoningModel, form: str) -> dict[str, Any]:
     tensors = {name: sketch(x) for name, x in model.stored().items() if x.is_floating_point()}
     settings = json.loads(model.config.to_json_string())
     settings.pop(CHECKSUMS)  # of files; the tensors are named here
-    return {"classifier": digest(settings, tensors), "backbone": model.config.backbone_fingerprint, "form": form}
+    return {"classifier": digest([settings, tensors], 16), "backbone": model.config.backbone_fingerprint, "form": form}
 
 
 def require_plain(config: DualHeadReasoningConfig) -> type[PreTrainedModel]:

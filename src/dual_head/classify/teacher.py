@@ -86,7 +86,7 @@ def write_rationales(
     Errors: a file that is not one of these, or of another teacher or task.
     """
     options, file = options or TeacherOptions(), Path(file)
-    identity = digest(teacher, list(labels), options.task, options.sentences)
+    identity = digest([teacher, list(labels), options.task, options.sentences], 16)
     book = _Book(labels, f"{teacher} ({identity})", Written(rows=len(examples)), on_row)
     previous = _read(file, book.teacher)
     groups: dict[str, list[Example]] = {}
@@ -94,7 +94,7 @@ def write_rationales(
         if example.label is None:
             book.found.unlabelled += 1
         else:
-            groups.setdefault(digest(identity, example.input, example.label), []).append(example)
+            groups.setdefault(digest([identity, example.input, example.label], 16), []).append(example)
     new = [key for key in groups if key not in previous]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:

@@ -23,9 +23,9 @@ from dual_head.evaluate.compare.win_rates import paired_difference
 from dual_head.evaluate.metrics.likelihood import continuation_logps
 from dual_head.evaluate.report.page import MARKDOWN_FILE, PAGE_FILE, REPORT_FILE, markdown, render
 from dual_head.evaluate.systems import open_system
-from dual_head.evaluate.systems.identity import digest
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
+from dual_head.fingerprint import digest
 from dual_head.gauge import gauged
 from dual_head.options import fit
 from dual_head.places import atomic_folder

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.systems.base import System
-from dual_head.evaluate.systems.identity import digest, made_of
+from dual_head.evaluate.systems.identity import made_of
+from dual_head.fingerprint import digest
 from dual_head.model.pretrained import read_config
 
 KINDS = ("reward:", "lm:")

@@ -76,7 +76,7 @@ class LanguageModelJudge(PromptedJudge):
         self._context = context_length(lm.config) or math.inf
         self.name = where.rstrip("/").rsplit("/", 1)[-1]
         reads = [tokenizer_fingerprint(self._tokenizer), self._tokenizer.chat_template, str(lm.dtype)]
-        self.identity = f"lm:{digest(self._model.fingerprint().as_dict(), reads, self.family.identity)}"
+        self.identity = f"lm:{digest([self._model.fingerprint().as_dict(), reads, self.family.identity], 16)}"
 
     def require(self, questions: Sequence[Question], kinds: Sequence[str]) -> None:
         """Refuse questions that no template is for, and templates whose verdict is no choice between a few."""

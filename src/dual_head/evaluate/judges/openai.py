@@ -55,7 +55,7 @@ class EndpointJudge(PromptedJudge):
         asked: list[Any] = [options.temperature, options.seed, options.max_tokens, self.family.identity]
         # Verdicts that were kept before there was a choice stay theirs.
         asked += [] if options.limit == "max_tokens" else [options.limit]
-        self.identity = f"openai:{self.name}@{self._endpoint.url}:{digest(asked)}"
+        self.identity = f"openai:{self.name}@{self._endpoint.url}:{digest([asked], 16)}"
 
     def verdicts(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
         """Ask for everything, several at once."""

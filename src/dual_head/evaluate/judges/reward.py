@@ -44,7 +44,7 @@ class RewardJudge(ScoreJudge):
         model, tokenizer = self._classifier.model, self._classifier.tokenizer
         weights = {name: sketch(x) for name, x in model.named_parameters() if x.is_floating_point()}
         reads = [tokenizer_fingerprint(tokenizer), tokenizer.chat_template, str(model.dtype)]
-        self.identity = f"reward:{digest(json.loads(model.config.to_json_string()), weights, reads)}"
+        self.identity = f"reward:{digest([json.loads(model.config.to_json_string()), weights, reads], 16)}"
 
     def scores(self, shown: Sequence[Shown]) -> Iterator[tuple[int, float | str]]:
         """Score replies, batched with others of about their length."""

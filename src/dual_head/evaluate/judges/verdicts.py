@@ -235,7 +235,7 @@ def _key(judge: Judge, question: Question, *replies: Replies) -> str:
     shown: list[Any] = [prompt, question.follow_ups, question.category, question.references, replies]
     cut = [[isinstance(reply, Cut) for reply in turns] for turns in replies]
     shown += [cut] if any(map(any, cut)) else []
-    return hashlib.sha256(json.dumps([judge.identity, *shown], sort_keys=True).encode()).hexdigest()
+    return digest([judge.identity, *shown])
 
 
 def _ask(

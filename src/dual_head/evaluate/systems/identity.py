@@ -27,7 +27,7 @@ from dual_head.guides.second_model import ADAPTER_CONFIG, adapter_config
 from dual_head.places import file_digest
 from dual_head.reading import read_json
 
-__all__ = ["digest", "file_sha256", "made_of", "settings_of", "sources_digest", "tokenizer_identity"]
+__all__ = ["file_sha256", "made_of", "settings_of", "sources_digest", "tokenizer_identity"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")  # a plain model may be of the time before safetensors
 _SETTINGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG)
@@ -92,11 +92,6 @@ def _commit(name: str) -> str | None:
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """What turns a conversation into ids: the vocabulary, the chat template, the tokens in front."""
     return [tokenizer_fingerprint(tokenizer), tokenizer.chat_template, first_ids(tokenizer)]
-
-
-def digest(values: Any) -> str:
-    """Name JSON values by 64 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def sources_digest(modules: Sequence[ModuleType | None]) -> str:

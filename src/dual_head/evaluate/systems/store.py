@@ -12,8 +12,8 @@ from pathlib import Path
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.systems.base import System
-from dual_head.evaluate.systems.identity import digest
 from dual_head.evaluate.types import Answer, Decoding, Question
+from dual_head.fingerprint import digest
 from dual_head.reading import json_value
 
 __all__ = ["answer_all", "answers_file", "require_comparable", "require_same_decoding"]

@@ -112,7 +112,7 @@ class Family:
     @property
     def identity(self) -> str:
         """Names the very words."""
-        return digest([asdict(template) for template in self.templates])
+        return digest([[asdict(template) for template in self.templates]], 16)
 
     def needed(self, questions: Iterable[Question], kinds: Iterable[str]) -> list[Template]:
         """The templates of all that will be asked: comparisons of whole answers, grades by turn. Errors: none fits."""
