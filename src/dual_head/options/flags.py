@@ -84,7 +84,8 @@ class OptionParser(argparse.ArgumentParser):
                 raise
             except ValueError as error:  # how TrainingArguments refuses a combination of flags
                 raise DualHeadError(str(error)) from error
-        return (*objects, argparse.Namespace(**values)) if values else tuple(objects)
+        others = {action.dest for action in self._actions} - {*self._declared, "help", "config", "allow_code"}
+        return (*objects, argparse.Namespace(**values)) if others else tuple(objects)
 
     def take(self, file: Path, *, allow_code: bool = False) -> None:
         """Take a YAML file's values as defaults, which flags override.
