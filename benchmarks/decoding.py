@@ -19,7 +19,7 @@ from report import faster, interval, times_of
 from transformers.generation.streamers import BaseStreamer
 
 from dual_head import method
-from dual_head.export import merge
+from dual_head.export.merge import merge
 
 NEW = 32  # decoded tokens
 TOKENS, TURNS = 64, {1: 7, 8: 3}  # of sides that take turns by the token; rounds for each batch

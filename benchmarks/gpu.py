@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dual_head import AlignedModel, HiddenConfig, LinearConfig, RewardHeadConfig, method
 from dual_head.data.collate import PairCollator
-from dual_head.export import merge
+from dual_head.export.merge import merge
 from dual_head.features import FeatureCollator
 from dual_head.guided_loss import GuidedLoss
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dual_head import AlignedModel, GuideTrainingArguments, method
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.world import preference_rows
-from dual_head.export import export
+from dual_head.export.folder import export
 from dual_head.run import RunOptions, train_guide
 
 

@@ -14,7 +14,7 @@ from dual_head import AlignedModel, DualHeadError
 from dual_head.backbone import load_backbone
 from dual_head.classify.export import export as export_classifier
 from dual_head.classify.model import DualHeadReasoningModel
-from dual_head.export import export
+from dual_head.export.folder import export
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.reward_model import RewardModelConfig

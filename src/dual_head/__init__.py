@@ -34,7 +34,7 @@ _HOMES = {
     "RewardModelConfig": "guides.reward_model",
     "TokenizeOptions": "data.tokenize",
     "load_pairs": "data.formats",
-    "merge": "export",
+    "merge": "export.merge",
     "method": "methods",
     "split_by_prompt": "data",
     "tokenize_pairs": "data.tokenize",
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from dual_head.data.tokenize import TokenizeOptions as TokenizeOptions
     from dual_head.data.tokenize import tokenize_pairs as tokenize_pairs
     from dual_head.errors import DualHeadError as DualHeadError
-    from dual_head.export import merge as merge
+    from dual_head.export.merge import merge as merge
     from dual_head.guides.hidden import HiddenConfig as HiddenConfig
     from dual_head.guides.language_model import LanguageModelConfig as LanguageModelConfig
     from dual_head.guides.linear import LinearConfig as LinearConfig

@@ -27,7 +27,7 @@ from dual_head.classify.parity import Pooled, allowance, check_merged, largest, 
 from dual_head.data.conversation import first_ids
 from dual_head.dtypes import FLOATS
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.export import bytes_in
+from dual_head.export.folder import bytes_in
 from dual_head.fingerprint import digest, sketch, tokenizer_fingerprint
 from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 

@@ -23,7 +23,7 @@ from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.parity import Pooled, allowance, check_merged, largest, scored, tried
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, require
-from dual_head.export import bytes_in
+from dual_head.export.folder import bytes_in
 from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 
 NAMES = ("input_ids", "attention_mask")

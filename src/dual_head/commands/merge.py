@@ -16,7 +16,7 @@ from dual_head.terminal import Terminal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dual_head.export import Exported
+    from dual_head.export.folder import Exported
     from dual_head.model.alpha import Alpha
 
 CHECKED = (2, 16)  # random rows and tokens that written and unmerged model are compared on
@@ -49,7 +49,7 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     import torch
 
     from dual_head.backbone import context_length
-    from dual_head.export import MERGE_FILE, already_merged, write_merged
+    from dual_head.export.folder import MERGE_FILE, already_merged, write_merged
 
     require_empty(output, record=MERGE_FILE, overwrite=args.overwrite, reads=(args.guides, args.backbone))
     model, tokenizer = load_guided(args)

@@ -9,7 +9,7 @@ from torch import nn
 
 from dual_head import AlignedModel, RewardHeadConfig
 from dual_head.errors import DualHeadError
-from dual_head.export import merge
+from dual_head.export.merge import merge
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.multilayer import MultilayerConfig

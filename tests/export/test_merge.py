@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from dual_head import AlignedModel
 from dual_head.cli import main
 from dual_head.errors import DualHeadError
-from dual_head.export import export
+from dual_head.export.folder import export
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.linear import LinearConfig
 
@@ -159,7 +159,7 @@ def test_the_same_merge_again_is_checked_and_left_and_another_is_refused(guides,
 
 
 def test_a_checkpoint_that_is_not_what_was_merged_is_called_out(guides, tmp_path, capsys, monkeypatch):
-    from dual_head import export as module
+    from dual_head.export import merge as module
 
     monkeypatch.setattr(module, "fold", lambda _model, _strengths, head: (head.weight.clone(), None))
     assert "Nothing was written" in refused(capsys, guides, "--output_dir", tmp_path / "out")

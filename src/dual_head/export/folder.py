@@ -1,42 +1,23 @@
-"""Merge and export: a model whose lm_head holds its guides, as a plain Hugging Face checkpoint.
+"""The folder of a merged model: a plain Hugging Face checkpoint with a model card and a record of what it holds."""
 
-    lm_head' (h) = lm_head(h + sum_k a_k hidden_delta_k) + sum_k a_k logit_delta_k / s,      as `fold` has it
-
-It knows models, configs and folders; which guides fold, and how, is elsewhere.
-"""
-
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from dual_head import __version__
+from dual_head.export.merge import Folded, folded, merge
 from dual_head.fingerprint import digest, sketch
-from dual_head.fold import acting_strengths, fold, plain_head
-from dual_head.guides import kind_of
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
 from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 
 MERGE_FILE = "merge.json"  # what was merged: a merge that was killed goes on, and one that is done is not repeated
-
-
-@dataclass(frozen=True)
-class Folded:
-    """One guide as it went into the lm_head; rank None is full."""
-
-    name: str
-    kind: str
-    rank: int | None
-    alpha: float
 
 
 @dataclass(frozen=True)
@@ -46,32 +27,6 @@ class Exported:
     folded: list[Folded]
     untied_bytes: int
     bytes: int
-
-
-@torch.no_grad()
-def merge(model: AlignedModel, *, alpha: Alpha = None) -> PreTrainedModel:
-    """Fold the guides that act at `alpha` into the lm_head of a new, plain model.
-
-        W' = W (I + sum a E) + sum a D / s,  b' = b + W sum a c + sum a c' / s
-
-    alpha: None for the defaults, a number, or {name: number}; a guide at 0 is left out. The new model is of the
-    backbone's own class and shares the decoder's weights with it in memory, so it is frozen: export and load
-    it, or deepcopy it, to train. Only its lm_head [V, d] is new, and tied to nothing. Errors: what is no linear
-    map of h, or cannot be held by a plain lm_head, is refused with the reason.
-    """
-    strengths = acting_strengths(model, alpha)
-    head = plain_head(model.backbone)
-    weight, bias = fold(model, strengths, head)
-    lm = model.backbone.lm
-    merged = _shared_copy(lm)
-    lm_head = merged.get_output_embeddings()
-    assert isinstance(lm_head, nn.Linear)
-    lm_head.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        lm_head.bias = nn.Parameter(bias, requires_grad=False)
-    _untie(merged.config)
-    merged.all_tied_weights_keys = merged.get_expanded_tied_weights_keys(all_submodels=True)
-    return merged
 
 
 def export(
@@ -154,12 +109,6 @@ def bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def folded(model: AlignedModel, *, alpha: Alpha = None) -> list[Folded]:
-    """Say which guides act at `alpha` and what they are, in the order of the config."""
-    acting = [(name, model.guide(name), a) for name, a in acting_strengths(model, alpha).items()]
-    return [Folded(name, kind_of(guide), guide.config.as_dict().get("rank"), a) for name, guide, a in acting]
-
-
 def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = None) -> str:
     """Write the model card: front matter, what was merged, how to load it, and whose licence applies."""
     backbone = model.config.backbone_name_or_path
@@ -203,29 +152,6 @@ def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = N
         "",
     ]
     return "\n".join(lines)
-
-
-# ---- a new model, and its folder ---------------------------------------------------------------------------
-
-
-def _shared_copy(lm: PreTrainedModel) -> PreTrainedModel:
-    """Copy a model's modules and configs, but not its tensors: new parameters over the same memory."""
-    memo: dict[int, object] = {
-        # A quantised parameter carries more than its data, and is handed on as it is.
-        id(p): nn.Parameter(p.detach(), requires_grad=False) if type(p) is nn.Parameter else p
-        for p in lm.parameters()
-    }
-    memo |= {id(buffer): buffer for buffer in lm.buffers()}
-    return copy.deepcopy(lm, memo)
-
-
-def _untie(config: PreTrainedConfig) -> None:
-    """Say in a config and those nested in it that the lm_head is its own."""
-    config.tie_word_embeddings = False
-    for name in config.sub_configs:
-        nested = getattr(config, name, None)
-        if isinstance(nested, PreTrainedConfig):
-            _untie(nested)
 
 
 def _shown(name: str) -> str:
