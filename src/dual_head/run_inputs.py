@@ -134,7 +134,7 @@ class CachedInputs:
         return {
             f"{self.cache.folder.resolve()} [{part}]": {
                 "rows": shards["pairs"],
-                "digest": digest([shard["data"] for shard in shards["shards"]]),
+                "digest": digest([[shard["data"] for shard in shards["shards"]]], 16),
             }
             for part, shards in self.cache.manifest["parts"].items()
         }

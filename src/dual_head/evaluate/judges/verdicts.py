@@ -3,7 +3,6 @@
 It knows comparisons and what becomes of them; not who judges, nor how verdicts are counted over many questions.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
 from dual_head.evaluate.types import Answer, Comparison, Judge, Question, Replies, Verdict
+from dual_head.fingerprint import digest
 from dual_head.reading import json_value
 
 __all__ = ["FILE", "Cost", "Graded", "Outcome", "Result", "grade_all", "judge_pairs", "spent"]

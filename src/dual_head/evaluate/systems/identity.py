@@ -5,7 +5,6 @@ what each is made of; nothing of questions, or of how replies are decoded.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
