@@ -65,7 +65,7 @@ class ClassifyOptions(Options):
     control: Control = option("none", "Train a control instead: rationales left out or spoilt.")
     tune: Tune = option("lora", "What of the backbone is trained.")
     lora_r: int = option(16, "Rank of the LoRA.", least=1)
-    lora_alpha: float = option(32, "Its alpha.")
+    lora_alpha: float = option(32, "Its alpha.", above=0)
     lora_dropout: float = option(0.1, "Its dropout.")
     lora_targets: str | None = option(None, "Layers, separated by commas, or all-linear [the paper's].", commas=True)
     dtype: str = option("auto", "dtype of the backbone: auto, float32, bfloat16, float16.")

@@ -34,7 +34,7 @@ class GenerateOptions(PromptOptions, DeviceOptions):
     )
     max_new_tokens: int = option(128, "longest reply in tokens", group="decoding", least=1)
     temperature: float | None = option(None, "sample at this temperature; greedy without it", group="decoding", least=0)
-    top_p: float | None = option(None, "nucleus sampling", group="decoding", least=0)
+    top_p: float | None = option(None, "nucleus sampling", group="decoding", least=0, most=1)
     top_k: int | None = option(None, "sample among so many", group="decoding", least=1)
     num_beams: int | None = option(None, "beam search", group="decoding", least=1)
     seed: int | None = option(None, "make sampling repeatable", group="decoding", least=0)

@@ -50,7 +50,7 @@ class PredictOptions(LoadingOptions, BatchOptions):
     )
     restart: bool = option(False, "write the output anew instead of going on", group="rows")
     temperature: float | None = option(None, "default: of calibration.json, or 1", group="classifying", least=1e-6)
-    threshold: float = option(0.5, "where a row may have several labels", group="classifying", least=0)
+    threshold: float = option(0.5, "where a row may have several labels", group="classifying", least=0, most=1)
 
 
 def run(arguments: Sequence[str]) -> int:

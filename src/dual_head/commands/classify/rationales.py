@@ -32,7 +32,7 @@ class RationaleOptions(DatasetOptions):
     concurrency: int = option(8, "requests at once", group="teacher", least=1)
     requests_per_minute: float | None = option(None, "at most so many", group="teacher", above=0)
     max_retries: int = option(4, "after a timeout, 429 or 5xx", group="teacher", least=0)
-    timeout: float = option(120.0, "seconds for a reply", group="teacher", least=1e-3)
+    timeout: float = option(120.0, "seconds for a reply", group="teacher", least=1e-3, most=10**6)
     max_tokens: int = option(512, "of a reply", group="teacher", least=1)
     temperature: float = option(0.0, "0 is greedy", group="teacher", least=0)
     seed: int = option(0, "sent along, for endpoints that heed it", group="teacher", least=0)

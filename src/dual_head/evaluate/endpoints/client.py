@@ -23,6 +23,7 @@ __all__ = ["FAILURES", "Endpoint", "EndpointOptions", "Reply", "Request"]
 OPENAI = "https://api.openai.com/v1"
 FORM = "openai:MODEL or openai:MODEL@http://127.0.0.1:8000/v1"
 FAILURES = 8  # requests in a row without a reply, after which an endpoint is taken to be down
+LONGEST_WAIT = 10**6  # seconds that a reply may take
 BRIEF = 200  # characters of what a server says
 # What servers say of a parameter that they do not take; that a number is too large concerns one request.
 NOT_TAKEN = ("unsupported", "not support", "unrecognized", "unknown", "unexpected", "not permitted", "not allowed")
@@ -52,8 +53,14 @@ class EndpointOptions:
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.max_retries < 0:
             raise DualHeadError("concurrency is at least 1 and max_retries at least 0.")
-        if self.timeout <= 0 or (self.requests_per_minute is not None and self.requests_per_minute <= 0):
-            raise DualHeadError("timeout and requests_per_minute are above 0.")
+        if min(self.input_price or 0, self.output_price or 0) < 0:
+            raise DualHeadError("input_price and output_price are at least 0.")
+        if not 0 < self.timeout <= LONGEST_WAIT or (
+            self.requests_per_minute is not None and self.requests_per_minute <= 0
+        ):
+            raise DualHeadError(
+                f"timeout and requests_per_minute are above 0, and timeout is at most {LONGEST_WAIT:,}."
+            )
 
 
 @dataclass(frozen=True)
