@@ -32,7 +32,7 @@ from dual_head.seed_names import FLAGS
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
-GUIDES_PAGE = (ROOT / "docs" / "how-to" / "guides.md").read_text()
+GUIDES_PAGE = (ROOT / "docs" / "reference" / "guides.md").read_text()
 TABLE_ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.]*\w)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -51,10 +51,10 @@ def flags() -> set[str]:
             assert main(["train", name, "--help_all"]) == 0
         for command in ("train", "compare"):
             assert main(["classify", command, "--help_all"]) == 0
-        for command in COMMANDS.keys() - {"train", "classify"}:
+        for command in set(COMMANDS) - {"train", "classify"}:
             with pytest.raises(SystemExit):
                 main([command, "--help"])
-        for command in classify.COMMANDS.keys() - {"train", "compare"}:
+        for command in set(classify.COMMANDS) - {"train", "compare"}:
             with pytest.raises(SystemExit):
                 main(["classify", command, "--help"])
     return set(FLAG.findall(shown.getvalue()))
