@@ -8,10 +8,12 @@ import pytest
 import torch
 from models import steered_lm
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from dual_head import DualHeadError, DualHeadModel
 from dual_head.checkpoint import find_file, load_strictly, read_weights, write_weights
+from dual_head.places import NAMES, READY
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -147,3 +149,17 @@ def test_a_config_of_other_types_is_refused_by_the_value_that_is_wrong(tmp_path,
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     with pytest.raises(DualHeadError, match=said):
         DualHeadModel.from_pretrained(str(tmp_path), backbone=model.backbone.lm)
+
+
+def test_a_reader_puts_in_place_what_a_killed_writer_left_ready(tmp_path):
+    """Old weights beside a new config, or new weights beside an old one, would be refused as altered."""
+    for seed, place in enumerate(("old", "new")):
+        steered_lm(seed=seed).save_pretrained(tmp_path / place)
+    ready = tmp_path / "old" / f"{READY}0"
+    (tmp_path / "new").rename(ready)
+    (ready / NAMES).write_text(json.dumps({"names": ["model.safetensors", "config.json"], "replaces": []}))
+    new = load_file(ready / "model.safetensors")
+    (ready / "model.safetensors").replace(tmp_path / "old" / "model.safetensors")  # and here it was killed
+    read = read_weights(str(tmp_path / "old"))
+    assert all(torch.equal(read[name], new[name]) for name in new)
+    assert not ready.exists()

@@ -173,11 +173,11 @@ def find_file(source: str, name: str, **hub) -> str:
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(source, name, **hub)
+        path = cached_file(source, name, **hub)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise DualHeadError(f"No checkpoint of guides at '{source}': {reason} {remedy}") from error
-    return str(found)
+    return str(path)
 
 
 def load_strictly(into: "dict[str, Tensor]", state: "dict[str, Tensor]", source: str) -> None:
@@ -193,11 +193,11 @@ def load_strictly(into: "dict[str, Tensor]", state: "dict[str, Tensor]", source:
 def require_same_shapes(into: "Mapping[str, Tensor]", state: "Mapping[str, Tensor]", source: str) -> None:
     """Refuse tensors of other names or shapes than there is room for."""
     expected = {name: tuple(tensor.shape) for name, tensor in into.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if expected != found:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != shapes:
+        wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
         raise DualHeadError(
             f"The weights in '{source}' do not fit its config.json: {len(wrong)} tensors differ, the first is "
-            f"'{wrong[0]}' (expected {expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}). "
+            f"'{wrong[0]}' (expected {expected.get(wrong[0], 'none')}, found {shapes.get(wrong[0], 'none')}). "
             "Restore the matching pair of files."
         )

@@ -52,14 +52,14 @@ class Fingerprint:
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Say, one sentence each, where `other` is not this backbone; empty when it is."""
-        found = [
+        differences = [
             f"{name} {getattr(self, name)} against {getattr(other, name)}"
             for name in ("architecture", "hidden_size", "vocab_size", "num_layers")
             if getattr(self, name) != getattr(other, name)
         ]
-        if not found and (names := self._unlike(other)):
-            found.append(f"the same sizes but other weights ({', '.join(names[:3])})")
-        return found
+        if not differences and (names := self._unlike(other)):
+            differences.append(f"the same sizes but other weights ({', '.join(names[:3])})")
+        return differences
 
     def _unlike(self, other: "Fingerprint") -> list[str]:
         # Quantised weights have no floats to compare: whatever both sides could sketch is compared.
@@ -67,8 +67,8 @@ class Fingerprint:
         return sorted(name for name in shared if not all(map(_close, self.sketch[name], other.sketch[name])))
 
 
-def _close(ours: float, theirs: float) -> bool:
-    return math.isclose(ours, theirs, rel_tol=SKETCH_TOLERANCE, abs_tol=1e-6)
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=SKETCH_TOLERANCE, abs_tol=1e-6)
 
 
 def sketch(parameter: "Tensor") -> list[float]:

@@ -62,8 +62,8 @@ def load_guides(model: AlignedModel, folder: str | Path) -> None:
 
 def last_whole_checkpoint(output_dir: str | Path, *, processes: int = 1) -> Path | None:
     """Find the newest checkpoint that was written to its end; others are passed over, and never touched."""
-    found = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rsplit("-", 1)[1].isdigit()]
-    for folder in sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):
+    checkpoints = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.rsplit("-", 1)[1].isdigit()]
+    for folder in sorted(checkpoints, key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True):
         if not (missing := missing_files(folder, processes)):
             return folder
         logger.warning("'%s' is not a whole checkpoint and is passed over: no %s.", folder, ", ".join(missing))
@@ -143,15 +143,15 @@ def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Pa
     return last.parent / Path(best).name if best and args.load_best_model_at_end else last
 
 
-def check_same_run(recorded: Mapping[str, Any], wanted: Mapping[str, Any], output_dir: str) -> None:
+def check_same_run(recorded: Mapping[str, Any], now: Mapping[str, Any], output_dir: str) -> None:
     """Refuse to go on with another run's checkpoints, naming what differs."""
-    check_same_data(recorded.get(DATA), wanted.get(DATA), output_dir)
-    keys = (recorded.keys() | wanted.keys()) - {DATA}
-    changed = sorted(key for key in keys if recorded.get(key) != wanted.get(key))
+    check_same_data(recorded.get(DATA), now.get(DATA), output_dir)
+    keys = (recorded.keys() | now.keys()) - {DATA}
+    changed = sorted(key for key in keys if recorded.get(key) != now.get(key))
     if changed:
-        said = "; ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in changed[:4])
+        changes = "; ".join(f"{key}: {recorded.get(key)!r} there, {now.get(key)!r} now" for key in changed[:4])
         raise DualHeadError(
-            f"'{output_dir}' holds checkpoints of a run with other options ({said}). "
+            f"'{output_dir}' holds checkpoints of a run with other options ({changes}). "
             "Choose another --output_dir, or add --restart to delete them."
         )
 
@@ -206,27 +206,27 @@ def writable(
         return output
 
 
-def resume_point(output: Path, identity: Mapping[str, Any], asked: str | None) -> Path | None:
+def resume_point(output: Path, identity: Mapping[str, Any], checkpoint: str | None) -> Path | None:
     """Find the checkpoint to go on from, after checking that it is whole and this run's."""
     processes = identity["processes"]
-    if asked and asked.lower() != "true":
-        if not Path(asked).is_dir():
+    if checkpoint and checkpoint.lower() != "true":
+        if not Path(checkpoint).is_dir():
             raise DualHeadError(
-                f"There is no checkpoint at '{asked}'. Leave --resume_from_checkpoint out to use the last one."
+                f"There is no checkpoint at '{checkpoint}'. Leave --resume_from_checkpoint out to use the last one."
             )
-        if missing := missing_files(Path(asked), processes):
+        if missing := missing_files(Path(checkpoint), processes):
             raise DualHeadError(
-                f"'{asked}' is not a whole checkpoint: it has no {', '.join(missing)}. Leave --resume_from_checkpoint "
-                "out to use the last whole one."
+                f"'{checkpoint}' is not a whole checkpoint: it has no {', '.join(missing)}. Leave "
+                "--resume_from_checkpoint out to use the last whole one."
             )
-        return Path(asked)
-    found = last_whole_checkpoint(output, processes=processes)
+        return Path(checkpoint)
+    last = last_whole_checkpoint(output, processes=processes)
     record = output / RUN_FILE
-    if found and record.is_file():
+    if last and record.is_file():
         check_same_run(read_json(record, ANEW), identity, str(output))
-    elif found:
-        logger.warning("'%s' is missing: whether '%s' had the same options cannot be told.", record, found)
-    return found
+    elif last:
+        logger.warning("'%s' is missing: whether '%s' had the same options cannot be told.", record, last)
+    return last
 
 
 def require_same_data(checkpoint: Path | None, data: Mapping[str, Any]) -> None:

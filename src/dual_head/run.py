@@ -155,8 +155,8 @@ def _as_trained(method: Method, folder: str) -> Method:
             f"'{folder}' holds no guide '{method.name}', only {', '.join(config.guides or {})}. "
             "Train with the method that made them."
         )
-    own = guide_class(entry["kind"]).Config.from_dict(entry["config"])
-    return dataclasses.replace(method, guide=own, fusion=config.fusion)
+    guide = guide_class(entry["kind"]).Config.from_dict(entry["config"])
+    return dataclasses.replace(method, guide=guide, fusion=config.fusion)
 
 
 def _peer_trainer(
@@ -223,8 +223,8 @@ def _describe(
     model: AlignedModel, method: Method, options: RunOptions, cached: CachedInputs | None, console: Console
 ) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    own = sum(p.numel() for p in model.backbone.lm.parameters())
-    frozen = own if cached is None else cached.backbone["parameters"]
+    parameters = sum(p.numel() for p in model.backbone.lm.parameters())
+    frozen = parameters if cached is None else cached.backbone["parameters"]
     console.print(f"{trained:,} parameters to train beside {frozen:,} frozen ({trained / frozen:.1%}).")
     if trained > LARGE * frozen and getattr(method.guide, "rank", 0) is None and not options.move_guides:
         smaller = method.with_options({"guide.rank": LOW_RANK}).guides().values()

@@ -170,13 +170,13 @@ class CachedInputs:
 def _require_same(cache: FeatureCache, options: RunOptions) -> None:
     """Refuse another backbone or other data than the cache was written from, where options say so."""
     recorded = cache.options
-    said: Mapping[str, Any] = source_of(options)
+    now: Mapping[str, Any] = source_of(options)
     for name, there in recorded.items():
-        left_out = said[name] is None and name in ("model_name_or_path", "dataset_name", "tokenizer_name")
-        if said[name] != there and not left_out:
+        left_out = now[name] is None and name in ("model_name_or_path", "dataset_name", "tokenizer_name")
+        if now[name] != there and not left_out:
             raise DualHeadError(
                 f"The feature cache '{cache.folder}' was written with other options ({name}: {there!r} there, "
-                f"{said[name]!r} now). Leave out --{name} to train on what it holds, or write another with "
+                f"{now[name]!r} now). Leave out --{name} to train on what it holds, or write another with "
                 "'dual-head cache'."
             )
     if options.dtype not in ("auto", cache.manifest["backbone"]["dtype"].removeprefix("torch.")):

@@ -179,11 +179,11 @@ def is_there(folder: Path, shard: Shard) -> bool:
 
 def digest(rows: Iterable[Mapping[str, list[int]]]) -> str:
     """Hash token ids of pairs in their order, so that equal hashes mean equal pairs."""
-    said = hashlib.sha256()
+    content = hashlib.sha256()
     for row in rows:
         ids = [row[f"{part}_ids"] for part in ("prompt", "chosen", "rejected")]
-        said.update(torch.tensor([*map(len, ids), *ids[0], *ids[1], *ids[2]], dtype=torch.int32).numpy().tobytes())
-    return said.hexdigest()
+        content.update(torch.tensor([*map(len, ids), *ids[0], *ids[1], *ids[2]], dtype=torch.int32).numpy().tobytes())
+    return content.hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -243,16 +243,16 @@ def verify(folder: str | Path) -> int:
         raise DualHeadError(
             f"'{folder}' holds no {MANIFEST_FILE}, so it is no feature cache. Write one: dual-head cache."
         )
-    wanted = dict(manifest["files"])
+    digests = dict(manifest["files"])
     for part in manifest["parts"].values():
-        wanted |= {shard["file"]: shard["sha256"] for shard in part["shards"]}
-    for name, said in wanted.items():
+        digests |= {shard["file"]: shard["sha256"] for shard in part["shards"]}
+    for name, recorded_digest in digests.items():
         file = Path(folder) / name
-        if not file.is_file() or file_digest(file)["sha256"] != said:
-            found = "is not what was written" if file.is_file() else "is missing"
+        if not file.is_file() or file_digest(file)["sha256"] != recorded_digest:
+            problem = "is not what was written" if file.is_file() else "is missing"
             raise DualHeadError(
-                f"'{file}' {found}. Delete it and run the same 'dual-head cache' command again: it writes only that."
+                f"'{file}' {problem}. Delete it and run the same 'dual-head cache' command again: it writes only that."
             )
     if not manifest["complete"]:
         raise DualHeadError(f"'{folder}' is whole as far as it goes, but not finished. Run the same command again.")
-    return len(wanted)
+    return len(digests)
