@@ -82,6 +82,11 @@ class SecondModel(Guide):
         # Borrowed, so no submodules: (model, whether it moves with this guide rather than with the backbone).
         self._models: list[tuple[nn.Module, bool]] = []
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """Every model that it reads, whoever else reads it."""
+        return [model for model, _ in self._models]
+
     def _hold(self, model: nn.Module, *, moves: bool) -> None:
         """Take a model in; what of it has a gradient becomes this guide's own."""
         self._models.append((model, moves))

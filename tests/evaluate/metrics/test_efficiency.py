@@ -9,7 +9,7 @@ from transformers import LlamaModel
 
 import dual_head.evaluate.metrics.efficiency as measuring
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
-from dual_head.evaluate.metrics.costs import costs
+from dual_head.evaluate.metrics.costs import cost_of
 from dual_head.evaluate.metrics.efficiency import measure_efficiency
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
@@ -111,7 +111,7 @@ def test_forwards_and_parameters_are_those_that_hooks_count(kind, alpha, tmp_pat
         "linear": LinearConfig(),
     }[kind]
     model = AlignedModel.from_pretrained(str(write_guides(tmp_path / "guides", place, {"g": guide})))
-    said = costs(model, alpha)
+    said = cost_of(model, alpha)
     forwards, executed = counted(model, alpha)
     assert (said.forwards, said.executed) == (forwards, executed)
     assert said.forwards == (2 if kind in ("language_model", "reward_model") and alpha else 1)
@@ -125,16 +125,16 @@ def test_weights_that_are_shared_take_memory_once(tmp_path):
     plain = AlignedModel.from_backbone(str(place), {})
     shared = AlignedModel.from_backbone(str(place), {"g": LanguageModelConfig(rank=2)})
     separate = AlignedModel.from_backbone(str(place), {"g": LanguageModelConfig(model=str(other), tune="none")})
-    alone, lora = costs(plain), costs(shared)
+    alone, lora = cost_of(plain), cost_of(shared)
     assert lora.weights_mib - alone.weights_mib == pytest.approx(4 * lora.added / 2**20)
     theirs = AlignedModel.from_backbone(str(other), {})
-    assert costs(separate).weights_mib == pytest.approx(alone.weights_mib + costs(theirs).weights_mib)
-    assert costs(plain.backbone.lm) == alone
+    assert cost_of(separate).weights_mib == pytest.approx(alone.weights_mib + cost_of(theirs).weights_mib)
+    assert cost_of(plain.backbone.lm) == alone
 
 
 def test_a_guide_that_does_not_act_costs_nothing_but_memory(systems):
     guided = systems[1][1]
-    both, one, none = (costs(guided, alpha) for alpha in (None, {"plain": 1.0}, 0.0))
+    both, one, none = (cost_of(guided, alpha) for alpha in (None, {"plain": 1.0}, 0.0))
     assert both.executed > one.executed > none.executed == none.parameters
     assert both.weights_mib == none.weights_mib
     assert both.added == none.added > 0

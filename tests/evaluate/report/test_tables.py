@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from dual_head.evaluate import Answer, Question
-from dual_head.evaluate.judges.verdicts import Cost, Graded, Outcome
+from dual_head.evaluate.judges.verdicts import Graded, Outcome, Usage
 from dual_head.evaluate.metrics import Measured
 from dual_head.evaluate.report.tables import frontier, judged, quality, warnings
 
@@ -81,13 +81,13 @@ def test_grades_of_the_judge_are_a_measure_like_others():
 
 
 def test_what_the_judge_used_counts_grades_and_what_systems_share_once():
-    first, second = Cost("ab", {"requests": 1.0, "cost": 0.5}, False), Cost("ba", {"requests": 2.0}, False)
-    again = [Cost(cost.key, cost.used, True) for cost in (first, second)]
+    first, second = Usage("ab", {"requests": 1.0, "cost": 0.5}, False), Usage("ba", {"requests": 2.0}, False)
+    again = [Usage(usage.key, usage.used, True) for usage in (first, second)]
     verdicts = {
         ("x", "base"): [Outcome(question="q0", orders=(1.0, 1.0), costs=(first, second))],
         ("y", "base"): [Outcome(question="q0", orders=(1.0, 1.0), costs=tuple(again))],
     }
-    grades = {"x": [Graded(question="q0", grade=7.0, costs=(Cost("a", {"requests": 1.0}, False),))]}
+    grades = {"x": [Graded(question="q0", grade=7.0, costs=(Usage("a", {"requests": 1.0}, False),))]}
     answers = {name: {"q0": Answer(question="q0", replies=(name,))} for name in ("x", "y", "base")}
     found = judged(SimpleNamespace(name="told", symmetric=False), QUESTIONS[:1], answers, verdicts, grades)
     assert found["judge"]["used"] == {"requests": 4.0, "cost": 0.5}

@@ -19,7 +19,7 @@ from dual_head.evaluate.types import Answer, Comparison, Judge, Question, Replie
 from dual_head.fingerprint import digest
 from dual_head.reading import json_value
 
-__all__ = ["FILE", "Cost", "Graded", "Outcome", "Result", "grade_all", "judge_pairs", "spent"]
+__all__ = ["FILE", "Graded", "Outcome", "Result", "Usage", "grade_all", "judge_pairs", "spent"]
 
 FILE = "verdicts.jsonl"
 EXAMPLES = 3  # question ids that an error names
@@ -29,7 +29,7 @@ Shown = Comparison | tuple[Question, Replies]
 
 
 @dataclass(frozen=True)
-class Cost:
+class Usage:
     """What one verdict cost, under the key of all that it depends on; kept: it was there from before."""
 
     key: str
@@ -54,7 +54,7 @@ class Outcome:
     used: dict[str, float] = field(default_factory=dict)
     kept: int = 0
     identical: bool = False
-    costs: tuple[Cost, ...] = field(default=(), compare=False, repr=False)
+    costs: tuple[Usage, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def preference(self) -> float | None:
@@ -91,7 +91,7 @@ class Graded:
     flaw: str = ""
     used: dict[str, float] = field(default_factory=dict)
     kept: int = 0
-    costs: tuple[Cost, ...] = field(default=(), compare=False, repr=False)
+    costs: tuple[Usage, ...] = field(default=(), compare=False, repr=False)
 
 
 def judge_pairs(
@@ -188,7 +188,7 @@ def _bill(heard: list[tuple[str, Verdict, bool]]) -> dict[str, Any]:
     return {
         "used": dict(used),
         "kept": sum(old for _, _, old in heard),
-        "costs": tuple(Cost(key, verdict.used, old) for key, verdict, old in heard),
+        "costs": tuple(Usage(key, verdict.used, old) for key, verdict, old in heard),
     }
 
 

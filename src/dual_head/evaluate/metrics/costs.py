@@ -14,13 +14,13 @@ from dual_head.guides.second_model import SecondModel
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
 
-__all__ = ["MIB", "Costs", "costs"]
+__all__ = ["MIB", "Cost", "cost_of"]
 
 MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Costs:
+class Cost:
     """What follows from a system's parts, at its strength.
 
     parameters: of the model it was made of; added: stored beside it; trained: of those, with a gradient; executed:
@@ -36,14 +36,14 @@ class Costs:
     weights_mib: float
 
 
-def costs(model: Any, alpha: Alpha = None) -> Costs:
+def cost_of(model: Any, alpha: Alpha = None) -> Cost:
     """Count a system's parameters, and its forwards per token at a strength (None for its own)."""
     aligned = isinstance(model, AlignedModel)
     base = Parameters.of(model.backbone.lm if aligned else model)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in _weights(model)) / MIB
     if not aligned:
         whole = base.whole
-        return Costs(parameters=whole, added=0, trained=0, executed=whole, forwards=1, weights_mib=weights)
+        return Cost(parameters=whole, added=0, trained=0, executed=whole, forwards=1, weights_mib=weights)
     acting, _ = model.resolve_alpha(alpha, 1)
     added = trained = executed = 0
     forwards = 1.0
@@ -56,7 +56,7 @@ def costs(model: Any, alpha: Alpha = None) -> Costs:
         if name in acting.names:
             executed += model.guide(name).executed(sum(parameters.values()), base)
             forwards += model.guide(name).extra_forwards
-    return Costs(
+    return Cost(
         parameters=base.whole,
         added=added,
         trained=trained,
@@ -72,7 +72,7 @@ def _weights(model: Any) -> Iterator[Tensor]:
     if isinstance(model, AlignedModel):
         modules.append(model.backbone.lm)
         guides = (model.guide(name) for name in model.config.guides or {})
-        modules += [held for guide in guides if isinstance(guide, SecondModel) for held, _ in guide._models]
+        modules += [model for guide in guides if isinstance(guide, SecondModel) for model in guide.models]
     seen: set[int] = set()
     for tensor in (parameter for module in modules for parameter in module.parameters()):
         if tensor.data_ptr() not in seen:

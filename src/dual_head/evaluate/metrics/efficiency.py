@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.metrics.costs import MIB, Costs, costs
+from dual_head.evaluate.metrics.costs import MIB, Cost, cost_of
 from dual_head.evaluate.metrics.likelihood import context_of
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
 
-__all__ = ["Cost", "measure_efficiency"]
+__all__ = ["Timing", "measure_efficiency"]
 
 System = tuple[str, Any, PreTrainedTokenizerBase, Alpha]  # name, model, tokenizer, strength (None for its own)
 PROCESS = Path("/proc/self")
@@ -32,7 +32,7 @@ LEAST = 1e-9  # seconds; a clock may stand still between two looks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost(Costs):
+class Timing(Cost):
     """One system at one batch size, medians over rounds.
 
     prefill_ms: the prompt and the first token; decode_ms: each further one; tokens_per_s: of the whole batch while
@@ -71,7 +71,7 @@ def measure_efficiency(
     batch_sizes: Sequence[int] = (1, 8),
     rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Cost]:
+) -> list[Timing]:
     """Generate `new_tokens` greedily after a prompt, whatever ends a reply, in every system in turns.
 
         prefill = t(1 token)        decode = (t(n tokens) - t(1 token)) / (n - 1)
@@ -96,7 +96,7 @@ def _in_turns(
     batch_size: int,
     rounds: int,
     clock: Callable[[], float],
-) -> list[Cost]:
+) -> list[Timing]:
     """One row per system at one batch size."""
     batches = [_batch(system, ids, batch_size) for system, ids in zip(systems, prompts, strict=True)]
     peaks = [_peak(system, ids, new_tokens) for system, ids in zip(systems, batches, strict=True)]
@@ -119,11 +119,11 @@ def _row(
     batch_size: int,
     prompt_tokens: int,
     new_tokens: int,
-) -> Cost:
+) -> Timing:
     name, model, _, alpha = system
-    parts = costs(model, alpha)
+    parts = cost_of(model, alpha)
     decode = statistics.median(seconds.decode for seconds in own)
-    return Cost(
+    return Timing(
         **asdict(parts),
         system=name,
         batch_size=batch_size,

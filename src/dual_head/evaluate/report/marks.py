@@ -14,7 +14,7 @@ SCATTER, SCATTER_MARGIN = (640, 380), (64, 16, 48, 16)  # width, height; left, t
 LENGTHS = ("length", "tokens", "characters", "words")
 
 Place = Callable[[float], float]
-Measured = dict[str, Any]  # mean, interval and n of one metric, or the marks that show them
+Mark = dict[str, Any]  # mean, interval and n of one metric, or the marks that show them
 
 
 def forest_row(pair: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(i * step, 10) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _marks(values: Sequence[Measured | None], better: str) -> list[Measured | None]:
+def _marks(values: Sequence[Mark | None], better: str) -> list[Mark | None]:
     known = [value for value in values if value and _known(value)]
     if not known:
         return [None for _ in values]
@@ -135,7 +135,7 @@ def _marks(values: Sequence[Measured | None], better: str) -> list[Measured | No
     place, digits = _scale(*ends, 0, BAR, BAR_MARGIN), decimals(ends)
     best = {"higher": max(means), "lower": min(means)}.get(better) if len(set(means)) > 1 else None
 
-    def mark(value: Measured) -> Measured:
+    def mark(value: Mark) -> Mark:
         interval = value.get("interval")
         return {
             "shown": f"{value['mean']:,.{digits}f}",
@@ -150,11 +150,11 @@ def _marks(values: Sequence[Measured | None], better: str) -> list[Measured | No
     return [mark(value) if value and _known(value) else None for value in values]
 
 
-def _known(value: Measured | None) -> bool:
+def _known(value: Mark | None) -> bool:
     return bool(value) and value.get("mean") is not None and math.isfinite(value["mean"])
 
 
-def _ends(values: Sequence[Measured]) -> tuple[float, float]:
+def _ends(values: Sequence[Mark]) -> tuple[float, float]:
     """Lowest and highest of means and intervals."""
     all = [end for value in values for end in (value["mean"], *(value.get("interval") or []))]
     return min(all), max(all)
