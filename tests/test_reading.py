@@ -3,6 +3,7 @@
 import errno
 import json
 import pickle
+import re
 import threading
 import time
 
@@ -130,3 +131,26 @@ def test_code_that_does_not_end_is_stopped_in_any_thread_and_what_ends_is_left_a
     end = time.perf_counter() + 0.15
     while time.perf_counter() < end:  # the limit of a block that is over stops nothing
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("config.json", b"[]", "it holds no JSON object"),
+        ("tokenizer_config.json", b'{"cut', "it is not whole JSON"),
+        ("tokenizer.json", b"\xff", "it is not UTF-8 text"),
+        ("model-00002-of-00002.safetensors", b"", "Error while deserializing header: header too small"),
+    ],
+)
+def test_of_a_model_that_cannot_be_loaded_the_damaged_file_is_named(name, data, reason, tmp_path):
+    (tmp_path / "generation_config.json").write_text("{}")
+    (tmp_path / name).write_bytes(data)
+    expected = re.escape(f"Could not load it: its {name} is damaged ({reason}). Copy it again.")
+    with pytest.raises(DualHeadError, match=f"^{expected}$"), reading("Could not load it", "Give another.", tmp_path):
+        raise KeyError("layers")
+    (tmp_path / name).unlink()
+    with (
+        pytest.raises(DualHeadError, match=r"it lacks 'layers'\. Give another\."),
+        reading("No", "Give another.", tmp_path),
+    ):
+        raise KeyError("layers")

@@ -385,6 +385,7 @@ def load_config(name_or_path: str, **options: Any) -> PreTrainedConfig:
     with reading(
         f"Could not read the config of the model '{name_or_path}'",
         "Give a folder that holds config.json, or the name of a model on the hub.",
+        name_or_path,
     ):
         _require_sizes(name_or_path, **options)
         return AutoConfig.from_pretrained(name_or_path, **options)
@@ -426,4 +427,5 @@ def _loading(name_or_path: str) -> AbstractContextManager[None]:
     return reading(
         f"Could not load the backbone '{name_or_path}'",
         "Give a folder that holds config.json and safetensors, or the name of a model on the hub.",
+        name_or_path,
     )

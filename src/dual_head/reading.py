@@ -29,11 +29,16 @@ DEEPEST = 100
 MOST = 1_000_000
 """Values in a file of settings, each counted as often as aliases of YAML repeat it."""
 LONGEST_REASON = 300  # characters
+MODEL_PARTS = ("*config.json", "tokenizer.json", "*.safetensors.index.json", "*.safetensors")
+"""Patterns of a model's files that are looked at where one of them cannot be read."""
 
 
 @contextmanager
-def reading(problem: str, remedy: str) -> Iterator[None]:
-    """Refuse with "PROBLEM: what is wrong. REMEDY" whatever the block raises; a full disk stays what it is."""
+def reading(problem: str, remedy: str, folder: str | Path | None = None) -> Iterator[None]:
+    """Refuse with "PROBLEM: what is wrong. REMEDY" whatever the block raises; a full disk stays what it is.
+
+    folder: what the block reads of a model, where a file that is damaged is named.
+    """
     try:
         yield
     except (DualHeadError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -41,7 +46,8 @@ def reading(problem: str, remedy: str) -> Iterator[None]:
     except BaseException as error:  # a reader written in Rust panics with one that is no Exception
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DualHeadError(f"{problem}: {reason(error)} {remedy}") from error
+        damage = _damage(folder) if folder else None
+        raise DualHeadError(f"{problem}: {damage or f'{reason(error)} {remedy}'}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -56,6 +62,21 @@ def reason(error: BaseException) -> str:
     said = (said.strip() or type(error).__name__).splitlines()[0].strip()
     said = said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]} ..."
     return said if said.endswith((".", "!", "?")) else f"{said}."
+
+
+def _damage(folder: str | Path) -> str | None:
+    """Name the first of a model's files that is not whole, with what is wrong; None where none of them is."""
+    from safetensors import safe_open
+
+    for file in sorted(path for pattern in MODEL_PARTS for path in Path(folder).glob(pattern)):
+        try:
+            if file.suffix == ".safetensors":
+                safe_open(file, "np")
+            elif not isinstance(json_value(file.read_text(encoding="utf-8")), dict):
+                raise ValueError("it holds no JSON object")
+        except Exception as error:
+            return f"its {file.name} is damaged ({reason(error).removesuffix('.')}). {COPY}"
+    return None
 
 
 _KINDS: dict[type[BaseException], str] = {

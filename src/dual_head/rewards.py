@@ -116,7 +116,7 @@ def called(name: str, reward: Reward, prompt: Prompt, reply: str) -> tuple[float
 
 
 def _loading(folder: str) -> AbstractContextManager[None]:
-    return reading(f"Could not load a reward model from '{folder}'", FORMS)
+    return reading(f"Could not load a reward model from '{folder}'", FORMS, folder)
 
 
 def _no_reward_model(folder: str, labels: int) -> DualHeadError:

@@ -88,7 +88,8 @@ _TYPES: dict[str, Any] = DualHeadReasoningConfig.__annotations__
 
 def read_classifier_config(source: str, **hub: Any) -> DualHeadReasoningConfig:
     """Read a classifier's config. Errors: none there, damaged, or of another kind of model."""
-    with reading(f"Cannot read a classifier's config in '{source}'", "Train one with 'dual-head classify train'."):
+    problem, remedy = f"Cannot read a classifier's config in '{source}'", "Train one with 'dual-head classify train'."
+    with reading(problem, remedy, source):
         config = DualHeadReasoningConfig.from_pretrained(source, **hub)
     if not isinstance(config, DualHeadReasoningConfig) or config.backbone_config is None:
         raise DualHeadError(f"'{source}' is no classifier of ours. Train one with 'dual-head classify train'.")

@@ -224,6 +224,7 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
     with reading(
         f"Could not load a tokenizer from '{name_or_path}'",
         "Say where it is with --tokenizer (in training: --tokenizer_name).",
+        name_or_path,
     ):
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
