@@ -55,12 +55,10 @@ class EndpointOptions:
             raise DualHeadError("concurrency is at least 1 and max_retries at least 0.")
         if min(self.input_price or 0, self.output_price or 0) < 0:
             raise DualHeadError("input_price and output_price are at least 0.")
-        if not 0 < self.timeout <= LONGEST_WAIT or (
-            self.requests_per_minute is not None and self.requests_per_minute <= 0
-        ):
-            raise DualHeadError(
-                f"timeout and requests_per_minute are above 0, and timeout is at most {LONGEST_WAIT:,}."
-            )
+        if self.requests_per_minute is not None and self.requests_per_minute <= 0:
+            raise DualHeadError("requests_per_minute is above 0.")
+        if not 0 < self.timeout <= LONGEST_WAIT:
+            raise DualHeadError(f"timeout is above 0 and at most {LONGEST_WAIT:,} seconds.")
 
 
 @dataclass(frozen=True)
