@@ -250,7 +250,7 @@ def test_a_flag_of_ours_is_never_an_alias_and_every_alias_is_for_one(command):
 
 
 def test_a_command_of_ours_is_never_an_alias_and_every_alias_is_for_one():
-    assert not OUR_COMMANDS.keys() & {*COMMANDS, *NO_COMMANDS}
+    assert not set(OUR_COMMANDS) & {*COMMANDS, *NO_COMMANDS}
     for line in COMMANDS.values():
         name, *more = line.split()
         assert name in OUR_COMMANDS

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import gc
-import importlib
 import logging
 import os
 import re
@@ -12,7 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from dual_head import __version__
-from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.errors import DualHeadError
+from dual_head.options import discover
+from dual_head.options.help import listed
 from dual_head.places import system_failure
 from dual_head.reading import reason
 from dual_head.seed_names import translate
@@ -21,19 +22,7 @@ from dual_head.signals import Terminated, end_by, signals_raised
 REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)  # by the system
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ALLOCATIONS = 100_000  # of objects between two searches for garbage
-COMMANDS = {
-    "train": "train a guide on preference pairs",
-    "cache": "keep what a backbone says about preference pairs, to train guides from",
-    "generate": "generate text with guides, at any strength",
-    "inspect": "say what a guide is, what it costs, and whether it fits another backbone",
-    "compose": "put several guides, or models as guides, into one folder",
-    "merge": "fold a linear guide into the lm_head, as a plain checkpoint",
-    "sweep": "generate at many strengths, and measure what each does",
-    "eval": "ask many systems the same questions, and say who is preferred and how sure that is",
-    "ablate": "train variants of a method on the same pairs, and tabulate what each changes",
-    "classify": "classifiers that learn from rationales and never write one",
-    "demo": "train and look at a guide on a small world, offline, in minutes",
-}
+COMMANDS = discover("dual_head.commands", "run", noun="command")
 
 
 def run() -> int:
@@ -62,15 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Bars of loading are for a terminal, and not for the one that a reply is streamed to.
         if name == "generate" or not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        if name in COMMANDS:
-            from dual_head.commands.paths import require_paths
+        if name and not name.startswith("-"):
+            if name in COMMANDS.files:
+                from dual_head.commands.paths import require_paths
 
-            require_paths(arguments[1:])
+                require_paths(arguments[1:])
             with signals_raised():
                 # Imported only now: `dual-head --help` should not wait for torch.
-                return importlib.import_module(f"dual_head.commands.{name}").run(arguments[1:])
-        if name and not name.startswith("-"):
-            raise DualHeadError(f"Unknown command '{name}'.{did_you_mean(name, COMMANDS)}")
+                return COMMANDS.load(name)(arguments[1:])
         _parser().parse_args(arguments or ["--help"])
     except DualHeadError as error:
         _say(f"{error}", arguments)
@@ -133,12 +121,11 @@ def _require_utf8(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<10}{said}" for name, said in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="dual-head",
         usage="dual-head COMMAND [options]",
         description="Align a frozen language model at test time with small trained heads.",
-        epilog=f"commands:\n{listed}\n\n'dual-head COMMAND --help' tells more.",
+        epilog=f"commands:\n{listed(COMMANDS.summaries())}\n\n'dual-head COMMAND --help' tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dual-head {__version__}")

@@ -16,7 +16,6 @@ from dual_head.commands.loading import DTYPE_HELP
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmark
-from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark
 from dual_head.evaluate.judges import JUDGES
 from dual_head.options import Options, option
 from dual_head.options.flags import OptionParser
@@ -58,7 +57,7 @@ class EvalOptions(Options):
     raw: bool = option(False, "continue texts as they are", group="questions")
     max_new_tokens: int | None = option(None, "default: 128, or half of the smallest context", group=DECODING, least=1)
     temperature: float = option(0.0, "0 is greedy; above it, sample", group=DECODING, least=0)
-    top_p: float = option(1.0, "nucleus sampling", group=DECODING, least=0)
+    top_p: float = option(1.0, "nucleus sampling", group=DECODING, least=0, most=1)
     top_k: int = option(0, "sample among so many; 0: all", group=DECODING, least=0)
     seed: int = option(0, "of the questions picked and of sampling", group=DECODING, least=0)
     batch_size: int = option(16, "questions at a time", group=DECODING, least=1)
@@ -119,6 +118,9 @@ class EvalOptions(Options):
 def run(arguments: Sequence[str]) -> int:
     """Parse, evaluate, print."""
     (args,) = build_parser().read(arguments)
+    # Imported late: --help should not wait for numpy.
+    from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark
+
     benchmark = load_benchmark(args.benchmark)
     if isinstance(benchmark, ChoiceBenchmark):
         _require_of_choices(args)
@@ -137,6 +139,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(args: EvalOptions, benchmark: Benchmark, output: Path, console: Terminal, command: str) -> dict[str, Any]:
     # Imported late: a mistyped option should not wait for torch.
+    from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark
+
     if not isinstance(benchmark, ChoiceBenchmark):
         from dual_head.evaluate.run import evaluate
 

@@ -6,7 +6,6 @@ Every TrainingArguments flag is accepted, every option of the method, and the sa
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from dual_head.commands.training import end_processes, hide_rare
 from dual_head.guides import GUIDES
@@ -31,19 +30,14 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if name in ("-h", "--help") else 2
     chosen = method(name)
     parser = build_parser(chosen, help_all="--help_all" in arguments)
-    before = before_parsing(arguments[1:], "feature_cache")
-    files = [Path(before.config)] if before.config else []
-    for file in files:
-        parser.take(file, allow_code=before.allow_code)
-    if cache := before.feature_cache or parser.get_default("feature_cache"):
-        # Its backbone and data are the defaults, so that any other that is named is meant.
+    parser.take_file(arguments[1:])
+    if cache := before_parsing(arguments[1:], "feature_cache").feature_cache or parser.get_default("feature_cache"):
+        # Its backbone and data are the defaults, below the file's, so that any other that is named is meant.
         parser.set_defaults(**cached_options(cache))
-        for file in files:
-            parser.take(file, allow_code=before.allow_code)
     if "--help_all" in arguments:
         parser.print_help()
         return 0
-    options, training, rest = parser.objects(parser.namespace(arguments[1:]))
+    options, training, rest = parser.read(arguments[1:])
     train_guide(with_method_options(chosen, rest), options, training)
     end_processes()
     return 0

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dual_head.errors import DualHeadError
 from dual_head.methods.base import Method
 from dual_head.options import discover
 
@@ -24,4 +25,8 @@ def method_names() -> list[str]:
 def method(name: str) -> Method:
     """Find a method by its name ("-" and "_" are one). Errors: an unknown or a broken one."""
     name = name.replace("-", "_")
-    return METHODS.load(ALIASES.get(name, name))
+    name = ALIASES.get(name, name)
+    chosen: Method = METHODS.load(name)
+    if chosen.name != name:
+        raise DualHeadError(f"The method '{name}' is named '{chosen.name}' in its own file. Give it one name.")
+    return chosen

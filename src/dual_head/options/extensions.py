@@ -10,7 +10,7 @@ Broken ones are refused by name when they are used, and keep nothing else from w
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,9 @@ class Extensions:
     def names(self) -> list[str]:
         """Name every extension, broken ones too."""
         return sorted({*self.files, *self._entry_points()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
 
     def load(self, name: str) -> Any:
         """Import an extension. Errors: an unknown name (the nearest is offered), a broken extension."""

@@ -7,7 +7,7 @@ A value comes from the command line, or else the file, or else the field's defau
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,7 @@ class OptionParser(argparse.ArgumentParser):
 
     aliases: other names that keys of the file may have, each for one or more options; sections: keys of the file that
     only group options; constants: keys that the file may repeat, with the value that they must have; listings:
-    extensions that --help lists, by heading.
+    extensions that --help lists, by heading; translate: makes values of this command's names from those of the file.
     """
 
     def __init__(
@@ -40,12 +40,13 @@ class OptionParser(argparse.ArgumentParser):
         sections: Sequence[str] = (),
         constants: Mapping[str, str] | None = None,
         listings: Mapping[str, Extensions] | None = None,
+        translate: Callable[[dict[str, Any], Path, list[str]], dict[str, Any]] = lambda values, *_: values,
         **more: Any,
     ):
         prog = f"dual-head {command}"
         more = {"formatter_class": Help, "allow_abbrev": False, **more}
         super().__init__(prog=prog, usage=f"{prog} {usage}", description=description, **more)
-        self.classes, self.sections = classes, sections
+        self.classes, self.sections, self.translate = classes, sections, translate
         self._declared: dict[str, tuple[Field, Any]] = {}  # by name: the field and its type
         self.aliases, self.constants, self.listings = dict(aliases or {}), dict(constants or {}), dict(listings or {})
         for cls in classes:
@@ -62,13 +63,11 @@ class OptionParser(argparse.ArgumentParser):
 
         Errors: an unknown flag or key (the nearest is offered), values of other types or out of bounds.
         """
-        before = before_parsing(arguments)
-        if before.config:
-            self.take(Path(before.config), allow_code=before.allow_code)
         return self.objects(self.namespace(arguments))
 
     def namespace(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Read flags over the defaults, without the file. Errors: see `read`."""
+        """Read flags over the file of --config, and build nothing. Errors: see `read`."""
+        self.take_file(arguments)
         self._refuse_unknown(arguments)
         values = vars(self.parse_args(list(arguments)))
         return argparse.Namespace(**{name: values[name] for name in values if name not in ("config", "allow_code")})
@@ -87,16 +86,18 @@ class OptionParser(argparse.ArgumentParser):
         others = {action.dest for action in self._actions} - {*self._declared, "help", "config", "allow_code"}
         return (*objects, argparse.Namespace(**values)) if others else tuple(objects)
 
-    def take(self, file: Path, *, allow_code: bool = False) -> None:
-        """Take a YAML file's values as defaults, which flags override.
+    def take_file(self, arguments: Sequence[str]) -> None:
+        """Take the values of --config, where it is among the arguments, as defaults.
 
         Errors: an unreadable file, an unknown key (the nearest is offered), an option given twice, code that is named
-        without `allow_code`.
+        without --allow_code.
         """
-        self.take_values(read_options(file, allow_code=allow_code), file)
+        before = before_parsing(arguments)
+        if before.config:
+            file = Path(before.config)
+            self._take(self.translate(read_options(file, allow_code=before.allow_code), file, self.names()), file)
 
-    def take_values(self, values: Mapping[str, Any], file: Path) -> None:
-        """Take values as defaults, as `take` does; file: where they come from, for messages."""
+    def _take(self, values: Mapping[str, Any], file: Path) -> None:
         defaults: dict[str, Any] = {}
         places: dict[str, str] = {}
         for place, key, value in self._entries(values, file):

@@ -18,12 +18,12 @@ from rich.table import Table
 
 from dual_head import __version__
 from dual_head.classify.formats_options import columns_of
-from dual_head.commands.classify.evaluate_config import apply_config
+from dual_head.commands.classify.evaluate_config import options_of
 from dual_head.commands.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
 from dual_head.errors import DualHeadError
 from dual_head.gauge import gauged
 from dual_head.options import option
-from dual_head.options.flags import OptionParser, before_parsing
+from dual_head.options.flags import OptionParser
 from dual_head.places import atomic_folder, exclusive
 from dual_head.secrets import command_line
 from dual_head.terminal import Terminal
@@ -75,7 +75,7 @@ class EvaluateOptions(LoadingOptions, BatchOptions):
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, and evaluate into a folder that is held."""
-    args = _options(arguments)
+    (args,) = build_parser().read(arguments)
     output = Path(args.output_dir or Path(args.classifier[0]) / FOLDER)
     with exclusive(output):
         return _evaluate(args, output, command_line("dual-head", "classify", "evaluate", *arguments))
@@ -255,14 +255,6 @@ def _figure(value: Mapping[str, Any] | None) -> str:
 # ---- what is asked for ---------------------------------------------------------------------------------------
 
 
-def _options(arguments: Sequence[str]) -> "EvaluateOptions":
-    parser, before = build_parser(), before_parsing(arguments)
-    if before.config:
-        apply_config(parser, Path(before.config), allow_code=before.allow_code)
-    (options,) = parser.objects(parser.namespace(arguments))
-    return options
-
-
 def _require_places(args: EvaluateOptions) -> None:
     """Refuse to keep anything with a classifier that is no folder here, as one on the hub."""
     elsewhere = [place for place in args.classifier if not Path(place).is_dir()]
@@ -278,4 +270,6 @@ def _require_places(args: EvaluateOptions) -> None:
 def build_parser() -> OptionParser:
     """Make the parser."""
     usage = "CLASSIFIER [OTHER ...] --dataset D --output_dir O [options]"
-    return OptionParser(EvaluateOptions, command="classify evaluate", usage=usage, description=__doc__)
+    return OptionParser(
+        EvaluateOptions, command="classify evaluate", usage=usage, description=__doc__, translate=options_of
+    )

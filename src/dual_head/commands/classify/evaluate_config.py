@@ -3,12 +3,11 @@
 It knows names of options, and neither classifiers nor rows.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.options.config_file import read_options
-from dual_head.options.flags import OptionParser
 
 # What a training config says of its held-out data, and what it is here.
 HELD_OUT = {
@@ -22,17 +21,14 @@ HELD_OUT = {
 }
 
 
-def apply_config(parser: OptionParser, file: Path, *, allow_code: bool = False) -> None:
-    """Take a YAML file's values as defaults, which flags override.
+def options_of(values: dict[str, Any], file: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The options of an evaluation: the file's own where it has no other, or those that a training config stands for.
 
     A training config gives the folder that it trains, as the classifier, and the data that it holds out: those of
-    eval_dataset_name, another split, or the same share of the training data. Errors: an unreadable file, an unknown
-    key (the nearest is offered), code that is named without `allow_code`.
+    eval_dataset_name, another split, or the same share of the training data. Errors: a key of neither (the nearest is
+    offered).
     """
-    values = read_options(file, allow_code=allow_code)
-    if not set(values) <= set(parser.names()):
-        values = _of_training(values, file, set(parser.names()))
-    parser.take_values(values, file)
+    return values if set(values) <= set(names) else _of_training(values, file, set(names))
 
 
 def _of_training(values: dict[str, Any], file: Path, names: set[str]) -> dict[str, Any]:
