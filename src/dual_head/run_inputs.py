@@ -22,8 +22,8 @@ from dual_head.features.store import read_manifest
 from dual_head.fingerprint import digest, tokenizer_fingerprint
 from dual_head.guides import build_guide
 from dual_head.methods import Method
+from dual_head.model.guide_set import entry_of
 from dual_head.model.pretrained import load_tokenizer
-from dual_head.model.switch import entry_of
 from dual_head.run_options import RunOptions, SourceOptions, source_of
 
 

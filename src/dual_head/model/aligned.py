@@ -10,10 +10,10 @@ nothing from us. It knows guides only through `Guide`, and nothing of training.
 """
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,65 +21,70 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
-from dual_head.backbone import Backbone, BackboneShape, load_backbone
+from dual_head.backbone import Backbone
 from dual_head.cache import CacheSlot
+from dual_head.checkpoint import COPY, load_strictly, read_weights
 from dual_head.config import AlignedConfig
+from dual_head.data import Prompt
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.fusion import require_fusion
-from dual_head.guides import Guide, GuideConfig, States, build_guide
-from dual_head.hidden_states import Features, Rows
-from dual_head.model.alpha import Alpha, Strengths, requested, resolve_alpha, strengths_of
-from dual_head.model.decode_step import JointSteps, StepOutput
-from dual_head.model.generate import TextGeneration
-from dual_head.model.guide_set import GuideCaching
-from dual_head.model.inner_calls import InnerCalls
-from dual_head.model.pretrained import GuideLoading
-from dual_head.model.switch import GuideComposition, absolute, entry_of, require_guide_name
+from dual_head.guides import Guide, GuideConfig, States
+from dual_head.hidden_states import Features
+from dual_head.model import pretrained
+from dual_head.model.alpha import Alpha, Strengths, requested, require_default, resolve_alpha, strengths_of
+from dual_head.model.costs import recorded_costs
+from dual_head.model.encode import Encoded, encode
+from dual_head.model.generate import NOT_PAGED, generate_ids, generate_text
+from dual_head.model.guide_set import GuideSet, entry_of, require_guide_name
+from dual_head.model.inner_calls import at_request, require_no_own_drafts, without_request
+from dual_head.model.switch import Move, move_guides
 from dual_head.policy import ActiveGuide, distributions
-from dual_head.transfer import UNMAPPED, Transfer
+from dual_head.reading import reading
+from dual_head.transfer import Transfer
+from dual_head.vocabulary import Comparison
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One pass over tokens: hidden [B, T, d], and the states of every guide that acts, each [B, T, *]."""
-
-    hidden: Tensor
-    states: dict[str, States]
-    backbone: BaseModelOutputWithPast | None = None  # what the decoder returned, for whoever asked for more
-
-
-class AlignedModel(
-    TextGeneration, GuideComposition, GuideCaching, JointSteps, InnerCalls, GuideLoading, GenerationMixin
-):
+class AlignedModel(PreTrainedModel, GenerationMixin):
     """A frozen decoder steered by guides; build it with `from_backbone` or `from_pretrained`."""
 
+    config: AlignedConfig
     config_class = AlignedConfig
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = True
+    auto_classes: ClassVar = {  # transformers' class, and ours that it finds
+        "AutoConfig": "dual_head.config.AlignedConfig",
+        "AutoModelForCausalLM": "dual_head.model.AlignedModel",
+    }
+    _tokenizer: PreTrainedTokenizerBase | None = None  # of `from_backbone`, or found when text first needs one
+    _source: str | None = None  # where the guides were loaded from
 
     def __init__(self, config: AlignedConfig, lm: PreTrainedModel):
-        config = copy.deepcopy(config)  # the caller's own: attach and switch_backbone change this one
+        config = copy.deepcopy(config)  # attach and switch_backbone change this one, and not the caller's
         config._attn_implementation = lm.config._attn_implementation
         super().__init__(config)
         self.backbone = Backbone(lm)
-        self.guides, self.transfers = nn.ModuleDict(), nn.ModuleDict()
-        for name, entry in (config.guides or {}).items():
-            self._add_guide(name, entry)
+        self.guides = GuideSet(self.backbone, config.guides or {})
+        self.transfers = self.guides.transfers  # their submodule nowhere else
         self.generation_config = copy.deepcopy(lm.generation_config)
         if device_map := getattr(lm, "hf_device_map", None):
             self.hf_device_map = device_map  # transformers reads it to decide about compiling
         self.eval()
+
+    # ---- made, loaded, saved ---------------------------------------------------------------------------
 
     @classmethod
     def from_backbone(
@@ -102,22 +107,18 @@ class AlignedModel(
         require_fusion(fusion)
         for name in guides:
             require_guide_name(name)
-        strengths = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
-        if not all(isinstance(value, (int, float)) for value in strengths.values()):
-            raise DualHeadError(f"Default alphas are numbers, not {strengths}. Give schedules and rows to generate.")
-        resolve_alpha(strengths, defaults=dict.fromkeys(guides, 1.0), rows=1)
-        loaded = isinstance(backbone, nn.Module)
-        if load and loaded:
+        alphas = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
+        require_default(alphas, names=guides)
+        if load and isinstance(backbone, nn.Module):
             raise DualHeadError(f"The backbone is already loaded, so {', '.join(load)} would do nothing. Leave it out.")
-        lm = backbone if isinstance(backbone, nn.Module) else load_backbone(str(backbone), **load)
-        frozen = Backbone(lm)
+        frozen = Backbone(pretrained.load_lm(backbone, **load))
         config = AlignedConfig(
             backbone_config=copy.deepcopy(frozen.config),
-            backbone_name_or_path=absolute(frozen.config._name_or_path),
+            backbone_name_or_path=pretrained.absolute(frozen.config._name_or_path),
             backbone_fingerprint=frozen.fingerprint().as_dict(),
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer) if tokenizer else None,
             guides={name: entry_of(guide, frozen.shape) for name, guide in guides.items()},
-            alpha={name: float(value) for name, value in strengths.items()},
+            alpha={name: float(value) for name, value in alphas.items()},
             fusion=fusion,
         )
         model = cls(config, frozen.lm)
@@ -126,84 +127,202 @@ class AlignedModel(
             model._tokenizer = tokenizer
         return model
 
-    def _add_guide(self, name: str, entry: dict[str, Any]) -> None:
-        """Build a guide from its entry, and what it needs to fit this backbone."""
-        shape = BackboneShape.from_dict(entry["shape"])
-        guide = build_guide(entry, shape)
-        guide.attach(self.backbone)
-        device = self.backbone.output_device
-        self.guides[name] = guide.to(device).eval()
-        if shape != self.backbone.shape or entry.get("adapter") or entry.get("vocab_map"):
-            # Filled from the checkpoint, or by switch_backbone.
-            ids = torch.full((self.backbone.shape.vocab_size,), UNMAPPED) if entry.get("vocab_map") else None
-            transfer = Transfer(shape, self.backbone.shape, adapter=bool(entry.get("adapter")), vocab_map=ids)
-            self.transfers[name] = transfer.to(device)
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        backbone: str | Path | PreTrainedModel | None = None,
+        config: AlignedConfig | None = None,
+        dtype: str | torch.dtype = "auto",
+        device_map: str | dict | None = None,
+        attn_implementation: str | None = None,
+        quantization_config: Any = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        switch: bool = False,
+        vocab_map: bool = False,
+        adapter: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        output_loading_info: bool = False,
+        **hub: Any,
+    ) -> Self:
+        """Load guides and the backbone they were trained on.
+
+        backbone: another place of, or an already loaded, same backbone; with `switch`, also another backbone,
+        to which the guides are then moved: vocab_map, adapter and tokenizer as in `switch_backbone`; dtype, device_map,
+        attn_implementation, quantization_config, trust_remote_code: for the backbone, as transformers has
+        them (an explicit dtype is the guides' too); revision and hub options: for the guides;
+        output_loading_info: also return what transformers does then, of which there is never any. Errors: no,
+        corrupt or mismatching files; a backbone whose fingerprint is not the one trained on.
+        """
+        source = str(pretrained_model_name_or_path)
+        hub = pretrained.hub_options(hub, cls.from_pretrained)
+        if (vocab_map or adapter) and not switch:
+            raise DualHeadError("vocab_map and adapter say how guides move to another backbone: add switch=True.")
+        if config is None:
+            config = pretrained.read_config(source, revision=revision, **hub)
+        lm = pretrained.load_lm(
+            backbone or pretrained.recorded_backbone(config, source),
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
+            trust_remote_code=trust_remote_code,
+        )
+        building = reading(f"Cannot build the guides of '{source}' from its config.json", COPY)
+        if switch and not pretrained.is_same_backbone(config, lm):
+            weights = read_weights(source, revision=revision, **hub)
+            with building:
+                places = (source, config.backbone_name_or_path)
+                move = move_guides(config, lm, places, tokenizer=tokenizer, vocab_map=vocab_map, adapter=adapter)
+                model = cls._moved(move, lm, weights)
+            logger.warning("Moved the guides of '%s' to '%s': %s.", source, lm.config._name_or_path, move.comparison)
+        else:
+            with building:
+                model = cls(config, lm)
+            pretrained.require_same_backbone(model.config, model.backbone, source)
+            load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
+        if dtype not in ("auto", "stored"):
+            model.guides.to(model.dtype)
+            model.transfers.to(model.dtype)
+        model._source = source
+        info = {"missing_keys": set(), "unexpected_keys": set()}
+        return (model, info) if output_loading_info else model  # pyright: ignore[reportReturnType] - as transformers
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, state_dict: Any = None, push_to_hub: bool = False, **hub: Any
+    ):
+        """Write the guides and their config, whole or not at all; never the backbone nor its generation config.
+
+        state_dict and the hub's options are transformers' protocol; only the guides' tensors are written.
+        """
+        del state_dict
+        self.config.costs = recorded_costs(self.config, {name: x.numel() for name, x in self.stored().items()})
+        pretrained.save_checkpoint(self, save_directory, push_to_hub=push_to_hub, **hub)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors a checkpoint holds, see `GuideSet.stored`."""
+        return self.guides.stored()
+
+    def own_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer the model was built with, or that lies with the guides or the backbone. Errors: none does."""
+        if self._tokenizer is None:
+            places = (self._source, self.config.backbone_name_or_path)
+            self._tokenizer = pretrained.find_tokenizer(places, self.config.tokenizer_fingerprint)
+        if self._tokenizer is None:
+            raise DualHeadError("Generating from text needs tokenizer=..., the one the guides were trained with.")
+        return self._tokenizer
+
+    def require_same_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer whose ids do not mean the tokens the guides were trained on."""
+        pretrained.require_same_tokenizer(self.config, self.backbone.shape.vocab_size, tokenizer)
+
+    # ---- guides ----------------------------------------------------------------------------------------
+
+    def guide(self, name: str) -> Guide:
+        """Return the guide of that name."""
+        return self.guides[name]
+
+    def transfer(self, name: str) -> Transfer | None:
+        """Return what stands between the guide of that name and the backbone; None where it fits as it is."""
+        return self.guides.transfer(name)
+
+    def attach(
+        self,
+        name: str,
+        guide: GuideConfig | str | Path,
+        *,
+        source_name: str | None = None,
+        alpha: float | None = None,
+    ) -> None:
+        """Add a guide under `name`: a fresh one from its config, or a trained one from a checkpoint's folder.
+
+        source_name: which of the checkpoint's guides, where it holds several; alpha: default strength, that of
+        the checkpoint (or 1) where not said. Errors: a name that is taken; another backbone, tokenizer or
+        fusion than the guide was trained with.
+        """
+        require_guide_name(name)
+        if name in self.guides:
+            raise DualHeadError(f"There is a guide '{name}' already. Detach it first, or choose another name.")
+        source, entry, default, tensors = "", {}, 1.0, None
+        if isinstance(guide, GuideConfig):
+            entry = entry_of(guide, self.backbone.shape)
+        else:
+            source = str(guide)
+            stored = pretrained.read_guide(source, source_name)
+            pretrained.require_fitting(self.config, self.backbone, stored.config, source)
+            entry, default = stored.entry, stored.alpha
+            tensors = {f"{name}.{key}": x for key, x in stored.tensors.items()}
+        alphas = {name: default if alpha is None else alpha}
+        require_default(alphas, names=alphas, fusion=self.config.fusion)
+        self.guides.add(name, entry, tensors, source)
+        self.config.guides = self.guides.entries
+        self.config.alpha = {**(self.config.alpha or {}), name: float(alphas[name])}
+
+    def detach(self, name: str) -> None:
+        """Remove a guide. Errors: an unknown name."""
+        self.guides.remove(name)
+        self.config.guides = self.guides.entries
+        self.config.alpha = {other: value for other, value in (self.config.alpha or {}).items() if other != name}
+
+    def switch_backbone(
+        self,
+        backbone: str | Path | PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        trained_tokenizer: PreTrainedTokenizerBase | None = None,
+        vocab_map: bool = False,
+        adapter: bool = False,
+        **load: Any,
+    ) -> Comparison:
+        """Move all guides to another backbone, in place; returns how the tokenizers compare.
+
+        Widths are pooled and layers matched by depth (`Transfer`); adapter: put a linear map there instead,
+        which starts as that pooling and can be trained. tokenizer and trained_tokenizer: the new backbone's
+        and the guides', loaded from where the backbones are when not given. vocab_map: where ids mean other
+        tokens, map them by token string; unmapped tokens get delta 0. load: options of `load_backbone`.
+        Errors: tokenizers that differ, with counts and examples; guides that cannot move.
+        """
+        lm = pretrained.load_lm(backbone, **load)
+        move = move_guides(
+            self.config,
+            lm,
+            (self.config.backbone_name_or_path,),
+            tokenizer=tokenizer,
+            trained_tokenizer=trained_tokenizer,
+            vocab_map=vocab_map,
+            adapter=adapter,
+        )
+        moved = self._moved(move, lm, self.stored())
+        self.backbone, self.guides, self.transfers = moved.backbone, moved.guides, moved.transfers
+        self.config, self.generation_config = moved.config, moved.generation_config
+        self._tokenizer = moved._tokenizer
+        return move.comparison
+
+    @classmethod
+    def _moved(cls, move: Move, lm: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Self:
+        """Build the model that has these guides beside another backbone."""
+        model = cls(move.config, lm)
+        move.fill(model.stored(), tensors)
+        model._tokenizer = move.tokenizer
+        return model
 
     # ---- one pass --------------------------------------------------------------------------------------
 
-    def encode(
-        self,
-        input_ids: Tensor | None,
-        *,
-        attention_mask: Tensor | dict[str, Any] | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        guides: Collection[str] = (),
-        keep: slice | Tensor = slice(None),
-        select: Rows | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> Encoded:
-        """Run the backbone and the sequence part of the named guides: no logits, nothing as wide as V.
-
-        keep: the positions whose logits will be asked for; others need no work of a guide that looks at logits;
-        select: give the guides these rows of the same tokens, and return those.
-        """
-        acting = {name: self.guide(name) for name in guides}
-        slots = self._cache_slots(past_key_values, acting)
-        masks = self._masks(input_ids, inputs_embeds, attention_mask, past_key_values, acting)
-        backbone_mask, guides_mask, padding = masks
-        wanted = tuple(sorted({i for name, guide in acting.items() for i in self._layers_read(name, guide)}))
-        said = None
-        if select is None and not options:
-            said = self._joint_step(input_ids, backbone_mask, position_ids, past_key_values, slots, wanted)
-        if said is None:
-            output, layers = self.backbone(
-                input_ids,
-                attention_mask=backbone_mask,
-                position_ids=position_ids,
-                past_key_values=self._step_cache(input_ids, past_key_values) if acting else past_key_values,
-                inputs_embeds=inputs_embeds,
-                layers=wanted,
-                options=options,
-            )
-            said = StepOutput(output.last_hidden_state, layers, output=output)
-        features = Features(
-            said.hidden, said.layers, guides_mask, position_ids, input_ids, padding, keep, logits=self.backbone.logits
-        )
-        if select is not None:
-            features = features.select(select)
-        states = said.states | self.encode_features(features, [n for n in guides if n not in said.states], slots)
-        return Encoded(features.hidden, {name: states[name] for name in guides}, said.output)
+    def encode(self, input_ids: Tensor | None, **inputs: Any) -> Encoded:
+        """Run the backbone and the sequence part of guides, see `encode.encode`."""
+        return encode(self.guides, input_ids, **inputs)
 
     def encode_features(
         self, features: Features, guides: Collection[str], slots: Mapping[str, CacheSlot] | None = None
     ) -> dict[str, States]:
-        """Run the sequence part of the named guides on what a backbone said, now or when it was kept."""
-        slots = slots or {}
-        return {name: self.guide(name).encode(self._seen_by(name, features), slots.get(name)) for name in guides}
+        """Run the sequence part of the named guides on features of the backbone, of now or kept of a run before."""
+        return self.guides.encode(features, guides, slots)
 
-    def _layers_read(self, name: str, guide: Guide) -> Iterable[int]:
-        """Which of the backbone's layers a guide reads, besides the last."""
-        own = guide.hidden_layers
-        transfer = self.transfer(name) if own else None
-        return own if transfer is None else map(transfer.layer, own)
-
-    def _seen_by(self, name: str, features: Features) -> Features:
-        transfer, guide = self.transfer(name), self.guide(name)
-        if transfer is None or guide.reads_tokens:
-            return features
-        return transfer.features(features, guide.hidden_layers)
+    def active_guides(self, states: Mapping[str, States], strengths: Tensor) -> list[ActiveGuide]:
+        """Every acting guide at n tokens: its states, and its column of strengths [n or 1, acting guides]."""
+        return self.guides.active(states, strengths)
 
     def distributions(
         self,
@@ -221,14 +340,6 @@ class AlignedModel(
         """
         active = self.active_guides(states, strengths)
         return distributions(self.backbone, active, hidden, wanted, fusion=self.config.fusion, upcast=upcast)
-
-    def active_guides(self, states: Mapping[str, States], strengths: Tensor) -> list[ActiveGuide]:
-        """Every acting guide at n tokens: its states, and its column of strengths [n or 1, acting guides]."""
-        alphas = strengths.unsqueeze(-1).unbind(-2)
-        return [
-            ActiveGuide(self.guide(name), own, alpha, self.transfer(name))
-            for (name, own), alpha in zip(states.items(), alphas, strict=True)
-        ]
 
     def forward(
         self,
@@ -267,9 +378,9 @@ class AlignedModel(
             else logits_to_keep
         )
         # Before the cache grows: a schedule counts from what it holds now.
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         values = strengths_of(torch.as_tensor(alpha, device=tokens.device), tokens.shape[0])
-        strengths = guides.over(values, seen, tokens.shape[1], keep)
+        alphas = guides.over(values, past, tokens.shape[1], keep)
         encoded = self.encode(
             input_ids,
             attention_mask=attention_mask,
@@ -284,14 +395,13 @@ class AlignedModel(
         if tokens.shape[1] > 1:  # of a single token all is kept
             hidden = hidden[:, keep]
             kept = lambda x: hidden if x is encoded.hidden else x[:, keep]  # noqa: E731 - one tensor stays one
-            states = {name: {key: kept(x) for key, x in own.items()} for name, own in states.items()}
+            states = {name: {key: kept(x) for key, x in of_guide.items()} for name, of_guide in states.items()}
+        output = encoded.backbone
         return CausalLMOutputWithPast(
-            logits=self.distributions(hidden, states, strengths.to(hidden.device))["policy"],
+            logits=self.distributions(hidden, states, alphas.to(hidden.device))["policy"],
             past_key_values=past_key_values,
-            hidden_states=getattr(encoded.backbone, "hidden_states", None)
-            if options.get("output_hidden_states")
-            else None,
-            attentions=getattr(encoded.backbone, "attentions", None),
+            hidden_states=getattr(output, "hidden_states", None) if options.get("output_hidden_states") else None,
+            attentions=getattr(output, "attentions", None),
         )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -303,9 +413,9 @@ class AlignedModel(
         return self.backbone.lm.get_output_embeddings()
 
     def resolve_alpha(self, alpha: Alpha, rows: int, origin: int = 0) -> tuple[Strengths, Tensor]:
-        """Who acts, and how strongly: `strength.resolve_alpha` with this model's defaults, or those of `generate`.
+        """Which guides act, and how strongly: `alpha.resolve_alpha` with this model's defaults, or those of `generate`.
 
-        A call inside `generate` that says no alpha, as a `custom_generate` may make it, gets the request's.
+        A call inside `generate` that names no alpha, as a `custom_generate` may make it, gets the request's.
         """
         if alpha is None and (request := requested(self, rows)):
             return request
@@ -313,17 +423,72 @@ class AlignedModel(
             alpha, defaults=self.config.alpha or {}, rows=rows, fusion=self.config.fusion, origin=origin
         )
 
-    def guide(self, name: str) -> Guide:
-        """Return the guide of that name."""
-        guide = self.guides[name]
-        assert isinstance(guide, Guide)
-        return guide
+    def why_no_shared_prompts(self, names: Iterable[str], longest: int) -> str | None:
+        """Say why pairs cannot share the run of their prompt, given the guides that act; None where they can."""
+        return self.guides.why_no_shared_prompts(names, longest)
 
-    def transfer(self, name: str) -> Transfer | None:
-        """Return what stands between the guide of that name and the backbone; None where it fits as it is."""
-        transfer = self.transfers[name] if name in self.transfers else None  # noqa: SIM401 - ModuleDict has no get
-        assert transfer is None or isinstance(transfer, Transfer)
-        return transfer
+    def branch_masks(self, parts: Tensor) -> dict[str, Any]:
+        """Ready-made masks for rows of [prompt | chosen | rejected], see `masks.branch_mask`; parts [R, T]."""
+        return self.guides.branch_masks(parts)
+
+    # ---- generation ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | Prompt | Sequence[Prompt] | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        alpha: Alpha = None,
+        chat_template: bool = True,
+        return_trace: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate as transformers does, at a strength chosen per request.
+
+        inputs: token ids as transformers takes them, a prompt, a conversation (a list of role/content
+        dicts), or a list of either; text gives the new text back. tokenizer: for text, the one saved with the
+        guides or beside the backbone where none is given. With text, a temperature above 0 means sampling.
+        chat_template: a text is a user's message where the tokenizer has a chat template; False continues it as it is.
+        alpha: see `resolve_alpha`; 0 gives the backbone's own output, bit for bit. return_trace: also return one
+        `Trace` per row (costs one pass over the finished sequences). Every other argument is transformers' own.
+        Errors: an empty prompt, one longer than the context, a wrong tokenizer, a wrong alpha.
+        """
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+        request = {"tokenizer": tokenizer, "alpha": alpha, "return_trace": return_trace, **kwargs}
+        if isinstance(inputs, Tensor) or inputs is None:
+            return generate_ids(self, inputs, generation_config, **request)
+        return generate_text(self, inputs, generation_config, chat_template=chat_template, **request)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse what `generate_batch` and transformers' continuous batching begin with."""
+        del args, kwargs
+        raise DualHeadError(NOT_PAGED)
+
+    def create_masks_for_generate(self, config: Any, **inputs: Any) -> dict[str, Any]:
+        """Make all masks ahead of a compiled step: the backbone's as it wants them, and the guides' own."""
+        del config
+        return self.guides.masks_ahead(**inputs)
+
+    def _get_static_cache_init_shape(self):
+        """Let a static cache take its sizes from the first keys: a gate's heads are not the backbone's."""
+        return None if self.guides.cache_layers else super()._get_static_cache_init_shape()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _get_candidate_generator(
+        self, *, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **inputs: Any
+    ) -> Any:
+        """Keep our own inputs from an assistant model, which would not know them. Errors: drafts of the model's own."""
+        require_no_own_drafts(generation_config)
+        return super()._get_candidate_generator(  # pyright: ignore[reportAttributeAccessIssue]
+            generation_config=generation_config, model_kwargs=without_request(model_kwargs), **inputs
+        )
+
+    def _get_logits_processor(self, *, model_kwargs: dict[str, Any] | None = None, **inputs: Any) -> Any:
+        """Let classifier-free guidance call the model at the strength of the request."""
+        processors = super()._get_logits_processor(model_kwargs=model_kwargs, **inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        processors[:] = [at_request(processor, self, model_kwargs or {}) for processor in processors]
+        return processors
 
 
 AutoConfig.register(AlignedConfig.model_type, AlignedConfig)

@@ -5,7 +5,7 @@ they are.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ Schedule = Callable[..., Tensor]  # index of the new token [T], 0 for the first,
 Strength = float | Sequence[float] | Tensor | Schedule
 Alpha = Strength | Mapping[str, Strength] | None
 
+# Of this thread or task, which may ask a model that others ask at other strengths: so not on the model.
 _REQUEST: ContextVar["tuple[Any, Strengths, Tensor] | None"] = ContextVar("request", default=None)
 
 
@@ -40,7 +41,7 @@ class LinearDecay:
 
 @dataclass(frozen=True)
 class Strengths:
-    """Who acts, in the order of the strengths' columns, and who follows a schedule.
+    """The guides that act, in the order of the columns of their values [B, guides], and the schedules they follow.
 
     origin: how many tokens came before the first new one, where schedules begin.
     """
@@ -82,12 +83,12 @@ def resolve_alpha(
         for name in alpha:
             if name not in defaults:
                 raise DualHeadError(f"No guide is named '{name}'.{did_you_mean(name, defaults)}")
-        given = {name: alpha.get(name, 0.0) for name in defaults}
+        by_guide = {name: alpha.get(name, 0.0) for name in defaults}
     else:
-        given = dict.fromkeys(defaults, alpha)
-    schedules = {name: _schedule(value, name) for name, value in given.items()}
+        by_guide = dict.fromkeys(defaults, alpha)
+    schedules = {name: _schedule(value, name) for name, value in by_guide.items()}
     # A schedule is the whole strength, so that what it multiplies is 1.
-    values = {name: _per_row(1.0 if schedules[name] else value, rows, name) for name, value in given.items()}
+    values = {name: _per_row(1.0 if schedules[name] else value, rows, name) for name, value in by_guide.items()}
     if fusion == "probabilities":
         if any(schedules.values()):
             raise DualHeadError("A schedule of alpha goes with fusion='logits' only.")
@@ -99,9 +100,18 @@ def resolve_alpha(
                 )
     names = tuple(name for name, row in values.items() if any(row))
     columns = torch.tensor([values[name] for name in names], dtype=torch.float32)
-    return Strengths(names, tuple(schedules[name] for name in names), origin), columns.view(
-        len(names), rows
-    ).T.contiguous()
+    strengths = Strengths(names, tuple(schedules[name] for name in names), origin)
+    return strengths, columns.view(len(names), rows).T.contiguous()
+
+
+def require_default(alphas: Mapping[str, float], *, names: Iterable[str], fusion: str = "logits") -> None:
+    """Refuse default strengths {name: alpha} that are not numbers, not of `names`, or not for this fusion."""
+    for name, alpha in alphas.items():
+        if not isinstance(alpha, (int, float)):
+            raise DualHeadError(
+                f"The default alpha of '{name}' is a number, not {alpha}. Give schedules and rows to generate."
+            )
+    resolve_alpha(alphas, defaults=dict.fromkeys(names, 1.0), rows=1, fusion=fusion)
 
 
 def _schedule(schedule: Any, name: str) -> Schedule | None:
@@ -161,9 +171,9 @@ def strengths_of(values: Tensor, rows: int) -> Tensor:
 
 
 @contextmanager
-def requesting(model: Any, acting: Strengths, values: Tensor) -> Iterator[None]:
-    """Remember the strengths of a request while it runs, for calls of that model inside it that say none."""
-    token = _REQUEST.set((model, acting, values))
+def requesting(model: Any, strengths: Strengths, values: Tensor) -> Iterator[None]:
+    """Remember the strengths of a request while it runs, for calls of that model inside it that name none."""
+    token = _REQUEST.set((model, strengths, values))
     try:
         yield
     finally:
@@ -171,17 +181,17 @@ def requesting(model: Any, acting: Strengths, values: Tensor) -> Iterator[None]:
 
 
 def requested(model: Any, rows: int) -> tuple[Strengths, Tensor] | None:
-    """Who acts and how strongly in the request that is running, for so many rows; None where none is.
+    """The strengths of the request that is running, for so many rows; None where none is.
 
     Errors: a schedule, which does not say where in another sequence its first token is.
     """
     request = _REQUEST.get()
     if request is None or request[0] is not model:
         return None
-    _, acting, values = request
-    if any(acting.schedules):
+    _, strengths, values = request
+    if any(strengths.schedules):
         raise DualHeadError(
             "alpha follows a schedule, and a call of the model inside generate says no alpha. "
             "Hand on the alpha and guides that the model's inputs hold, or give one of its own."
         )
-    return acting, strengths_of(values, rows).expand(rows, -1)
+    return strengths, strengths_of(values, rows).expand(rows, -1)

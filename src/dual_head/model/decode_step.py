@@ -1,11 +1,13 @@
 """A step of decoding in which guides that are the backbone with changes run in the backbone's own forward.
 
+    rows of the forward   [ B of the backbone | B of guide "a" | B of guide "b" ]        one new token each
+
 Only a step does: one new token a row, on what a dynamic cache holds, without a gradient. Prompts, static caches and
-training run every model by itself. It knows which guides can join, and nothing of what they say.
+training run every model by itself. It knows how guides join, and nothing of what they add.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +18,11 @@ from dual_head.backbone import Backbone
 from dual_head.cache import CacheSlot, StackedCache, grows, offloaded
 from dual_head.guides import Guide, States
 from dual_head.joint import JointDecoder
-from dual_head.transfer import Transfer
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one forward said: hidden [B, T, d] and layers of the backbone, and states of guides that ran with it."""
+    """Of one forward: hidden [B, T, d] and layers of the backbone, and states of the guides that ran with it."""
 
     hidden: Tensor
     layers: dict[int, Tensor]
@@ -29,60 +30,64 @@ class StepOutput:
     output: Any = None  # what the backbone itself returned
 
 
-class JointSteps:
-    """The part of `AlignedModel` that runs guides along with the backbone."""
+class JointStep:
+    """Runs a backbone and guides that join it in one forward, on a decoder made once for as long as they act."""
 
-    backbone: Backbone
-    guide: Callable[[str], Guide]
-    transfer: Callable[[str], Transfer | None]
-    _joint: tuple[tuple[Any, ...], JointDecoder] | None = None  # of whom, and the decoder
+    def __init__(self, backbone: Backbone):
+        self._backbone = backbone
+        self._guides: tuple[Guide, ...] = ()
+        self._decoder: JointDecoder | None = None
 
-    def _joint_step(
+    def run(
         self,
+        guides: Mapping[str, Guide],
+        slots: Mapping[str, CacheSlot],
+        *,
         input_ids: Tensor | None,
         mask: Any,
         position_ids: Tensor | None,
         cache: Cache | None,
-        slots: Mapping[str, CacheSlot],
         layers: tuple[int, ...],
     ) -> StepOutput | None:
-        """Run the backbone and all guides that can join it in one forward; None where none can."""
-        if input_ids is None or cache is None or not _is_step(input_ids, mask, position_ids):
+        """Run the step; None where there is no guide to join, or this is no step of a plain dynamic cache."""
+        if not guides or input_ids is None or cache is None or not _is_step(input_ids, mask, position_ids):
             return None
-        joining = [name for name in slots if self._joins(name)]
-        groups = _groups(cache, self.backbone.num_layers, [slots[name] for name in joining]) if joining else None
+        groups = _groups(cache, self._backbone.num_layers, [slots[name] for name in guides])
         if groups is None:
             return None
-        decoder = self._joint_decoder([self.guide(name) for name in joining])
+        decoder = self._decoder_of(tuple(guides.values()))
         if not decoder.usable():
             return None
         hidden, kept = decoder.forward(
-            input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=StackedCache(groups), layers=layers
+            input_ids,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=StackedCache(groups),
+            layers=layers,
         )
-        (base, *owns), (base_logits, *logits) = (x.chunk(1 + len(joining)) for x in (hidden, decoder.logits(hidden)))
+        parts = 1 + len(guides)
+        base, *guide_hidden = hidden.chunk(parts)
+        base_logits, *guide_logits = decoder.logits(hidden).chunk(parts)
         states = {
-            name: self.guide(name).from_joint_step(own, own_logits, base_logits)
-            for name, own, own_logits in zip(joining, owns, logits, strict=True)
+            name: guide.from_joint_step(h, z, base_logits)
+            for (name, guide), h, z in zip(guides.items(), guide_hidden, guide_logits, strict=True)
         }
         return StepOutput(base, kept, states)
 
-    def _step_cache(self, input_ids: Tensor | None, cache: Cache | None) -> Cache | None:
-        """See a cache as the backbone fills it in a step beside guides: without a copy of all it holds."""
-        if cache is None or input_ids is None or input_ids.shape[1] != 1 or not cache.layers:
-            return cache
-        groups = _groups(cache, self.backbone.num_layers, []) if grows(cache.layers[0], cache) else None
-        return cache if groups is None else StackedCache(groups)
+    def _decoder_of(self, guides: tuple[Guide, ...]) -> JointDecoder:
+        same = len(guides) == len(self._guides) and all(map(operator.is_, guides, self._guides))
+        if self._decoder is None or not same:
+            self._guides = guides
+            self._decoder = JointDecoder(self._backbone, [{}, *(guide.changes or {} for guide in guides)])
+        return self._decoder
 
-    def _joins(self, name: str) -> bool:
-        guide = self.guide(name)
-        return guide.changes is not None and not guide.training and self.transfer(name) is None
 
-    def _joint_decoder(self, guides: Sequence[Guide]) -> JointDecoder:
-        """Make the decoder of the backbone and these guides, once for as long as they act."""
-        whom = (self.backbone, *guides)
-        if self._joint is None or len(self._joint[0]) != len(whom) or any(map(operator.is_not, self._joint[0], whom)):
-            self._joint = (whom, JointDecoder(self.backbone, [{}, *(guide.changes or {} for guide in guides)]))
-        return self._joint[1]
+def growing_cache(backbone: Backbone, input_ids: Tensor | None, cache: Cache | None) -> Cache | None:
+    """See a cache as the backbone fills it in a step beside guides: without a copy of all it holds."""
+    if cache is None or input_ids is None or input_ids.shape[1] != 1 or not cache.layers:
+        return cache
+    groups = _groups(cache, backbone.num_layers, []) if grows(cache.layers[0], cache) else None
+    return cache if groups is None else StackedCache(groups)
 
 
 def _is_step(input_ids: Tensor, mask: Any, position_ids: Tensor | None) -> bool:
@@ -98,6 +103,6 @@ def _groups(cache: Cache, count: int, slots: Sequence[CacheSlot]) -> list[list[D
     if len(cache.layers) < firsts[-1] + count:
         return None
     groups: list[list[Any]] = [[cache.layers[first + i] for first in firsts] for i in range(count)]
-    seen = cache.get_seq_length()
-    plain = all(type(x) is DynamicLayer and x.get_seq_length() == seen > 0 for group in groups for x in group)
+    length = cache.get_seq_length()
+    plain = all(type(x) is DynamicLayer and x.get_seq_length() == length > 0 for group in groups for x in group)
     return groups if plain and not offloaded(cache) else None

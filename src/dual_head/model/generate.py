@@ -1,4 +1,4 @@
-"""`generate` for people: text in and text out, a strength per request, and a trace of what guidance did.
+"""Text in and text out, a strength per request, and a trace of what guidance did.
 
 Everything about decoding itself is transformers' own. This file adds alpha, plain-text prompts and the
 length check; it knows no guide.
@@ -6,15 +6,16 @@ length check; it knows no guide.
 
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import (
     BatchEncoding,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -24,12 +25,10 @@ from dual_head.backbone import context_length
 from dual_head.data import Dropped, Prompt
 from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError
-from dual_head.model.alpha import Alpha, requesting, strengths_of
+from dual_head.model.alpha import Alpha, Strengths, requesting, strengths_of
 from dual_head.model.trace import Trace, trace_sequences
+from dual_head.model.types import Aligned
 from dual_head.reading import reason
-
-if TYPE_CHECKING:
-    from dual_head.model.aligned import AlignedModel
 
 logger = logging.getLogger(__name__)
 DEFAULT_NEW_TOKENS = 128
@@ -41,106 +40,89 @@ TRANSFORMERS_NEW_TOKENS = 20  # what transformers generates where nothing says h
 
 
 class Traced(NamedTuple):
-    """What `generate` would have returned, and what guidance did to every new token, one trace per row."""
+    """What `generate` returns without a trace, and what guidance did to every new token, one trace per row."""
 
     output: Any
     trace: list[Trace]
 
 
-class TextGeneration:
-    """The part of `AlignedModel` that people talk to."""
+def generate_text(
+    model: Aligned,
+    inputs: Prompt | Sequence[Prompt],
+    generation_config: GenerationConfig | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    chat_template: bool,
+    return_trace: bool,
+    alpha: Alpha,
+    **options: Any,
+) -> Any:
+    """Text in, text out: one prompt or several, as `AlignedModel.generate` has them."""
+    several = _is_batch(inputs)
+    tokenizer = tokenizer or model.own_tokenizer()
+    model.require_same_tokenizer(tokenizer)
+    prompts: Sequence[Prompt] = inputs if several else [inputs]  # type: ignore[assignment, list-item]
+    conversations = [conversation_of(prompt, tokenizer, chat_template=chat_template) for prompt in prompts]
+    batch = encode_prompts(conversations, tokenizer).to(model.device)
+    options = {"attention_mask": batch["attention_mask"], **_sampling(options, generation_config)}
+    request = {"tokenizer": tokenizer, "alpha": alpha, "return_trace": return_trace}
+    result = generate_ids(model, batch["input_ids"], generation_config, **request, **options)
+    output, trace = result if return_trace else (result, None)
+    new = getattr(output, "sequences", output)[:, batch["input_ids"].shape[1] :]
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    text = texts if several or len(texts) > 1 else texts[0]
+    return text if trace is None else Traced(text, trace)
 
-    @torch.no_grad()
-    def generate(
-        self: "AlignedModel",  # type: ignore[misc]
-        inputs: Tensor | Prompt | Sequence[Prompt] | None = None,
-        generation_config: GenerationConfig | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        alpha: Alpha = None,
-        chat_template: bool = True,
-        return_trace: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Generate as transformers does, at a strength chosen per request.
 
-        inputs: token ids as transformers takes them, a prompt, a conversation (a list of role/content
-        dicts), or a list of either; text gives the new text back. tokenizer: for text, the one saved with the
-        guides or beside the backbone where none is given. With text, a temperature above 0 means sampling.
-        chat_template: a text is a user's message where the tokenizer has a chat template; False continues it as it is.
-        alpha: see `resolve_alpha`; 0 gives the backbone's own output, bit for bit. return_trace: also return one
-        `Trace` per row (costs one pass over the finished sequences). Every other argument is transformers' own.
-        Errors: an empty prompt, one longer than the context, a wrong tokenizer, a wrong alpha.
-        """
-        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if isinstance(inputs, Tensor) or inputs is None:
-            return self._generate_ids(inputs, generation_config, tokenizer, alpha, return_trace, kwargs)
-        several = _is_batch(inputs)
-        tokenizer = tokenizer or self.own_tokenizer()
-        self.require_same_tokenizer(tokenizer)
-        texts_in: Sequence[Prompt] = inputs if several else [inputs]  # type: ignore[assignment, list-item]
-        prompts = [conversation_of(prompt, tokenizer, chat_template=chat_template) for prompt in texts_in]
-        batch = encode_prompts(prompts, tokenizer).to(self.device)
-        ids = self._generate_ids(
-            batch["input_ids"],
-            generation_config,
-            tokenizer,
-            alpha,
-            return_trace,
-            {"attention_mask": batch["attention_mask"], **_sampling(kwargs, generation_config)},
-        )
-        output, trace = ids if return_trace else (ids, None)
-        new = getattr(output, "sequences", output)[:, batch["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        result = texts if several or len(texts) > 1 else texts[0]
-        return result if trace is None else Traced(result, trace)
+def generate_ids(
+    model: Aligned,
+    input_ids: Tensor | None,
+    generation_config: GenerationConfig | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    alpha: Alpha,
+    return_trace: bool,
+    guides: Strengths | None = None,
+    **options: Any,
+) -> Any:
+    """Token ids [B, T] (or inputs_embeds) in, what transformers' `generate` returns out.
 
-    def _generate_ids(
-        self: "AlignedModel",  # type: ignore[misc]
-        input_ids: Tensor | None,
-        generation_config: GenerationConfig | None,
-        tokenizer: PreTrainedTokenizerBase | None,
-        alpha: Alpha,
-        return_trace: bool,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if _setting("cache_implementation", kwargs, generation_config, self.generation_config) == "paged":
-            raise DualHeadError(NOT_PAGED)
-        embeds = kwargs.get("inputs_embeds")
-        _require_shapes(input_ids, embeds, self.backbone.config.get_text_config(decoder=True).vocab_size)
-        given = input_ids if input_ids is not None else embeds
-        rows = 1 if given is None else given.shape[0]
-        if (guides := kwargs.pop("guides", None)) is not None:  # handed on by a custom_generate, as to forward
-            strengths = strengths_of(torch.as_tensor(alpha), rows).expand(rows, -1)
-        else:
-            guides, strengths = self.resolve_alpha(alpha, rows, origin=0 if given is None else given.shape[1])
-        strengths = strengths.to(self.device)
-        if given is not None:
-            kwargs = _within_context(self, given.shape[1], generation_config, kwargs)
-        if tokenizer is not None:
-            kwargs = {**kwargs, "tokenizer": tokenizer}
-        with requesting(self, guides, strengths), _watched(kwargs) as kwargs:
-            output = super().generate(  # type: ignore[misc]
-                input_ids, generation_config, alpha=strengths, guides=guides, **kwargs
-            )
-        if not return_trace:
-            return output
-        if input_ids is None:
-            raise DualHeadError("return_trace needs token ids or text, not inputs_embeds.")
-        sequences = getattr(output, "sequences", output)
-        mask = kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
-        ends, pad = (
-            _setting(name, kwargs, generation_config, self.generation_config)
-            for name in ("eos_token_id", "pad_token_id")
-        )
-        trace = trace_sequences(self, sequences, mask, alpha=(guides, strengths), eos_token_id=ends, pad_token_id=pad)
-        return Traced(output, trace)
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse what `generate_batch` and transformers' continuous batching begin with."""
-        del args, kwargs
+    guides: beside alpha as a tensor, as a `custom_generate` hands both on.
+    """
+    configs = (generation_config, model.generation_config)
+    if _setting("cache_implementation", options, *configs) == "paged":
         raise DualHeadError(NOT_PAGED)
+    embeds = options.get("inputs_embeds")
+    backbone_config = model.guides.backbone.config.get_text_config(decoder=True)
+    _require_shapes(input_ids, embeds, backbone_config.vocab_size)
+    prompt = input_ids if input_ids is not None else embeds
+    rows, length = (1, 0) if prompt is None else prompt.shape[:2]
+    if guides is None:
+        guides, values = model.resolve_alpha(alpha, rows, origin=length)
+    else:
+        values = strengths_of(torch.as_tensor(alpha), rows).expand(rows, -1)
+    values = values.to(model.device)
+    if prompt is not None:
+        options = _within_context(model, length, generation_config, options)
+    if tokenizer is not None:
+        options["tokenizer"] = tokenizer
+    with requesting(model, guides, values), _watched(options) as watched:
+        generate: Any = GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue]
+        output = generate(model, input_ids, generation_config, alpha=values, guides=guides, **watched)
+    if not return_trace:
+        return output
+    if input_ids is None:
+        raise DualHeadError("return_trace needs token ids or text, not inputs_embeds.")
+    mask = options.get("attention_mask")
+    trace = trace_sequences(
+        model,
+        getattr(output, "sequences", output),
+        torch.ones_like(input_ids) if mask is None else mask,
+        alpha=(guides, values),
+        eos_token_id=_setting("eos_token_id", options, *configs),
+        pad_token_id=_setting("pad_token_id", options, *configs),
+    )
+    return Traced(output, trace)
 
 
 def conversation_of(
@@ -198,7 +180,7 @@ def _is_batch(inputs: Any) -> bool:
         return False
     if isinstance(inputs, Mapping):
         raise DualHeadError("A mapping is no prompt. Give a tokenizer's output as generate(**batch).")
-    if not isinstance(inputs, Sized):
+    if not hasattr(inputs, "__len__"):
         raise DualHeadError(_PROMPTS)
     if not len(inputs):
         raise DualHeadError("There are no prompts. Give at least one.")
@@ -249,15 +231,15 @@ class _Finite(LogitsProcessor):
 
 
 @contextmanager
-def _watched(kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield arguments of transformers' generate under which logits that are no numbers are told of.
+def _watched(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield options of transformers' generate under which logits that are no numbers are told of.
 
     Errors: tokens are to be sampled from them; settings that transformers refuses.
     """
     watch = _Finite()
-    processors = LogitsProcessorList([watch, *(kwargs.get("logits_processor") or ())])
+    processors = LogitsProcessorList([watch, *(options.get("logits_processor") or ())])
     try:
-        yield {**kwargs, "logits_processor": processors}
+        yield {**options, "logits_processor": processors}
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):
             raise
@@ -276,41 +258,41 @@ def _watched(kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
 _LOWER = "Lower alpha, or load it with dtype='float32'."
 
 
-def _sampling(kwargs: dict[str, Any], generation_config: GenerationConfig | None) -> dict[str, Any]:
+def _sampling(options: dict[str, Any], generation_config: GenerationConfig | None) -> dict[str, Any]:
     """Let a temperature mean what people mean by it: sample, or be greedy at 0."""
-    kwargs = dict(kwargs)
-    if generation_config is None and "max_length" not in kwargs:
-        kwargs.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
-    temperature = kwargs.get("temperature")
+    if generation_config is None and "max_length" not in options:
+        options.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
+    temperature = options.get("temperature")
     if temperature == 0:
-        return {**kwargs, "temperature": None, "do_sample": False}
+        return {**options, "temperature": None, "do_sample": False}
     if temperature is not None:
-        kwargs.setdefault("do_sample", True)
-    return kwargs
+        options.setdefault("do_sample", True)
+    return options
 
 
 def _within_context(
-    model: "AlignedModel", length: int, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    model: Aligned, length: int, generation_config: GenerationConfig | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    context = context_length(model.backbone.config)
+    """The options, with no more new tokens than the backbone's context holds. Errors: a prompt that fills it."""
+    context = context_length(model.guides.backbone.config)
     if context is None:
-        return kwargs
+        return options
     if length >= context:
         raise DualHeadError(
             f"The prompt has {length} tokens and the backbone's context is {context}. "
             f"Shorten the prompt to at most {context - 1} tokens."
         )
-    for name, room in (("max_new_tokens", context - length), ("max_length", context)):
-        wanted = _setting(name, kwargs, generation_config, model.generation_config)
-        if wanted is not None:
-            if wanted > room:
-                logger.warning("%s reduced from %d to %d to stay within the context.", name, wanted, room)
-                return {**kwargs, name: room}
-            return kwargs
-    return {**kwargs, "max_new_tokens": min(TRANSFORMERS_NEW_TOKENS, context - length)}
+    for name, limit in (("max_new_tokens", context - length), ("max_length", context)):
+        value = _setting(name, options, generation_config, model.generation_config)
+        if value is not None:
+            if value > limit:
+                logger.warning("%s reduced from %d to %d to stay within the context.", name, value, limit)
+                return {**options, name: limit}
+            return options
+    return {**options, "max_new_tokens": min(TRANSFORMERS_NEW_TOKENS, context - length)}
 
 
-def _setting(name: str, kwargs: dict[str, Any], *configs: GenerationConfig | None) -> Any:
-    """Look a generation setting up where transformers does: arguments, the call's config, the model's own."""
-    found = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
-    return next((value for value in found if value is not None), None)
+def _setting(name: str, options: dict[str, Any], *configs: GenerationConfig | None) -> Any:
+    """Look a generation setting up where transformers does: options, the call's config, the model's own."""
+    values = (options.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), None)

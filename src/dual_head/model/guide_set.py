@@ -1,94 +1,223 @@
-"""The generation cache and the masks of a model with guides: who fills which layers, who may look where.
+"""The guides beside a backbone: what they are built from, and their part of the cache, the masks and a step.
 
-The guides' layers come after the backbone's in the same cache, in the order of the config. It knows how many
-layers each guide needs, and nothing of what guides say.
+    layers of one cache   [ backbone 0 .. n - 1 | guide "a" | guide "b" | ... ]        in the order of the entries
+
+It knows how many layers each guide needs and which of the backbone's it reads, and nothing of what guides add.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 
-from dual_head.backbone import Backbone
+from dual_head.backbone import Backbone, BackboneShape
 from dual_head.cache import CacheSlot
-from dual_head.config import AlignedConfig
-from dual_head.errors import DualHeadError
-from dual_head.guides import Guide
+from dual_head.checkpoint import load_strictly
+from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.guides import Guide, GuideConfig, States, build_guide, kind_of
+from dual_head.hidden_states import Features
+from dual_head.model.decode_step import JointStep, StepOutput
 from dual_head.ops.masks import additive, branch_mask, causal_mask
+from dual_head.policy import ActiveGuide
+from dual_head.transfer import UNMAPPED, Transfer
 
 # Keys beside the backbone's own masks, when masks are made ahead: the guides' mask, and the padding it came from.
 GUIDES_MASK, PADDING = "guides", "padding"
 BACKBONE_MASK = "backbone"
 
 
-class GuideCaching:
-    """The part of `AlignedModel` that shares one cache among backbone and guides."""
+class Masks(NamedTuple):
+    """Of one pass: the backbone's as it takes it, bool [B, 1, T, K] of guides that look back, padding [B, past + T]."""
 
-    config: AlignedConfig
-    backbone: Backbone
-    guide: Callable[[str], Guide]
+    backbone: Any = None
+    guides: Tensor | None = None
+    padding: Tensor | None = None
 
-    def _cache_slots(self, cache: Cache | None, acting: Mapping[str, Guide]) -> dict[str, CacheSlot]:
-        """Give each guide its layers of the cache: after the backbone's, in the order of the config."""
-        if cache is None or not acting:
+
+def require_guide_name(name: str) -> None:
+    """Refuse what cannot name a guide."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        raise DualHeadError(f"'{name}' cannot name a guide. Use letters, digits and underscores.")
+
+
+def entry_of(config: GuideConfig, shape: BackboneShape) -> dict[str, Any]:
+    """Describe a fresh guide as config.json has it."""
+    entry = {"kind": kind_of(config), "config": config.as_dict(), "shape": dataclasses.asdict(shape)}
+    with torch.device("meta"):  # only to ask how many cache layers it needs
+        return entry | {"cache_layers": build_guide(entry, shape).cache_layers}
+
+
+class GuideSet(nn.ModuleDict):
+    """The named guides of one backbone: {name: guide}.
+
+    entries: {name: {"kind", "config", "cache_layers", "shape", ...}}, as `AlignedConfig` has them; transfers: {name:
+    what fits the guide to this backbone}, where it was trained beside another.
+    """
+
+    def __init__(self, backbone: Backbone, entries: Mapping[str, dict[str, Any]]):
+        super().__init__()
+        self.entries: dict[str, dict[str, Any]] = {}
+        # No submodules, since the modules of this dict are guides: the model registers both of them.
+        self._beside = (backbone, nn.ModuleDict())
+        self._step = JointStep(backbone)
+        for name, entry in entries.items():
+            self.add(name, entry)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone they are attached to."""
+        return self._beside[0]
+
+    @property
+    def transfers(self) -> nn.ModuleDict:
+        """What fits guides to this backbone, by the guide's name."""
+        return self._beside[1]
+
+    def __getitem__(self, name: str) -> Guide:
+        guide = super().__getitem__(name)
+        assert isinstance(guide, Guide)
+        return guide
+
+    def transfer(self, name: str) -> Transfer | None:
+        """Return what stands between a guide and the backbone; None where it fits as it is."""
+        transfer = self.transfers[name] if name in self.transfers else None  # noqa: SIM401 - ModuleDict has no get
+        assert transfer is None or isinstance(transfer, Transfer)
+        return transfer
+
+    # ---- which there are -------------------------------------------------------------------------------
+
+    def add(self, name: str, entry: dict[str, Any], tensors: dict[str, Tensor] | None = None, source: str = "") -> None:
+        """Build a guide from its entry, and what fits it to the backbone; fill it with stored tensors where given.
+
+        tensors: as `stored` names them, of the checkpoint `source`. Errors: tensors that are not this guide's.
+        """
+        shape = BackboneShape.from_dict(entry["shape"])
+        guide = build_guide(entry, shape)
+        guide.attach(self.backbone)
+        device = self.backbone.output_device
+        self._modules[name] = guide.to(device).eval()  # not by add_module, which refuses the names of our methods
+        self.entries = {**self.entries, name: entry}
+        if shape != self.backbone.shape or entry.get("adapter") or entry.get("vocab_map"):
+            # Filled from the checkpoint, or by switch_backbone.
+            ids = torch.full((self.backbone.shape.vocab_size,), UNMAPPED) if entry.get("vocab_map") else None
+            transfer = Transfer(shape, self.backbone.shape, adapter=bool(entry.get("adapter")), vocab_map=ids)
+            self.transfers[name] = transfer.to(device)
+        if tensors is None:
+            return
+        try:
+            load_strictly({key: x for key, x in self.stored().items() if key.startswith(f"{name}.")}, tensors, source)
+        except DualHeadError:
+            self.remove(name)
+            raise
+
+    def remove(self, name: str) -> None:
+        """Remove a guide. Errors: an unknown name."""
+        if name not in self:
+            raise DualHeadError(f"No guide is named '{name}'.{did_you_mean(name, self)}")
+        del self[name]
+        self.entries = {other: entry for other, entry in self.entries.items() if other != name}
+        if name in self.transfers:
+            del self.transfers[name]
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors a checkpoint holds: what each guide calls its own, and what fits it to this backbone."""
+        tensors = {f"{name}.{key}": x for name in self for key, x in self[name].stored().items()}
+        moved = self.transfers.items()
+        return tensors | {f"{name}.transfer.{key}": x for name, part in moved for key, x in part.state_dict().items()}
+
+    # ---- what they read --------------------------------------------------------------------------------
+
+    def layers_read(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Which of the backbone's layers these guides read, besides the last."""
+        layers: set[int] = set()
+        for name in names:
+            if read := self[name].hidden_layers:
+                transfer = self.transfer(name)
+                layers.update(read if transfer is None else map(transfer.layer, read))
+        return tuple(sorted(layers))
+
+    def encode(
+        self, features: Features, names: Collection[str], slots: Mapping[str, CacheSlot] | None = None
+    ) -> dict[str, States]:
+        """Run the sequence part of these guides: {name: states, each [B, T, *]}."""
+        slots = slots or {}
+        return {name: self[name].encode(self._seen_by(name, features), slots.get(name)) for name in names}
+
+    def _seen_by(self, name: str, features: Features) -> Features:
+        transfer, guide = self.transfer(name), self[name]
+        if transfer is None or guide.reads_tokens:
+            return features
+        return transfer.features(features, guide.hidden_layers)
+
+    def active(self, states: Mapping[str, States], strengths: Tensor) -> list[ActiveGuide]:
+        """The guides of these states at n tokens, each with its column of strengths [n or 1, guides]."""
+        alphas = strengths.unsqueeze(-1).unbind(-2)
+        return [
+            ActiveGuide(self[name], guide_states, alpha, self.transfer(name))
+            for (name, guide_states), alpha in zip(states.items(), alphas, strict=True)
+        ]
+
+    def step(self, slots: Mapping[str, CacheSlot], **inputs: Any) -> StepOutput | None:
+        """Run the backbone and all guides that can join it in one forward, see `JointStep.run`; None where none can."""
+        return self._step.run({name: self[name] for name in slots if self._joins(name)}, slots, **inputs)
+
+    def _joins(self, name: str) -> bool:
+        guide = self[name]
+        return guide.changes is not None and not guide.training and self.transfer(name) is None
+
+    # ---- cache and masks -------------------------------------------------------------------------------
+
+    @property
+    def cache_layers(self) -> int:
+        """How many layers they add to the generation cache."""
+        return sum(entry["cache_layers"] for entry in self.entries.values())
+
+    def cache_slots(self, cache: Cache | None, names: Collection[str]) -> dict[str, CacheSlot]:
+        """Give each of these guides its layers of the cache. Errors: a cache that was filled while one was off."""
+        if cache is None or not names:
             return {}
-        slots, layer, seen = {}, self.backbone.num_layers, cache.get_seq_length()
-        for name, entry in (self.config.guides or {}).items():
-            if name in acting and entry["cache_layers"]:
-                length = cache.get_seq_length(layer)
-                if isinstance(seen, int) and isinstance(length, int) and length != seen:
+        slots, layer, length = {}, self.backbone.num_layers, cache.get_seq_length()
+        for name, entry in self.entries.items():
+            if name in names and entry["cache_layers"]:
+                filled = cache.get_seq_length(layer)
+                if isinstance(length, int) and isinstance(filled, int) and filled != length:
                     raise DualHeadError(
-                        f"This cache holds {seen} tokens of the backbone and {length} of the guide '{name}': it was "
+                        f"This cache holds {length} tokens of the backbone and {filled} of the guide '{name}': it was "
                         "filled while the guide was off. Start from an empty cache to turn a guide on."
                     )
                 slots[name] = CacheSlot(cache, layer)
             layer += entry["cache_layers"]
         return slots
 
-    def _masks(
+    def masks(
         self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
+        tokens: Tensor,
         attention_mask: Tensor | dict[str, Any] | None,
         cache: Cache | None,
-        acting: Mapping[str, Guide],
-    ) -> tuple[Any, Tensor | None, Tensor | None]:
-        """Split ready-made masks, or build the guides' from the padding mask [B, past + T], which comes last."""
+        names: Collection[str],
+    ) -> Masks:
+        """Split ready-made masks, or build the guides' from the padding mask [B, past + T] of tokens [B, T, *]."""
         if isinstance(attention_mask, dict) and GUIDES_MASK in attention_mask:
-            backbone_mask = {key: mask for key, mask in attention_mask.items() if key not in (GUIDES_MASK, PADDING)}
-            return (
-                backbone_mask.get(BACKBONE_MASK, backbone_mask),
-                attention_mask[GUIDES_MASK],
-                attention_mask[PADDING],
-            )
-        if not acting:
-            return attention_mask, None, None
+            rest = {key: mask for key, mask in attention_mask.items() if key not in (GUIDES_MASK, PADDING)}
+            return Masks(rest.get(BACKBONE_MASK, rest), attention_mask[GUIDES_MASK], attention_mask[PADDING])
+        if not names:
+            return Masks(attention_mask)
         if attention_mask is not None and (isinstance(attention_mask, dict) or attention_mask.dim() != 2):
             raise DualHeadError("attention_mask must be a padding mask [B, past + T] of ones and zeros.")
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        assert tokens is not None
-        entries = self.config.guides or {}
         # Only a guide that looks back reads a mask, and such a guide has keys of its own.
-        looks_back = any(entries[name]["cache_layers"] for name in acting)
-        mask = self._guides_mask(attention_mask, tokens.shape[1], cache, tokens.device) if looks_back else None
-        return attention_mask, mask, attention_mask
+        looks_back = any(self.entries[name]["cache_layers"] for name in names)
+        mask = self._mask(attention_mask, tokens.shape[1], cache, tokens.device) if looks_back else None
+        return Masks(attention_mask, mask, attention_mask)
 
-    def _guides_mask(self, padding: Tensor | None, length: int, cache: Cache | None, device: torch.device):
-        if padding is None and not self.config.cache_layers:
+    def _mask(self, padding: Tensor | None, length: int, cache: Cache | None, device: torch.device) -> Tensor | None:
+        if padding is None and not self.cache_layers:
             return None
         return causal_mask(padding, length, cache, guide_layer=self.backbone.num_layers, device=device)
-
-    def why_no_shared_prompts(self, names: Iterable[str], longest: int) -> str | None:
-        """Say why pairs cannot share the run of their prompt, given the guides that act; None where they can."""
-        for name in names:
-            if not self.guide(name).shares_prompts:
-                return f"the guide '{name}' runs a model of its own"
-        why = self.backbone.why_no_shared_prompts(longest)
-        return why and f"the backbone cannot, {why}"
 
     def branch_masks(self, parts: Tensor) -> dict[str, Any]:
         """Ready-made masks for rows of [prompt | chosen | rejected], see `masks.branch_mask`; parts [R, T]."""
@@ -96,20 +225,25 @@ class GuideCaching:
         added = additive(mask, self.backbone.lm.dtype)
         return {BACKBONE_MASK: added, GUIDES_MASK: mask, PADDING: added}
 
-    def create_masks_for_generate(self, config: Any, **inputs: Any) -> dict[str, Any]:
-        """Make all masks ahead of a compiled step: the backbone's as it wants them, and the guides' own."""
-        del config
+    def masks_ahead(self, **inputs: Any) -> dict[str, Any]:
+        """Make all masks ahead of a compiled step: the backbone's as it wants them, and the guides' own.
+
+        inputs: transformers' protocol of `create_masks_for_generate`.
+        """
         make = getattr(self.backbone.lm, "create_masks_for_generate", create_masks_for_generate)
         masks = make(config=self.backbone.config, **inputs)
         masks = dict(masks) if isinstance(masks, dict) else {BACKBONE_MASK: masks}
-        embeds = inputs["inputs_embeds"]
-        padding = inputs["attention_mask"]
-        mask = self._guides_mask(padding, embeds.shape[1], inputs["past_key_values"], embeds.device)
+        embeds, padding = inputs["inputs_embeds"], inputs["attention_mask"]
+        mask = self._mask(padding, embeds.shape[1], inputs["past_key_values"], embeds.device)
         if padding is not None and mask is not None:
             # As wide at every step, or a compiled step would be compiled anew for every token.
             padding = F.pad(padding, (0, mask.shape[-1] - padding.shape[1]))
         return masks | {GUIDES_MASK: mask, PADDING: padding}
 
-    def _get_static_cache_init_shape(self):
-        """Let a static cache take its sizes from the first keys: a gate's heads are not the backbone's."""
-        return None if self.config.cache_layers else super()._get_static_cache_init_shape()  # pyright: ignore[reportAttributeAccessIssue]
+    def why_no_shared_prompts(self, names: Iterable[str], longest: int) -> str | None:
+        """Say why pairs cannot share the run of their prompt, given the guides that act; None where they can."""
+        for name in names:
+            if not self[name].shares_prompts:
+                return f"the guide '{name}' runs a model of its own"
+        why = self.backbone.why_no_shared_prompts(longest)
+        return why and f"the backbone cannot, {why}"

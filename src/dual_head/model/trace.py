@@ -1,20 +1,17 @@
-"""What guidance did, token by token: the gate, both log-probabilities, the divergence, who rose and fell.
+"""What guidance did, token by token: the gate, both log-probabilities, the divergence, which tokens rose and fell.
 
 Computed from finished sequences in one pass, so that it is the same after sampling, beams or assisted
-decoding, and costs nothing when nobody asks. It knows guides only through the fused policy.
+decoding, and costs nothing where it is not asked for. It knows guides only through the fused policy.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dual_head.guides import States
 from dual_head.model.alpha import Strengths
-
-if TYPE_CHECKING:
-    from dual_head.model.aligned import AlignedModel
+from dual_head.model.types import Aligned
 
 TOP = 3
 CHUNK_TOKENS = 64
@@ -43,7 +40,7 @@ Trace = list[TokenTrace]
 
 @torch.no_grad()
 def trace_sequences(
-    model: "AlignedModel",
+    model: Aligned,
     sequences: Tensor,
     prompt_mask: Tensor,
     *,
@@ -53,21 +50,26 @@ def trace_sequences(
 ) -> list[Trace]:
     """Trace the tokens of `sequences` [R, T] after the prompts [B, P] that began them; R a multiple of B.
 
-    alpha: who acts and strengths [B, guides], from `resolve_alpha`. A row's trace ends with its first
+    alpha: strengths and their values [B, guides], from `resolve_alpha`. A row's trace ends with its first
     end-of-sequence token, or before the padding that follows a stop string.
+
+        row        [ p p p p | r r r e . ]        sequences: 4 of the prompt, 3 of the reply, its end, padding
+        scored             [ r r r e ]            by the logits of the position before each: p r r r
     """
-    acting, strengths = alpha
+    strengths, values = alpha
     prompt, copies = prompt_mask.shape[1], sequences.shape[0] // prompt_mask.shape[0]
     new = sequences.shape[1] - prompt
     lengths = _lengths(sequences[:, prompt:], eos_token_id, pad_token_id)
     replied = torch.arange(new, device=sequences.device) < torch.tensor(lengths, device=sequences.device)[:, None]
     mask = torch.cat([prompt_mask.repeat_interleave(copies, 0), replied.to(prompt_mask.dtype)], 1)
     columns = torch.arange(sequences.shape[1], device=sequences.device)
-    strengths = acting.at(strengths.to(sequences.device).repeat_interleave(copies, 0), columns)
-    strengths = strengths.expand(-1, len(columns), -1)  # [R, T, guides]
+    alphas = strengths.at(values.to(sequences.device).repeat_interleave(copies, 0), columns)
+    alphas = alphas.expand(-1, len(columns), -1)  # [R, T, guides]
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     new_tokens = slice(prompt - 1, None)
-    encoded = model.encode(sequences, attention_mask=mask, position_ids=positions, guides=acting.names, keep=new_tokens)
+    encoded = model.encode(
+        sequences, attention_mask=mask, position_ids=positions, guides=strengths.names, keep=new_tokens
+    )
     traces: list[Trace] = []
     for row, length in enumerate(lengths):
         traces.append([])
@@ -75,21 +77,19 @@ def trace_sequences(
             at = slice(start - 1, min(start - 1 + CHUNK_TOKENS, prompt + length - 1))  # t - 1 predicts t
             states = {name: {key: x[row, at] for key, x in s.items()} for name, s in encoded.states.items()}
             labels = sequences[row, at.start + 1 : at.stop + 1]
-            traces[-1] += _trace_chunk(model, encoded.hidden[row, at], states, strengths[row, at], labels)
+            traces[-1] += _trace_chunk(model, encoded.hidden[row, at], states, alphas[row, at], labels)
     return traces
 
 
-def _trace_chunk(
-    model: "AlignedModel", hidden: Tensor, states: dict[str, States], strengths: Tensor, labels: Tensor
-) -> Trace:
-    guides = {name: model.guide(name) for name in states}
-    z = model.distributions(hidden, states, strengths, ("base", "policy"), upcast=True)
+def _trace_chunk(model: Aligned, hidden: Tensor, states: dict[str, States], alphas: Tensor, labels: Tensor) -> Trace:
+    z = model.distributions(hidden, states, alphas, ("base", "policy"), upcast=True)
     policy, base = z["policy"].log_softmax(-1), z["base"].log_softmax(-1)  # [n, V]
     kl = (policy.exp() * (policy - base)).sum(-1).clamp_min(0)
     change = policy.exp() - base.exp()
     rises, falls = change.topk(min(TOP, change.shape[-1])), (-change).topk(min(TOP, change.shape[-1]))
     gates = {
-        name: torch.as_tensor(guide.gate(states[name])).expand(len(labels)).tolist() for name, guide in guides.items()
+        name: torch.as_tensor(model.guides[name].gate(guide_states)).expand(len(labels)).tolist()
+        for name, guide_states in states.items()
     }
     picked = labels[:, None]
     columns = (base.gather(1, picked)[:, 0], policy.gather(1, picked)[:, 0], kl)
