@@ -5,23 +5,19 @@ scores mean is the benchmark's.
 """
 
 import json
-import platform
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from rich.console import Console
 
-from dual_head import __version__
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark, ChoiceQuestion, ChoiceScores
 from dual_head.evaluate.compare.win_rates import paired_difference
 from dual_head.evaluate.metrics.likelihood import continuation_logps
-from dual_head.evaluate.report.page import MARKDOWN_FILE, PAGE_FILE, REPORT_FILE, markdown, render
+from dual_head.evaluate.report.page import write
+from dual_head.evaluate.report.tables import about_systems, heading
 from dual_head.evaluate.systems import open_system
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
@@ -71,25 +67,16 @@ def evaluate_choices(
         scores[system.name] = _scores(benchmark, system, questions, output / "scores", console, batch_size)
         system.release()
     report = {
-        "title": f"{benchmark.title}: {', '.join(scores)}",
-        "command": command,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        **heading(f"{benchmark.title}: {', '.join(scores)}", command, None),
         "benchmark": {"name": benchmark.name, "questions": len(questions), "source": source, "dropped": {}},
-        "systems": [
-            {"name": s.name, "path": s.path, "alpha": dict(s.alpha), "identity": s.identity[:16]} for s in systems
-        ],
+        "systems": about_systems(systems),
         "quality": {
             "metrics": METRICS,
             "rows": [{"system": n, "values": {"MC1": score.mc1, "MC2": score.mc2}} for n, score in scores.items()],
         },
         "tables": [_differences(scores), *_by_category(scores)],
     }
-    with atomic_folder(output) as staging:
-        (staging / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-        (staging / MARKDOWN_FILE).write_text(markdown(report), encoding="utf-8")
-        (staging / PAGE_FILE).write_text(render(report), encoding="utf-8")
+    write(output, report)
     return report
 
 

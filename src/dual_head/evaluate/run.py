@@ -4,21 +4,15 @@ Everything costly is kept under what it depends on, so that a killed run goes on
 knows the order of things; how each is done is elsewhere.
 """
 
-import json
-import platform
 import random
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from rich.console import Console
 
-from dual_head import __version__
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.benchmarks import Benchmark, load_benchmark
@@ -29,14 +23,13 @@ from dual_head.evaluate.metrics.embedding import require_embedder
 from dual_head.evaluate.metrics.measures import Measured, Measures
 from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.report import tables as reporting
-from dual_head.evaluate.report.page import MARKDOWN_FILE, PAGE_FILE, REPORT_FILE, markdown, render
+from dual_head.evaluate.report.page import REPORT_FILE, write
 from dual_head.evaluate.systems import LoadOptions, System, fits, open_system
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.types import Answer, Decoding, Judge, Question
 from dual_head.gauge import Gauge
-from dual_head.places import atomic_folder
 from dual_head.rewards import require_reward
 
 ALL = "all"
@@ -141,20 +134,10 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     verdicts = _verdicts(judge, questions, answers, pairs, output, options, console) if judge else {}
     grades = _grades(judge, questions, answers, output, console) if judge and graded else {}
     report = {
-        "title": f"{options.benchmark}: {', '.join(answers)}",
-        "command": command,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {options.device or 'cpu'}, {torch.get_num_threads()} threads",
-        "versions": {
-            "dual_head": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **reporting.heading(f"{options.benchmark}: {', '.join(answers)}", command, options.device or "cpu"),
         "benchmark": reporting.about_questions(options.benchmark, options.source, questions, row_report),
         "decoding": asdict(options.decoding),
-        "systems": [
-            {"name": s.name, "path": s.path, "alpha": dict(s.alpha), "identity": s.identity[:16]} for s in systems
-        ],
+        "systems": reporting.about_systems(systems),
         **reporting.judged(judge, questions, answers, verdicts, grades),
         "quality": reporting.quality(systems, questions, measured, grades),
         "tables": [
@@ -164,13 +147,13 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
         "examples": reporting.examples(questions, answers, verdicts),
         "warnings": [*notes, *reporting.warnings(judge, verdicts, grades, answers, measured)],
     }
-    _write(output, report)
+    write(output, report)
     for name in answers:
         benchmark.write(output, name, questions, answers[name])
     if options.efficiency:
         console.print(f"time and memory, all systems in turns; all else is in {output / REPORT_FILE}", soft_wrap=True)
         report |= _efficiency(systems, questions, options)
-        _write(output, report)
+        write(output, report)
     return report
 
 
@@ -321,13 +304,3 @@ def _efficiency(systems: Sequence[System], questions: Sequence[Question], option
             system.release()
     named = [{**row, "system": f"{row['system']}, batch {row['batch_size']}"} for row in rows]
     return {"efficiency": rows if len(sizes) == 1 else named}
-
-
-# ---- files -------------------------------------------------------------------------------------------------
-
-
-def _write(output: Path, report: dict[str, Any]) -> None:
-    with atomic_folder(output) as staging:
-        (staging / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-        (staging / MARKDOWN_FILE).write_text(markdown(report), encoding="utf-8")
-        (staging / PAGE_FILE).write_text(render(report), encoding="utf-8")

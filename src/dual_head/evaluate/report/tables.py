@@ -1,5 +1,7 @@
 """The report of an evaluation as plain values, in the form that `page` lays out. It knows what was found, not how."""
 
+import platform
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,7 +9,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
 
+from dual_head import __version__
 from dual_head.data import RowReport
 from dual_head.evaluate.benchmarks import Benchmark
 from dual_head.evaluate.compare.frontier import hypervolume_interval, pareto
@@ -43,10 +48,27 @@ def judged(
         if all(outcome.result == "unparsable" for outcome in outcomes):
             continue  # said among the warnings
         lengths = [(sum(answers[a][q.id].lengths), sum(answers[b][q.id].lengths)) for q in questions]
-        found = asdict(win_rate(outcomes, lengths=lengths))
-        rows.append({"a": a, "b": b, **found, "interval": list(found["interval"])})
+        rate = asdict(win_rate(outcomes, lengths=lengths))
+        rows.append({"a": a, "b": b, **rate, "interval": list(rate["interval"])})
     orders = "one order is enough for a score" if judge.symmetric else "both orders, a win only where both agree"
     return {"judge": {"name": judge.name, "used": used, "note": orders}, "pairs": rows}
+
+
+def heading(title: str, command: str, device: str | None) -> dict[str, Any]:
+    """What ran, when and on what."""
+    machine = [platform.machine(), device, f"{torch.get_num_threads()} threads"]
+    return {
+        "title": title,
+        "command": command,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": ", ".join(filter(None, machine)),
+        "versions": {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def about_systems(systems: Sequence[System]) -> list[dict[str, Any]]:
+    """What was compared."""
+    return [{"name": s.name, "path": s.path, "alpha": dict(s.alpha), "identity": s.identity[:16]} for s in systems]
 
 
 def about_questions(name: str, source: str | None, questions: Sequence[Question], report: RowReport) -> dict[str, Any]:
@@ -71,14 +93,14 @@ def quality(
     """
     names, values = [system.name for system in systems], _values(systems, questions, measured, grades)
     kept: dict[str, dict[str, Values]] = {}
-    for metric in dict.fromkeys(metric for own in values.values() for metric in own):
-        known = {name: own[metric] for name, own in values.items() if _there(own.get(metric, {}))}
+    for metric in dict.fromkeys(metric for metrics in values.values() for metric in metrics):
+        known = {name: metrics[metric] for name, metrics in values.items() if _there(metrics.get(metric, {}))}
         shared = set.intersection(*map(_there, known.values())) if known else set()
         if shared:
-            kept[metric] = {n: {id: v if id in shared else None for id, v in own.items()} for n, own in known.items()}
+            kept[metric] = {n: {id: v if id in shared else None for id, v in row.items()} for n, row in known.items()}
     if not kept:
         return {}
-    rows = [{"system": n, "values": {m: summary(own[n]) for m, own in kept.items() if n in own}} for n in names]
+    rows = [{"system": n, "values": {m: summary(rows[n]) for m, rows in kept.items() if n in rows}} for n in names]
     metrics = [JUDGED if metric == JUDGED["name"] else about(metric) for metric in kept]
     return {"metrics": metrics, "rows": rows, **_differences(names, kept)}
 
@@ -90,18 +112,18 @@ def _values(
     grades: Mapping[str, Sequence[Graded]],
 ) -> dict[str, dict[str, Values]]:
     """What is known of each system: {system: {metric: {question: value}}}, None where one is missing."""
-    wanted, found = {question.id for question in questions}, {}
+    ids, values = {question.id for question in questions}, {}
     for system in systems:
-        own: dict[str, Values] = {}
+        metrics: dict[str, Values] = {}
         if graded := grades.get(system.name):
-            own[JUDGED["name"]] = {g.question: g.grade for g in graded}
+            metrics[JUDGED["name"]] = {g.question: g.grade for g in graded}
         if system.name in measured:
-            own |= measured[system.name].values
-        found[system.name] = {
-            metric: {id: value for id, value in by_question.items() if id in wanted}
-            for metric, by_question in own.items()
+            metrics |= measured[system.name].values
+        values[system.name] = {
+            metric: {id: value for id, value in by_question.items() if id in ids}
+            for metric, by_question in metrics.items()
         }
-    return found
+    return values
 
 
 def _there(values: Values) -> set[str]:
@@ -111,16 +133,16 @@ def _there(values: Values) -> set[str]:
 def _differences(names: Sequence[str], kept: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
     """How far every other system is from the first, question by question, as a table."""
     first, *others = names
-    metrics = [metric for metric, own in kept.items() if first in own and len(own) > 1]
+    metrics = [metric for metric, rows in kept.items() if first in rows and len(rows) > 1]
     if not metrics:
         return {}
 
     def cell(name: str, metric: str) -> str:
         if name not in kept[metric]:
             return ""
-        own, other = ({id: v for id, v in kept[metric][n].items() if v is not None} for n in (name, first))
-        found = paired_difference(own, other)
-        return f"{found.mean:+.3g} ({found.interval[0]:+.3g} to {found.interval[1]:+.3g})"
+        pair = ({id: v for id, v in kept[metric][n].items() if v is not None} for n in (name, first))
+        difference = paired_difference(*pair)
+        return f"{difference.mean:+.3g} ({difference.interval[0]:+.3g} to {difference.interval[1]:+.3g})"
 
     return {
         "differences": {
@@ -142,7 +164,7 @@ def tables(
     names = [system.name for system in systems]
     by_id = {question.id: question.category for question in questions}
     categories = list(dict.fromkeys(filter(None, by_id.values())))
-    turns = range(max((len(own.turns) for graded in grades.values() for own in graded), default=0))
+    turns = range(max((len(grade.turns) for graded in grades.values() for grade in graded), default=0))
     by_turn = {
         name: [{g.question: g.turns[n] for g in grades[name] if n < len(g.turns)} for n in turns] for name in grades
     }
@@ -150,35 +172,37 @@ def tables(
         name: [{g.question: g.grade for g in grades[name] if by_id[g.question] == category} for category in categories]
         for name in grades
     }
-    found = []
-    for what, parts, own in (
+    grade_tables = []
+    for part, parts, values in (
         ("turn", [f"turn {n + 1}" for n in turns], by_turn),
         ("category", categories, by_category),
     ):
-        if len(parts) > 1 and own:
-            found.append(
+        if len(parts) > 1 and values:
+            grade_tables.append(
                 {
-                    "title": f"Grades by {what}",
+                    "title": f"Grades by {part}",
                     "about": "mean grade of the judge" + ("; 1 to 10" if benchmark.graded else ""),
                     "columns": ["system", *parts],
-                    "rows": [[name, *map(_mean, own[name])] for name in names],
+                    "rows": [[name, *map(_mean, values[name])] for name in names],
                 }
             )
-    return found
+    return grade_tables
 
 
 def frontier(names: Sequence[str], measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """Which systems no other beats in every reward, and how much they cover, where there are several of both."""
-    rewards = list(dict.fromkeys(m for own in measured.values() for m in own.values if m.startswith(REWARD)))
+    rewards = list(dict.fromkeys(m for system in measured.values() for m in system.values if m.startswith(REWARD)))
     known = {name: measured[name].values for name in names if name in measured}
-    known = {name: own for name, own in known.items() if own.keys() >= set(rewards)}
+    known = {name: values for name, values in known.items() if values.keys() >= set(rewards)}
     if len(rewards) < 2 or len(known) < 2:
         return []
-    shared = set.intersection(*(_there(own[metric]) for own in known.values() for metric in rewards))
+    shared = set.intersection(*(_there(system[metric]) for system in known.values() for metric in rewards))
     if not shared:
         return []
     # [systems, questions, rewards], of which a frontier is that of the means
-    values = np.array([[[own[m][id] for m in rewards] for id in sorted(shared)] for own in known.values()], dtype=float)
+    values = np.array(
+        [[[system[m][id] for m in rewards] for id in sorted(shared)] for system in known.values()], dtype=float
+    )
     points = values.mean(1)
     covered, best = hypervolume_interval(values, points.min(0)), pareto(points)
     low, high = covered.interval
@@ -197,8 +221,8 @@ def frontier(names: Sequence[str], measured: Mapping[str, Measured]) -> list[dic
 
 
 def _mean(values: Values) -> str:
-    found = summary(values)
-    return f"{found['mean']:.2f}" if found["n"] else ""
+    mean = summary(values)["mean"]
+    return "" if mean is None else f"{mean:.2f}"
 
 
 def examples(questions: Sequence[Question], answers: Answers, verdicts: Verdicts) -> list[dict[str, Any]]:
@@ -206,15 +230,15 @@ def examples(questions: Sequence[Question], answers: Answers, verdicts: Verdicts
     by_question: dict[str, list[dict[str, Any]]] = {}
     for (a, b), outcomes in verdicts.items():
         for outcome in outcomes:
-            said = "\n\n".join(text for text in outcome.said if text)
-            row = {"a": a, "b": b, "preference": outcome.preference, "said": said or "; ".join(outcome.flaws)}
+            words = "\n\n".join(filter(None, outcome.said)) or "; ".join(outcome.flaws)
+            row = {"a": a, "b": b, "preference": outcome.preference, "said": words}
             by_question.setdefault(outcome.question, []).append(row)
     return [
         {
             "id": question.id,
             "category": question.category,
             "prompt": _shown(question.prompt, question.follow_ups),
-            "replies": {name: "\n\n---\n\n".join(own[question.id].replies) for name, own in answers.items()},
+            "replies": {name: "\n\n---\n\n".join(system[question.id].replies) for name, system in answers.items()},
             "verdicts": by_question.get(question.id, []),
         }
         for question in questions
@@ -234,36 +258,35 @@ def warnings(
     measured: Mapping[str, Measured],
 ) -> list[str]:
     """What somebody who reads the tables should know: silence, verdicts that nobody could read, a judge that turns."""
-    said = []
-    for name, own in answers.items():
-        if empty := sum(not any(reply.strip() for reply in answer.replies) for answer in own.values()):
-            said.append(f"{name} answered nothing to {empty} of {len(own)} questions; they are judged as they are.")
+    lines = []
+    for name, system in answers.items():
+        if empty := sum(not any(reply.strip() for reply in answer.replies) for answer in system.values()):
+            lines.append(f"{name} answered nothing to {empty} of {len(system)} questions; they are judged as they are.")
     for (a, b), outcomes in verdicts.items():
         if one_sided([(sum(answers[a][o.question].lengths), sum(answers[b][o.question].lengths)) for o in outcomes]):
-            said.append(
+            lines.append(
                 f"One of {a} and {b} gives nearly all of the longer answers: what their length does to the judge "
                 "cannot be told from what they say, and there is no length-controlled rate."
             )
         flaws = Counter(flaw for outcome in outcomes for flaw in outcome.flaws if flaw)
         if flaws:
             listed = "; ".join(f"{flaw} ({count})" for flaw, count in flaws.most_common(3))
-            said.append(f"{a} against {b}: {sum(flaws.values())} verdicts could not be read: {listed}.")
+            lines.append(f"{a} against {b}: {sum(flaws.values())} verdicts could not be read: {listed}.")
         if judge and not judge.symmetric and len(outcomes):
             turned = sum(outcome.inconsistent for outcome in outcomes) / len(outcomes)
             if turned > TURNED:
-                said.append(
+                lines.append(
                     f"{judge.name} changed its mind with the order in {turned:.0%} of {a} against {b}: its preference "
                     "depends on the place more than is good. Such questions count as ties."
                 )
-    for name, own in grades.items():
-        if flawed := sum(grade.grade is None for grade in own):
-            said.append(f"{name}: {flawed} of {len(own)} answers have no grade.")
+    for name, graded in grades.items():
+        if flawed := sum(grade.grade is None for grade in graded):
+            lines.append(f"{name}: {flawed} of {len(graded)} answers have no grade.")
     noted: dict[str, list[str]] = {}
-    for name, found in measured.items():
-        for note in found.notes:
-            if OF_NOTHING in note:
-                continue
-            noted.setdefault(note, []).append(name)
+    for name, system in measured.items():
+        for note in system.notes:
+            if OF_NOTHING not in note:
+                noted.setdefault(note, []).append(name)
     for note, names in noted.items():
-        said.append(note if len(names) == len(answers) else f"{', '.join(names)}: {note}")
-    return said
+        lines.append(note if len(names) == len(answers) else f"{', '.join(names)}: {note}")
+    return lines
