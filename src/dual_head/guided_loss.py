@@ -7,7 +7,7 @@ by chunk. The Trainer wraps it, and DDP or FSDP in turn. It knows methods as val
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from dual_head import policy
 from dual_head.data.collate import NO_TOKEN
 from dual_head.errors import DualHeadError
-from dual_head.guides import flatten, unflatten
+from dual_head.guides import States
 from dual_head.heads import KEPT
 from dual_head.hidden_states import Features, Rows
 from dual_head.losses import Objective, name_of
@@ -35,7 +35,7 @@ from dual_head.ops.token_scores import (
     reduce_tokens,
 )
 from dual_head.ops.vocab_kernels import worth_compiling
-from dual_head.policy import ActiveGuide
+from dual_head.policy import ActiveGuide, Products
 
 
 class GuidedLoss(nn.Module):
@@ -92,7 +92,7 @@ class GuidedLoss(nn.Module):
             )
         _require_gathered(self.model)
         encoded, at = self._encode(**batch)
-        hidden, states = encoded.hidden, flatten(encoded.states)
+        hidden, states = encoded.hidden, encoded.states
         del encoded  # whole sequences, of which only the scored positions are read
         needs = self._needs()
         none = pick_tokens(hidden, states, at[:0], batch["labels"][:0], batch["row"][:0])
@@ -169,7 +169,7 @@ class GuidedLoss(nn.Module):
             measured=needs.read - needs.trained,
             budget=self.budget,
         )
-        gate_logit = self.model.guide(self.guide).gate_logit(unflatten(tokens.states, self.names)[self.guide])
+        gate_logit = self.model.guide(self.guide).gate_logit(tokens.states[self.guide])
         if gate_logit is not None:
             values["gate_logit"] = gate_logit
         # NaN is what nobody may read: a loss that did would not go unnoticed.
@@ -207,39 +207,37 @@ def _require_gathered(model: AlignedModel) -> None:
         )
 
 
+class _Group(NamedTuple):
+    """Guides that are run together, and what they give: {distribution: as which of theirs `policy` knows it}."""
+
+    names: tuple[str, ...]
+    gives: dict[str, str]
+
+
 def _head_of(model: AlignedModel, names: tuple[str, ...], *, compiled: bool) -> Head:
-    """The distributions at alpha = 1; those of one guide alone are the first one's, but "second"."""
+    """The distributions at alpha = 1: of all guides together, of the first by itself, and of the second."""
     backbone, fusion = model.backbone, model.config.fusion
-    # Which guides speak in which distributions: together in the policy, the first alone, the second alone.
-    groups = {"": (names, frozenset({"base", "policy"})), "alone/": (names[:1], frozenset({"reward", "delta"}))}
-    if len(names) == 1:
-        groups = {"": (names, frozenset({"base", "policy", "reward", "delta"}))}
-    else:
-        groups["second/"] = (names[1:], frozenset({"second"}))
+    together, first = {"base": "base", "policy": "policy"}, {"reward": "reward", "delta": "delta"}
+    groups = [_Group(names, together | first)]
+    if len(names) > 1:
+        groups = [_Group(names, together), _Group(names[:1], first), _Group(names[1:], {"second": "policy"})]
     guides = {name: model.guide(name) for name in names}
 
-    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: Mapping[str, int]) -> dict[str, Tensor]:
-        states = unflatten(flat, names)
-        out = {}
-        for prefix, (who, gives) in groups.items():
-            if asked := {_as_policy(name): rows for name, rows in wanted.items() if name in gives}:
-                active = [ActiveGuide(guides[name], states[name], 1.0, model.transfer(name)) for name in who]
-                said = policy.products(backbone, active, hidden, asked, fusion=fusion)
-                out |= {prefix + key: x for key, x in said.items()}
-        return out
+    def products(hidden: Tensor, states: Mapping[str, States], wanted: Mapping[str, int]) -> list[Products | None]:
+        made: list[Products | None] = []
+        for group in groups:
+            rows = {group.gives[name]: count for name, count in wanted.items() if name in group.gives}
+            active = [ActiveGuide(guides[name], states[name], 1.0, model.transfer(name)) for name in group.names]
+            made.append(policy.products(backbone, active, hidden, rows, fusion=fusion) if rows else None)
+        return made
 
-    def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+    def combine(made: list[Products | None], wanted: frozenset[str]) -> dict[str, Tensor]:
         out = {}
-        for prefix, (who, gives) in groups.items():
-            if asked := {_as_policy(name) for name in wanted & gives}:
-                own = {key.removeprefix(prefix): x for key, x in said.items() if key.startswith(prefix)}
-                z = policy.combine([guides[name] for name in who], own, asked, fusion=fusion, upcast=True)
-                out |= {"second": z["policy"]} if prefix == "second/" else z
+        for group, part in zip(groups, made, strict=True):
+            names = {group.gives[name]: name for name in wanted if name in group.gives}
+            if part is not None and names:
+                z = policy.combine([guides[name] for name in group.names], part, names, fusion=fusion, upcast=True)
+                out |= {names[name]: x for name, x in z.items()}
         return out
 
     return Head(products, combine, compiled=compiled)
-
-
-def _as_policy(name: str) -> str:
-    """The second guide alone is a policy of one guide."""
-    return "policy" if name == "second" else name

@@ -1,22 +1,24 @@
-"""From hidden states to the distributions somebody asks for: the one line of the architecture, at n tokens.
+"""From hidden states to the distributions that are asked for: the one line of the architecture, at n tokens.
 
     z = lm_head(h + sum_k w_k hidden_delta_k) + sum_k w_k logit_delta_k          w_k = alpha_k g_k
 
 Generation, training, traces and sweeps all come through here, so that one vocabulary product serves where
-one is enough: the backbone's own logits are computed only when they are asked for, or when no guide edits.
+one is enough: the backbone's own logits are computed only when they are asked for, or when no guide changes h.
 `products` are the matrix products, `combine` is all that happens to them entry by entry, which a compiler can fuse.
 It knows guides as `Guide` has them; which ones act and how strongly is decided above.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from dual_head.backbone import Decoder
 from dual_head.errors import DualHeadError
-from dual_head.fusion import Term, fuse
+from dual_head.fusion import add_weighted, fuse
 from dual_head.guides import Guide, States
 from dual_head.heads import weighted_sum
 from dual_head.transfer import Transfer
@@ -41,7 +43,10 @@ class ActiveGuide:
     def weight(self) -> Tensor | float:
         """alpha * gate, [n, 1]."""
         gate = self.gate
-        return self.alpha if isinstance(gate, float) and gate == 1 else self.alpha * gate
+        if isinstance(gate, float) and gate == 1:
+            return self.alpha
+        weight: Any = self.alpha * gate
+        return weight.masked_fill(self.alpha == 0, 0) if isinstance(self.alpha, Tensor) else weight
 
     def first(self, rows: int) -> "ActiveGuide":
         """The same at so many of the first tokens."""
@@ -61,7 +66,38 @@ class ActiveGuide:
         return logit_delta if self.transfer is None else self.transfer.logit_delta(logit_delta)
 
 
-Products = dict[str, Tensor]
+class GuideProducts(NamedTuple):
+    """What distributions are made of that one guide gives at n tokens; None for what no wanted one is made of.
+
+    weight, gate [n, 1]: alpha g and g; logit_delta [n, V]; hidden_delta [n, d]; allowed: bool [n, V], which tokens may
+    follow; logits [n, V]: of the guide alone, lm_head(h + hidden_delta), or lm_head(h) + logit_delta in one product.
+    """
+
+    weight: Tensor | None = None
+    gate: Tensor | None = None
+    logit_delta: Tensor | None = None
+    hidden_delta: Tensor | None = None
+    logits: Tensor | None = None
+    allowed: Tensor | None = None
+
+    def against(self, base: Any) -> Tensor:
+        """The logit delta, by itself or as what its logits are more than the backbone's [n, V]."""
+        return self.logits - base if self.logit_delta is None else self.logit_delta  # type: ignore[operator]
+
+    def reward(self, guide: Guide, base: Any) -> Tensor:
+        """Logits [n, V] of the distribution that the guide itself stands for."""
+        return guide.reward(self.logit_delta, base) if self.logits is None else self.logits  # type: ignore[arg-type]
+
+
+class Products(NamedTuple):
+    """What distributions are made of at n tokens, each vocabulary product once.
+
+    base [n, V]: lm_head(h); steered [n, V]: lm_head(h + sum_k w_k hidden_delta_k); guides: what each guide gives.
+    """
+
+    base: Tensor | None = None
+    steered: Tensor | None = None
+    guides: tuple[GuideProducts, ...] = ()
 
 
 def distributions(
@@ -75,103 +111,92 @@ def distributions(
 ) -> dict[str, Tensor]:
     """Compute logits [n, V] of the wanted distributions at hidden states [n, d].
 
-    wanted: "base", the backbone's own; "policy", what is decoded from; of a single voice, "reward", the
-    distribution the guide itself stands for, and "delta" = gate * logit_delta (or gate * edit, [n, d]).
+    wanted: "base", the backbone's own; "policy", what is decoded from; of a single guide, "reward", the
+    distribution the guide itself stands for, and "delta" = gate * logit_delta (or gate * hidden_delta, [n, d]).
     upcast: fuse in fp32 whatever the weights' dtype.
     """
-    said = products(backbone, active, hidden, wanted, fusion=fusion)
-    return combine([voice.guide for voice in active], said, wanted, fusion=fusion, upcast=upcast)
+    made = products(backbone, active, hidden, wanted, fusion=fusion)
+    return combine([guide.guide for guide in active], made, wanted, fusion=fusion, upcast=upcast)
 
 
 def products(
     backbone: Decoder, active: Sequence[ActiveGuide], hidden: Tensor, wanted: Collection[str], *, fusion: str = "logits"
 ) -> Products:
-    """Compute what the wanted distributions are combined from: each vocabulary product [n, V], once.
-
-        base        lm_head(h), where anybody needs it
-        edited      lm_head(h + sum_k w_k hidden_delta_k), where a guide edits
-        own/k       the logit_delta of voice k; of one that edits, the logits it alone would give
-        reward/0    lm_head(h) + logit_delta in one product, in place of own/0 where that is all there is to learn from
-        weight/k    alpha_k g_k [n, 1];  gate/k and edit/k, which delta is made of;  allowed/k bool [n, V]
+    """Compute what the wanted distributions are combined from.
 
     wanted: names, or {name: of how many first tokens}; a product that no longer distribution is made of is as short.
-    Errors: reward or delta of several active.
+    Errors: reward or delta of several guides.
     """
     # At least one: products of no token have shapes too.
     rows = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, max(1, len(hidden)))
     if ("reward" in rows or "delta" in rows) and len(active) != 1:
         raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
-    editing = [voice for voice in active if voice.guide.space == "hidden"]
+    in_hidden = [guide for guide in active if guide.guide.space == "hidden"]
     mixing = fusion == "probabilities" and "policy" in rows
-    out: Products = {}
 
     def of(*names: str) -> int:
         return max([0, *[rows[name] for name in names if name in rows]])  # torch.compile knows no `default`
 
     merged = None
-    if "reward" in rows and "delta" not in rows and not editing and not mixing and torch.is_grad_enabled():
+    if "reward" in rows and "delta" not in rows and not in_hidden and not mixing and torch.is_grad_enabled():
         merged = active[0].first(of("reward", "policy")).reward_logits(backbone)
-    if merged is not None:
-        out["reward/0"] = merged
-    whole = editing and not mixing  # what edits needs no logits of the backbone's own
-    based = max(of("base"), 0 if whole else of("policy"), 0 if editing or merged is not None else of("reward", "delta"))
-    if any(voice.guide.reads_base for voice in active):
+    whole = in_hidden and not mixing  # what changes the hidden state needs no logits of the backbone's own
+    with_delta = 0 if in_hidden or merged is not None else of("reward", "delta")
+    based = max(of("base"), 0 if whole else of("policy"), with_delta)
+    if any(guide.guide.reads_base for guide in active):
         based = of(*rows)
+    base = steered = None
     if based:
-        known = (voice.guide.base_logits(voice.first(based).states) for voice in active)
+        known = (guide.guide.base_logits(guide.first(based).states) for guide in active)
         base = next((logits for logits in known if logits is not None), None)
-        out["base"] = backbone.logits(hidden[:based]) if base is None else base
+        base = backbone.logits(hidden[:based]) if base is None else base
     if whole and "policy" in rows:
-        out["edited"] = backbone.logits(
-            _edited(hidden[: of("policy")], [voice.first(of("policy")) for voice in editing])
-        )
-    for i, voice in enumerate(active):
-        out |= _said(backbone, i, voice, hidden, rows, mixing=mixing, base=out.get("base"), merged=merged is not None)
-    return out
+        count = of("policy")
+        steered = backbone.logits(_steered(hidden[:count], [guide.first(count) for guide in in_hidden]))
+    parts = [_of_guide(backbone, guide, hidden, rows, mixing=mixing, base=base, merged=merged) for guide in active]
+    return Products(base, steered, tuple(parts))
 
 
-def _said(
+def _of_guide(
     backbone: Decoder,
-    i: int,
-    voice: ActiveGuide,
+    guide: ActiveGuide,
     hidden: Tensor,
     rows: Mapping[str, int],
     *,
     mixing: bool,
     base: Tensor | None,
-    merged: bool,
-) -> Products:
-    """What voice i says of the products."""
-    out: Products = {}
-    edits = voice.guide.space == "hidden"
+    merged: Tensor | None,
+) -> GuideProducts:
+    """What one guide gives; merged: the logits of it alone, where one product gave them."""
+    weight = gate = logit_delta = hidden_delta = allowed = None
+    logits, in_hidden = merged, guide.guide.space == "hidden"
     if count := rows.get("policy", 0):
-        speaks = voice.first(count)
-        if not edits or mixing:
-            out[f"weight/{i}"] = torch.as_tensor(speaks.weight, device=hidden.device)
-        if voice.guide.reads_base:
+        part = guide.first(count)
+        if not in_hidden or mixing:
+            weight = torch.as_tensor(part.weight, device=hidden.device)
+        if guide.guide.reads_base:
             assert base is not None
-            if (allowed := voice.guide.candidates(speaks.states, base[:count])) is not None:
-                out[f"allowed/{i}"] = allowed
+            allowed = guide.guide.candidates(part.states, base[:count])
     if count := rows.get("delta", 0):
-        speaks = voice.first(count)
-        out[f"gate/{i}"] = torch.as_tensor(speaks.gate, device=hidden.device)
-        if edits:
-            out[f"edit/{i}"] = speaks.guide.hidden_delta(speaks.states)
-    own = max(rows.get("reward", 0), rows.get("policy", 0) if mixing or not edits else 0)
-    if not edits:
-        own = max(own, rows.get("delta", 0))
-    if own and not merged:
-        speaks, at = voice.first(own), hidden[:own]
-        if edits:
-            out[f"own/{i}"] = backbone.logits((at + speaks.guide.hidden_delta(speaks.states)).to(at.dtype))
+        part = guide.first(count)
+        gate = torch.as_tensor(part.gate, device=hidden.device)
+        if in_hidden:
+            hidden_delta = part.guide.hidden_delta(part.states)
+    count = max(rows.get("reward", 0), rows.get("policy", 0) if mixing or not in_hidden else 0)
+    if not in_hidden:
+        count = max(count, rows.get("delta", 0))
+    if count and merged is None:
+        part, at = guide.first(count), hidden[:count]
+        if in_hidden:
+            logits = backbone.logits((at + part.guide.hidden_delta(part.states)).to(at.dtype))
         else:
-            out[f"own/{i}"] = speaks.logit_delta(None if base is None else base[:own])
-    return out
+            logit_delta = part.logit_delta(None if base is None else base[:count])
+    return GuideProducts(weight, gate, logit_delta, hidden_delta, logits, allowed)
 
 
 def combine(
     guides: Sequence[Guide],
-    said: Products,
+    products: Products,
     wanted: Collection[str],
     *,
     fusion: str = "logits",
@@ -179,69 +204,58 @@ def combine(
 ) -> dict[str, Tensor]:
     """Combine products into the logits of the wanted distributions, token by token and entry by entry."""
     if upcast:
-        said = {key: x.float() if x.is_floating_point() else x for key, x in said.items()}
-    base = said.get("base")
+        products = pytree.tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, products)
+    base: Any = products.base
+    parts = list(zip(guides, products.guides, strict=True))
     out: dict[str, Tensor] = {}
     if "base" in wanted:
-        out["base"] = said["base"]
+        out["base"] = base
     if "reward" in wanted:
-        out["reward"] = said["reward/0"] if "reward/0" in said else _reward(guides, said, 0)
+        (guide, part), *_ = parts
+        out["reward"] = part.reward(guide, base)
     if "delta" in wanted:
-        out["delta"] = said["gate/0"] * said["edit/0" if "edit/0" in said else "own/0"]
+        (_, part), *_ = parts
+        delta: Any = part.logit_delta if part.hidden_delta is None else part.hidden_delta
+        out["delta"] = part.gate * delta
     if "policy" in wanted:
         if fusion == "probabilities":
-            rewards: list[Term] = [(said[f"weight/{i}"], _reward(guides, said, i) - said["base"]) for i in _all(guides)]
-            policy = fuse(said["base"], rewards, fusion)
+            rewards: list[Any] = [(part.weight, part.reward(guide, base) - base) for guide, part in parts]
+            policy = fuse(base, rewards, fusion)
         else:
-            spoken: list[Term] = [
-                (said[f"weight/{i}"], _direction(said, i)) for i in _all(guides) if guides[i].space == "vocabulary"
-            ]
-            start = said.get("edited", base)
-            assert start is not None
-            policy = fuse(start, spoken)
-        for i in _all(guides):
-            if f"allowed/{i}" in said:
+            start = base if products.steered is None else products.steered
+            deltas: list[Any] = [(p.weight, p.against(base)) for guide, p in parts if guide.space == "vocabulary"]
+            policy = fuse(start, deltas)
+        for _, part in parts:
+            if part.allowed is not None:
                 # The least finite number, not infinity: what is ruled out must not turn divergences into NaN.
-                ruled_out = ~said[f"allowed/{i}"] & (said[f"weight/{i}"] != 0)
+                ruled_out = ~part.allowed & (part.weight != 0)
                 policy = policy.masked_fill(ruled_out, torch.finfo(policy.dtype).min)
         out["policy"] = policy
     return out
 
 
-def _all(guides: Sequence[Guide]) -> range:
-    return range(len(guides))
-
-
-def _direction(said: Products, i: int) -> Tensor:
-    return said[f"own/{i}"] if f"own/{i}" in said else said[f"reward/{i}"] - said["base"]
-
-
-def _reward(guides: Sequence[Guide], said: Products, i: int) -> Tensor:
-    """Logits of the distribution that guide i itself stands for."""
-    own = said[f"own/{i}"]
-    return own if guides[i].space == "hidden" else guides[i].reward(own, said["base"])
-
-
-def _edited(hidden: Tensor, editing: Sequence[ActiveGuide]) -> Tensor:
+def _steered(hidden: Tensor, active: Sequence[ActiveGuide]) -> Tensor:
     """h + sum_k w_k hidden_delta_k, [n, d], in the backbone's dtype; a row whose weights are 0 keeps its bits."""
-    added = _added_up(editing)
+    added = _added_up(active)
     if added is not None:
         return (hidden + added).to(hidden.dtype)
-    edited = hidden
-    for voice in editing:
-        edited = edited + voice.weight * voice.guide.hidden_delta(voice.states)
-    return edited.to(hidden.dtype)
+    steered = hidden
+    for guide in active:
+        steered = add_weighted(steered, guide.weight, guide.guide.hidden_delta(guide.states))
+    return steered.to(hidden.dtype)
 
 
-def _added_up(editing: Sequence[ActiveGuide]) -> Tensor | None:
-    """sum_k w_k hidden_delta_k at once, where all edits are maps of one hidden state that can be; else None."""
-    if len(editing) < 2 or torch.compiler.is_compiling():  # a graph makes its own of what is one by one
+def _added_up(active: Sequence[ActiveGuide]) -> Tensor | None:
+    """sum_k w_k hidden_delta_k at once, where all are maps of one hidden state that can be; else None."""
+    if len(active) < 2 or torch.compiler.is_compiling():  # a graph makes its own of what is one by one
         return None
-    x = editing[0].states.get("hidden")
-    maps = [own for voice in editing if (own := voice.guide.hidden_delta_map) is not None]
-    weights = [weight for voice in editing if isinstance(weight := voice.weight, Tensor)]
-    if x is None or len(maps) < len(editing) or len(weights) < len(editing):
+    x = active[0].states.get("hidden")
+    maps = [change for guide in active if (change := guide.guide.hidden_delta_map) is not None]
+    weights = [weight for guide in active if isinstance(weight := guide.weight, Tensor)]
+    if x is None or len(maps) < len(active) or len(weights) < len(active):
         return None
-    if any(voice.states["hidden"] is not x for voice in editing):
+    if any(guide.states["hidden"] is not x for guide in active):
         return None
-    return weighted_sum(maps, x, torch.cat(torch.broadcast_tensors(*weights), -1))
+    each = torch.cat(torch.broadcast_tensors(*weights), -1)
+    added = weighted_sum(maps, x, each)
+    return None if added is None else added.masked_fill((each == 0).all(-1, keepdim=True), 0)

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from dual_head import policy
-from dual_head.guides import flatten, unflatten
+from dual_head.guides import States
 from dual_head.model.alpha import Alpha
 from dual_head.ops.token_scores import Head, reduce_tokens, response_tokens
+from dual_head.policy import Products
 
 if TYPE_CHECKING:
     from dual_head.model.aligned import AlignedModel
-
-ALPHA = "alpha"  # rides along with the guides' states, one row per token
 
 
 @torch.no_grad()
@@ -50,18 +49,15 @@ def reply_scalars(
         keep=slice(prompt - 1, None),
     )
     alphas = acting.at(strengths.to(sequences.device), columns).expand(-1, len(columns), -1)
-    states = {**flatten(encoded.states), ALPHA: alphas}
-    tokens = response_tokens(encoded.hidden, states, sequences, responses)
+    tokens = response_tokens(encoded.hidden, (encoded.states, alphas), sequences, responses)
 
     fusion, guides = model.config.fusion, [model.guide(name) for name in acting.names]
 
-    def products(hidden: Tensor, flat: dict[str, Tensor], wanted: Mapping[str, int]) -> dict[str, Tensor]:
-        own = unflatten({path: x for path, x in flat.items() if path != ALPHA}, acting.names)
-        active = model.active_guides(own, flat[ALPHA])
-        return policy.products(model.backbone, active, hidden, wanted, fusion=fusion)
+    def products(hidden: Tensor, states: tuple[dict[str, States], Tensor], wanted: Mapping[str, int]) -> Products:
+        return policy.products(model.backbone, model.active_guides(*states), hidden, wanted, fusion=fusion)
 
-    def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
-        return policy.combine(guides, said, wanted, fusion=fusion, upcast=True)
+    def combine(made: Products, wanted: frozenset[str]) -> dict[str, Tensor]:
+        return policy.combine(guides, made, wanted, fusion=fusion, upcast=True)
 
     head = Head(products, combine)
     scalars = reduce_tokens(tokens, head, needs)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from dual_head.accumulation import accumulating
@@ -30,18 +31,20 @@ from dual_head.ops.vocab_kernels import SCALARS, Products, reduce_products
 LIVE_TENSORS = 8
 DEFAULT_BUDGET = 128 * 2**20
 
+States = Any  # a nest of tensors [n, *], as dictionaries of guides' states are: it travels with the tokens it is of
+
 
 @dataclass(frozen=True)
 class Head:
     """What stands between tokens and the logits of the named distributions, in two halves.
 
-    products(hidden [n, d], states {name: [n, *]}, wanted): the matrix products [n, V], and weights [n, 1], that
-    distributions are combined from, wanted = {distribution: of how many first tokens}; products of no others may be as
-    short. combine(products, names): their logits [n, V] in fp32, entry by entry. compiled: whether the loops over
-    those entries are.
+    products(hidden [n, d], states, wanted): the matrix products [n, V], and weights [n, 1], that distributions are
+    combined from, wanted = {distribution: of how many first tokens}; products of no others may be as short.
+    combine(products, names): their logits [n, V] in fp32, entry by entry. compiled: whether the loops over those
+    entries are.
     """
 
-    products: Callable[[Tensor, dict[str, Tensor], Mapping[str, int]], Products]
+    products: Callable[[Tensor, States, Mapping[str, int]], Products]
     combine: Callable[[Products, frozenset[str]], dict[str, Tensor]]
     compiled: bool = False
     _held: dict[tuple, int] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -52,37 +55,43 @@ class Head:
         Compiled: its products, which turn into their gradients. Which ones are made, and in what precision, products
         of no token tell, once.
         """
-        asked = dict.fromkeys(sorted(_distributions(needs)), 1)
+        wanted = dict.fromkeys(sorted(_distributions(needs)), 1)
         kind = tokens.hidden.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (*asked, tokens.hidden.dtype, autocast, torch.is_grad_enabled())
-        if asked and key not in self._held:
-            states = {name: x[:0] for name, x in tokens.states.items()}
-            wide = [x for x in self.products(tokens.hidden[:0], states, asked).values() if x.dim() and x.shape[-1] > 1]
+        key = (*wanted, tokens.hidden.dtype, autocast, torch.is_grad_enabled())
+        if wanted and key not in self._held:
+            none = tokens.part(slice(0))
+            products = pytree.tree_leaves(self.products(none.hidden, none.states, wanted))
+            wide = [x for x in products if x is not None and x.dim() and x.shape[-1] > 1]
             self._held[key] = (
                 sum(x.shape[-1] * x.element_size() for x in wide)
                 if self.compiled
                 else eager_bytes(max(x.shape[-1] for x in wide))
             )
-        return self._held[key] if asked else 0
+        return self._held[key] if wanted else 0
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The n tokens to score: what predicts them (hidden [n, d], states), their ids [n] and rows [n].
+    """The n tokens to score: what predicts them (hidden [n, d], states [n, *]), their ids [n] and rows [n].
 
     chosen: how many come first that are of chosen responses; 0 where they are in another order.
     """
 
     hidden: Tensor
-    states: dict[str, Tensor]
+    states: States
     labels: Tensor
     row: Tensor
     chosen: int = 0
 
     def tensors(self) -> list[Tensor]:
         """What gradients may flow into: hidden, then the states in their order."""
-        return [self.hidden, *self.states.values()]
+        return [self.hidden, *pytree.tree_leaves(self.states)]
+
+    def part(self, at: slice) -> "Tokens":
+        """Some of them, in no known order of responses."""
+        states = pytree.tree_map(lambda x: x[at], self.states)
+        return Tokens(self.hidden[at], states, self.labels[at], self.row[at])
 
 
 @dataclass(frozen=True)
@@ -120,20 +129,20 @@ def split_sides(per_row: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def pick_tokens(hidden: Tensor, states: dict[str, Tensor], at: Tensor, labels: Tensor, row: Tensor) -> Tokens:
+def pick_tokens(hidden: Tensor, states: States, at: Tensor, labels: Tensor, row: Tensor) -> Tokens:
     """Pick the positions that predict the tokens to score.
 
-    hidden [R, T, d], states {name: [R, T, *]}; at [n]: which of the R T positions; labels, row [n].
+    hidden [R, T, d], states [R, T, *]; at [n]: which of the R T positions; labels, row [n].
     """
     picked = hidden.flatten(0, 1)[at]
-    states = {name: picked if x is hidden else x.flatten(0, 1)[at] for name, x in states.items()}
+    states = pytree.tree_map(lambda x: picked if x is hidden else x.flatten(0, 1)[at], states)
     return Tokens(picked, states, labels, row)
 
 
-def response_tokens(hidden: Tensor, states: dict[str, Tensor], input_ids: Tensor, response_mask: Tensor) -> Tokens:
+def response_tokens(hidden: Tensor, states: States, input_ids: Tensor, response_mask: Tensor) -> Tokens:
     """Pick the positions that predict a response token: t scores token t + 1 where response_mask[t + 1] is 1.
 
-    hidden [R, T, d], states {name: [R, T, *]}, input_ids and response_mask [R, T].
+    hidden [R, T, d], states [R, T, *], input_ids and response_mask [R, T].
     """
     row, at = response_mask[:, 1:].nonzero(as_tuple=True)
     return pick_tokens(hidden, states, row * input_ids.shape[1] + at, input_ids[row, at + 1], row)
@@ -159,21 +168,21 @@ def reduce_tokens(
         return {}
     until = {name: (first or {}).get(name, len(tokens.labels)) for name in wanted}
     cuts = _chunks(tokens, head, until, budget)
-    names = tuple(tokens.states)
+    leaves, spec = pytree.tree_flatten(tokens.states)
 
     def scalars(start: int, hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         rows = {name: min(max(0, until[name] - start), len(labels)) for name in wanted}
-        asked: dict[str, int] = {}
+        longest: dict[str, int] = {}
         for name in wanted:
-            asked |= {which: max(rows[name], asked.get(which, 0)) for which in SCALARS[name].reads if rows[name]}
-        products = head.products(hidden, dict(zip(names, states, strict=True)), asked)
+            longest |= {which: max(rows[name], longest.get(which, 0)) for which in SCALARS[name].reads if rows[name]}
+        products = head.products(hidden, pytree.tree_unflatten(states, spec), longest)
         return reduce_products(
             products, labels, head.combine, wanted, rows=rows, measured=measured, compiled=head.compiled
         )
 
     chunks = []
     for at in cuts:
-        inputs = (tokens.hidden[at], tokens.labels[at], *(x[at] for x in tokens.states.values()))
+        inputs = (tokens.hidden[at], tokens.labels[at], *(x[at] for x in leaves))
         if torch.is_grad_enabled() and len(cuts) > 1:
             chunks.append(checkpoint(scalars, at.start, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -330,7 +339,7 @@ def _part(tokens: Tokens, group: Group, tensors: Sequence[Tensor]) -> Tokens:
     """The tokens of one group, with hidden and states from `tensors`, and rows counted from its first pair."""
     at = slice(group.start, group.stop)
     hidden, *states = tensors
-    states = dict(zip(tokens.states, states, strict=True))
+    states = pytree.tree_unflatten(states, pytree.tree_structure(tokens.states))
     return Tokens(hidden, states, tokens.labels[at], tokens.row[at] - 2 * group.first, group.chosen)
 
 

@@ -19,7 +19,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch.utils import _pytree as pytree
 
 BLOCK_BYTES = 2**25  # of products at a time on a CPU: what its last cache holds
 LARGE_VOCABULARY = 8192  # below, loops are short and are left as they are
@@ -41,7 +42,8 @@ VARIANTS = 64  # loops that a process may compile: one for each method, side of 
 COMPILER: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
 LEAST_EXPONENT = -87.0  # e^x is a normal number of fp32
 
-Products = dict[str, Tensor]
+# A nest of tensors: tuples, named or not, and dictionaries of them, and None where one is not needed.
+Products = Any
 Combine = Callable[[Products, frozenset[str]], dict[str, Tensor]]
 
 
@@ -162,33 +164,56 @@ SCALARS: dict[str, Scalar] = {
 DELTA = "delta"  # the one entry that is no distribution, so that it is not normalised
 
 
+class _Kept(NamedTuple):
+    """What derivatives read besides products, each [n] or of fewer first tokens: {scalar or distribution: ...}."""
+
+    labels: Tensor
+    values: dict[str, Tensor]
+    lse: dict[str, Tensor]
+    by: dict[str, Tensor]  # derivatives of the loss by the trained scalars
+
+    def part(self, at: slice) -> "_Kept":
+        """Some tokens, of those columns that have them."""
+        columns = ({name: x[at] for name, x in each.items() if len(x) >= at.stop} for each in self[1:])
+        return _Kept(self.labels[at], *columns)
+
+
 @dataclass(frozen=True)
 class _Plan:
-    """What is reduced from products of these names: wanted scalars, each of so many first tokens; some are trained."""
+    """What is reduced from products, as a list of tensors: wanted scalars, each of so many first tokens; some trained.
 
-    names: tuple[str, ...]
-    moving: tuple[str, ...]
+    moving: the numbers of the products that a gradient is wanted of.
+    """
+
+    spec: pytree.TreeSpec
+    moving: tuple[int, ...]
     wanted: tuple[str, ...]
     rows: tuple[int, ...]
     trained: frozenset[str]
     combine: Combine
     compiled: bool
 
-    def blocks(self, products: Products) -> Iterator[tuple[slice, tuple[str, ...]]]:
-        """Tokens of which the same scalars are wanted, and which; few at a time where a cache then keeps their rows."""
+    def blocks(self, leaves: Sequence[Tensor | None]) -> Iterator[tuple[slice, tuple[str, ...]]]:
+        """Tokens of which the same scalars are wanted, and which; few at a time where a cache then keeps their rows.
+
+        kl             [t t t t t . . .]       of the first five of eight tokens
+        reward_logps   [t t t t t t t t]
+                        |-----|---|----|       blocks of at most three: both scalars, both, one
+        """
         start, size = 0, max(self.rows, default=0)
-        if self.compiled and all(x.device.type == "cpu" for x in products.values()):
-            size = max(1, BLOCK_BYTES // sum(x.shape[-1] * x.element_size() for x in products.values() if x.dim()))
+        tensors = [x for x in leaves if x is not None]
+        if self.compiled and all(x.device.type == "cpu" for x in tensors):
+            size = max(1, BLOCK_BYTES // sum(x.shape[-1] * x.element_size() for x in tensors if x.dim()))
         for stop in sorted({0, *self.rows})[1:]:
             wanted = tuple(name for name, rows in zip(self.wanted, self.rows, strict=True) if rows >= stop)
             for at in range(start, stop, size):
                 yield slice(at, min(stop, at + size)), wanted
             start = stop
 
-    def targets(self, products: Products) -> Products:
+    def targets(self, leaves: Sequence[Any]) -> dict[int, Tensor]:
         """Where the gradients of moving products go: with `compiled`, over the products that are wide."""
-        over = {name: self.compiled and _is_wide(products[name]) for name in self.moving}
-        return {name: products[name] if over[name] else torch.zeros_like(products[name]) for name in self.moving}
+        over = {i for i in self.moving if self.compiled and _is_wide(leaves[i])}
+        return {i: leaves[i] if i in over else torch.zeros_like(leaves[i]) for i in self.moving}
 
 
 def reduce_products(
@@ -208,54 +233,61 @@ def reduce_products(
     products that no other scalar is made of may then be of those tokens alone. Scalars in `measured` carry no gradient.
     Nothing flows into products that do not ask for it.
     """
-    moving = tuple(name for name, x in products.items() if x.requires_grad and torch.is_grad_enabled())
-    products = {name: x if x.dim() or name not in moving else x.expand(len(labels), 1) for name, x in products.items()}
+    leaves, spec = pytree.tree_flatten(products)
+    graded = torch.is_grad_enabled()
+    moving = tuple(i for i, x in enumerate(leaves) if graded and x is not None and x.requires_grad)
+    leaves = [x.expand(len(labels), 1) if i in moving and not x.dim() else x for i, x in enumerate(leaves)]
     trained = frozenset(name for name in wanted if SCALARS[name].trainable) - measured
     counts = tuple((rows or {}).get(name, len(labels)) for name in wanted)
-    plan = _Plan(tuple(products), moving, wanted, counts, trained, combine, compiled)
-    return _Reduced.apply(plan, labels, *products.values())  # type: ignore[return-value]
+    plan = _Plan(spec, moving, wanted, counts, trained, combine, compiled)
+    return _Reduced.apply(plan, labels, *leaves)  # type: ignore[return-value]
 
 
 class _Reduced(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        products = {name: x.detach() for name, x in zip(plan.names, tensors, strict=True)}
+    def forward(ctx: Any, plan: _Plan, labels: Tensor, *leaves: Tensor | None) -> tuple[Tensor, ...]:
+        products = [None if x is None else x.detach() for x in leaves]
         run = _compiled()[0] if plan.compiled else _values
-        parts: dict[str, list[Tensor]] = {name: [] for name in plan.wanted}
-        for at, wanted in plan.blocks(products):
-            for name, x in run(_of(products, at), labels[at], plan.combine, wanted).items():
-                parts.setdefault(name, []).append(x)
+        blocks = [
+            run(pytree.tree_unflatten(_part(products, at), plan.spec), labels[at], plan.combine, wanted)
+            for at, wanted in plan.blocks(products)
+        ]
+        values, lse = (_joined([block[i] for block in blocks]) for i in (0, 1))
         none = labels.new_zeros(0, dtype=torch.float32)
-        columns = {name: torch.cat(part) if part else none for name, part in parts.items()}
-        ctx.plan, ctx.columns = plan, tuple(columns)
-        ctx.save_for_backward(labels, *tensors, *columns.values())
-        ctx.mark_non_differentiable(*(columns[name] for name in plan.wanted if name not in plan.trained))
-        return tuple(columns[name] for name in plan.wanted)
+        values = {name: values.get(name, none) for name in plan.wanted}
+        ctx.plan, ctx.kept = plan, pytree.tree_flatten(_Kept(labels, values, lse, {}))[1]
+        ctx.save_for_backward(*leaves, labels, *values.values(), *lse.values())
+        ctx.mark_non_differentiable(*(x for name, x in values.items() if name not in plan.trained))
+        return tuple(values.values())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
-        labels, *rest = (x.detach() for x in ctx.saved_tensors)
-        products = dict(zip(plan.names, rest, strict=False))
-        columns = {"labels": labels, **dict(zip(ctx.columns, rest[len(plan.names) :], strict=True))}
-        columns |= {f"by {name}": grad for name, grad in zip(plan.wanted, grads, strict=True) if name in plan.trained}
-        found = plan.targets(products)
+        saved = [None if x is None else x.detach() for x in ctx.saved_tensors]
+        count = plan.spec.num_leaves
+        products: list[Any] = saved[:count]
+        by = {name: grad for name, grad in zip(plan.wanted, grads, strict=True) if name in plan.trained}
+        kept = pytree.tree_unflatten(saved[count:], ctx.kept)._replace(by=by)
+        targets = plan.targets(products)
         plain, in_place = _compiled()[1:] if plan.compiled else (_gradients, _gradients)
         for at, wanted in plan.blocks(products):
-            own, of, trained = _of(products, at), _of(columns, at), tuple(x for x in wanted if x in plan.trained)
-            there = [name for name in plan.moving if name in own]
+            part = _part(products, at)
+            trained = tuple(x for x in wanted if x in plan.trained)
+            moving = [i for i in plan.moving if part[i] is not None]
             if not trained:
-                for name in there:
-                    found[name][at].zero_()
+                for i in moving:
+                    targets[i][at].zero_()
                 continue
+            nest = pytree.tree_unflatten(part, plan.spec)
+            of_part = kept.part(at)
             # What adds up along V first: the loops of what does not may then write over what both read.
-            wide = tuple(name for name in there if _is_wide(own[name]))
-            narrow = tuple(name for name in there if name not in wide)
-            gradients = plain(own, of, plan.combine, trained, narrow) if narrow else {}
-            gradients |= in_place(own, of, plan.combine, trained, wide) if wide else {}
-            for name, x in gradients.items():
-                found[name][at].copy_(x)
-        return (None, None, *(found.get(name) for name in plan.names))
+            wide = tuple(i for i in moving if _is_wide(part[i]))
+            narrow = tuple(i for i in moving if i not in wide)
+            gradients = plain(nest, of_part, plan.combine, trained, narrow) if narrow else {}
+            gradients |= in_place(nest, of_part, plan.combine, trained, wide) if wide else {}
+            for i, x in gradients.items():
+                targets[i][at].copy_(x)
+        return (None, None, *(targets.get(i) for i in range(count)))
 
 
 def _is_wide(x: Tensor) -> bool:
@@ -263,9 +295,18 @@ def _is_wide(x: Tensor) -> bool:
     return x.dim() > 0 and x.shape[-1] > 1
 
 
-def _of(tensors: Products, at: slice) -> Products:
-    """Some tokens of those tensors that have them; a number that all tokens share is as it is."""
-    return {name: x[at] if x.dim() else x for name, x in tensors.items() if not x.dim() or len(x) >= at.stop}
+def _part(leaves: Sequence[Tensor | None], at: slice) -> list[Any]:
+    """Some tokens of those tensors that have them, else None; a number that all tokens share is as it is."""
+    return [
+        x if x is None or not x.dim() else None if len(x) < at.stop else x[at]  # a later token is not of it
+        for x in leaves
+    ]
+
+
+def _joined(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The columns of blocks, one after the other; later blocks may lack some."""
+    names = dict.fromkeys(name for block in blocks for name in block)
+    return {name: torch.cat([block[name] for block in blocks if name in block]) for name in names}
 
 
 def _values(
@@ -274,14 +315,14 @@ def _values(
     combine: Combine,
     wanted: tuple[str, ...],
     exp: Callable[[Tensor], Tensor] = torch.exp,
-) -> Products:
-    """Every wanted scalar [n], every distribution's normaliser as "lse NAME", [n]."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every wanted scalar [n], and every distribution's normaliser [n], by name."""
     z = combine(products, frozenset().union(*(SCALARS[name].reads for name in wanted)))
     p = {name: _normalised(logits, exp) for name, logits in z.items() if name != DELTA}
+    lse = {name: x.lse[:, 0] for name, x in p.items()}
     if DELTA in z:
         p[DELTA] = Distribution(z[DELTA], *[z[DELTA][:, :0]] * 3)
-    out = {name: SCALARS[name].value(View(p[SCALARS[name].of], p.get("base"), labels)) for name in wanted}
-    return out | {f"lse {name}": x.lse[:, 0] for name, x in p.items() if name != DELTA}
+    return {name: SCALARS[name].value(View(p[SCALARS[name].of], p.get("base"), labels)) for name in wanted}, lse
 
 
 def _normalised(logits: Tensor, exp: Callable[[Tensor], Tensor]) -> Distribution:
@@ -300,38 +341,42 @@ def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
 
 def _gradients(
     products: Products,
-    columns: Products,
+    kept: _Kept,
     combine: Combine,
     trained: tuple[str, ...],
-    moving: tuple[str, ...],
+    moving: tuple[int, ...],
     exp: Callable[[Tensor], Tensor] = torch.exp,
-) -> dict[str, Tensor]:
-    """Derivatives of the loss by the moving products, from those by the trained scalars: {name: like the product}."""
+) -> dict[int, Tensor]:
+    """Derivatives of the loss by the moving products, from those by the trained scalars: {number: like the product}."""
+    leaves, spec = pytree.tree_flatten(products)
     against_base = any(SCALARS[name].against_base for name in trained)
-    b = _known(combine(products, frozenset({"base"}))["base"], "base", columns) if against_base else None
+    b = _known(combine(products, frozenset({"base"}))["base"], "base", kept) if against_base else None
 
-    def moved(parts: Products) -> dict[str, Tensor]:
-        return combine({**products, **parts}, frozenset(SCALARS[name].of for name in trained))
+    def moved(*parts: Tensor) -> dict[str, Tensor]:
+        changed = list(leaves)
+        for i, x in zip(moving, parts, strict=True):
+            changed[i] = x
+        return combine(pytree.tree_unflatten(changed, spec), frozenset(SCALARS[name].of for name in trained))
 
-    z, pull, *_ = torch.func.vjp(moved, {name: products[name] for name in moving})
-    out = {}
+    z, pull, *_ = torch.func.vjp(moved, *(leaves[i] for i in moving))
+    dz = {}
     for which, logits in z.items():
-        p = _known(logits, which, columns)
+        p = _known(logits, which, kept)
         by_p = beside = None
         for name in trained:
             if SCALARS[name].of == which:
-                c = columns[f"by {name}"][:, None]
-                f, g = SCALARS[name].derivative(View(p, b, columns["labels"], columns[name][:, None]))
+                c = kept.by[name][:, None]
+                f, g = SCALARS[name].derivative(View(p, b, kept.labels, kept.values[name][:, None]))
                 by_p, beside = _plus(by_p, c, f), _plus(beside, c, g)
         if by_p is not None:
             beside = _plus(by_p * exp(p.logp()), 1.0, beside)
-        out[which] = beside
-    return pull(out)[0]
+        dz[which] = beside
+    return dict(zip(moving, pull(dz), strict=True))
 
 
-def _known(logits: Tensor, name: str, columns: Products) -> Distribution:
+def _known(logits: Tensor, name: str, kept: _Kept) -> Distribution:
     """A distribution whose normaliser the forward pass has kept."""
-    lse = logits[:, :0] if name == DELTA else columns[f"lse {name}"][:, None]
+    lse = logits[:, :0] if name == DELTA else kept.lse[name][:, None]
     return Distribution(logits, lse, lse, lse)
 
 
@@ -340,10 +385,15 @@ def _plus(total: Any, c: Any, x: Any) -> Any:
     return total if x is None else c * x if total is None else total + c * x
 
 
-def _gradients_in_place(products: Products, *rest: Any, **options: Any) -> dict[str, Tensor]:
-    """As `_gradients`, written over the products."""
-    for name, x in _gradients(products, *rest, **options).items():
-        products[name].copy_(x)
+def _gradients_in_place(products: Products, *rest: Any, **options: Any) -> dict[int, Tensor]:
+    """As `_gradients`, written over the products.
+
+    before   base [z z z z]   logit_delta [x x x x]
+    after    base [z z z z]   logit_delta [g g g g]      g = dloss/dx, in the memory that held x
+    """
+    leaves = pytree.tree_leaves(products)
+    for i, x in _gradients(products, *rest, **options).items():
+        leaves[i].copy_(x)
     return {}
 
 

@@ -17,19 +17,17 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.backbone import Decoder, context_length
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.metrics.continuations import Row, beginning, continuation_ids, fit, windows
-from dual_head.guides import flatten, unflatten
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
 from dual_head.model.generate import Prompt
-from dual_head.model.score import ALPHA
 from dual_head.ops.token_scores import DEFAULT_BUDGET, Head, Tokens, eager_bytes, pick_tokens, reduce_tokens
 
 __all__ = ["Likelihood", "context_of", "continuation_logps", "divergences", "perplexity", "score_ids"]
 
 logger = logging.getLogger(__name__)
-BASE = "base"  # hidden states of a base model, which ride along with the states of guides
 
-States = dict[str, Tensor]
+# Guides' states and strengths, or those and hidden states of a base model.
+States = Any
 Said = Callable[[Tensor, States, Collection[str]], dict[str, Tensor]]  # hidden [n, d], states [n, *] to logits [n, V]
 
 
@@ -211,9 +209,7 @@ def _batch(rows: list[Row], device: torch.device) -> _Batch:
 def _chunks(tokens: Tokens, vocabulary: int, budget: int) -> Iterator[Tokens]:
     size = max(1, budget // eager_bytes(vocabulary))
     for start in range(0, len(tokens.labels), size):
-        part = slice(start, start + size)
-        states = {name: x[part] for name, x in tokens.states.items()}
-        yield Tokens(tokens.hidden[part], states, tokens.labels[part], tokens.row[part])
+        yield tokens.part(slice(start, start + size))
 
 
 def _by_row(values: Tensor, row: Tensor, rows: int) -> list[float]:
@@ -247,13 +243,11 @@ def _read_aligned(model: AlignedModel, batch: _Batch, alpha: Alpha) -> tuple[Tok
         keep=slice(batch.prompt - 1, None),
     )
     alphas = acting.at(strengths.to(batch.ids.device), columns).expand(-1, len(columns), -1)
-    states = {**flatten(encoded.states), ALPHA: alphas}
 
-    def said(hidden: Tensor, flat: States, wanted: Collection[str]) -> dict[str, Tensor]:
-        own = unflatten({path: x for path, x in flat.items() if path != ALPHA}, acting.names)
-        return model.distributions(hidden, own, flat[ALPHA], wanted, upcast=True)
+    def said(hidden: Tensor, states: States, wanted: Collection[str]) -> dict[str, Tensor]:
+        return model.distributions(hidden, states[0], states[1], wanted, upcast=True)
 
-    return pick_tokens(encoded.hidden, states, batch.at, batch.labels, batch.row), said
+    return pick_tokens(encoded.hidden, (encoded.states, alphas), batch.at, batch.labels, batch.row), said
 
 
 def _beside(base: Any, batch: _Batch, tokens: Tokens, said: Said) -> tuple[Tokens, Said]:
@@ -261,11 +255,11 @@ def _beside(base: Any, batch: _Batch, tokens: Tokens, said: Said) -> tuple[Token
     theirs, base_said = _read(base.backbone.lm if isinstance(base, AlignedModel) else base, batch, None)
 
     def both(hidden: Tensor, states: States, wanted: Collection[str]) -> dict[str, Tensor]:
-        own = {path: x for path, x in states.items() if path != BASE}
-        reference = base_said(states[BASE], {}, ("policy",))["policy"]
-        return {**said(hidden, own, set(wanted) - {"base"}), "base": reference}
+        of_model, of_base = states
+        reference = base_said(of_base, {}, ("policy",))["policy"]
+        return {**said(hidden, of_model, set(wanted) - {"base"}), "base": reference}
 
-    return replace(tokens, states={**tokens.states, BASE: theirs.hidden}), both
+    return replace(tokens, states=(tokens.states, theirs.hidden)), both
 
 
 def _vocabulary(model: Any) -> int:
