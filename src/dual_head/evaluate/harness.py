@@ -76,11 +76,11 @@ def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, alpha: Alph
         ) -> list[tuple[float, bool]]:
             del disable_tqdm, override_bs
             rows = [(context, continuation) for _, context, continuation in requests]
-            found = score_ids(model, rows, alpha=alpha, batch_size=batch_size)
-            answers = [(score.logp, score.greedy) for score in found]
-            for (asked, _, _), answer in zip(requests, answers, strict=True):
-                if asked is not None:  # a window of a longer text has no name of its own
-                    self.cache_hook.add_partial("loglikelihood", asked, answer)
+            scores = score_ids(model, rows, alpha=alpha, batch_size=batch_size)
+            answers = [(score.logp, score.greedy) for score in scores]
+            for (request, _, _), answer in zip(requests, answers, strict=True):
+                if request is not None:  # a window of a longer text has no name of its own
+                    self.cache_hook.add_partial("loglikelihood", request, answer)
             return answers
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
@@ -113,9 +113,9 @@ def _task_manager(tasks: Sequence[str], include_path: str | Path | None) -> Any:
         raise DualHeadError(f"There is no folder of tasks at '{include_path}'. Give the folder that holds their YAML.")
     places = {} if include_path is None else {"include_path": str(include_path)}
     if places:
-        own = task_manager(include_defaults=False, **places)
-        if set(tasks) <= set(own.all_tasks):
-            return own
+        manager = task_manager(include_defaults=False, **places)
+        if set(tasks) <= set(manager.all_tasks):
+            return manager
     manager = task_manager(**places)
     for task in tasks:
         if task not in manager.all_tasks:
@@ -125,5 +125,5 @@ def _task_manager(tasks: Sequence[str], include_path: str | Path | None) -> Any:
 
 def _near(task: str, known: Sequence[str]) -> str:
     """The nearest name; of thousands of tasks no list helps."""
-    said = did_you_mean(task, known)
-    return said if said.startswith(" Did") else " 'lm-eval ls tasks' lists them."
+    hint = did_you_mean(task, known)
+    return hint if hint.startswith(" Did") else " 'lm-eval ls tasks' lists them."

@@ -127,10 +127,10 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
                 measured[system.name] = measures.of(system, questions, answers[system.name])
         if system is not measures.base:
             system.release()  # one model in memory at a time
-    asked = len(questions)
+    count = len(questions)
     questions, answers = require_comparable(questions, answers, allow_missing=options.allow_missing)
-    if left := asked - len(questions):
-        notes.append(f"{left} of {asked} questions were left out, since some system has no answer to them")
+    if left := count - len(questions):
+        notes.append(f"{left} of {count} questions were left out, since some system has no answer to them")
     verdicts = _verdicts(judge, questions, answers, pairs, output, options, console) if judge else {}
     grades = _grades(judge, questions, answers, output, console) if judge and graded else {}
     report = {
@@ -293,12 +293,12 @@ def _efficiency(systems: Sequence[System], questions: Sequence[Question], option
     prompts = sorted((question.prompt for question in questions), key=lambda prompt: len(str(prompt)))
     usual = [prompts[len(prompts) // 2]]
     # Each in its own tokens, and as many of them: what is compared is systems, and not tokenizers.
-    own: list[list[int]] = [encode_prompts(usual, m.tokenizer)["input_ids"][0].tolist() for m in models]  # type: ignore[index]
-    ids = [[tokens[i % len(tokens)] for i in range(len(own[0]))] for tokens in own]
-    asked = [(system.name, system.model, system.tokenizer, dict(system.alpha) or None) for system in models]
+    prompt_ids: list[list[int]] = [encode_prompts(usual, m.tokenizer)["input_ids"][0].tolist() for m in models]  # type: ignore[index]
+    ids = [[tokens[i % len(tokens)] for i in range(len(prompt_ids[0]))] for tokens in prompt_ids]
+    timed = [(system.name, system.model, system.tokenizer, dict(system.alpha) or None) for system in models]
     try:
         new, sizes = options.decoding.max_new_tokens, options.efficiency
-        rows = [cost.as_dict() for cost in measure_efficiency(asked, ids, new_tokens=new, batch_sizes=sizes)]
+        rows = [cost.as_dict() for cost in measure_efficiency(timed, ids, new_tokens=new, batch_sizes=sizes)]
     finally:
         for system in models:
             system.release()

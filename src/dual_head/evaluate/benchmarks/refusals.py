@@ -19,7 +19,7 @@ SHORT = ((r"\u2019", "'"), (r"\bcan ?not\b", "can't"), (r"\bi am\b", "i'm"), (r"
 
 def is_refusal(reply: str) -> bool:
     """Whether one of `PHRASES` is among the first 200 characters of a reply."""
-    said = " ".join(reply.lower().split())[:OPENING]
+    text = " ".join(reply.lower().split())[:OPENING]
     for written, short in SHORT:
-        said = re.sub(written, short, said)
-    return any(phrase in said for phrase in PHRASES)
+        text = re.sub(written, short, text)
+    return any(phrase in text for phrase in PHRASES)

@@ -26,8 +26,8 @@ def pareto(points: ArrayLike) -> list[int]:
 
     Equal points do not dominate each other. Errors: points that are not finite numbers [n, k].
     """
-    given = _finite(points, 2, "points", "[n, k]")
-    return [i for i, own in enumerate(given) if not ((given >= own).all(1) & (given > own).any(1)).any()]
+    array = _finite(points, 2, "points", "[n, k]")
+    return [i for i, point in enumerate(array) if not ((array >= point).all(1) & (array > point).any(1)).any()]
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
@@ -36,19 +36,19 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     Exact, slice by slice along the last objective. A point below the reference in any objective adds nothing.
     Errors: numbers that are not finite, or shapes that do not match. Source: Zitzler and Thiele (1998).
     """
-    given = _finite(points, 2, "points", "[n, k]")
-    return _volume(given - _reference(reference, given.shape[1]))
+    array = _finite(points, 2, "points", "[n, k]")
+    return _volume(array - _reference(reference, array.shape[1]))
 
 
 def hypervolume_interval(
     values: ArrayLike, reference: ArrayLike, *, resamples: int = 1000, seed: int = 0
 ) -> Hypervolume:
     """Hypervolume of the means of values [n, questions, k] over questions, questions resampled for all points alike."""
-    given = _finite(values, 3, "values", "[n, questions, k]")
-    origin = _reference(reference, given.shape[2])
-    drawn = _resampled(given, origin, resamples, seed)
-    volume = hypervolume(given.mean(1), origin)
-    return Hypervolume(questions=given.shape[1], volume=volume, interval=percentiles(drawn))
+    array = _finite(values, 3, "values", "[n, questions, k]")
+    origin = _reference(reference, array.shape[2])
+    drawn = _resampled(array, origin, resamples, seed)
+    volume = hypervolume(array.mean(1), origin)
+    return Hypervolume(questions=array.shape[1], volume=volume, interval=percentiles(drawn))
 
 
 def hypervolume_difference(
@@ -95,12 +95,12 @@ def _volume(points: NDArray[np.float64]) -> float:
     heights = ordered[:, -1] - np.append(ordered[1:, -1], 0.0)
     if inside.shape[1] == 2:
         return float(heights @ np.maximum.accumulate(ordered[:, 0]))
-    return float(sum(own * _volume(ordered[: i + 1, :-1]) for i, own in enumerate(heights) if own))
+    return float(sum(height * _volume(ordered[: i + 1, :-1]) for i, height in enumerate(heights) if height))
 
 
-def _finite(given: ArrayLike, axes: int, name: str, shape: str) -> NDArray[np.float64]:
+def _finite(numbers: ArrayLike, axes: int, name: str, shape: str) -> NDArray[np.float64]:
     try:
-        array = np.asarray(given, dtype=float)
+        array = np.asarray(numbers, dtype=float)
     except (TypeError, ValueError):  # rows of unequal length, or words
         array = np.full((), np.nan)
     if array.ndim != axes or not array.size or not np.isfinite(array).all():

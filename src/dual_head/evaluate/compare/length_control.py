@@ -89,7 +89,7 @@ def gamed_baselines(
 ) -> Gamed:
     """Features of gamed baselines from the lengths of each, [baselines][n], and the moments of all together."""
     base, hard = np.asarray(lengths_baseline, dtype=float), np.asarray(difficulty, dtype=float)
-    deltas = [_bounded(base - np.asarray(own, dtype=float), np.ones(len(base))) for own in lengths]
+    deltas = [_bounded(base - np.asarray(baseline, dtype=float), np.ones(len(base))) for baseline in lengths]
     return Gamed(difficulty=np.tile(hard, len(deltas)), delta=np.concatenate(deltas), moments=moments)
 
 
@@ -106,16 +106,16 @@ class _Rows:
 
 
 def _rows(preferences: ArrayLike, model: ArrayLike, baseline: ArrayLike, difficulty: ArrayLike | None) -> _Rows:
-    given = {"preferences": preferences, "lengths_model": model, "lengths_baseline": baseline}
-    arrays = {name: np.asarray(own, dtype=float) for name, own in given.items()}
+    columns = {"preferences": preferences, "lengths_model": model, "lengths_baseline": baseline}
+    arrays = {name: np.asarray(column, dtype=float) for name, column in columns.items()}
     if difficulty is not None:
         arrays["difficulty"] = np.asarray(difficulty, dtype=float)
     first = arrays["preferences"]
-    for name, own in arrays.items():
-        if own.ndim != 1 or len(own) != len(first) or not len(own) or not np.isfinite(own).all():
+    for name, column in arrays.items():
+        if column.ndim != 1 or len(column) != len(first) or not len(column) or not np.isfinite(column).all():
             raise DualHeadError(
-                f"Length control needs one finite number per comparison, at least one: '{name}' has shape {own.shape} "
-                f"and preferences have {first.shape}. Leave out comparisons without a verdict."
+                f"Length control needs one finite number per comparison, at least one: '{name}' has shape "
+                f"{column.shape} and preferences have {first.shape}. Leave out comparisons without a verdict."
             )
     if first.min() < 0 or first.max() > 1:
         raise DualHeadError(
@@ -144,9 +144,9 @@ class _Fit:
 
     def __call__(self, copies: Floats) -> tuple[float, Floats]:
         """Rate and weights with each row that often."""
-        own = self.at_equal_length.copy()
-        own[:, 0] = _bounded(self.rows.longer, copies)
-        features = np.concatenate([own, self.gamed])
+        rows = self.at_equal_length.copy()
+        rows[:, 0] = _bounded(self.rows.longer, copies)
+        features = np.concatenate([rows, self.gamed])
         preferences = np.concatenate([self.rows.preferences, self.gamed_preferences])
         weights = np.concatenate([copies, np.full(len(self.gamed), GAMED_WEIGHT)])
         # A preference p is a won comparison of weight p and a lost one of weight 1 - p: the same likelihood.
@@ -155,8 +155,8 @@ class _Fit:
             np.repeat([1, 0], len(features)),
             sample_weight=np.concatenate([weights * preferences, weights * (1 - preferences)]),
         )
-        found = self.regression.coef_[0]
-        return float(np.average(_sigmoid(self.at_equal_length @ found), weights=copies)), found.copy()
+        coefficients = self.regression.coef_[0]
+        return float(np.average(_sigmoid(self.at_equal_length @ coefficients), weights=copies)), coefficients.copy()
 
 
 def _bounded(longer: Floats, copies: Floats) -> Floats:

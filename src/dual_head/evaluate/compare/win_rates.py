@@ -153,7 +153,7 @@ def pairwise_matrix(
 
     None on the diagonal and where two were never compared.
     """
-    known = {pair: found.rate if isinstance(found, WinRate) else found for pair, found in rates.items()}
+    known = {pair: rate.rate if isinstance(rate, WinRate) else rate for pair, rate in rates.items()}
     turned = {(b, a): 1 - rate for (a, b), rate in known.items()}
     return [[None if a == b else known.get((a, b), turned.get((a, b))) for b in systems] for a in systems]
 
@@ -195,16 +195,16 @@ def _controlled(outcomes: Sequence[Judged], lengths: Sequence[tuple[int, int]], 
             f"There are {len(outcomes)} comparisons and lengths of {len(lengths)}. Give the two lengths of each."
         )
     kept = [
-        (outcome.question, outcome.preference, own)
-        for outcome, own in zip(outcomes, lengths, strict=True)
+        (outcome.question, outcome.preference, pair)
+        for outcome, pair in zip(outcomes, lengths, strict=True)
         if outcome.preference is not None
     ]
-    if one_sided([own for _, _, own in kept]):
+    if one_sided([pair for _, _, pair in kept]):
         return None
     return length_controlled(
         [preference for _, preference, _ in kept],
-        [own[0] for _, _, own in kept],
-        [own[1] for _, _, own in kept],
+        [pair[0] for _, _, pair in kept],
+        [pair[1] for _, _, pair in kept],
         questions=[question for question, _, _ in kept],
         seed=seed,
     )

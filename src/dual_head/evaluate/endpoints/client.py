@@ -229,7 +229,7 @@ class Endpoint:
 
     def _remedy(self, error: Any) -> str:
         """What to do about an error that everybody would get; "" for one that may be this question's."""
-        code, said = error.status_code, self._brief(error)
+        code, words = error.status_code, self._brief(error)
         if 300 <= code < 400:
             there = self._shown(error.response.headers.get("location", "nowhere"))
             return (
@@ -237,21 +237,21 @@ class Endpoint:
             )
         if code in (401, 403):
             return (
-                f"{self.url} refuses the key ({code}: {said}). Set OPENAI_API_KEY to one that may use '{self.model}'."
+                f"{self.url} refuses the key ({code}: {words}). Set OPENAI_API_KEY to one that may use '{self.model}'."
             )
         if code == 404:
             return (
-                f"{self.url} knows no model '{self.model}' ({code}: {said}). Check the model's name, and the address: "
+                f"{self.url} knows no model '{self.model}' ({code}: {words}). Check the model's name, and the address: "
                 "most end in /v1."
             )
         if code == 429 and getattr(error, "code", None) == "insufficient_quota":
-            return f"The account at {self.url} has no credit left ({said})."
-        if self._about_limit(error) and any(words in said.lower() for words in NOT_TAKEN):
+            return f"The account at {self.url} has no credit left ({words})."
+        if self._about_limit(error) and any(phrase in words.lower() for phrase in NOT_TAKEN):
             limit = self.options.limit
             other = "max_completion_tokens" if limit == "max_tokens" else "max_tokens"
             remedy = f"Give the {self._noun}'s option limit: {self._flag} limit={other}, or limit=none."
             return (
-                f"{self.url} takes no {limit} for '{self.model}' ({code}: {said}). "
+                f"{self.url} takes no {limit} for '{self.model}' ({code}: {words}). "
                 f"{remedy if self._flag else 'Ask another model.'}"
             )
         return ""
@@ -267,12 +267,12 @@ class Endpoint:
     def _brief(self, error: Any) -> str:
         """What the server said."""
         body = error.body
-        said = body.get("message") if isinstance(body, dict) else body
-        return self._shown(said or error.message)
+        words = body.get("message") if isinstance(body, dict) else body
+        return self._shown(words or error.message)
 
-    def _shown(self, said: Any) -> str:
+    def _shown(self, words: Any) -> str:
         """Somebody else's words on one line, short and without our secrets."""
-        return " ".join(masked(str(said)[: 20 * BRIEF], *self._secrets).split())[:BRIEF]
+        return " ".join(masked(str(words)[: 20 * BRIEF], *self._secrets).split())[:BRIEF]
 
     def _down(self, failures: int, flaw: str) -> str:
         return (

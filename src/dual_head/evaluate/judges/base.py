@@ -63,8 +63,8 @@ def shown_turns(question: Question, replies: Replies) -> list[Shown]:
     shown: list[Shown] = [(question.prompt, replies[0])]
     prompt = question.prompt
     talk: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
-    for asked, before, reply in zip(question.follow_ups, replies, replies[1:], strict=False):
-        talk = [*talk, {"role": "assistant", "content": before}, {"role": "user", "content": asked}]
+    for follow_up, before, reply in zip(question.follow_ups, replies, replies[1:], strict=False):
+        talk = [*talk, {"role": "assistant", "content": before}, {"role": "user", "content": follow_up}]
         shown.append((talk, reply))
     return shown
 
@@ -103,7 +103,7 @@ class ScoreJudge(ABC):
         """Give each answer the mean score of its replies; a text that is there twice is scored once."""
         places: dict[str, list[tuple[int, int]]] = {}
         texts: list[Shown] = []
-        found: list[dict[int, float | str]] = [{} for _ in answers]
+        scores: list[dict[int, float | str]] = [{} for _ in answers]
         for index, (question, replies) in enumerate(answers):
             for turn, shown in enumerate(shown_turns(question, replies)):
                 key = json.dumps([shown, isinstance(shown[1], Cut)])
@@ -113,9 +113,9 @@ class ScoreJudge(ABC):
         where = list(places.values())
         for number, score in self.scores(texts):
             for index, turn in where[number]:
-                found[index][turn] = score
-                if len(found[index]) == len(answers[index][1]):
-                    yield index, _graded([found[index][turn] for turn in sorted(found[index])])
+                scores[index][turn] = score
+                if len(scores[index]) == len(answers[index][1]):
+                    yield index, _graded([scores[index][turn] for turn in sorted(scores[index])])
 
     def compare(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Verdict]]:
         """Prefer the answer of the higher score, as soon as both are known."""

@@ -52,10 +52,10 @@ class EndpointJudge(PromptedJudge):
         self._endpoint = Endpoint(where, options, noun="judge", flag="--judge_option")
         super().__init__(options.template)
         self.name = self._endpoint.model
-        asked: list[Any] = [options.temperature, options.seed, options.max_tokens, self.family.identity]
+        parts: list[Any] = [options.temperature, options.seed, options.max_tokens, self.family.identity]
         # Verdicts that were kept before there was a choice stay theirs.
-        asked += [] if options.limit == "max_tokens" else [options.limit]
-        self.identity = f"openai:{self.name}@{self._endpoint.url}:{digest([asked], 16)}"
+        parts += [] if options.limit == "max_tokens" else [options.limit]
+        self.identity = f"openai:{self.name}@{self._endpoint.url}:{digest([parts], 16)}"
 
     def verdicts(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
         """Ask for everything, several at once."""

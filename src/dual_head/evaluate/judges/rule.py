@@ -47,21 +47,21 @@ class RuleJudge(ScoreJudge):
         """Score one reply after another."""
         rule: Reward = self._rule
         for index, (prompt, reply) in enumerate(shown):
-            number, given = called(self.name, rule, prompt, reply)
+            number, result = called(self.name, rule, prompt, reply)
             # NaN where it is no number at all
-            yield index, number if number == number else f"the rule gave {given!r}, not a number"
+            yield index, number if number == number else f"the rule gave {result!r}, not a number"
 
 
 def _demonstration_world(prompt: Prompt, reply: str) -> float:
     """Exact reward of one reply, in points."""
     from dual_head.demo.world import parse_request, reward
 
-    asked = prompt if isinstance(prompt, str) else f"user : {prompt[-1]['content']} assistant :"
+    text = prompt if isinstance(prompt, str) else f"user : {prompt[-1]['content']} assistant :"
     try:
-        request = parse_request(asked)
+        request = parse_request(text)
     except DualHeadError:
         raise DualHeadError(
-            f"The rule of the demonstration world cannot judge replies to {asked!r}: it knows its own requests only. "
+            f"The rule of the demonstration world cannot judge replies to {text!r}: it knows its own requests only. "
             f"{OWN_RULE}"
         ) from None
     return reward(request, reply).total

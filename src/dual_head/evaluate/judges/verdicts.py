@@ -112,16 +112,16 @@ def judge_pairs(
     """
     _require_same_questions(questions, a, b)
     orders = 2 if both_orders and not judge.symmetric else 1
-    wanted: dict[str, list[tuple[str, Comparison]]] = {}
+    pairs_of: dict[str, list[tuple[str, Comparison]]] = {}
     for question in questions:
         first, second = a[question.id].marked, b[question.id].marked
         require_whole(question, first)
         require_whole(question, second)
         pairs = [] if first == second else [(first, second), (second, first)][:orders]
-        wanted[question.id] = [(_key(judge, question, *pair), Comparison(question, *pair)) for pair in pairs]
-    shown = {key: comparison for own in wanted.values() for key, comparison in own}
-    heard = _ask(judge, judge.compare, shown, folder, on_progress, highest=1.0)
-    return [_outcome(id, [(key, *heard[key]) for key, _ in own]) for id, own in wanted.items()]
+        pairs_of[question.id] = [(_key(judge, question, *pair), Comparison(question, *pair)) for pair in pairs]
+    shown = {key: comparison for keyed in pairs_of.values() for key, comparison in keyed}
+    verdicts = _ask(judge, judge.compare, shown, folder, on_progress, highest=1.0)
+    return [_outcome(id, [(key, *verdicts[key]) for key, _ in keyed]) for id, keyed in pairs_of.items()]
 
 
 def grade_all(
@@ -138,23 +138,23 @@ def grade_all(
     turns by itself and is shown the whole.
     """
     _require_same_questions(questions, answers, answers)
-    wanted: dict[str, dict[str, Shown]] = {}
+    parts_of: dict[str, dict[str, Shown]] = {}
     for question in questions:
         replies = answers[question.id].marked
         require_whole(question, replies)
         parts = [question] if judge.symmetric else question.by_turn
-        given = [(part, replies[: len(part.asked)]) for part in parts]
-        wanted[question.id] = {_key(judge, *one): one for one in given}
-    shown = {key: part for own in wanted.values() for key, part in own.items()}
-    heard = _ask(judge, judge.grade, shown, folder, on_progress, lowest=-math.inf, highest=math.inf)
-    return [_graded(id, [(key, *heard[key]) for key in own]) for id, own in wanted.items()]
+        shown_parts = [(part, replies[: len(part.asked)]) for part in parts]
+        parts_of[question.id] = {_key(judge, *one): one for one in shown_parts}
+    shown = {key: part for keyed in parts_of.values() for key, part in keyed.items()}
+    verdicts = _ask(judge, judge.grade, shown, folder, on_progress, lowest=-math.inf, highest=math.inf)
+    return [_graded(id, [(key, *verdicts[key]) for key in keyed]) for id, keyed in parts_of.items()]
 
 
 def spent(judged: Iterable[Outcome | Graded]) -> dict[str, float]:
     """What verdicts cost together: one that was kept and counts for several systems is counted once."""
     used: Counter[str] = Counter()
     counted: set[str] = set()
-    for cost in (cost for own in judged for cost in own.costs):
+    for cost in (cost for row in judged for cost in row.costs):
         # One that had no answer is kept nowhere, and was asked for again.
         if cost.key not in counted or not cost.kept:
             used.update(cost.used)  # pyright: ignore[reportArgumentType, reportCallIssue] - counters add floats as well

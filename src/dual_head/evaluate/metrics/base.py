@@ -112,8 +112,8 @@ def measure(
     notes: list[str] = []
     computed: dict[tuple[Compute, tuple[str, ...]], Any] = {}
     for metric in METRICS.values() if metrics is None else [METRICS[name] for name in metrics]:
-        asked = [question for question in questions if metric.applies(question)]
-        replied = [question for question in asked if question.id in answers]
+        applicable = [question for question in questions if metric.applies(question)]
+        replied = [question for question in applicable if question.id in answers]
         if not replied:
             notes.append(f"{metric.name}: there is no question that it is of")
             continue
@@ -126,9 +126,9 @@ def measure(
             continue
         for column, numbers in _columns(metric.name, computed[key]).items():
             by_id = dict(zip(key[1], map(_finite, numbers), strict=True))
-            values[column] = {question.id: by_id.get(question.id) for question in asked}
+            values[column] = {question.id: by_id.get(question.id) for question in applicable}
             if missing := sum(value is None for value in values[column].values()):
-                notes.append(f"{column}: {missing} of {len(asked)} replies have no value")
+                notes.append(f"{column}: {missing} of {len(applicable)} replies have no value")
     return Measured(values, tuple(notes))
 
 

@@ -93,8 +93,8 @@ def last_prompt(question: Question, answer: Answer) -> Prompt:
             f"The question '{question.id}' is a text with a second turn, which only conversations have. Ask it as chat."
         )
     turns = list(question.prompt)
-    for reply, asked in zip(answer.replies, question.follow_ups, strict=False):  # the last reply has no follow-up
-        turns += [{"role": "assistant", "content": reply.strip()}, {"role": "user", "content": asked}]
+    for reply, follow_up in zip(answer.replies, question.follow_ups, strict=False):  # the last reply has no follow-up
+        turns += [{"role": "assistant", "content": reply.strip()}, {"role": "user", "content": follow_up}]
     return turns
 
 

@@ -106,14 +106,14 @@ def _in_turns(
             which = (turn + i) % len(systems)
             seconds[which].append(_timed(systems[which], batches[which], new_tokens, clock))
     return [
-        _row(system, own, seconds[0], peak, batch_size, len(prompts[0]), new_tokens)
-        for system, own, peak in zip(systems, seconds, peaks, strict=True)
+        _row(system, times, seconds[0], peak, batch_size, len(prompts[0]), new_tokens)
+        for system, times, peak in zip(systems, seconds, peaks, strict=True)
     ]
 
 
 def _row(
     system: System,
-    own: Sequence[_Seconds],
+    times: Sequence[_Seconds],
     first: Sequence[_Seconds],
     growth: float | None,
     batch_size: int,
@@ -122,20 +122,20 @@ def _row(
 ) -> Timing:
     name, model, _, alpha = system
     parts = cost_of(model, alpha)
-    decode = statistics.median(seconds.decode for seconds in own)
+    decode = statistics.median(seconds.decode for seconds in times)
     return Timing(
         **asdict(parts),
         system=name,
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        rounds=len(own),
-        prefill_ms=1e3 * statistics.median(seconds.prefill for seconds in own),
+        rounds=len(times),
+        prefill_ms=1e3 * statistics.median(seconds.prefill for seconds in times),
         decode_ms=1e3 * decode,
         tokens_per_s=batch_size / decode,
         peak_mib=None if growth is None else parts.weights_mib + growth,
-        ratio=_ratio([a.decode / b.decode for a, b in zip(own, first, strict=True)]),
-        prefill_ratio=_ratio([a.prefill / b.prefill for a, b in zip(own, first, strict=True)]),
+        ratio=_ratio([a.decode / b.decode for a, b in zip(times, first, strict=True)]),
+        prefill_ratio=_ratio([a.prefill / b.prefill for a, b in zip(times, first, strict=True)]),
     )
 
 

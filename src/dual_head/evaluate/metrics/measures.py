@@ -51,11 +51,11 @@ class Measures:
         file = self.folder / f"{system.name}.json"
         if (kept := _read(file)) and kept["key"] == key:
             return Measured(kept["values"], tuple(kept["notes"]))
-        found = measure(questions, answers, self._tools(system))
+        measured = measure(questions, answers, self._tools(system))
         with atomic_folder(self.folder) as staging:
-            row = {"key": key, "values": found.values, "notes": list(found.notes)}
+            row = {"key": key, "values": measured.values, "notes": list(measured.notes)}
             (staging / file.name).write_text(json.dumps(row))
-        return found
+        return measured
 
     def _tools(self, system: System) -> Tools:
         for spec in self.rewards:
@@ -90,8 +90,8 @@ class Measures:
         embedder = self.embedder and (_files_of(self.embedder) or self.embedder)
         special = type(self.benchmark).refuses is not Benchmark.refuses
         tools = [[_reward_identity(spec) for spec in self.rewards], embedder, base, special]
-        said = [[asdict(question), asdict(answers[question.id])] for question in questions if question.id in answers]
-        return digest([VERSION, sorted(METRICS), system.identity, tools, said])
+        content = [[asdict(question), asdict(answers[question.id])] for question in questions if question.id in answers]
+        return digest([VERSION, sorted(METRICS), system.identity, tools, content])
 
 
 def _name(spec: str) -> str:

@@ -71,6 +71,6 @@ def _coherence(questions: Sequence[Question], answers: Sequence[Answer], tools: 
         if isinstance(tools.embedder, str)
         else tools.embedder
     )
-    asked, said = [question.asked[-1] for question in questions], [answer.replies[-1] for answer in answers]
-    cosines = torch.cosine_similarity(embed(asked).float(), embed(said).float(), dim=-1).tolist()
-    return [cosine if reply.strip() else None for cosine, reply in zip(cosines, said, strict=True)]
+    prompts, replies = [question.asked[-1] for question in questions], [answer.replies[-1] for answer in answers]
+    cosines = torch.cosine_similarity(embed(prompts).float(), embed(replies).float(), dim=-1).tolist()
+    return [cosine if reply.strip() else None for cosine, reply in zip(cosines, replies, strict=True)]

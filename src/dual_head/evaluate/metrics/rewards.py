@@ -13,15 +13,15 @@ from dual_head.rewards import Classifier, Reward, called
 def _rewards(questions: Sequence[Question], answers: Sequence[Answer], tools: Tools) -> dict[str, Values]:
     if not tools.rewards:
         raise Absent("no reward was given")
-    asked = [(last_prompt(*both), both[1].marked[-1]) for both in zip(questions, answers, strict=True)]
-    return {f"reward:{name}": _rewarded(name, reward, asked, tools) for name, reward in tools.rewards.items()}
+    pairs = [(last_prompt(*both), both[1].marked[-1]) for both in zip(questions, answers, strict=True)]
+    return {f"reward:{name}": _rewarded(name, reward, pairs, tools) for name, reward in tools.rewards.items()}
 
 
-def _rewarded(name: str, reward: Reward, asked: Sequence[tuple[Prompt, str]], tools: Tools) -> Values:
+def _rewarded(name: str, reward: Reward, pairs: Sequence[tuple[Prompt, str]], tools: Tools) -> Values:
     """Rewards of replies, None where one is no number or the reply is longer than a reward model reads."""
     if not isinstance(reward, Classifier):
-        return [called(name, reward, prompt, reply)[0] for prompt, reply in asked]
-    rows = [reward.encode(prompt, reply) for prompt, reply in asked]
+        return [called(name, reward, prompt, reply)[0] for prompt, reply in pairs]
+    rows = [reward.encode(prompt, reply) for prompt, reply in pairs]
     values: Values = [None] * len(rows)
     read = sorted((i for i, row in enumerate(rows) if 0 < len(row) <= reward.context), key=lambda i: -len(rows[i]))
     for start in range(0, len(read), tools.batch_size):

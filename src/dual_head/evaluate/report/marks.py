@@ -20,15 +20,15 @@ Mark = dict[str, Any]  # mean, interval and n of one metric, or the marks that s
 def forest_row(pair: dict[str, Any]) -> dict[str, Any]:
     """One pair's line: positions of its marks, the side it is on, and whether length alone may explain that."""
     controlled, held = pair.get("length_controlled"), pair.get("length_controlled_interval")
-    found = side(pair.get("interval"))
+    winner = side(pair.get("interval"))
     return {
         **pair,
-        "side": found,
+        "side": winner,
         "at": across(pair["rate"]),
         "from_to": [across(end) for end in pair.get("interval") or []],
         "controlled_at": None if controlled is None else across(controlled),
         "controlled_from_to": [across(end) for end in held or []],
-        "by_length": bool(found and held and side(held) != found),
+        "by_length": bool(winner and held and side(held) != winner),
     }
 
 
@@ -52,12 +52,12 @@ def matrix(pairs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def quality(report: dict[str, Any]) -> dict[str, Any] | None:
     """Metrics with the scale that all systems share in each, and the marks of every system on it."""
-    given = report.get("quality") or {}
-    rows = given.get("rows") or []
+    section = report.get("quality") or {}
+    rows = section.get("rows") or []
     if not rows:
         return None
     columns = []
-    for metric in given["metrics"]:
+    for metric in section["metrics"]:
         values = [row["values"].get(metric["name"]) for row in rows]
         columns.append({**metric, "arrow": arrow(metric), "marks": _marks(values, metric.get("better") or "")})
     counts = {mark["n"] for column in columns for mark in column["marks"] if mark and mark["n"] is not None}
@@ -71,8 +71,8 @@ def quality(report: dict[str, Any]) -> dict[str, Any] | None:
 
 def ratios(report: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Marks of each system's time as a ratio on one scale from its lowest end to its highest, 1 included."""
-    found = [row.get("ratio") for row in report.get("efficiency") or []]
-    known = [ratio for ratio in found if ratio and ratio.get("median") is not None]
+    rows = [row.get("ratio") for row in report.get("efficiency") or []]
+    known = [ratio for ratio in rows if ratio and ratio.get("median") is not None]
     if not known:
         return None
     ends = [1.0, *(ratio.get(key) or ratio["median"] for ratio in known for key in ("low", "median", "high"))]
@@ -81,14 +81,14 @@ def ratios(report: dict[str, Any]) -> list[dict[str, Any]] | None:
         {**ratio, "one": place(1.0), "at": place(ratio["median"]), "from_to": _places(_both(ratio), place)}
         if ratio and ratio.get("median") is not None
         else {}
-        for ratio in found
+        for ratio in rows
     ]
 
 
 def scatter(report: dict[str, Any]) -> dict[str, Any] | None:
     """Length of replies against the first reward, else the first metric of which more is better, as points."""
-    given = report.get("quality") or {}
-    metrics, rows = given.get("metrics") or [], given.get("rows") or []
+    section = report.get("quality") or {}
+    metrics, rows = section.get("metrics") or [], section.get("rows") or []
     x = next((m for m in metrics if any(word in m["name"].lower() for word in LENGTHS)), None)
     better = [m for m in metrics if m.get("better") == "higher" and m is not x]
     y = next((m for m in better if "reward" in m["name"].lower()), better[0] if better else None)
@@ -117,11 +117,11 @@ def scatter(report: dict[str, Any]) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers from low to high: steps of 1, 2 or 5 times a power of ten."""
     if high <= low:
         return [low]
-    rough = (high - low) / wanted
+    rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     return [round(i * step, 10) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

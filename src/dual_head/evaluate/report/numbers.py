@@ -56,7 +56,7 @@ def decimals(values: Sequence[float]) -> int:
 def strength(alpha: Any) -> str:
     """Show one strength, or that of each guide."""
     if isinstance(alpha, dict):
-        return ", ".join(f"{name} {number(own)}" for name, own in alpha.items())
+        return ", ".join(f"{name} {number(value)}" for name, value in alpha.items())
     return f"{alpha:g}" if isinstance(alpha, (int, float)) else NOTHING if alpha is None else str(alpha)
 
 
@@ -98,8 +98,8 @@ def headlines(pairs: Sequence[dict[str, Any]]) -> list[str]:
             name = pair["a"] if side(pair["interval"]) > 0 else pair["b"]
             won[name] = won.get(name, 0) + 1
         most = sorted(won.items(), key=lambda item: -item[1])[:3]
-        said = "".join(f"; {name} is preferred in {times} of them" for name, times in most)
-        return [f"Of {len(pairs)} pairs, {len(clear)} have an interval that leaves out 50%{said}."]
+        winners = "".join(f"; {name} is preferred in {times} of them" for name, times in most)
+        return [f"Of {len(pairs)} pairs, {len(clear)} have an interval that leaves out 50%{winners}."]
     return [_headline(pair) for pair in pairs]
 
 
@@ -111,9 +111,9 @@ def side(interval: Sequence[float] | None, middle: float = 0.5) -> int:
 def _headline(pair: dict[str, Any]) -> str:
     judged = pair["wins"] + pair["ties"] + pair["losses"]
     interval = pair.get("interval")
-    said = f" (95% interval {percent(interval[0])} to {percent(interval[1])})" if interval else ""
+    span = f" (95% interval {percent(interval[0])} to {percent(interval[1])})" if interval else ""
     verdict = "" if side(interval) else ": no clear difference"
-    return f"{pair['a']} wins {percent(pair['rate'])}% of {count(judged)} comparisons with {pair['b']}{said}{verdict}."
+    return f"{pair['a']} wins {percent(pair['rate'])}% of {count(judged)} comparisons with {pair['b']}{span}{verdict}."
 
 
 def _listed(values: dict[str, Any] | None) -> str:

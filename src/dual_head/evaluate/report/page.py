@@ -128,9 +128,9 @@ def _present(report: Report) -> dict[str, str]:
 
 def _heading(report: Report) -> str:
     lines = [f"# {_plain(report.get('title') or 'Evaluation')}"]
-    said = numbers.subtitle(report)
-    if said:
-        lines.append(_plain(said))
+    subtitle = numbers.subtitle(report)
+    if subtitle:
+        lines.append(_plain(subtitle))
     lines += [f"> **Note:** {_plain(warning)}" for warning in report.get("warnings") or []]
     return "\n\n".join(lines)
 
@@ -185,8 +185,8 @@ def efficiency_table(report: Report) -> dict[str, Any] | None:
 
 
 def _efficiency(report: Report) -> str:
-    found = efficiency_table(report)
-    return f"## Efficiency\n\n{_table(found['columns'], found['rows'])}" if found else ""
+    table = efficiency_table(report)
+    return f"## Efficiency\n\n{_table(table['columns'], table['rows'])}" if table else ""
 
 
 def _tables(report: Report) -> list[str]:

@@ -200,8 +200,8 @@ def require_same_decoding(systems: Sequence[System], decoding: Decoding, *, forc
         other = [name for name in settings if system.recorded.get(name, settings[name]) != settings[name]]
         if not other:
             continue
-        told = ", ".join(f"{name} {system.recorded[name]} there and {settings[name]} here" for name in other)
-        notes.append(f"'{system.path}' was decoded otherwise: {told}")
+        differences = ", ".join(f"{name} {system.recorded[name]} there and {settings[name]} here" for name in other)
+        notes.append(f"'{system.path}' was decoded otherwise: {differences}")
         if not force:
             raise DualHeadError(
                 f"{notes[-1]}. Systems are compared under the same decoding: use the same settings, or force it."

@@ -77,20 +77,20 @@ class Template:
         """The conversation that asks for a verdict on one answer, or on two in the order in which they are read."""
         for replies in answers:
             require_whole(question, replies)
-        asked = [conversation(question.prompt), *question.follow_ups]
+        turns = [conversation(question.prompt), *question.follow_ups]
         sides = dict(zip(SIDES[self.kind], answers, strict=True))
-        known = _places(asked, question.references, sides)
+        known = _places(turns, question.references, sides)
         # In one pass, so that braces in an answer stay what they are.
         text = _PLACE.sub(lambda place: known[place[1]], self.template)
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": text}]
 
 
-def _places(asked: list[str], references: Replies, sides: Mapping[str, Replies]) -> dict[str, str]:
+def _places(turns: list[str], references: Replies, sides: Mapping[str, Replies]) -> dict[str, str]:
     """What stands in the places of a template: {name: text}."""
-    named = {"question": tuple(asked), "ref_answer": references, **sides}
-    places = {f"{name}_{turn}": text for name, own in named.items() for turn, text in enumerate(own, 1)}
-    return places if len(asked) > 1 else {**places, **{name: own[0] for name, own in named.items() if own}}
+    named = {"question": tuple(turns), "ref_answer": references, **sides}
+    places = {f"{name}_{turn}": text for name, texts in named.items() for turn, text in enumerate(texts, 1)}
+    return places if len(turns) > 1 else {**places, **{name: texts[0] for name, texts in named.items() if texts}}
 
 
 def conversation(prompt: Prompt) -> str:
@@ -116,8 +116,8 @@ class Family:
 
     def needed(self, questions: Iterable[Question], kinds: Iterable[str]) -> list[Template]:
         """The templates of all that will be asked: comparisons of whole answers, grades by turn. Errors: none fits."""
-        asked = [(question, kind) for question in questions for kind in kinds]
-        parts = [(part, kind) for q, kind in asked for part in (q.by_turn if kind == "single" else [q])]
+        pairs = [(question, kind) for question in questions for kind in kinds]
+        parts = [(part, kind) for q, kind in pairs for part in (q.by_turn if kind == "single" else [q])]
         return [self.choose(part, kind) for part, kind in parts]
 
     def choose(self, question: Question, kind: str) -> Template:
@@ -147,21 +147,21 @@ def load_family(name: str) -> Family:
     """
     path = Path(name)
     if path.suffix == ".json" or path.is_dir():
-        own = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        if not own:
+        paths = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not paths:
             raise DualHeadError(f"There is no template (*.json) in '{name}'.")
-        return Family(path.stem, tuple(_read(file, str(file)) for file in own))
+        return Family(path.stem, tuple(_read(file, str(file)) for file in paths))
     packaged = sorted((f for f in files(__name__).iterdir() if f.name.endswith(".json")), key=lambda f: f.name)
     return _named(name, [_read(file, file.name) for file in packaged])
 
 
 def _named(name: str, templates: Iterable[Template]) -> Family:
     every = list(templates)
-    found = tuple(t for t in every if t.family == name) or tuple(t for t in every if t.name == name)
-    if not found:
+    matches = tuple(t for t in every if t.family == name) or tuple(t for t in every if t.name == name)
+    if not matches:
         known = {label for t in every for label in (t.family, t.name)}
         raise DualHeadError(f"There are no judge's templates '{name}'.{did_you_mean(name, known)} Or name a JSON file.")
-    return Family(name, found)
+    return Family(name, matches)
 
 
 def _read(file: Any, where: str) -> Template:

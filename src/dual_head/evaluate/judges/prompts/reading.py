@@ -37,11 +37,11 @@ class Pattern:
 def _last_marked(text: str, marker: re.Pattern[str]) -> str:
     """The marker of the last line that has any: a judge may quote its instructions before it decides."""
     for line in reversed(text.splitlines()):
-        found = sorted(set(marker.findall(line)))
-        if len(found) > 1:
-            raise Unreadable(f"contradicting verdicts {', '.join(f'[[{own}]]' for own in found[:EXAMPLES])}")
-        if found:
-            return found[0]
+        marks = sorted(set(marker.findall(line)))
+        if len(marks) > 1:
+            raise Unreadable(f"contradicting verdicts {', '.join(f'[[{mark}]]' for mark in marks[:EXAMPLES])}")
+        if marks:
+            return marks[0]
     raise Unreadable("no verdict in it")
 
 
@@ -62,18 +62,18 @@ def _on_the_scale(rating: float) -> float:
 def _scores(text: str) -> float:
     """Two numbers on the first line that holds anything, and no third one; "8/10" is 8."""
     line = next((line for line in text.splitlines() if line.strip()), "")
-    found = _NUMBER.findall(line.replace("/10", " "))
-    if len(found) != 2:
-        raise Unreadable(f"{len(found)} scores on its first line instead of 2")
-    first, second = (_on_the_scale(float(number)) for number in found)
+    numbers = _NUMBER.findall(line.replace("/10", " "))
+    if len(numbers) != 2:
+        raise Unreadable(f"{len(numbers)} scores on its first line instead of 2")
+    first, second = (_on_the_scale(float(number)) for number in numbers)
     return 0.5 if first == second else float(first > second)
 
 
 def _model_letter(text: str) -> float:
-    said = text.strip().strip("\"'`*.")
-    if said not in ("m", "M"):
+    letter = text.strip().strip("\"'`*.")
+    if letter not in ("m", "M"):
         raise Unreadable("neither m nor M")
-    return float(said == "m")
+    return float(letter == "m")
 
 
 PATTERNS = {
