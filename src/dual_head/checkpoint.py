@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
@@ -51,11 +51,8 @@ def write_weights(state: "dict[str, Tensor]", folder: Path) -> dict[str, dict[st
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    try:
-        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-        (folder / SAFE_WEIGHTS_NAME).chmod(0o644)  # safetensors makes it private; another user's server reads it too
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(None, str(error)) from error
+    save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    (folder / SAFE_WEIGHTS_NAME).chmod(0o644)  # safetensors makes it private; another user's server reads it too
     return checksums([folder / SAFE_WEIGHTS_NAME])
 
 

@@ -146,8 +146,8 @@ def require_unread(place: Path, reads: Iterable[str | Path | None]) -> None:
 def exclusive(place: str | Path, *, main: bool = True) -> Iterator[None]:
     """Hold a file or folder that one process at a time may write to, for as long as the block lasts.
 
-    It need not be there yet; a device or a pipe is nobody's. main: False for processes of one run that leave the holding
-    to another. Errors: it has no name, another process holds it, or it cannot be written.
+    It need not be there yet; devices and pipes are not held. main: False for processes of one run that leave the
+    holding to another. Errors: it has no name, another process holds it, or it cannot be written.
     """
     if not str(place):
         raise DualHeadError("The output has no name. Name a place to write to.")

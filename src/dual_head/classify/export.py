@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AddedToken, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -85,10 +84,7 @@ def export(
         difference, left_too = _compared(model, pooled, output, pad)
         return Exported(type(plain).__name__, bytes_in(output), difference, [*notes, *([] if left_too else [LEFT])])
     with atomic_folder(output, replaces=MODEL_FILES if overwrite else ()) as staging:
-        try:
-            plain.save_pretrained(staging)
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(None, str(error)) from error
+        plain.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         difference, left_too = _compared(model, pooled, staging, pad)
         notes += [] if left_too else [LEFT]

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -69,14 +68,11 @@ def write_merged(
 ) -> Exported:
     """Write a merge into an empty folder; see `export`."""
     merged, parts = merge(model, alpha=alpha), folded(model, alpha=alpha)
-    try:
-        # Written apart: transformers loads some generation configs with a warning and refuses to save them.
-        generation_config, merged.generation_config = merged.generation_config, GenerationConfig()
-        merged.save_pretrained(folder)
-        if generation_config is not None:
-            generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(None, str(error)) from error
+    # Written apart: transformers loads some generation configs with a warning and refuses to save them.
+    generation_config, merged.generation_config = merged.generation_config, GenerationConfig()
+    merged.save_pretrained(folder)
+    if generation_config is not None:
+        generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card(model, parts, source=source), encoding="utf-8")
     record = {**_identity(model, parts), CHECKSUMS: checksums(weights_in(folder))}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -136,10 +135,7 @@ def publish(folder: Path, name: str, tensors: Mapping[str, Tensor], *, pairs: in
     file, record = folder / f"{name}.safetensors", folder / f"{name}.json"
     writing = folder / f".{file.name}{WRITING}"
     record.unlink(missing_ok=True)  # what it says is about to be wrong
-    try:
-        save_file({key: x.contiguous() for key, x in tensors.items()}, writing, metadata={"format": "pt"})
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(None, str(error)) from error
+    save_file({key: x.contiguous() for key, x in tensors.items()}, writing, metadata={"format": "pt"})
     writing.chmod(0o644)  # safetensors makes it private
     flush(writing)  # a power cut after the rename would leave a whole name on half a file
     shard = Shard(file.name, pairs, rows, **file_digest(writing), data=data)
