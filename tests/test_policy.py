@@ -278,3 +278,24 @@ def test_what_is_ruled_out_keeps_divergences_finite():
     kl = (policy.exp() * (policy - base)).sum()
     by_hand = sum(0.5 * (math.log(0.5) - math.log(b)) for b in softmax(BASE)[1:])
     assert kl.item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+@pytest.mark.parametrize(
+    "guides",
+    [
+        {"a": RewardHeadConfig(num_heads=2, head_dim=4)},
+        {"a": HiddenConfig()},
+        {"a": LinearConfig()},
+        {"a": HiddenConfig(rank=2), "b": HiddenConfig(rank=3)},
+    ],
+    ids=["gated", "hidden", "linear", "two at once"],
+)
+def test_a_row_at_alpha_0_keeps_its_bits_beside_one_that_is_no_number(guides, value):
+    model, ids = guided_lm(guides), torch.tensor([[3, 4, 5], [3, 4, 5]])
+    for parameter in model.guides.parameters():
+        torch.nn.init.constant_(parameter, value)
+    with torch.no_grad():
+        logits = model(ids, alpha=[0.0, 1.0]).logits
+        assert torch.equal(logits[0], model.backbone.lm(ids).logits[0])
+    assert not logits[1].isfinite().all()
