@@ -121,6 +121,17 @@ def test_generate_prints_text_for_a_prompt_a_file_and_standard_input(guides, tmp
     assert [row["prompt"] for row in rows] == ["ask0 ask1", "ask2"]
 
 
+def test_a_row_is_added_behind_a_line_that_was_cut(guides, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"prompt": "as')
+    for _ in range(2):
+        command = ["generate", str(guides), "--prompt", "ask0", "--max_new_tokens", "2", "--output", str(out)]
+        assert main(command) == 0
+    cut, *whole = out.read_text().splitlines()
+    assert cut == '{"prompt": "as'
+    assert [json.loads(line)["prompt"] for line in whole] == ["ask0", "ask0"]
+
+
 def test_trace_shows_the_gate_of_every_token(guides, capsys):
     assert main(["generate", str(guides), "--prompt", "ask0", "--alpha", "1", "--max_new_tokens", "4", "--trace"]) == 0
     said = capsys.readouterr().out
@@ -215,6 +226,7 @@ def test_bad_generation_input_is_refused_with_the_remedy(guides, backbone_folder
         "--alpha is a number": ["--prompt", "ask0", "--alpha", "much"],
         "Did you mean 'dual_head'?": ["--prompt", "ask0", "--alpha", "dualhead=1"],
         "NaN or infinity": ["--prompt", "ask0", "--alpha", "nan"],
+        "names a guide twice": ["--prompt", "ask0", "--alpha", "dual_head=1,dual_head=2"],
         "Shorten the prompt": ["--prompt", "ask0 " * 80],
         "Cannot read the prompts": ["--prompts_file", str(tmp_path / "none.txt")],
     }

@@ -4,6 +4,7 @@ Prompts come from --prompt and --prompts, or else from standard input.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -127,9 +128,12 @@ def parse_alpha(text: str | None) -> "Alpha":
     try:
         if "=" not in text:
             return float(text)
-        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+        pairs = [(name.strip(), float(value)) for name, value in (part.split("=") for part in text.split(","))]
     except ValueError as error:
         raise DualHeadError(f"--alpha is a number, or name=number,..., not '{text}'.") from error
+    if len(dict(pairs)) < len(pairs):
+        raise DualHeadError(f"--alpha names a guide twice: '{text}'. Leave one out.")
+    return dict(pairs)
 
 
 def show_trace(trace, tokenizer) -> Text:
@@ -163,11 +167,21 @@ def _piece(token_id: int, tokenizer) -> str:
 
 
 def _append(file: Path, row: dict) -> None:
+    """Add a row as a line of its own, behind one that a killed process left unfinished too."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
     try:
         with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            stream.write(f"\n{line}" if _is_cut(file) else line)
     except OSError as error:
         raise DualHeadError(f"Cannot write to '{file}': {error.strerror}. Choose another --output.") from error
+
+
+def _is_cut(file: Path) -> bool:
+    if not file.is_file() or not file.stat().st_size:
+        return False
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
 
 
 def build_parser() -> OptionParser:
