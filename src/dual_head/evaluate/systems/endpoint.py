@@ -19,7 +19,6 @@ class EndpointSystem(System):
     Errors: as of `Endpoint`; a question without a reply after its retries; top_k, which the protocol has not.
     """
 
-    chats = True
     why_no_alpha = "is behind an endpoint, which has no alpha"
 
     def __init__(self, spec: SystemSpec, load: LoadOptions):
@@ -32,6 +31,11 @@ class EndpointSystem(System):
     def reads(cls, path: str) -> bool:
         """Whether it begins with "openai:"."""
         return path.startswith(ENDPOINT)
+
+    @property
+    def chats(self) -> bool:
+        """The protocol has messages alone."""
+        return True
 
     @property
     def identity(self) -> str:
