@@ -3,7 +3,6 @@
 And nothing in the repository names where it was written.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -15,7 +14,7 @@ import pytest
 import torch
 import yaml
 from test_readme import BLOCK
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
 
 import dual_head
 from dual_head import LinearConfig, RewardHeadConfig, method
@@ -27,6 +26,7 @@ from dual_head.data.formats import FORMATS, load_pairs
 from dual_head.guides import GuideConfig, guide_class, kind_of, kinds
 from dual_head.guides.base import Parameters
 from dual_head.methods import method_names
+from dual_head.options.flags import OptionParser
 from dual_head.seed_names import FLAGS
 
 ROOT = Path(__file__).parents[1]
@@ -96,19 +96,20 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_that_is_shown_is_understood(line, monkeypatch):
-    parse = argparse.ArgumentParser.parse_args
+    read = OptionParser.namespace
 
-    def parse_only(parser, arguments=None, namespace=None):
-        parsed = parse(parser, arguments, namespace)
-        parse_alpha(getattr(parsed, "alpha", None))
+    def parse_only(parser, arguments):
+        values = read(parser, arguments)
+        if any(issubclass(cls, TrainingArguments) for cls in parser.classes):
+            return values
+        parse_alpha(getattr(values, "alpha", None))
         raise Parsed
 
     def train(*_):
         raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
-    for check in ("require_paths", "find_file"):  # the paths of the pages are not here
-        monkeypatch.setattr(f"dual_head.commands.paths.{check}", lambda *_: None)
+    monkeypatch.setattr(OptionParser, "namespace", parse_only)
+    monkeypatch.setattr("dual_head.commands.paths.require_paths", lambda *_: None)  # those of the pages are not here
     monkeypatch.setattr("dual_head.commands.train.train_guide", train)
     monkeypatch.setattr("dual_head.commands.classify.train.train_classifier", train)
     monkeypatch.setattr("dual_head.classify.comparison.plan_of", train)
