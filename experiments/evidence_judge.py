@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 
 from dual_head import GuideTrainingArguments, TokenizeOptions, load_pairs, tokenize_pairs
 from dual_head.intervals import wilson
+from dual_head.methods.reward import RewardOptions
 from dual_head.model.generate import Prompt
 from dual_head.rewards import Classifier
 from dual_head.run import load_tokenizer
@@ -49,7 +50,7 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
     steps = steps or math.ceil(EPOCHS * len(rows) / BATCH)
     started = time.perf_counter()
     trainer = preference_trainer(
-        "reward",
+        RewardOptions(),
         model,
         GuideTrainingArguments(
             output_dir=str(folder / "work"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForSequenceClassification, TrainingArguments
 
 from dual_head.errors import DualHeadError
+from dual_head.methods import method
 from dual_head.tuning import preference_trainer
 
 KINDS = ("dpo", "simpo", "reward")
@@ -51,19 +52,23 @@ def adapted(lm, kind, spread=0.2, name="default"):
     return lm
 
 
+def options_of(kind, **values):
+    """The options of a baseline's own trainer, as the method of that name reads them."""
+    return method(kind).with_options({f"peer.{name}": value for name, value in values.items()}).peer
+
+
 def trainer_of(kind, lm, folder, rows=ROWS, *, reference=None, tokenizer=None, **settings):
     settings = {"max_steps": 1, "learning_rate": 0.01, "logging_steps": 1, "lr_scheduler_type": "constant", **settings}
     args = TrainingArguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **settings)
     data = Dataset.from_list(rows)
     return preference_trainer(
-        kind,
+        options_of(kind, **OPTIONS[kind]),
         lm,
         args,
         train_dataset=data,
         eval_dataset=data,
         tokenizer=tokenizer or word_tokenizer(),
         reference=reference,
-        options=OPTIONS[kind],
     )
 
 
@@ -269,7 +274,11 @@ def test_a_missing_trl_is_named_with_its_remedy(tmp_path, monkeypatch):
     data = Dataset.from_list(ROWS)
     with pytest.raises(DualHeadError, match=r"pip install 'dual-head\[trl\]'"):
         preference_trainer(
-            "dpo", tiny_lm("llama"), TrainingArguments(str(tmp_path)), train_dataset=data, tokenizer=word_tokenizer()
+            options_of("dpo"),
+            tiny_lm("llama"),
+            TrainingArguments(str(tmp_path)),
+            train_dataset=data,
+            tokenizer=word_tokenizer(),
         )
 
 
@@ -277,18 +286,22 @@ def test_mistakes_are_named(tmp_path):
     lm = model_of("dpo")
     args, data = TrainingArguments(str(tmp_path), use_cpu=True), Dataset.from_list(ROWS)
 
-    def refused(message, kind="dpo", lm=lm, train_dataset=data, tokenizer=None, **given):
+    def refused(message, kind="dpo", lm=lm, train_dataset=data, tokenizer=None, reference=None, **options):
         with pytest.raises(DualHeadError, match=message):
             preference_trainer(
-                kind, lm, args, train_dataset=train_dataset, tokenizer=tokenizer or word_tokenizer(), **given
+                options_of(kind, **options),
+                lm,
+                args,
+                train_dataset=train_dataset,
+                tokenizer=tokenizer or word_tokenizer(),
+                reference=reference,
             )
 
-    refused("no trainer 'dpoo'.*Did you mean 'dpo'", kind="dpoo")
-    refused("Unknown option 'gamma'.*Did you mean 'gamma_ratio'", kind="simpo", options={"gamma": 1.0})
-    refused("beta must be above 0", options={"beta": 0})
-    refused("gamma_ratio must be at least 0", kind="simpo", options={"gamma_ratio": -0.1})
+    refused("Unknown option 'peer.gamma'.*Did you mean 'peer.gamma_ratio'", kind="simpo", gamma=1.0)
+    refused("beta must be above 0", beta=0)
+    refused("gamma_ratio must be at least 0", kind="simpo", gamma_ratio=-0.1)
     refused("lack rejected_ids", train_dataset=data.remove_columns("rejected_ids"))
-    refused("compares with no reference", kind="simpo", reference=tiny_lm("llama"))
+    refused("has no reference", kind="simpo", reference=tiny_lm("llama"))
     refused("holds weights that are trained", reference=lm)
     refused("TRL does not train this.*num_labels", kind="reward")
     padded_with_eos = word_tokenizer()

@@ -8,8 +8,9 @@ import copy
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,87 +53,175 @@ from dual_head.run_inputs import CachedInputs, by_length, load_data, load_lm, lo
 from dual_head.run_options import RunOptions, identity_of
 from dual_head.terminal import Terminal
 from dual_head.training import GuideTrainer, GuideTrainingArguments, require_trackers
-from dual_head.tuning import kind_of_peer, preference_trainer
+from dual_head.tuning import preference_trainer
 
 REPORT_FILE = "report.json"
 LARGE = 0.1  # of the backbone: checkpoints are three times as large, with AdamW's moments
 LOW_RANK = 64
 
 
+class Run(ABC):
+    """One training run: `load`, `train`, `measure` and `write`, in this order, in a folder that no other run holds.
+
+    A kind of run says what is loaded, how its result is measured and what is written. The folder, resuming and the
+    clock are here. Errors: a folder that is not for this run, a killed run with other options or on other data.
+    """
+
+    trainer: Trainer
+    kind: str  # `model_type` of what is written
+
+    def __init__(self, options: Any, args: Any, identity: dict[str, Any], reads: Sequence[str | None]):
+        self.options, self.args, self.identity = options, args, identity
+        self.processes = PartialState(cpu=args.use_cpu)
+        self.main = self.processes.is_main_process
+        self.console = Terminal(quiet=not self.main)
+        self.output = writable(args.output_dir, kind=self.kind, reads=reads)
+        require_trackers(args)
+        self.resume = None if options.restart else resume_point(self.output, identity, args.resume_from_checkpoint)
+        self.seconds = 0.0
+
+    def complete(self) -> None:
+        """Do what of the run is left to do."""
+        self.load()
+        begin(self.output, self.identity, self.processes, restart=self.options.restart)
+        finished = bool(self.resume and is_finished(self.resume))
+        self.train()
+        if finished and all((self.output / name).is_file() for name in (REPORT_FILE, SAFE_WEIGHTS_NAME)):
+            return  # all of it is written; another evaluation would say the same
+        self.measure()
+        if self.main:
+            self.write()
+
+    def train(self) -> None:
+        """Train to the end, from where a killed run stopped."""
+        started = time.perf_counter()
+        if self.resume and is_finished(self.resume):
+            self.console.print(
+                f"Already trained to the end: {self.resume}. Add --restart to train again.", soft_wrap=True
+            )
+            self.load_finished(self.resume)
+        else:
+            if self.resume:
+                self.console.print(f"Resuming from {self.resume}.", soft_wrap=True)
+            self.trainer.train(resume_from_checkpoint=str(self.resume) if self.resume else None)
+        self.seconds = time.perf_counter() - started
+
+    def read_from(self, sources: dict[str, dict[str, Any]]) -> None:
+        """Record what the data are. Errors: the run that is resumed read others."""
+        self.identity[DATA] = sources
+        require_same_data(self.resume, sources)
+
+    def write_report(
+        self, report: dict[str, Any], picture: Callable[[dict[str, Any], Path], None] | None = None
+    ) -> None:
+        """Write report.json, and a picture beside it, both or neither."""
+        with atomic_folder(self.output) as staging:
+            (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
+            if picture:
+                picture(report, staging)
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read data, tokenizer and backbone, and make `trainer` of them."""
+
+    @abstractmethod
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take up weights and state of a run that was trained to its end."""
+
+    @abstractmethod
+    def measure(self) -> None:
+        """Evaluate on what is held out, in every process."""
+
+    @abstractmethod
+    def write(self) -> None:
+        """Write the model and its report, and say so; only the main process does."""
+
+
+class GuideRun(Run):
+    """Trains one guide: preference pairs or a feature cache, and a method."""
+
+    kind = MODEL_TYPE
+
+    def __init__(self, method: Method, options: RunOptions, args: GuideTrainingArguments):
+        if options.move_guides:
+            method = _as_trained(method, options.move_guides)
+        self.method = method
+        self.cached = CachedInputs(method, options) if options.feature_cache else None
+        options = self.cached.options if self.cached else options
+        reads = (options.model_name_or_path, options.dataset_name, options.feature_cache, options.move_guides)
+        super().__init__(options, args, identity_of(method, options, args), reads)
+
+    def load(self) -> None:
+        """Read pairs or features; build the guide, its trainer and, for a peer, the peer's."""
+        method, options, cached, console = self.method, self.options, self.cached, self.console
+        if cached:
+            self.tokenizer, (train_set, held_out, self.drops) = cached.load_tokenizer(), cached.load_data(console)
+        else:
+            name = options.tokenizer_name or options.model_name_or_path
+            self.tokenizer = load_tokenizer(name, options.trust_remote_code)
+            quiet = bool(self.args.disable_tqdm) or console.quiet or not console.is_terminal
+            train_set, held_out, self.drops = load_data(options, self.tokenizer, console, progress=not quiet)
+            held_out = by_length(held_out)
+        self.held_out = held_out
+        self.read_from(cached.sources if cached else self.drops["rows"].sources)
+        set_seed(self.args.seed)  # the guide's first weights belong to the run as much as the order of its data
+        self.model = model = _model(method, options, self.tokenizer, cached)
+        _describe(model, method, options, cached, console)
+        if not len(held_out):
+            self.args = dataclasses.replace(self.args, eval_strategy="no", eval_steps=None)
+        self.guide_trainer = GuideTrainer(
+            model,
+            method,
+            self.args,
+            train_dataset=train_set,
+            eval_dataset=held_out if len(held_out) else None,
+            data_collator=cached.collator
+            if cached
+            else _collator(model, method, self.tokenizer, (train_set, held_out), console),
+            tokenizer=self.tokenizer,
+            budget=options.logits_budget_mb and options.logits_budget_mb * 2**20,
+        )
+        if method.peer is not None:
+            self.trainer = _peer_trainer(method, model, self.args, train_set, held_out, self.tokenizer)
+            return
+        self.trainer = self.guide_trainer
+        if self.guide_trainer.loss.compiled:
+            folder = compiled_folder()
+            console.print(f"The first step compiles loops once (about 30 s). Later runs find them in {folder}.")
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """See `Run`; the best weights where those are kept."""
+        self.trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        load_guides(self.model, kept_checkpoint(checkpoint, self.trainer.state.best_model_checkpoint, self.args))
+
+    def train(self) -> None:
+        """See `Run`; `guide_trainer` knows the state of the trainer that trained."""
+        super().train()
+        self.model.eval()  # a peer's trainer leaves it as it trained
+        self.guide_trainer.state = self.trainer.state
+
+    def measure(self) -> None:
+        """Our own objectives measure, whoever trained; where there are none, the trainer does."""
+        self.judge = self.guide_trainer if self.method.objectives else self.trainer
+        assert isinstance(self.judge, HeldOutTrainer)
+        self.metrics = self.judge.evaluate_once() if len(self.held_out) else {}
+
+    def write(self) -> None:
+        """Write guides, tokenizer, report and curves."""
+        assert isinstance(self.judge, HeldOutTrainer)
+        save_guides(self.model, self.tokenizer, self.output)
+        trainer, held_out = self.trainer, self.judge.held_out
+        report = summarise(trainer, held_out, self.method, self.drops, self.seconds, self.metrics)
+        self.write_report(report, draw)
+        print_report(report, self.output, self.console)
+
+
 def train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
     """Train one guide and write it with its report; go on where a killed run of the same options stopped."""
     with held(args):
-        return _train_guide(method, options, args)
-
-
-def _train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
-    if options.move_guides:
-        method = _as_trained(method, options.move_guides)
-    cached = CachedInputs(method, options) if options.feature_cache else None
-    options = cached.options if cached else options
-    processes = PartialState(cpu=args.use_cpu)
-    main = processes.is_main_process
-    console = Terminal(quiet=not main)
-    reads = (options.model_name_or_path, options.dataset_name, options.feature_cache, options.move_guides)
-    output = writable(args.output_dir, kind=MODEL_TYPE, reads=reads)
-    require_trackers(args)
-    identity = identity_of(method, options, args)
-    resume = None if options.restart else resume_point(output, identity, args.resume_from_checkpoint)
-    if cached:
-        tokenizer, (train_set, held_out, drops) = cached.load_tokenizer(), cached.load_data(console)
-    else:
-        tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
-        quiet = bool(args.disable_tqdm) or console.quiet or not console.is_terminal
-        train_set, held_out, drops = load_data(options, tokenizer, console, progress=not quiet)
-        held_out = by_length(held_out)
-    identity[DATA] = cached.sources if cached else drops["rows"].sources
-    require_same_data(resume, identity[DATA])
-    set_seed(args.seed)  # the guide's first weights belong to the run as much as the order of its data
-    model = _model(method, options, tokenizer, cached)
-    _describe(model, method, options, cached, console)
-    if not len(held_out):
-        args = dataclasses.replace(args, eval_strategy="no", eval_steps=None)
-    collator = cached.collator if cached else _collator(model, method, tokenizer, (train_set, held_out), console)
-    measuring = GuideTrainer(
-        model,
-        method,
-        args,
-        train_dataset=train_set,
-        eval_dataset=held_out if len(held_out) else None,
-        data_collator=collator,
-        tokenizer=tokenizer,
-        budget=options.logits_budget_mb and options.logits_budget_mb * 2**20,
-    )
-    trainer = measuring if method.peer is None else _peer_trainer(method, model, args, train_set, held_out, tokenizer)
-    if trainer is measuring and measuring.loss.compiled:
-        console.print(f"The first step compiles loops once (about 30 s). Later runs find them in {compiled_folder()}.")
-    begin(output, identity, processes, restart=options.restart)
-    started = time.perf_counter()
-    if resume and is_finished(resume):
-        console.print(f"Already trained to the end: {resume}. Add --restart to train again.", soft_wrap=True)
-        trainer.state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
-        load_guides(model, kept_checkpoint(resume, trainer.state.best_model_checkpoint, args))
-        if (output / REPORT_FILE).is_file() and (output / SAFE_WEIGHTS_NAME).is_file():
-            return measuring  # all of it is written; another evaluation would say the same
-    else:
-        if resume:
-            console.print(f"Resuming from {resume}.", soft_wrap=True)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    seconds = time.perf_counter() - started
-    model.eval()  # a peer's trainer leaves it as it trained
-    # Our own objectives measure, whoever trained; where there are none, the trainer does.
-    judge = measuring if method.objectives else trainer
-    assert isinstance(judge, HeldOutTrainer)
-    metrics = judge.evaluate_once() if len(held_out) else {}
-    if main:
-        save_guides(model, tokenizer, output)
-        report = summarise(trainer, judge.held_out, method, drops, seconds, metrics)
-        with atomic_folder(output) as staging:
-            (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
-            draw(report, staging)
-        print_report(report, output, console)
-    measuring.state = trainer.state
-    return measuring
+        run = GuideRun(method, options, args)
+        run.complete()
+    return run.guide_trainer
 
 
 def _collator(
@@ -170,19 +259,15 @@ def _peer_trainer(
     """The peer's own trainer on the model that the guide is; checkpoints and results are guides as any other."""
     assert method.peer is not None
     guide: Any = model.guide(method.name)
-    kind = kind_of_peer(method.peer)
     tokenizer = copy.deepcopy(tokenizer)
-    if kind == "reward" and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        # The score is read at the last token that is no padding, and that is the end of the reply.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token
+    method.peer.prepare(tokenizer)
     trainer = preference_trainer(
-        kind,
+        method.peer,
         guide.tuned,
         args,
         train_dataset=train_set,
         eval_dataset=held_out if len(held_out) else None,
         tokenizer=tokenizer,
-        options=asdict(method.peer),
         save=lambda folder: save_guides(model, tokenizer, folder),
         load=lambda folder: load_guides(model, folder),
     )

@@ -13,8 +13,8 @@ from dual_head.fusion import require_fusion
 from dual_head.guides import GuideConfig
 from dual_head.losses import Objective, name_of
 from dual_head.losses.kl import Kl
+from dual_head.methods.peer import PeerOptions
 from dual_head.options import build
-from dual_head.tuning import PeerOptions
 
 PEER = "peer"  # the section of a peer's options
 POLICY = "policy"  # all guides together, which a divergence is of where no second guide is trained
@@ -35,7 +35,7 @@ class Method:
     """A way to train a guide.
 
     guide: its configuration; objectives: the terms of the loss; peer: the options of the peer's own trainer
-    (`tuning`), for a baseline whose loss is theirs and whose objectives are only measured; fusion: how the guide
+    (`peer`), for a baseline whose loss is theirs and whose objectives are only measured; fusion: how the guide
     joins the logits; second: another guide it can train with this one, which the divergence then holds to the
     backbone; training: TrainingArguments the paper sets; run: our own options it sets; symbols: {name in the
     paper: path of the option}.

@@ -7,11 +7,60 @@ Source: Meng et al. 2024. A length-normalised loss needs a beta some twenty time
 LoRA on the backbone, whose weights it shares in memory. The objectives are only measured.
 """
 
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from dual_head.errors import DualHeadError
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.losses.kl import Kl
 from dual_head.losses.preference import Preference
 from dual_head.methods.base import Method
-from dual_head.tuning import SimPOOptions
+from dual_head.methods.peer import ChangedRows, PeerOptions, Row, Trl, require_above
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPOOptions(PeerOptions):
+    """-log sigmoid(beta (log pi(y+)/|y+| - log pi(y-)/|y-| - gamma_ratio)). Errors: beta <= 0, gamma_ratio < 0."""
+
+    beta: float = 2.0
+    gamma_ratio: float = 0.5  # gamma / beta, as the paper tabulates it
+
+    def __post_init__(self) -> None:
+        require_above(self, beta=0)
+        if not (math.isfinite(self.gamma_ratio) and self.gamma_ratio >= 0):
+            raise DualHeadError(f"SimPOOptions.gamma_ratio must be at least 0, not {self.gamma_ratio}.")
+
+    def trl(self, lm: Any, tokenizer: Any, reference: Any) -> Trl:
+        """CPOTrainer without CPO's own term."""
+        del lm, reference
+        from trl.import_utils import suppress_experimental_warning
+
+        with suppress_experimental_warning():
+            from trl.experimental.cpo import CPOConfig, CPOTrainer
+            from trl.experimental.utils import DPODataCollatorWithPadding
+
+        settings = {
+            "beta": self.beta,
+            "simpo_gamma": self.gamma_ratio * self.beta,
+            "loss_type": "simpo",
+            "cpo_alpha": 0.0,
+            "max_length": sys.maxsize,  # None would mean 512
+        }
+        collate = ChangedRows(_labelled, DPODataCollatorWithPadding(pad_token_id=tokenizer.pad_token_id))
+        return Trl(CPOTrainer, CPOConfig, settings, collate=collate)
+
+
+def _labelled(row: Row) -> dict[str, list[int]]:
+    columns = {}
+    for side in ("chosen", "rejected"):
+        prompt, reply = row["prompt_ids"], row[f"{side}_ids"]
+        columns[f"{side}_input_ids"] = prompt + reply
+        columns[f"{side}_attention_mask"] = [1] * len(prompt + reply)
+        columns[f"{side}_labels"] = [-100] * len(prompt) + reply
+    return columns
+
 
 METHOD = Method(
     name="simpo",
