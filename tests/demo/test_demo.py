@@ -1,6 +1,8 @@
 """The demonstration at small scale: it trains, measures, and writes a picture and figures."""
 
+import importlib
 import json
+import sys
 
 import pytest
 import torch
@@ -23,6 +25,15 @@ def test_the_demo_runs_and_writes_its_picture_and_figures(tmp_path, capsys):
     assert figures["gain_at_1"]["requests"] == 12
     assert "two guides at once" in said
     assert {"helpful": 0.5, "harmless": 1.5} in [point["alpha"] for point in figures["two_objectives"]]
+
+
+def test_without_matplotlib_the_demo_imports_and_draws_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("picture", "demonstration"):
+        monkeypatch.delitem(sys.modules, f"dual_head.demo.{name}", raising=False)
+    demonstration = importlib.import_module("dual_head.demo.demonstration")
+    assert not demonstration._draw([], [], [], tmp_path / "demo.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_point_averages_its_replies_and_pairs_gains_by_request():

@@ -16,9 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head.demo import TOY_BACKBONE
-from dual_head.demo.measure import Point, measure
+from dual_head.demo.measure import Point, frontier_point, measure
 from dual_head.demo.options import DemoOptions
-from dual_head.demo.picture import demo_picture, frontier_point
 from dual_head.demo.world import preference_rows, sample_requests
 from dual_head.errors import DualHeadError
 from dual_head.methods import Method, method
@@ -57,12 +56,22 @@ def demonstrate(args: DemoOptions) -> None:
     console.print(_side_by_side(points, args.seed))
     mixed = _two_objectives(output, tokenizer, args, console)
     with atomic_folder(output) as staging:
-        traces = _traces(model, tokenizer, points)
-        demo_picture(points, traces, mixed, staging / "demo.png")
+        drawn = _draw(points, _traces(model, tokenizer, points), mixed, staging / "demo.png")
         (staging / "demo.json").write_text(json.dumps(_summary(points, mixed, args), indent=2))
-    console.print(f"Picture: [bold]{output / 'demo.png'}[/]   figures: {output / 'demo.json'}")
+    picture = output / "demo.png" if drawn else r"none, matplotlib is missing (pip install 'dual-head\[plot]')"
+    console.print(f"Picture: [bold]{picture}[/]   figures: {output / 'demo.json'}")
     console.print(f"Try: dual-head generate {output / 'guide'} --prompt '{requests[0].text}' --alpha 1.5 --trace")
     console.print(f"{time.perf_counter() - started:.0f} seconds in all.")
+
+
+def _draw(points: Sequence[Point], traces: Any, mixed: Sequence[Point], file: Path) -> bool:
+    """Draw the picture, and tell whether the `plot` extra is there to do so."""
+    try:
+        from dual_head.demo.picture import demo_picture
+    except ImportError:
+        return False  # a picture is welcome, not needed
+    demo_picture(points, traces, mixed, file)
+    return True
 
 
 def _train(chosen: Method, objective: str, output: Path, folder: Path, args: DemoOptions) -> None:

@@ -105,3 +105,10 @@ def _sample(
         Reply(request, text, reward(request, text), kl)
         for (request, _), text, kl in zip(rows, texts, divergences.clamp_min(0).tolist(), strict=True)
     ]
+
+
+def frontier_point(point: Point) -> tuple[float, float]:
+    """Mean points for help to harmless requests, and for harm avoided on harmful ones; 0 where there are none."""
+    means = (point.points("helpful", harmful=False), point.points("harmless", harmful=True))
+    helped, avoided = (statistics.fmean(values) if values else 0.0 for values in means)
+    return helped, avoided

@@ -8,15 +8,8 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from dual_head.demo.measure import Point
+from dual_head.demo.measure import Point, frontier_point
 from dual_head.intervals import bootstrap_mean
-
-
-def frontier_point(point: Point) -> tuple[float, float]:
-    """Mean points for help to harmless requests, and for harm avoided on harmful ones; 0 where there are none."""
-    means = (point.points("helpful", harmful=False), point.points("harmless", harmful=True))
-    helped, avoided = (statistics.fmean(values) if values else 0.0 for values in means)
-    return helped, avoided
 
 
 def demo_picture(
