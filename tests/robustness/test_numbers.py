@@ -29,9 +29,9 @@ def test_what_is_no_number_is_refused_by_every_flag(name, inputs, tmp_path, caps
             code = main([*argv, f"{flag}={value}"])
         except SystemExit as end:
             code = end.code
-        said = capsys.readouterr().err
+        message = capsys.readouterr().err
         names = [name.strip("-").split(".")[-1] for name in parser._option_string_actions[flag].option_strings]
-        assert (code, any(name in said for name in names)) == (2, True), (flag, value, said)
+        assert (code, any(name in message for name in names)) == (2, True), (flag, value, message)
     assert not (tmp_path / "out").exists()
 
 
