@@ -1,9 +1,10 @@
 """One forward for a backbone and for guides that are the backbone with low-rank changes: more rows, the same weights.
 
-    rows [B backbone | B guide | B guide ...]        y = x W' + b, and s (x A') B' more in the rows of each guide
+    x   [ B rows of the backbone | B rows of guide "a" | B rows of guide "b" ]
+    y   [        x W' + b        | + s_a (x A_a') B_a' | + s_b (x A_b') B_b' ]        W read once for all of them
 
 A step of decoding takes as long as reading the weights, and here they are read once. It knows decoders, caches and
-low-rank changes, and nothing of what guides say.
+low-rank changes, and nothing of what guides add.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ Changes = Mapping[str, LowRank]  # by the layer's name in the causal LM
 
 
 class JointLayer(nn.Module):
-    """A layer of the backbone for rows of several, each with a change of its own or None."""
+    """A layer of the backbone for the rows of several parts [parts n, in], each part with a change or None."""
 
     def __init__(self, layer: nn.Module, changes: Sequence[LowRank | None]):
         super().__init__()
@@ -62,12 +63,11 @@ class JointLayer(nn.Module):
         """Map [rows, T, in] to [rows, T, out]."""
         (layer,) = self._layer
         y = product(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)  # type: ignore[arg-type]
-        flat, given = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-        count = len(flat) // len(self._changes)
-        for i, change in enumerate(self._changes):
+        parts = len(self._changes)
+        outputs, inputs = y.view(-1, y.shape[-1]).chunk(parts), x.reshape(-1, x.shape[-1]).chunk(parts)
+        for change, part_output, part_input in zip(self._changes, outputs, inputs, strict=True):
             if change is not None:
-                at = slice(i * count, (i + 1) * count)
-                change.add_to(flat[at], given[at])
+                change.add_to(part_output, part_input)
         return y
 
 
@@ -80,15 +80,15 @@ class JointDecoder:
     def __init__(self, backbone: Backbone, parts: Sequence[Changes]):
         view = shared_view(backbone.lm)
         for name, layer in list(view.named_modules()):
-            own = [changes.get(name) for changes in parts]
-            if type(layer) is nn.Linear or any(own):
-                view.set_submodule(name, JointLayer(layer, own))
+            layer_changes = [changes.get(name) for changes in parts]
+            if type(layer) is nn.Linear or any(layer_changes):
+                view.set_submodule(name, JointLayer(layer, layer_changes))
         self._decoder = Decoder(view)
         self._parts = len(parts)
         self._watched = list(backbone.modules())
 
     def usable(self) -> bool:
-        """Whether nobody asks for a gradient or a graph, or hooked into layers of which these rows are not."""
+        """Whether no gradient and no graph is asked for, and no layer has a hook, which would miss these rows."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in self._watched)
@@ -118,5 +118,5 @@ class JointDecoder:
         return output.last_hidden_state, {i: x[:rows] for i, x in kept.items()}
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states [parts B, T, d] into everybody's logits [parts B, T, V]."""
+        """Turn hidden states [parts B, T, d] into the logits of every part [parts B, T, V]."""
         return self._decoder.logits(hidden)

@@ -3,6 +3,9 @@
     h -> pool(h) [trained width], or A h with a trained adapter A that starts as that pooling
     logit_delta [V trained] -> logit_delta'_v = logit_delta_map(v), 0 where token v has no counterpart
 
+    layers of a guide trained on 4      1  2  3  4
+    read from a backbone of 8           2  4  6  8        and from one of 2: 1 1 2 2
+
 It knows sizes and tensors; which backbones and tokenizers go together is decided elsewhere.
 """
 
@@ -60,9 +63,9 @@ class Transfer(nn.Module):
         at = int(index * self.backbone.num_layers / self.guide.num_layers + 0.5)
         return max(1, at) if index else 0  # the embedding stands for no layer but itself
 
-    def features(self, features: Features, wanted: tuple[int, ...]) -> Features:
+    def features(self, features: Features, read: tuple[int, ...]) -> Features:
         """Bring the backbone's features to the guide's width and its numbering of layers."""
-        layers = {i: self._narrow(features.layers[self.layer(i)]) for i in wanted}
+        layers = {i: self._narrow(features.layers[self.layer(i)]) for i in read}
         return dataclasses.replace(features, hidden=self._narrow(features.hidden), layers=layers)
 
     def _narrow(self, hidden: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
-"""Views of a model: containers of its own around the very same layers and weights.
+"""Views of a model: other containers around the very same layers and weights.
 
-Whatever is put into a view replaces layers of the view only. It knows modules, and neither guides nor adapters.
+    model   LlamaModel -> [ DecoderLayer -> q_proj ]
+    view    LlamaModel'-> [ DecoderLayer'-> q_proj ]        q_proj is one object; what replaces it in one stays there
+
+It knows modules, and neither guides nor adapters.
 """
 
 import copy

@@ -20,8 +20,8 @@ class Comparison:
 
     trained: int  # tokens of the guides' tokenizer
     other: int  # tokens of the backbone's
-    differing: list[tuple[int, str | None, str | None]]  # id, token there, token here
-    shared: int  # tokens of the backbone's that the guides' knows, under whatever id
+    differing: list[tuple[int, str | None, str | None]]  # id, the guides' token, the backbone's
+    shared: int  # tokens of both, under any id
 
     @property
     def same(self) -> bool:
@@ -45,14 +45,14 @@ class Comparison:
 
 def compare_tokenizers(trained: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Comparison:
     """Compare the tokenizer guides were trained with to another, id by id and token by token."""
-    there, here = trained.get_vocab(), other.get_vocab()
-    by_id_there, by_id_here = ({i: token for token, i in vocabulary.items()} for vocabulary in (there, here))
+    trained_ids, other_ids = trained.get_vocab(), other.get_vocab()
+    trained_tokens, other_tokens = ({i: token for token, i in ids.items()} for ids in (trained_ids, other_ids))
     differing = [
-        (i, by_id_there.get(i), by_id_here.get(i))
-        for i in sorted(by_id_there.keys() | by_id_here.keys())
-        if by_id_there.get(i) != by_id_here.get(i)
+        (i, trained_tokens.get(i), other_tokens.get(i))
+        for i in sorted(trained_tokens.keys() | other_tokens.keys())
+        if trained_tokens.get(i) != other_tokens.get(i)
     ]
-    return Comparison(len(there), len(here), differing, len(there.keys() & here.keys()))
+    return Comparison(len(trained_ids), len(other_ids), differing, len(trained_ids.keys() & other_ids.keys()))
 
 
 def vocabulary_map(trained: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, size: int) -> Tensor:
@@ -61,13 +61,13 @@ def vocabulary_map(trained: PreTrainedTokenizerBase, other: PreTrainedTokenizerB
     Tokens are matched by their strings; unknown, begin and end also by their role, the end last, since GPT-2
     has one token for all three.
     """
-    there, here = trained.get_vocab(), other.get_vocab()
+    trained_ids = trained.get_vocab()
     ids = torch.full((size,), UNMAPPED)
-    for token, i in here.items():
-        if token in there and i < size:
-            ids[i] = there[token]
+    for token, i in other.get_vocab().items():
+        if token in trained_ids and i < size:
+            ids[i] = trained_ids[token]
     for role in ("unk_token_id", "bos_token_id", "eos_token_id"):
-        own, theirs = getattr(other, role), getattr(trained, role)
-        if own is not None and theirs is not None and own < size:
-            ids[own] = theirs
+        other_id, trained_id = getattr(other, role), getattr(trained, role)
+        if other_id is not None and trained_id is not None and other_id < size:
+            ids[other_id] = trained_id
     return ids

@@ -1,8 +1,7 @@
 """What guides that are whole models share: a second model beside the backbone, loaded or sharing its weights.
 
-A LoRA trained on the backbone needs no second copy of it: a view has containers of its own to put adapters
-into, and every weight in common. This file knows transformers' models and PEFT's adapters; what a model's
-output means is each guide's own business.
+A LoRA trained on the backbone needs no second copy of it: adapters go into a view, which has every weight in common.
+This file knows transformers' models and PEFT's adapters; each guide knows what its model's output means.
 """
 
 import math
@@ -97,7 +96,7 @@ class SecondModel(Guide):
 
     @property
     def shares_prompts(self) -> bool:
-        """Where it is the backbone over again; of another model nobody has seen it."""
+        """Where it is the backbone over again; another model has not been tried."""
         return self.config.model is None
 
     def stored(self) -> dict[str, Tensor]:
@@ -105,7 +104,7 @@ class SecondModel(Guide):
         return dict(zip(self._names, self.own, strict=True))
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the dropout of what is trained; frozen and shared layers stay in eval mode, whoever switched them."""
+        """Switch the dropout of what is trained; frozen and shared layers stay in eval mode."""
         super().train(mode)
         for model, _ in self._models[:1]:
             model.train(mode and self.config.tune == "full")
@@ -135,7 +134,7 @@ def lora_config(config: SecondModelConfig, task: str | None = None) -> Any:
 
 @contextmanager
 def injecting(model: nn.Module) -> Iterator[None]:
-    """Put an adapter into a model: what PEFT cannot find is our error, and nobody could act on its warnings."""
+    """Put an adapter into a model: what PEFT cannot find is our error, and its warnings ask for nothing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         # GPT-2's Conv1D holds its weight the other way round; PEFT sees it and does right.
@@ -145,22 +144,22 @@ def injecting(model: nn.Module) -> Iterator[None]:
         try:
             yield
         except ValueError as error:
-            said = str(error).splitlines()[0]
-            if "dropout" in said:  # experts, whose weights are no layers
+            reason = str(error).splitlines()[0]
+            if "dropout" in reason:  # experts, whose weights are no layers
                 remedy = "Set the LoRA's dropout to 0 (--lora_dropout 0), or name layers that are no experts."
             else:  # no layer has the target's name
                 remedy = "Name some of its layers in target_modules, or use all-linear."
-            raise DualHeadError(f"LoRA finds nothing to adapt in {type(model).__name__}: {said} {remedy}") from error
+            raise DualHeadError(f"LoRA finds nothing to adapt in {type(model).__name__}: {reason} {remedy}") from error
 
 
 def low_rank_changes(lm: PreTrainedModel, backbone: Backbone) -> Changes | None:
     """What a view of the backbone adds to its linear layers; None if there is more to it than one plain LoRA."""
-    own, changes = dict(lm.named_modules()), {}
+    modules, changes = dict(lm.named_modules()), {}
     for name, layer in backbone.lm.named_modules():
-        there = own.get(name)
-        if there is layer or (type(there) is type(layer) and any(True for _ in layer.children())):
+        module = modules.get(name)
+        if module is layer or (type(module) is type(layer) and any(True for _ in layer.children())):
             continue
-        change = _low_rank(there, layer)
+        change = _low_rank(module, layer)
         if change is None:
             return None
         changes[name] = change
@@ -203,10 +202,10 @@ def adapted(lm: PreTrainedModel, folder: str) -> PreTrainedModel:
 
 def is_backbone(name: str | None, backbone: Backbone) -> bool:
     """Whether a model of that name is the backbone itself; None is."""
-    own = backbone.config._name_or_path
-    if name is None or name == own:
+    place = backbone.config._name_or_path
+    if name is None or name == place:
         return True
-    return bool(own) and Path(name).is_dir() and Path(own).is_dir() and Path(name).samefile(own)
+    return bool(place) and Path(name).is_dir() and Path(place).is_dir() and Path(name).samefile(place)
 
 
 def shares_weights(name: str | None, backbone: Backbone) -> bool:
@@ -239,14 +238,14 @@ def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoMo
     if name is None:
         return backbone
     config = _config_of(name)
-    adds = 0
+    added = 0
     if adapter_config(name):
-        adds = _count_values(str(Path(name) / ADAPTER_WEIGHTS))
+        added = _count_values(str(Path(name) / ADAPTER_WEIGHTS))
     elif config.model_type == AlignedConfig.model_type:
-        adds, config = _count_values(find_file(name, SAFE_WEIGHTS_NAME)), config.backbone_config
+        added, config = _count_values(find_file(name, SAFE_WEIGHTS_NAME)), config.backbone_config
     with torch.device("meta"):
-        found = Parameters.of(model.from_config(config))
-    return replace(found, whole=found.whole + adds, decoder=found.decoder + adds)
+        parameters = Parameters.of(model.from_config(config))
+    return replace(parameters, whole=parameters.whole + added, decoder=parameters.decoder + added)
 
 
 def _config_of(name: str) -> Any:
