@@ -11,9 +11,9 @@ from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.backbone import Backbone, BackboneShape
 from dual_head.guides import Guide, GuideConfig, States
 from dual_head.guides.hidden import Hidden, HiddenConfig
+from dual_head.guides.layers import weighted_sum
 from dual_head.guides.linear import Linear, LinearConfig
 from dual_head.guides.reward_head import RewardHead
-from dual_head.heads import weighted_sum
 from dual_head.policy import ActiveGuide, distributions
 from dual_head.transfer import UNMAPPED, Transfer
 

@@ -18,7 +18,7 @@ from dual_head import policy
 from dual_head.data.collate import NO_TOKEN
 from dual_head.errors import DualHeadError
 from dual_head.guides import States
-from dual_head.heads import KEPT
+from dual_head.guides.layers import KEPT
 from dual_head.hidden_states import Features, Rows
 from dual_head.losses import Objective, name_of
 from dual_head.methods import Method

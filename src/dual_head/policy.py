@@ -20,7 +20,7 @@ from dual_head.backbone import Decoder
 from dual_head.errors import DualHeadError
 from dual_head.fusion import add_weighted, fuse
 from dual_head.guides import Guide, States
-from dual_head.heads import weighted_sum
+from dual_head.guides.layers import weighted_sum
 from dual_head.transfer import Transfer
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.backbone import BackboneShape
+from dual_head.guides.layers import CausalGate
 from dual_head.guides.reward_head import RewardHead
-from dual_head.heads import CausalGate
 from dual_head.hidden_states import Features
 from dual_head.policy import ActiveGuide
 

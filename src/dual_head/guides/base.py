@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dual_head.backbone import Backbone, BackboneShape
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
-from dual_head.heads import LinearMap
+from dual_head.guides.layers import LinearMap
 from dual_head.hidden_states import Features
 from dual_head.joint import Changes
 from dual_head.options import build

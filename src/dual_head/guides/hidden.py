@@ -16,7 +16,7 @@ from dual_head.backbone import BackboneShape
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
 from dual_head.guides.base import Guide, GuideConfig, States
-from dual_head.heads import CausalGate, LinearMap, gated, require_not_negative, require_positive
+from dual_head.guides.layers import CausalGate, LinearMap, gated, require_not_negative, require_positive
 from dual_head.hidden_states import Features
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dual_head.backbone import BackboneShape
 from dual_head.cache import CacheSlot
 from dual_head.guides.base import Guide, GuideConfig, States
-from dual_head.heads import LinearMap, require_not_negative, require_positive
+from dual_head.guides.layers import LinearMap, require_not_negative, require_positive
 from dual_head.hidden_states import Features
 
 

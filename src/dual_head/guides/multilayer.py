@@ -19,7 +19,7 @@ from dual_head.backbone import BackboneShape
 from dual_head.cache import CacheSlot
 from dual_head.errors import DualHeadError
 from dual_head.guides.base import Guide, GuideConfig, States
-from dual_head.heads import LinearMap, require_positive
+from dual_head.guides.layers import LinearMap, require_positive
 from dual_head.hidden_states import Features
 from dual_head.transfer import pool
 

@@ -22,6 +22,7 @@ from dual_head.backbone import Backbone, load_config
 from dual_head.cache import CacheSlot, PrefixCache
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States
+from dual_head.guides.layers import require_positive
 from dual_head.guides.second_model import (
     SecondModel,
     SecondModelConfig,
@@ -30,7 +31,6 @@ from dual_head.guides.second_model import (
     injecting,
     lora_config,
 )
-from dual_head.heads import require_positive
 from dual_head.hidden_states import Features
 from dual_head.ops.masks import additive
 from dual_head.places import require_unaltered

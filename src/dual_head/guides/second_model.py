@@ -23,7 +23,7 @@ from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
 from dual_head.guides import build_guide
 from dual_head.guides.base import Guide, GuideConfig, Parameters
-from dual_head.heads import require_positive
+from dual_head.guides.layers import require_positive
 from dual_head.joint import Changes, LowRank
 from dual_head.reading import read_json, reading
 from dual_head.views import shared_view

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from dual_head.accumulation import accumulating
+from dual_head.ops.linear import accumulating
 from dual_head.ops.vocab_kernels import SCALARS, Products, reduce_products
 
 # Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once where nothing is compiled.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dual_head import DualHeadError, heads
-from dual_head.heads import CausalGate, LinearMap, require_not_negative, require_positive, weighted_sum
+from dual_head.guides.layers import CausalGate, LinearMap, require_not_negative, require_positive, weighted_sum
 from dual_head.hidden_states import Features
 from dual_head.ops.masks import causal_mask
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dual_head.accumulation import SLICE, accumulating, linear
+from dual_head.ops.linear import SLICE, accumulating, linear
 
 
 def parts(rows: int = 6, inputs: int = 3, outputs: int = 5):
