@@ -17,14 +17,16 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dual_head.errors import DualHeadError
-from dual_head.reading import COPY, read_json, reading
+from dual_head.reading import COPY, json_value, read_json, reading
+
+T = TypeVar("T")
 
 WRITING, READY, LOCK = ".writing-", ".ready-", ".lock"
 PLACING = f"{READY}lock"  # held while files take their places, so that a `.ready-` of nobody is left by the dead
@@ -192,6 +194,31 @@ def settle(target: Path) -> None:
 
 
 # ---- what files held when they were written ----------------------------------------------------------------
+
+
+def add_lines(file: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file in one write, behind a line that a killed run cut. Errors: a file that cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab+") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, end - 1))
+            cut = b"" if stream.read() in (b"", b"\n") else b"\n"
+            stream.write(cut + "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        raise DualHeadError(
+            f"Cannot write to '{file}': {error.strerror}. Choose another output folder, or free some space."
+        ) from error
+
+
+def kept_rows(file: Path, read: Callable[[Any], T]) -> dict[str, T]:
+    """Read every whole line of JSON by its "key", {key: read(row)}; a line that a killed run cut is left out."""
+    kept = {}
+    for line in file.read_bytes().split(b"\n") if file.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            row = json_value(line, halves=True)  # `read` replaces halves of characters
+            kept[row["key"]] = read(row)
+    return kept
 
 
 def file_digest(file: Path, length: int | None = None) -> dict[str, Any]:

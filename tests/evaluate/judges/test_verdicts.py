@@ -299,7 +299,7 @@ def test_the_same_question_with_the_same_answers_is_asked_once(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DualHeadError, match="Choose another folder"):
+    with pytest.raises(DualHeadError, match="Choose another output folder"):
         judge_pairs(Told(by_length), QUESTIONS, A, B, folder=tmp_path / "file")
 
 

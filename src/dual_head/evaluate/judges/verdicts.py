@@ -5,7 +5,6 @@ It knows comparisons and what becomes of them; not who judges, nor how verdicts 
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
 from dual_head.evaluate.types import Answer, Comparison, Judge, Question, Replies, Verdict
 from dual_head.fingerprint import digest
-from dual_head.reading import json_value
+from dual_head.places import add_lines, kept_rows
 
 __all__ = ["FILE", "Graded", "Outcome", "Result", "Usage", "grade_all", "judge_pairs", "spent"]
 
@@ -166,8 +165,8 @@ def _side(value: float) -> Result:
     return "tie" if abs(value - 0.5) < TIE else "win" if value > 0.5 else "loss"
 
 
-def _graded(question: str, heard: list[tuple[str, Verdict, bool]]) -> Graded:
-    verdicts = [verdict for _, verdict, _ in heard]
+def _graded(question: str, keyed: list[tuple[str, Verdict, bool]]) -> Graded:
+    verdicts = [verdict for _, verdict, _ in keyed]
     turns = tuple(verdict.value for verdict in verdicts)
     known = [value for value in turns if value is not None]
     return Graded(
@@ -176,26 +175,26 @@ def _graded(question: str, heard: list[tuple[str, Verdict, bool]]) -> Graded:
         turns=turns,
         said="\n\n".join(verdict.said for verdict in verdicts),
         flaw="; ".join(verdict.flaw for verdict in verdicts if verdict.flaw),
-        **_bill(heard),
+        **_bill(keyed),
     )
 
 
-def _bill(heard: list[tuple[str, Verdict, bool]]) -> dict[str, Any]:
+def _bill(keyed: list[tuple[str, Verdict, bool]]) -> dict[str, Any]:
     """What verdicts cost, as `Outcome` has it."""
     used: Counter[str] = Counter()
-    for _, verdict, _ in heard:
+    for _, verdict, _ in keyed:
         used.update(verdict.used)  # pyright: ignore[reportArgumentType] - counters add floats as well
     return {
         "used": dict(used),
-        "kept": sum(old for _, _, old in heard),
-        "costs": tuple(Usage(key, verdict.used, old) for key, verdict, old in heard),
+        "kept": sum(old for _, _, old in keyed),
+        "costs": tuple(Usage(key, verdict.used, old) for key, verdict, old in keyed),
     }
 
 
-def _outcome(question: str, heard: list[tuple[str, Verdict, bool]]) -> Outcome:
-    if not heard:
+def _outcome(question: str, keyed: list[tuple[str, Verdict, bool]]) -> Outcome:
+    if not keyed:
         return Outcome(question=question, orders=(0.5,), identical=True)
-    verdicts = [verdict for _, verdict, _ in heard]
+    verdicts = [verdict for _, verdict, _ in keyed]
     values = [verdict.value for verdict in verdicts]
     return Outcome(
         question=question,
@@ -203,7 +202,7 @@ def _outcome(question: str, heard: list[tuple[str, Verdict, bool]]) -> Outcome:
         orders=(values[0], *(None if value is None else 1.0 - value for value in values[1:])),
         said=tuple(verdict.said for verdict in verdicts),
         flaws=tuple(verdict.flaw for verdict in verdicts if verdict.flaw),
-        **_bill(heard),
+        **_bill(keyed),
     )
 
 
@@ -250,70 +249,29 @@ def _ask(
 ) -> dict[str, tuple[Verdict, bool]]:
     """Verdicts on what is shown: {key: (verdict, whether it was kept from before)}."""
     file = None if folder is None else Path(folder) / FILE
-    kept = _read(file)
-    heard = {key: (kept[key], True) for key in shown if key in kept}
-    missing = [key for key in shown if key not in heard]
-    if not missing:
-        return heard
-    with _Appending(file) as append:
-        for index, verdict in ask([shown[key] for key in missing]):
-            value = verdict.value
-            if value is not None and not (lowest <= value <= highest and math.isfinite(value)):
-                raise DualHeadError(
-                    f"The judge '{judge.name}' gave {value}. A preference is between 0 and 1 and a grade finite; what "
-                    "cannot be judged has the value None and a flaw."
-                )
-            if value is not None or not verdict.flaw.startswith(NO_ANSWER):
-                append({"key": missing[index], "judge": judge.name, **asdict(verdict)})
-            heard[missing[index]] = (verdict, False)
-            if on_progress is not None:
-                on_progress(len(heard), len(shown))
-    if len(heard) < len(shown):
-        raise DualHeadError(f"The judge '{judge.name}' gave no verdict on {len(shown) - len(heard)} of {len(shown)}.")
-    return heard
+    kept = kept_rows(file, _verdict) if file else {}
+    verdicts = {key: (kept[key], True) for key in shown if key in kept}
+    missing = [key for key in shown if key not in verdicts]
+    if file and missing:
+        add_lines(file, ())  # refuses a place that cannot be written before anything is asked
+    for index, verdict in ask([shown[key] for key in missing]) if missing else ():
+        value = verdict.value
+        if value is not None and not (lowest <= value <= highest and math.isfinite(value)):
+            raise DualHeadError(
+                f"The judge '{judge.name}' gave {value}. A preference is between 0 and 1 and a grade finite; what "
+                "cannot be judged has the value None and a flaw."
+            )
+        if file and (value is not None or not verdict.flaw.startswith(NO_ANSWER)):
+            add_lines(file, [json.dumps({"key": missing[index], "judge": judge.name, **asdict(verdict)})])
+        verdicts[missing[index]] = (verdict, False)
+        if on_progress is not None:
+            on_progress(len(verdicts), len(shown))
+    if len(verdicts) < len(shown):
+        raise DualHeadError(
+            f"The judge '{judge.name}' gave no verdict on {len(shown) - len(verdicts)} of {len(shown)}."
+        )
+    return verdicts
 
 
-def _read(file: Path | None) -> dict[str, Verdict]:
-    """Verdicts that were kept; a line that a killed run tore is none, and is asked for again."""
-    kept: dict[str, Verdict] = {}
-    if file is None or not file.is_file():
-        return kept
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json_value(line, halves=True)  # which a Verdict replaces
-            kept[row["key"]] = Verdict(row["value"], said=row["said"], flaw=row["flaw"], used=row["used"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
-
-
-class _Appending:
-    """Adds rows to a file, one write each, so that a killed run loses no verdict it was given."""
-
-    def __init__(self, file: Path | None):
-        self._file, self._stream = file, None
-
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        if self._file is not None:
-            try:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                torn = self._file.is_file() and self._file.read_bytes()[-1:] not in (b"", b"\n")
-                self._stream = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-                if torn:
-                    os.write(self._stream, b"\n")
-            except OSError as error:
-                raise DualHeadError(
-                    f"Cannot write to '{self._file}': {error.strerror}. Choose another folder."
-                ) from error
-        return self._append
-
-    def _append(self, row: dict[str, Any]) -> None:
-        if self._stream is not None:
-            try:
-                os.write(self._stream, (json.dumps(row) + "\n").encode())
-            except OSError as error:
-                raise DualHeadError(f"Writing '{self._file}' failed: {error.strerror}. Free some space.") from error
-
-    def __exit__(self, *_error: object) -> None:
-        if self._stream is not None:
-            os.close(self._stream)
+def _verdict(row: Any) -> Verdict:
+    return Verdict(row["value"], said=row["said"], flaw=row["flaw"], used=row["used"])

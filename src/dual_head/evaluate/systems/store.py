@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.types import Answer, Decoding, Question
 from dual_head.fingerprint import digest
-from dual_head.reading import json_value
+from dual_head.places import add_lines, kept_rows
 
 __all__ = ["answer_all", "answers_file", "require_comparable", "require_same_decoding"]
 
@@ -51,7 +52,7 @@ def answer_all(
     if system.stored:
         return {answer.question: answer for answer in system.answer(questions, decoding)}
     file = answers_file(folder, system)
-    kept, named = _read(file), {}
+    kept, named = kept_rows(file, _answer), {}
     for batch in _batches(questions, batch_size):
         keys = _keys(system.identity, batch, decoding)
         if not all(key in kept for key in keys):
@@ -59,7 +60,7 @@ def answer_all(
             _append(file, system, batch, keys, answers, decoding)
             kept.update(zip(keys, answers, strict=True))
         for question, key in zip(batch, keys, strict=True):
-            named[question.id] = _named(kept[key], question)
+            named[question.id] = replace(kept[key], question=question.id)
         if on_progress is not None:
             on_progress(len(named), len(questions))
     return {question.id: named[question.id] for question in questions}
@@ -85,10 +86,6 @@ def _read_by(decoding: Decoding) -> dict[str, float]:
     return settings if decoding.temperature else {name: settings[name] for name in ("max_new_tokens", "temperature")}
 
 
-def _named(answer: Answer, question: Question) -> Answer:
-    return replace(answer, question=question.id)
-
-
 # ---- the file --------------------------------------------------------------------------------------------
 
 
@@ -100,9 +97,8 @@ def _append(
     answers: Sequence[Answer],
     decoding: Decoding,
 ) -> None:
-    lines = []
-    for question, key, answer in zip(batch, keys, answers, strict=True):
-        row = {
+    rows = [
+        {
             "key": key,
             "identity": system.identity,
             "decoding": _read_by(decoding),
@@ -113,39 +109,14 @@ def _append(
             "tokens": answer.tokens,
             "finished": answer.finished,
         }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab") as stream:
-            # What a killed run began to write would swallow the line after it.
-            stream.write(b"" if _ends_whole(file) else b"\n")
-            stream.write("".join(lines).encode())
-    except OSError as error:
-        raise DualHeadError(f"Cannot write to '{file}': {error.strerror}. Choose another output folder.") from error
+        for question, key, answer in zip(batch, keys, answers, strict=True)
+    ]
+    add_lines(file, [json.dumps(row, ensure_ascii=False) for row in rows])
 
 
-def _ends_whole(file: Path) -> bool:
-    with file.open("rb") as stream:
-        end = stream.seek(0, 2)
-        stream.seek(max(0, end - 1))
-        return stream.read() in (b"", b"\n")
-
-
-def _read(file: Path) -> dict[str, Answer]:
-    """Every whole line of a file of answers, by its key; a line that a killed run cut is as if it were not there."""
-    kept = {}
-    for line in file.read_bytes().split(b"\n") if file.is_file() else ():
-        try:
-            row = json_value(line, halves=True)  # which an Answer replaces
-            kept[row["key"]] = Answer(
-                question=row["question"],
-                replies=tuple(row["replies"]),
-                tokens=tuple(row["tokens"]),
-                finished=tuple(row["finished"]),
-            )
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
+def _answer(row: Any) -> Answer:
+    parts = {name: tuple(row[name]) for name in ("replies", "tokens", "finished")}
+    return Answer(question=row["question"], **parts)
 
 
 # ---- like with like --------------------------------------------------------------------------------------
