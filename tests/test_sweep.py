@@ -455,3 +455,7 @@ def test_help_fits_the_screen(capsys):
         main(["sweep", "--help"])
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 110
+
+
+def test_a_function_of_python_itself_has_no_file_to_record(guides, tmp_path, capsys):
+    assert "'exit' failed" in refused(capsys, [*command(guides, tmp_path / "out"), "--reward", "sys:exit"])

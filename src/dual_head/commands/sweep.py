@@ -192,7 +192,8 @@ def _sources(args: SweepOptions) -> dict[str, Any]:
     specs = args.reward or []
     files = [file for place in (args.guides, *specs) if Path(place).is_dir() for file in weights_in(Path(place))]
     modules = [inspect.getmodule(load_reward(spec)[1]) for spec in specs if not Path(spec).is_dir()]
-    files += [Path(module.__file__) for module in modules if module and module.__file__]
+    # Python's own builtins have no file.
+    files += [Path(file) for module in modules if (file := getattr(module, "__file__", None))]
     return {str(file.resolve()): file_digest(file) for file in files}
 
 
