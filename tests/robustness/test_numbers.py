@@ -46,5 +46,5 @@ def test_any_number_of_any_flag_is_taken_or_refused_in_a_paragraph(inputs, tmp_p
     for i, (name, flag, value) in enumerate(rng.sample(trials, 300)):
         ended = run([*argv_of(name, inputs, tmp_path / str(i)), f"{flag}={value}"])
         ends[ended.kind] = ends.get(ended.kind, 0) + 1
-        assert ended.kind in ("ok", "refused", "rc=1"), (seed, name, flag, value, ended)
+        assert ended.kind in ("ok", "refused"), (seed, name, flag, value, ended)
     print(f"numbers: {ends}, seed {seed}")

@@ -139,6 +139,11 @@ def test_a_full_device_ends_a_generation_in_words(inputs):
 # ---- all of them, at random moments ------------------------------------------------------------------------
 
 
+def finished(name: str) -> str:
+    """How a command ends that nothing stands in the way of."""
+    return "refused" if name == "classify rationales" else "ok"  # there is no teacher
+
+
 @pytest.mark.slow
 def test_signals_at_random_moments_cost_no_work_and_leave_no_litter(inputs, tmp_path):
     """Prints totals and the seed."""
@@ -150,10 +155,10 @@ def test_signals_at_random_moments_cost_no_work_and_leave_no_litter(inputs, tmp_
         ended = run(argv_of(name, inputs, out), before=signalled(out, number, rng.randint(1, 12)))
         kind = ended.kind
         ends[kind] = ends.get(kind, 0) + 1
-        assert kind in ("ok", "signal 15", "rc=130", "rc=1"), (seed, name, ended)
+        assert kind in ("ok", "signal 15", "rc=130", finished(name)), (seed, name, ended)
         assert litter(out) == [], (seed, name)
         again = run(argv_of(name, inputs, out))
-        assert again.kind == ("rc=1" if name == "classify rationales" else "ok"), (seed, name, again)
+        assert again.kind == finished(name), (seed, name, again)
     print(f"signals: {ends}, seed {seed}")
 
 
@@ -166,8 +171,8 @@ def test_disks_of_every_size_are_told_of_in_a_paragraph(inputs, tmp_path):
         out = tmp_path / str(i) / "out"
         ended = run(argv_of(name, inputs, out), before=LIMIT.format(int(10 ** rng.uniform(1, 5.5))))
         ends[ended.kind] = ends.get(ended.kind, 0) + 1
-        assert ended.kind in ("ok", "refused", "rc=1"), (seed, name, ended)
+        assert ended.kind in ("ok", "refused"), (seed, name, ended)
         assert litter(out) == [], (seed, name)
         again = run(argv_of(name, inputs, out))
-        assert again.kind == ("rc=1" if name == "classify rationales" else "ok"), (seed, name, again)
+        assert again.kind == finished(name), (seed, name, again)
     print(f"full disks: {ends}, seed {seed}")
