@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -149,3 +150,20 @@ def raw_server(client):
     server = RawServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put a module beside the metadata of a distribution that brings it: install(group, name, source)."""
+
+    def install(group: str, name: str, source: str) -> None:
+        site = tmp_path / f"site of {name}"
+        info = site / f"acme_{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[dual_head.{group}]\n{name} = acme_{name}\n")
+        (site / f"acme_{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.delitem(sys.modules, f"acme_{name}", raising=False)
+
+    return install

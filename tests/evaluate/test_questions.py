@@ -338,24 +338,14 @@ class BENCHMARK(Benchmark):
 '''
 
 
-def install(folder, monkeypatch, name, source):
-    """Put a module beside the metadata of a distribution that brings it as a benchmark."""
-    info = folder / f"acme_{name}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[dual_head.benchmarks]\n{name} = acme_{name}\n")
-    (folder / f"acme_{name}.py").write_text(source)
-    monkeypatch.syspath_prepend(str(folder))
-
-
-def test_a_benchmark_of_another_package_is_one_file(tmp_path, monkeypatch):
-    install(tmp_path / "site", monkeypatch, "shouted", SHOUTED)
+def test_a_benchmark_of_another_package_is_one_file(tmp_path, install):
+    install("benchmarks", "shouted", SHOUTED)
     assert BENCHMARKS.summaries()["shouted"] == "Words, shouted."
     assert load_questions("shouted", lines(tmp_path / "w.jsonl", {"word": "a"}))[0][0].prompt == "A"
 
 
-def test_a_benchmark_that_is_none_is_refused_by_name(tmp_path, monkeypatch):
-    install(tmp_path / "site", monkeypatch, "odd", "BENCHMARK = 3")
+def test_a_benchmark_that_is_none_is_refused_by_name(install):
+    install("benchmarks", "odd", "BENCHMARK = 3")
     with pytest.raises(DualHeadError, match=r"benchmark 'odd' of acme-odd 1\.0.*is broken.*not a subclass"):
         load_questions("odd")
 

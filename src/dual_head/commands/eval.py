@@ -194,29 +194,16 @@ def _options(args: EvalOptions) -> Any:
         top_k=args.top_k,
         seed=args.seed,
     )
-    return EvaluationOptions(
-        benchmark=args.benchmark,
-        models=tuple(args.models),
-        source=args.source,
-        split=args.split,
-        num_samples=args.num_samples,
-        chat=True if args.chat else False if args.raw else None,
-        judge=args.judge,
-        judge_options=_named("judge_option", args.judge_option),
-        one_order=args.one_order,
-        against=args.against,
-        rewards=tuple(args.reward or ()),
-        embedder=args.embedder,
-        base=args.base,
-        efficiency=_batch_sizes(args.efficiency),
-        decoding=decoding,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        allow_missing=args.allow_missing,
-        force=args.force,
-        skip_measures=args.skip_measures,
-        **_load(args),
-    )
+    options = {field.name: getattr(args, field.name, None) for field in fields(EvaluationOptions)}
+    options |= {
+        "models": tuple(args.models),
+        "chat": True if args.chat else False if args.raw else None,
+        "judge_options": _named("judge_option", args.judge_option),
+        "rewards": tuple(args.reward or ()),
+        "efficiency": _batch_sizes(args.efficiency),
+        "decoding": decoding,
+    }
+    return EvaluationOptions(**options | _load(args))
 
 
 def _named(flag: str, options: Sequence[str] | None) -> dict[str, Any]:

@@ -411,3 +411,35 @@ def test_a_recorded_answer_of_no_reply_at_all_is_none(tmp_path):
     questions = [Question("a", "ask0"), Question("b", "ask1")]
     assert [answer.question for answer in system(tmp_path / "arena.jsonl").answer(questions, SHORT)] == ["b"]
     assert system(tmp_path / "own.jsonl").answer(questions, SHORT) == []
+
+
+# ---- other kinds -----------------------------------------------------------------------------------------
+
+PARROT = '''"""Replies with what it was asked."""
+from dual_head.evaluate import Answer
+from dual_head.evaluate.systems import System
+
+
+class SYSTEM(System):
+    identity = "0" * 64
+
+    @classmethod
+    def reads(cls, path):
+        return path.startswith("parrot:")
+
+    def answer(self, questions, decoding):
+        return [Answer(question=question.id, replies=question.asked) for question in questions]
+'''
+
+
+def test_a_kind_of_system_of_another_package_is_one_file(folders, install):
+    install("systems", "parrot", PARROT)
+    (spec,) = parse_systems(["polly=parrot:x"])
+    it = open_system(spec)
+    assert [answer.replies for answer in it.answer(QUESTIONS, SHORT)] == [question.asked for question in QUESTIONS]
+    assert isinstance(system(folders / "guides"), guided.GuidedSystem)
+
+
+def test_a_broken_kind_of_system_keeps_no_other_from_working(folders, install):
+    install("systems", "broken", "SYSTEM = 3")
+    assert isinstance(system(folders / "backbone"), plain.PlainSystem)

@@ -6,12 +6,10 @@ A system is written NAME=PATH@ALPHA; the kind whose files are at a path says so 
 from typing import Any
 
 from dual_head.evaluate.systems.base import LoadOptions, System, fits
-from dual_head.evaluate.systems.model import ModelSystem
-from dual_head.evaluate.systems.plain import PlainSystem
 from dual_head.evaluate.systems.specs import SystemSpec, parse_systems
 from dual_head.options import discover
 
-__all__ = ["SYSTEMS", "LoadOptions", "ModelSystem", "System", "SystemSpec", "fits", "open_system", "parse_systems"]
+__all__ = ["SYSTEMS", "LoadOptions", "System", "SystemSpec", "fits", "open_system", "parse_systems"]
 
 
 def _flaw(value: Any) -> str | None:
@@ -28,5 +26,5 @@ def open_system(spec: SystemSpec, **load: Any) -> System:
     Errors: none there, a wrong alpha.
     """
     kinds = SYSTEMS.load_all().values()
-    kind = next((kind for kind in kinds if kind.reads(spec.path)), PlainSystem)
+    kind = next((kind for kind in kinds if kind.reads(spec.path)), None) or SYSTEMS.load("plain")
     return kind(spec, LoadOptions(**load))
