@@ -145,7 +145,6 @@ def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Pa
 
 def check_same_run(recorded: Mapping[str, Any], now: Mapping[str, Any], output_dir: str) -> None:
     """Refuse to go on with another run's checkpoints, naming what differs."""
-    check_same_data(recorded.get(DATA), now.get(DATA), output_dir)
     keys = (recorded.keys() | now.keys()) - {DATA}
     changed = sorted(key for key in keys if recorded.get(key) != now.get(key))
     if changed:
@@ -154,6 +153,7 @@ def check_same_run(recorded: Mapping[str, Any], now: Mapping[str, Any], output_d
             f"'{output_dir}' holds checkpoints of a run with other options ({changes}). "
             "Choose another --output_dir, or add --restart to delete them."
         )
+    check_same_data(recorded.get(DATA), now.get(DATA), output_dir)
 
 
 def check_same_data(recorded: Any, now: Any, output_dir: str) -> None:
