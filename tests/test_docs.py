@@ -118,13 +118,14 @@ def test_every_command_that_is_shown_is_understood(line, monkeypatch):
         main(shlex.split(line))
 
 
-def test_the_python_of_the_page_on_guides_runs_in_an_empty_folder(tmp_path, monkeypatch):
-    blocks = BLOCK.findall((ROOT / "docs" / "how-to" / "guides.md").read_text())
-    assert len(blocks) > 5
+@pytest.mark.parametrize(("page", "least"), [("how-to/guides.md", 6), ("tutorial.md", 1)])
+def test_the_python_of_a_page_runs_in_an_empty_folder(page, least, tmp_path, monkeypatch):
+    blocks = BLOCK.findall((ROOT / "docs" / page).read_text())
+    assert len(blocks) >= least
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     for i, block in enumerate(blocks):
-        exec(compile(block, f"guides.md, block {i + 1}", "exec"), names)
+        exec(compile(block, f"{page}, block {i + 1}", "exec"), names)
 
 
 def test_the_figures_of_the_page_on_guides_are_counted():
