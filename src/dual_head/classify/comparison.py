@@ -25,7 +25,7 @@ from dual_head.classify.training import ClassifierTrainingArguments
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.fingerprint import digest
 from dual_head.options import build
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, settle
 from dual_head.reading import read_json
 
 __all__ = ["HELD_OUT_FILE", "OVER", "Plan", "Record", "compare", "load_record", "plan_of", "train_one"]
@@ -72,6 +72,7 @@ class Record:
 def load_record(folder: Path, plan: Plan) -> Record | None:
     """Read the record of a run; None where it is not done, or was another plan's. Errors: a file that is none."""
     file = folder / HELD_OUT_FILE
+    settle(folder)
     if not file.is_file():
         return None
     record = build(Record, read_json(file, "Delete it: its run is judged again."))

@@ -24,7 +24,7 @@ from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.fingerprint import digest
 from dual_head.gauge import gauged
 from dual_head.options import fit
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, settle
 from dual_head.reading import read_json
 
 CHUNK = 64  # choices scored between two looks at the bar
@@ -91,6 +91,7 @@ def _scores(
     def logps(pairs: Sequence[Any]) -> list[float]:
         file = folder / f"{system.name}.json"
         key = digest([system.identity, list(pairs)])
+        settle(folder)
         try:
             kept = read_json(file, "")
             if kept.get("key") == key:

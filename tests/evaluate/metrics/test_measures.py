@@ -1,8 +1,11 @@
 """What measures depend on: whatever was changed is measured anew."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
-from dual_head.evaluate.metrics.measures import _files_of, _reward_identity
+from dual_head.evaluate.metrics.measures import Measures, _files_of, _reward_identity
 
 
 def test_a_reward_function_that_was_edited_is_another_one(tmp_path, monkeypatch):
@@ -28,3 +31,12 @@ def test_a_model_is_all_of_its_files_wherever_it_is(tmp_path, name):
 
 def test_a_name_on_the_hub_is_no_folder():
     assert _files_of("sentence-transformers/all-MiniLM-L6-v2") == ""
+
+
+def test_what_a_killed_run_left_is_removed_where_all_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(Measures, "_key", lambda self, *_: "k")
+    (tmp_path / "guided.json").write_text(json.dumps({"key": "k", "values": {"reward": 1.0}, "notes": []}))
+    (tmp_path / ".writing-3f9a.lock").touch()
+    measured = Measures(folder=tmp_path).of(SimpleNamespace(name="guided"), [], {})
+    assert measured.values == {"reward": 1.0}
+    assert [file.name for file in tmp_path.iterdir()] == ["guided.json"]

@@ -19,7 +19,7 @@ from dual_head.evaluate.systems.identity import file_sha256, sources_digest
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.types import Answer, Question
 from dual_head.fingerprint import digest, tokenizer_fingerprint
-from dual_head.places import atomic_folder
+from dual_head.places import atomic_folder, settle
 from dual_head.reading import read_json
 from dual_head.rewards import Reward, load_reward
 
@@ -49,6 +49,7 @@ class Measures:
         """Measure one system's answers, or read back what was measured of the very same."""
         key = self._key(system, questions, answers)
         file = self.folder / f"{system.name}.json"
+        settle(self.folder)
         if (kept := _read(file)) and kept["key"] == key:
             return Measured(kept["values"], tuple(kept["notes"]))
         measured = measure(questions, answers, self._tools(system))
