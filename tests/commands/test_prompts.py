@@ -15,9 +15,7 @@ TALK = [USER, {"role": "assistant", "content": "so"}, {"role": "user", "content"
 
 
 def options(*arguments: object) -> PromptOptions:
-    (options,) = OptionParser(PromptOptions, command="generate", usage="", description=None).read(
-        [*map(str, arguments)]
-    )
+    (options,) = OptionParser(PromptOptions, command="generate", description=None).read([*map(str, arguments)])
     return options
 
 

@@ -19,8 +19,8 @@ class Milk(Enum):
 
 @dataclass(kw_only=True)
 class Kettle(Options):
-    water: float = option(0.5, "litres", group="kettle", above=0, most=2)
-    lid: bool = option(True, "close it", group="kettle")
+    water: float = option(0.5, "litres", heading="kettle", above=0, most=2)
+    lid: bool = option(True, "close it")
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,7 @@ class Brew(Kettle):
 
 
 def read(*arguments: object, **more) -> Brew:
-    parser = OptionParser(Brew, command="brew", usage="POT [options]", description="Brew.", **more)
+    parser = OptionParser(Brew, command="brew", description="Brew.", **more)
     (brew,) = parser.read([*map(str, arguments)])
     return brew
 
@@ -72,7 +72,7 @@ def test_switches_take_no_word_that_may_be_a_positional_argument():
         iced: bool = option(False, "cold")
 
     for words, iced in (("--iced", True), ("--iced true", True), ("--iced no", False), ("", False)):
-        (bare,) = OptionParser(Bare, command="bare", usage="", description=None).read(words.split())
+        (bare,) = OptionParser(Bare, command="bare", description=None).read(words.split())
         assert bare.iced is iced
 
 
@@ -155,7 +155,7 @@ def test_help_shows_headings_bounds_and_defaults(capsys):
         read("--help")
     shown = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
-    assert "usage: dual-head brew POT [options] Brew." in shown
+    assert "usage: dual-head brew POT --leaves LEAVES [options] Brew." in shown
     assert "kettle: --water VALUE litres [0.5]" in shown
     assert "--leaves, --tea VALUE what to brew" in shown
     assert "--kind {black,green} colour [black]" in shown

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ class AblationOptions(Options):
         help="YAML with method, variants, seeds and the options of training", positional=True, metavar="CONFIG"
     )
     output_dir: str = option(help="folder for runs, ablation.json and ablation.md")
+
+
+build_parser = partial(
+    OptionParser,
+    AblationOptions,
+    command="ablate",
+    description=__doc__,
+    epilog="Every other option is handed to 'dual-head train' for all variants, such as --model_name_or_path, "
+    "--dataset_name or --max_steps.",
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -244,15 +255,3 @@ def _print(console: Console, output: Path, rows: list[dict[str, Any]]) -> None:
         table.add_row(*_cells(row, columns, wins=wins))
     console.print(table)
     console.print(f"table   {output / PAGE}\nfigures {output / TABLE}", soft_wrap=True)
-
-
-def build_parser() -> OptionParser:
-    """Make the parser; flags that it does not know are those of training."""
-    return OptionParser(
-        AblationOptions,
-        command="ablate",
-        usage="CONFIG --output_dir OUT [options of dual-head train]",
-        description=__doc__,
-        epilog="Every other option is handed to 'dual-head train' for all variants, such as --model_name_or_path, "
-        "--dataset_name or --max_steps.",
-    )

@@ -8,6 +8,7 @@ tuning, DExperts), or a sequence classifier with one label (a reward model: ARGS
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ class ComposeOptions(Options):
     tokenizer_name: str | None = option(None, "tokenizer, if it is not beside the backbone")
     dtype: str = option("auto", DTYPE_HELP)
     trust_remote_code: bool = option(False, "run code that comes with the backbone")
+
+
+build_parser = partial(OptionParser, ComposeOptions, command="compose", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -150,9 +154,3 @@ def _require_same_tokens(source: str, tokenizer: Any) -> None:
             found = compare_tokenizers(load_tokenizer(folder), tokenizer)
             if any(there is not None and here is not None for _, there, here in found.differing):
                 raise DualHeadError(f"The model in '{folder}' reads other tokens than the backbone: {found}.")
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    usage = "NAME=SOURCE [NAME=SOURCE ...] --output_dir OUT [options]"
-    return OptionParser(ComposeOptions, command="compose", usage=usage, description=__doc__)

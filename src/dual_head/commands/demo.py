@@ -6,10 +6,13 @@ take under three minutes.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from dual_head.demo.options import DemoOptions
 from dual_head.options.flags import OptionParser
 from dual_head.places import exclusive
+
+build_parser = partial(OptionParser, DemoOptions, command="demo", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -21,8 +24,3 @@ def run(arguments: Sequence[str]) -> int:
     with exclusive(options.output_dir):
         demonstrate(options)
     return 0
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    return OptionParser(DemoOptions, command="demo", usage="[options]", description=__doc__)

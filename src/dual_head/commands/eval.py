@@ -5,6 +5,7 @@ Answers and verdicts are kept in the output folder, so that a killed run goes on
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,74 +46,71 @@ class EvalOptions(Options):
     )
     output_dir: str = option(help="folder for answers, verdicts and the report")
     source: str | None = option(
-        None, "file, folder or hub name; default: where the benchmark is published", group="questions"
+        None, "file, folder or hub name; default: where the benchmark is published", heading="questions"
     )
-    split: str | None = option(
-        None, "split, where the source has several; default: the published one, or test", group="questions"
+    split: str | None = option(None, "split, where the source has several; default: the published one, or test")
+    num_samples: int | None = option(None, "a random so many of them; default: all", least=1)
+    chat: bool = option(False, "a text is a user's message; default where a tokenizer has a chat template")
+    raw: bool = option(False, "continue texts as they are")
+    max_new_tokens: int | None = option(
+        None, "default: 128, or half of the smallest context", heading=DECODING, least=1
     )
-    num_samples: int | None = option(None, "a random so many of them; default: all", group="questions", least=1)
-    chat: bool = option(
-        False, "a text is a user's message; default where a tokenizer has a chat template", group="questions"
-    )
-    raw: bool = option(False, "continue texts as they are", group="questions")
-    max_new_tokens: int | None = option(None, "default: 128, or half of the smallest context", group=DECODING, least=1)
-    temperature: float = option(0.0, "0 is greedy; above it, sample", group=DECODING, least=0)
-    top_p: float = option(1.0, "nucleus sampling", group=DECODING, least=0, most=1)
-    top_k: int = option(0, "sample among so many; 0: all", group=DECODING, least=0)
-    seed: int = option(0, "of the questions picked and of sampling", group=DECODING, least=0)
-    batch_size: int = option(16, "questions at a time", group=DECODING, least=1)
+    temperature: float = option(0.0, "0 is greedy; above it, sample", least=0)
+    top_p: float = option(1.0, "nucleus sampling", least=0, most=1)
+    top_k: int = option(0, "sample among so many; 0: all", least=0)
+    seed: int = option(0, "of the questions picked and of sampling", least=0)
+    batch_size: int = option(16, "questions at a time", least=1)
     judge: str | None = option(
         None,
         "rule, rule:module:function, reward:PATH, lm:PATH, openai:MODEL or openai:MODEL@URL, or another of those below",
-        group="judging",
+        heading="judging",
     )
-    against: str | None = option(
-        None, "the system that others are compared with, or all; default: the first", group="judging"
-    )
-    one_order: bool = option(False, "ask a judge about one order only: cheaper, biased", group="judging")
+    against: str | None = option(None, "the system that others are compared with, or all; default: the first")
+    one_order: bool = option(False, "ask a judge about one order only: cheaper, biased")
     judge_option: list[str] | None = option(
         None,
         "NAME=VALUE, repeatable: template, concurrency, requests_per_minute, timeout, input_price, ...",
-        group="judging",
         repeat=True,
     )
     reward: list[str] | None = option(
         None,
         "module:function, or the folder of a reward model that guided none of the systems; repeatable",
-        group="measuring",
+        heading="measuring",
         repeat=True,
     )
-    embedder: str | None = option(None, "sentence-transformers model for coherence", group="measuring")
-    base: str | None = option(
-        None, "system under which others that are no guides are measured: KL, perplexity", group="measuring"
-    )
+    embedder: str | None = option(None, "sentence-transformers model for coherence")
+    base: str | None = option(None, "system under which others that are no guides are measured: KL, perplexity")
     efficiency: str | None = option(
-        None,
-        "time and memory of all, in turns, at these batch sizes [1,8]",
-        group="measuring",
-        nargs="?",
-        const="1,8",
-        commas=True,
+        None, "time and memory of all, in turns, at these batch sizes [1,8]", nargs="?", const="1,8", commas=True
     )
-    skip_measures: bool = option(False, "leave out all that is not judged", group="measuring")
-    allow_missing: bool = option(False, "leave out questions that some have no answer to", group="when systems differ")
-    force: bool = option(
-        False, "compare what was decoded differently, or judged by itself", group="when systems differ"
+    skip_measures: bool = option(False, "leave out all that is not judged")
+    allow_missing: bool = option(
+        False, "leave out questions that some have no answer to", heading="when systems differ"
     )
+    force: bool = option(False, "compare what was decoded differently, or judged by itself")
     endpoint_option: list[str] | None = option(
         None,
         "NAME=VALUE, repeatable, of systems that are endpoints: concurrency, timeout, limit, ...",
-        group="loading",
+        heading="loading",
         repeat=True,
     )
-    dtype: str = option("auto", DTYPE_HELP, group="loading")
-    device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads", group="loading")
-    trust_remote_code: bool = option(False, "run code that comes with a model", group="loading")
+    dtype: str = option("auto", DTYPE_HELP)
+    device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads")
+    trust_remote_code: bool = option(False, "run code that comes with a model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.chat and self.raw:
             raise DualHeadError("--raw continues texts, and --chat makes them messages. Leave one out.")
+
+
+build_parser = partial(
+    OptionParser,
+    EvalOptions,
+    command="eval",
+    description=__doc__,
+    listings={"benchmarks": BENCHMARKS, "judges": JUDGES},
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -278,14 +276,3 @@ def _print(report: dict[str, Any], output: Path, console: Console) -> None:
         console.print(f"note: {warning}", soft_wrap=True)
     for label, name in (("page", "report.html"), ("table", "report.md"), ("figures", "report.json")):
         console.print(f"{label:<8} {output / name}", soft_wrap=True)
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    return OptionParser(
-        EvalOptions,
-        command="eval",
-        usage="BENCHMARK --models NAME=PATH,NAME=PATH@ALPHA --output_dir OUT [options]",
-        description=__doc__,
-        listings={"benchmarks": BENCHMARKS, "judges": JUDGES},
-    )

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +32,21 @@ class GenerateOptions(PromptOptions, DeviceOptions):
     """What to generate, and how; without prompts, from standard input."""
 
     alpha: str | None = option(
-        None, "strength: a number, or name=number,...; 0 is the backbone, 1 as trained", group="decoding"
+        None, "strength: a number, or name=number,...; 0 is the backbone, 1 as trained", heading="decoding"
     )
-    max_new_tokens: int = option(128, "longest reply in tokens", group="decoding", least=1)
-    temperature: float | None = option(None, "sample at this temperature; greedy without it", group="decoding", least=0)
-    top_p: float | None = option(None, "nucleus sampling", group="decoding", least=0, most=1)
-    top_k: int | None = option(None, "sample among so many", group="decoding", least=1)
-    num_beams: int | None = option(None, "beam search", group="decoding", least=1)
-    seed: int | None = option(None, "make sampling repeatable", group="decoding", least=0)
-    batch_size: int = option(8, "prompts at a time", group="decoding", least=1)
-    trace: bool = option(False, "colour tokens by the gate and list what guidance changed", group="output")
-    output: str | None = option(None, "append JSONL here instead of printing", group="output", metavar="FILE")
-    no_stream: bool = option(False, "print when finished", group="output")
+    max_new_tokens: int = option(128, "longest reply in tokens", least=1)
+    temperature: float | None = option(None, "sample at this temperature; greedy without it", least=0)
+    top_p: float | None = option(None, "nucleus sampling", least=0, most=1)
+    top_k: int | None = option(None, "sample among so many", least=1)
+    num_beams: int | None = option(None, "beam search", least=1)
+    seed: int | None = option(None, "make sampling repeatable", least=0)
+    batch_size: int = option(8, "prompts at a time", least=1)
+    trace: bool = option(False, "colour tokens by the gate and list what guidance changed", heading="output")
+    output: str | None = option(None, "append JSONL here instead of printing", metavar="FILE")
+    no_stream: bool = option(False, "print when finished")
+
+
+build_parser = partial(OptionParser, GenerateOptions, command="generate", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -182,8 +186,3 @@ def _is_cut(file: Path) -> bool:
     with file.open("rb") as stream:
         stream.seek(-1, os.SEEK_END)
         return stream.read() != b"\n"
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    return OptionParser(GenerateOptions, command="generate", usage="GUIDES [options]", description=__doc__)

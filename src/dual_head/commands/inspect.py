@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,7 @@ class InspectOptions(GuidesOptions):
     json: bool = option(False, "print JSON")
 
 
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    usage = "GUIDES [--against BACKBONE] [--json]"
-    return OptionParser(InspectOptions, command="inspect", usage=usage, description=__doc__)
+build_parser = partial(OptionParser, InspectOptions, command="inspect", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -33,29 +33,23 @@ class LoadingOptions(GuidesOptions):
     """The guides, and where the rest of the model is."""
 
     backbone: str | None = option(
-        None, "another backbone: a copy of the one trained on, or one to move the guides to", group="loading"
+        None, "another backbone: a copy of the one trained on, or one to move the guides to", heading="loading"
     )
     vocab_map: bool = option(
-        False,
-        "move to a backbone of another tokenizer: tokens are matched by their strings, others get delta 0",
-        group="loading",
+        False, "move to a backbone of another tokenizer: tokens are matched by their strings, others get delta 0"
     )
-    tokenizer: str | None = option(
-        None, "tokenizer, if not the one saved with the guides or beside --backbone", group="loading"
-    )
-    dtype: str = option("auto", DTYPE_HELP, group="loading")
-    device_map: str | None = option(None, "as transformers has it, e.g. auto", group="loading")
-    attn_implementation: str | None = option(
-        None, "attention of the backbone: sdpa, eager, flash_attention_2", group="loading"
-    )
-    trust_remote_code: bool = option(False, "run code that comes with the backbone", group="loading")
+    tokenizer: str | None = option(None, "tokenizer, if not the one saved with the guides or beside --backbone")
+    dtype: str = option("auto", DTYPE_HELP)
+    device_map: str | None = option(None, "as transformers has it, e.g. auto")
+    attn_implementation: str | None = option(None, "attention of the backbone: sdpa, eager, flash_attention_2")
+    trust_remote_code: bool = option(False, "run code that comes with the backbone")
 
 
 @dataclass(kw_only=True)
 class DeviceOptions(LoadingOptions):
     """The same, for what runs on one device."""
 
-    device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads", group="loading")
+    device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads", heading="loading")
 
 
 def load_guided(args: LoadingOptions) -> "tuple[AlignedModel, PreTrainedTokenizerBase]":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,10 @@ class MergeOptions(LoadingOptions):
     alpha: str | None = option(None, "strength: a number, or name=number,...; default: the guides' own")
     overwrite: bool = option(False, "replace the model in a folder that is not empty")
     # What is written is of the dtype of what was read.
-    dtype: str = option("stored", DTYPE_HELP, group="loading")
+    dtype: str = option("stored", DTYPE_HELP, heading="loading")
+
+
+build_parser = partial(OptionParser, MergeOptions, command="merge", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -109,8 +113,3 @@ def _said(exported: "Exported", output: Path) -> list[str]:
     if cost := exported.untied_bytes:
         lines.append(f"untied   the lm_head no longer shares the input embeddings, which costs {cost:,} bytes")
     return [*lines, f"written  {output} ({exported.bytes:,} bytes)"]
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    return OptionParser(MergeOptions, command="merge", usage="GUIDES --output_dir OUT [options]", description=__doc__)

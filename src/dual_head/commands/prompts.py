@@ -27,19 +27,16 @@ ROW = 'a row is {"prompt": text or messages} or {"messages": [{"role": "user", "
 class PromptOptions(Options):
     """Where prompts are, and how they are read."""
 
-    prompt: list[str] | None = option(None, "a prompt; may be given several times", group="prompts", repeat=True)
+    prompt: list[str] | None = option(None, "a prompt; may be given several times", heading="prompts", repeat=True)
     prompts: str | None = option(
         None,
         'one prompt a line; or JSONL, JSON, CSV or parquet with "prompt" or "messages"',
-        group="prompts",
         flags=("prompts_file",),
         metavar="FILE",
     )
-    system: str | None = option(None, "a system message before every prompt", group="prompts", metavar="TEXT")
-    raw: bool = option(
-        False, "continue prompts as text; default: a user's message, by the chat template", group="prompts"
-    )
-    chat: bool = option(False, "a user's message without a chat template too: Human: ... Assistant:", group="prompts")
+    system: str | None = option(None, "a system message before every prompt", metavar="TEXT")
+    raw: bool = option(False, "continue prompts as text; default: a user's message, by the chat template")
+    chat: bool = option(False, "a user's message without a chat template too: Human: ... Assistant:")
 
 
 def read_prompts(args: PromptOptions, *, stdin: bool = False) -> list[Prompt]:

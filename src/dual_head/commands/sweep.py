@@ -58,23 +58,24 @@ class SweepOptions(PromptOptions, DeviceOptions):
     output_dir: str = option(help="folder for sweep.jsonl, sweep.json and sweep.png")
     restart: bool = option(False, "delete the rows of an earlier sweep there")
     alphas: str = option(
-        "0,0.5,1,1.5,2", "strengths to sweep; negative: --alphas=-1,0,1", group="strengths", commas=True
+        "0,0.5,1,1.5,2", "strengths to sweep; negative: --alphas=-1,0,1", heading="strengths", commas=True
     )
-    guide: str | None = option(None, "sweep this guide alone; else all of them together", group="strengths")
-    alpha: str | None = option(
-        None, "strength of the others: a number, or name=number,...; default: their own", group="strengths"
-    )
-    max_new_tokens: int = option(128, "longest reply in tokens", group="decoding", least=1)
-    temperature: float = option(0.0, "0 is greedy; above it, sample", group="decoding", least=0)
-    samples: int = option(1, "replies per prompt and strength, when sampling", group="decoding", least=1)
-    seed: int = option(0, "makes sampling repeatable", group="decoding", least=0)
+    guide: str | None = option(None, "sweep this guide alone; else all of them together")
+    alpha: str | None = option(None, "strength of the others: a number, or name=number,...; default: their own")
+    max_new_tokens: int = option(128, "longest reply in tokens", heading="decoding", least=1)
+    temperature: float = option(0.0, "0 is greedy; above it, sample", least=0)
+    samples: int = option(1, "replies per prompt and strength, when sampling", least=1)
+    seed: int = option(0, "makes sampling repeatable", least=0)
     reward: list[str] | None = option(
         None,
         "module:function of prompt and reply, the folder that 'train reward' wrote, or that of a sequence classifier "
         "with one label; may be given several times",
-        group="measuring",
+        heading="measuring",
         repeat=True,
     )
+
+
+build_parser = partial(OptionParser, SweepOptions, command="sweep", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -279,9 +280,3 @@ def _print(points: list[dict[str, Any]], output: Path) -> None:
     drawn = (output / PICTURE_FILE).is_file()
     picture = output / PICTURE_FILE if drawn else "none: matplotlib is missing (pip install 'dual-head[plot]')"
     console.print(f"picture   {picture}", soft_wrap=True)
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    usage = "GUIDES --alphas 0,0.5,1,1.5,2 --prompts FILE --output_dir OUT [options]"
-    return OptionParser(SweepOptions, command="sweep", usage=usage, description=__doc__)

@@ -1,6 +1,6 @@
 """Fields of dataclasses that are options: what a flag needs to know of one, and the numbers it may hold.
 
-max_new_tokens: int = option(128, "Longest reply in tokens.", group="decoding", least=1)
+max_new_tokens: int = option(128, "Longest reply in tokens.", heading="decoding", least=1)
 """
 
 import math
@@ -22,9 +22,10 @@ BOUNDS = {
 def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
     """Declare an option, required where it has no default.
 
-    least, most: the numbers that it may be, both included; above, below: excluded ones. group: its heading in --help;
-    positional: no flag; flags: other spellings; metavar, choices, nargs, const: argparse's; repeat: each use of the
-    flag adds a value; commas: a list in YAML stands for values with commas between.
+    least, most: the numbers that it may be, both included; above, below: excluded ones. heading: begins a group of
+    --help, of this field and those after it in its class; positional: no flag; flags: other spellings; metavar,
+    choices, nargs, const: argparse's; repeat: each use of the flag adds a value; commas: a list in YAML stands for
+    values with commas between.
     """
     metadata["help"] = help
     if isinstance(default, list):

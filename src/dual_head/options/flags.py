@@ -1,6 +1,6 @@
 """Flags from the fields of dataclasses, with the same names in the YAML file of --config.
 
-    parser = OptionParser(GenerateOptions, command="generate", usage="GUIDES [options]", description=__doc__)
+    parser = OptionParser(GenerateOptions, command="generate", description=__doc__)
     (options,) = parser.read(arguments)
 
 A value comes from the command line, or else the file, or else the field's default; bounds are the dataclass's to check.
@@ -34,8 +34,8 @@ class OptionParser(argparse.ArgumentParser):
         self,
         *classes: type,
         command: str,
-        usage: str,
         description: str | None,
+        usage: str | None = None,
         aliases: Mapping[str, Sequence[str]] | None = None,
         sections: Sequence[str] = (),
         constants: Mapping[str, str] | None = None,
@@ -45,12 +45,13 @@ class OptionParser(argparse.ArgumentParser):
     ):
         prog = f"dual-head {command}"
         more = {"formatter_class": Help, "allow_abbrev": False, **more}
-        super().__init__(prog=prog, usage=f"{prog} {usage}", description=description, **more)
+        super().__init__(prog=prog, description=description, **more)
         self.classes, self.sections, self.translate = classes, sections, translate
         self._declared: dict[str, tuple[Field, Any]] = {}  # by name: the field and its type
         self.aliases, self.constants, self.listings = dict(aliases or {}), dict(constants or {}), dict(listings or {})
         for cls in classes:
             self._add(cls)
+        self.usage = f"{prog} {usage or self._needed()}"
         self.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
         self.add_argument(
             "--allow_code",
@@ -200,14 +201,29 @@ class OptionParser(argparse.ArgumentParser):
     def _add(self, cls: type) -> None:
         """Add a flag for each field, under its heading; a class's own headings stand before those of its bases."""
         declared = {f.name: f for f in fields(cls) if f.init}
-        home = getattr(cls, "_argument_group_name", "")
-        titles = {name: f.metadata.get("group", home) for name, f in declared.items()}
+        titles: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            title = getattr(cls, "_argument_group_name", "")
+            for name, f in vars(base).get("__dataclass_fields__", {}).items():
+                if name in vars(base)["__annotations__"]:
+                    titles[name] = title = f.metadata.get("heading", title)
         names = (name for base in cls.__mro__ for name in vars(base).get("__annotations__", ()))
         groups = {title: self.add_argument_group(title) for title in dict.fromkeys(map(titles.get, names)) if title}
         hints = get_type_hints(cls)
         switch = 0 if any(f.metadata.get("positional") for f in declared.values()) else "?"
         for name, f in declared.items():
             self._add_field(groups.get(titles[name], self), f, hints[name], switch)
+
+    def _needed(self) -> str:
+        """What a command line must hold, for its usage."""
+        words = []
+        for action in self._actions:
+            name = str(action.metavar or action.dest.upper())
+            if not action.option_strings:
+                words.append({"+": f"{name} [{name} ...]", "*": f"[{name} ...]"}.get(str(action.nargs), name))
+            elif action.required:
+                words.append(f"{action.option_strings[0]} {name}")
+        return " ".join([*words, "[options]"])
 
     def _add_field(self, group: Any, f: Field, hint: Any, switch: Literal[0, "?"]) -> None:
         kind, several = flag_kind(hint)

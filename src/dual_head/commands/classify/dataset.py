@@ -15,22 +15,20 @@ if TYPE_CHECKING:
 class DatasetOptions(Options):
     """Which rows, and how they are read."""
 
-    dataset: str = option(help="a file, a folder, a name on the hub, or a task such as boolq", group="rows")
-    split: str = option("train", "which split", group="rows")
-    data_dir: str | None = option(None, "subfolder, or configuration of a data set on the hub", group="rows")
-    format: str = option("auto", "format of the rows; default: told from the first ones", group="rows")
+    dataset: str = option(help="a file, a folder, a name on the hub, or a task such as boolq", heading="rows")
+    split: str = option("train", "which split")
+    data_dir: str | None = option(None, "subfolder, or configuration of a data set on the hub")
+    format: str = option("auto", "format of the rows; default: told from the first ones")
     columns: str | dict[str, Any] | None = option(
-        None, "which columns are what: input=text,label=class, or the same in JSON", group="rows"
+        None, "which columns are what: input=text,label=class, or the same in JSON"
     )
-    template: str | None = option(
-        None, "how an input is written from columns: '{premise} Therefore {hypothesis}?'", group="rows"
-    )
+    template: str | None = option(None, "how an input is written from columns: '{premise} Therefore {hypothesis}?'")
     labels: str | list[str] | None = option(
-        None, "names of the classes in their order, with commas between, or a JSON list", group="rows"
+        None, "names of the classes in their order, with commas between, or a JSON list"
     )
-    explanation: str = option("1", "which of a row's rationales, from 1, or all", group="rows")
-    multi_label: bool = option(False, "a row may have several labels", group="rows")
-    max_rows: int | None = option(None, "read at most so many rows", group="rows", least=1)
+    explanation: str = option("1", "which of a row's rationales, from 1, or all")
+    multi_label: bool = option(False, "a row may have several labels")
+    max_rows: int | None = option(None, "read at most so many rows", least=1)
 
 
 def load_dataset(args: DatasetOptions, **changed: Any) -> "Loaded":

@@ -46,22 +46,20 @@ class EvaluateOptions(LoadingOptions, BatchOptions):
 
     classifier: list[str] = option([], CLASSIFIER, positional=True, nargs="*")
     output_dir: str | None = option(None, "default: evaluation, in the first classifier's folder, where it is one")
-    dataset: str = option(None, "a file, a folder, a name on the hub, or a task such as boolq", group="rows")
-    split: str = option("test", "which split", group="rows")
-    data_dir: str | None = option(None, "subfolder, or configuration of a data set on the hub", group="rows")
-    format: str | None = option(
-        None, "format of the rows; default: as in training, or told from the first ones", group="rows"
-    )
+    dataset: str = option(None, "a file, a folder, a name on the hub, or a task such as boolq", heading="rows")
+    split: str = option("test", "which split")
+    data_dir: str | None = option(None, "subfolder, or configuration of a data set on the hub")
+    format: str | None = option(None, "format of the rows; default: as in training, or told from the first ones")
     columns: str | dict[str, Any] | None = option(
-        None, "which columns are what: input=text,label=class, or the same in JSON", group="rows"
+        None, "which columns are what: input=text,label=class, or the same in JSON"
     )
-    template: str | None = option(None, "how an input is written from columns; default: as in training", group="rows")
-    max_rows: int | None = option(None, "read at most so many rows", group="rows", least=1)
+    template: str | None = option(None, "how an input is written from columns; default: as in training")
+    max_rows: int | None = option(None, "read at most so many rows", least=1)
     held_out: float | None = option(
-        None, "of training data, the share of inputs that training held out", group="rows", above=0, below=1
+        None, "of training data, the share of inputs that training held out", above=0, below=1
     )
-    calibrate: bool = option(False, "fit a temperature, and keep it with the classifier", group="measuring")
-    resamples: int = option(2000, "of the bootstrap", group="measuring", least=100)
+    calibrate: bool = option(False, "fit a temperature, and keep it with the classifier", heading="measuring")
+    resamples: int = option(2000, "of the bootstrap", least=100)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +69,11 @@ class EvaluateOptions(LoadingOptions, BatchOptions):
         columns_of(self.columns)  # a mistake in it should not wait for the classifier
         if not self.dataset:
             raise DualHeadError("Say what to evaluate on with --dataset.")
+
+
+build_parser = partial(
+    OptionParser, EvaluateOptions, command="classify evaluate", description=__doc__, translate=options_of
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -265,11 +268,3 @@ def _require_places(args: EvaluateOptions) -> None:
             f"--calibrate keeps the temperature in the classifier's folder, and '{elsewhere[0]}' is none here. "
             "Download it and give its folder."
         )
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    usage = "CLASSIFIER [OTHER ...] --dataset D --output_dir O [options]"
-    return OptionParser(
-        EvaluateOptions, command="classify evaluate", usage=usage, description=__doc__, translate=options_of
-    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,9 @@ class ExportOptions(Options):
     overwrite: bool = option(False, "replace the model in a folder that is not empty")
     backbone: str | None = option(None, "where the backbone is now, if not where training found it")
     trust_remote_code: bool = option(False, "run code that comes with the backbone")
+
+
+build_parser = partial(OptionParser, ExportOptions, command="classify export", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -68,9 +72,3 @@ def _export(args: ExportOptions, output: Path) -> int:
     how = f'InferenceSession("{output / ONNX_FILE}")' if args.onnx else f'pipeline("text-classification", "{output}")'
     console.print(f"load it  {how}")
     return 0
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    usage = "CLASSIFIER --output_dir OUT [--onnx] [options]"
-    return OptionParser(ExportOptions, command="classify export", usage=usage, description=__doc__)

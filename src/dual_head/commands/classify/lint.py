@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,17 +32,18 @@ class LintOptions(DatasetOptions):
     """What to look for, and where to write it."""
 
     held_out: str | None = option(
-        None, "rows to measure the leak probe on; default: 5-fold cross-validation", group="looking"
+        None, "rows to measure the leak probe on; default: 5-fold cross-validation", heading="looking"
     )
-    held_out_split: str | None = option(None, "their split, of --dataset where there is no --held_out", group="looking")
-    no_probe: bool = option(False, "leave out the leak probe, which needs scikit-learn", group="looking")
-    reason_prefix: str | None = option(None, "what stands before a rationale when it is trained on", group="looking")
-    answer_prefix: str | None = option(None, "what stands before an answer", group="looking")
-    tokenizer: str | None = option(
-        None, "the backbone's, whose special tokens no rationale should have", group="looking"
-    )
-    seed: int = option(0, "of the sample that the probe is fitted on", group="looking", least=0)
-    output: str | None = option(None, "also write all figures there, as JSON", group="looking", metavar="FILE")
+    held_out_split: str | None = option(None, "their split, of --dataset where there is no --held_out")
+    no_probe: bool = option(False, "leave out the leak probe, which needs scikit-learn")
+    reason_prefix: str | None = option(None, "what stands before a rationale when it is trained on")
+    answer_prefix: str | None = option(None, "what stands before an answer")
+    tokenizer: str | None = option(None, "the backbone's, whose special tokens no rationale should have")
+    seed: int = option(0, "of the sample that the probe is fitted on", least=0)
+    output: str | None = option(None, "also write all figures there, as JSON", metavar="FILE")
+
+
+build_parser = partial(OptionParser, LintOptions, command="classify lint", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -156,9 +158,3 @@ def _figures(score: "Accuracy") -> tuple[str, str]:
 
 def _counts(labels: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in labels.items())
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    usage = "--dataset DATA [--held_out DATA] [--output FILE.json] [options]"
-    return OptionParser(LintOptions, command="classify lint", usage=usage, description=__doc__)

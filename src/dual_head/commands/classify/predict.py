@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -40,17 +41,18 @@ class PredictOptions(LoadingOptions, BatchOptions):
     """Which rows, where they are, and where predictions go."""
 
     classifier: str = option(help=CLASSIFIER, positional=True)
-    input: str = option("-", "JSON lines, parquet, CSV or plain text; - is standard input", group="rows")
-    output: str = option("-", "JSON lines, one for each row; - is standard output", group="rows")
-    kind: str = option("auto", "jsonl, json, parquet, csv, tsv, txt; default: by the name", group="rows")
-    column: str | None = option(None, "the text's column; default: input, input_text, sentence or text", group="rows")
-    template: str | None = option(None, "how a text is written from columns; default: as in training", group="rows")
-    format: str | None = option(
-        None, "format of the data that the rows are like, as in training: esnli, boolq, ...", group="rows"
-    )
-    restart: bool = option(False, "write the output anew instead of going on", group="rows")
-    temperature: float | None = option(None, "default: of calibration.json, or 1", group="classifying", least=1e-6)
-    threshold: float = option(0.5, "where a row may have several labels", group="classifying", least=0, most=1)
+    input: str = option("-", "JSON lines, parquet, CSV or plain text; - is standard input", heading="rows")
+    output: str = option("-", "JSON lines, one for each row; - is standard output")
+    kind: str = option("auto", "jsonl, json, parquet, csv, tsv, txt; default: by the name")
+    column: str | None = option(None, "the text's column; default: input, input_text, sentence or text")
+    template: str | None = option(None, "how a text is written from columns; default: as in training")
+    format: str | None = option(None, "format of the data that the rows are like, as in training: esnli, boolq, ...")
+    restart: bool = option(False, "write the output anew instead of going on")
+    temperature: float | None = option(None, "default: of calibration.json, or 1", heading="classifying", least=1e-6)
+    threshold: float = option(0.5, "where a row may have several labels", least=0, most=1)
+
+
+build_parser = partial(OptionParser, PredictOptions, command="classify predict", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -260,9 +262,3 @@ def _check_same(recorded: dict[str, Any] | None, wanted: dict[str, Any], output:
             f"'{output}' holds predictions of another run (of other {', '.join(changed)}). Choose another --output, or "
             "add --restart to delete them."
         )
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    usage = "CLASSIFIER --input FILE --output FILE [options]"
-    return OptionParser(PredictOptions, command="classify predict", usage=usage, description=__doc__)

@@ -6,6 +6,7 @@ on where it stopped, and asks again for what had no reply.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +28,23 @@ if TYPE_CHECKING:
 class RationaleOptions(DatasetOptions):
     """Who writes rationales, how, and where to."""
 
-    teacher: str = option(help="address of the endpoint, as http://127.0.0.1:8000/v1", group="teacher")
-    model: str = option(help="the model's name there; the key is read from OPENAI_API_KEY", group="teacher")
-    concurrency: int = option(8, "requests at once", group="teacher", least=1)
-    requests_per_minute: float | None = option(None, "at most so many", group="teacher", above=0)
-    max_retries: int = option(4, "after a timeout, 429 or 5xx", group="teacher", least=0)
-    timeout: float = option(120.0, "seconds for a reply", group="teacher", least=1e-3, most=10**6)
-    max_tokens: int = option(512, "of a reply", group="teacher", least=1)
-    temperature: float = option(0.0, "0 is greedy", group="teacher", least=0)
-    seed: int = option(0, "sent along, for endpoints that heed it", group="teacher", least=0)
-    output: str = option(help="JSONL to write, or to go on with", group="rationales", metavar="FILE")
-    task: str | None = option(None, "a sentence for the teacher on what the labels mean", group="rationales")
-    attempts: int = option(3, "how often a flawed rationale is asked for", group="rationales", least=1)
-    least_sentences: int = option(2, "of a rationale", group="rationales", least=1)
-    most_sentences: int = option(5, "of a rationale", group="rationales", least=1)
+    teacher: str = option(help="address of the endpoint, as http://127.0.0.1:8000/v1", heading="teacher")
+    model: str = option(help="the model's name there; the key is read from OPENAI_API_KEY")
+    concurrency: int = option(8, "requests at once", least=1)
+    requests_per_minute: float | None = option(None, "at most so many", above=0)
+    max_retries: int = option(4, "after a timeout, 429 or 5xx", least=0)
+    timeout: float = option(120.0, "seconds for a reply", least=1e-3, most=10**6)
+    max_tokens: int = option(512, "of a reply", least=1)
+    temperature: float = option(0.0, "0 is greedy", least=0)
+    seed: int = option(0, "sent along, for endpoints that heed it", least=0)
+    output: str = option(help="JSONL to write, or to go on with", heading="rationales", metavar="FILE")
+    task: str | None = option(None, "a sentence for the teacher on what the labels mean")
+    attempts: int = option(3, "how often a flawed rationale is asked for", least=1)
+    least_sentences: int = option(2, "of a rationale", least=1)
+    most_sentences: int = option(5, "of a rationale", least=1)
+
+
+build_parser = partial(OptionParser, RationaleOptions, command="classify rationales", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -98,9 +102,3 @@ def _print(found: "Written", args: RationaleOptions, console: Console) -> None:
     if found.unanswered:
         console.print(f"{found.unanswered:>8} without a reply: run the same command again, and only they are asked for")
     console.print(f"rationales {args.output}" + (' (flawed ones have "flags")' if flagged else ""))
-
-
-def build_parser() -> OptionParser:
-    """Make the parser."""
-    usage = "--dataset DATA --teacher URL --model NAME --output FILE.jsonl [options]"
-    return OptionParser(RationaleOptions, command="classify rationales", usage=usage, description=__doc__)
