@@ -218,16 +218,22 @@ def _require_shapes(input_ids: Tensor | None, embeds: Tensor | None, vocabulary:
 
 
 class _Finite(LogitsProcessor):
-    """Notices logits that are NaN or infinite, without waiting for the device; changes none."""
+    """Keeps the largest logit of every row and step, which shows NaN and infinity, and changes none.
+
+    One operation a step, and no waiting for the device before the end.
+    """
 
     def __init__(self) -> None:
-        self.lost: Tensor | None = None
+        self.largest: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         del input_ids
-        lost = ~scores.amax(-1).isfinite().all()  # a maximum of what holds NaN is NaN
-        self.lost = lost if self.lost is None else self.lost | lost
+        self.largest.append(scores.amax(-1))  # a maximum of what holds NaN is NaN
         return scores
+
+    def lost(self) -> bool:
+        """Whether any was NaN or infinite."""
+        return bool(self.largest) and not torch.cat(self.largest).isfinite().all()
 
 
 @contextmanager
@@ -251,7 +257,7 @@ def _watched(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if not frame.f_globals["__name__"].startswith("transformers.generation"):
             raise
         raise DualHeadError(f"Cannot generate so: {reason(error)} Change the setting that is named.") from error
-    if watch.lost is not None and watch.lost:
+    if watch.lost():
         logger.warning("The model gave logits of NaN or infinity, so this text means nothing. %s", _LOWER)
 
 
