@@ -12,7 +12,6 @@ import dual_head.evaluate.systems.model as asking
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.evaluate import Decoding, Question
 from dual_head.evaluate.systems import (
-    ModelSystem,
     System,
     SystemSpec,
     adapter,
@@ -389,7 +388,7 @@ def test_a_file_of_answers_is_a_system_that_can_be_looked_up(tmp_path):
     file.write_text('[{"instruction": "ask0 ask1", "output": "yes", "generator": "gpt4"}]')
     (spec,) = parse_systems([str(file)])
     it = open_system(spec)
-    assert not isinstance(it, ModelSystem)
+    assert not isinstance(it, asking.ModelSystem)
     assert isinstance(it, System)
     assert (it.name, it.alpha, it.recorded) == ("gpt4", {}, None)
     assert fits(QUESTIONS, [it], SHORT)[0] == QUESTIONS
