@@ -111,14 +111,12 @@ class Run(ABC):
         self.identity[DATA] = sources
         require_same_data(self.resume, sources)
 
-    def write_report(
-        self, report: dict[str, Any], picture: Callable[[dict[str, Any], Path], None] | None = None
-    ) -> None:
-        """Write report.json, and a picture beside it, both or neither."""
+    def write_report(self, report: dict[str, Any], draw: Callable[[dict[str, Any], Path], None] | None = None) -> None:
+        """Write report.json, and what `draw` draws beside it: both or neither."""
         with atomic_folder(self.output) as staging:
             (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
-            if picture:
-                picture(report, staging)
+            if draw:
+                draw(report, staging)
 
     @abstractmethod
     def load(self) -> None:

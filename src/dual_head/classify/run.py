@@ -4,9 +4,7 @@ Everything on the way is printed: rows dropped by reason, lengths, parameters, w
 things; how each is done is elsewhere.
 """
 
-import json
 import statistics
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.classify import Example, TextForm
 from dual_head.classify.config import DualHeadReasoningConfig
@@ -34,97 +30,92 @@ from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
 from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.model.pretrained import load_tokenizer
-from dual_head.places import atomic_folder
 from dual_head.report import too_few
-from dual_head.resume import DATA, begin, held, is_finished, require_same_data, resume_point, writable
-from dual_head.run import REPORT_FILE
-from dual_head.terminal import Terminal
-from dual_head.training import require_trackers
+from dual_head.resume import held
+from dual_head.run import Run
+
+
+class ClassifierRun(Run):
+    """Trains one classifier on inputs, labels and rationales."""
+
+    kind = DualHeadReasoningConfig.model_type
+    trainer: ClassifierTrainer
+
+    def __init__(self, options: ClassifyOptions, args: ClassifierTrainingArguments):
+        reads = (options.model_name_or_path, options.dataset_name)
+        super().__init__(options, args, identity_of(options, args), reads)
+
+    def load(self) -> None:
+        """Read the rows, spoil them where the run is a control, and build classifier and trainer."""
+        options, console = self.options, self.console
+        self.tokenizer = tokenizer = load_tokenizer(options.model_name_or_path, options.trust_remote_code)
+        train, held_out, labels, rows_format, sources = load_sets(options, console)
+        self.read_from(sources)
+        controlled = apply_control(options.control, train, seed=self.args.seed)
+        if controlled.note:
+            console.print(controlled.note)
+        form = replace(options.text_form(), **controlled.form)
+        lengths = lengths_of(options)
+        set_seed(self.args.seed)
+        self.model = model = _model(options, controlled.examples, labels, controlled.model)
+        rows, self.drops = tokenize_examples(
+            controlled.examples,
+            tokenizer,
+            lengths,
+            form=form,
+            names=labels,
+            scope=model.config.lm_scope,  # type: ignore[arg-type]
+            rationales=model.config.lm_weight > 0,
+        )
+        held_rows, held_drops = _held_out_rows(held_out, tokenizer, lengths, form, labels)
+        self.held_out = [held_out[row.index] for row in held_rows]
+        console.print(f"training rows\n{self.drops.table()}")
+        if held_rows:
+            console.print(f"held-out rows\n{held_drops.table()}")
+        model.config.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
+        model.config.text = {
+            "form": form.as_dict(),
+            "format": rows_format,
+            "columns": options.column_names(),
+            "template": options.template,
+            "max_input_length": lengths.max_input_length,
+            "truncate_inputs": lengths.truncate_inputs,
+        }
+        _describe(model, rows, console)
+        _require_learnt(rows, train, options.control, model, console)
+        self.trainer = ClassifierTrainer(
+            model,
+            self.args if held_rows else _without_evaluation(self.args),
+            train_dataset=rows,
+            eval_dataset=held_rows or None,
+            tokenizer=tokenizer,
+            compute_metrics=lambda outcome: _metrics(outcome, self.held_out, model),
+        )
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """See `Run`."""
+        self.trainer.load_finished(checkpoint)
+
+    def measure(self) -> None:
+        """Classify the held-out rows; each process has a part of them."""
+        self.model.eval()
+        if self.held_out:
+            self.trainer.evaluate_once()
+
+    def write(self) -> None:
+        """Write classifier, tokenizer and report."""
+        save_classifier(self.model, self.tokenizer, self.output)
+        report = _report(self.trainer, self.options, self.drops, self.held_out, self.seconds)
+        self.write_report(report)
+        _print(report, self.output, self.console)
 
 
 def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments) -> ClassifierTrainer:
     """Train one classifier and write it with its report; go on where a killed run of the same options stopped."""
     with held(args):
-        return _train_classifier(options, args)
-
-
-def _train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments) -> ClassifierTrainer:
-    processes = PartialState(cpu=args.use_cpu)
-    console = Terminal(quiet=not processes.is_main_process)
-    reads = (options.model_name_or_path, options.dataset_name)
-    output = writable(args.output_dir, kind=DualHeadReasoningConfig.model_type, reads=reads)
-    require_trackers(args)
-    identity = identity_of(options, args)
-    resume = None if options.restart else resume_point(output, identity, args.resume_from_checkpoint)
-    tokenizer = load_tokenizer(options.model_name_or_path, options.trust_remote_code)
-    train, held_out, labels, rows_format, sources = load_sets(options, console)
-    identity[DATA] = sources
-    require_same_data(resume, sources)
-    controlled = apply_control(options.control, train, seed=args.seed)
-    if controlled.note:
-        console.print(controlled.note)
-    form = replace(options.text_form(), **controlled.form)
-    lengths = lengths_of(options)
-    set_seed(args.seed)
-    model = _model(options, controlled.examples, labels, controlled.model)
-    scope: Any = model.config.lm_scope
-    rows, drops = tokenize_examples(
-        controlled.examples,
-        tokenizer,
-        lengths,
-        form=form,
-        names=labels,
-        scope=scope,
-        rationales=model.config.lm_weight > 0,
-    )
-    held_rows, held_drops = _held_out_rows(held_out, tokenizer, lengths, form, labels)
-    console.print(f"training rows\n{drops.table()}")
-    if held_rows:
-        console.print(f"held-out rows\n{held_drops.table()}")
-    model.config.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
-    model.config.text = {
-        "form": form.as_dict(),
-        "format": rows_format,
-        "columns": options.column_names(),
-        "template": options.template,
-        "max_input_length": lengths.max_input_length,
-        "truncate_inputs": lengths.truncate_inputs,
-    }
-    _describe(model, rows, console)
-    _require_learnt(rows, train, options.control, model, console)
-    if not held_rows:
-        args = _without_evaluation(args)
-    trainer = ClassifierTrainer(
-        model,
-        args,
-        train_dataset=rows,
-        eval_dataset=held_rows or None,
-        tokenizer=tokenizer,
-        compute_metrics=lambda outcome: _metrics(outcome, [held_out[row.index] for row in held_rows], model),
-    )
-    begin(output, identity, processes, restart=options.restart)
-    started = time.perf_counter()
-    if resume and is_finished(resume):
-        console.print(f"Already trained to the end: {resume}. Add --restart to train again.", soft_wrap=True)
-        trainer.load_finished(resume)
-        if (output / REPORT_FILE).is_file() and (output / SAFE_WEIGHTS_NAME).is_file():
-            return trainer
-    else:
-        if resume:
-            console.print(f"Resuming from {resume}.", soft_wrap=True)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    seconds = time.perf_counter() - started
-    model.eval()
-    if processes.is_main_process:
-        save_classifier(model, tokenizer, output)
-    if held_rows:
-        trainer.evaluate_once()  # by every process: each has a part of the rows
-    if processes.is_main_process:
-        report = _report(trainer, options, drops, [held_out[row.index] for row in held_rows], seconds)
-        with atomic_folder(output) as staging:
-            (staging / REPORT_FILE).write_text(json.dumps(report, indent=2))
-        _print(report, output, console)
-    return trainer
+        run = ClassifierRun(options, args)
+        run.complete()
+    return run.trainer
 
 
 def _model(
