@@ -192,7 +192,7 @@ def _options(args: EvalOptions) -> Any:
         top_k=args.top_k,
         seed=args.seed,
     )
-    options = {field.name: getattr(args, field.name, None) for field in fields(EvaluationOptions)}
+    options: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(EvaluationOptions)}
     options |= {
         "models": tuple(args.models),
         "chat": True if args.chat else False if args.raw else None,
