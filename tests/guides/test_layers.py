@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dual_head import DualHeadError, heads
+from dual_head import DualHeadError
+from dual_head.guides import layers
 from dual_head.guides.layers import CausalGate, LinearMap, require_not_negative, require_positive, weighted_sum
 from dual_head.hidden_states import Features
 from dual_head.ops.masks import causal_mask
@@ -92,8 +93,8 @@ def test_a_weighted_sum_follows_maps_that_are_written_exchanged_or_left_out():
 
 @torch.no_grad()
 def test_maps_are_copied_once_for_as_long_as_nothing_changes(monkeypatch):
-    made, real = [], heads.Stacked
-    monkeypatch.setattr(heads, "Stacked", lambda maps: made.append(1) or real(maps))
+    made, real = [], layers.Stacked
+    monkeypatch.setattr(layers, "Stacked", lambda maps: made.append(1) or real(maps))
     maps, x, weights = low_maps(), torch.randn(3, 4), torch.ones(1, 2)
     for _ in range(3):
         weighted_sum(maps, x, weights)
@@ -221,8 +222,8 @@ def test_a_gate_that_is_asked_at_some_positions_says_there_what_it_says_everywhe
 @pytest.mark.parametrize("masked", [False, True])
 def test_what_a_gate_computes_again_row_by_row_has_the_same_gradients(masked, monkeypatch):
     found = []
-    for kept in (heads.KEPT, 0):
-        monkeypatch.setattr(heads, "KEPT", kept)
+    for kept in (layers.KEPT, 0):
+        monkeypatch.setattr(layers, "KEPT", kept)
         gate, hidden, mask = a_gate()
         features = Features(hidden, mask=mask if masked else None, padding=PADDING, keep=slice(-3, None))
         gate(features, None).square().sum().backward()
@@ -245,7 +246,7 @@ def test_only_what_would_keep_much_is_computed_again_and_in_groups_of_rows(monke
     gate, hidden, _ = a_gate()
     row = (2 * 8 * (3 + 6) + 3 * 6) * 4  # keys and values of 6 tokens, queries of 3 and their answers, the mask; fp32
     for kept in (2 * row, 2 * row - 1):
-        monkeypatch.setattr(heads, "KEPT", kept)
+        monkeypatch.setattr(layers, "KEPT", kept)
         gate(Features(hidden, keep=slice(-3, None)), None)
     assert groups == [1, 1]
     with torch.no_grad():
