@@ -10,7 +10,8 @@ It knows tensors and files; no backbone, no data set and no training.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,17 +134,26 @@ def shard_name(part: str, index: int) -> str:
 def publish(folder: Path, name: str, tensors: Mapping[str, Tensor], *, pairs: int, rows: int, data: str) -> Shard:
     """Write a shard whole or not at all: under another name, renamed, and only then with its checksum beside it."""
     file, record = folder / f"{name}.safetensors", folder / f"{name}.json"
-    writing = folder / f".{file.name}{WRITING}"
     record.unlink(missing_ok=True)  # what it says is about to be wrong
-    save_file({key: x.contiguous() for key, x in tensors.items()}, writing, metadata={"format": "pt"})
-    writing.chmod(0o644)  # safetensors makes it private
-    flush(writing)  # a power cut after the rename would leave a whole name on half a file
-    shard = Shard(file.name, pairs, rows, **file_digest(writing), data=data)
-    writing.replace(file)
-    beside = folder / f".{record.name}{WRITING}"
-    beside.write_text(json.dumps({**asdict(shard), DIGEST: digest_of(asdict(shard))}, indent=2))
-    beside.replace(record)
+    with _written(file) as writing:
+        save_file({key: x.contiguous() for key, x in tensors.items()}, writing, metadata={"format": "pt"})
+        writing.chmod(0o644)  # safetensors makes it private
+        flush(writing)  # a power cut after the rename would leave a whole name on half a file
+        shard = Shard(file.name, pairs, rows, **file_digest(writing), data=data)
+    with _written(record) as writing:
+        writing.write_text(json.dumps({**asdict(shard), DIGEST: digest_of(asdict(shard))}, indent=2))
     return shard
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[Path]:
+    """Yield another name, which becomes `file` when the block ends well, and is gone when it does not."""
+    writing = file.with_name(f".{file.name}{WRITING}")
+    try:
+        yield writing
+        writing.replace(file)
+    finally:
+        writing.unlink(missing_ok=True)
 
 
 def recorded(folder: Path, name: str) -> Shard | None:
