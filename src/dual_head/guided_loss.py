@@ -135,7 +135,7 @@ class GuidedLoss(nn.Module):
             select, at = Rows(at[None]), torch.arange(len(at), device=at.device)
         elif not guide.reads_tokens and sequences is not None:
             assert within is not None
-            # What precedes a response is looked back at, and nothing is asked of it.
+            # [. . p p p c c c] and [. p p p r r r r]: p is looked back at, and only the tail is scored.
             select = Rows(sequences.clamp(min=0), sequences != NO_TOKEN, slice(-tail, None), together=2)
             at = within
         if hidden is not None:
@@ -154,8 +154,8 @@ class GuidedLoss(nn.Module):
         read = [(x, x.needs | x.metric_needs if self.looking else x.needs) for x in objectives]
         return _Needs(
             objectives,
-            read=frozenset(need for _, own in read for need in own),
-            of_rejected=frozenset(need for x, own in read if x.reads_rejected for need in own),
+            read=frozenset(need for _, needs in read for need in needs),
+            of_rejected=frozenset(need for x, needs in read if x.reads_rejected for need in needs),
             trained=frozenset(need for x in objectives if x.weight for need in x.needs),
         )
 
@@ -172,7 +172,9 @@ class GuidedLoss(nn.Module):
         gate_logit = self.model.guide(self.guide).gate_logit(tokens.states[self.guide])
         if gate_logit is not None:
             values["gate_logit"] = gate_logit
-        # NaN is what nobody may read: a loss that did would not go unnoticed.
+        # Of rejected responses what no loss reads is missing; filled with NaN, a wrong read shows.
+        #     policy_logps  [c c c c | r r r r]
+        #     kl            [c c c c | nan ...]
         values = {name: F.pad(x, (0, len(tokens.row) - len(x)), value=math.nan) for name, x in values.items()}
         scored = Scored(values, tokens.row, pairs)
         loss = torch.zeros((), device=tokens.row.device)
@@ -208,7 +210,7 @@ def _require_gathered(model: AlignedModel) -> None:
 
 
 class _Group(NamedTuple):
-    """Guides that are run together, and what they give: {distribution: as which of theirs `policy` knows it}."""
+    """Guides that are run together, and what they give: {distribution: its name in `policy`}."""
 
     names: tuple[str, ...]
     gives: dict[str, str]
@@ -223,18 +225,18 @@ def _head_of(model: AlignedModel, names: tuple[str, ...], *, compiled: bool) -> 
         groups = [_Group(names, together), _Group(names[:1], first), _Group(names[1:], {"second": "policy"})]
     guides = {name: model.guide(name) for name in names}
 
-    def products(hidden: Tensor, states: Mapping[str, States], wanted: Mapping[str, int]) -> list[Products | None]:
+    def products(hidden: Tensor, states: Mapping[str, States], lengths: Mapping[str, int]) -> list[Products | None]:
         made: list[Products | None] = []
         for group in groups:
-            rows = {group.gives[name]: count for name, count in wanted.items() if name in group.gives}
+            rows = {group.gives[name]: count for name, count in lengths.items() if name in group.gives}
             active = [ActiveGuide(guides[name], states[name], 1.0, model.transfer(name)) for name in group.names]
             made.append(policy.products(backbone, active, hidden, rows, fusion=fusion) if rows else None)
         return made
 
-    def combine(made: list[Products | None], wanted: frozenset[str]) -> dict[str, Tensor]:
+    def combine(made: list[Products | None], distributions: frozenset[str]) -> dict[str, Tensor]:
         out = {}
         for group, part in zip(groups, made, strict=True):
-            names = {group.gives[name]: name for name in wanted if name in group.gives}
+            names = {group.gives[name]: name for name in distributions if name in group.gives}
             if part is not None and names:
                 z = policy.combine([guides[name] for name in group.names], part, names, fusion=fusion, upcast=True)
                 out |= {names[name]: x for name, x in z.items()}

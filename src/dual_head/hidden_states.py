@@ -1,7 +1,12 @@
 """The hidden states of a batch of tokens as guides read them, in the batch's own rows or in others made of them.
 
-Rows may share tokens, as two replies share their prompt; what is wanted of every token is then computed once. It
-knows no backbone and no guide.
+Rows may share tokens, as two replies share their prompt; what each token needs is then computed once.
+
+    the backbone's row     [p p p | c c | r r r]                 a prompt once, with both responses
+    index [2, 6]           [. 0 1 2 3 4]  [0 1 2 5 6 7]          of its tokens, what each sequence is made of
+    rows of guides         [. p p p c c]  [p p p r r r]          keys of p are computed once, and looked up twice
+
+It knows no backbone and no guide.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,11 +22,11 @@ from torch import Tensor
 class Features:
     """What the backbone says about a batch of tokens; guides read this and nothing else.
 
-    hidden: [B, T, d] input of the lm_head; layers: {index: [B, T, d]} the hidden states a guide asked for
+    hidden: [B, T, d] input of the lm_head; layers: {index: [B, T, d]} the hidden states that guides read
     (0 is the embedding); mask: bool [B, 1, T, K], True where query t may look at key k, or None where causal
     attention over those of the T tokens that are no padding is right; positions: [B, T] or None; input_ids: [B, T]
     or None where embeddings were given; padding: [B, past + T] of ones and zeros, or None; keep: the positions whose
-    logits anyone will ask for; logits: hidden states [..., d] to the backbone's logits [..., V].
+    logits are computed; logits: hidden states [..., d] to the backbone's logits [..., V].
     """
 
     hidden: Tensor
@@ -60,9 +65,9 @@ class Features:
         return F.embedding(self.shared.index, f(self.shared.hidden).flatten(0, 1))
 
     def groups(self, size: int) -> Iterator[Callable[[], "Features"]]:
-        """At most `size` rows at a time, and never less than those that share tokens, for who reads `hidden` alone.
+        """At most `size` rows at a time, and never less than those that share tokens, for a reader of `hidden` alone.
 
-        Each is made when it is called for: whoever computes a group again need not keep rows made of others.
+        Each is made when it is called, so that a group that is computed again keeps no rows made of others.
         """
         size = max(self.together, size // self.together * self.together)
         for start in range(0, len(self.hidden), size):

@@ -67,7 +67,7 @@ class ActiveGuide:
 
 
 class GuideProducts(NamedTuple):
-    """What distributions are made of that one guide gives at n tokens; None for what no wanted one is made of.
+    """What one guide gives to distributions at n tokens; None for what no named distribution is made of.
 
     weight, gate [n, 1]: alpha g and g; logit_delta [n, V]; hidden_delta [n, d]; allowed: bool [n, V], which tokens may
     follow; logits [n, V]: of the guide alone, lm_head(h + hidden_delta), or lm_head(h) + logit_delta in one product.
@@ -104,38 +104,38 @@ def distributions(
     backbone: Decoder,
     active: Sequence[ActiveGuide],
     hidden: Tensor,
-    wanted: Collection[str] = ("policy",),
+    names: Collection[str] = ("policy",),
     *,
     fusion: str = "logits",
     upcast: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute logits [n, V] of the wanted distributions at hidden states [n, d].
+    """Compute logits [n, V] of the named distributions at hidden states [n, d].
 
-    wanted: "base", the backbone's own; "policy", what is decoded from; of a single guide, "reward", the
+    names: "base", the backbone's own; "policy", what is decoded from; of a single guide, "reward", the
     distribution the guide itself stands for, and "delta" = gate * logit_delta (or gate * hidden_delta, [n, d]).
     upcast: fuse in fp32 whatever the weights' dtype.
     """
-    made = products(backbone, active, hidden, wanted, fusion=fusion)
-    return combine([guide.guide for guide in active], made, wanted, fusion=fusion, upcast=upcast)
+    made = products(backbone, active, hidden, names, fusion=fusion)
+    return combine([guide.guide for guide in active], made, names, fusion=fusion, upcast=upcast)
 
 
 def products(
-    backbone: Decoder, active: Sequence[ActiveGuide], hidden: Tensor, wanted: Collection[str], *, fusion: str = "logits"
+    backbone: Decoder, active: Sequence[ActiveGuide], hidden: Tensor, names: Collection[str], *, fusion: str = "logits"
 ) -> Products:
-    """Compute what the wanted distributions are combined from.
+    """Compute what the named distributions are combined from.
 
-    wanted: names, or {name: of how many first tokens}; a product that no longer distribution is made of is as short.
+    names: of distributions, or {name: of how many first tokens}; products are as short as what is made of them.
     Errors: reward or delta of several guides.
     """
     # At least one: products of no token have shapes too.
-    rows = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, max(1, len(hidden)))
+    rows = names if isinstance(names, Mapping) else dict.fromkeys(names, max(1, len(hidden)))
     if ("reward" in rows or "delta" in rows) and len(active) != 1:
         raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
     in_hidden = [guide for guide in active if guide.guide.space == "hidden"]
     mixing = fusion == "probabilities" and "policy" in rows
 
-    def of(*names: str) -> int:
-        return max([0, *[rows[name] for name in names if name in rows]])  # torch.compile knows no `default`
+    def of(*those: str) -> int:
+        return max([0, *[rows[name] for name in those if name in rows]])  # torch.compile knows no `default`
 
     merged = None
     if "reward" in rows and "delta" not in rows and not in_hidden and not mixing and torch.is_grad_enabled():
@@ -197,27 +197,27 @@ def _of_guide(
 def combine(
     guides: Sequence[Guide],
     products: Products,
-    wanted: Collection[str],
+    names: Collection[str],
     *,
     fusion: str = "logits",
     upcast: bool = False,
 ) -> dict[str, Tensor]:
-    """Combine products into the logits of the wanted distributions, token by token and entry by entry."""
+    """Combine products into the logits of the named distributions, token by token and entry by entry."""
     if upcast:
         products = pytree.tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, products)
     base: Any = products.base
     parts = list(zip(guides, products.guides, strict=True))
     out: dict[str, Tensor] = {}
-    if "base" in wanted:
+    if "base" in names:
         out["base"] = base
-    if "reward" in wanted:
+    if "reward" in names:
         (guide, part), *_ = parts
         out["reward"] = part.reward(guide, base)
-    if "delta" in wanted:
+    if "delta" in names:
         (_, part), *_ = parts
         delta: Any = part.logit_delta if part.hidden_delta is None else part.hidden_delta
         out["delta"] = part.gate * delta
-    if "policy" in wanted:
+    if "policy" in names:
         if fusion == "probabilities":
             rewards: list[Any] = [(part.weight, part.reward(guide, base) - base) for guide, part in parts]
             policy = fuse(base, rewards, fusion)

@@ -5,7 +5,6 @@ import torch
 
 from dual_head.backbone import BackboneShape
 from dual_head.guides import Guide, GuideConfig, States
-from dual_head.guides.base import flatten, unflatten
 from dual_head.hidden_states import Features
 
 
@@ -49,13 +48,3 @@ def test_the_rewarded_distribution_is_the_backbones_with_the_whole_logit_delta()
 def test_a_space_that_is_not_of_the_guide_is_named(call, message):
     with pytest.raises(NotImplementedError, match=message):
         getattr(plain(), call)({}, *([None] if call == "logit_delta" else []))
-
-
-def test_states_of_several_guides_travel_side_by_side_and_come_back_in_order():
-    x = [torch.randn(2) for _ in range(3)]
-    states = {"b": {"hidden": x[0], "gate_logit": x[1]}, "a": {"hidden": x[2]}, "silent": {}}
-    flat = flatten(states)
-    assert list(flat) == ["b/hidden", "b/gate_logit", "a/hidden"]
-    back = unflatten(flat, states)
-    assert list(back) == ["b", "a", "silent"]
-    assert all(back[name][key] is value for name, own in states.items() for key, value in own.items())

@@ -28,7 +28,12 @@ class PairBatch(TypedDict):
     """B pairs in R rows of T tokens, right padded, and the n response tokens to score, pair by pair.
 
     Where prompts are shared, a row holds one pair or several; else there are 2B rows, the chosen sequence of each pair
-    before the rejected one.
+    before the rejected one. Of two pairs:
+
+        apart    [p p p c c .]          shared   [p p p | c c | r r r | P P | C | R R]      input_ids
+                 [p p p r r r]                    0 1 2   3 4   3 4 5   0 1   2   2 3       position_ids
+                 [P P C . . .]                    0 0 0   1 1   2 2 2   3 3   4   5 5       parts
+                 [P P R R . .]                        at: 2 3   2 5 6       9     9 11      predicts c c r r r C R R
     """
 
     input_ids: Tensor  # [R, T] int64

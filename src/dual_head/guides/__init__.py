@@ -4,10 +4,10 @@ import inspect
 from typing import Any
 
 from dual_head.backbone import BackboneShape
-from dual_head.guides.base import Guide, GuideConfig, States, flatten, unflatten
+from dual_head.guides.base import Guide, GuideConfig, States
 from dual_head.options import discover
 
-__all__ = ["Guide", "GuideConfig", "States", "build_guide", "flatten", "guide_class", "kind_of", "kinds", "unflatten"]
+__all__ = ["Guide", "GuideConfig", "States", "build_guide", "guide_class", "kind_of", "kinds"]
 
 
 def _flaw(guide: Any) -> str | None:

@@ -7,7 +7,6 @@ particular guide and no training.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,20 +21,6 @@ from dual_head.joint import Changes
 from dual_head.options import build
 
 States = dict[str, Tensor]  # each [B, T, *], or [n, *] once tokens have been picked
-
-
-def flatten(states: Mapping[str, States]) -> States:
-    """Put the states of several guides side by side: {"guide/key": tensor}."""
-    return {f"{name}/{key}": x for name, own in states.items() for key, x in own.items()}
-
-
-def unflatten(flat: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, States]:
-    """Give each guide its states back, in the order of `names`; the inverse of `flatten`."""
-    states: dict[str, States] = {name: {} for name in names}
-    for path, x in flat.items():
-        name, _, key = path.partition("/")
-        states[name][key] = x
-    return states
 
 
 @dataclass(frozen=True)
@@ -167,7 +152,7 @@ class Guide(nn.Module, ABC):
         return None
 
     def base_logits(self, states: States) -> Tensor | None:
-        """Return the backbone's logits [n, V] where the guide has computed them, so that nobody does so again."""
+        """Return the backbone's logits [n, V] where the guide has computed them, so that they are computed once."""
         return states.get("base_logits")
 
     def gate_logit(self, states: States) -> Tensor | None:

@@ -12,6 +12,7 @@ LoRA, every weight is shared in memory. This file knows nothing of losses or of 
 """
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from dual_head.backbone import Backbone, BackboneShape, Decoder
 from dual_head.cache import CacheSlot
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
-from dual_head.guides.base import Parameters, States, flatten, unflatten
+from dual_head.guides.base import Parameters, States
 from dual_head.guides.second_model import (
     SecondModel,
     SecondModelConfig,
@@ -78,7 +79,7 @@ class LanguageModel(SecondModel):
     def __init__(self, config: LanguageModelConfig, shape: BackboneShape):
         super().__init__(config, shape)
         self.trainable = config.tune != "none"
-        self._speakers: tuple[_Speaker, ...] = ()
+        self._lms: tuple[_PlainLM, ...] = ()
         self._changes: Changes | None = None
 
     def attach(self, backbone: Backbone) -> None:
@@ -100,12 +101,12 @@ class LanguageModel(SecondModel):
         if shared and self.config.tune != "full":
             self._changes = low_rank_changes(lm, backbone)
         alone = JointDecoder(backbone, [self._changes]) if self._changes else None
-        speakers = [_speaker(lm, alone, own=self.config.against == UNGUIDED)]
+        lms = [_reader(lm, alone, unguided=self.config.against == UNGUIDED)]
         if self._other:
             other = untuned or causal_lm(self._other, backbone)
             self._hold(other, moves=not shares_weights(self._other, backbone))
-            speakers.append(_speaker(other, None, own=False))
-        self._speakers = tuple(speakers)
+            lms.append(_reader(other, None, unguided=False))
+        self._lms = tuple(lms)
 
     @property
     def tuned(self) -> Any:
@@ -119,8 +120,8 @@ class LanguageModel(SecondModel):
     @property
     def cache_layers(self) -> int:
         """As many as its models have layers."""
-        own = self.shape.num_layers if self.config.model is None else count_layers(self.config.model)
-        return own + (count_layers(self._other) if self._other else 0)
+        layers = self.shape.num_layers if self.config.model is None else count_layers(self.config.model)
+        return layers + (count_layers(self._other) if self._other else 0)
 
     @property
     def reads_base(self) -> bool:
@@ -130,8 +131,8 @@ class LanguageModel(SecondModel):
     def executed(self, stored: int, backbone: Parameters) -> int:
         """What is trained, the model it is trained on, and the one it is measured against."""
         other = count_parameters(self._other, backbone).whole if self._other else 0
-        own = 0 if self.config.tune == "full" else count_parameters(self.config.model, backbone).whole
-        return stored + own + other
+        model = 0 if self.config.tune == "full" else count_parameters(self.config.model, backbone).whole
+        return stored + model + other
 
     @property
     def changes(self) -> Changes | None:
@@ -149,10 +150,10 @@ class LanguageModel(SecondModel):
             raise DualHeadError("A language-model guide reads token ids, so inputs_embeds are not enough for it.")
         states: States = {}
         offset = 0
-        for prefix, speaker in zip(("", REFERENCE), self._speakers, strict=False):
-            view = None if cache is None else cache.view(speaker.layers, offset)
-            states |= {f"{prefix}{key}": x for key, x in speaker.encode(features, view, self.training).items()}
-            offset += speaker.layers
+        for prefix, reader in zip(("", REFERENCE), self._lms, strict=False):
+            view = None if cache is None else cache.view(reader.layers, offset)
+            states |= {f"{prefix}{key}": x for key, x in reader.encode(features, view, self.training).items()}
+            offset += reader.layers
         return states
 
     def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
@@ -162,11 +163,10 @@ class LanguageModel(SecondModel):
     def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """z_r, or its difference: [n, V]."""
         size = self.shape.vocab_size
-        own = {key: x for key, x in states.items() if not key.startswith(REFERENCE)}
-        logits = self._speakers[0].logits(own)
+        logits = self._lms[0].logits({key: x for key, x in states.items() if not key.startswith(REFERENCE)})
         if self._other:
             other = {key.removeprefix(REFERENCE): x for key, x in states.items() if key.startswith(REFERENCE)}
-            against = self._speakers[1].logits(other)
+            against = self._lms[1].logits(other)
             common = min(logits.shape[-1], against.shape[-1])  # what only one of them knows says nothing
             logits = logits[..., :common] - against[..., :common]
         logits = fit_vocabulary(logits, size)
@@ -177,10 +177,10 @@ class LanguageModel(SecondModel):
         return logit_delta if self.config.against is None else base + logit_delta
 
 
-class _Speaker:
+class _PlainLM:
     """A causal LM as this guide uses it: states first, logits on demand.
 
-    alone: the same model where it is the backbone with a LoRA, for whoever wants no gradient.
+    alone: the same model where it is the backbone with a LoRA, for passes without a gradient.
     """
 
     def __init__(self, lm: PreTrainedModel, alone: JointDecoder | None):
@@ -205,14 +205,14 @@ class _Speaker:
         return states["logits"] if "logits" in states else self._decoder.logits(states["hidden"].contiguous())
 
 
-class _GuidedSpeaker(_Speaker):
-    """An aligned model at its own default strengths; `own` takes what its guides add, without its backbone."""
+class _GuidedLM(_PlainLM):
+    """An aligned model at its own default strengths; `unguided`: less itself unguided, so what its guides add."""
 
-    def __init__(self, lm: Any, *, own: bool):
+    def __init__(self, lm: Any, *, unguided: bool):
         self.lm = lm
         self.layers = lm.config.get_text_config(decoder=True).num_hidden_layers
         self._acting, self._strengths = lm.resolve_alpha(None, 1)
-        self._wanted = ("policy", "base") if own else ("policy",)
+        self._wanted = ("policy", "base") if unguided else ("policy",)
 
     def encode(self, features: Features, cache: Any, training: bool) -> States:
         del training
@@ -224,21 +224,35 @@ class _GuidedSpeaker(_Speaker):
             guides=self._acting.names,
             keep=features.keep,
         )
-        return {"hidden": encoded.hidden, **flatten(encoded.states)}
+        return {"hidden": encoded.hidden, **_side_by_side(encoded.states)}
 
     def logits(self, states: States) -> Tensor:
-        guides = unflatten({key: x for key, x in states.items() if key != "hidden"}, self._acting.names)
+        guides = _by_guide({key: x for key, x in states.items() if key != "hidden"}, self._acting.names)
         strengths = self._strengths.to(states["hidden"].device)
         z = self.lm.distributions(states["hidden"], guides, strengths, self._wanted)
         return z["policy"] - z["base"] if "base" in z else z["policy"]
 
 
-def _speaker(lm: PreTrainedModel, alone: JointDecoder | None, *, own: bool) -> _Speaker:
+def _side_by_side(states: Mapping[str, States]) -> States:
+    """The states of the model's guides as this guide's: {"guide/key": tensor}."""
+    return {f"{name}/{key}": x for name, each in states.items() for key, x in each.items()}
+
+
+def _by_guide(states: States, names: Iterable[str]) -> dict[str, States]:
+    """The inverse, in the order of `names`."""
+    guides: dict[str, States] = {name: {} for name in names}
+    for path, x in states.items():
+        name, _, key = path.partition("/")
+        guides[name][key] = x
+    return guides
+
+
+def _reader(lm: PreTrainedModel, alone: JointDecoder | None, *, unguided: bool) -> _PlainLM:
     if lm.config.model_type == AlignedConfig.model_type:
-        return _GuidedSpeaker(lm, own=own)
-    if own:
+        return _GuidedLM(lm, unguided=unguided)
+    if unguided:
         raise DualHeadError("against='unguided' needs a checkpoint of guides as its model, not a plain one.")
-    return _Speaker(lm, alone)
+    return _PlainLM(lm, alone)
 
 
 GUIDE = LanguageModel

@@ -82,13 +82,13 @@ class Multilayer(Guide):
         if self.config.layers == "uniform":
             picks = torch.linspace(1, n, min(self.config.num_layers, n), device="cpu").round().int().tolist()
             return tuple(sorted(set(picks)))
-        wanted = [i + n + 1 if i < 0 else i for i in self.config.layer_indices or ()]
-        if not all(0 <= i <= n for i in wanted):
+        indices = [i + n + 1 if i < 0 else i for i in self.config.layer_indices or ()]
+        if not all(0 <= i <= n for i in indices):
             raise DualHeadError(
                 f"layer_indices {self.config.layer_indices} do not fit a backbone of {n} layers: 0 (the embedding) "
                 f"to {n}, or -{n + 1} to -1."
             )
-        return tuple(sorted(set(wanted)))
+        return tuple(sorted(set(indices)))
 
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
         """Normalise, pool and fuse the layers: [B, T, d] each to "fused" [B, T, width]."""

@@ -114,7 +114,7 @@ class RewardModel(SecondModel):
         """
         config = copy.deepcopy(self._decoder.config)
         config.num_labels = 1
-        # The score is read at the last token that is no padding: whoever pads names it, as a backbone's may be EOS.
+        # The score is read at the last token that is no padding, whose id is named, as a backbone's may be EOS.
         config.get_text_config().pad_token_id = None
         try:
             with torch.device("meta"):
@@ -140,8 +140,7 @@ class RewardModel(SecondModel):
     def executed(self, stored: int, backbone: Parameters) -> int:
         """Its decoder and its score head; the candidates come from logits that the policy needs anyway."""
         if self.config.model is not None:
-            own = count_parameters(self.config.model, backbone, AutoModelForSequenceClassification)
-            return own.whole
+            return count_parameters(self.config.model, backbone, AutoModelForSequenceClassification).whole
         shared = 0 if self.config.tune == "full" else backbone.decoder
         return shared + stored
 
@@ -154,7 +153,7 @@ class RewardModel(SecondModel):
 
     @torch.no_grad()
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
-        """Score the candidates of every position somebody will ask for: ids and rewards [B, T, k]."""
+        """Score the candidates of every position that is asked for: ids and rewards [B, T, k]."""
         if features.input_ids is None or features.logits is None:
             raise DualHeadError("A reward-model guide reads token ids, so inputs_embeds are not enough for it.")
         ids, layers = features.input_ids, self._decoder.config.get_text_config(decoder=True).num_hidden_layers
@@ -198,11 +197,11 @@ class RewardModel(SecondModel):
         rows, n, k = candidates.shape
         after = F.pad(torch.ones_like(candidates[0].flatten()), (new, 0))  # [new + n k], 0 for the tokens themselves
         of = torch.cat([at[:new], at.repeat_interleave(k)])  # the token each one is, or follows
-        own = (of + past).expand(rows, -1) if features.positions is None else features.positions[:, of]
+        positions = (of + past).expand(rows, -1) if features.positions is None else features.positions[:, of]
         output = self._decoder(
             input_ids=torch.cat([features.input_ids[:, :new], candidates.flatten(1)], 1),
             attention_mask=self._mask(of + past, after, new, ahead, features.padding, rows),
-            position_ids=own + after,
+            position_ids=positions + after,
             past_key_values=ahead,
             use_cache=True,
         )
@@ -212,7 +211,12 @@ class RewardModel(SecondModel):
     def _mask(
         self, columns: Tensor, after: Tensor, new: int, ahead: PrefixCache, padding: Tensor | None, rows: int
     ) -> Any:
-        """What each may look at: the prefix up to its column [m], and, if it follows it, itself; [B, 1, m, K + n k]."""
+        """What each may look at: the prefix up to its column [m], and, if it follows it, itself; [B, 1, m, K + n k].
+
+        keys          [prefix 0 1 2 | v v v]         v: candidates, of the tokens 2, 2 and 1
+        v after 2      x      x x x   x
+        v after 1      x      x x         . . x      itself, and no other candidate
+        """
         width, device = ahead.width(), columns.device
         keys = torch.arange(width, device=device)
         seen = (keys <= columns[:, None])[None].expand(rows, -1, -1)

@@ -33,8 +33,8 @@ class Preference(Objective):
     @property
     def needs(self) -> frozenset[str]:
         """The log-probabilities of the chosen distribution, and the backbone's where it is the reference."""
-        own = {f"{self.through}_logps"}
-        return frozenset(own if self.reference_free else own | {"base_logps"})
+        scalars = {f"{self.through}_logps"}
+        return frozenset(scalars if self.reference_free else scalars | {"base_logps"})
 
     @property
     def metric_needs(self) -> frozenset[str]:

@@ -31,13 +31,13 @@ def causal_mask(
     if padding is not None and isinstance(past, int) and length == 1 and width == past + 1:
         # A step of decoding: what was no padding, and the token itself.
         return F.pad(padding[:, :-1].bool(), (0, 1), value=True)[:, None, None]
-    own = torch.arange(length, device=device)[:, None] + past
+    queries = torch.arange(length, device=device)[:, None] + past
     keys = torch.arange(width, device=device)[None, :]
-    allowed = (keys <= own)[None, None]
+    allowed = (keys <= queries)[None, None]
     if padding is not None:
         seen = F.pad(padding.bool(), (0, width - padding.shape[1]), value=True)
         # A padding query that may look at nothing would be NaN, so each may look at itself.
-        allowed = allowed & (seen[:, None, None, :] | (keys == own))
+        allowed = allowed & (seen[:, None, None, :] | (keys == queries))
     return allowed
 
 
@@ -45,10 +45,13 @@ def branch_mask(parts: Tensor) -> Tensor:
     """bool [R, 1, T, T] for rows of [prompt | chosen | rejected]: both responses see their prompt, neither the other.
 
     parts [R, T]: PARTS k for the prompt of a row's k-th pair, then what goes on from it; PADDING sees itself.
+
+        parts   [p p p | c c | r r | p p | c | r | . .]     of two pairs in a row: 0 0 0 1 1 2 2 3 3 4 5 and padding
+        r sees   x x x         x x                          its prompt and itself, as if c were not there
     """
-    own, keys = parts[:, None, :, None], parts[:, None, None, :]
+    queries, keys = parts[:, None, :, None], parts[:, None, None, :]
     at = torch.arange(parts.shape[1], device=parts.device)
-    return (at[:, None] >= at) & ((keys == own) | (keys == own - own % PARTS))
+    return (at[:, None] >= at) & ((keys == queries) | (keys == queries - queries % PARTS))
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

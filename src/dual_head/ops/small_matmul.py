@@ -29,7 +29,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is a product in fp32 on a processor, of which nobody wants a gradient."""
+    """Whether this is a product in fp32 on a processor without a gradient."""
     if weight.device.type != "cpu" or not weight.dtype == x.dtype == torch.float32:
         return False
     graded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)

@@ -38,8 +38,8 @@ States = Any  # a nest of tensors [n, *], as dictionaries of guides' states are:
 class Head:
     """What stands between tokens and the logits of the named distributions, in two halves.
 
-    products(hidden [n, d], states, wanted): the matrix products [n, V], and weights [n, 1], that distributions are
-    combined from, wanted = {distribution: of how many first tokens}; products of no others may be as short.
+    products(hidden [n, d], states, rows): the matrix products [n, V], and weights [n, 1], that distributions are
+    combined from, rows = {distribution: of how many first tokens}; products of no others may be as short.
     combine(products, names): their logits [n, V] in fp32, entry by entry. compiled: whether the loops over those
     entries are.
     """
@@ -55,20 +55,20 @@ class Head:
         Compiled: its products, which turn into their gradients. Which ones are made, and in what precision, products
         of no token tell, once.
         """
-        wanted = dict.fromkeys(sorted(_distributions(needs)), 1)
+        rows = dict.fromkeys(sorted(_distributions(needs)), 1)
         kind = tokens.hidden.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (*wanted, tokens.hidden.dtype, autocast, torch.is_grad_enabled())
-        if wanted and key not in self._held:
+        key = (*rows, tokens.hidden.dtype, autocast, torch.is_grad_enabled())
+        if rows and key not in self._held:
             none = tokens.part(slice(0))
-            products = pytree.tree_leaves(self.products(none.hidden, none.states, wanted))
+            products = pytree.tree_leaves(self.products(none.hidden, none.states, rows))
             wide = [x for x in products if x is not None and x.dim() and x.shape[-1] > 1]
             self._held[key] = (
                 sum(x.shape[-1] * x.element_size() for x in wide)
                 if self.compiled
                 else eager_bytes(max(x.shape[-1] for x in wide))
             )
-        return self._held[key] if wanted else 0
+        return self._held[key] if rows else 0
 
 
 @dataclass(frozen=True)
@@ -163,21 +163,21 @@ def reduce_tokens(
     the states and into whatever parameters `head` uses, except from the scalars in `measured`, which are only to be
     looked at. What exceeds the budget is computed again in the backward pass.
     """
-    wanted = tuple(sorted(set(needs) & SCALARS.keys()))
-    if not wanted:
+    names = tuple(sorted(set(needs) & SCALARS.keys()))
+    if not names:
         return {}
-    until = {name: (first or {}).get(name, len(tokens.labels)) for name in wanted}
+    until = {name: (first or {}).get(name, len(tokens.labels)) for name in names}
     cuts = _chunks(tokens, head, until, budget)
     leaves, spec = pytree.tree_flatten(tokens.states)
 
     def scalars(start: int, hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        rows = {name: min(max(0, until[name] - start), len(labels)) for name in wanted}
+        rows = {name: min(max(0, until[name] - start), len(labels)) for name in names}
         longest: dict[str, int] = {}
-        for name in wanted:
+        for name in names:
             longest |= {which: max(rows[name], longest.get(which, 0)) for which in SCALARS[name].reads if rows[name]}
         products = head.products(hidden, pytree.tree_unflatten(states, spec), longest)
         return reduce_products(
-            products, labels, head.combine, wanted, rows=rows, measured=measured, compiled=head.compiled
+            products, labels, head.combine, names, rows=rows, measured=measured, compiled=head.compiled
         )
 
     chunks = []
@@ -187,8 +187,8 @@ def reduce_tokens(
             chunks.append(checkpoint(scalars, at.start, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
             chunks.append(scalars(at.start, *inputs))
-    columns = zip(*chunks, strict=True) if chunks else [[tokens.hidden.new_zeros(0, dtype=torch.float32)]] * len(wanted)
-    return {name: torch.cat(list(column)) for name, column in zip(wanted, columns, strict=True)}
+    columns = zip(*chunks, strict=True) if chunks else [[tokens.hidden.new_zeros(0, dtype=torch.float32)]] * len(names)
+    return {name: torch.cat(list(column)) for name, column in zip(names, columns, strict=True)}
 
 
 def _distributions(needs: Iterable[str]) -> set[str]:
@@ -197,14 +197,14 @@ def _distributions(needs: Iterable[str]) -> set[str]:
 
 
 def _chunks(tokens: Tokens, head: Head, until: Mapping[str, int], budget: int) -> list[slice]:
-    """All tokens at once, where the budget holds their logits; or fewer, all of which the same scalars are wanted of.
+    """All tokens at once, where the budget holds their logits; or fewer, which the same scalars are read of.
 
-    until: of how many first tokens each scalar is wanted.
+    until: of how many first tokens each scalar is read.
     """
     parts = []
     for start, stop in pairwise(sorted({0, *until.values()})):
-        wanted = [name for name, end in until.items() if end >= stop]
-        parts.append((start, stop, max(1, head.bytes_held(tokens, wanted))))
+        names = [name for name, end in until.items() if end >= stop]
+        parts.append((start, stop, max(1, head.bytes_held(tokens, names))))
     if sum((stop - start) * held for start, stop, held in parts) <= budget:
         return [slice(0, max(until.values()))] if parts else []
     chunks = []
@@ -247,19 +247,23 @@ def groups_of(counts: Sequence[int], budget: int, *, chosen_bytes: int, rejected
     groups: list[Group] = []
     held = math.inf
     for i, (chosen, rejected) in enumerate(zip(counts[::2], counts[1::2], strict=True)):
-        count, own = chosen + rejected, chosen * chosen_bytes + rejected * rejected_bytes
-        held += own
+        count, size = chosen + rejected, chosen * chosen_bytes + rejected * rejected_bytes
+        held += size
         if held <= budget:
             last = groups[-1]
             groups[-1] = Group(last.first, last.pairs + 1, last.start, last.stop + count, last.chosen + chosen)
         else:
-            held, start = own, groups[-1].stop if groups else 0
+            held, start = size, groups[-1].stop if groups else 0
             groups.append(Group(i, 1, start, start + count, chosen))
     return groups
 
 
 def group_order(groups: Sequence[Group], row: Tensor) -> Tensor:
-    """In which order tokens [n] of these rows are group by group, in each chosen responses before rejected ones."""
+    """In which order tokens [n] of these rows are group by group, in each chosen responses before rejected ones.
+
+    pair by pair   [c0 c0 c0 r0 r0 | c1 r1 r1 | c2 c2 r2]      three pairs
+    in groups      [c0 c0 c0 c1 | r0 r0 r1 r1] [c2 c2 | r2]    pairs 0 and 1 fit together; of r, fewer scalars
+    """
     group = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.pairs for group in groups]))
     return (2 * group.to(row.device)[row // 2] + row % 2).argsort(stable=True)
 
@@ -277,6 +281,10 @@ def by_pairs(
     tokens: group by group, in each chosen responses before rejected ones, see `group_order`; loss_of gives "loss" []
     and metrics [pairs]; parameters: what the loss depends on besides the tokens. Gives the loss, ready for one
     backward, and the metrics of all pairs.
+
+        group 0   logits [8, V] -> loss_0 -> gradients taken, added to `total`; logits freed
+        group 1   logits [3, V] -> loss_1 -> the same
+        backward  d loss = 1: `total` as it is; else times that number, in its own memory
     """
     if not torch.is_grad_enabled():
         outs = [
@@ -299,20 +307,20 @@ class _ByPairs(torch.autograd.Function):
         outs = []
         with accumulating(leaves) as sinks:
             for group in groups:
-                own = [x[group.start : group.stop].detach().requires_grad_(x.requires_grad) for x in carriers]
-                moving = [i for i, x in enumerate(own) if x.requires_grad]
+                parts = [x[group.start : group.stop].detach().requires_grad_(x.requires_grad) for x in carriers]
+                moving = [i for i, x in enumerate(parts) if x.requires_grad]
                 with torch.enable_grad():
-                    out = loss_of(_part(tokens, group, own), group.pairs)
+                    out = loss_of(_part(tokens, group, parts), group.pairs)
                 outs.append({name: x.detach() for name, x in out.items()})
                 if not out["loss"].requires_grad:
                     continue
-                sources = [*leaves, *(own[i] for i in moving)]
-                found = torch.autograd.grad(out.pop("loss"), sources, allow_unused=True)
-                total = [_added(a, b) for a, b in zip(total, found, strict=False)]
-                for i, grad in zip(moving, found[count:], strict=True):
-                    per_token[i].append(torch.zeros_like(own[i]) if grad is None else grad)
+                sources = [*leaves, *(parts[i] for i in moving)]
+                grads = torch.autograd.grad(out.pop("loss"), sources, allow_unused=True)
+                total = [_added(a, b) for a, b in zip(total, grads, strict=False)]
+                for i, grad in zip(moving, grads[count:], strict=True):
+                    per_token[i].append(torch.zeros_like(parts[i]) if grad is None else grad)
         total = [_added(a, sink.total) for a, sink in zip(total, sinks, strict=True)]
-        ctx.grads = [*total, *(torch.cat(parts) if parts else None for parts in per_token)]
+        ctx.grads = [*total, *(torch.cat(grads) if grads else None for grads in per_token)]
         names.extend(outs[0])
         joined = tuple(_join(name, [out[name] for out in outs]) for name in names)
         ctx.mark_non_differentiable(*joined[1:])

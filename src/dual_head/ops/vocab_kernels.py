@@ -180,21 +180,21 @@ class _Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is reduced from products, as a list of tensors: wanted scalars, each of so many first tokens; some trained.
+    """What is reduced from products, as a list of tensors: scalars, each of so many first tokens; some trained.
 
-    moving: the numbers of the products that a gradient is wanted of.
+    moving: the numbers of the products that have a gradient.
     """
 
     spec: pytree.TreeSpec
     moving: tuple[int, ...]
-    wanted: tuple[str, ...]
+    scalars: tuple[str, ...]
     rows: tuple[int, ...]
     trained: frozenset[str]
     combine: Combine
     compiled: bool
 
     def blocks(self, leaves: Sequence[Tensor | None]) -> Iterator[tuple[slice, tuple[str, ...]]]:
-        """Tokens of which the same scalars are wanted, and which; few at a time where a cache then keeps their rows.
+        """Tokens of which the same scalars are read, and which; few at a time where a cache then keeps their rows.
 
         kl             [t t t t t . . .]       of the first five of eight tokens
         reward_logps   [t t t t t t t t]
@@ -205,9 +205,9 @@ class _Plan:
         if self.compiled and all(x.device.type == "cpu" for x in tensors):
             size = max(1, BLOCK_BYTES // sum(x.shape[-1] * x.element_size() for x in tensors if x.dim()))
         for stop in sorted({0, *self.rows})[1:]:
-            wanted = tuple(name for name, rows in zip(self.wanted, self.rows, strict=True) if rows >= stop)
+            scalars = tuple(name for name, rows in zip(self.scalars, self.rows, strict=True) if rows >= stop)
             for at in range(start, stop, size):
-                yield slice(at, min(stop, at + size)), wanted
+                yield slice(at, min(stop, at + size)), scalars
             start = stop
 
     def targets(self, leaves: Sequence[Any]) -> dict[int, Tensor]:
@@ -220,16 +220,16 @@ def reduce_products(
     products: Products,
     labels: Tensor,
     combine: Combine,
-    wanted: tuple[str, ...],
+    scalars: tuple[str, ...],
     *,
     rows: Mapping[str, int] | None = None,
     measured: frozenset[str] = frozenset(),
     compiled: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Compute the wanted scalars, each [n] in fp32, of the distributions that `combine` makes of products.
+    """Compute scalars, each [n] in fp32, of the distributions that `combine` makes of products.
 
-    products: [n, V] and narrower; those wider than a column must be nobody else's: with `compiled`, the backward
-    pass overwrites them. rows: of how many of the n tokens a scalar is wanted, the first ones, where not of all;
+    products: [n, V] and narrower; those wider than a column must have no other reader: with `compiled`, the backward
+    pass overwrites them. rows: of how many of the n tokens a scalar is read, the first ones, where not of all;
     products that no other scalar is made of may then be of those tokens alone. Scalars in `measured` carry no gradient.
     Nothing flows into products that do not ask for it.
     """
@@ -237,9 +237,9 @@ def reduce_products(
     graded = torch.is_grad_enabled()
     moving = tuple(i for i, x in enumerate(leaves) if graded and x is not None and x.requires_grad)
     leaves = [x.expand(len(labels), 1) if i in moving and not x.dim() else x for i, x in enumerate(leaves)]
-    trained = frozenset(name for name in wanted if SCALARS[name].trainable) - measured
-    counts = tuple((rows or {}).get(name, len(labels)) for name in wanted)
-    plan = _Plan(spec, moving, wanted, counts, trained, combine, compiled)
+    trained = frozenset(name for name in scalars if SCALARS[name].trainable) - measured
+    counts = tuple((rows or {}).get(name, len(labels)) for name in scalars)
+    plan = _Plan(spec, moving, scalars, counts, trained, combine, compiled)
     return _Reduced.apply(plan, labels, *leaves)  # type: ignore[return-value]
 
 
@@ -249,12 +249,12 @@ class _Reduced(torch.autograd.Function):
         products = [None if x is None else x.detach() for x in leaves]
         run = _compiled()[0] if plan.compiled else _values
         blocks = [
-            run(pytree.tree_unflatten(_part(products, at), plan.spec), labels[at], plan.combine, wanted)
-            for at, wanted in plan.blocks(products)
+            run(pytree.tree_unflatten(_part(products, at), plan.spec), labels[at], plan.combine, scalars)
+            for at, scalars in plan.blocks(products)
         ]
         values, lse = (_joined([block[i] for block in blocks]) for i in (0, 1))
         none = labels.new_zeros(0, dtype=torch.float32)
-        values = {name: values.get(name, none) for name in plan.wanted}
+        values = {name: values.get(name, none) for name in plan.scalars}
         ctx.plan, ctx.kept = plan, pytree.tree_flatten(_Kept(labels, values, lse, {}))[1]
         ctx.save_for_backward(*leaves, labels, *values.values(), *lse.values())
         ctx.mark_non_differentiable(*(x for name, x in values.items() if name not in plan.trained))
@@ -266,13 +266,13 @@ class _Reduced(torch.autograd.Function):
         saved = [None if x is None else x.detach() for x in ctx.saved_tensors]
         count = plan.spec.num_leaves
         products: list[Any] = saved[:count]
-        by = {name: grad for name, grad in zip(plan.wanted, grads, strict=True) if name in plan.trained}
+        by = {name: grad for name, grad in zip(plan.scalars, grads, strict=True) if name in plan.trained}
         kept = pytree.tree_unflatten(saved[count:], ctx.kept)._replace(by=by)
         targets = plan.targets(products)
         plain, in_place = _compiled()[1:] if plan.compiled else (_gradients, _gradients)
-        for at, wanted in plan.blocks(products):
+        for at, scalars in plan.blocks(products):
             part = _part(products, at)
-            trained = tuple(x for x in wanted if x in plan.trained)
+            trained = tuple(x for x in scalars if x in plan.trained)
             moving = [i for i in plan.moving if part[i] is not None]
             if not trained:
                 for i in moving:
@@ -313,16 +313,16 @@ def _values(
     products: Products,
     labels: Tensor,
     combine: Combine,
-    wanted: tuple[str, ...],
+    scalars: tuple[str, ...],
     exp: Callable[[Tensor], Tensor] = torch.exp,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every wanted scalar [n], and every distribution's normaliser [n], by name."""
-    z = combine(products, frozenset().union(*(SCALARS[name].reads for name in wanted)))
+    """Every scalar [n], and every distribution's normaliser [n], by name."""
+    z = combine(products, frozenset().union(*(SCALARS[name].reads for name in scalars)))
     p = {name: _normalised(logits, exp) for name, logits in z.items() if name != DELTA}
     lse = {name: x.lse[:, 0] for name, x in p.items()}
     if DELTA in z:
         p[DELTA] = Distribution(z[DELTA], *[z[DELTA][:, :0]] * 3)
-    return {name: SCALARS[name].value(View(p[SCALARS[name].of], p.get("base"), labels)) for name in wanted}, lse
+    return {name: SCALARS[name].value(View(p[SCALARS[name].of], p.get("base"), labels)) for name in scalars}, lse
 
 
 def _normalised(logits: Tensor, exp: Callable[[Tensor], Tensor]) -> Distribution:
