@@ -241,7 +241,7 @@ def test_padding_alone_says_what_its_mask_says():
 def test_only_what_would_keep_much_is_computed_again_and_in_groups_of_rows(monkeypatch):
     groups = []
     monkeypatch.setattr(
-        heads, "checkpoint", lambda function, *own, **_: groups.append(len(own[0]().hidden)) or function(*own)
+        layers, "checkpoint", lambda function, *own, **_: groups.append(len(own[0]().hidden)) or function(*own)
     )
     gate, hidden, _ = a_gate()
     row = (2 * 8 * (3 + 6) + 3 * 6) * 4  # keys and values of 6 tokens, queries of 3 and their answers, the mask; fp32
