@@ -235,6 +235,13 @@ def test_the_reference_of_python_has_every_public_name():
     assert set(re.findall(r"^::: dual_head\.(\w+)$", text, re.MULTILINE)) == {*dual_head.__all__}
 
 
+def test_the_packages_of_the_page_on_the_source_are_there():
+    table = (ROOT / "docs" / "reference" / "source.md").read_text().partition("| folder |")[0]
+    named = {name for row in TABLE_ROW.findall(table) for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    packages = {file.parent.name for file in (ROOT / "src" / "dual_head").glob("*/__init__.py")}
+    assert named == packages
+
+
 def test_every_format_has_an_example():
     assert [name for name, _, _ in EXAMPLES] == list(FORMATS)
 
