@@ -115,8 +115,6 @@ class OptionParser(argparse.ArgumentParser):
         for action in self._actions:
             if action.dest in defaults:
                 action.required = False
-                if not action.option_strings:
-                    action.nargs = "*" if action.nargs in ("+", "*") else "?"
         self.set_defaults(**defaults)
         _note_aliases(file, tuple((place, name) for name, place in places.items()), tuple(self.aliases))
 
