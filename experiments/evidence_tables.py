@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+
 from dual_head.evaluate.compare.frontier import hypervolume, pareto
 from dual_head.evaluate.compare.win_rates import win_rate
-
 from dual_head.intervals import crossed, percentiles
 
 RESAMPLES = 2000
