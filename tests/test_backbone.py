@@ -444,3 +444,13 @@ def test_guides_are_no_backbone_for_guides(tmp_path):
     write_guides(tmp_path / "guides", tmp_path / "backbone", {"g": LinearConfig()}, tokenizer=word_tokenizer())
     with pytest.raises(DualHeadError, match=r"holds guides.*Give the backbone that they go on"):
         Backbone(load_backbone(str(tmp_path / "guides")))
+
+
+def test_logits_of_a_step_do_not_depend_on_the_stride_of_its_one_token():
+    """[B, 1, d] is contiguous whatever the stride of the middle, which `torch.where` may leave at anything."""
+    decoder = Backbone(tiny_lm("llama"))
+    hidden = torch.randn(2, 1, HIDDEN, generator=torch.Generator().manual_seed(0))
+    strided = torch.empty_strided(hidden.shape, (HIDDEN, 2 * HIDDEN, 1)).copy_(hidden)
+    assert strided.is_contiguous()
+    assert strided.stride() != hidden.stride()
+    assert torch.equal(decoder.logits(strided), decoder.logits(hidden))

@@ -185,8 +185,10 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into the model's logits [..., V], soft-capping and scales included."""
         # Of strided rows and a frozen weight torch makes a batched product, slower and rounded otherwise than the one
-        # that a model loaded by itself, whose weights want a gradient, makes of the same rows.
-        batched = (hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])).contiguous()
+        # that a model loaded by itself, whose weights want a gradient, makes of the same rows. It reads the stride of a
+        # dimension of size 1 too, which is contiguous whatever it is; a view makes that stride anew.
+        rows = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
+        batched = rows.contiguous().view(rows.shape)
         if self._only_head:  # the model's own forward costs a token as much as a small product
             out = self.lm.get_output_embeddings()(batched)  # pyright: ignore[reportOptionalCall]
         else:
