@@ -173,8 +173,8 @@ class Classifier:
         (conversation,) = write([(prompt, (reply,))], self.tokenizer)
         if isinstance(conversation, Dropped):
             raise DualHeadError(
-                f"The reward model in '{self.folder}' cannot read a prompt: {conversation}. Leave it out, or change the "
-                "messages."
+                f"The reward model in '{self.folder}' cannot read a prompt: {conversation}. Leave it out, or change "
+                "the messages."
             )
         return conversation.prompt + conversation.replies[0]
 
