@@ -17,6 +17,7 @@ torch.set_num_threads(1)  # tiny tensors and parallel test processes: more threa
 FAST_FOLDERS = {"backbone", "contract", "data", "guides", "losses", "methods", "model", "ops", "options", "papers"}
 FAST_FILES = {"test_config.py", "test_errors.py", "test_stats.py"}
 FAST_ARCHITECTURES = {"llama", "gpt2"}
+NOT_FAST = ("heavy", "slow", "real")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def is_fast(item: pytest.Item) -> bool:
     """Tell whether a test is one of the parts by themselves."""
     first = item.path.relative_to(Path(__file__).parent).parts[0]
-    if first not in FAST_FOLDERS | FAST_FILES or item.get_closest_marker("slow") or item.get_closest_marker("real"):
+    if first not in FAST_FOLDERS | FAST_FILES or any(item.get_closest_marker(mark) for mark in NOT_FAST):
         return False
     models = sys.modules.get("models")  # imported by the tests that have an architecture
     others = set(models.ARCHITECTURES) - FAST_ARCHITECTURES if models else set()

@@ -96,6 +96,7 @@ def compiled(model, **options) -> tuple[torch.Tensor, int]:
     return model.generate(**padded(), **STATIC, **options, **SHORT), graphs.frame_count
 
 
+@pytest.mark.heavy
 @every_kind
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_a_compiled_step_gives_the_same_tokens_and_no_more_graphs_than_the_backbone(kind, architecture):

@@ -70,6 +70,7 @@ def files(folder: Path) -> set[str]:
 
 
 @torch.no_grad()
+@pytest.mark.heavy
 def test_a_process_that_has_not_imported_us_loads_what_is_saved_and_saved_again(model, tmp_path):
     guides, classes, again = tmp_path / "guides", write_dhrd(tmp_path), tmp_path / "again"
     model.save_pretrained(guides)

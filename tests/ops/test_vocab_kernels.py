@@ -80,6 +80,7 @@ def test_what_is_measured_only_is_measured_right_and_trains_nothing():
     assert not reduced(said, ("kl",), measured=frozenset({"kl"}))["kl"].requires_grad
 
 
+@pytest.mark.heavy
 def test_compiled_loops_give_the_same_and_write_gradients_over_their_products():
     ours, theirs = products(torch.float32), products(torch.float32)
     wide = {name: x.clone() for name, x in ours.items()}  # as matrix products are: no leaves
@@ -93,7 +94,7 @@ def test_compiled_loops_give_the_same_and_write_gradients_over_their_products():
 FIRST = {"kl": 3, "policy_logps": 3, "delta_norm": 2}  # of the five tokens
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.heavy)])
 def test_what_is_wanted_of_the_first_tokens_alone_is_as_long_and_the_same(compiled):
     """Products that nothing else is made of are then as short, too."""
     dtype = torch.float32 if compiled else torch.float64
