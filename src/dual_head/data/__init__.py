@@ -13,7 +13,7 @@ from typing import Any
 
 from dual_head.errors import DualHeadError
 
-__all__ = ["Cut", "Dropped", "RowReport", "Message", "Pair", "Prompt", "is_held_out", "rows_digest", "split_by_prompt"]
+__all__ = ["Cut", "Dropped", "Message", "Pair", "Prompt", "RowReport", "is_held_out", "rows_digest", "split_by_prompt"]
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Prompt = str | Sequence[Message]  # a text to continue, or the conversation so far

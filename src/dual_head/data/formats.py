@@ -31,7 +31,7 @@ from dual_head.data.turns import (
 )
 from dual_head.errors import DualHeadError, did_you_mean
 
-__all__ = ["FORMATS", "RowReport", "Message", "Pair", "load_pairs", "row_format", "split_by_prompt"]
+__all__ = ["FORMATS", "Message", "Pair", "RowReport", "load_pairs", "row_format", "split_by_prompt"]
 
 Row = Mapping[str, Any]
 
