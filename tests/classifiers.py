@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from files import ASKED, BAD, GOOD, word_tokenizer, write_backbone
 
+from dual_head.backbone.fingerprint import tokenizer_fingerprint
 from dual_head.classify import TextForm
 from dual_head.classify.model import DualHeadReasoningModel
-from dual_head.fingerprint import tokenizer_fingerprint
 
 VOCABULARY = [*GOOD, *BAD, *ASKED]
 LONGEST = 24  # tokens of an input

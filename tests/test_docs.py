@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
 
 import dual_head
 from dual_head import LinearConfig, RewardHeadConfig, method
-from dual_head.backbone import Backbone
+from dual_head.backbone.decoder import Backbone
 from dual_head.cli import COMMANDS, main
 from dual_head.commands import classify
 from dual_head.commands.generate import parse_alpha

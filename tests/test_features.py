@@ -11,7 +11,7 @@ from models import ARCHITECTURES, HIDDEN, LAYERS, tiny_lm
 from safetensors.torch import save_file
 
 from dual_head import AlignedModel, DualHeadError
-from dual_head.backbone import Backbone
+from dual_head.backbone.decoder import Backbone
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
 from dual_head.features import FeatureCache, FeatureCollator, Layout, Needs, load_head, save_head

@@ -8,7 +8,7 @@ from models import ARCHITECTURES, HIDDEN, VOCAB, guided_lm
 from torch import Tensor
 
 from dual_head import DualHeadError, RewardHeadConfig
-from dual_head.backbone import Backbone, BackboneShape
+from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.guides import Guide, GuideConfig, States
 from dual_head.guides.hidden import Hidden, HiddenConfig
 from dual_head.guides.layers import weighted_sum

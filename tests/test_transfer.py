@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dual_head.backbone import BackboneShape
-from dual_head.hidden_states import Features
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.transfer import UNMAPPED, Transfer, pool
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from dual_head.checkpoint import MODEL_TYPE, require_sizes
+from dual_head.backbone.checkpoint import MODEL_TYPE, require_sizes
 from dual_head.options import fit
 
 

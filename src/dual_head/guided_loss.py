@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dual_head import policy
+from dual_head.backbone.features import Features, Rows
 from dual_head.data.collate import NO_TOKEN
 from dual_head.errors import DualHeadError
 from dual_head.guides import States
 from dual_head.guides.layers import KEPT
-from dual_head.hidden_states import Features, Rows
 from dual_head.losses import Objective, name_of
 from dual_head.methods import Method
 from dual_head.model.aligned import AlignedModel, Encoded

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dual_head.backbone import Decoder
+from dual_head.backbone.decoder import Decoder
 from dual_head.errors import DualHeadError
 from dual_head.fusion import add_weighted, fuse
 from dual_head.guides import Guide, States

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.checkpoint import load_strictly, read_shapes, read_weights, require_kind
+from dual_head.backbone.checkpoint import load_strictly, read_shapes, read_weights, require_kind
 from dual_head.errors import DualHeadError
 from dual_head.model.aligned import AlignedModel
 from dual_head.places import altered, atomic_folder, checksums, exclusive, flush, require_place, settle

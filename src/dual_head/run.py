@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.checkpoint import MODEL_TYPE
+from dual_head.backbone.checkpoint import MODEL_TYPE
 from dual_head.data.collate import PairCollator
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError

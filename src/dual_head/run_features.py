@@ -18,7 +18,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from dual_head import __version__
-from dual_head.backbone import Backbone
+from dual_head.backbone.decoder import Backbone
+from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.data import RowReport
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
@@ -36,7 +37,6 @@ from dual_head.features.store import (
     remove_shards,
     write_manifest,
 )
-from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.gauge import Gauge, duration
 from dual_head.guides import guide_class, kind_of
 from dual_head.methods import Method

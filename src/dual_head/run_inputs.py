@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dual_head.backbone import BackboneShape, load_backbone, load_context_length
+from dual_head.backbone.decoder import BackboneShape, load_backbone, load_context_length
+from dual_head.backbone.fingerprint import digest, tokenizer_fingerprint
 from dual_head.data import RowReport, split_by_prompt
 from dual_head.data.formats import load_pairs
 from dual_head.data.tokenize import TokenizeOptions, pair_lengths, tokenize_pairs
 from dual_head.errors import DualHeadError, require
 from dual_head.features import FeatureCache, FeatureCollator, FeatureSet, Needs, load_head, needs_of
 from dual_head.features.store import read_manifest
-from dual_head.fingerprint import digest, tokenizer_fingerprint
 from dual_head.guides import build_guide
 from dual_head.methods import Method
 from dual_head.model.guide_set import entry_of

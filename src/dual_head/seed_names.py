@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dual_head.checkpoint import CONFIG_NAME
+from dual_head.backbone.checkpoint import CONFIG_NAME
 from dual_head.data.sources import PICKLES
 from dual_head.errors import DualHeadError
 from dual_head.secrets import command_line

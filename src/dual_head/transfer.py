@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_head.backbone import BackboneShape
-from dual_head.hidden_states import Features
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 
 UNMAPPED = -1
 

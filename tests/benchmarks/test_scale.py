@@ -11,7 +11,7 @@ from scale import FULL, GATED, GUIDES, HIDDEN, LOW, SHAPES, Data, Hardware
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dual_head import HiddenConfig, RewardHeadConfig
-from dual_head.backbone import BackboneShape
+from dual_head.backbone.decoder import BackboneShape
 from dual_head.features import Layout
 from dual_head.guides import GuideConfig, guide_class, kind_of
 from dual_head.ops.token_scores import auto_budget

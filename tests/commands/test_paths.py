@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dual_head import AlignedConfig, AlignedModel, HiddenConfig, RewardHeadConfig
-from dual_head.checkpoint import CONFIG_TYPES, read_values
+from dual_head.backbone.checkpoint import CONFIG_TYPES, read_values
 from dual_head.cli import main
 from dual_head.commands.paths import require_paths
 

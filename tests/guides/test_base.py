@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dual_head.backbone import BackboneShape
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.guides import Guide, GuideConfig, States
-from dual_head.hidden_states import Features
 
 
 class Plain(Guide):

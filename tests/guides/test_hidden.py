@@ -7,9 +7,9 @@ import torch
 from models import ARCHITECTURES, BOS, VOCAB, guided_lm
 
 from dual_head import DualHeadError
-from dual_head.backbone import BackboneShape
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.guides.hidden import Hidden, HiddenConfig
-from dual_head.hidden_states import Features
 from dual_head.policy import ActiveGuide
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from dual_head import DualHeadError
+from dual_head.backbone.features import Features
 from dual_head.guides import layers
 from dual_head.guides.layers import CausalGate, LinearMap, require_not_negative, require_positive, weighted_sum
-from dual_head.hidden_states import Features
 from dual_head.ops.masks import causal_mask
 
 X = torch.tensor([[2.0, 3.0], [-1.0, 0.5]])

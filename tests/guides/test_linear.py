@@ -5,9 +5,9 @@ import torch
 from models import BOS, guided_lm
 
 from dual_head import DualHeadError
-from dual_head.backbone import BackboneShape
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.guides.linear import Linear, LinearConfig
-from dual_head.hidden_states import Features
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
 H = torch.tensor([[[4.0, 5.0]]])

@@ -7,9 +7,9 @@ import torch
 from models import HIDDEN, LAYERS, VOCAB, guided_lm
 
 from dual_head import AlignedModel, DualHeadError
-from dual_head.backbone import BackboneShape
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.guides.multilayer import Multilayer, MultilayerConfig
-from dual_head.hidden_states import Features
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=2, num_layers=2)
 

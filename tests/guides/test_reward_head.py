@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from dual_head import DualHeadError, RewardHeadConfig
-from dual_head.backbone import BackboneShape
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.guides.layers import CausalGate
 from dual_head.guides.reward_head import RewardHead
-from dual_head.hidden_states import Features
 from dual_head.policy import ActiveGuide
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)

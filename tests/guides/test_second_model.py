@@ -4,7 +4,7 @@ import torch
 from models import BOS, tiny_lm
 from torch import nn
 
-from dual_head.backbone import Backbone
+from dual_head.backbone.decoder import Backbone
 from dual_head.guides.second_model import is_backbone, shared_view
 
 IDS = torch.tensor([[BOS, 5, 6, 7]])

@@ -8,10 +8,10 @@ from models import guided_lm
 from torch import Tensor
 
 from dual_head import AlignedModel
+from dual_head.backbone.features import Features
 from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides import guide_class
-from dual_head.hidden_states import Features
 from dual_head.losses import objective_class, objective_names
 from dual_head.methods import Method
 from dual_head.ops.token_scores import Scored

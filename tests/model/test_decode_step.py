@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dual_head import AlignedModel, DualHeadError
+from dual_head.backbone.joint import JointDecoder
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.guides.reward_model import RewardModelConfig
-from dual_head.joint import JointDecoder
 
 ARM = LanguageModelConfig()
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}

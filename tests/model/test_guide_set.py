@@ -8,7 +8,7 @@ from models import HIDDEN, LAYERS, VOCAB, tiny_lm
 from transformers import DynamicCache
 
 from dual_head import AlignedModel, DualHeadError
-from dual_head.backbone import Backbone, BackboneShape
+from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig

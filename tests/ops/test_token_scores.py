@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dual_head.backbone import Backbone, BackboneShape
+from dual_head.backbone.decoder import Backbone, BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.data.collate import PairCollator
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import RewardHead, RewardHeadConfig
-from dual_head.hidden_states import Features
 from dual_head.losses import Terms
 from dual_head.losses.next_token import NextToken
 from dual_head.methods import method

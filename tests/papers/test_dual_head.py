@@ -8,7 +8,7 @@ import torch
 from models import steered_lm
 
 from dual_head import RewardHeadConfig, method
-from dual_head.backbone import BackboneShape
+from dual_head.backbone.decoder import BackboneShape
 from dual_head.fusion import fuse
 from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import RewardHead

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from dual_head.checkpoint import find_file
+from dual_head.backbone.checkpoint import find_file
 from dual_head.classify.metrics import log_probabilities, probabilities
 from dual_head.errors import DualHeadError
 from dual_head.options import build

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 from rich.console import Console
 
+from dual_head.backbone.fingerprint import digest
 from dual_head.classify import Example
 from dual_head.classify.controls import Control, apply_control
 from dual_head.classify.differences import of_seeds
@@ -23,7 +24,6 @@ from dual_head.classify.run import train_classifier
 from dual_head.classify.run_inputs import load_sets
 from dual_head.classify.training import ClassifierTrainingArguments
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.fingerprint import digest
 from dual_head.options import build
 from dual_head.places import atomic_folder, settle
 from dual_head.reading import read_json

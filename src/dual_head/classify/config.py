@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from dual_head.checkpoint import require_sizes
+from dual_head.backbone.checkpoint import require_sizes
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.options import fit
 from dual_head.reading import reading

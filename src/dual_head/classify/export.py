@@ -20,14 +20,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from transformers.utils.import_utils import is_peft_available
 
 from dual_head import __version__
+from dual_head.backbone.dtypes import FLOATS
+from dual_head.backbone.fingerprint import digest, sketch, tokenizer_fingerprint
 from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.parity import Pooled, allowance, check_merged, largest, scored, tried
 from dual_head.data.conversation import first_ids
-from dual_head.dtypes import FLOATS
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.export.folder import bytes_in
-from dual_head.fingerprint import digest, sketch, tokenizer_fingerprint
 from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 
 PAD = "<|dual_head_pad|>"  # nothing that anybody writes

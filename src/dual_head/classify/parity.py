@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dual_head.backbone import Decoder
+from dual_head.backbone.decoder import Decoder
 from dual_head.classify.model import DualHeadReasoningModel, last_tokens
 from dual_head.errors import DualHeadError
 

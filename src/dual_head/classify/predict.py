@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
 
-from dual_head.backbone import BRANCH_TOLERANCE, context_length
+from dual_head.backbone.decoder import BRANCH_TOLERANCE, context_length
+from dual_head.backbone.dtypes import FLOATS, require_dtype
+from dual_head.backbone.fingerprint import tokenizer_fingerprint
 from dual_head.classify import Example
 from dual_head.classify.calibration import load_calibration
 from dual_head.classify.metrics import probabilities
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import ClassifyTokenizeOptions, cut_ids, input_ids_of
 from dual_head.data.conversation import first_ids
-from dual_head.dtypes import FLOATS, require_dtype
 from dual_head.errors import DualHeadError
-from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.model.pretrained import load_tokenizer
 
 __all__ = ["WINDOW", "Prediction", "Predictor", "Scored"]

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
+from dual_head.backbone.fingerprint import tokenizer_fingerprint
 from dual_head.classify import Example, TextForm
 from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.controls import apply_control
@@ -28,7 +29,6 @@ from dual_head.classify.tokenize import ClassifyTokenizeOptions, Tokenized, toke
 from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArguments, save_classifier
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
-from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.report import too_few
 from dual_head.resume import held

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from dual_head.backbone import load_context_length
+from dual_head.backbone.decoder import load_context_length
 from dual_head.classify import Example, as_shares, in_words
 from dual_head.classify.formats import Loaded, load_examples, overlap
 from dual_head.classify.options import ClassifyOptions

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from dual_head.backbone.fingerprint import digest
 from dual_head.classify import Example, in_words
 from dual_head.classify.linter import agrees, label_words
 from dual_head.data import Message
 from dual_head.errors import DualHeadError
-from dual_head.fingerprint import digest
 from dual_head.reading import json_value
 
 __all__ = ["Ask", "TeacherOptions", "Written", "write_rationales"]

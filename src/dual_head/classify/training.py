@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from dual_head.checkpoint import load_strictly, read_weights, require_kind
+from dual_head.backbone.checkpoint import load_strictly, read_weights, require_kind
 from dual_head.classify.collate import ExampleCollator
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import Tokenized

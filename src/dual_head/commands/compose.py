@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dual_head.checkpoint import COPY, MODEL_TYPE, require_kind
+from dual_head.backbone.checkpoint import COPY, MODEL_TYPE, require_kind
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.loading import DTYPE_HELP
 from dual_head.errors import DualHeadError, did_you_mean

@@ -9,10 +9,18 @@ from typing import Any
 
 from rich.table import Table
 
-from dual_head.checkpoint import CONFIG_NAME, COPY, SAFE_WEIGHTS_NAME, VOCAB_MAP, find_file, read_sizes, read_values
+from dual_head.backbone.checkpoint import (
+    CONFIG_NAME,
+    COPY,
+    SAFE_WEIGHTS_NAME,
+    VOCAB_MAP,
+    find_file,
+    read_sizes,
+    read_values,
+)
+from dual_head.backbone.fingerprint import Fingerprint
 from dual_head.commands.loading import GuidesOptions
 from dual_head.errors import DualHeadError
-from dual_head.fingerprint import Fingerprint
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
 from dual_head.reading import reading
@@ -125,7 +133,7 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from dual_head.backbone import BackboneShape, Decoder, load_config
+    from dual_head.backbone.decoder import BackboneShape, Decoder, load_config
     from dual_head.guides import guide_class
     from dual_head.model.pretrained import load_tokenizer, read_config
     from dual_head.model.switch import moved_entries

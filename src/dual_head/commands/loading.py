@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dual_head.checkpoint import CONFIG_NAME, find_file
+from dual_head.backbone.checkpoint import CONFIG_NAME, find_file
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
 

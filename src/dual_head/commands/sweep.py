@@ -169,7 +169,7 @@ def _identity(
     args: SweepOptions, model: "AlignedModel", tokenizer: "PreTrainedTokenizerBase", asked: list[Any]
 ) -> dict[str, Any]:
     """Collect what makes a sweep this sweep: one that goes on must agree on all of it."""
-    from dual_head.fingerprint import sketch, tokenizer_fingerprint
+    from dual_head.backbone.fingerprint import sketch, tokenizer_fingerprint
 
     said = ("guide", "alpha", "max_new_tokens", "temperature", "samples", "seed")
     sketches = {name: sketch(tensor) for name, tensor in model.stored().items()}

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_head.backbone import Decoder
+from dual_head.backbone.decoder import Decoder
+from dual_head.backbone.features import Features
 from dual_head.errors import DualHeadError
-from dual_head.hidden_states import Features
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
 

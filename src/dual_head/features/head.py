@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from dual_head.backbone import Decoder, load_config
-from dual_head.checkpoint import require_finite, require_same_shapes
+from dual_head.backbone.checkpoint import require_finite, require_same_shapes
+from dual_head.backbone.decoder import Decoder, load_config
 from dual_head.errors import DualHeadError
 from dual_head.features.store import HEAD_FILE
 from dual_head.reading import reading

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dual_head.backbone.fingerprint import Fingerprint
 from dual_head.errors import DualHeadError
-from dual_head.fingerprint import Fingerprint
 from dual_head.options import build, fit
 from dual_head.places import altered, file_digest, flush
 from dual_head.reading import read_json, reading

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dual_head.backbone import Backbone
+from dual_head.backbone.decoder import Backbone
 from dual_head.data.collate import PairBatch, PairCollator
 from dual_head.data.tokenize import COLUMNS
 from dual_head.errors import DualHeadError

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from dual_head.backbone import BackboneShape
+from dual_head.backbone.decoder import BackboneShape
 from dual_head.guides.base import Guide, GuideConfig, States
 from dual_head.options import discover
 

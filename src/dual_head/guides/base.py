@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from dual_head.backbone import Backbone, BackboneShape
-from dual_head.cache import CacheSlot
+from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.decoder import Backbone, BackboneShape
+from dual_head.backbone.features import Features
+from dual_head.backbone.joint import Changes
 from dual_head.errors import DualHeadError
 from dual_head.guides.layers import LinearMap
-from dual_head.hidden_states import Features
-from dual_head.joint import Changes
 from dual_head.options import build
 
 States = dict[str, Tensor]  # each [B, T, *], or [n, *] once tokens have been picked

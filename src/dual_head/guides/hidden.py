@@ -12,12 +12,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from dual_head.backbone import BackboneShape
-from dual_head.cache import CacheSlot
+from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.errors import DualHeadError
 from dual_head.guides.base import Guide, GuideConfig, States
 from dual_head.guides.layers import CausalGate, LinearMap, gated, require_not_negative, require_positive
-from dual_head.hidden_states import Features
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dual_head.backbone import Backbone, BackboneShape, Decoder
-from dual_head.cache import CacheSlot
+from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.decoder import Backbone, BackboneShape, Decoder
+from dual_head.backbone.features import Features
+from dual_head.backbone.joint import Changes, JointDecoder
+from dual_head.backbone.views import shared_view
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States
@@ -37,9 +40,6 @@ from dual_head.guides.second_model import (
     low_rank_changes,
     shares_weights,
 )
-from dual_head.hidden_states import Features
-from dual_head.joint import Changes, JointDecoder
-from dual_head.views import shared_view
 
 BACKBONE, UNGUIDED = "backbone", "unguided"
 REFERENCE = "against/"  # prefix of the other model's states

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dual_head.cache import CacheSlot
+from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.features import Features
 from dual_head.errors import DualHeadError
-from dual_head.hidden_states import Features
 from dual_head.ops.linear import AccumulatingLinear, linear
 from dual_head.ops.masks import causal_mask
 from dual_head.ops.small_matmul import product

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dual_head.backbone import BackboneShape
-from dual_head.cache import CacheSlot
+from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.guides.base import Guide, GuideConfig, States
 from dual_head.guides.layers import LinearMap, require_not_negative, require_positive
-from dual_head.hidden_states import Features
 
 
 @dataclass(frozen=True, kw_only=True)

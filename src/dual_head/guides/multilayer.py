@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_head.backbone import BackboneShape
-from dual_head.cache import CacheSlot
+from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.decoder import BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.errors import DualHeadError
 from dual_head.guides.base import Guide, GuideConfig, States
 from dual_head.guides.layers import LinearMap, require_positive
-from dual_head.hidden_states import Features
 from dual_head.transfer import pool
 
 MAV_WIDTH = 4096

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
 
-from dual_head.backbone import Backbone, load_config
-from dual_head.cache import CacheSlot, PrefixCache
+from dual_head.backbone.cache import CacheSlot, PrefixCache
+from dual_head.backbone.decoder import Backbone, load_config
+from dual_head.backbone.features import Features
+from dual_head.backbone.views import shared_view
 from dual_head.errors import DualHeadError, require
 from dual_head.guides.base import Parameters, States
 from dual_head.guides.layers import require_positive
@@ -31,11 +33,9 @@ from dual_head.guides.second_model import (
     injecting,
     lora_config,
 )
-from dual_head.hidden_states import Features
 from dual_head.ops.masks import additive
 from dual_head.places import require_unaltered
 from dual_head.reading import reading
-from dual_head.views import shared_view
 
 BATCH_TOKENS = 4096  # continuations scored in one forward
 OWN_PLACE = (

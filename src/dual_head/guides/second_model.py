@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from dual_head.backbone import Backbone, BackboneShape, load_backbone, load_config
-from dual_head.checkpoint import COPY, find_file, read_shapes
+from dual_head.backbone.checkpoint import COPY, find_file, read_shapes
+from dual_head.backbone.decoder import Backbone, BackboneShape, load_backbone, load_config
+from dual_head.backbone.joint import Changes, LowRank
+from dual_head.backbone.views import shared_view
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
 from dual_head.guides import build_guide
 from dual_head.guides.base import Guide, GuideConfig, Parameters
 from dual_head.guides.layers import require_positive
-from dual_head.joint import Changes, LowRank
 from dual_head.reading import read_json, reading
-from dual_head.views import shared_view
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

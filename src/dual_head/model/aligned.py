@@ -30,16 +30,16 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
-from dual_head.backbone import Backbone
-from dual_head.cache import CacheSlot
-from dual_head.checkpoint import COPY, load_strictly, read_weights
+from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.checkpoint import COPY, load_strictly, read_weights
+from dual_head.backbone.decoder import Backbone
+from dual_head.backbone.features import Features
+from dual_head.backbone.fingerprint import tokenizer_fingerprint
 from dual_head.config import AlignedConfig
 from dual_head.data import Prompt
 from dual_head.errors import DualHeadError
-from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 from dual_head.guides import Guide, GuideConfig, States
-from dual_head.hidden_states import Features
 from dual_head.model import pretrained
 from dual_head.model.alpha import Alpha, Strengths, requested, require_default, resolve_alpha, strengths_of
 from dual_head.model.costs import recorded_costs

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from dual_head.backbone import BackboneShape, Decoder
-from dual_head.checkpoint import VOCAB_MAP
+from dual_head.backbone.checkpoint import VOCAB_MAP
+from dual_head.backbone.decoder import BackboneShape, Decoder
 from dual_head.config import AlignedConfig
 from dual_head.guides import Guide, build_guide
 from dual_head.guides.base import Parameters

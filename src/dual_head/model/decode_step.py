@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from dual_head.backbone import Backbone
-from dual_head.cache import CacheSlot, StackedCache, grows, offloaded
+from dual_head.backbone.cache import CacheSlot, StackedCache, grows, offloaded
+from dual_head.backbone.decoder import Backbone
+from dual_head.backbone.joint import JointDecoder
 from dual_head.guides import Guide, States
-from dual_head.joint import JointDecoder
 
 
 @dataclass(frozen=True)

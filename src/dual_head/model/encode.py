@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from dual_head.backbone.features import Features, Rows
 from dual_head.guides import States
-from dual_head.hidden_states import Features, Rows
 from dual_head.model.decode_step import StepOutput, growing_cache
 from dual_head.model.guide_set import GuideSet
 

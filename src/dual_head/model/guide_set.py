@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 
-from dual_head.backbone import Backbone, BackboneShape
-from dual_head.cache import CacheSlot
-from dual_head.checkpoint import load_strictly
+from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.checkpoint import load_strictly
+from dual_head.backbone.decoder import Backbone, BackboneShape
+from dual_head.backbone.features import Features
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides import Guide, GuideConfig, States, build_guide, kind_of
-from dual_head.hidden_states import Features
 from dual_head.model.decode_step import JointStep, StepOutput
 from dual_head.ops.masks import additive, branch_mask, causal_mask
 from dual_head.policy import ActiveGuide

@@ -13,8 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dual_head.backbone import Backbone, load_backbone
-from dual_head.checkpoint import (
+from dual_head.backbone.checkpoint import (
     CONFIG_NAME,
     COPY,
     find_file,
@@ -23,9 +22,10 @@ from dual_head.checkpoint import (
     require_kind,
     write_weights,
 )
+from dual_head.backbone.decoder import Backbone, load_backbone
+from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.fusion import require_fusion
 from dual_head.places import atomic_folder
 from dual_head.reading import reading

@@ -234,7 +234,7 @@ def whole_lines(stream: IO[bytes], window: int) -> tuple[int, int]:
 
 def _identity(args: PredictOptions, predictor: "Predictor") -> dict[str, Any]:
     """Collect what makes predictions these predictions: a run that goes on must agree on all of it."""
-    from dual_head.fingerprint import sketch
+    from dual_head.backbone.fingerprint import sketch
 
     named = ("column", "format", "template", "kind", "dtype", "autocast", "threshold", "batch_tokens")
     head = [sketch(tensor) for tensor in predictor.model.head.state_dict().values()]

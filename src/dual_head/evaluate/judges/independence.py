@@ -6,10 +6,10 @@ Models are told by their files, wherever a copy of them lies. It knows systems a
 from collections.abc import Sequence
 from pathlib import Path
 
+from dual_head.backbone.fingerprint import digest
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.systems.identity import made_of
-from dual_head.fingerprint import digest
 from dual_head.model.pretrained import read_config
 
 KINDS = ("reward:", "lm:")

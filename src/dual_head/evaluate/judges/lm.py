@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from dual_head.backbone import Backbone, context_length, load_backbone
+from dual_head.backbone.decoder import Backbone, context_length, load_backbone
+from dual_head.backbone.fingerprint import digest, tokenizer_fingerprint
 from dual_head.data import Cut, Message
 from dual_head.data.conversation import Written, write
 from dual_head.errors import DualHeadError
@@ -19,7 +20,6 @@ from dual_head.evaluate.judges.base import WINDOW, batches_by_length, chosen_dev
 from dual_head.evaluate.judges.prompted import Item, PromptedJudge
 from dual_head.evaluate.judges.prompts import Pattern
 from dual_head.evaluate.types import Question, Verdict
-from dual_head.fingerprint import digest, tokenizer_fingerprint
 from dual_head.reading import reading
 
 Ids = tuple[int, ...]

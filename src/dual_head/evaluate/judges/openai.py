@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dual_head.backbone.fingerprint import digest
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.endpoints.client import FORM, Endpoint, EndpointOptions, Reply, Request
 from dual_head.evaluate.endpoints.completions import first_token
@@ -14,7 +15,6 @@ from dual_head.evaluate.judges.base import NO_ANSWER
 from dual_head.evaluate.judges.prompted import Item, PromptedJudge
 from dual_head.evaluate.judges.prompts import Pattern, Unreadable
 from dual_head.evaluate.types import Verdict
-from dual_head.fingerprint import digest
 
 TOP_LOGPROBS = 5  # the most that every endpoint gives
 ALONE_TOKENS = 4  # of a reply that is its verdict and nothing else

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dual_head.backbone.fingerprint import digest, sketch, tokenizer_fingerprint
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import WINDOW, ScoreJudge, Shown, batches_by_length, chosen_device
-from dual_head.fingerprint import digest, sketch, tokenizer_fingerprint
 from dual_head.rewards import Classifier
 
 

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dual_head.backbone.fingerprint import digest
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
 from dual_head.evaluate.types import Answer, Comparison, Judge, Question, Replies, Verdict
-from dual_head.fingerprint import digest
 from dual_head.places import add_lines, kept_rows
 
 __all__ = ["FILE", "Graded", "Outcome", "Result", "Usage", "grade_all", "judge_pairs", "spent"]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dual_head.backbone.fingerprint import digest, tokenizer_fingerprint
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks import Benchmark
 from dual_head.evaluate.metrics import METRICS, Measured, Tools, about, measure, summary
@@ -18,7 +19,6 @@ from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.systems.identity import file_sha256, sources_digest
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.types import Answer, Question
-from dual_head.fingerprint import digest, tokenizer_fingerprint
 from dual_head.places import atomic_folder, settle
 from dual_head.reading import read_json
 from dual_head.rewards import Reward, load_reward

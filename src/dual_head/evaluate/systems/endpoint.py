@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from dual_head.backbone.fingerprint import digest
 from dual_head.data import Message
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.endpoints.client import Endpoint, EndpointOptions, Reply, Request
 from dual_head.evaluate.systems.base import LoadOptions, System
 from dual_head.evaluate.systems.specs import ENDPOINT, SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
-from dual_head.fingerprint import digest
 from dual_head.options import build
 
 

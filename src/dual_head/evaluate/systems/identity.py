@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from dual_head.backbone import load_config
-from dual_head.checkpoint import COPY, read_values
+from dual_head.backbone.checkpoint import COPY, read_values
+from dual_head.backbone.decoder import load_config
+from dual_head.backbone.fingerprint import tokenizer_fingerprint
 from dual_head.config import AlignedConfig
 from dual_head.data.conversation import first_ids
 from dual_head.data.files import SUFFIXES
 from dual_head.errors import DualHeadError
-from dual_head.fingerprint import tokenizer_fingerprint
 from dual_head.guides.second_model import ADAPTER_CONFIG, adapter_config
 from dual_head.places import file_digest
 from dual_head.reading import read_json

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dual_head.backbone import context_length, load_config
+from dual_head.backbone.decoder import context_length, load_config
+from dual_head.backbone.dtypes import automatic_dtype, stored_dtype
+from dual_head.backbone.fingerprint import digest
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
-from dual_head.dtypes import automatic_dtype, stored_dtype
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.systems.base import LoadOptions, System
 from dual_head.evaluate.systems.identity import made_of, tokenizer_identity
 from dual_head.evaluate.systems.specs import SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
-from dual_head.fingerprint import digest
 from dual_head.model.generate import Prompt, encode_prompts
 from dual_head.model.pretrained import find_tokenizer
 

@@ -11,12 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from dual_head.backbone.fingerprint import digest
 from dual_head.data import Message
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.judges.base import require_whole
 from dual_head.evaluate.judges.prompts.reading import PATTERNS, Pattern, Unreadable
 from dual_head.evaluate.types import Question, Replies
-from dual_head.fingerprint import digest
 from dual_head.model.generate import Prompt
 from dual_head.options import build
 from dual_head.reading import json_value, reading

@@ -5,7 +5,7 @@ import torch
 from models import HIDDEN
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from dual_head.hidden_states import Features, Rows
+from dual_head.backbone.features import Features, Rows
 
 INDEX = torch.tensor([[0, 1], [0, 2], [3, 4], [3, 5]])
 

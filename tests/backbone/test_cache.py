@@ -10,7 +10,7 @@ from models import ARCHITECTURES, LAYERS, VOCAB, tiny_lm
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig
 
-from dual_head.cache import SPARE, CacheSlot, PrefixCache, StackedCache, offloaded
+from dual_head.backbone.cache import SPARE, CacheSlot, PrefixCache, StackedCache, offloaded
 
 LAYERS_IN_ALL = 5
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from dual_head.checkpoint import MODEL_TYPE, require_finite, require_sizes
+from dual_head.backbone.checkpoint import MODEL_TYPE, require_finite, require_sizes
+from dual_head.backbone.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
+from dual_head.backbone.fingerprint import Fingerprint, sketch
 from dual_head.data.sources import is_hub_name
-from dual_head.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
 from dual_head.errors import DualHeadError
-from dual_head.fingerprint import Fingerprint, sketch
 from dual_head.ops.masks import additive, branch_mask
 from dual_head.options import build
 from dual_head.places import require_unaltered

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from dual_head.backbone import Backbone, Decoder
+from dual_head.backbone.decoder import Backbone, Decoder
+from dual_head.backbone.views import shared_view
 from dual_head.ops.small_matmul import product
-from dual_head.views import shared_view
 
 
 @dataclass(frozen=True)

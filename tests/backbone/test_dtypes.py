@@ -9,9 +9,9 @@ from files import write_backbone, write_guides
 from transformers import AutoModelForCausalLM
 
 from dual_head import AlignedModel, LinearConfig
-from dual_head.backbone import load_backbone
+from dual_head.backbone.decoder import load_backbone
+from dual_head.backbone.dtypes import announce, multiplies
 from dual_head.cli import main
-from dual_head.dtypes import announce, multiplies
 
 OLD, NEW = {"avx2": True}, {"avx2": True, "avx512_bf16": True, "avx512_fp16": True}
 
