@@ -30,7 +30,7 @@ from dual_head import AlignedModel, HiddenConfig, LinearConfig, RewardHeadConfig
 from dual_head.data.collate import PairCollator
 from dual_head.export.merge import merge
 from dual_head.features import FeatureCollator
-from dual_head.guided_loss import GuidedLoss
+from dual_head.train.step import GuidedLoss
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SECONDS = 500  # of all parts together; what would begin later is skipped

@@ -18,7 +18,7 @@ from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOpti
 from transformers import LlamaForCausalLM
 
 from dual_head import AlignedModel, method
-from dual_head.guided_loss import GuidedLoss
+from dual_head.train.step import GuidedLoss
 
 ALPHA, BETA = 0.5, 0.05  # the constant gate, and the preference's, as the method has them
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from dual_head import AlignedModel, PairCollator, method
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.methods import Method
+from dual_head.train.step import GuidedLoss
 
 LEARNING_RATE = 5e-5
 HEADS_CHUNK = 512  # tokens of a bare product at a time: large enough for the caches, small enough for the allocator

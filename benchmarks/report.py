@@ -220,7 +220,7 @@ def draw(points: Iterable[Mapping[str, Any]], picture: Path = PICTURE) -> None:
 
 
 def _panel(panel: Any, points: list[Mapping[str, Any]], colours: Mapping[str, Any], names: tuple[str, str]) -> None:
-    from dual_head import plots
+    from dual_head.train import plots
 
     if not points:
         panel.set_axis_off()

@@ -17,7 +17,7 @@ from dual_head import AlignedModel, GuideTrainingArguments, method
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.world import preference_rows
 from dual_head.export.folder import export
-from dual_head.run import RunOptions, train_guide
+from dual_head.train.run import RunOptions, train_guide
 
 
 def merge(folder: Path, output: Path, *, steps: int, alpha: float, prompt: str) -> None:

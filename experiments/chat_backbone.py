@@ -35,7 +35,7 @@ from transformers import (
 
 from dual_head import TokenizeOptions, load_pairs, tokenize_pairs
 from dual_head.data import Pair
-from dual_head.resume import last_whole_checkpoint
+from dual_head.train.resume import last_whole_checkpoint
 
 BLOCK = 256  # tokens of a pretraining row
 CONTEXT = 512

@@ -15,7 +15,7 @@ from evidence_data import write_json
 from evidence_worlds import World
 
 from dual_head import GuideTrainingArguments, method
-from dual_head.run import RunOptions, train_guide
+from dual_head.train.run import RunOptions, train_guide
 
 # Options beside each method's own, and the middle one of the learning rates that are tried. Every weight of a
 # regulariser is its paper's.

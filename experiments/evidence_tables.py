@@ -13,7 +13,7 @@ import numpy as np
 
 from dual_head.evaluate.compare.frontier import hypervolume, pareto
 from dual_head.evaluate.compare.win_rates import win_rate
-from dual_head.intervals import crossed, percentiles
+from dual_head.stats import crossed, percentiles
 
 RESAMPLES = 2000
 BLOCK = re.compile(r"<!-- evidence:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /evidence -->", re.DOTALL)

@@ -18,8 +18,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dual_head import AlignedModel, PairCollator, method
-from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import Method
+from dual_head.train.step import GuidedLoss
 
 GUIDES: dict[str, Method] = {
     "full-width head (IAV)": method("iav"),

@@ -12,7 +12,7 @@ import numpy as np
 from evidence_tables import markdown
 from rationales_data import SYNTHETIC
 
-from dual_head.intervals import crossed
+from dual_head.stats import crossed
 
 SAID = {
     "pooled": "pooled only, no reasoning loss",

@@ -13,7 +13,7 @@ import torch
 from dual_head import GuideTrainer, GuideTrainingArguments, method
 from dual_head.demo.measure import Point
 from dual_head.demo.world import preference_rows
-from dual_head.run import RunOptions, train_guide
+from dual_head.train.run import RunOptions, train_guide
 
 # What each method is trained with, beside its paper's own values, and at which learning rate.
 SETTINGS: dict[str, tuple[dict[str, Any], float]] = {

@@ -17,13 +17,13 @@ from dual_head.data.collate import PairCollator
 from dual_head.features import FeatureCache, FeatureCollator, Layout, Needs, load_head, save_head
 from dual_head.features.store import STORED, pack, unpack, write_manifest
 from dual_head.features.write import shard_of
-from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
-from dual_head.run import RunOptions, train_guide
-from dual_head.run_features import cache_features
-from dual_head.run_inputs import CachedInputs, cached_options
-from dual_head.run_options import CacheOptions
-from dual_head.training import GuideTrainingArguments
+from dual_head.train.caching import cache_features
+from dual_head.train.inputs import CachedInputs, cached_options
+from dual_head.train.options import CacheOptions
+from dual_head.train.run import RunOptions, train_guide
+from dual_head.train.step import GuidedLoss
+from dual_head.train.trainer import GuideTrainingArguments
 
 PAIRS = [
     {"prompt_ids": [1, 7, 8], "chosen_ids": [21, 2], "rejected_ids": [31, 32, 33, 2]},

@@ -340,7 +340,7 @@ def test_the_command_writes_rows_means_and_a_picture(guides, here, capsys):
 
 
 def test_without_matplotlib_there_is_no_picture_and_the_line_that_brings_one(guides, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dual_head.plots", None)
+    monkeypatch.setitem(sys.modules, "dual_head.train.plots", None)
     assert main(command(guides, tmp_path / "out", "--alphas", "0,1")) == 0
     assert "pip install 'dual-head[plot]'" in capsys.readouterr().out
     assert not (tmp_path / "out" / "sweep.png").exists()

@@ -18,8 +18,8 @@ _HOMES = {
     "DualHeadError": "errors",
     "DualHeadModel": "model.papers",
     "DualHeadReasoningModel": "classify.model",
-    "GuideTrainer": "training",
-    "GuideTrainingArguments": "training",
+    "GuideTrainer": "train.trainer",
+    "GuideTrainingArguments": "train.trainer",
     "HiddenConfig": "guides.hidden",
     "IAVModel": "model.papers",
     "LanguageModelConfig": "guides.language_model",
@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from dual_head.model.papers import DualHeadModel as DualHeadModel
     from dual_head.model.papers import IAVModel as IAVModel
     from dual_head.model.papers import MAVModel as MAVModel
-    from dual_head.training import GuideTrainer as GuideTrainer
-    from dual_head.training import GuideTrainingArguments as GuideTrainingArguments
+    from dual_head.train.trainer import GuideTrainer as GuideTrainer
+    from dual_head.train.trainer import GuideTrainingArguments as GuideTrainingArguments
 
 
 def __getattr__(name: str):

@@ -6,7 +6,7 @@ import pytest
 from dual_head import DualHeadError
 from dual_head.classify.differences import differences, mcnemar, of_seeds
 from dual_head.classify.metrics import Rows, as_rows, report
-from dual_head.intervals import crossed, draws, percentiles
+from dual_head.stats import crossed, draws, percentiles
 
 # True a, b, a, a; the first is given a, b, b, a
 TRUE = np.array([0, 1, 0, 0])

@@ -7,7 +7,7 @@ import pytest
 
 from dual_head import DualHeadError
 from dual_head.classify.metrics import log_probabilities, probabilities, reliability, report
-from dual_head.intervals import wilson
+from dual_head.stats import wilson
 
 # Five rows of three classes; p of the class that is given, and whether it is right:
 #   0.7 right, 0.6 right, 0.5 wrong, 0.8 wrong, 0.4 right

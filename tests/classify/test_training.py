@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import Tokenized
 from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArguments
-from dual_head.training import GuideTrainingArguments
+from dual_head.train.trainer import GuideTrainingArguments
 
 ROWS = [Tokenized([5 + i, 7], [9, 4 + i], [False, True, True, True], i % 2, i) for i in range(8)]
 

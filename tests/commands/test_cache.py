@@ -18,8 +18,8 @@ from dual_head.cli import main
 from dual_head.features import write
 from dual_head.features.store import write_manifest
 from dual_head.methods import method
-from dual_head.run_features import cache_features
-from dual_head.run_options import CacheOptions
+from dual_head.train.caching import cache_features
+from dual_head.train.options import CacheOptions
 
 SRC = Path(__file__).parents[2] / "src"
 # Kills its own process, as the machine would, when the third shard is written and not yet renamed.
@@ -222,7 +222,7 @@ def test_two_processes_divide_the_shards_and_write_what_one_writes(source, whole
                 failed.append(error)
                 barrier.abort()
 
-    monkeypatch.setattr("dual_head.run_features.PartialState", Process)
+    monkeypatch.setattr("dual_head.train.caching.PartialState", Process)
     monkeypatch.setattr(write, "publish", publish_and_say)
     options = CacheOptions(str(source / "backbone"), str(source / "pairs.jsonl"), output_dir=str(tmp_path))
     options.held_out, options.pairs_per_shard = 0.2, 8

@@ -15,7 +15,7 @@ from dual_head.classify.options import ClassifyOptions
 from dual_head.classify.run_inputs import load_sets
 from dual_head.classify.training import ClassifierTrainer
 from dual_head.cli import main
-from dual_head.intervals import crossed
+from dual_head.stats import crossed
 
 COLUMNS = "| system | accuracy % (95%) | by seed | over pooled (95%) | over none (95%) | macro-F1 % (95%) |"
 

@@ -15,12 +15,12 @@ from torch import nn
 from dual_head import AlignedModel
 from dual_head.data.collate import PairCollator
 from dual_head.errors import DualHeadError
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides import guide_class, kinds
 from dual_head.losses.kl import Kl
 from dual_head.losses.next_token import NextToken
 from dual_head.losses.preference import Preference
 from dual_head.methods import Method
+from dual_head.train.step import GuidedLoss
 
 ROWS = [
     {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 10, 2], "rejected_ids": [11, 12, 2]},

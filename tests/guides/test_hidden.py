@@ -10,7 +10,7 @@ from dual_head import DualHeadError
 from dual_head.backbone.decoder import BackboneShape
 from dual_head.backbone.features import Features
 from dual_head.guides.hidden import Hidden, HiddenConfig
-from dual_head.policy import ActiveGuide
+from dual_head.model.policy import ActiveGuide
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
 H = torch.tensor([[[4.0, 5.0]]])

@@ -11,7 +11,7 @@ from dual_head.backbone.decoder import BackboneShape
 from dual_head.backbone.features import Features
 from dual_head.guides.layers import CausalGate
 from dual_head.guides.reward_head import RewardHead
-from dual_head.policy import ActiveGuide
+from dual_head.model.policy import ActiveGuide
 
 SMALL = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
 W_LM = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from dual_head import AlignedModel, DualHeadError, PairCollator
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides import reward_model as module
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.reward_model import RewardModelConfig
 from dual_head.losses.kl import Kl
 from dual_head.methods import Method
+from dual_head.train.step import GuidedLoss
 
 K = 4
 CLOSE = {"atol": 2e-4, "rtol": 2e-4}

@@ -10,11 +10,11 @@ from torch import Tensor
 from dual_head import AlignedModel
 from dual_head.backbone.features import Features
 from dual_head.data.collate import PairCollator
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides import guide_class
 from dual_head.losses import objective_class, objective_names
 from dual_head.methods import Method
 from dual_head.ops.token_scores import Scored
+from dual_head.train.step import GuidedLoss
 
 ROWS = [
     {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9, 10, 2], "rejected_ids": [11, 12, 27, 28, 29, 30, 2]},

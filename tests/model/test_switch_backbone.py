@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from dual_head import AlignedModel, DualHeadError, PairCollator, RewardHeadConfig, method
 from dual_head.backbone.features import Features
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.multilayer import MultilayerConfig
+from dual_head.train.step import GuidedLoss
 
 IDS = torch.tensor([[1, 5, 6, 30, 31, 8], [1, 12, 7, 22, 9, 11]])
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}

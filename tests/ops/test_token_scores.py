@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.features import Features
 from dual_head.data.collate import PairCollator
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import RewardHead, RewardHeadConfig
 from dual_head.losses import Terms
 from dual_head.losses.next_token import NextToken
 from dual_head.methods import method
+from dual_head.model.policy import ActiveGuide, combine, products
 from dual_head.ops.token_scores import (
     LIVE_TENSORS,
     Head,
@@ -30,7 +30,7 @@ from dual_head.ops.token_scores import (
     response_tokens,
     split_sides,
 )
-from dual_head.policy import ActiveGuide, combine, products
+from dual_head.train.step import GuidedLoss
 
 ROW_BYTES = VOCAB * 4 * LIVE_TENSORS  # what one token costs of the budget
 SCALARS = frozenset({"policy_logps", "reward_logps", "base_logps", "kl"})

@@ -9,10 +9,10 @@ from models import steered_lm
 
 from dual_head import RewardHeadConfig, method
 from dual_head.backbone.decoder import BackboneShape
-from dual_head.fusion import fuse
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import RewardHead
 from dual_head.model import Encoded
+from dual_head.model.fusion import fuse
+from dual_head.train.step import GuidedLoss
 
 
 def sigmoid(x: float) -> float:

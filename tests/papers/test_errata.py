@@ -16,11 +16,11 @@ from transformers import DynamicCache
 from dual_head import DualHeadModel, RewardHeadConfig, method
 from dual_head.backbone.features import Features
 from dual_head.data.collate import PairCollator
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.reward_head import CausalGate
 from dual_head.losses.gate_entropy import GateEntropy, binary_entropy
 from dual_head.losses.preference import Preference
 from dual_head.ops.token_scores import Scored
+from dual_head.train.step import GuidedLoss
 
 BATCH = PairCollator(0)([{"prompt_ids": [BOS, 5, 6], "chosen_ids": [8, 9, 2], "rejected_ids": [11, 2]}])
 

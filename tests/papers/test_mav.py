@@ -10,9 +10,9 @@ from torch import Tensor
 from dual_head import AlignedModel, method
 from dual_head.commands.train import build_parser
 from dual_head.data.collate import PairCollator
-from dual_head.guided_loss import GuidedLoss
 from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.model.papers import MAVModel
+from dual_head.train.step import GuidedLoss
 
 BATCH = PairCollator(0)(PAIRS)
 IDS = torch.tensor([[BOS, 5, 6, 7]])

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from dual_head.classify.metrics import Rows, resampled
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.compare.win_rates import sign_test
-from dual_head.intervals import crossed_draws, percentiles
+from dual_head.stats import crossed_draws, percentiles
 
 __all__ = ["MAIN", "differences", "mcnemar", "of_seeds"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from dual_head.classify import Example, TextForm
 from dual_head.classify.probe import NothingToProbe, Probe, probe
 from dual_head.errors import DualHeadError
-from dual_head.intervals import wilson
+from dual_head.stats import wilson
 
 __all__ = ["Check", "Lint", "agrees", "label_words", "lint"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dual_head.errors import DualHeadError
-from dual_head.intervals import draws, percentiles, wilson
+from dual_head.stats import draws, percentiles, wilson
 
 __all__ = ["BINS", "Rows", "as_rows", "log_probabilities", "probabilities", "reliability", "report", "resampled"]
 

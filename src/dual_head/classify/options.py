@@ -11,7 +11,7 @@ from dual_head.classify.controls import Control
 from dual_head.classify.formats_options import columns_of, labels_of
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
-from dual_head.run_options import TRAINING_IDENTITY
+from dual_head.train.options import TRAINING_IDENTITY
 
 PLACEMENT = ("restart", "device_map", "attn_implementation")  # changes where, not what
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from dual_head.classify import Example
 from dual_head.errors import require
-from dual_head.intervals import wilson
+from dual_head.stats import wilson
 
 FOLDS = 5
 MANY = 500  # rows from which on words of one row alone are left out

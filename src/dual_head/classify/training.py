@@ -23,10 +23,10 @@ from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import Tokenized
 from dual_head.held_out import StrictTrainer
 from dual_head.places import atomic_folder
-from dual_head.progress import brief
 from dual_head.reading import reading
-from dual_head.resume import Sealing, kept_checkpoint, require_finite
-from dual_head.training import ByLength, one_device, require_possible, rows_seen, trackers_of
+from dual_head.train.progress import brief
+from dual_head.train.resume import Sealing, kept_checkpoint, require_finite
+from dual_head.train.trainer import ByLength, one_device, require_possible, rows_seen, trackers_of
 
 
 @dataclass

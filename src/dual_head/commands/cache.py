@@ -15,8 +15,8 @@ from dual_head.methods import Method, method, method_names
 from dual_head.options import Options, option
 from dual_head.options.config_file import read_options
 from dual_head.options.flags import OptionParser, before_parsing
-from dual_head.run_features import cache_features
-from dual_head.run_options import CacheOptions
+from dual_head.train.caching import cache_features
+from dual_head.train.options import CacheOptions
 
 
 @dataclass(kw_only=True)

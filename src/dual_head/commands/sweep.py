@@ -204,7 +204,7 @@ def _digest(values: Any) -> str:
 
 def _kept(output: Path, identity: dict[str, Any], *, restart: bool, per_prompt: int) -> "list[Row]":
     """The rows of prompts that are done, after checking that they are this sweep's; nothing is written."""
-    from dual_head.resume import check_same_run
+    from dual_head.train.resume import check_same_run
 
     file, record = output / ROWS_FILE, output / RUN_FILE
     if restart:
@@ -249,7 +249,7 @@ def _write(
     with atomic_folder(output) as staging:
         (staging / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
         try:
-            from dual_head.plots import sweep_picture
+            from dual_head.train.plots import sweep_picture
         except ImportError:
             return  # a picture is welcome, not needed
         sweep_picture(

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.demo.world import Request, Reward, is_refusal, reward
-from dual_head.intervals import bootstrap_mean
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.generate import encode_prompts
 from dual_head.model.score import reply_scalars
+from dual_head.stats import bootstrap_mean
 
 Strength = float | Mapping[str, float]  # one for every guide, or one for each
 

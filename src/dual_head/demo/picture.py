@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from dual_head.demo.measure import Point, frontier_point
-from dual_head.intervals import bootstrap_mean
+from dual_head.stats import bootstrap_mean
 
 
 def demo_picture(

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.fusion import require_fusion
 from dual_head.guides import GuideConfig
 from dual_head.losses import Objective, name_of
 from dual_head.losses.kl import Kl
 from dual_head.methods.peer import PeerOptions
+from dual_head.model.fusion import require_fusion
 from dual_head.options import build
 
 PEER = "peer"  # the section of a peer's options

@@ -26,7 +26,7 @@ from dual_head.backbone.decoder import Backbone, load_backbone
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.fusion import require_fusion
+from dual_head.model.fusion import require_fusion
 from dual_head.places import atomic_folder
 from dual_head.reading import reading
 

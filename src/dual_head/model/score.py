@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dual_head import policy
 from dual_head.guides import States
+from dual_head.model import policy
 from dual_head.model.alpha import Alpha
+from dual_head.model.policy import Products
 from dual_head.ops.token_scores import Head, reduce_tokens, response_tokens
-from dual_head.policy import Products
 
 if TYPE_CHECKING:
     from dual_head.model.aligned import AlignedModel

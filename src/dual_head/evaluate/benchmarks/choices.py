@@ -14,7 +14,7 @@ from dual_head.data import Prompt
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks.base import Benchmark, Row
 from dual_head.evaluate.types import Question
-from dual_head.intervals import bootstrap_mean
+from dual_head.stats import bootstrap_mean
 
 __all__ = ["ChoiceBenchmark", "ChoiceQuestion", "ChoiceScores", "Logps", "score_choices"]
 

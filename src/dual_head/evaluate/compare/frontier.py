@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dual_head.errors import DualHeadError
-from dual_head.intervals import draws, percentiles
+from dual_head.stats import draws, percentiles
 
 
 @dataclass(frozen=True, kw_only=True)

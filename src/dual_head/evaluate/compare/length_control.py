@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dual_head.errors import DualHeadError, require
-from dual_head.intervals import draws, percentiles
+from dual_head.stats import draws, percentiles
 
 # AlpacaEval chooses an L1 penalty for each model by cross-validation: of the 25 published fits that were repeated,
 # 15 match at inverse strength 21.5, the others at 2.8 or 167 and beyond. One smooth penalty between them stays within

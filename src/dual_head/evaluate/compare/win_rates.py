@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.compare.length_control import length_controlled
-from dual_head.intervals import bootstrap_mean, draws, percentiles
+from dual_head.stats import bootstrap_mean, draws, percentiles
 
 SCORES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 RESULTS = (*SCORES, "unparsable")

@@ -9,9 +9,9 @@ from rich.table import Table
 from transformers import Trainer
 
 from dual_head.data import RowReport
-from dual_head.intervals import bootstrap_mean, wilson
 from dual_head.losses import name_of
 from dual_head.methods import Method
+from dual_head.stats import bootstrap_mean, wilson
 
 SHARES = ("accuracy", "accuracy_over_base")
 MEASURED = ("preference", "kl")  # whether a guide prefers what it should, and what that costs: for every method
@@ -92,7 +92,7 @@ def too_few(count: int, what: str) -> str:
 def draw(report: dict[str, Any], folder: Path) -> None:
     """Draw the logged curves into curves.png, where matplotlib is installed."""
     try:
-        from dual_head.plots import training_curves
+        from dual_head.train.plots import training_curves
     except ImportError:
         return  # a picture is welcome, not needed; `pip install 'dual-head[plot]'` brings it
     training_curves(report["log"], folder / "curves.png")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dual_head.fusion import fuse
+from dual_head.model.fusion import fuse
 
 BASE = torch.tensor([[1.0, 0.0, -1.0]])
 UP, DOWN = torch.tensor([[0.5, 2.0, 0.0]]), torch.tensor([[-1.0, 0.0, 4.0]])

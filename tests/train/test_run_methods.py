@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 from dual_head import AlignedModel
 from dual_head.cli import main
 from dual_head.data import is_held_out
-from dual_head.intervals import wilson
 from dual_head.methods import method, method_names
 from dual_head.rewards import Classifier
-from dual_head.run import RunOptions, train_guide
-from dual_head.training import GuideTrainingArguments
+from dual_head.stats import wilson
+from dual_head.train.run import RunOptions, train_guide
+from dual_head.train.trainer import GuideTrainingArguments
 
 PEERS = [name for name in method_names() if method(name).peer is not None]
 every_method = pytest.mark.parametrize("name", method_names())

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from dual_head import progress
-from dual_head.progress import BriefPrinter, BriefProgress, brief, duration
+from dual_head.train import progress
+from dual_head.train.progress import BriefPrinter, BriefProgress, brief, duration
 
 
 @pytest.fixture

@@ -15,16 +15,17 @@ import torch
 from models import tiny_lm
 from safetensors.torch import load_file, save_file
 
-from dual_head import AlignedModel, DualHeadError, run
+from dual_head import AlignedModel, DualHeadError
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
-from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
 from dual_head.ops import vocab_kernels
-from dual_head.resume import check_same_run, last_whole_checkpoint, missing_files
-from dual_head.training import GuideTrainer, GuideTrainingArguments, rows_seen
+from dual_head.train import run
+from dual_head.train.resume import check_same_run, last_whole_checkpoint, missing_files
+from dual_head.train.step import GuidedLoss
+from dual_head.train.trainer import GuideTrainer, GuideTrainingArguments, rows_seen
 
-SRC = Path(__file__).parents[1] / "src"
+SRC = Path(__file__).parents[2] / "src"
 
 
 def arguments(backbone: Path, pairs: Path, output: Path, *, method: str = "dual_head", **options) -> list[str]:

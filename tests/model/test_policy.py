@@ -14,7 +14,7 @@ from dual_head.guides.hidden import Hidden, HiddenConfig
 from dual_head.guides.layers import weighted_sum
 from dual_head.guides.linear import Linear, LinearConfig
 from dual_head.guides.reward_head import RewardHead
-from dual_head.policy import ActiveGuide, distributions
+from dual_head.model.policy import ActiveGuide, distributions
 from dual_head.transfer import UNMAPPED, Transfer
 
 SHAPE = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
@@ -166,15 +166,15 @@ def test_edits_added_up_are_the_sum_of_edits_one_by_one(new, monkeypatch):
     }
     model, added, real = guided_lm(configs), [], weighted_sum
     ids, alpha = torch.tensor([[5, 6, 7], [8, 9, 4]])[:, :new], {"gated": [0.5, 0.0], "plain": [0.0, 2.0]}
-    monkeypatch.setattr("dual_head.policy.weighted_sum", lambda *given: added.append(real(*given)) or added[-1])
+    monkeypatch.setattr("dual_head.model.policy.weighted_sum", lambda *given: added.append(real(*given)) or added[-1])
     together = model(ids, alpha=alpha).logits
     assert [x.shape for x in added] == [(2, new, HIDDEN)]
-    monkeypatch.setattr("dual_head.policy.weighted_sum", lambda *given: None)
+    monkeypatch.setattr("dual_head.model.policy.weighted_sum", lambda *given: None)
     torch.testing.assert_close(together, model(ids, alpha=alpha).logits)
 
 
 def test_edits_of_other_hidden_states_are_not_added_up(monkeypatch):
-    monkeypatch.setattr("dual_head.policy.weighted_sum", None)  # nobody may ask for it
+    monkeypatch.setattr("dual_head.model.policy.weighted_sum", None)  # nobody may ask for it
     with torch.no_grad():
         one, other = editor(torch.ones(1, 1)), editor(torch.ones(1, 1), hidden=2 * H)
         z = distributions(Counting(), [one, other], H)["policy"]

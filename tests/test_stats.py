@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-import dual_head.intervals as intervals
-from dual_head.intervals import bootstrap_mean, crossed, crossed_draws, draws, percentiles, wilson
+import dual_head.stats as intervals
+from dual_head.stats import bootstrap_mean, crossed, crossed_draws, draws, percentiles, wilson
 
 
 @pytest.mark.parametrize(

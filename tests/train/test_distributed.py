@@ -23,10 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dual_head import AlignedModel, DualHeadError
 from dual_head.data.collate import PairCollator
-from dual_head.guided_loss import GuidedLoss
 from dual_head.methods import method
+from dual_head.train.step import GuidedLoss
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PROCESSES, PAIRS = 2, 4
 TOKENS_AT_ONCE = 20  # so that the loss takes its gradients in several parts, and not as many in each process
 BYTES_PER_LOGIT = 32
@@ -129,7 +129,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE)]),
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)]),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from dual_head.errors import DualHeadError
 from dual_head.methods import Method
 from dual_head.options import Options, option
-from dual_head.training import GuideTrainingArguments
+from dual_head.train.trainer import GuideTrainingArguments
 
 # What must not change between a killed run and the one that goes on with its checkpoints.
 TRAINING_IDENTITY = (

@@ -34,9 +34,12 @@ from dual_head.model.pretrained import read_config
 from dual_head.model.switch import entry_of
 from dual_head.ops.vocab_kernels import compiled_folder
 from dual_head.places import atomic_folder
-from dual_head.progress import brief
-from dual_head.report import draw, print_report, summarise
-from dual_head.resume import (
+from dual_head.terminal import Terminal
+from dual_head.train.inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
+from dual_head.train.options import RunOptions, identity_of
+from dual_head.train.progress import brief
+from dual_head.train.report import draw, print_report, summarise
+from dual_head.train.resume import (
     DATA,
     Sealing,
     begin,
@@ -49,11 +52,8 @@ from dual_head.resume import (
     save_guides,
     writable,
 )
-from dual_head.run_inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
-from dual_head.run_options import RunOptions, identity_of
-from dual_head.terminal import Terminal
-from dual_head.training import GuideTrainer, GuideTrainingArguments, require_trackers
-from dual_head.tuning import preference_trainer
+from dual_head.train.trainer import GuideTrainer, GuideTrainingArguments, require_trackers
+from dual_head.train.trl import preference_trainer
 
 REPORT_FILE = "report.json"
 LARGE = 0.1  # of the backbone: checkpoints are three times as large, with AdamW's moments

@@ -41,9 +41,9 @@ from dual_head.gauge import Gauge, duration
 from dual_head.guides import guide_class, kind_of
 from dual_head.methods import Method
 from dual_head.places import atomic_folder, checksums, exclusive, require_place
-from dual_head.run_inputs import load_data, load_lm, load_tokenizer, needs_of_method
-from dual_head.run_options import CacheOptions, source_of
 from dual_head.terminal import Terminal
+from dual_head.train.inputs import load_data, load_lm, load_tokenizer, needs_of_method
+from dual_head.train.options import CacheOptions, source_of
 
 # What may differ between two commands that write one cache: where things are; and how much data, which only grows.
 WHEREABOUTS = ("model_name_or_path", "dataset_name", "dataset_split", "max_pairs", "tokenizer_name")

@@ -24,7 +24,7 @@ from dual_head.guides import build_guide
 from dual_head.methods import Method
 from dual_head.model.guide_set import entry_of
 from dual_head.model.pretrained import load_tokenizer
-from dual_head.run_options import RunOptions, SourceOptions, source_of
+from dual_head.train.options import RunOptions, SourceOptions, source_of
 
 
 def load_lm(options: SourceOptions, dtype: str) -> PreTrainedModel:

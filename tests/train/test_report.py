@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers.trainer_callback import TrainerState
 
 from dual_head.methods import method
-from dual_head.report import print_report, summarise, too_few
+from dual_head.train.report import print_report, summarise, too_few
 
 
 class Trained:

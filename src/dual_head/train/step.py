@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dual_head import policy
 from dual_head.backbone.features import Features, Rows
 from dual_head.data.collate import NO_TOKEN
 from dual_head.errors import DualHeadError
@@ -22,7 +21,9 @@ from dual_head.guides import States
 from dual_head.guides.layers import KEPT
 from dual_head.losses import Objective, name_of
 from dual_head.methods import Method
+from dual_head.model import policy
 from dual_head.model.aligned import AlignedModel, Encoded
+from dual_head.model.policy import ActiveGuide, Products
 from dual_head.ops.token_scores import (
     Head,
     Scored,
@@ -35,7 +36,6 @@ from dual_head.ops.token_scores import (
     reduce_tokens,
 )
 from dual_head.ops.vocab_kernels import worth_compiling
-from dual_head.policy import ActiveGuide, Products
 
 
 class GuidedLoss(nn.Module):

@@ -16,7 +16,7 @@ from transformers import LlamaForSequenceClassification, TrainingArguments
 
 from dual_head.errors import DualHeadError
 from dual_head.methods import method
-from dual_head.tuning import preference_trainer
+from dual_head.train.trl import preference_trainer
 
 KINDS = ("dpo", "simpo", "reward")
 OPTIONS = {"dpo": {"beta": 0.7}, "simpo": {"beta": 2.5, "gamma_ratio": 0.3}, "reward": {}}
