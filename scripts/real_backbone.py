@@ -136,7 +136,7 @@ def download(scratch: Path) -> Path:
 
 def convert(gguf: Path, output_dir: Path, conversion: Conversion) -> None:
     """Read `gguf` and write it to `output_dir`, whole or not at all."""
-    from dual_head.places import atomic_folder
+    from dual_head.files.places import atomic_folder
 
     print(f"reading {conversion.gguf}", flush=True)
     began = time.perf_counter()

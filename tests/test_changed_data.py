@@ -13,8 +13,8 @@ from dual_head.cli import main
 from dual_head.data import Pair, RowReport, rows_digest
 from dual_head.data.files import rows_of_file
 from dual_head.data.formats import load_pairs
+from dual_head.files.places import file_digest
 from dual_head.guides.linear import LinearConfig
-from dual_head.places import file_digest
 from dual_head.train.resume import check_same_data, check_same_run
 
 

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from dual_head import __version__
+from dual_head.console.signals import Terminated, end_by, signals_raised
 from dual_head.errors import DualHeadError
+from dual_head.files.places import system_failure
+from dual_head.files.reading import reason
 from dual_head.options import discover
 from dual_head.options.help import listed
-from dual_head.places import system_failure
-from dual_head.reading import reason
 from dual_head.seed_names import translate
-from dual_head.signals import Terminated, end_by, signals_raised
 
 REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)  # by the system
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(what: str, arguments: Sequence[str]) -> None:
     """Print why a command ended."""
-    from dual_head.secrets import secret_values
-    from dual_head.terminal import shown
+    from dual_head.console.secrets import secret_values
+    from dual_head.console.terminal import shown
 
     print(f"dual-head: {shown(what, *secret_values(arguments))}", file=sys.stderr)
 
@@ -92,7 +92,7 @@ class _Shown(logging.Formatter):
     """Writes warnings that nobody else handles."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from dual_head.terminal import shown
+        from dual_head.console.terminal import shown
 
         return shown(super().format(record))
 

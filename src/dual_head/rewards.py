@@ -21,11 +21,11 @@ from dual_head.config import AlignedConfig
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
+from dual_head.files.places import require_unaltered
+from dual_head.files.reading import reading
 from dual_head.guides.reward_model import RewardModel
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.generate import Prompt
-from dual_head.places import require_unaltered
-from dual_head.reading import reading
 
 Reward = Callable[[Prompt, str], float]  # (prompt, reply), a `Cut` where it has no end, to a finite number
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dual_head.backbone.checkpoint import CONFIG_NAME
+from dual_head.console.secrets import command_line
+from dual_head.console.terminal import note
 from dual_head.data.sources import PICKLES
 from dual_head.errors import DualHeadError
-from dual_head.secrets import command_line
-from dual_head.terminal import note
 
 
 @dataclass(frozen=True)

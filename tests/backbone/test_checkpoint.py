@@ -13,7 +13,7 @@ from torch import nn
 
 from dual_head import DualHeadError, DualHeadModel
 from dual_head.backbone.checkpoint import find_file, load_strictly, read_weights, write_weights
-from dual_head.places import NAMES, READY
+from dual_head.files.places import NAMES, READY
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 

@@ -23,7 +23,7 @@ from robustness.writers import (
 )
 
 from dual_head.cli import main
-from dual_head.places import exclusive
+from dual_head.files.places import exclusive
 
 # Those that take a second or two; the others write by the same functions, and are in the slow trials.
 SHORT = ("cache", "generate", "compose", "merge", "classify export", "classify predict", "classify lint")

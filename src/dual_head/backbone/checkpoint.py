@@ -14,9 +14,9 @@ from safetensors import safe_open
 
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
+from dual_head.files.places import checksums, require_unaltered, settle
+from dual_head.files.reading import COPY, json_value, read_json, reading
 from dual_head.options import fit
-from dual_head.places import checksums, require_unaltered, settle
-from dual_head.reading import COPY, json_value, read_json, reading
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,10 +24,10 @@ from dual_head.backbone.dtypes import announce, automatic_dtype, require_dtype, 
 from dual_head.backbone.fingerprint import Fingerprint, sketch
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
+from dual_head.files.places import require_unaltered
+from dual_head.files.reading import reading
 from dual_head.ops.masks import additive, branch_mask
 from dual_head.options import build
-from dual_head.places import require_unaltered
-from dual_head.reading import reading
 
 # How far hidden states may be from those of separate rows, relative to their norm, by bytes of a number: rounding,
 # where a wrong mask or position moves them by tenths.

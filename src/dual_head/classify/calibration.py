@@ -19,9 +19,9 @@ from transformers.utils.hub import cached_file
 from dual_head.backbone.checkpoint import find_file
 from dual_head.classify.metrics import log_probabilities, probabilities
 from dual_head.errors import DualHeadError
+from dual_head.files.places import atomic_folder, file_digest
+from dual_head.files.reading import read_json, reading
 from dual_head.options import build
-from dual_head.places import atomic_folder, file_digest
-from dual_head.reading import read_json, reading
 
 __all__ = ["CALIBRATION_FILE", "Calibration", "cross_fitted", "fit_temperature", "load_calibration"]
 

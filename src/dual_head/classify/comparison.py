@@ -24,9 +24,9 @@ from dual_head.classify.run import train_classifier
 from dual_head.classify.run_inputs import load_sets
 from dual_head.classify.training import ClassifierTrainingArguments
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.files.places import atomic_folder, settle
+from dual_head.files.reading import read_json
 from dual_head.options import build
-from dual_head.places import atomic_folder, settle
-from dual_head.reading import read_json
 
 __all__ = ["HELD_OUT_FILE", "OVER", "Plan", "Record", "compare", "load_record", "plan_of", "train_one"]
 

@@ -9,8 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from dual_head.backbone.checkpoint import require_sizes
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.files.reading import reading
 from dual_head.options import fit
-from dual_head.reading import reading
 
 LmScope = Literal["everything", "continuation", "rationale", "rationale + answer"]
 Tune = Literal["lora", "full", "frozen"]

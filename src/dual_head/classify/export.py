@@ -28,7 +28,7 @@ from dual_head.classify.parity import Pooled, allowance, check_merged, largest, 
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.export.folder import bytes_in
-from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
+from dual_head.files.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 
 PAD = "<|dual_head_pad|>"  # nothing that anybody writes
 EXPORT_FILE = "export.json"  # what was exported: one that is done is not repeated

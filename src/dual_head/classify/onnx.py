@@ -24,7 +24,7 @@ from dual_head.classify.parity import Pooled, allowance, check_merged, largest, 
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, require
 from dual_head.export.folder import bytes_in
-from dual_head.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
+from dual_head.files.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
 
 NAMES = ("input_ids", "attention_mask")
 IN_ONE_FILE = 2**30  # bytes of weights; an ONNX file above two GiB cannot be read, and larger ones get a second file

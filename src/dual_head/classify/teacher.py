@@ -19,7 +19,7 @@ from dual_head.classify import Example, in_words
 from dual_head.classify.linter import agrees, label_words
 from dual_head.data import Message
 from dual_head.errors import DualHeadError
-from dual_head.reading import json_value
+from dual_head.files.reading import json_value
 
 __all__ = ["Ask", "TeacherOptions", "Written", "write_rationales"]
 

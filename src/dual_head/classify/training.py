@@ -21,9 +21,9 @@ from dual_head.backbone.checkpoint import load_strictly, read_weights, require_k
 from dual_head.classify.collate import ExampleCollator
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import Tokenized
-from dual_head.held_out import StrictTrainer
-from dual_head.places import atomic_folder
-from dual_head.reading import reading
+from dual_head.files.places import atomic_folder
+from dual_head.files.reading import reading
+from dual_head.methods.held_out import StrictTrainer
 from dual_head.train.progress import brief
 from dual_head.train.resume import Sealing, kept_checkpoint, require_finite
 from dual_head.train.trainer import ByLength, one_device, require_possible, rows_seen, trackers_of

@@ -20,14 +20,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dual_head.console.secrets import is_secret, masked_values
+from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
+from dual_head.files.places import atomic_folder, exclusive
+from dual_head.files.reading import read_json, reading
 from dual_head.options import Options, option
 from dual_head.options.config_file import read_options, require_no_code
 from dual_head.options.flags import OptionParser, before_parsing
-from dual_head.places import atomic_folder, exclusive
-from dual_head.reading import read_json, reading
-from dual_head.secrets import is_secret, masked_values
-from dual_head.terminal import Terminal
 
 OWN = ("variants", "seeds", "evaluate")
 RUNS = "runs"

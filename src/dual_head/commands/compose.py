@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from dual_head.backbone.checkpoint import COPY, MODEL_TYPE, require_kind
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.loading import DTYPE_HELP
+from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.files.places import atomic_folder, exclusive, require_place
+from dual_head.files.reading import read_json
 from dual_head.options import Options, option
 from dual_head.options.flags import OptionParser
-from dual_head.places import atomic_folder, exclusive, require_place
-from dual_head.reading import read_json
-from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.guides import GuideConfig
@@ -146,8 +146,8 @@ def _config(source: str) -> "GuideConfig | None":
 
 def _require_same_tokens(source: str, tokenizer: Any) -> None:
     """Refuse models that lie beside a tokenizer by which ids mean other tokens; more tokens are no difference."""
+    from dual_head.backbone.vocabulary import compare_tokenizers
     from dual_head.model.pretrained import load_tokenizer
-    from dual_head.vocabulary import compare_tokenizers
 
     for folder in source.split(MINUS, 1):
         if (Path(folder) / "tokenizer_config.json").is_file():

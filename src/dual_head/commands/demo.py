@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from dual_head.demo.options import DemoOptions
+from dual_head.files.places import exclusive
 from dual_head.options.flags import OptionParser
-from dual_head.places import exclusive
 
 build_parser = partial(OptionParser, DemoOptions, command="demo", description=__doc__)
 

@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head.commands.loading import DTYPE_HELP
+from dual_head.console.secrets import command_line
+from dual_head.console.terminal import Terminal
 from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmark
 from dual_head.evaluate.judges import JUDGES
+from dual_head.files.places import exclusive, require_place
+from dual_head.files.reading import yaml_value
 from dual_head.options import Options, option
 from dual_head.options.flags import OptionParser
-from dual_head.places import exclusive, require_place
-from dual_head.reading import yaml_value
-from dual_head.secrets import command_line
-from dual_head.terminal import Terminal
 
 # What choices are scored with; they are given, so that no other option changes anything.
 OF_CHOICES = {"benchmark", "models", "output_dir", "source", "num_samples", "seed", "batch_size"}

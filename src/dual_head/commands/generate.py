@@ -16,11 +16,11 @@ from rich.text import Text
 
 from dual_head.commands.loading import DeviceOptions, load_guided
 from dual_head.commands.prompts import PromptOptions, conversations, read_prompts, shown
+from dual_head.console.terminal import Terminal, printable
 from dual_head.errors import DualHeadError
+from dual_head.files.places import exclusive, require_unread
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
-from dual_head.places import exclusive, require_unread
-from dual_head.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from dual_head.data import Prompt

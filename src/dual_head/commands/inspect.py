@@ -20,11 +20,11 @@ from dual_head.backbone.checkpoint import (
 )
 from dual_head.backbone.fingerprint import Fingerprint
 from dual_head.commands.loading import GuidesOptions
+from dual_head.console.terminal import Terminal, printable
 from dual_head.errors import DualHeadError
+from dual_head.files.reading import reading
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
-from dual_head.reading import reading
-from dual_head.terminal import Terminal, printable
 
 ROWS = {
     "kind": lambda guide: guide["kind"],
@@ -134,10 +134,10 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     from transformers import AutoModelForCausalLM
 
     from dual_head.backbone.decoder import BackboneShape, Decoder, load_config
+    from dual_head.backbone.vocabulary import compare_tokenizers
     from dual_head.guides import guide_class
     from dual_head.model.pretrained import load_tokenizer, read_config
     from dual_head.model.switch import moved_entries
-    from dual_head.vocabulary import compare_tokenizers
 
     config = read_config(source)
     home = source if (Path(source) / "tokenizer_config.json").is_file() else str(config.backbone_name_or_path)

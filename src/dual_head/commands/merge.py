@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.loading import DTYPE_HELP, LoadingOptions, load_guided
+from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
+from dual_head.files.places import MODEL_FILES, atomic_folder, exclusive, require_empty
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
-from dual_head.places import MODEL_FILES, atomic_folder, exclusive, require_empty
-from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from torch import Tensor

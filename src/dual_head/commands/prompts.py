@@ -13,8 +13,8 @@ from dual_head.data import Message, Prompt, RowReport
 from dual_head.data.files import rows_of_file
 from dual_head.data.sources import is_data_name
 from dual_head.errors import DualHeadError
+from dual_head.files.reading import json_value
 from dual_head.options import Options, option
-from dual_head.reading import json_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

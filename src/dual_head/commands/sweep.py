@@ -19,22 +19,22 @@ from dual_head import __version__
 from dual_head.commands.generate import parse_alpha
 from dual_head.commands.loading import DeviceOptions, load_guided
 from dual_head.commands.prompts import PromptOptions, conversations, read_prompts
+from dual_head.console.gauge import Gauge
+from dual_head.console.secrets import command_line
+from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
-from dual_head.gauge import Gauge
+from dual_head.files.places import atomic_folder, exclusive, file_digest, weights_in
+from dual_head.files.reading import ANEW, json_value, read_json
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
-from dual_head.places import atomic_folder, exclusive, file_digest, weights_in
-from dual_head.reading import ANEW, json_value, read_json
-from dual_head.secrets import command_line
-from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dual_head.data import Prompt
+    from dual_head.evaluate.sweep import Row
     from dual_head.model.aligned import AlignedModel
     from dual_head.model.alpha import Alpha
-    from dual_head.sweep import Row
 
 ROWS_FILE, SUMMARY_FILE, PICTURE_FILE = "sweep.jsonl", "sweep.json", "sweep.png"
 RUN_FILE = "sweep_run.json"  # not run.json, which is training's, whose folder this may be
@@ -92,7 +92,7 @@ def _sweep(args: SweepOptions, prompts: "list[Prompt]", alphas: list[float], alp
     with atomic_folder(output):
         pass  # a folder that cannot be written is refused before anything is loaded
     # Imported late: a mistyped prompt file should not wait for torch.
-    from dual_head.sweep import summarise, sweep
+    from dual_head.evaluate.sweep import summarise, sweep
 
     rewards = _rewards(args.reward or [], args.device or "cpu")
     model, tokenizer = load_guided(args)
@@ -217,7 +217,7 @@ def _kept(output: Path, identity: dict[str, Any], *, restart: bool, per_prompt: 
 
 def _whole_rows(file: Path, per_prompt: int) -> "list[Row]":
     """Read back the rows of every prompt that has all of its own; a line that was cut ends the reading."""
-    from dual_head.sweep import Row
+    from dual_head.evaluate.sweep import Row
 
     rows: list[Row] = []
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head.data import Cut, Dropped, Message, Prompt
 from dual_head.errors import DualHeadError
-from dual_head.reading import reason, time_limit
+from dual_head.files.reading import reason, time_limit
 
 __all__ = ["APART", "Ids", "Written", "first_ids", "special_tokens_in", "token_ids", "write"]
 

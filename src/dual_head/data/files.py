@@ -17,8 +17,8 @@ from typing import IO, Any, AnyStr
 
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
-from dual_head.places import file_digest
-from dual_head.reading import json_value
+from dual_head.files.places import file_digest
+from dual_head.files.reading import json_value
 
 __all__ = ["KINDS", "SUFFIXES", "kind_of", "rows_of_file", "rows_of_stream"]
 

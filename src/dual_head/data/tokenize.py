@@ -11,10 +11,10 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from dual_head.console.gauge import gauged
 from dual_head.data import Cut, Dropped, Pair, RowReport
 from dual_head.data.conversation import APART, Ids, write
 from dual_head.errors import DualHeadError
-from dual_head.gauge import gauged
 
 __all__ = ["COLUMNS", "TokenizeOptions", "longest_sequence", "pair_lengths", "tokenize_pairs"]
 

@@ -15,16 +15,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dual_head.console.terminal import Terminal
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import Point, frontier_point, measure
 from dual_head.demo.options import DemoOptions
 from dual_head.demo.world import preference_rows, sample_requests
 from dual_head.errors import DualHeadError
+from dual_head.files.places import atomic_folder
+from dual_head.files.reading import yaml_value
 from dual_head.methods import Method, method
 from dual_head.model.aligned import AlignedModel
-from dual_head.places import atomic_folder
-from dual_head.reading import yaml_value
-from dual_head.terminal import Terminal
 from dual_head.train.run import RunOptions, load_tokenizer, train_guide
 from dual_head.train.trainer import GuideTrainingArguments
 

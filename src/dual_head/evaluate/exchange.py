@@ -17,7 +17,7 @@ from dual_head.data.files import kind_of
 from dual_head.data.sources import rows_of
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.types import Answer, Question
-from dual_head.places import atomic_folder
+from dual_head.files.places import atomic_folder
 
 __all__ = [
     "Recorded",

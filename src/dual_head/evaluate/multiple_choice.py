@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from dual_head.backbone.fingerprint import digest
+from dual_head.console.gauge import gauged
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark, ChoiceQuestion, ChoiceScores
 from dual_head.evaluate.compare.win_rates import paired_difference
@@ -22,10 +23,9 @@ from dual_head.evaluate.report.tables import about_systems, heading
 from dual_head.evaluate.systems import open_system
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
-from dual_head.gauge import gauged
+from dual_head.files.places import atomic_folder, settle
+from dual_head.files.reading import read_json
 from dual_head.options import fit
-from dual_head.places import atomic_folder, settle
-from dual_head.reading import read_json
 
 CHUNK = 64  # choices scored between two looks at the bar
 METRICS = [

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dual_head.console.gauge import Gauge
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.benchmarks import Benchmark, load_benchmark
@@ -29,7 +30,6 @@ from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.types import Answer, Decoding, Judge, Question
-from dual_head.gauge import Gauge
 from dual_head.rewards import require_reward
 
 ALL = "all"

@@ -27,8 +27,8 @@ from dual_head.features.store import (
     read_manifest,
     unpack,
 )
-from dual_head.places import file_digest
-from dual_head.reading import reading
+from dual_head.files.places import file_digest
+from dual_head.files.reading import reading
 
 WRITE_AGAIN = "Delete it and run the same 'dual-head cache' command again: it writes only that."
 PART_NAMES = ("prompt", "chosen", "rejected")

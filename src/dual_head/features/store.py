@@ -22,9 +22,9 @@ from torch import Tensor
 
 from dual_head.backbone.fingerprint import Fingerprint
 from dual_head.errors import DualHeadError
+from dual_head.files.places import altered, file_digest, flush
+from dual_head.files.reading import read_json, reading
 from dual_head.options import build, fit
-from dual_head.places import altered, file_digest, flush
-from dual_head.reading import read_json, reading
 
 if TYPE_CHECKING:
     from dual_head.guides import Guide

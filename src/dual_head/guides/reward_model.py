@@ -23,6 +23,8 @@ from dual_head.backbone.decoder import Backbone, load_config
 from dual_head.backbone.features import Features
 from dual_head.backbone.views import shared_view
 from dual_head.errors import DualHeadError, require
+from dual_head.files.places import require_unaltered
+from dual_head.files.reading import reading
 from dual_head.guides.base import Parameters, States
 from dual_head.guides.layers import require_positive
 from dual_head.guides.second_model import (
@@ -34,8 +36,6 @@ from dual_head.guides.second_model import (
     lora_config,
 )
 from dual_head.ops.masks import additive
-from dual_head.places import require_unaltered
-from dual_head.reading import reading
 
 BATCH_TOKENS = 4096  # continuations scored in one forward
 OWN_PLACE = (

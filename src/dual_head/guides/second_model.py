@@ -23,10 +23,10 @@ from dual_head.backbone.joint import Changes, LowRank
 from dual_head.backbone.views import shared_view
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
+from dual_head.files.reading import read_json, reading
 from dual_head.guides import build_guide
 from dual_head.guides.base import Guide, GuideConfig, Parameters
 from dual_head.guides.layers import require_positive
-from dual_head.reading import read_json, reading
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -51,7 +51,7 @@ def _whole(row: Row) -> dict[str, list[int]]:
 def _pair_metrics() -> type:
     import torch.nn.functional as F
 
-    from dual_head.held_out import HeldOutTrainer
+    from dual_head.methods.held_out import HeldOutTrainer
 
     class PairMetrics(HeldOutTrainer):
         """TRL's reward trainer with the metrics of our own preferences, for every held-out pair."""

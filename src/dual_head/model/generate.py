@@ -25,10 +25,10 @@ from dual_head.backbone.decoder import context_length
 from dual_head.data import Dropped, Prompt
 from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError
+from dual_head.files.reading import reason
 from dual_head.model.alpha import Alpha, Strengths, requesting, strengths_of
 from dual_head.model.trace import Trace, trace_sequences
 from dual_head.model.types import Aligned
-from dual_head.reading import reason
 
 logger = logging.getLogger(__name__)
 DEFAULT_NEW_TOKENS = 128

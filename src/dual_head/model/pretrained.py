@@ -26,9 +26,9 @@ from dual_head.backbone.decoder import Backbone, load_backbone
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.files.places import atomic_folder
+from dual_head.files.reading import reading
 from dual_head.model.fusion import require_fusion
-from dual_head.places import atomic_folder
-from dual_head.reading import reading
 
 CODE_NAME = "modeling_dual_head.py"  # what transformers runs to find our classes, where it is told to trust the folder
 AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # the auto classes' own, of no use to us

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_head.errors import DualHeadError
-from dual_head.reading import read_yaml
+from dual_head.files.reading import read_yaml
 
 NO = ("", "none", "false", "no", "f", "n", "0")  # what leaves a switch off
 

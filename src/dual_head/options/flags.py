@@ -13,13 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from dual_head.console.terminal import note, shown
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.options.config_file import read_options
 from dual_head.options.extensions import Extensions
 from dual_head.options.fields import require_finite
 from dual_head.options.help import Help, listed
 from dual_head.options.texts import converter, flag_kind, truth, yaml_text
-from dual_head.terminal import note, shown
 
 
 class OptionParser(argparse.ArgumentParser):

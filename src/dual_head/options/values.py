@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
+from dual_head.console.secrets import MASK, is_secret
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.secrets import MASK, is_secret
 
 T = TypeVar("T")
 

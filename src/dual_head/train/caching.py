@@ -20,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from dual_head import __version__
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
+from dual_head.console.gauge import Gauge, duration
+from dual_head.console.terminal import Terminal
 from dual_head.data import RowReport
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
@@ -37,11 +39,9 @@ from dual_head.features.store import (
     remove_shards,
     write_manifest,
 )
-from dual_head.gauge import Gauge, duration
+from dual_head.files.places import atomic_folder, checksums, exclusive, require_place
 from dual_head.guides import guide_class, kind_of
 from dual_head.methods import Method
-from dual_head.places import atomic_folder, checksums, exclusive, require_place
-from dual_head.terminal import Terminal
 from dual_head.train.inputs import load_data, load_lm, load_tokenizer, needs_of_method
 from dual_head.train.options import CacheOptions, source_of
 

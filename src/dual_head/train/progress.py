@@ -8,7 +8,7 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from dual_head.gauge import SETTLED, duration
+from dual_head.console.gauge import SETTLED, duration
 
 # What a person watches while it trains; trackers and the report get everything.
 SHOWN = (

@@ -21,9 +21,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone.checkpoint import load_strictly, read_shapes, read_weights, require_kind
 from dual_head.errors import DualHeadError
+from dual_head.files.places import altered, atomic_folder, checksums, exclusive, flush, require_place, settle
+from dual_head.files.reading import ANEW, read_json, reading
 from dual_head.model.aligned import AlignedModel
-from dual_head.places import altered, atomic_folder, checksums, exclusive, flush, require_place, settle
-from dual_head.reading import ANEW, read_json, reading
 
 logger = logging.getLogger(__name__)
 

@@ -23,18 +23,18 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone.checkpoint import MODEL_TYPE
+from dual_head.console.terminal import Terminal
 from dual_head.data.collate import PairCollator
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
+from dual_head.files.places import atomic_folder
 from dual_head.guides import build_guide, guide_class
-from dual_head.held_out import HeldOutTrainer
 from dual_head.methods import Method
+from dual_head.methods.held_out import HeldOutTrainer
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import read_config
 from dual_head.model.switch import entry_of
 from dual_head.ops.vocab_kernels import compiled_folder
-from dual_head.places import atomic_folder
-from dual_head.terminal import Terminal
 from dual_head.train.inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
 from dual_head.train.options import RunOptions, identity_of
 from dual_head.train.progress import brief

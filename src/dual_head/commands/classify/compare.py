@@ -21,12 +21,12 @@ from rich.table import Table
 
 from dual_head.classify.controls import Control
 from dual_head.commands.training import end_processes
+from dual_head.console.secrets import command_line
+from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
+from dual_head.files.places import atomic_folder, exclusive
+from dual_head.files.reading import ANEW, read_json
 from dual_head.options import Options, option
-from dual_head.places import atomic_folder, exclusive
-from dual_head.reading import ANEW, read_json
-from dual_head.secrets import command_line
-from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from accelerate import PartialState

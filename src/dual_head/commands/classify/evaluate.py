@@ -20,13 +20,13 @@ from dual_head import __version__
 from dual_head.classify.formats_options import columns_of
 from dual_head.commands.classify.evaluate_config import options_of
 from dual_head.commands.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
+from dual_head.console.gauge import gauged
+from dual_head.console.secrets import command_line
+from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
-from dual_head.gauge import gauged
+from dual_head.files.places import atomic_folder, exclusive
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
-from dual_head.places import atomic_folder, exclusive
-from dual_head.secrets import command_line
-from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.classify import Example

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from dual_head.commands.classify.loading import CLASSIFIER
+from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
+from dual_head.files.places import exclusive, require_empty
 from dual_head.options import Options, option
 from dual_head.options.flags import OptionParser
-from dual_head.places import exclusive, require_empty
-from dual_head.terminal import Terminal
 
 ONNX_FILE = "model.onnx"
 

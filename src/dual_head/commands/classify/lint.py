@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head.commands.classify.dataset import DatasetOptions, load_dataset
+from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
+from dual_head.files.places import atomic_folder, exclusive
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
-from dual_head.places import atomic_folder, exclusive
-from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.classify.formats import Loaded

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dual_head.commands.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
+from dual_head.console.gauge import Gauge
 from dual_head.data import Dropped
 from dual_head.errors import DualHeadError
-from dual_head.gauge import Gauge
+from dual_head.files.places import atomic_folder, exclusive, file_digest, require_unread
+from dual_head.files.reading import ANEW, read_json, reading
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
 from dual_head.options.values import fit
-from dual_head.places import atomic_folder, exclusive, file_digest, require_unread
-from dual_head.reading import ANEW, read_json, reading
 
 if TYPE_CHECKING:
     from dual_head.classify.predict import Prediction, Predictor

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dual_head.commands.classify.dataset import DatasetOptions, load_dataset
-from dual_head.gauge import Gauge
+from dual_head.console.gauge import Gauge
+from dual_head.console.secrets import masked
+from dual_head.console.terminal import Terminal
+from dual_head.files.places import exclusive, require_unread
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
-from dual_head.places import exclusive, require_unread
-from dual_head.secrets import masked
-from dual_head.terminal import Terminal
 
 if TYPE_CHECKING:
     from dual_head.classify.teacher import Ask, Written

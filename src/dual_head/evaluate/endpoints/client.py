@@ -12,11 +12,11 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dual_head.console.secrets import masked, without
 from dual_head.data import Message
 from dual_head.errors import DualHeadError, require
 from dual_head.evaluate.endpoints.completions import count_of, text_of
 from dual_head.evaluate.endpoints.connection import bounded_client, parted
-from dual_head.secrets import masked, without
 
 __all__ = ["FAILURES", "Endpoint", "EndpointOptions", "Reply", "Request"]
 

@@ -20,7 +20,7 @@ from dual_head.evaluate.judges.base import WINDOW, batches_by_length, chosen_dev
 from dual_head.evaluate.judges.prompted import Item, PromptedJudge
 from dual_head.evaluate.judges.prompts import Pattern
 from dual_head.evaluate.types import Question, Verdict
-from dual_head.reading import reading
+from dual_head.files.reading import reading
 
 Ids = tuple[int, ...]
 

@@ -16,7 +16,7 @@ from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
 from dual_head.evaluate.types import Answer, Comparison, Judge, Question, Replies, Verdict
-from dual_head.places import add_lines, kept_rows
+from dual_head.files.places import add_lines, kept_rows
 
 __all__ = ["FILE", "Graded", "Outcome", "Result", "Usage", "grade_all", "judge_pairs", "spent"]
 

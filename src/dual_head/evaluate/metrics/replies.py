@@ -10,8 +10,8 @@ import torch
 
 from dual_head.evaluate.metrics.base import Absent, Tools, Values, metric
 from dual_head.evaluate.metrics.embedding import load_embedder
+from dual_head.evaluate.text_metrics import diversity
 from dual_head.evaluate.types import Answer, Question
-from dual_head.text_metrics import diversity
 
 
 @metric("diversity", "how little a reply repeats itself, by its 2-, 3- and 4-grams of words", better="higher")

@@ -26,7 +26,7 @@ from typing import Any
 
 from dual_head.errors import require
 from dual_head.evaluate.report import marks, numbers
-from dual_head.places import atomic_folder
+from dual_head.files.places import atomic_folder
 
 Report = dict[str, Any]
 

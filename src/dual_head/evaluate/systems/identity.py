@@ -22,9 +22,9 @@ from dual_head.config import AlignedConfig
 from dual_head.data.conversation import first_ids
 from dual_head.data.files import SUFFIXES
 from dual_head.errors import DualHeadError
+from dual_head.files.places import file_digest
+from dual_head.files.reading import read_json
 from dual_head.guides.second_model import ADAPTER_CONFIG, adapter_config
-from dual_head.places import file_digest
-from dual_head.reading import read_json
 
 __all__ = ["file_sha256", "made_of", "settings_of", "sources_digest", "tokenizer_identity"]
 

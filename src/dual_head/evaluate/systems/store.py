@@ -15,7 +15,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.types import Answer, Decoding, Question
-from dual_head.places import add_lines, kept_rows
+from dual_head.files.places import add_lines, kept_rows
 
 __all__ = ["answer_all", "answers_file", "require_comparable", "require_same_decoding"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from dual_head.reading import reading
+from dual_head.files.reading import reading
 
 
 class StrictTrainer(Trainer):

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from dual_head.cli import main
 from dual_head.commands.generate import show_trace
+from dual_head.console.terminal import Terminal, printable, shown
 from dual_head.model.trace import TokenTrace
-from dual_head.terminal import Terminal, printable, shown
 
 CLEAR, TITLE = "\x1b[2J", "\x1b]0;owned\x07"
 

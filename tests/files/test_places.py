@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dual_head.errors import DualHeadError
-from dual_head.places import NAMES, READY, WRITING, atomic_folder, exclusive, require_empty, require_place, settle
+from dual_head.files.places import NAMES, READY, WRITING, atomic_folder, exclusive, require_empty, require_place, settle
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -20,7 +20,7 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json")
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from dual_head.places import atomic_folder, exclusive
+from dual_head.files.places import atomic_folder, exclusive
 import filelock
 folder, text, at, replaces = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4].split()
 seen = 0

@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys, time, weakref
-from dual_head.signals import Terminated, end_by, signals_raised
+from dual_head.console.signals import Terminated, end_by, signals_raised
 NUMBER = getattr(signal, sys.argv[1])
 class Owner: pass
 def send(*_): os.kill(os.getpid(), NUMBER)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dual_head.errors import DualHeadError
-from dual_head.reading import json_value, read_json, read_yaml, reading, time_limit, yaml_value
+from dual_head.files.reading import json_value, read_json, read_yaml, reading, time_limit, yaml_value
 
 
 class Panic(BaseException):

@@ -5,7 +5,7 @@ import torch
 
 from dual_head.backbone.decoder import BackboneShape
 from dual_head.backbone.features import Features
-from dual_head.transfer import UNMAPPED, Transfer, pool
+from dual_head.backbone.transfer import UNMAPPED, Transfer, pool
 
 
 def shape(hidden: int = 4, vocab: int = 5, layers: int = 4) -> BackboneShape:

@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dual_head.terminal import printable
+from dual_head.console.terminal import printable
 
 SETTLED = 5  # seconds that something takes in all, below which no line is worth reading
 SPACING = 30  # seconds between two lines

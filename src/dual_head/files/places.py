@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dual_head.errors import DualHeadError
-from dual_head.reading import COPY, json_value, read_json, reading
+from dual_head.files.reading import COPY, json_value, read_json, reading
 
 T = TypeVar("T")
 

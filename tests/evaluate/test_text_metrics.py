@@ -2,7 +2,7 @@
 
 import pytest
 
-from dual_head.text_metrics import distinct_n, diversity
+from dual_head.evaluate.text_metrics import distinct_n, diversity
 
 SENTENCE = ["a", "b", "a", "b", "c"]  # ab ba ab bc; aba bab abc; abab babc
 

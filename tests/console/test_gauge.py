@@ -2,8 +2,8 @@
 
 import pytest
 
-from dual_head import gauge
-from dual_head.gauge import Gauge, duration, gauged
+from dual_head.console import gauge
+from dual_head.console.gauge import Gauge, duration, gauged
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from dual_head.secrets import masked
+from dual_head.console.secrets import masked
 
 # C0 but newline and tab, DEL, C1; what overrides the direction of text; halves of characters, which no stream takes.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

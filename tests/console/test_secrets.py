@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dual_head.secrets import command_line, is_secret, masked, masked_values, secret_values, without
+from dual_head.console.secrets import command_line, is_secret, masked, masked_values, secret_values, without
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What a command shows and hears: progress, escaped and masked text, signals."""
