@@ -271,7 +271,7 @@ def test_training_needs_nothing_of_the_backbone_or_the_data_and_its_guides_run_b
         raise AssertionError("the backbone was loaded")
 
     with monkeypatch.context() as patched:
-        for module in ("run_inputs", "model.pretrained"):
+        for module in ("train.inputs", "model.pretrained"):
             patched.setattr(f"dual_head.{module}.load_backbone", load)
         run = ["--feature_cache", f"{tmp_path / 'cache'}", "--output_dir", f"{tmp_path / 'out'}", "--max_steps", "2"]
         assert main(["train", "dual_head", *run, "--disable_tqdm", "true", "--bf16", "true"]) == 0
