@@ -62,3 +62,12 @@ def test_a_mistake_is_named_with_what_would_be_right(given, said):
     with pytest.raises(DualHeadError) as refusal:
         build(Brew, given)
     assert said in str(refusal.value)
+
+
+def test_an_option_for_what_takes_none_is_refused_by_its_name():
+    @dataclass
+    class Water:
+        """Takes no options."""
+
+    with pytest.raises(DualHeadError, match="Unknown option 'cups': no options are taken here"):
+        build(Water, {"cups": 1})

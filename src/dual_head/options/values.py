@@ -19,12 +19,14 @@ T = TypeVar("T")
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build a dataclass from plain values. Errors: unknown keys (the nearest is offered), missing ones, wrong types."""
     hints = typing.get_type_hints(cls)
-    own = [f for f in fields(cls) if f.init]  # type: ignore[arg-type]
-    names = [f.name for f in own]
+    accepted = [f for f in fields(cls) if f.init]  # type: ignore[arg-type]
+    names = [f.name for f in accepted]
     for key in values:
+        if not names:
+            raise DualHeadError(f"Unknown option '{key}': no options are taken here. Leave it out.")
         if key not in names:
             raise DualHeadError(f"Unknown option '{key}' for {cls.__name__}.{did_you_mean(key, names)}")
-    for name in (f.name for f in own if f.default is MISSING and f.default_factory is MISSING):
+    for name in (f.name for f in accepted if f.default is MISSING and f.default_factory is MISSING):
         if name not in values:
             raise DualHeadError(f"{cls.__name__} lacks '{name}'.")
     return cls(**{key: fit(value, hints[key], f"{cls.__name__}.{key}") for key, value in values.items()})
