@@ -1,4 +1,4 @@
-"""`dual-head ablate CONFIG`: train the variants of one method on the same pairs, and tabulate what each changes.
+"""`dual-head ablate CONFIG`: train variants of a method on the same pairs, and tabulate the differences.
 
 CONFIG is a training config with two more keys: `variants`, from a name to the options that it changes, and `seeds`.
 With `evaluate` (a benchmark, a judge and other options of `dual-head eval`), every variant also answers questions

@@ -1,4 +1,4 @@
-"""`dual-head cache`: what a frozen backbone says about preference pairs, written once to train guides from.
+"""`dual-head cache`: keep what a frozen backbone computes of preference pairs, to train guides from.
 
 Pairs are read as `dual-head train` reads them, with the same options. `--verify FOLDER` reads a cache through.
 """

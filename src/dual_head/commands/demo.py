@@ -1,4 +1,4 @@
-"""`dual-head demo`: train guides in a small world, and see what each strength does.
+"""`dual-head demo`: train and try guides in a small world, offline, in two minutes.
 
 First a Dual-Head guide for everything at once, at five strengths; then one guide for help and one against harm,
 mixed while decoding. Needs no network: the backbone is shipped, the world's exact reward is a rule. Two cores

@@ -1,4 +1,4 @@
-"""`dual-head eval BENCHMARK --models base=PATH,guided=PATH@1.5`: one set of questions, every system, an honest table.
+"""`dual-head eval BENCHMARK --models base=PATH,guided=PATH@1.5`: compare systems on the same questions.
 
 Answers and verdicts are kept in the output folder, so that a killed run goes on and a second one costs nothing.
 """

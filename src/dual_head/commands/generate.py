@@ -1,4 +1,4 @@
-"""`dual-head generate GUIDES`: text from a guided model, at a strength chosen on the spot.
+"""`dual-head generate GUIDES`: generate text with guides, at any strength.
 
 Prompts come from --prompt and --prompts, or else from standard input.
 """

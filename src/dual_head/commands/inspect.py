@@ -1,4 +1,4 @@
-"""`dual-head inspect GUIDES`: what a folder of guides is, and whether it fits another backbone; loads no weights."""
+"""`dual-head inspect GUIDES`: show what guides are, what they cost, and which backbone they fit."""
 
 import json
 from collections.abc import Sequence

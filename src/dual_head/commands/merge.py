@@ -1,4 +1,4 @@
-"""`dual-head merge GUIDES`: fold linear guides into the lm_head, as a plain checkpoint for transformers alone."""
+"""`dual-head merge GUIDES`: fold linear guides into the lm_head of a plain checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`dual-head sweep GUIDES`: what each strength does to replies, as rows, means with intervals, and a picture."""
+"""`dual-head sweep GUIDES`: generate at many strengths, and measure what each does."""
 
 import hashlib
 import inspect

@@ -1,4 +1,4 @@
-"""`dual-head train METHOD`: from preference data and a backbone to a folder of guides.
+"""`dual-head train METHOD`: train a guide on preference pairs.
 
 Every TrainingArguments flag is accepted, every option of the method, and the same names in a YAML file, where sections
 ("guide", "preference", ...) may hold the method's.

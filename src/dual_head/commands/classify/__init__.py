@@ -1,4 +1,4 @@
-"""`dual-head classify COMMAND`: classifiers that learn from rationales and never write one."""
+"""`dual-head classify COMMAND`: train and use classifiers that learn from rationales and never write one."""
 
 from collections.abc import Sequence
 

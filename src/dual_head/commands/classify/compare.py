@@ -1,4 +1,4 @@
-"""`dual-head classify compare`: one classifier under several controls and seeds, and what sets them apart.
+"""`dual-head classify compare`: train a classifier under several controls and seeds, and tabulate the differences.
 
 Trains each control at each seed on the same rows, for the same steps, and judges all on the same held-out rows. Writes
 compare.json and compare.md: accuracy, its difference from the plain classifier (pooled) and from the one that was asked

@@ -1,4 +1,4 @@
-"""`dual-head classify evaluate CLASSIFIER [OTHER ...]`: how good classifiers are, with intervals, and which is better.
+"""`dual-head classify evaluate CLASSIFIER [OTHER ...]`: measure classifiers, with intervals and paired differences.
 
 Writes evaluation.json, predictions.jsonl, confusion.png and reliability.png. Several classifiers are compared with the
 first, row by row. A training config does as --config: the data that it holds out are evaluated.

@@ -1,4 +1,4 @@
-"""`dual-head classify export CLASSIFIER`: a plain transformers checkpoint, or an ONNX file, that needs no dual-head."""
+"""`dual-head classify export CLASSIFIER`: write a plain transformers checkpoint, or ONNX."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`dual-head classify lint`: what makes rationales useless, or too good to be true, before anything is trained."""
+"""`dual-head classify lint`: look for what makes rationales useless, or too good to be true."""
 
 import json
 from collections.abc import Sequence

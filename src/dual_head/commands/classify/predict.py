@@ -1,4 +1,4 @@
-"""`dual-head classify predict CLASSIFIER`: a class for each row of a file or a stream, at constant memory.
+"""`dual-head classify predict CLASSIFIER`: classify each row of a file or a stream, in constant memory.
 
 Every row in gives one line of JSON out, in order; a row that cannot be classified gives one with "error". A killed run
 goes on where it stopped when the same command is given again, and leaves the same bytes.

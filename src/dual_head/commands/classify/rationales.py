@@ -1,4 +1,4 @@
-"""`dual-head classify rationales`: a teacher writes a rationale for each row, knowing its label.
+"""`dual-head classify rationales`: have a teacher write a rationale for each row, knowing its label.
 
 The teacher is a model behind any OpenAI-compatible endpoint. What it wrote is kept as it comes: the same command goes
 on where it stopped, and asks again for what had no reply.

@@ -1,4 +1,4 @@
-"""`dual-head classify train`: from inputs, labels and rationales to a classifier.
+"""`dual-head classify train`: train a classifier on inputs, labels and rationales.
 
 Every TrainingArguments flag is accepted, and the same names in a YAML file; sections named model, data and training
 only group them. The DHRD README's own names work too, on the command line and in the file.
