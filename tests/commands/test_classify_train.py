@@ -88,6 +88,16 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(backbone_folder, r
     assert "--restart" in said
 
 
+def test_a_run_killed_after_its_last_step_writes_the_config_of_one_that_was_not(backbone_folder, rows, tmp_path):
+    command = arguments(backbone_folder, rows, tmp_path / "out", "--max_steps", "2", "--save_steps", "2")
+    assert main(command) == 0
+    config = (tmp_path / "out" / "config.json").read_bytes()
+    for name in ("config.json", "model.safetensors", "report.json"):
+        (tmp_path / "out" / name).unlink()
+    assert main(command) == 0
+    assert (tmp_path / "out" / "config.json").read_bytes() == config
+
+
 def test_a_run_goes_on_from_the_checkpoint_that_is_named(backbone_folder, rows, tmp_path, capsys):
     more = ["--max_steps", "4", "--save_steps", "2", "--eval_strategy", "no"]
     given = arguments(backbone_folder, rows, tmp_path / "out", *more)

@@ -73,6 +73,8 @@ class ClassifierRun(Run):
         if held_rows:
             console.print(f"held-out rows\n{held_drops.table()}")
         model.config.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # as Trainer.train does, which may have ended
+            setattr(model.config, name, getattr(tokenizer, name))
         model.config.text = {
             "form": form.as_dict(),
             "format": rows_format,
