@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from dual_head.errors import DualHeadError
-from dual_head.files.places import NAMES, READY, WRITING, atomic_folder, exclusive, require_empty, require_place, settle
+from dual_head.files.places import (
+    NAMES,
+    READY,
+    WRITING,
+    atomic_folder,
+    exclusive,
+    require_empty,
+    require_place,
+    settle,
+    system_failure,
+)
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -236,3 +246,22 @@ def test_a_link_to_another_folder_is_no_set_of_files(tmp_path):
     (out / f"{READY}3f9a").symlink_to(elsewhere)
     settle(out)
     assert texts(elsewhere).keys() == {*FILES, NAMES}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "basic_ios::clear: iostream error",
+        "[enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0",
+        "PytorchStreamWriter failed writing file data/0: file write failed",
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+    ],
+)
+def test_a_full_disk_is_known_whichever_library_tells_of_it(text):
+    failure = system_failure(RuntimeError(text))
+    assert failure is not None
+    assert failure.errno == errno.ENOSPC
+
+
+def test_an_error_of_something_else_is_no_failure_of_the_system():
+    assert system_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

@@ -134,7 +134,8 @@ class Damages:
 
     def written(self, ended: Ended) -> dict[str, bytes]:
         files = (file for file in self.place.rglob("*") if file.is_file() and "report" not in file.name)
-        return {str(file.relative_to(self.place)): file.read_bytes() for file in files}
+        # A last line that is whole but for its end is kept as it is.
+        return {str(file.relative_to(self.place)): file.read_bytes().removesuffix(b"\n") for file in files}
 
     def rows(self, ended: Ended) -> dict[str, str]:
         """What was kept: of each key its last line; what a line was that was cut is read by nobody."""

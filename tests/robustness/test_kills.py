@@ -16,7 +16,8 @@ from robustness.writers import WRITERS, argv_of, litter, write_inputs
 SEED = int(os.environ.get("DUAL_HEAD_SEED", "0"))
 ELSEWHERE = "classify rationales"  # asks an endpoint; tests/classify/test_teacher.py has one and stops it
 SHORT = ("train", "cache", "sweep", "eval", "merge", "compose", "classify predict", "classify export")
-CURVES = "curves.png"  # of a log that a kill after the last step leaves without its summary
+# Curves are of a log that a kill after the last step leaves without its summary; a kill before the seal leaves none.
+UNLIKE = ("curves.png", "checksums.json")
 STEPS = ["--max_steps", "3", "--save_steps", "1", "--logging_steps", "1"]  # checkpoints to go on from
 
 
@@ -40,13 +41,15 @@ class Trials:
     def written(self) -> dict[str, bytes]:
         """Every file by its name.
 
-        Reports say how long a run took, so they only need to be whole; curves are drawn from them.
+        Reports say how long a run took, so they only need to be whole.
         """
         files = {str(file.relative_to(self.out)): file for file in self.out.rglob("*") if file.is_file()}
         reports = [name for name in files if Path(name).name == "report.json"]
         assert all(isinstance(json.loads(files[name].read_text()), dict) for name in reports)
         return {
-            name: b"" if name in reports else file.read_bytes() for name, file in files.items() if file.name != CURVES
+            name: b"" if name in reports else file.read_bytes()
+            for name, file in files.items()
+            if file.name not in UNLIKE
         }
 
     def killed(self, *points: int) -> str:

@@ -319,7 +319,8 @@ def system_failure(error: Exception) -> OSError | None:
         return error
     if number := re.search(r"\(os error (\d+)\)", str(error)):
         return OSError(int(number[1]), os.strerror(int(number[1])))
-    if any(words in str(error) for words in ("PytorchStreamWriter failed", "unexpected pos", "No space left")):
+    words = ("PytorchStreamWriter failed", "unexpected pos", "iostream error", "No space left")
+    if any(text in str(error) for text in words):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
 

@@ -59,7 +59,7 @@ class EvaluateOptions(LoadingOptions, BatchOptions):
         None, "of training data, the share of inputs that training held out", above=0, below=1
     )
     calibrate: bool = option(False, "fit a temperature, and keep it with the classifier", heading="measuring")
-    resamples: int = option(2000, "of the bootstrap", least=100)
+    resamples: int = option(2000, "of the bootstrap", least=100, most=100_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
