@@ -1,8 +1,6 @@
 """What a training run of a classifier is told; the same names on the command line, in YAML and here."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from dual_head.classify import TextForm
@@ -11,8 +9,9 @@ from dual_head.classify.controls import Control
 from dual_head.classify.formats_options import columns_of, labels_of
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
-from dual_head.train.options import TRAINING_IDENTITY
+from dual_head.train.options import identity_of_options
 
+PLACES = ("model_name_or_path", "dataset_name", "eval_dataset_name")  # perhaps local
 PLACEMENT = ("restart", "device_map", "attn_implementation")  # changes where, not what
 
 
@@ -122,9 +121,4 @@ class ClassifyOptions(Options):
 
 def identity_of(options: ClassifyOptions, args: Any) -> dict[str, Any]:
     """Collect what makes a run this run: a resumed one must agree on all of it."""
-    values = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
-    for key in ("model_name_or_path", "dataset_name", "eval_dataset_name"):
-        place = values[key]
-        values[key] = str(Path(place).resolve()) if place and Path(place).exists() else place
-    training = {key: str(getattr(args, key)) for key in TRAINING_IDENTITY}
-    return json.loads(json.dumps({**values, **training, "processes": args.world_size}))
+    return identity_of_options(options, args, places=PLACES, placement=PLACEMENT)

@@ -17,15 +17,14 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from dual_head.backbone.checkpoint import load_strictly, read_weights, require_kind
+from dual_head.backbone.checkpoint import load_strictly, read_weights
 from dual_head.classify.collate import ExampleCollator
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.tokenize import Tokenized
-from dual_head.files.places import atomic_folder
 from dual_head.files.reading import reading
 from dual_head.methods.held_out import StrictTrainer
 from dual_head.train.progress import brief
-from dual_head.train.resume import Sealing, kept_checkpoint, require_finite
+from dual_head.train.resume import Sealing, kept_checkpoint, save_stored
 from dual_head.train.trainer import ByLength, one_device, require_possible, rows_seen, trackers_of
 
 
@@ -227,9 +226,4 @@ class ClassifierTrainer(StrictTrainer):
 
 def save_classifier(model: DualHeadReasoningModel, tokenizer: Any, folder: str | Path) -> None:
     """Write a classifier and its tokenizer. Errors: weights that are not finite."""
-    require_finite(model.stored(), "classifier")
-    require_kind(Path(folder), model.config.model_type)
-    with atomic_folder(Path(folder)) as staging:
-        model.save_pretrained(staging)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(staging)
+    save_stored(model, tokenizer, folder, "classifier")

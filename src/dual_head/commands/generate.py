@@ -4,7 +4,6 @@ Prompts come from --prompt and --prompts, or else from standard input.
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from dual_head.commands.loading import DeviceOptions, load_guided
 from dual_head.commands.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.console.terminal import Terminal, printable
 from dual_head.errors import DualHeadError
-from dual_head.files.places import exclusive, require_unread
+from dual_head.files.places import add_lines, exclusive, require_unread
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
 
@@ -101,7 +100,8 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
             if args.output:
                 row = {"prompt": prompt, "alpha": args.alpha, "output": text}
                 traced = {"trace": [asdict(token) for token in trace]} if trace else {}
-                _append(Path(args.output), row | traced)
+                line = json.dumps(row | traced, ensure_ascii=False)
+                add_lines(Path(args.output), [line], remedy="Choose another --output.")
                 continue
             if len(prompts) > 1:
                 console.print(shown(prompt), style="bold")
@@ -168,21 +168,3 @@ def _piece(token_id: int, tokenizer) -> str:
     named = tokenizer.convert_ids_to_tokens(token_id) or f"<{token_id}>"  # a backbone may have more ids than names
     piece = named.replace("\u2581", " ").replace("\u0120", " ")
     return printable(piece.replace("\u010a", "\\n").replace("<0x0A>", "\\n").replace("\n", "\\n"))
-
-
-def _append(file: Path, row: dict) -> None:
-    """Add a row as a line of its own, behind one that a killed process left unfinished too."""
-    line = json.dumps(row, ensure_ascii=False) + "\n"
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(f"\n{line}" if _is_cut(file) else line)
-    except OSError as error:
-        raise DualHeadError(f"Cannot write to '{file}': {error.strerror}. Choose another --output.") from error
-
-
-def _is_cut(file: Path) -> bool:
-    if not file.is_file() or not file.stat().st_size:
-        return False
-    with file.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read() != b"\n"

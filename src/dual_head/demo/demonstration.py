@@ -123,12 +123,12 @@ def _two_objectives(output: Path, tokenizer: Any, args: DemoOptions, console: Co
     return points
 
 
-def _options(given: Sequence[str]) -> dict[str, Any]:
+def _options(arguments: Sequence[str]) -> dict[str, Any]:
     """Read NAME=VALUE as YAML values."""
     try:
-        return {name: yaml_value(value) for name, value in (option.split("=", 1) for option in given)}
+        return {name: yaml_value(value) for name, value in (option.split("=", 1) for option in arguments)}
     except ValueError as error:
-        raise DualHeadError(f"--set takes NAME=VALUE, not {' '.join(given)!r}.") from error
+        raise DualHeadError(f"--set takes NAME=VALUE, not {' '.join(arguments)!r}.") from error
 
 
 def _at(points: Sequence[Point], alpha: float) -> Point:

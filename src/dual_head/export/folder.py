@@ -113,7 +113,7 @@ def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = N
     named = f"`{_shown(backbone)}`" if backbone else f"a {type(model.backbone.lm).__name__}"
     training = model.config.training or {}
     recorded = {"method": training.get("method"), "trained on": training.get("dataset")}
-    said = [f"- {label}: `{_shown(str(value))}`" for label, value in recorded.items() if value]
+    facts = [f"- {label}: `{_shown(str(value))}`" for label, value in recorded.items() if value]
     rows = [f"| {p.name} | {p.kind} | {p.alpha:g} | {p.rank or 'full'} |" for p in parts]
     lines = [
         "---",
@@ -132,7 +132,7 @@ def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = N
         "|---|---|---|---|",
         *(rows or ["| none acts | | 0 | |"]),
         "",
-        *(said or ["The guides' method and data were not recorded."]),
+        *(facts or ["The guides' method and data were not recorded."]),
         "",
         "It loads with transformers alone:",
         "",

@@ -86,8 +86,8 @@ class FeatureCache:
         for name, written in self.manifest["files"].items():
             file = self.folder / name
             with reading(f"Cannot read '{file}'", WRITE_AGAIN):
-                found = file_digest(file)["sha256"]
-            if found != written:
+                digest = file_digest(file)["sha256"]
+            if digest != written:
                 raise DualHeadError(f"'{file}' is not what was written. {WRITE_AGAIN}")
 
     def pairs(self, part: str, needs: Needs, *, dtype: torch.dtype, by_length: bool = False) -> "FeatureSet":

@@ -196,19 +196,25 @@ def settle(target: Path) -> None:
 # ---- what files held when they were written ----------------------------------------------------------------
 
 
-def add_lines(file: Path, lines: Iterable[str]) -> None:
+def add_lines(
+    file: Path, lines: Iterable[str], *, remedy: str = "Choose another output folder, or free some space."
+) -> None:
     """Add lines to a file in one write, behind a line that a killed run cut. Errors: a file that cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab+") as stream:
-            end = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, end - 1))
-            cut = b"" if stream.read() in (b"", b"\n") else b"\n"
+        cut = b"\n" if _is_cut(file) else b""
+        with file.open("ab") as stream:
             stream.write(cut + "".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
-        raise DualHeadError(
-            f"Cannot write to '{file}': {error.strerror}. Choose another output folder, or free some space."
-        ) from error
+        raise DualHeadError(f"Cannot write to '{file}': {error.strerror}. {remedy}") from error
+
+
+def _is_cut(file: Path) -> bool:
+    if not file.is_file() or not file.stat().st_size:
+        return False
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
 
 
 def kept_rows(file: Path, read: Callable[[Any], T]) -> dict[str, T]:

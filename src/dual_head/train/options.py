@@ -4,9 +4,12 @@ The same names on the command line, in YAML and here. It knows values only.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from transformers import TrainingArguments
 
 from dual_head.errors import DualHeadError
 from dual_head.methods import Method
@@ -129,7 +132,19 @@ def _full(name: str | None) -> str | None:
 
 def identity_of(method: Method, options: RunOptions, args: GuideTrainingArguments) -> dict[str, Any]:
     """Collect what makes a run this run: a resumed one must agree on all of it."""
-    values = {key: value for key, value in asdict(options).items() if key not in PLACEMENT}
-    values |= {key: _full(values[key]) for key in PLACES}
+    identity = identity_of_options(options, args, places=PLACES, placement=PLACEMENT)
+    return json.loads(json.dumps(method.as_dict())) | identity
+
+
+def identity_of_options(
+    options: Any, args: TrainingArguments, *, places: Sequence[str], placement: Sequence[str]
+) -> dict[str, Any]:
+    """Collect what of options and arguments makes a run this run, as JSON has it.
+
+    places: options that may be local, which are recorded by their full path; placement: those that change where a run
+    computes and not what.
+    """
+    values = {key: value for key, value in asdict(options).items() if key not in placement}
+    values |= {key: _full(values[key]) for key in places}
     training = {key: str(getattr(args, key)) for key in TRAINING_IDENTITY}
-    return json.loads(json.dumps({**method.as_dict(), **values, **training, "processes": args.world_size}))
+    return json.loads(json.dumps({**values, **training, "processes": args.world_size}))

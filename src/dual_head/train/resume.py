@@ -38,7 +38,12 @@ CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", TRAINER_S
 
 def save_guides(model: AlignedModel, tokenizer: Any, folder: str | Path) -> None:
     """Write guides and tokenizer into a checkpoint. Errors: weights that are not finite."""
-    require_finite(model.stored(), "guide")
+    save_stored(model, tokenizer, folder, "guide")
+
+
+def save_stored(model: Any, tokenizer: Any, folder: str | Path, what: str) -> None:
+    """Write what a model stores of itself, and its tokenizer, all or nothing. Errors: weights that are not finite."""
+    require_finite(model.stored(), what)
     require_kind(Path(folder), model.config.model_type)
     with atomic_folder(Path(folder)) as staging:
         model.save_pretrained(staging)

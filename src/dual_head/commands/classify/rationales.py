@@ -91,14 +91,16 @@ def _teacher(args: RationaleOptions) -> "Ask":
     return ask
 
 
-def _print(found: "Written", args: RationaleOptions, console: Console) -> None:
-    flagged = sum(found.flags.values())
-    console.print(f"{found.rows:>8} rows\n{found.before:>8} had their rationale\n{found.written:>8} written now")
-    console.print(f"{found.asked:>8} requests for them")
-    for flag, count in found.flags.most_common():
+def _print(result: "Written", args: RationaleOptions, console: Console) -> None:
+    flagged = sum(result.flags.values())
+    console.print(f"{result.rows:>8} rows\n{result.before:>8} had their rationale\n{result.written:>8} written now")
+    console.print(f"{result.asked:>8} requests for them")
+    for flag, count in result.flags.most_common():
         console.print(f"{count:>8} kept after {args.attempts} attempts with a flaw: {flag}")
-    if found.unlabelled:
-        console.print(f"{found.unlabelled:>8} left out: no label to explain")
-    if found.unanswered:
-        console.print(f"{found.unanswered:>8} without a reply: run the same command again, and only they are asked for")
+    if result.unlabelled:
+        console.print(f"{result.unlabelled:>8} left out: no label to explain")
+    if result.unanswered:
+        console.print(
+            f"{result.unanswered:>8} without a reply: run the same command again, and only they are asked for"
+        )
     console.print(f"rationales {args.output}" + (' (flawed ones have "flags")' if flagged else ""))
