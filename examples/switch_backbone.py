@@ -14,7 +14,7 @@ from train import train
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dual_head import AlignedModel
-from dual_head.commands.inspect import compare
+from dual_head.cli.inspect import compare
 
 
 def widen(folder: Path, tokenizer, width: int) -> None:

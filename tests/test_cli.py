@@ -242,8 +242,8 @@ def test_there_is_a_method_for_the_paper():
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_config_is_understood(file):
-    from dual_head.commands import train
-    from dual_head.commands.classify import train as classify
+    from dual_head.cli import train
+    from dual_head.cli.classify import train as classify
     from dual_head.methods import method
 
     if name := yaml.safe_load(file.read_text()).get("method"):
@@ -280,7 +280,7 @@ def test_a_full_disk_is_one_paragraph_with_the_remedy(monkeypatch, capsys):
     def full(_arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dual_head.commands.demo.run", full)
+    monkeypatch.setattr("dual_head.cli.demo.run", full)
     assert "Free some space" in refused(capsys, "demo")
 
 

@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
 import dual_head
 from dual_head import LinearConfig, RewardHeadConfig, method
 from dual_head.backbone.decoder import Backbone
-from dual_head.cli import COMMANDS, main
-from dual_head.commands import classify
-from dual_head.commands.generate import parse_alpha
+from dual_head.cli import COMMANDS, classify, main
+from dual_head.cli.generate import parse_alpha
 from dual_head.data.formats import FORMATS, load_pairs
 from dual_head.guides import GuideConfig, guide_class, kind_of, kinds
 from dual_head.guides.base import Parameters
@@ -109,9 +108,9 @@ def test_every_command_that_is_shown_is_understood(line, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(OptionParser, "namespace", parse_only)
-    monkeypatch.setattr("dual_head.commands.paths.require_paths", lambda *_: None)  # those of the pages are not here
-    monkeypatch.setattr("dual_head.commands.train.train_guide", train)
-    monkeypatch.setattr("dual_head.commands.classify.train.train_classifier", train)
+    monkeypatch.setattr("dual_head.cli.paths.require_paths", lambda *_: None)  # those of the pages are not here
+    monkeypatch.setattr("dual_head.cli.train.train_guide", train)
+    monkeypatch.setattr("dual_head.cli.classify.train.train_classifier", train)
     monkeypatch.setattr("dual_head.classify.comparison.plan_of", train)
     monkeypatch.chdir(ROOT)  # where the configs are that some of them name
     with pytest.raises(Parsed):

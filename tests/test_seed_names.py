@@ -14,12 +14,11 @@ import dual_head
 from dual_head import AlignedConfig, DualHeadError, MultilayerConfig
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import COMMANDS as OUR_COMMANDS
-from dual_head.cli import main
-from dual_head.commands import cache, classify, generate, train
-from dual_head.commands import eval as evaluate
-from dual_head.commands.classify import compare as classify_compare
-from dual_head.commands.classify import evaluate as classify_evaluate
-from dual_head.commands.classify import train as classify_train
+from dual_head.cli import cache, classify, generate, main, train
+from dual_head.cli import eval as evaluate
+from dual_head.cli.classify import compare as classify_compare
+from dual_head.cli.classify import evaluate as classify_evaluate
+from dual_head.cli.classify import train as classify_train
 from dual_head.methods import method, method_names
 from dual_head.options import flags
 from dual_head.options.flags import OptionParser
@@ -219,7 +218,7 @@ def test_a_printed_line_that_cannot_run_is_refused_with_one_that_does(line, word
     assert main(words) == 2
     refusal = capsys.readouterr().err.splitlines()[-1]
     assert word in refusal
-    for module in ("dual_head.commands.paths.require_paths", "dual_head.commands.loading.find_file"):
+    for module in ("dual_head.cli.paths.require_paths", "dual_head.cli.loading.find_file"):
         monkeypatch.setattr(module, lambda *_: None)  # M, FOLDER and the like are nowhere
     remedies = REMEDY.findall(refusal) or [f"dual-head {line} --dataset_name owner/name"]
     for remedy in remedies:
@@ -315,7 +314,7 @@ def test_the_keys_of_the_printed_file_are_said_in_our_spelling_once(parse, capsy
 
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_name_that_is_not_here_names_what_is(name, parse, monkeypatch):
-    for module in ("dual_head.commands.paths.require_paths", "dual_head.commands.loading.find_file"):
+    for module in ("dual_head.cli.paths.require_paths", "dual_head.cli.loading.find_file"):
         monkeypatch.setattr(module, lambda *_: None)
     with pytest.raises(DualHeadError, match=f"There is no {name} here") as refusal:
         exec(f"from dual_head import {name}")

@@ -2,6 +2,6 @@
 
 import sys
 
-from dual_head.cli import run
+from dual_head.cli.entry import start
 
-sys.exit(run())
+sys.exit(start())

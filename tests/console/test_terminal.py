@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dual_head.cli import main
-from dual_head.commands.generate import show_trace
+from dual_head.cli.generate import show_trace
 from dual_head.console.terminal import Terminal, printable, shown
 from dual_head.model.trace import TokenTrace
 
@@ -128,7 +128,7 @@ def test_a_trace_shows_the_escapes_of_tokens():
 
 
 def test_a_streamed_reply_keeps_tabs_and_lines_and_shows_escapes(capsys):
-    from dual_head.commands.generate import _streamer
+    from dual_head.cli.generate import _streamer
 
     streamer = _streamer(Speaker())
     streamer.on_finalized_text(f"one\ttwo\n{CLEAR}", stream_end=True)

@@ -15,8 +15,7 @@ from dual_head import AlignedModel, MAVModel
 from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import COMMANDS as OUR_COMMANDS
-from dual_head.cli import main
-from dual_head.commands import classify
+from dual_head.cli import classify, main
 from dual_head.evaluate.benchmarks import BENCHMARKS
 from dual_head.methods import method, method_names
 from dual_head.seed_names import COMMANDS, FLAGS, NO_COMMANDS, PYTHON, translate

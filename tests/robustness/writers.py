@@ -10,8 +10,7 @@ from classifiers import write_dhrd
 from files import ASKED, write_backbone, write_guides, write_pairs
 
 from dual_head import cli
-from dual_head.cli import main
-from dual_head.commands import classify
+from dual_head.cli import classify, main
 from dual_head.guides.linear import LinearConfig
 
 FEW = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--eval_strategy", "no", "--disable_tqdm", "true"]

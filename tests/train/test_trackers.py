@@ -7,8 +7,8 @@ import yaml
 from transformers.integrations import get_available_reporting_integrations
 
 from dual_head.classify.training import ClassifierTrainingArguments
-from dual_head.commands import train as guides
-from dual_head.commands.classify import train as classifiers
+from dual_head.cli import train as guides
+from dual_head.cli.classify import train as classifiers
 from dual_head.errors import DualHeadError
 from dual_head.methods import method
 from dual_head.train.trainer import GuideTrainingArguments, require_trackers

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head.classify.controls import Control
-from dual_head.commands.training import end_processes
+from dual_head.cli.training import end_processes
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
@@ -98,8 +98,8 @@ def _compare(
     from accelerate import PartialState
 
     from dual_head.classify.comparison import compare
-    from dual_head.commands.classify import train
-    from dual_head.commands.classify.evaluate import PLAIN_WIDTH, versions
+    from dual_head.cli.classify import train
+    from dual_head.cli.classify.evaluate import PLAIN_WIDTH, versions
 
     main = PartialState().is_main_process
     console = Terminal(quiet=not main)
@@ -239,7 +239,7 @@ def _print(console: Console, output: Path, found: Mapping[str, Any]) -> None:
 
 def build_parser(*, help_all: bool = False) -> "OptionParser":
     """Make the parser: that of `classify train`, with the controls and seeds of all runs."""
-    from dual_head.commands.classify import train
+    from dual_head.cli.classify import train
 
     parser = train.build_parser(
         ComparisonOptions,
@@ -257,7 +257,7 @@ def build_parser(*, help_all: bool = False) -> "OptionParser":
 
 def _parsed(parser: "OptionParser", arguments: Sequence[str]) -> "tuple[Any, Any, ComparisonOptions]":
     """The options of all runs, and of their comparison. Errors: what is of a single run, and all of `train`'s."""
-    from dual_head.commands.classify import train
+    from dual_head.cli.classify import train
 
     for name, remedy in OF_ONE_RUN.items():
         if any(argument.split("=")[0] == f"--{name}" for argument in arguments):

@@ -2,9 +2,8 @@
 
 import pytest
 
-from dual_head.cli import main
-from dual_head.commands import compose, eval, generate
-from dual_head.commands.classify import predict
+from dual_head.cli import compose, eval, generate, main
+from dual_head.cli.classify import predict
 
 # An option of each, and that option mistyped.
 COMMANDS = {

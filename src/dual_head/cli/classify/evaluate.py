@@ -18,8 +18,8 @@ from rich.table import Table
 
 from dual_head import __version__
 from dual_head.classify.formats_options import columns_of
-from dual_head.commands.classify.evaluate_config import options_of
-from dual_head.commands.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
+from dual_head.cli.classify.evaluate_config import options_of
+from dual_head.cli.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
 from dual_head.console.gauge import gauged
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal

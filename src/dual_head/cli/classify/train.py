@@ -13,7 +13,7 @@ import torch
 from dual_head.classify.options import ClassifyOptions
 from dual_head.classify.run import train_classifier
 from dual_head.classify.training import ClassifierTrainingArguments
-from dual_head.commands.training import end_processes, hide_rare
+from dual_head.cli.training import end_processes, hide_rare
 from dual_head.errors import DualHeadError
 from dual_head.options.flags import OptionParser
 from dual_head.seed_names import CLASSIFIERS

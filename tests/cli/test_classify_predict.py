@@ -11,7 +11,7 @@ from classifiers import LONGEST, some_texts, write_dhrd
 
 from dual_head.classify.predict import Predictor
 from dual_head.cli import main
-from dual_head.commands.classify.predict import classified
+from dual_head.cli.classify.predict import classified
 from dual_head.files.places import exclusive
 
 TEXTS = some_texts(50)

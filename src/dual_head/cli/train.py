@@ -7,7 +7,7 @@ Every TrainingArguments flag is accepted, every option of the method, and the sa
 import argparse
 from collections.abc import Sequence
 
-from dual_head.commands.training import end_processes, hide_rare
+from dual_head.cli.training import end_processes, hide_rare
 from dual_head.guides import GUIDES
 from dual_head.methods import METHODS, Method, method
 from dual_head.options.flags import OptionParser, before_parsing

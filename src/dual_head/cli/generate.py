@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from dual_head.commands.loading import DeviceOptions, load_guided
-from dual_head.commands.prompts import PromptOptions, conversations, read_prompts, shown
+from dual_head.cli.loading import DeviceOptions, load_guided
+from dual_head.cli.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.console.terminal import Terminal, printable
 from dual_head.errors import DualHeadError
 from dual_head.files.places import add_lines, exclusive, require_unread

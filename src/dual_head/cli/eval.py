@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.loading import DTYPE_HELP
+from dual_head.cli.loading import DTYPE_HELP
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal
 from dual_head.data.sources import is_hub_name

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from dual_head.commands.classify.loading import CLASSIFIER
+from dual_head.cli.classify.loading import CLASSIFIER
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
 from dual_head.files.places import exclusive, require_empty

@@ -71,8 +71,8 @@ def _ablate(args: Any, flags: Sequence[str], plan: Mapping[str, Any]) -> int:
     """Train each variant with each seed, evaluate, tabulate."""
     output, console = Path(args.output_dir), Terminal()
     # Imported late: a mistyped config should not wait for torch.
-    from dual_head.commands import eval as evaluation
-    from dual_head.commands import train
+    from dual_head.cli import eval as evaluation
+    from dual_head.cli import train
 
     if plan["evaluate"] and not args.allow_code:
         # As it will be read: a value may hold a flag.

@@ -6,7 +6,7 @@ import json
 import pytest
 from files import word_tokenizer
 
-from dual_head.commands.prompts import PromptOptions, conversations, read_prompts, shown
+from dual_head.cli.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.errors import DualHeadError
 from dual_head.options.flags import OptionParser
 

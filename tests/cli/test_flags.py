@@ -2,9 +2,8 @@
 
 import pytest
 
-from dual_head.cli import main
-from dual_head.commands import train
-from dual_head.commands.classify import train as classify
+from dual_head.cli import main, train
+from dual_head.cli.classify import train as classify
 from dual_head.options.config_file import is_code
 
 COMMANDS = {

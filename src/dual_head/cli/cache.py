@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dual_head.commands.train import add_method_options, with_method_options
-from dual_head.commands.training import end_processes
+from dual_head.cli.train import add_method_options, with_method_options
+from dual_head.cli.training import end_processes
 from dual_head.errors import DualHeadError
 from dual_head.features import verify
 from dual_head.methods import Method, method, method_names

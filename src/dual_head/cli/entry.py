@@ -22,11 +22,11 @@ from dual_head.seed_names import translate
 REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)  # by the system
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ALLOCATIONS = 100_000  # of objects between two searches for garbage
-COMMANDS = discover("dual_head.commands", "run", noun="command")
+COMMANDS = discover("dual_head.cli", "run", noun="command")
 
 
-def run() -> int:
-    """Run one command as the process's own work: the entry point of `dual-head`."""
+def start() -> int:
+    """Run one command as the work of this process: the entry point of `dual-head`."""
     # Half a million objects are made by importing torch and transformers, and live as long as the process: looking for
     # garbage among them, every 700 allocations and once more at the exit, takes a third of the time of a short command.
     gc.set_threshold(ALLOCATIONS, *gc.get_threshold()[1:])
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         if name and not name.startswith("-"):
             if name in COMMANDS.files:
-                from dual_head.commands.paths import require_paths
+                from dual_head.cli.paths import require_paths
 
                 require_paths(arguments[1:])
             with signals_raised():

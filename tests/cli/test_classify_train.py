@@ -15,7 +15,7 @@ from files import ASKED, BAD, GOOD
 
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import main
-from dual_head.commands.classify.train import build_parser
+from dual_head.cli.classify.train import build_parser
 
 SRC = Path(__file__).parents[2] / "src"
 

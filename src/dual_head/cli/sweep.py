@@ -16,9 +16,9 @@ from rich import box
 from rich.table import Table
 
 from dual_head import __version__
-from dual_head.commands.generate import parse_alpha
-from dual_head.commands.loading import DeviceOptions, load_guided
-from dual_head.commands.prompts import PromptOptions, conversations, read_prompts
+from dual_head.cli.generate import parse_alpha
+from dual_head.cli.loading import DeviceOptions, load_guided
+from dual_head.cli.prompts import PromptOptions, conversations, read_prompts
 from dual_head.console.gauge import Gauge
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dual_head.cli import main
-from dual_head.commands import ablate, train
+from dual_head.cli import ablate, main, train
 from dual_head.errors import DualHeadError
 from dual_head.methods import method
 

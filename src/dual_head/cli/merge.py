@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dual_head.commands.generate import parse_alpha
-from dual_head.commands.loading import DTYPE_HELP, LoadingOptions, load_guided
+from dual_head.cli.generate import parse_alpha
+from dual_head.cli.loading import DTYPE_HELP, LoadingOptions, load_guided
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
 from dual_head.files.places import MODEL_FILES, atomic_folder, exclusive, require_empty

@@ -19,7 +19,7 @@ from dual_head.backbone.checkpoint import (
     read_values,
 )
 from dual_head.backbone.fingerprint import Fingerprint
-from dual_head.commands.loading import GuidesOptions
+from dual_head.cli.loading import GuidesOptions
 from dual_head.console.terminal import Terminal, printable
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import reading

@@ -8,8 +8,7 @@ import pytest
 from files import write_guides
 
 from dual_head import HiddenConfig, RewardHeadConfig
-from dual_head.cli import main
-from dual_head.commands import sweep
+from dual_head.cli import main, sweep
 
 
 @pytest.fixture(scope="module")

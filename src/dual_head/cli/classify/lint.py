@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.commands.classify.dataset import DatasetOptions, load_dataset
+from dual_head.cli.classify.dataset import DatasetOptions, load_dataset
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive

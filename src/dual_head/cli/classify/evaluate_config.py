@@ -35,7 +35,7 @@ def _of_training(values: dict[str, Any], file: Path, names: set[str]) -> dict[st
     """The options here that those of a training config stand for."""
     # Imported late: its parser is transformers' too.
     from dual_head.classify.options import ClassifyOptions
-    from dual_head.commands.classify import train
+    from dual_head.cli.classify import train
 
     training = train.build_parser()
     known = names.union(training.names(), train.ALIASES)

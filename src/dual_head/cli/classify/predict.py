@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dual_head.commands.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
+from dual_head.cli.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
 from dual_head.console.gauge import Gauge
 from dual_head.data import Dropped
 from dual_head.errors import DualHeadError

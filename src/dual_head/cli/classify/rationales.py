@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dual_head.commands.classify.dataset import DatasetOptions, load_dataset
+from dual_head.cli.classify.dataset import DatasetOptions, load_dataset
 from dual_head.console.gauge import Gauge
 from dual_head.console.secrets import masked
 from dual_head.console.terminal import Terminal

@@ -10,7 +10,7 @@ import pytest
 from dual_head import AlignedConfig, AlignedModel, HiddenConfig, RewardHeadConfig
 from dual_head.backbone.checkpoint import CONFIG_TYPES, read_values
 from dual_head.cli import main
-from dual_head.commands.paths import require_paths
+from dual_head.cli.paths import require_paths
 
 # What no path needs; numpy and rich may be there.
 HEAVY = ("torch", "transformers", "datasets", "accelerate")

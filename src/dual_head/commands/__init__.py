@@ -1,1 +1,0 @@
-"""One file per command of `dual-head`; each has `run(arguments) -> exit code`."""
