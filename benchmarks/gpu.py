@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dual_head import AlignedModel, HiddenConfig, LinearConfig, RewardHeadConfig, method
 from dual_head.data.collate import PairCollator
 from dual_head.export.merge import merge
-from dual_head.features import FeatureCollator
+from dual_head.train.feature_cache import FeatureCollator
 from dual_head.train.step import GuidedLoss
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"

@@ -17,9 +17,9 @@ from evidence_worlds import Dialogues
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from dual_head import GuideTrainingArguments, TokenizeOptions, load_pairs, tokenize_pairs
+from dual_head.evaluate.rewards import Classifier
 from dual_head.methods.reward import RewardOptions
 from dual_head.model.generate import Prompt
-from dual_head.rewards import Classifier
 from dual_head.stats import wilson
 from dual_head.train.run import load_tokenizer
 from dual_head.train.trl import preference_trainer

@@ -14,7 +14,22 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir(), f"dual-h
 torch.set_num_threads(1)  # tiny tensors and parallel test processes: more threads only get in each other's way
 
 # What `make check` runs: the parts by themselves, on two architectures. Whole commands and runs are in `make test`.
-FAST_FOLDERS = {"backbone", "contract", "data", "guides", "losses", "methods", "model", "ops", "options", "papers"}
+FAST_FOLDERS = {
+    *(
+        "backbone",
+        "console",
+        "contract",
+        "data",
+        "files",
+        "guides",
+        "losses",
+        "methods",
+        "model",
+        "ops",
+        "options",
+        "papers",
+    )
+}
 FAST_FILES = {"test_config.py", "test_errors.py", "test_stats.py"}
 FAST_ARCHITECTURES = {"llama", "gpt2"}
 NOT_FAST = ("heavy", "slow", "real")

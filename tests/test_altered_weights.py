@@ -14,12 +14,12 @@ from dual_head import AlignedModel, DualHeadError
 from dual_head.backbone.decoder import load_backbone
 from dual_head.classify.export import export as export_classifier
 from dual_head.classify.model import DualHeadReasoningModel
+from dual_head.evaluate.rewards import load_reward
 from dual_head.export.folder import export
 from dual_head.files.places import CHECKSUMS, checksums, require_unaltered, weights_in
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.reward_model import RewardModelConfig
-from dual_head.rewards import load_reward
 
 WEIGHTS = "model.safetensors"
 REFUSED = r"model\.safetensors' is not what was written: .*SHA-256.*If it was changed on purpose, remove 'checksums'"

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dual_head import HiddenConfig, RewardHeadConfig
 from dual_head.backbone.decoder import BackboneShape
-from dual_head.features import Layout
 from dual_head.guides import GuideConfig, guide_class, kind_of
 from dual_head.ops.token_scores import auto_budget
+from dual_head.train.feature_cache import Layout
 
 SEVEN, _, SEVENTY, EIGHT = SHAPES
 CONFIGS: dict[str, GuideConfig] = {

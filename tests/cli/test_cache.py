@@ -15,10 +15,10 @@ import torch
 from files import WORDS, word_tokenizer, write_backbone, write_pairs
 
 from dual_head.cli import main
-from dual_head.features import write
-from dual_head.features.store import write_manifest
 from dual_head.methods import method
 from dual_head.train.caching import cache_features
+from dual_head.train.feature_cache import write
+from dual_head.train.feature_cache.store import write_manifest
 from dual_head.train.options import CacheOptions
 
 SRC = Path(__file__).parents[2] / "src"
@@ -26,7 +26,7 @@ SRC = Path(__file__).parents[2] / "src"
 KILLED = """
 import os, signal, sys
 from dual_head.cli import main
-from dual_head.features import store
+from dual_head.train.feature_cache import store
 flush, seen = store.flush, []
 def flush_or_die(file):
     seen.append(file)

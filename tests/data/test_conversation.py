@@ -12,8 +12,8 @@ from dual_head.data.tokenize import TokenizeOptions, tokenize_pairs
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.metrics.continuations import continuation_ids, reply_rows
+from dual_head.evaluate.rewards import Classifier
 from dual_head.model.generate import encode_prompts
-from dual_head.rewards import Classifier
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -13,12 +13,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassi
 import dual_head.evaluate.sweep as sweeping
 from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.cli import main
+from dual_head.evaluate.rewards import load_reward
 from dual_head.evaluate.sweep import Row, shared_prompt_replies, summarise, sweep
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.reward_model import RewardModelConfig
-from dual_head.rewards import load_reward
 
 PROMPT = torch.randint(3, 97, (1, 12), generator=torch.Generator().manual_seed(0))
 ALPHAS = [0.0, 0.5, 1.0, 2.0]

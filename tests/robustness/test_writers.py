@@ -86,7 +86,7 @@ def test_an_interrupt_while_a_shard_is_written_leaves_no_part_of_it(inputs, tmp_
     """Shards are written by a library of Rust, in which no file is seen to be opened."""
     out = tmp_path / "out"
     interrupt = """
-import dual_head.features.store as store
+import dual_head.train.feature_cache.store as store
 def save_file(tensors, file, metadata):
     file.write_bytes(b"half")
     raise KeyboardInterrupt

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from dual_head import AlignedModel
 from dual_head.cli import main
 from dual_head.data import is_held_out
+from dual_head.evaluate.rewards import Classifier
 from dual_head.methods import method, method_names
-from dual_head.rewards import Classifier
 from dual_head.stats import wilson
 from dual_head.train.run import RunOptions, train_guide
 from dual_head.train.trainer import GuideTrainingArguments

@@ -151,7 +151,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _rewards(specs: Sequence[str], device: str) -> dict[str, Any]:
-    from dual_head.rewards import load_reward
+    from dual_head.evaluate.rewards import load_reward
 
     found: dict[str, Any] = {}
     for spec in specs:
@@ -188,7 +188,7 @@ def _identity(
 
 def _sources(args: SweepOptions) -> dict[str, Any]:
     """{file: size and SHA-256} of the weights of guides and rewards, and of the modules that rewards are in."""
-    from dual_head.rewards import load_reward
+    from dual_head.evaluate.rewards import load_reward
 
     specs = args.reward or []
     files = [file for place in (args.guides, *specs) if Path(place).is_dir() for file in weights_in(Path(place))]

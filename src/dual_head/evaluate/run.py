@@ -25,12 +25,12 @@ from dual_head.evaluate.metrics.measures import Measured, Measures
 from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.report import tables as reporting
 from dual_head.evaluate.report.page import REPORT_FILE, write
+from dual_head.evaluate.rewards import require_reward
 from dual_head.evaluate.systems import LoadOptions, System, fits, open_system
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.types import Answer, Decoding, Judge, Question
-from dual_head.rewards import require_reward
 
 ALL = "all"
 USUAL_NEW_TOKENS = 128

@@ -25,9 +25,12 @@ from dual_head.console.terminal import Terminal
 from dual_head.data import RowReport
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
-from dual_head.features import FeatureCache, Layout, Plan, plan_shards, save_head, write_shards
-from dual_head.features.head import outside
-from dual_head.features.store import (
+from dual_head.files.places import atomic_folder, checksums, exclusive, require_place
+from dual_head.guides import guide_class, kind_of
+from dual_head.methods import Method
+from dual_head.train.feature_cache import FeatureCache, Layout, Plan, plan_shards, save_head, write_shards
+from dual_head.train.feature_cache.head import outside
+from dual_head.train.feature_cache.store import (
     ALL,
     MANIFEST_FILE,
     PARTS,
@@ -39,9 +42,6 @@ from dual_head.features.store import (
     remove_shards,
     write_manifest,
 )
-from dual_head.files.places import atomic_folder, checksums, exclusive, require_place
-from dual_head.guides import guide_class, kind_of
-from dual_head.methods import Method
 from dual_head.train.inputs import load_data, load_lm, load_tokenizer, needs_of_method
 from dual_head.train.options import CacheOptions, source_of
 

@@ -18,12 +18,12 @@ from dual_head.data import RowReport, split_by_prompt
 from dual_head.data.formats import load_pairs
 from dual_head.data.tokenize import TokenizeOptions, pair_lengths, tokenize_pairs
 from dual_head.errors import DualHeadError, require
-from dual_head.features import FeatureCache, FeatureCollator, FeatureSet, Needs, load_head, needs_of
-from dual_head.features.store import read_manifest
 from dual_head.guides import build_guide
 from dual_head.methods import Method
 from dual_head.model.guide_set import entry_of
 from dual_head.model.pretrained import load_tokenizer
+from dual_head.train.feature_cache import FeatureCache, FeatureCollator, FeatureSet, Needs, load_head, needs_of
+from dual_head.train.feature_cache.store import read_manifest
 from dual_head.train.options import RunOptions, SourceOptions, source_of
 
 

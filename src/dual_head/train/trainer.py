@@ -21,12 +21,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dual_head.data.tokenize import pair_lengths
 from dual_head.errors import DualHeadError, did_you_mean, require
-from dual_head.features import FeatureSet
 from dual_head.files.reading import reading
 from dual_head.methods import Method
 from dual_head.methods.held_out import HeldOutTrainer
 from dual_head.model.aligned import AlignedModel
 from dual_head.options.fields import require_finite
+from dual_head.train.feature_cache import FeatureSet
 from dual_head.train.progress import brief
 from dual_head.train.resume import Sealing, load_guides, save_guides
 from dual_head.train.step import GuidedLoss

@@ -13,7 +13,7 @@ from dual_head.demo import world
 from dual_head.evaluate import Comparison, Judge, Question
 from dual_head.evaluate.judges import JUDGES, load_judge
 from dual_head.evaluate.judges.base import batches_by_length, shown_turns
-from dual_head.rewards import load_reward
+from dual_head.evaluate.rewards import load_reward
 
 QUESTION = Question("q", "ask0 ask1")
 TALK = Question("t", "ask0", follow_ups=("ask1",))

@@ -13,7 +13,7 @@ from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.metrics import METRICS, Tools, about, measure, metric, summary
 from dual_head.evaluate.metrics.continuations import last_prompt, reply_rows
-from dual_head.rewards import load_reward
+from dual_head.evaluate.rewards import load_reward
 
 CHAT = [{"role": "user", "content": "ask1"}]
 QUESTIONS = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from dual_head.backbone.fingerprint import digest, sketch, tokenizer_fingerprint
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import WINDOW, ScoreJudge, Shown, batches_by_length, chosen_device
-from dual_head.rewards import Classifier
+from dual_head.evaluate.rewards import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)

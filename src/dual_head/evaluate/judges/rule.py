@@ -9,10 +9,10 @@ from typing import Any
 
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.judges.base import NoOptions, ScoreJudge, Shown
+from dual_head.evaluate.rewards import Reward, called, load_reward
 from dual_head.evaluate.systems.identity import sources_digest
 from dual_head.evaluate.text_metrics import diversity
 from dual_head.model.generate import Prompt
-from dual_head.rewards import Reward, called, load_reward
 
 OWN_RULE = "Name a rule of your own with rule:module:function, called with prompt and reply, which returns a number."
 

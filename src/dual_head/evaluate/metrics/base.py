@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.metrics.embedding import Embedder
+from dual_head.evaluate.rewards import Reward
 from dual_head.evaluate.types import Answer, Question
 from dual_head.model.alpha import Alpha
-from dual_head.rewards import Reward
 from dual_head.stats import bootstrap_mean
 
 __all__ = ["METRICS", "Absent", "Measured", "Metric", "Tools", "Values", "about", "measure", "metric", "summary"]

@@ -15,13 +15,13 @@ from dual_head.backbone.fingerprint import digest, tokenizer_fingerprint
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks import Benchmark
 from dual_head.evaluate.metrics import METRICS, Measured, Tools, about, measure, summary
+from dual_head.evaluate.rewards import Reward, load_reward
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.systems.identity import file_sha256, sources_digest
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.types import Answer, Question
 from dual_head.files.places import atomic_folder, settle
 from dual_head.files.reading import read_json
-from dual_head.rewards import Reward, load_reward
 
 __all__ = ["Measured", "Measures", "about", "summary"]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dual_head.data import Prompt
 from dual_head.evaluate.metrics.base import Absent, Tools, Values, metric
 from dual_head.evaluate.metrics.continuations import last_prompt
+from dual_head.evaluate.rewards import Classifier, Reward, called
 from dual_head.evaluate.types import Answer, Question
-from dual_head.rewards import Classifier, Reward, called
 
 
 @metric("reward", "mean reward by a model that did not guide", better="higher")

@@ -6,10 +6,10 @@
 It knows no method and no training: a guide's `Needs` say which hidden states to keep.
 """
 
-from dual_head.features.head import load_head, save_head
-from dual_head.features.read import FeatureCache, FeatureCollator, FeatureSet
-from dual_head.features.store import Layout, Needs, needs_of, verify
-from dual_head.features.write import Plan, plan_shards, write_shards
+from dual_head.train.feature_cache.head import load_head, save_head
+from dual_head.train.feature_cache.read import FeatureCache, FeatureCollator, FeatureSet
+from dual_head.train.feature_cache.store import Layout, Needs, needs_of, verify
+from dual_head.train.feature_cache.write import Plan, plan_shards, write_shards
 
 __all__ = [
     "FeatureCache",

@@ -18,7 +18,9 @@ from torch.utils.data import Dataset
 from dual_head.data import RowReport
 from dual_head.data.collate import PairCollator
 from dual_head.errors import DualHeadError
-from dual_head.features.store import (
+from dual_head.files.places import file_digest
+from dual_head.files.reading import reading
+from dual_head.train.feature_cache.store import (
     ALL,
     MANIFEST_FILE,
     RESPONSE,
@@ -27,8 +29,6 @@ from dual_head.features.store import (
     read_manifest,
     unpack,
 )
-from dual_head.files.places import file_digest
-from dual_head.files.reading import reading
 
 WRITE_AGAIN = "Delete it and run the same 'dual-head cache' command again: it writes only that."
 PART_NAMES = ("prompt", "chosen", "rejected")

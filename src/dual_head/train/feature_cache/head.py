@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from dual_head.backbone.checkpoint import require_finite, require_same_shapes
 from dual_head.backbone.decoder import Decoder, load_config
 from dual_head.errors import DualHeadError
-from dual_head.features.store import HEAD_FILE
 from dual_head.files.reading import reading
+from dual_head.train.feature_cache.store import HEAD_FILE
 
 
 class _Absent(nn.Module):

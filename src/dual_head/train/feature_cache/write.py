@@ -16,7 +16,8 @@ from dual_head.backbone.decoder import Backbone
 from dual_head.data.collate import PairBatch, PairCollator
 from dual_head.data.tokenize import COLUMNS
 from dual_head.errors import DualHeadError
-from dual_head.features.store import (
+from dual_head.ops.masks import additive, branch_mask
+from dual_head.train.feature_cache.store import (
     ALL,
     LENGTH_BYTES,
     Layout,
@@ -28,7 +29,6 @@ from dual_head.features.store import (
     recorded,
     shard_name,
 )
-from dual_head.ops.masks import additive, branch_mask
 
 
 @dataclass(frozen=True)

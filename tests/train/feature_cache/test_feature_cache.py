@@ -14,11 +14,11 @@ from dual_head import AlignedModel, DualHeadError
 from dual_head.backbone.decoder import Backbone
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
-from dual_head.features import FeatureCache, FeatureCollator, Layout, Needs, load_head, save_head
-from dual_head.features.store import STORED, pack, unpack, write_manifest
-from dual_head.features.write import shard_of
 from dual_head.methods import method
 from dual_head.train.caching import cache_features
+from dual_head.train.feature_cache import FeatureCache, FeatureCollator, Layout, Needs, load_head, save_head
+from dual_head.train.feature_cache.store import STORED, pack, unpack, write_manifest
+from dual_head.train.feature_cache.write import shard_of
 from dual_head.train.inputs import CachedInputs, cached_options
 from dual_head.train.options import CacheOptions
 from dual_head.train.run import RunOptions, train_guide

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dual_head import AlignedModel, DualHeadError, Pair, TokenizeOptions, tokenize_pairs
 from dual_head.data import Cut
 from dual_head.evaluate.judges import load_judge
+from dual_head.evaluate.rewards import load_reward, require_reward
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.reward_model import RewardModelConfig
-from dual_head.rewards import load_reward, require_reward
 
 ASKED = [{"role": "user", "content": "ask0 ask1"}]
 
