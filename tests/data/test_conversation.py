@@ -176,6 +176,19 @@ def test_special_tokens_that_a_message_spells_stay_text(tokenizer):
         assert SPELLED in said(ids, tokenizer)
 
 
+def test_tools_stand_where_the_template_writes_them_and_their_special_tokens_stay_text():
+    """So do special tokens in the arguments of an earlier call."""
+    template = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}<|im_end|>{% endfor %}"
+    tool = {"type": "function", "function": {"name": "weather", "description": SPELLED}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {SPELLED: 1}}}]}
+    (row,) = write([((call,), ())], letters(template), tools=[tool])
+    assert row.prompt.count(END) == 1
+    assert row.prompt.count(BOS) == 0
+    text = said(row.prompt, letters(template))
+    assert text.startswith('[{"type": "function", "function": {"name": "weather"')
+    assert text.count(SPELLED) == 2
+
+
 def test_a_reply_that_ends_in_a_spelled_end_still_gets_its_own(tokenizer):
     ids = written((USER,), "Close it with <|im_end|>", tokenizer).replies[0]
     assert ids.count(END) == 1

@@ -12,7 +12,7 @@ This module knows tokenizers and chat templates. It knows no file format, no ten
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any
@@ -63,11 +63,14 @@ class _Texts:
 
 
 def write(
-    exchanges: Sequence[tuple[Prompt, Sequence[str]]], tokenizer: PreTrainedTokenizerBase
+    exchanges: Sequence[tuple[Prompt, Sequence[str]]],
+    tokenizer: PreTrainedTokenizerBase,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Written | Dropped]:
     """Write prompts, each with its replies, as token ids; in place of one that cannot be written, why.
 
-    A reply ends with EOS, or with what an encoder's tokenizer puts behind a text, unless it is a `Cut`.
+    A reply ends with EOS, or with what an encoder's tokenizer puts behind a text, unless it is a `Cut`. tools: the
+    functions that the chat template may tell the model of, as JSON schemas.
     """
     specials, first, end = _specials(tokenizer), first_ids(tokenizer), _end_ids(tokenizer)
     texts: list[_Texts | Dropped] = []
@@ -75,7 +78,7 @@ def write(
         with time_limit(PATIENCE + len(exchanges) / RENDERED):
             for prompt, replies in exchanges:
                 try:
-                    texts.append(_texts(prompt, replies, tokenizer, specials, first))
+                    texts.append(_texts(prompt, replies, tokenizer, specials, first, tools))
                 except Dropped as reason:
                     texts.append(reason)
     except TimeoutError as error:
@@ -146,8 +149,15 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first and tokenizer.is_fast else None
 
 
-def _guarded(text: str, specials: re.Pattern[str] | None) -> str:
-    return text if specials is None else specials.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+def _guarded(value: Any, specials: re.Pattern[str] | None) -> Any:
+    """The same text, or the same lists and mappings of texts, in which no special token is whole."""
+    if isinstance(value, Mapping):
+        return {_guarded(key, specials): _guarded(entry, specials) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_guarded(entry, specials) for entry in value]
+    if specials is None or not isinstance(value, str):
+        return value
+    return specials.sub(lambda match: match[0][0] + GUARD + match[0][1:], value)
 
 
 def _texts(
@@ -156,14 +166,18 @@ def _texts(
     tokenizer: PreTrainedTokenizerBase,
     specials: re.Pattern[str] | None,
     first: Ids,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> _Texts:
     contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     if any(_HALF.search(text) for text in (*contents, *replies)):
         raise Dropped("half a character (a lone surrogate)")
     if isinstance(prompt, str):
         return _Texts(prompt, tuple(map(str, replies)), first)
-    messages = [{**message, "content": _guarded(message["content"], specials)} for message in prompt]
-    text = _rendered(messages, tokenizer)
+    messages = [
+        {key: value if key == "role" else _guarded(value, specials) for key, value in message.items()}
+        for message in prompt
+    ]
+    text = _rendered(messages, tokenizer, _guarded(tools, specials))
     contents = [_guarded(reply, specials) for reply in replies]
     if not tokenizer.chat_template:
         spaced = (content if content[:1].isspace() else f" {content}" for content in contents)
@@ -181,10 +195,10 @@ def _texts(
     return _Texts(text, tuple(turns), [], tuple(notes))
 
 
-def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None = None) -> str:
     """The text of a conversation up to its reply: by the chat template, else "\\n\\nHuman: ...\\n\\nAssistant:"."""
     if tokenizer.chat_template:
-        return _template(messages, tokenizer, add_generation_prompt=True)
+        return _template(messages, tokenizer, add_generation_prompt=True, **({"tools": tools} if tools else {}))
     turns = (_SPEAKERS[message["role"]] + message["content"] for message in messages)
     return "".join(turns) + "\n\nAssistant:"
 

@@ -153,12 +153,24 @@ def conversation_of(
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
-    """Write prompts as training does (a text as it is), padded on the left: input_ids and attention_mask [B, T].
+    """Token ids of prompts, padded on the left: input_ids and attention_mask [B, T]. Errors: see `prompt_ids`."""
+    rows = prompt_ids(prompts, tokenizer)
+    longest = max(map(len, rows))
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so any id will do
+    input_ids = torch.tensor([[fill] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return BatchEncoding({"input_ids": input_ids, "attention_mask": mask})
+
+
+def prompt_ids(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]] | None = None
+) -> list[list[int]]:
+    """Write prompts as training does (a text as it is); tools: see `write`.
 
     Errors: an empty prompt, one without tokens, a conversation that the chat template refuses.
     """
     rows = []
-    for prompt, written in zip(prompts, write([(prompt, ()) for prompt in prompts], tokenizer), strict=True):
+    for prompt, written in zip(prompts, write([(prompt, ()) for prompt in prompts], tokenizer, tools), strict=True):
         contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         if not any(content.strip() for content in contents):
             raise DualHeadError("The prompt is empty. Give at least one word.")
@@ -167,11 +179,7 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
         if not written.prompt:
             raise DualHeadError("A prompt has no tokens under this tokenizer. Give at least one word it knows.")
         rows.append(written.prompt)
-    longest = max(map(len, rows))
-    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so any id will do
-    input_ids = torch.tensor([[fill] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return BatchEncoding({"input_ids": input_ids, "attention_mask": mask})
+    return rows
 
 
 def _is_batch(inputs: Any) -> bool:
