@@ -9,13 +9,13 @@ from torch import Tensor
 
 from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.backbone.decoder import Backbone, BackboneShape
-from dual_head.backbone.transfer import UNMAPPED, Transfer
 from dual_head.guides import Guide, GuideConfig, States
 from dual_head.guides.hidden import Hidden, HiddenConfig
 from dual_head.guides.layers import weighted_sum
 from dual_head.guides.linear import Linear, LinearConfig
 from dual_head.guides.reward_head import RewardHead
 from dual_head.model.policy import ActiveGuide, distributions
+from dual_head.model.transfer import UNMAPPED, Transfer
 
 SHAPE = BackboneShape(hidden_size=2, vocab_size=3, num_layers=1)
 LM_HEAD = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])

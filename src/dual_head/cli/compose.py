@@ -146,8 +146,8 @@ def _config(source: str) -> "GuideConfig | None":
 
 def _require_same_tokens(source: str, tokenizer: Any) -> None:
     """Refuse models that lie beside a tokenizer by which ids mean other tokens; more tokens are no difference."""
-    from dual_head.backbone.vocabulary import compare_tokenizers
     from dual_head.model.pretrained import load_tokenizer
+    from dual_head.model.vocabulary import compare_tokenizers
 
     for folder in source.split(MINUS, 1):
         if (Path(folder) / "tokenizer_config.json").is_file():

@@ -134,10 +134,10 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     from transformers import AutoModelForCausalLM
 
     from dual_head.backbone.decoder import BackboneShape, Decoder, load_config
-    from dual_head.backbone.vocabulary import compare_tokenizers
     from dual_head.guides import guide_class
     from dual_head.model.pretrained import load_tokenizer, read_config
     from dual_head.model.switch import moved_entries
+    from dual_head.model.vocabulary import compare_tokenizers
 
     config = read_config(source)
     home = source if (Path(source) / "tokenizer_config.json").is_file() else str(config.backbone_name_or_path)

@@ -99,6 +99,11 @@ class Guide(nn.Module, ABC):
         return True
 
     @property
+    def why_not_paged(self) -> str | None:
+        """Why the pages of continuous batching cannot hold what it keeps of a sequence; None where they can."""
+        return None
+
+    @property
     def extra_forwards(self) -> float:
         """How many whole language models it runs per token, besides the backbone."""
         return 0

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone, BackboneShape, Decoder
@@ -138,6 +139,16 @@ class LanguageModel(SecondModel):
     def changes(self) -> Changes | None:
         """Its LoRA, where it is the backbone with one and measured against no other model."""
         return None if self._other else self._changes
+
+    @property
+    def why_not_paged(self) -> str | None:
+        """What is read through the step's own mask can be; a model with guides or windows makes masks of its own."""
+        for reader in self._lms:
+            if isinstance(reader, _GuidedLM):
+                return "its model has guides of its own"
+            if set(get_layer_types_and_kwargs(reader.lm.config.get_text_config(decoder=True))[0]) != {"full_attention"}:
+                return "its model looks back through a window"
+        return None
 
     @property
     def extra_forwards(self) -> float:

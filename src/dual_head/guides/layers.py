@@ -1,4 +1,4 @@
-"""Parts that guides are made of: a linear map of full or low rank, and the causal attention gate.
+"""Parts that guides are made of: a linear map of full or low rank, a pooling of widths, the causal attention gate.
 
 They know hidden states and a slot of the cache; losses, alphas and whole guides are elsewhere.
 """
@@ -36,6 +36,20 @@ def require_not_negative(**values: float) -> None:
     for name, value in values.items():
         if value < 0:
             raise DualHeadError(f"{name} must not be negative, but is {value}.")
+
+
+def pool(hidden: Tensor, width: int) -> Tensor:
+    """Bring [..., d] to [..., width]: adaptive average pooling down, linear interpolation up, nothing when equal."""
+    size = hidden.shape[-1]
+    if size == width:
+        return hidden
+    rows = hidden.reshape(-1, 1, size)
+    pooled = (
+        F.adaptive_avg_pool1d(rows, width)
+        if width < size
+        else F.interpolate(rows, size=width, mode="linear", align_corners=False)
+    )
+    return pooled.reshape(*hidden.shape[:-1], width)
 
 
 class LinearMap(nn.Module):

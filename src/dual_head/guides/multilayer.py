@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import BackboneShape
 from dual_head.backbone.features import Features
-from dual_head.backbone.transfer import pool
 from dual_head.errors import DualHeadError
 from dual_head.guides.base import Guide, GuideConfig, States
-from dual_head.guides.layers import LinearMap, require_positive
+from dual_head.guides.layers import LinearMap, pool, require_positive
 
 MAV_WIDTH = 4096
 MAV_MLP_WIDTH = 16384

@@ -145,6 +145,11 @@ class RewardModel(SecondModel):
         return shared + stored
 
     @property
+    def why_not_paged(self) -> str:
+        """Candidates are read ahead of the sequence and forgotten, which pages have no place for."""
+        return "a reward model reads candidates ahead of every sequence, each with keys of its own"
+
+    @property
     def extra_forwards(self) -> float:
         """One pass, which reads the token that was chosen and its k continuations."""
         return 1

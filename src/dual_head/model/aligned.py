@@ -35,8 +35,6 @@ from dual_head.backbone.checkpoint import COPY, load_strictly, read_weights
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.features import Features
 from dual_head.backbone.fingerprint import tokenizer_fingerprint
-from dual_head.backbone.transfer import Transfer
-from dual_head.backbone.vocabulary import Comparison
 from dual_head.config import AlignedConfig
 from dual_head.data import Prompt
 from dual_head.errors import DualHeadError
@@ -52,6 +50,8 @@ from dual_head.model.guide_set import GuideSet, entry_of, require_guide_name
 from dual_head.model.inner_calls import at_request, require_no_own_drafts, without_request
 from dual_head.model.policy import ActiveGuide, distributions
 from dual_head.model.switch import Move, move_guides
+from dual_head.model.transfer import Transfer
+from dual_head.model.vocabulary import Comparison
 
 logger = logging.getLogger(__name__)
 

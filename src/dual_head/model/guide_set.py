@@ -19,11 +19,11 @@ from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.checkpoint import load_strictly
 from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.features import Features
-from dual_head.backbone.transfer import UNMAPPED, Transfer
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides import Guide, GuideConfig, States, build_guide, kind_of
 from dual_head.model.decode_step import JointStep, StepOutput
 from dual_head.model.policy import ActiveGuide
+from dual_head.model.transfer import UNMAPPED, Transfer
 from dual_head.ops.masks import additive, branch_mask, causal_mask
 
 # Keys beside the backbone's own masks, when masks are made ahead: the guides' mask, and the padding it came from.

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dual_head.backbone.decoder import Decoder
-from dual_head.backbone.transfer import Transfer
 from dual_head.errors import DualHeadError
 from dual_head.guides import Guide, States
 from dual_head.guides.layers import weighted_sum
 from dual_head.model.fusion import add_weighted, fuse
+from dual_head.model.transfer import Transfer
 
 
 @dataclass(frozen=True)

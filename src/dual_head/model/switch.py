@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dual_head.backbone.checkpoint import load_strictly
 from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.fingerprint import tokenizer_fingerprint
-from dual_head.backbone.transfer import UNMAPPED
-from dual_head.backbone.vocabulary import Comparison, compare_tokenizers, vocabulary_map
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.guides import guide_class
 from dual_head.model.guide_set import entry_of
 from dual_head.model.pretrained import absolute, find_tokenizer
+from dual_head.model.transfer import UNMAPPED
+from dual_head.model.vocabulary import Comparison, compare_tokenizers, vocabulary_map
 
 logger = logging.getLogger(__name__)
 

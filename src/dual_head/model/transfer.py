@@ -17,22 +17,9 @@ from torch import Tensor, nn
 
 from dual_head.backbone.decoder import BackboneShape
 from dual_head.backbone.features import Features
+from dual_head.guides.layers import pool
 
 UNMAPPED = -1
-
-
-def pool(hidden: Tensor, width: int) -> Tensor:
-    """Bring [..., d] to [..., width]: adaptive average pooling down, linear interpolation up, nothing when equal."""
-    size = hidden.shape[-1]
-    if size == width:
-        return hidden
-    rows = hidden.reshape(-1, 1, size)
-    pooled = (
-        F.adaptive_avg_pool1d(rows, width)
-        if width < size
-        else F.interpolate(rows, size=width, mode="linear", align_corners=False)
-    )
-    return pooled.reshape(*hidden.shape[:-1], width)
 
 
 class Transfer(nn.Module):

@@ -5,8 +5,8 @@ from files import SPECIAL, word_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from dual_head.backbone.transfer import UNMAPPED
-from dual_head.backbone.vocabulary import compare_tokenizers, vocabulary_map
+from dual_head.model.transfer import UNMAPPED
+from dual_head.model.vocabulary import compare_tokenizers, vocabulary_map
 
 ABC = [*SPECIAL, "a", "b", "c"]
 

@@ -5,7 +5,8 @@ import torch
 
 from dual_head.backbone.decoder import BackboneShape
 from dual_head.backbone.features import Features
-from dual_head.backbone.transfer import UNMAPPED, Transfer, pool
+from dual_head.guides.layers import pool
+from dual_head.model.transfer import UNMAPPED, Transfer
 
 
 def shape(hidden: int = 4, vocab: int = 5, layers: int = 4) -> BackboneShape:

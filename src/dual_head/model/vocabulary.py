@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dual_head.backbone.transfer import UNMAPPED
+from dual_head.model.transfer import UNMAPPED
 
 EXAMPLES = 3
 
