@@ -11,8 +11,8 @@ from files import flip_a_bit, forget_checksums, write_backbone, write_guides
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dual_head import AlignedModel, DualHeadError
-from dual_head.backbone.decoder import load_backbone
-from dual_head.classify.export import export as export_classifier
+from dual_head.backbone.load import load_backbone
+from dual_head.classify.export.plain import export as export_classifier
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.evaluate.rewards import load_reward
 from dual_head.export.folder import export

@@ -22,8 +22,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from dual_head import AlignedConfig, DualHeadError
-from dual_head.backbone.decoder import Backbone, BackboneShape, load_backbone
+from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
+from dual_head.backbone.load import load_backbone
 from dual_head.guides.linear import LinearConfig
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -292,7 +293,7 @@ def asked_of_transformers(monkeypatch):
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     for reader in ("AutoConfig.from_pretrained", "PreTrainedConfig.get_config_dict"):
-        monkeypatch.setattr(f"dual_head.backbone.decoder.{reader}", nowhere)  # and nobody asks the hub
+        monkeypatch.setattr(f"dual_head.backbone.load.{reader}", nowhere)  # and nobody asks the hub
     return asked
 
 

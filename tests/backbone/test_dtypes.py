@@ -9,8 +9,8 @@ from files import write_backbone, write_guides
 from transformers import AutoModelForCausalLM
 
 from dual_head import AlignedModel, LinearConfig
-from dual_head.backbone.decoder import load_backbone
 from dual_head.backbone.dtypes import announce, multiplies
+from dual_head.backbone.load import load_backbone
 from dual_head.cli import main
 
 OLD, NEW = {"avx2": True}, {"avx2": True, "avx512_bf16": True, "avx512_fp16": True}

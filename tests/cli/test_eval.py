@@ -81,7 +81,7 @@ def test_the_context_is_read_with_the_trust_that_was_given_and_files_of_answers_
         trusted.append(trust_remote_code)
         return LlamaConfig(max_position_embeddings=40)
 
-    monkeypatch.setattr("dual_head.backbone.decoder.AutoConfig.from_pretrained", config)
+    monkeypatch.setattr("dual_head.backbone.load.AutoConfig.from_pretrained", config)
     backbone = write_backbone(tmp_path / "backbone")
     (tmp_path / "answers.jsonl").write_text("no answers at all")
     models = [f"a={backbone},b={tmp_path / 'answers.jsonl'}"]

@@ -8,24 +8,19 @@ and turns any of them into the backbone's own logits. It knows no guides, and no
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from dual_head.backbone.checkpoint import MODEL_TYPE, require_finite, require_sizes
-from dual_head.backbone.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
+from dual_head.backbone.checkpoint import MODEL_TYPE
 from dual_head.backbone.fingerprint import Fingerprint, sketch
-from dual_head.data.sources import is_hub_name
+from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
-from dual_head.files.places import require_unaltered
-from dual_head.files.reading import reading
 from dual_head.ops.masks import additive, branch_mask
 from dual_head.options import build
 
@@ -328,106 +323,3 @@ def _does_nothing_but_its_head(lm: PreTrainedModel) -> bool:
         return False
     pairs = ((stand_in.asked, hidden), (logits, stand_in.logits))
     return all(x is not None and x.dtype == y.dtype and x.tolist() == y.tolist() for x, y in pairs)
-
-
-def load_backbone(
-    name_or_path: str,
-    *,
-    dtype: str | torch.dtype = "auto",
-    device_map: str | dict | None = None,
-    attn_implementation: str | None = None,
-    quantization_config: Any = None,
-    trust_remote_code: bool = False,
-    revision: str | None = None,
-) -> PreTrainedModel:
-    """Load a causal LM with transformers; the options are transformers' own.
-
-    dtype: "stored" is that of the files; "auto" too, but fp32 where a processor would be slow in it, which is said.
-    Errors: a name that is neither a folder with a model nor a hub model is refused with what was tried.
-    """
-    chosen = {
-        "device_map": device_map,
-        "attn_implementation": attn_implementation,
-        "quantization_config": quantization_config,
-        "revision": revision,
-    }
-    options = {name: value for name, value in chosen.items() if value is not None}
-    if isinstance(dtype, str):
-        require_dtype(dtype)
-    if not is_hub_name(name_or_path) and not Path(name_or_path).exists():
-        raise DualHeadError(
-            f"There is no backbone at '{name_or_path}'. Say where it is now: backbone=... in Python, --backbone or "
-            "--model_name_or_path on the command line."
-        )
-    if dtype == "auto" and quantization_config is None:
-        dtype = _by_processor(name_or_path, device_map, trust_remote_code=trust_remote_code, revision=revision)
-    with ThreadPoolExecutor(1) as pool, _loading(name_or_path):
-        check = pool.submit(require_unaltered, Path(name_or_path))  # a hash of all weights takes as long as loading
-        _require_sizes(name_or_path, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            dtype="auto" if dtype == "stored" else dtype,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **options,
-        )
-    check.result()
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise DualHeadError(
-            f"'{name_or_path}' is no whole backbone: it lacks {len(missing)} weights, the first is '{missing[0]}', and "
-            "would run with random ones. Download it again, or give a causal language model."
-        )
-    require_finite(dict(model.named_parameters()), name_or_path)
-    return model
-
-
-def load_config(name_or_path: str, **options: Any) -> PreTrainedConfig:
-    """Read a model's config with transformers. Errors: none there, damaged, absurd, or one that needs its own code."""
-    with reading(
-        f"Could not read the config of the model '{name_or_path}'",
-        "Give a folder that holds config.json, or the name of a model on the hub.",
-        name_or_path,
-    ):
-        _require_sizes(name_or_path, **options)
-        return AutoConfig.from_pretrained(name_or_path, **options)
-
-
-def _require_sizes(name_or_path: str, **options: Any) -> None:
-    """Refuse a config that would be built without end, before anything is; one that is not there is left to others."""
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=options.get("revision"))
-    except OSError:
-        return
-    require_sizes(values)
-
-
-def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.dtype | str:
-    try:
-        config = load_config(name_or_path, **options)
-    except DualHeadError:  # an adapter, which has none; or whatever loading it will say
-        return "stored"
-    with _loading(name_or_path):
-        chosen, stored = automatic_dtype(config, device_map), stored_dtype(config)
-    if chosen is None or stored is None or chosen == stored:
-        return "stored"
-    announce(name_or_path, stored)
-    return chosen
-
-
-def load_context_length(name_or_path: str, *, trust_remote_code: bool = False) -> int | None:
-    """Read a backbone's context length from its config alone, before anything large is loaded."""
-    return context_length(load_config(name_or_path, trust_remote_code=trust_remote_code))
-
-
-def context_length(config: PreTrainedConfig) -> int | None:
-    """How many positions a model was made for; None where its config does not say."""
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-
-
-def _loading(name_or_path: str) -> AbstractContextManager[None]:
-    return reading(
-        f"Could not load the backbone '{name_or_path}'",
-        "Give a folder that holds config.json and safetensors, or the name of a model on the hub.",
-        name_or_path,
-    )

@@ -133,7 +133,8 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from dual_head.backbone.decoder import BackboneShape, Decoder, load_config
+    from dual_head.backbone.decoder import BackboneShape, Decoder
+    from dual_head.backbone.load import load_config
     from dual_head.guides import guide_class
     from dual_head.model.pretrained import load_tokenizer, read_config
     from dual_head.model.switch import moved_entries

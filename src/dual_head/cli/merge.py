@@ -52,7 +52,7 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     # Imported late: a mistyped alpha should not wait for torch.
     import torch
 
-    from dual_head.backbone.decoder import context_length
+    from dual_head.backbone.load import context_length
     from dual_head.export.folder import MERGE_FILE, already_merged, write_merged
 
     require_empty(output, record=MERGE_FILE, overwrite=args.overwrite, reads=(args.guides, args.backbone))
@@ -88,7 +88,7 @@ def check(folder: Path, ids: "Tensor", unmerged: "Tensor", *, device_map: str | 
     """
     import torch
 
-    from dual_head.backbone.decoder import load_backbone
+    from dual_head.backbone.load import load_backbone
 
     lm = load_backbone(str(folder), dtype="stored", device_map=device_map, trust_remote_code=trust_remote_code)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from dual_head.backbone.decoder import load_config
+from dual_head.backbone.load import load_config
 from dual_head.config import AlignedConfig
 from dual_head.data import Dropped
 from dual_head.data.conversation import write

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from dual_head.backbone.decoder import context_length
+from dual_head.backbone.load import context_length
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.rewards import Reward, score

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
 
 from dual_head.backbone.cache import CacheSlot, PrefixCache
-from dual_head.backbone.decoder import Backbone, load_config
+from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.features import Features
+from dual_head.backbone.load import load_config
 from dual_head.backbone.views import shared_view
 from dual_head.errors import DualHeadError, require
 from dual_head.files.places import require_unaltered

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone.checkpoint import COPY, find_file, read_shapes
-from dual_head.backbone.decoder import Backbone, BackboneShape, load_backbone, load_config
+from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.joint import Changes, LowRank
+from dual_head.backbone.load import load_backbone, load_config
 from dual_head.backbone.views import shared_view
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dual_head.backbone.decoder import context_length
+from dual_head.backbone.load import context_length
 from dual_head.data import Dropped, Prompt
 from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError

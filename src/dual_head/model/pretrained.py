@@ -22,8 +22,9 @@ from dual_head.backbone.checkpoint import (
     require_kind,
     write_weights,
 )
-from dual_head.backbone.decoder import Backbone, load_backbone
+from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
+from dual_head.backbone.load import load_backbone
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder

@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dual_head.backbone.decoder import BackboneShape, load_backbone, load_context_length
+from dual_head.backbone.decoder import BackboneShape
 from dual_head.backbone.fingerprint import digest, tokenizer_fingerprint
+from dual_head.backbone.load import load_backbone, load_context_length
 from dual_head.data import RowReport, split_by_prompt
 from dual_head.data.formats import load_pairs
 from dual_head.data.tokenize import TokenizeOptions, pair_lengths, tokenize_pairs

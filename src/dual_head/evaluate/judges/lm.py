@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from dual_head.backbone.decoder import Backbone, context_length, load_backbone
+from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.fingerprint import digest, tokenizer_fingerprint
+from dual_head.backbone.load import context_length, load_backbone
 from dual_head.data import Cut, Message
 from dual_head.data.conversation import Written, write
 from dual_head.errors import DualHeadError

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dual_head.backbone.decoder import Decoder, context_length
+from dual_head.backbone.decoder import Decoder
+from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.metrics.continuations import Row, beginning, continuation_ids, fit, windows
 from dual_head.model.aligned import AlignedModel

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dual_head.backbone.decoder import load_backbone
+from dual_head.backbone.load import load_backbone
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.guides.second_model import adapted, adapter_config
 

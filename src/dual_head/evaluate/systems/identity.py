@@ -16,8 +16,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from dual_head.backbone.checkpoint import COPY, read_values
-from dual_head.backbone.decoder import load_config
 from dual_head.backbone.fingerprint import tokenizer_fingerprint
+from dual_head.backbone.load import load_config
 from dual_head.config import AlignedConfig
 from dual_head.data.conversation import first_ids
 from dual_head.data.files import SUFFIXES

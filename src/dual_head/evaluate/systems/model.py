@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dual_head.backbone.decoder import context_length, load_config
 from dual_head.backbone.dtypes import automatic_dtype, stored_dtype
 from dual_head.backbone.fingerprint import digest
+from dual_head.backbone.load import context_length, load_config
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError

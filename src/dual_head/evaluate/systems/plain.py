@@ -1,6 +1,6 @@
 """A plain causal LM, by folder or hub name: what no other kind of system reads."""
 
-from dual_head.backbone.decoder import load_backbone
+from dual_head.backbone.load import load_backbone
 from dual_head.evaluate.systems.base import LoadOptions
 from dual_head.evaluate.systems.identity import settings_of
 from dual_head.evaluate.systems.model import ModelSystem

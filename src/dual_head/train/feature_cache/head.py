@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dual_head.backbone.checkpoint import require_finite, require_same_shapes
-from dual_head.backbone.decoder import Decoder, load_config
+from dual_head.backbone.decoder import Decoder
+from dual_head.backbone.load import load_config
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import reading
 from dual_head.train.feature_cache.store import HEAD_FILE
