@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 from transformers.utils import logging
 
-from dual_head.classify.export import export
+from dual_head.classify.export.plain import export
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.predict import Predictor
 

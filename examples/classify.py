@@ -9,10 +9,10 @@ import tempfile
 from transformers import AutoTokenizer
 
 from dual_head.classify import Example, TextForm
+from dual_head.classify.data.tokenize import ClassifyTokenizeOptions, tokenize_examples
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.predict import Predictor
-from dual_head.classify.tokenize import ClassifyTokenizeOptions, tokenize_examples
-from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArguments, save_classifier
+from dual_head.classify.train.trainer import ClassifierTrainer, ClassifierTrainingArguments, save_classifier
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.world import sample_requests
 

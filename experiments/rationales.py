@@ -27,11 +27,11 @@ from evidence_work import Task, work
 from rationales_data import SYNTHETIC, Dataset, datasets
 from rationales_tables import curve_picture, summary, tables
 
-from dual_head.classify.formats import load_examples
-from dual_head.classify.options import ClassifyOptions
-from dual_head.classify.probe import probe
-from dual_head.classify.run import train_classifier
-from dual_head.classify.training import ClassifierTrainingArguments
+from dual_head.classify.data.load import load_examples
+from dual_head.classify.rationales.probe import probe
+from dual_head.classify.train.options import ClassifyOptions
+from dual_head.classify.train.run import train_classifier
+from dual_head.classify.train.trainer import ClassifierTrainingArguments
 
 SYSTEMS: Mapping[str, Mapping[str, Any]] = {  # what each is told beside what all are told
     "pooled": {"control": "pooled"},

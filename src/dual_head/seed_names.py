@@ -215,13 +215,13 @@ PYTHON = {
     "IAVLoss": "The loss is the method's: dual_head.method('iav') has its terms, and dual_head.GuideTrainer uses them.",
     "IAVTrainer": "Guides are trained by dual_head.GuideTrainer, or by 'dual-head train iav --config configs/iav.yaml "
     "--output_dir outputs/iav_training'.",
-    "DHRDDataset": "Rows are read by dual_head.classify.formats.load_examples, and written as tokens by "
-    "dual_head.classify.tokenize.tokenize_examples.",
-    "load_json_dataset": "Rows are read by dual_head.classify.formats.load_examples, and written as tokens by "
-    "dual_head.classify.tokenize.tokenize_examples.",
-    "DHRDTrainer": "Classifiers are trained by dual_head.classify.training.ClassifierTrainer, or by "
+    "DHRDDataset": "Rows are read by dual_head.classify.data.load.load_examples, and written as tokens by "
+    "dual_head.classify.data.tokenize.tokenize_examples.",
+    "load_json_dataset": "Rows are read by dual_head.classify.data.load.load_examples, and written as tokens by "
+    "dual_head.classify.data.tokenize.tokenize_examples.",
+    "DHRDTrainer": "Classifiers are trained by dual_head.classify.train.trainer.ClassifierTrainer, or by "
     "'dual-head classify train --config configs/dhrd.yaml'.",
-    "DHRDEvaluator": "Classifiers are measured by dual_head.classify.evaluation.measure, or by "
+    "DHRDEvaluator": "Classifiers are measured by dual_head.classify.evaluate.run.measure, or by "
     "'dual-head classify evaluate FOLDER --dataset FILE'.",
     "configure_mlflow": _TRACKED,
     "enable_autologging": _TRACKED,

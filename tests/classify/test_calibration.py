@@ -17,7 +17,7 @@ from dual_head.classify.calibration import (
     fit_temperature,
     load_calibration,
 )
-from dual_head.classify.metrics import report
+from dual_head.classify.evaluate.metrics import report
 
 
 def drawn(rows: int, classes: int, *, temperature: float, seed: int = 0):

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from dual_head.classify import Example, TextForm
-from dual_head.classify.collate import ExampleCollator
+from dual_head.classify.data.collate import ExampleCollator
+from dual_head.classify.data.tokenize import ClassifyTokenizeOptions, Tokenized, tokenize_examples
 from dual_head.classify.model import IGNORED, DualHeadReasoningModel
-from dual_head.classify.tokenize import ClassifyTokenizeOptions, Tokenized, tokenize_examples
-from dual_head.classify.training import ClassifierTrainer, ClassifierTrainingArguments
+from dual_head.classify.train.trainer import ClassifierTrainer, ClassifierTrainingArguments
 from dual_head.errors import DualHeadError
 
 LABELS = 3

@@ -10,10 +10,10 @@ import yaml
 from files import ASKED, BAD, GOOD
 from rich.console import Console
 
-from dual_head.classify import comparison
-from dual_head.classify.options import ClassifyOptions
-from dual_head.classify.run_inputs import load_sets
-from dual_head.classify.training import ClassifierTrainer
+from dual_head.classify.train import compare as comparison
+from dual_head.classify.train.inputs import load_sets
+from dual_head.classify.train.options import ClassifyOptions
+from dual_head.classify.train.trainer import ClassifierTrainer
 from dual_head.cli import main
 from dual_head.stats import crossed
 

@@ -8,9 +8,9 @@ from classifiers import some_texts, write_dhrd
 from rich.console import Console
 
 from dual_head.classify.calibration import CALIBRATION_FILE
-from dual_head.classify.options import ClassifyOptions
 from dual_head.classify.predict import Predictor
-from dual_head.classify.run_inputs import load_sets
+from dual_head.classify.train.inputs import load_sets
+from dual_head.classify.train.options import ClassifyOptions
 from dual_head.cli import main
 from dual_head.data import is_held_out
 

@@ -87,8 +87,8 @@ def test_a_head_that_fits_no_checkpoint_does_not_wait_for_the_backbone(backbone,
 
 
 def test_onnx_goes_into_the_folder_as_model_onnx(classifier, tmp_path, capsys, monkeypatch):
-    import dual_head.classify.onnx as onnx
-    from dual_head.classify.export import Exported
+    import dual_head.classify.export.onnx as onnx
+    from dual_head.classify.export.plain import Exported
 
     given = []
 

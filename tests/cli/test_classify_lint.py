@@ -96,7 +96,7 @@ def test_without_scikit_learn_it_says_how_to_get_it(rows, capsys, monkeypatch):
     def absent(package, extra):
         raise DualHeadError(f"'{package}' is not installed: dual-head[{extra}]")
 
-    monkeypatch.setattr("dual_head.classify.probe.require", absent)
+    monkeypatch.setattr("dual_head.classify.rationales.probe.require", absent)
     many = "".join(
         json.dumps({"input_text": f"n{i}", "label": i % 2, "rationale": "so it is"}) + "\n" for i in range(20)
     )

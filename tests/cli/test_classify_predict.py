@@ -197,7 +197,7 @@ def test_rows_are_read_one_window_ahead_and_no_further(folder):
             given += 1
             yield text
 
-    from dual_head.classify.stream import reader_of
+    from dual_head.classify.data.stream import reader_of
 
     for lines in classified(rows(), predictor, reader_of(None)):
         assert given <= written + 8

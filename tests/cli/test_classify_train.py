@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(backbone_folder, r
     more = ["--max_steps", "6", "--save_steps", "2", "--eval_strategy", "no"]
     assert main(arguments(backbone_folder, rows, tmp_path / "whole", *more)) == 0
 
-    from dual_head.classify.training import ClassifierTrainer
+    from dual_head.classify.train.trainer import ClassifierTrainer
 
     step = ClassifierTrainer.training_step
 

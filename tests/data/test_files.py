@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from dual_head import load_pairs
-from dual_head.classify.formats import load_examples
+from dual_head.classify.data.load import load_examples
 from dual_head.data import RowReport
 from dual_head.data.files import kind_of, rows_of_file
 from dual_head.errors import DualHeadError

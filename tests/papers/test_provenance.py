@@ -92,7 +92,7 @@ def test_a_name_of_python_imports(name):
 
 
 def test_the_page_names_python():
-    assert {"dual_head.create_mav", "dual_head.classify.training.ClassifierTrainer"} <= {*NAMES}
+    assert {"dual_head.create_mav", "dual_head.classify.train.trainer.ClassifierTrainer"} <= {*NAMES}
 
 
 @cache

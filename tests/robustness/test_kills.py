@@ -14,7 +14,7 @@ from robustness.forks import killing, run
 from robustness.writers import WRITERS, argv_of, litter, write_inputs
 
 SEED = int(os.environ.get("DUAL_HEAD_SEED", "0"))
-ELSEWHERE = "classify rationales"  # asks an endpoint; tests/classify/test_teacher.py has one and stops it
+ELSEWHERE = "classify rationales"  # asks an endpoint; tests/classify/rationales/test_teacher.py has one and stops it
 APPENDS = "generate"  # the same command again adds replies, also where the first was killed as it ended
 SHORT = ("train", "cache", "sweep", "eval", "merge", "compose", "classify predict", "classify export")
 # Curves are of a log that a kill after the last step leaves without its summary; a kill before the seal leaves none.

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from transformers.integrations import get_available_reporting_integrations
 
-from dual_head.classify.training import ClassifierTrainingArguments
+from dual_head.classify.train.trainer import ClassifierTrainingArguments
 from dual_head.cli import train as guides
 from dual_head.cli.classify import train as classifiers
 from dual_head.errors import DualHeadError

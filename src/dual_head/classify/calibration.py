@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from dual_head.backbone.checkpoint import find_file
-from dual_head.classify.metrics import log_probabilities, probabilities
+from dual_head.classify.evaluate.metrics import log_probabilities, probabilities
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, file_digest
 from dual_head.files.reading import read_json, reading

@@ -20,11 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils.generic import ModelOutput
 
 from dual_head.backbone.checkpoint import COPY, load_strictly, read_weights
-from dual_head.backbone.decoder import Decoder, context_length, load_backbone
+from dual_head.backbone.decoder import Decoder
 from dual_head.backbone.fingerprint import Fingerprint
+from dual_head.backbone.load import context_length, load_backbone
 from dual_head.classify.config import DualHeadReasoningConfig, read_classifier_config
 from dual_head.classify.head import IGNORED, ClassHead, class_loss, weights_of
-from dual_head.classify.tuned import tuned
+from dual_head.classify.tune import tuned
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.reading import reading
 from dual_head.model.pretrained import absolute, hub_options, save_checkpoint

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
 
-from dual_head.backbone.decoder import BRANCH_TOLERANCE, context_length
+from dual_head.backbone.decoder import BRANCH_TOLERANCE
 from dual_head.backbone.dtypes import FLOATS, require_dtype
 from dual_head.backbone.fingerprint import tokenizer_fingerprint
-from dual_head.classify import Example
+from dual_head.backbone.load import context_length
 from dual_head.classify.calibration import load_calibration
-from dual_head.classify.metrics import probabilities
+from dual_head.classify.data.tokenize import ClassifyTokenizeOptions, cut_ids, input_ids_of
+from dual_head.classify.evaluate.metrics import probabilities
 from dual_head.classify.model import DualHeadReasoningModel
-from dual_head.classify.tokenize import ClassifyTokenizeOptions, cut_ids, input_ids_of
+from dual_head.classify.types import Example
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError
 from dual_head.model.pretrained import load_tokenizer

@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dual_head.classify.controls import Control
+from dual_head.classify.train.controls import Control
 from dual_head.cli.training import end_processes
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal
@@ -31,7 +31,7 @@ from dual_head.options import Options, option
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from dual_head.classify.comparison import Plan, Record
+    from dual_head.classify.train.compare import Plan, Record
     from dual_head.options.flags import OptionParser
 
 RUNS, PLAN_FILE = "runs", "plan.json"
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     # Imported late: the list of commands should not wait for torch.
     from accelerate import PartialState
 
-    from dual_head.classify.comparison import plan_of
+    from dual_head.classify.train.compare import plan_of
 
     parser = build_parser(help_all="--help_all" in arguments)
     if "--help_all" in arguments:
@@ -97,7 +97,7 @@ def _compare(
     # Imported late, as above.
     from accelerate import PartialState
 
-    from dual_head.classify.comparison import compare
+    from dual_head.classify.train.compare import compare
     from dual_head.cli.classify import train
     from dual_head.cli.classify.evaluate import PLAIN_WIDTH, versions
 
@@ -144,7 +144,7 @@ def _records(
     """The record of every run, by control and in the order of the seeds: as it was left, or made now."""
     from accelerate import PartialState
 
-    from dual_head.classify.comparison import load_record, train_one
+    from dual_head.classify.train.compare import load_record, train_one
 
     found: dict[str, list[Record]] = {control: [] for control in runs}
     seeds = list(next(iter(runs.values())))
@@ -174,7 +174,7 @@ def table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     system, the first figure with its interval and by seed, its differences from pooled and from none where they are
     there, then the other figures; always giving the most frequent label, where there is one, stands last.
     """
-    from dual_head.classify.comparison import OVER
+    from dual_head.classify.train.compare import OVER
 
     systems, majority = found["systems"], found["majority"]
     first, *others = (name for name in SHARES if name in next(iter(systems.values())))

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dual_head.classify.formats_options import columns_of, labels_of
+from dual_head.classify.data.columns import columns_of, labels_of
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
 
 if TYPE_CHECKING:
-    from dual_head.classify.formats import Loaded
+    from dual_head.classify.data.load import Loaded
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class DatasetOptions(Options):
 
 def load_dataset(args: DatasetOptions, **changed: Any) -> "Loaded":
     """Read the rows that the options name; `changed` are other arguments of `load_examples`."""
-    from dual_head.classify.formats import load_examples
+    from dual_head.classify.data.load import load_examples
 
     explanation = args.explanation if args.explanation == "all" else _number(args.explanation)
     said = {

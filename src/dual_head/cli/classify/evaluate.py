@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dual_head import __version__
-from dual_head.classify.formats_options import columns_of
+from dual_head.classify.data.columns import columns_of
 from dual_head.cli.classify.evaluate_config import options_of
 from dual_head.cli.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
 from dual_head.console.gauge import gauged
@@ -30,7 +30,7 @@ from dual_head.options.flags import OptionParser
 
 if TYPE_CHECKING:
     from dual_head.classify import Example
-    from dual_head.classify.evaluation import Measured
+    from dual_head.classify.evaluate.run import Measured
     from dual_head.classify.predict import Predictor
     from dual_head.data import RowReport
 
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
 def _evaluate(args: EvaluateOptions, output: Path, command: str) -> int:
     """Classify with each classifier, compare, write, print."""
     # Imported late: a mistyped flag should not wait for torch.
-    from dual_head.classify.evaluation import require_same_rows, summarise
+    from dual_head.classify.evaluate.run import require_same_rows, summarise
 
     console = Terminal()
     found: dict[str, Measured] = {}
@@ -119,7 +119,7 @@ def _evaluate(args: EvaluateOptions, output: Path, command: str) -> int:
 
 
 def _measured(folder: str, args: EvaluateOptions, console: Console) -> "tuple[Measured, RowReport]":
-    from dual_head.classify.evaluation import measure
+    from dual_head.classify.evaluate.run import measure
     from dual_head.classify.predict import Predictor
 
     loading = ("backbone", "device", "dtype", "device_map", "attn_implementation", "trust_remote_code")
@@ -133,7 +133,7 @@ def _measured(folder: str, args: EvaluateOptions, console: Console) -> "tuple[Me
 
 def _examples(predictor: "Predictor", args: EvaluateOptions) -> "tuple[list[Example], RowReport]":
     """Read the rows, written as this classifier's inputs were in training; of a training set, those it held out."""
-    from dual_head.classify.formats import load_examples
+    from dual_head.classify.data.load import load_examples
     from dual_head.data import is_held_out
 
     text = predictor.model.config.text or {}
@@ -177,7 +177,7 @@ def versions() -> dict[str, str]:
 
 
 def _write(output: Path, found: "Mapping[str, Measured]", summary: dict[str, Any]) -> None:
-    from dual_head.classify.evaluation import bins, lines
+    from dual_head.classify.evaluate.run import bins, lines
 
     with atomic_folder(output) as staging:
         (staging / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
@@ -185,7 +185,7 @@ def _write(output: Path, found: "Mapping[str, Measured]", summary: dict[str, Any
             for name, measured in found.items():
                 stream.writelines(json.dumps(line) + "\n" for line in lines(name, measured))
         try:
-            from dual_head.classify.plots import confusion_picture, reliability_picture
+            from dual_head.classify.evaluate.plots import confusion_picture, reliability_picture
         except ImportError:
             return  # pictures are welcome, not needed
         confusion_picture(summary["classifiers"], staging / CONFUSION_FILE)

@@ -34,7 +34,7 @@ def options_of(values: dict[str, Any], file: Path, names: Sequence[str]) -> dict
 def _of_training(values: dict[str, Any], file: Path, names: set[str]) -> dict[str, Any]:
     """The options here that those of a training config stand for."""
     # Imported late: its parser is transformers' too.
-    from dual_head.classify.options import ClassifyOptions
+    from dual_head.classify.train.options import ClassifyOptions
     from dual_head.cli.classify import train
 
     training = train.build_parser()

@@ -46,9 +46,9 @@ def _export(args: ExportOptions, output: Path) -> int:
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify.calibration import load_calibration
     from dual_head.classify.config import read_classifier_config
-    from dual_head.classify.export import EXPORT_FILE, export, require_plain
+    from dual_head.classify.export.onnx import export_onnx
+    from dual_head.classify.export.plain import EXPORT_FILE, export, require_plain
     from dual_head.classify.model import DualHeadReasoningModel
-    from dual_head.classify.onnx import export_onnx
     from dual_head.model.pretrained import load_tokenizer
 
     reads = (args.classifier, args.backbone)

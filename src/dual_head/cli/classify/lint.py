@@ -19,9 +19,9 @@ from dual_head.options import option
 from dual_head.options.flags import OptionParser
 
 if TYPE_CHECKING:
-    from dual_head.classify.formats import Loaded
-    from dual_head.classify.linter import Lint
-    from dual_head.classify.probe import Accuracy
+    from dual_head.classify.data.load import Loaded
+    from dual_head.classify.rationales.lint import Lint
+    from dual_head.classify.rationales.probe import Accuracy
 
 PLAIN_WIDTH = 140  # of a table that is not printed on a screen
 CUT = 70  # characters shown of a rationale
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     (args,) = build_parser().read(arguments)
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify import TextForm
-    from dual_head.classify.linter import lint
+    from dual_head.classify.rationales.lint import lint
 
     loaded = load_dataset(args)
     held = None
@@ -79,14 +79,14 @@ def run(arguments: Sequence[str]) -> int:
 def _special(tokenizer: str | None) -> list[str]:
     if not tokenizer:
         return []
-    from dual_head.classify.tokenize import special_tokens
+    from dual_head.classify.data.tokenize import special_tokens
     from dual_head.model.pretrained import load_tokenizer
 
     return special_tokens(load_tokenizer(tokenizer))
 
 
 def _shared(loaded: "Loaded", held: "Loaded | None") -> int | None:
-    from dual_head.classify.formats import overlap
+    from dual_head.classify.data.load import overlap
 
     return len(overlap(loaded.examples, held.examples)) if held else None
 

@@ -28,8 +28,8 @@ from dual_head.options.flags import OptionParser
 from dual_head.options.values import fit
 
 if TYPE_CHECKING:
+    from dual_head.classify.data.stream import Asked
     from dual_head.classify.predict import Prediction, Predictor
-    from dual_head.classify.stream import Asked
 
 RECORD = ".run.json"  # beside the output: what wrote it
 CUT = "cut to what the classifier reads"
@@ -59,8 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, load, classify what is left, say what became of the rows."""
     (args,) = build_parser().read(arguments)
     # Imported late: a mistyped flag should not wait for torch.
+    from dual_head.classify.data.stream import count_rows, read_rows, reader_of
     from dual_head.classify.predict import Predictor
-    from dual_head.classify.stream import count_rows, read_rows, reader_of
 
     if args.output != "-":
         if not Path(args.output).name or Path(args.output).is_dir():

@@ -21,7 +21,7 @@ from dual_head.options import option
 from dual_head.options.flags import OptionParser
 
 if TYPE_CHECKING:
-    from dual_head.classify.teacher import Ask, Written
+    from dual_head.classify.rationales.teacher import Ask, Written
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, read, ask, say what came; 1 where rows are left without a reply."""
     (args,) = build_parser().read(arguments)
     # Imported late: a mistyped option should not wait for torch.
-    from dual_head.classify.teacher import TeacherOptions, write_rationales
+    from dual_head.classify.rationales.teacher import TeacherOptions, write_rationales
 
     options = TeacherOptions(
         attempts=args.attempts, sentences=(args.least_sentences, args.most_sentences), task=args.task or ""

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from dual_head.classify.options import ClassifyOptions
-from dual_head.classify.run import train_classifier
-from dual_head.classify.training import ClassifierTrainingArguments
+from dual_head.classify.train.options import ClassifyOptions
+from dual_head.classify.train.run import train_classifier
+from dual_head.classify.train.trainer import ClassifierTrainingArguments
 from dual_head.cli.training import end_processes, hide_rare
 from dual_head.errors import DualHeadError
 from dual_head.options.flags import OptionParser

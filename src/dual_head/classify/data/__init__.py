@@ -1,0 +1,1 @@
+"""Rows to examples, examples to token ids, token ids to tensors."""

@@ -1,0 +1,1 @@
+"""Classifiers on rows whose labels are known."""

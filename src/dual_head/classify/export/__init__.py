@@ -1,0 +1,1 @@
+"""Classifiers for those who do not have this library."""

@@ -1,0 +1,1 @@
+"""Rationales: written by a teacher, and looked over before they are trained on."""

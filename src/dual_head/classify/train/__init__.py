@@ -1,0 +1,1 @@
+"""Training a classifier, and the same classifier under several controls."""

@@ -1,0 +1,229 @@
+"""Training a classifier with transformers' Trainer: both losses averaged over a whole optimizer step.
+
+A step may be made of several batches and processes. The class loss is a mean over its rows and the reasoning loss a
+mean over its tokens, however they are spread; transformers counts one of the two only. It knows rows of ids, and
+neither files nor text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+
+from dual_head.backbone.checkpoint import load_strictly, read_weights
+from dual_head.classify.data.collate import ExampleCollator
+from dual_head.classify.data.tokenize import Tokenized
+from dual_head.classify.model import DualHeadReasoningModel
+from dual_head.files.reading import reading
+from dual_head.methods.held_out import StrictTrainer
+from dual_head.train.progress import brief
+from dual_head.train.resume import Sealing, kept_checkpoint, save_stored
+from dual_head.train.trainer import ByLength, one_device, require_possible, rows_seen, trackers_of
+
+
+@dataclass
+class ClassifierTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the paper's defaults: AdamW 2e-4, decay 0.01, cosine, 3 epochs."""
+
+    _argument_group_name: ClassVar[str] = "training (transformers' TrainingArguments; --help_all shows every one)"
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=5, metadata={"help": "Steps of warm-up, or their share where below 1."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to classify the held-out rows."})
+    logging_steps: float = field(default=10, metadata={"help": "Log the losses every so many steps."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints that are kept: the last ones, the best one among them."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: our collator reads the rows."})
+    report_to: str | list[str] = field(  # in this order, so that the flag takes several
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers to report to: tensorboard, wandb, mlflow, ..., several of them, all or none."},
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={"help": "Order of the rows: group_by_length (shuffled, with little padding), random, sequential."},
+    )
+
+    def __post_init__(self):
+        # Without this transformers refuses bf16 where there is only a CPU, and torch warns about pinned memory.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
+        require_possible(self)
+        self.report_to = trackers_of(self.report_to)
+        with reading("These options cannot go together", "Change or leave out what is named."):
+            super().__post_init__()
+        one_device(self)
+
+
+class _FromHere(TrainerCallback):
+    """Counts the steps of a log from where training begins, which after a resume is not 0."""
+
+    def __init__(self, trainer: "ClassifierTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Forget what came before."""
+        self.trainer.take_losses()
+
+
+class ClassifierTrainer(StrictTrainer):
+    """transformers' Trainer for a `DualHeadReasoningModel`: logs both losses, keeps the held-out logits.
+
+    held_out: (logits [N, K], labels) of the last evaluation, rows in the order given.
+    """
+
+    # Both losses are already averaged over the whole step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: DualHeadReasoningModel,
+        args: TrainingArguments,
+        *,
+        train_dataset: Sequence[Tokenized],
+        eval_dataset: Sequence[Tokenized] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Any = None,
+    ):
+        self.classifier = model
+        self.held_out: tuple[Tensor, Tensor] | None = None
+        self._parts: dict[str, list[Tensor]] = {"cls_loss": [], "lm_loss": []}
+        self._taken = 0  # the step up to which they were logged
+        learnt = sum(sum(row.learnt) for row in train_dataset) / max(1, len(train_dataset))
+        model.reasoning_tokens = learnt * rows_seen(args, len(train_dataset))
+        pad = tokenizer.pad_token_id if tokenizer is not None and isinstance(tokenizer.pad_token_id, int) else 0
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,  # type: ignore[arg-type]
+            eval_dataset=eval_dataset,  # type: ignore[arg-type]
+            data_collator=ExampleCollator(pad),
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+        )
+        self.model_accepts_loss_kwargs = True
+        self.add_callback(_FromHere(self))
+        brief(self)
+        self.add_callback(Sealing())
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        return ByLength.of(self.args, [len(row.learnt) for row in dataset])
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return SequentialSampler(eval_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Rows and tokens [2] that all batches of a step, on all processes, have together."""
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        parts = [self.classifier.loss_totals(batch["labels"], batch.get("lm_labels")) for batch in batch_samples]
+        totals = torch.stack(parts).sum(0).to(device)
+        if self.args.world_size > 1:
+            totals = self.accelerator.gather(totals).view(-1, 2).sum(0)  # type: ignore[union-attr]
+        return totals
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """Both losses of a batch, as parts of the step's means."""
+        outputs = model(**inputs, totals=num_items_in_batch)
+        loss = outputs.loss
+        if model.training:
+            # What processes have is averaged, and each has a part of the sum only.
+            world = self.args.world_size if num_items_in_batch is not None else 1
+            loss = loss * world
+            for name, values in self._parts.items():
+                if (part := getattr(outputs, name)) is not None:
+                    values.append(part.detach() * world)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Classify one batch: loss, logits, labels."""
+        del prediction_loss_only, ignore_keys
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), outputs.logits.detach(), inputs["labels"]
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Run transformers' loop, and keep what the held-out rows were given."""
+        output = super().evaluation_loop(*args, **kwargs)
+        self.held_out = (torch.as_tensor(output.predictions), torch.as_tensor(output.label_ids))
+        return output
+
+    def evaluate_once(self) -> tuple[Tensor, Tensor]:
+        """`held_out` of the weights as they are; evaluates unless the last step did. All processes take part."""
+        last = [row["step"] for row in self.state.log_history if "eval_loss" in row][-1:]
+        if self.held_out is None or last != [self.state.global_step]:
+            # Not `evaluate`, which logs: a tracker would begin a second run for what comes after training.
+            self.evaluation_loop(self.get_eval_dataloader(), "held-out rows")
+        assert self.held_out is not None
+        return self.held_out
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the two losses since the last log, over all processes."""
+        if "loss" in logs or "train_runtime" in logs:
+            logs = {**logs, **self.take_losses()}
+        super().log(logs, start_time)
+
+    def take_losses(self) -> dict[str, float]:
+        """Both losses, means over the steps since they were last taken; one that no process had is left out."""
+        zero = torch.zeros((), device=self.args.device)
+        sums = [part for name in self._parts for part in self._sum_and_count(name, zero)]
+        # All four at once and always: a process without rationales takes part as well.
+        reduced: Any = self.accelerator.reduce(torch.stack(sums), reduction="mean")
+        steps = max(1, self.state.global_step - self._taken)
+        self._taken = self.state.global_step
+        for values in self._parts.values():
+            values.clear()
+        return {
+            name: total / steps
+            for name, (total, count) in zip(self._parts, reduced.view(-1, 2).tolist(), strict=True)
+            if count
+        }
+
+    def _sum_and_count(self, name: str, zero: Tensor) -> tuple[Tensor, Tensor]:
+        values = self._parts[name]
+        return (torch.stack(values).sum().to(zero) if values else zero), zero + len(values)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        del state_dict
+        folder = output_dir or self.args.output_dir
+        assert folder is not None
+        if self.args.should_save:  # transformers asks every process
+            save_classifier(self.classifier, self.processing_class, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        del model
+        load_strictly(self.classifier.stored(), read_weights(resume_from_checkpoint), resume_from_checkpoint)
+        self.held_out = None  # of other weights
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights `load_best_model_at_end` takes, None where the last ones are kept."""
+        best = self.args.load_best_model_at_end and self.state.best_model_checkpoint
+        return self.state.best_global_step if best else None
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take up a run that was trained to its end, with its best weights where those are asked for."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self._load_from_checkpoint(str(kept_checkpoint(checkpoint, self.state.best_model_checkpoint, self.args)))
+
+
+def save_classifier(model: DualHeadReasoningModel, tokenizer: Any, folder: str | Path) -> None:
+    """Write a classifier and its tokenizer. Errors: weights that are not finite."""
+    save_stored(model, tokenizer, folder, "classifier")
