@@ -77,11 +77,11 @@ def trace_sequences(
             at = slice(start - 1, min(start - 1 + CHUNK_TOKENS, prompt + length - 1))  # t - 1 predicts t
             states = {name: {key: x[row, at] for key, x in s.items()} for name, s in encoded.states.items()}
             labels = sequences[row, at.start + 1 : at.stop + 1]
-            traces[-1] += _trace_chunk(model, encoded.hidden[row, at], states, alphas[row, at], labels)
+            traces[-1] += trace_tokens(model, encoded.hidden[row, at], states, alphas[row, at], labels)
     return traces
 
 
-def _trace_chunk(model: Aligned, hidden: Tensor, states: dict[str, States], alphas: Tensor, labels: Tensor) -> Trace:
+def trace_tokens(model: Aligned, hidden: Tensor, states: dict[str, States], alphas: Tensor, labels: Tensor) -> Trace:
     z = model.distributions(hidden, states, alphas, ("base", "policy"), upcast=True)
     policy, base = z["policy"].log_softmax(-1), z["base"].log_softmax(-1)  # [n, V]
     kl = (policy.exp() * (policy - base)).sum(-1).clamp_min(0)

@@ -1,0 +1,348 @@
+"""The engine: requests of any strengths and sampling in one running batch, streamed or all at once. No HTTP.
+
+    caller's thread or loop    submit -> ........................ -> pieces of text
+    generation thread                    forward -> next tokens -> outputs
+
+The generation thread chooses tokens and records them with the request; text is made where it is read.
+"""
+
+import asyncio
+import atexit
+import queue
+import secrets
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dual_head.errors import DualHeadError
+from dual_head.model import AlignedModel
+from dual_head.model.alpha import LinearDecay
+from dual_head.model.trace import trace_tokens
+from dual_head.serve import sampling
+from dual_head.serve.grammar import Grammars, Matcher, allowed_tokens
+from dual_head.serve.reply import Reply
+from dual_head.serve.types import EngineSettings, EngineStats, EngineStopped, GenerationRequest, Piece, TokenRecord
+from dual_head.serve.versions import require_tested_transformers
+
+require_tested_transformers()
+from dual_head.serve.paged import ContinuousBatch, PagedModel, Row, Step, strength_numbers  # noqa: E402
+
+WATCH = 1.0  # seconds between looks at whether the generation thread lives
+
+
+@dataclass(eq=False)
+class RunningRequest(Row):
+    """A request in the batch: what its next token depends on, and the tokens it has.
+
+    deliver: called in the generation thread with (finished, error); counts: see `sampling.penalised`.
+    """
+
+    request: GenerationRequest
+    end_tokens: list[int]
+    seed: int
+    matcher: Matcher | None
+    deliver: Callable[[tuple[bool, str | None]], None]
+    loop: asyncio.AbstractEventLoop | None = None
+    counts: dict[int, int] | None = None
+    records: list[TokenRecord] = field(default_factory=list)
+    error: str | None = None
+
+
+class Engine:
+    """Generates for many requests at once from a model and its guides; `with Engine(...)` starts and stops it.
+
+    Errors: guides or a backbone that cannot be served; transformers that was not tested.
+    """
+
+    def __init__(self, model: AlignedModel, tokenizer: PreTrainedTokenizerBase, settings: EngineSettings | None = None):
+        model.require_same_tokenizer(tokenizer)
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings or EngineSettings()
+        self.vocabulary = model.backbone.config.get_text_config(decoder=True).vocab_size
+        self.end_tokens = _end_tokens(model)
+        self._paged = PagedModel(model, self._choose)
+        self._grammars = Grammars(tokenizer, model.backbone.shape.vocab_size, self.end_tokens)
+        self._running: dict[str, RunningRequest] = {}
+        self._numbers = count()
+        self._prompt_tokens = self._generated_tokens = 0
+        self._batch = self._new_batch()
+        self._stopped = False
+
+    def _new_batch(self) -> ContinuousBatch:
+        return ContinuousBatch(self._paged, self.settings, self._deliver)
+
+    # ---- running ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to take requests; also after a stop, with empty pages."""
+        if self.alive:
+            return
+        if self._stopped:
+            self._batch = self._new_batch()
+        self._stopped = True  # whatever ends this batch, it is not started again
+        self._batch.start()
+        atexit.register(_stop, weakref.ref(self))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._batch.alive
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens prompt and reply may have together: the backbone's context, or what the pages hold."""
+        return self._batch.context_length
+
+    def stop(self, drain: float = 0.0) -> None:
+        """Take no more requests, let running ones finish within `drain` seconds, and end; the others get an error."""
+        self._batch.stop(drain)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stats(self) -> EngineStats:
+        """Counts of now, and of tokens since the engine was made."""
+        running, waiting, usage = self._batch.counts()
+        hits = self._batch.prefix_hit_tokens
+        return EngineStats(running, waiting, usage, hits, self._prompt_tokens, self._generated_tokens)
+
+    # ---- requests --------------------------------------------------------------------------------------
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse a request that could not be generated, with the remedy."""
+        ids, room = request.prompt_ids, self.context_length
+        if not len(ids):
+            raise DualHeadError("The prompt has no tokens. Give at least one.")
+        if not (min(ids) >= 0 and max(ids) < self.vocabulary):
+            raise DualHeadError(
+                f"Token ids are from 0 to {self.vocabulary - 1}; the prompt has {min(ids)} to {max(ids)}."
+            )
+        if len(ids) >= room:
+            raise DualHeadError(
+                f"The prompt has {len(ids)} tokens and the context is {room}. Shorten it to at most {room - 1} tokens."
+            )
+        if not 1 <= request.max_tokens <= room - len(ids):
+            raise DualHeadError(
+                f"max_tokens must be from 1 to {room - len(ids)}, not {request.max_tokens}: the context is {room} "
+                f"tokens and the prompt has {len(ids)}."
+            )
+        if not all(request.stop):
+            raise DualHeadError("A stop string is empty. Leave it out.")
+        self.model.resolve_alpha(dict(request.alpha), 1)
+        for name, alpha in request.alpha.items():
+            if callable(alpha) and not isinstance(alpha, LinearDecay):
+                raise DualHeadError(f"alpha of '{name}' is a number or a LinearDecay; no other schedule can be served.")
+        sampling.require_sampling(request.sampling, self.vocabulary)
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+        """Yield text and tokens as they come; leaving the iteration cancels the request.
+
+        Errors: a request that could not be generated; `EngineStopped`.
+        """
+        outputs: asyncio.Queue[tuple[bool, str | None]] = asyncio.Queue()
+        make = self._prepare
+        running = make(request) if request.sampling.grammar is None else await asyncio.to_thread(make, request)
+        running.deliver, running.loop = outputs.put_nowait, asyncio.get_running_loop()
+        reply = self._reply(running)
+        try:
+            self._submit(running)
+            given = 0
+            while True:
+                try:
+                    news = [await asyncio.wait_for(outputs.get(), WATCH)]
+                except TimeoutError:
+                    self._require_alive()
+                    continue
+                while not outputs.empty():
+                    news.append(outputs.get_nowait())
+                piece, given = self._piece(running, reply, given, news)
+                yield piece
+                if piece.finish_reason:
+                    return
+        finally:
+            self._leave(running)
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], *, progress: Callable[[int], None] | None = None
+    ) -> list[Piece]:
+        """Generate for all requests and return one whole piece for each; progress: told how many are done.
+
+        Errors: as `stream`; one request that could not be generated refuses all.
+        """
+        outputs: queue.SimpleQueue[tuple[int, tuple[bool, str | None]]] = queue.SimpleQueue()
+        runs = [self._prepare(request) for request in requests]
+        replies = [self._reply(running) for running in runs]
+        pieces: list[list[Piece]] = [[] for _ in runs]
+        given, left = [0] * len(runs), set(range(len(runs)))
+        try:
+            for i, running in enumerate(runs):
+                running.deliver = lambda news, i=i: outputs.put((i, news))
+                self._submit(running)
+            while left:
+                try:
+                    i, news = outputs.get(timeout=WATCH)
+                except queue.Empty:
+                    self._require_alive()
+                    continue
+                if i not in left:
+                    continue  # it came to a stop string, and what came after it does not count
+                piece, given[i] = self._piece(runs[i], replies[i], given[i], [news])
+                pieces[i].append(piece)
+                if piece.finish_reason:
+                    left.discard(i)
+                    self._leave(runs[i])
+                    if progress:
+                        progress(len(runs) - len(left))
+        finally:
+            for i in left:
+                self._leave(runs[i])
+        return [_whole(parts) for parts in pieces]
+
+    def _prepare(self, request: GenerationRequest) -> RunningRequest:
+        self.check(request)
+        settings = request.sampling
+        return RunningRequest(
+            id=f"request-{next(self._numbers)}",
+            prompt_length=len(request.prompt_ids),
+            strengths=tuple(strength_numbers(request.alpha.get(name, 0.0)) for name in self._paged.names),
+            request=request,
+            end_tokens=[] if request.ignore_eos else self.end_tokens,
+            seed=secrets.randbits(63) if settings.seed is None else settings.seed,
+            matcher=None if settings.grammar is None else self._grammars.matcher(settings.grammar),
+            deliver=lambda _: None,
+            counts=dict.fromkeys(request.prompt_ids, 0) if sampling.reads_counts(settings) else None,
+        )
+
+    def _reply(self, running: RunningRequest) -> Reply:
+        return Reply(self.tokenizer, running.request.stop, running.end_tokens)
+
+    def _submit(self, running: RunningRequest) -> None:
+        self._require_alive()
+        self._running[running.id] = running
+        request = running.request
+        if not self._batch.add(
+            running, request.prompt_ids, max_tokens=request.max_tokens, end_tokens=running.end_tokens
+        ):
+            self._require_alive()
+            raise EngineStopped("The engine is stopping, and takes no more requests. Start it again.")
+        self._prompt_tokens += running.prompt_length
+
+    def _leave(self, running: RunningRequest) -> None:
+        """Take a request out, unless it has finished."""
+        if self._running.pop(running.id, None) is not None:
+            self._batch.cancel(running)
+
+    def _require_alive(self) -> None:
+        if not self.alive:
+            error = self._batch.fatal_error
+            raise EngineStopped(
+                f"The engine stopped generating: {error}. Start it again."
+                if error
+                else "The engine is not running. Start it."
+            ) from error
+
+    def _piece(
+        self, running: RunningRequest, reply: Reply, given: int, news: list[tuple[bool, str | None]]
+    ) -> tuple[Piece, int]:
+        """What the outputs brought, and how many tokens were read by now."""
+        finished, error = news[-1]
+        if error is not None:
+            self._running.pop(running.id, None)
+            raise EngineStopped(f"The engine stopped generating: {error}. Start it again.")
+        if running.error is not None:
+            raise DualHeadError(running.error)
+        records = running.records[given : given + len(news)]
+        if finished:
+            self._running.pop(running.id, None)
+        return reply.add(records, finished=finished), given + len(records)
+
+    # ---- in the generation thread ----------------------------------------------------------------------
+
+    def _deliver(self, outputs: Iterable[Any]) -> None:
+        """Hand each request what the step brought it; every event loop is woken once."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Callable, tuple[bool, str | None]]]] = {}
+        for output in outputs:
+            running = self._running.get(output.request_id)
+            if running is None:
+                continue
+            news = (output.is_finished(), output.error)
+            if running.loop is None:
+                running.deliver(news)
+            else:
+                by_loop.setdefault(running.loop, []).append((running.deliver, news))
+        for loop, calls in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_call_all, calls)
+
+    def _choose(self, step: Step) -> Tensor:
+        """Scores of a step's rows, by the settings of each; the tokens they mean are recorded."""
+        rows: Sequence[RunningRequest] = step.rows
+        settings = [row.request.sampling for row in rows]
+        logits = sampling.penalised(step.logits, settings, [row.counts for row in rows])
+        constrained = [i for i, row in enumerate(rows) if row.matcher is not None]
+        if constrained:
+            logits = self._constrained(logits, constrained, rows)
+        scores = sampling.scores_of(logits, settings, [row.seed for row in rows], step.positions)
+        tokens = scores.argmax(-1)
+        chances = sampling.logprobs(step.logits, tokens).tolist()
+        tops = sampling.top_logprobs(step.logits, [s.top_logprobs for s in settings])
+        traced = [i for i, s in enumerate(settings) if s.trace]
+        traces = dict(zip(traced, self._traces(step, traced, tokens), strict=True)) if traced else {}
+        for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            row.records.append(TokenRecord(token, chances[i], tops[i], traces.get(i)))
+            if row.counts is not None:
+                row.counts[token] = row.counts.get(token, 0) + 1
+            if row.matcher is not None and not row.matcher.consume_token(token):
+                row.error = f"The grammar allows no further token: {row.matcher.get_error()}"
+            if chances[i] != chances[i]:  # NaN
+                row.error = _NOT_A_NUMBER
+        self._generated_tokens += len(rows)
+        return scores
+
+    def _constrained(self, logits: Tensor, at: list[int], rows: Sequence[RunningRequest]) -> Tensor:
+        allowed = allowed_tokens([rows[i].matcher for i in at], logits.shape[-1]).to(logits.device)
+        index = torch.tensor(at, device=logits.device)
+        return logits.index_copy(0, index, logits[index].masked_fill(~allowed, sampling.NEVER))
+
+    def _traces(self, step: Step, at: list[int], tokens: Tensor) -> list[Any]:
+        index = torch.tensor(at, device=tokens.device)
+        states = {name: {key: x[index] for key, x in each.items()} for name, each in step.states.items()}
+        return trace_tokens(self.model, step.hidden[index], states, step.alpha[index], tokens[index])
+
+
+_NOT_A_NUMBER = (
+    "The model gives logits of NaN or infinity, so this text means nothing. Lower alpha, or load the model with "
+    "dtype='float32'."
+)
+
+
+def _call_all(calls: list[tuple[Callable, Any]]) -> None:
+    for call, news in calls:
+        call(news)
+
+
+def _stop(engine: "weakref.ref[Engine]") -> None:
+    """Before the interpreter ends: a thread inside torch must not outlive it."""
+    running = engine()
+    if running is not None and running.alive:
+        running.stop()
+
+
+def _end_tokens(model: AlignedModel) -> list[int]:
+    """Those at which `generate` ends."""
+    tokens: Any = getattr(model.generation_config, "eos_token_id", None)
+    return [tokens] if isinstance(tokens, int) else list(tokens or ())
+
+
+def _whole(pieces: Sequence[Piece]) -> Piece:
+    tokens = tuple(token for piece in pieces for token in piece.tokens)
+    return Piece("".join(piece.text for piece in pieces), tokens, pieces[-1].finish_reason)
