@@ -5,7 +5,7 @@ import torch
 
 from dual_head.losses import name_of, objective_class, objective_names
 from dual_head.ops.token_scores import Scored
-from dual_head.ops.vocab_kernels import SCALARS
+from dual_head.ops.scalars import SCALARS
 
 NAMES = sorted({*SCALARS, "gate_logit"})
 every_objective = pytest.mark.parametrize("name", objective_names())

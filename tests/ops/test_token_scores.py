@@ -18,14 +18,13 @@ from dual_head.losses import Terms
 from dual_head.losses.next_token import NextToken
 from dual_head.methods import method
 from dual_head.model.policy import ActiveGuide, combine, products
+from dual_head.ops.pair_groups import group_order, groups_of
 from dual_head.ops.token_scores import (
     LIVE_TENSORS,
     Head,
     Scored,
     Tokens,
     auto_budget,
-    group_order,
-    groups_of,
     reduce_tokens,
     response_tokens,
     split_sides,

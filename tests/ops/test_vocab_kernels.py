@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dual_head.ops import vocab_kernels
-from dual_head.ops.vocab_kernels import SCALARS, Scalar, View, _fast_exp, reduce_products
+from dual_head.ops import compiled, vocab_kernels
+from dual_head.ops.compiled import fast_exp
+from dual_head.ops.scalars import SCALARS, Scalar, View
+from dual_head.ops.vocab_kernels import reduce_products
 
 TOKENS, WORDS = 5, 37
 TRAINED = tuple(sorted(name for name, scalar in SCALARS.items() if scalar.trainable))
@@ -123,14 +125,14 @@ def test_a_product_read_by_what_is_only_measured_gets_no_gradient():
     assert not said["own"].grad[2:].any()
 
 
-def test_the_fast_exponential_is_right_to_a_rounding_wherever_a_loop_asks_for_it():
+def test_thefast_exponential_is_right_to_a_rounding_wherever_a_loop_asks_for_it():
     x = torch.cat([torch.linspace(-87, 87, 100_001), torch.tensor([0.0, -1e-30, 1e-30])])
     exact = x.double().exp()
-    assert ((_fast_exp(x).double() - exact) / exact).abs().max() < 2e-7
-    far = _fast_exp(torch.tensor([-88.0, -1e30, -math.inf]))
+    assert ((fast_exp(x).double() - exact) / exact).abs().max() < 2e-7
+    far = fast_exp(torch.tensor([-88.0, -1e30, -math.inf]))
     assert ((far >= 0) & (far < 2e-38)).all()
-    assert _fast_exp(torch.tensor([math.nan])).isnan().all()
-    assert torch.equal(_fast_exp(x.double()), exact)
+    assert fast_exp(torch.tensor([math.nan])).isnan().all()
+    assert torch.equal(fast_exp(x.double()), exact)
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
@@ -155,30 +157,30 @@ def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
     [(49152, 41_000, True), (49152, 40_000, False), (8191, 10**9, False), (8192, math.inf, True)],
 )
 def test_loops_are_compiled_for_large_vocabularies_and_long_runs(vocab_size, tokens, worth):
-    assert vocab_kernels.worth_compiling(vocab_size, tokens) is worth
+    assert compiled.worth_compiling(vocab_size, tokens) is worth
 
 
 def test_compiled_loops_are_kept_in_the_users_cache_unless_torch_is_told_where(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
-    assert vocab_kernels.compiled_folder() == tmp_path / "mine"
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", vocab_kernels.default_cache_dir())  # as torch sets it, when imported
+    assert compiled.compiled_folder() == tmp_path / "mine"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", compiled.default_cache_dir())  # as torch sets it, when imported
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert vocab_kernels.compiled_folder() == tmp_path / "dual-head" / "kernels"
+    assert compiled.compiled_folder() == tmp_path / "dual-head" / "kernels"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert vocab_kernels.compiled_folder() == tmp_path / "home" / ".cache" / "dual-head" / "kernels"
+    assert compiled.compiled_folder() == tmp_path / "home" / ".cache" / "dual-head" / "kernels"
 
 
 def test_a_folder_that_cannot_be_made_stops_no_run(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", vocab_kernels.default_cache_dir())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", compiled.default_cache_dir())
     for cache, kept in (
-        ("file", vocab_kernels.default_cache_dir()),
+        ("file", compiled.default_cache_dir()),
         ("new", str(tmp_path / "new" / "dual-head" / "kernels")),
     ):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
-        vocab_kernels._compiled.__wrapped__()
+        compiled.use_compiled_folder()
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
     assert Path(kept).is_dir()
 

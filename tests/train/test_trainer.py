@@ -19,7 +19,7 @@ from dual_head import AlignedModel, DualHeadError
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
 from dual_head.methods import method
-from dual_head.ops import vocab_kernels
+from dual_head.ops import compiled, vocab_kernels
 from dual_head.train import run
 from dual_head.train.resume import check_same_run, last_whole_checkpoint, missing_files
 from dual_head.train.step import GuidedLoss
@@ -233,19 +233,19 @@ def test_loops_are_compiled_where_a_run_is_long_enough_and_it_says_where(
 ):
     plain = (vocab_kernels._values, vocab_kernels._gradients, vocab_kernels._gradients_in_place)
     monkeypatch.setattr(vocab_kernels, "_compiled", lambda: plain)  # as what the compiler makes of them, less the wait
-    monkeypatch.setattr(vocab_kernels, "LARGE_VOCABULARY", 10)
+    monkeypatch.setattr(compiled, "LARGE_VOCABULARY", 10)
     rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
     tokens = sum(len(row[side].split()) + 1 for row in rows for side in ("chosen", "rejected")) / len(rows)
     vocab = json.loads((backbone_folder / "config.json").read_text())["vocab_size"]
     options = {"max_steps": 2, "held_out": 0, "logging_steps": 1}
     folders, said = [tmp_path / "plain", tmp_path / "compiled"], []
     for folder, pays in zip(folders, (8.1, 7.9), strict=True):  # two steps of four pairs
-        monkeypatch.setattr(vocab_kernels, "PAYS", pays * tokens * vocab)
+        monkeypatch.setattr(compiled, "PAYS", pays * tokens * vocab)
         train(backbone_folder, pairs_file, folder, **options)
         said.append(" ".join(capsys.readouterr().out.split()))
     assert "compiles" not in said[0]
     assert (
-        f"The first step compiles loops once (about 30 s). Later runs find them in {vocab_kernels.compiled_folder()}"
+        f"The first step compiles loops once (about 30 s). Later runs find them in {compiled.compiled_folder()}"
         in said[1]
     )
     for name, value in weights(folders[0]).items():

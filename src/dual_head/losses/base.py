@@ -36,7 +36,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """The per-token scalars the loss is computed from, by their names in `vocab_kernels`, or "gate_logit"."""
+        """The per-token scalars the loss is computed from, by their names in `scalars`, or "gate_logit"."""
 
     @property
     def metric_needs(self) -> frozenset[str]:

@@ -1,20 +1,17 @@
 """The vocabulary axis, in chunks: per-token scalars of the base, reward and policy distributions.
 
-The one file that gathers and chunks. A loss names the scalars it needs; one pass computes all of them at the
-response positions and nowhere else. No tensor as wide as the vocabulary outlives its chunk. Chunks are whole
-pairs, whose loss is known as soon as they are through, so that their gradient is taken at once and no product is
-computed twice; only a pair too long for the budget is cut, and then its logits are computed again. It knows
-neither guides nor losses.
+A loss names the scalars it needs, see `scalars`; one pass computes all of them at the response positions and nowhere
+else. No tensor as wide as the vocabulary outlives its chunk. Tokens beyond the budget are cut, and then their logits
+are computed again in the backward pass; `pair_groups` gives whole pairs that the budget holds. It knows neither guides
+nor losses.
 
-    policy_logps   log pi(y_t)              reward_logps   log pi_reward(y_t), the guide's own distribution
-    base_logps     log pi_base(y_t)         kl             KL(pi || pi_base) in nats, over the vocabulary
-    second_kl      KL(pi_second || pi_base), of a second guide that is trained beside the first, by itself
-    moved          sum_v |pi(v) - pi_base(v)| / 2, the share of probability that moved (total variation)
-    delta_norm     |delta_t|^2 of what the guide adds at alpha = 1, to the logits or to the hidden state
+    row            [ p p p | r r r e ]        a sequence: its prompt, its reply
+    scored         [     h h h h     ]        hidden states that predict r r r e, one position before each
+    chunks         [ h h ] [ h h ]            as the budget cuts them: [2, V] logits, then the next [2, V]
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -24,8 +21,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from dual_head.ops.linear import accumulating
-from dual_head.ops.vocab_kernels import SCALARS, Products, reduce_products
+from dual_head.ops.scalars import SCALARS
+from dual_head.ops.vocab_kernels import Products, reduce_products
 
 # Roughly how many fp32 tensors of a chunk's [tokens, V] are alive at once where nothing is compiled.
 LIVE_TENSORS = 8
@@ -60,8 +57,8 @@ class Head:
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         key = (*rows, tokens.hidden.dtype, autocast, torch.is_grad_enabled())
         if rows and key not in self._held:
-            none = tokens.part(slice(0))
-            products = pytree.tree_leaves(self.products(none.hidden, none.states, rows))
+            empty = tokens.part(slice(0))
+            products = pytree.tree_leaves(self.products(empty.hidden, empty.states, rows))
             wide = [x for x in products if x is not None and x.dim() and x.shape[-1] > 1]
             self._held[key] = (
                 sum(x.shape[-1] * x.element_size() for x in wide)
@@ -134,9 +131,9 @@ def pick_tokens(hidden: Tensor, states: States, at: Tensor, labels: Tensor, row:
 
     hidden [R, T, d], states [R, T, *]; at [n]: which of the R T positions; labels, row [n].
     """
-    picked = hidden.flatten(0, 1)[at]
-    states = pytree.tree_map(lambda x: picked if x is hidden else x.flatten(0, 1)[at], states)
-    return Tokens(picked, states, labels, row)
+    h = hidden.flatten(0, 1)[at]
+    states = pytree.tree_map(lambda x: h if x is hidden else x.flatten(0, 1)[at], states)  # one tensor stays one
+    return Tokens(h, states, labels, row)
 
 
 def response_tokens(hidden: Tensor, states: States, input_ids: Tensor, response_mask: Tensor) -> Tokens:
@@ -171,10 +168,11 @@ def reduce_tokens(
     leaves, spec = pytree.tree_flatten(tokens.states)
 
     def scalars(start: int, hidden: Tensor, labels: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        # of a chunk [8, 16) with kl needed up to token 10: {"policy_logps": 8, "kl": 2}, so {"policy": 8, "base": 2}
         rows = {name: min(max(0, until[name] - start), len(labels)) for name in names}
         longest: dict[str, int] = {}
         for name in names:
-            longest |= {which: max(rows[name], longest.get(which, 0)) for which in SCALARS[name].reads if rows[name]}
+            longest |= {read: max(rows[name], longest.get(read, 0)) for read in SCALARS[name].reads if rows[name]}
         products = head.products(hidden, pytree.tree_unflatten(states, spec), longest)
         return reduce_products(
             products, labels, head.combine, names, rows=rows, measured=measured, compiled=head.compiled
@@ -205,11 +203,11 @@ def _chunks(tokens: Tokens, head: Head, until: Mapping[str, int], budget: int) -
     for start, stop in pairwise(sorted({0, *until.values()})):
         names = [name for name, end in until.items() if end >= stop]
         parts.append((start, stop, max(1, head.bytes_held(tokens, names))))
-    if sum((stop - start) * held for start, stop, held in parts) <= budget:
+    if sum((stop - start) * token_bytes for start, stop, token_bytes in parts) <= budget:
         return [slice(0, max(until.values()))] if parts else []
     chunks = []
-    for start, stop, held in parts:
-        count = math.ceil((stop - start) / max(1, budget // held))
+    for start, stop, token_bytes in parts:
+        count = math.ceil((stop - start) / max(1, budget // token_bytes))
         size = math.ceil((stop - start) / count)
         chunks += [slice(i, min(stop, i + size)) for i in range(start, stop, size)]
     return chunks
@@ -226,130 +224,3 @@ def auto_budget(vocab_size: int, hidden_size: int, *, kept: int = 0) -> int:
 def eager_bytes(vocab_size: int) -> int:
     """Bytes of logits a token takes where element-wise work leaves fp32 copies."""
     return 4 * LIVE_TENSORS * vocab_size
-
-
-@dataclass(frozen=True)
-class Group:
-    """Pairs first, first + 1, ... and their tokens [start, stop), the first `chosen` of them of chosen responses."""
-
-    first: int
-    pairs: int
-    start: int
-    stop: int
-    chosen: int
-
-
-def groups_of(counts: Sequence[int], budget: int, *, chosen_bytes: int, rejected_bytes: int) -> list[Group]:
-    """As many whole pairs at a time as fit into the budget, in bytes of logits; a longer one is alone.
-
-    counts: [2B], how many tokens each response has; chosen_bytes, rejected_bytes: what one token of it takes.
-    """
-    groups: list[Group] = []
-    held = math.inf
-    for i, (chosen, rejected) in enumerate(zip(counts[::2], counts[1::2], strict=True)):
-        count, size = chosen + rejected, chosen * chosen_bytes + rejected * rejected_bytes
-        held += size
-        if held <= budget:
-            last = groups[-1]
-            groups[-1] = Group(last.first, last.pairs + 1, last.start, last.stop + count, last.chosen + chosen)
-        else:
-            held, start = size, groups[-1].stop if groups else 0
-            groups.append(Group(i, 1, start, start + count, chosen))
-    return groups
-
-
-def group_order(groups: Sequence[Group], row: Tensor) -> Tensor:
-    """In which order tokens [n] of these rows are group by group, in each chosen responses before rejected ones.
-
-    pair by pair   [c0 c0 c0 r0 r0 | c1 r1 r1 | c2 c2 r2]      three pairs
-    in groups      [c0 c0 c0 c1 | r0 r0 r1 r1] [c2 c2 | r2]    pairs 0 and 1 fit together; of r, fewer scalars
-    """
-    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.pairs for group in groups]))
-    return (2 * group.to(row.device)[row // 2] + row % 2).argsort(stable=True)
-
-
-def by_pairs(
-    tokens: Tokens,
-    groups: Sequence[Group],
-    loss_of: Callable[[Tokens, int], dict[str, Tensor]],
-    parameters: Iterable[Tensor],
-) -> dict[str, Tensor]:
-    """Sum a loss over groups of whole pairs, with the gradient of each group taken before the next begins.
-
-        loss = sum over groups of loss_of(tokens of the group, how many pairs)["loss"]
-
-    tokens: group by group, in each chosen responses before rejected ones, see `group_order`; loss_of gives "loss" []
-    and metrics [pairs]; parameters: what the loss depends on besides the tokens. Gives the loss, ready for one
-    backward, and the metrics of all pairs.
-
-        group 0   logits [8, V] -> loss_0 -> gradients taken, added to `total`; logits freed
-        group 1   logits [3, V] -> loss_1 -> the same
-        backward  d loss = 1: `total` as it is; else times that number, in its own memory
-    """
-    if not torch.is_grad_enabled():
-        outs = [
-            loss_of(_part(tokens, group, [x[group.start : group.stop] for x in tokens.tensors()]), group.pairs)
-            for group in groups
-        ]
-        return {name: _join(name, [out[name] for out in outs]) for name in outs[0]}
-    leaves = [x for x in parameters if x.requires_grad]
-    names: list[str] = []
-    out = _ByPairs.apply(tokens, groups, loss_of, names, len(leaves), *leaves, *tokens.tensors())
-    return dict(zip(names, out, strict=True))  # type: ignore[arg-type]
-
-
-class _ByPairs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: Tokens, groups: list, loss_of: Any, names: list[str], count: int, *tensors: Tensor):
-        leaves, carriers = tensors[:count], tensors[count:]
-        total: list[Tensor | None] = [None] * count
-        per_token: list[list[Tensor]] = [[] for _ in carriers]
-        outs = []
-        with accumulating(leaves) as sinks:
-            for group in groups:
-                parts = [x[group.start : group.stop].detach().requires_grad_(x.requires_grad) for x in carriers]
-                moving = [i for i, x in enumerate(parts) if x.requires_grad]
-                with torch.enable_grad():
-                    out = loss_of(_part(tokens, group, parts), group.pairs)
-                outs.append({name: x.detach() for name, x in out.items()})
-                if not out["loss"].requires_grad:
-                    continue
-                sources = [*leaves, *(parts[i] for i in moving)]
-                grads = torch.autograd.grad(out.pop("loss"), sources, allow_unused=True)
-                total = [_added(a, b) for a, b in zip(total, grads, strict=False)]
-                for i, grad in zip(moving, grads[count:], strict=True):
-                    per_token[i].append(torch.zeros_like(parts[i]) if grad is None else grad)
-        total = [_added(a, sink.total) for a, sink in zip(total, sinks, strict=True)]
-        ctx.grads = [*total, *(torch.cat(grads) if grads else None for grads in per_token)]
-        names.extend(outs[0])
-        joined = tuple(_join(name, [out[name] for out in outs]) for name in names)
-        ctx.mark_non_differentiable(*joined[1:])
-        return joined
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any):
-        grads, ctx.grads = ctx.grads, None
-        if grads is None:
-            raise RuntimeError("The gradients of this loss were taken already; compute the loss again.")
-        # Without scaling or accumulation it is 1, which on a CPU is cheaper to see than to multiply by.
-        if grad.device.type != "cpu" or grad != 1:
-            for x in grads:
-                if x is not None:
-                    x.mul_(grad)
-        return (None, None, None, None, None, *grads)
-
-
-def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    return total if more is None else more if total is None else total.add_(more)
-
-
-def _part(tokens: Tokens, group: Group, tensors: Sequence[Tensor]) -> Tokens:
-    """The tokens of one group, with hidden and states from `tensors`, and rows counted from its first pair."""
-    at = slice(group.start, group.stop)
-    hidden, *states = tensors
-    states = pytree.tree_unflatten(states, pytree.tree_structure(tokens.states))
-    return Tokens(hidden, states, tokens.labels[at], tokens.row[at] - 2 * group.first, group.chosen)
-
-
-def _join(name: str, parts: list[Tensor]) -> Tensor:
-    return torch.stack(parts).sum() if name == "loss" else torch.cat(parts)

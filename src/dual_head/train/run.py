@@ -34,7 +34,7 @@ from dual_head.methods.held_out import HeldOutTrainer
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import read_config
 from dual_head.model.switch import entry_of
-from dual_head.ops.vocab_kernels import compiled_folder
+from dual_head.ops.compiled import compiled_folder
 from dual_head.train.inputs import CachedInputs, by_length, load_data, load_lm, load_tokenizer
 from dual_head.train.options import RunOptions, identity_of
 from dual_head.train.progress import brief

@@ -24,18 +24,9 @@ from dual_head.methods import Method
 from dual_head.model import policy
 from dual_head.model.aligned import AlignedModel, Encoded
 from dual_head.model.policy import ActiveGuide, Products
-from dual_head.ops.token_scores import (
-    Head,
-    Scored,
-    Tokens,
-    auto_budget,
-    by_pairs,
-    group_order,
-    groups_of,
-    pick_tokens,
-    reduce_tokens,
-)
-from dual_head.ops.vocab_kernels import worth_compiling
+from dual_head.ops.compiled import worth_compiling
+from dual_head.ops.pair_groups import by_pairs, group_order, groups_of
+from dual_head.ops.token_scores import Head, Scored, Tokens, auto_budget, pick_tokens, reduce_tokens
 
 
 class GuidedLoss(nn.Module):
