@@ -14,25 +14,29 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir(), f"dual-h
 torch.set_num_threads(1)  # tiny tensors and parallel test processes: more threads only get in each other's way
 
 # What `make check` runs: the parts by themselves, on two architectures. Whole commands and runs are in `make test`.
-FAST_FOLDERS = {
-    *(
-        "backbone",
-        "console",
-        "contract",
-        "data",
-        "files",
-        "guides",
-        "losses",
-        "methods",
-        "model",
-        "ops",
-        "options",
-        "papers",
-    )
+FAST = {
+    "backbone",
+    "console",
+    "contract",
+    "data",
+    "files",
+    "guides",
+    "losses",
+    "model",
+    "ops",
+    "options",
+    "papers",
+    "test_errors.py",
+    "test_methods.py",
+    "test_stats.py",
 }
-FAST_FILES = {"test_config.py", "test_errors.py", "test_stats.py"}
 FAST_ARCHITECTURES = {"llama", "gpt2"}
 NOT_FAST = ("heavy", "slow", "real")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m fast`, leave the other tests unread: their imports take seconds."""
+    return True if config.option.markexpr == "fast" and not is_part(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,10 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("fast")
 
 
+def is_part(path: Path) -> bool:
+    """Tell whether a path under tests/ tests parts by themselves, or is tests/ itself."""
+    relative = path.relative_to(Path(__file__).parent)
+    return not relative.parts or relative.parts[0] in FAST
+
+
 def is_fast(item: pytest.Item) -> bool:
-    """Tell whether a test is one of the parts by themselves."""
-    first = item.path.relative_to(Path(__file__).parent).parts[0]
-    if first not in FAST_FOLDERS | FAST_FILES or any(item.get_closest_marker(mark) for mark in NOT_FAST):
+    """Tell whether a test is of a part by itself, on a fast architecture."""
+    if not is_part(item.path) or any(item.get_closest_marker(mark) for mark in NOT_FAST):
         return False
     models = sys.modules.get("models")  # imported by the tests that have an architecture
     others = set(models.ARCHITECTURES) - FAST_ARCHITECTURES if models else set()
