@@ -29,8 +29,8 @@ from dual_head.classify.tune import tuned
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.reading import reading
 from dual_head.model.pretrained import absolute, hub_options, save_checkpoint
-from dual_head.ops.token_scores import Head, Tokens, auto_budget, reduce_tokens
 from dual_head.ops.compiled import worth_compiling
+from dual_head.ops.token_scores import Head, Tokens, auto_budget, reduce_tokens
 from dual_head.seed_names import CONSTRUCTOR
 
 __all__ = ["IGNORED", "DualHeadReasoningModel", "DualHeadReasoningOutput", "last_tokens"]

@@ -251,6 +251,12 @@ def test_held_out_inputs_that_are_trained_on_are_found_whatever_their_case():
     assert overlap(train, [Example("Why?"), Example("is ICE  cold? "), Example("Is fire")]) == [1]
 
 
+@pytest.mark.parametrize("unreadable", [{"a": 1}, [1, 2], True, "\ud800"])
+def test_no_row_is_lost_for_an_id_that_is_no_text(load, unreadable):
+    [example] = load({**ROWS["boolq"][0], "idx": unreadable}).examples
+    assert (example.input, example.id) == (ROWS["boolq"][1].input, "")
+
+
 # ---- which rationale ---------------------------------------------------------------------------------------
 
 THREE = {**NLI_ROW, "label": 0, "explanation_1": "one", "explanation_2": "two", "explanation_3": ""}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dual_head import DualHeadError
-from dual_head.classify.data.stream import Asked, count_rows, read_rows, reader_of
+from dual_head.classify.data.stream import Query, count_rows, read_rows, reader_of
 from dual_head.data import Dropped
 
 ROWS = [{"input": "a b"}, {"input": "ü, \n x"}, {"input": ""}]
@@ -176,15 +176,15 @@ def test_what_cannot_be_read_says_why(tmp_path, monkeypatch):
 
 def test_a_text_is_where_it_is_usually_and_an_id_comes_along():
     read = reader_of(None)
-    assert read({"input_text": " a ", "text": "b", "id": 7}) == Asked("a", 7)
-    assert read({"sentence": "a"}) == Asked("a")
-    assert read(" as in training ") == Asked("as in training")
-    assert read({"text": ""}) == Asked("")
+    assert read({"input_text": " a ", "text": "b", "id": 7}) == Query("a", 7)
+    assert read({"sentence": "a"}) == Query("a")
+    assert read(" as in training ") == Query("as in training")
+    assert read({"text": ""}) == Query("")
 
 
 def test_a_column_a_template_or_a_format_says_where_a_text_is():
-    assert reader_of(None, column="claim")({"claim": "a", "input": "b"}) == Asked("a")
-    assert reader_of(None, template="{a} so {b}")({"a": "x", "b": "y"}) == Asked("x so y")
+    assert reader_of(None, column="claim")({"claim": "a", "input": "b"}) == Query("a")
+    assert reader_of(None, template="{a} so {b}")({"a": "x", "b": "y"}) == Query("x so y")
     written = reader_of(None, format="boolq")({"passage": "p", "question": "q", "idx": 3})
     assert written.text.startswith("Passage: p\nQuestion: q?")
     assert written.id == "3"
@@ -193,23 +193,23 @@ def test_a_column_a_template_or_a_format_says_where_a_text_is():
 def test_a_text_is_written_as_it_was_in_training_unless_said_otherwise():
     trained = {"template": "{a} so {b}", "format": "esnli"}
     row = {"a": "x", "b": "y", "c": "z"}
-    assert reader_of(trained)(row) == Asked("x so y")
-    assert reader_of(trained, column="c")(row) == Asked("z")
+    assert reader_of(trained)(row) == Query("x so y")
+    assert reader_of(trained, column="c")(row) == Query("z")
     assert reader_of({"template": None, "format": "boolq"})({"passage": "p", "question": "q"}).text.startswith("Pass")
     mapped = {"format": "columns", "columns": {"input": ["a", "b"], "id": "c"}}
-    assert reader_of(mapped)(row) == Asked("x\ny", "z")
+    assert reader_of(mapped)(row) == Query("x\ny", "z")
 
 
 def test_only_inputs_and_ids_have_to_be_there():
     columns = {"input": "text", "label": "class", "id": "key", "rationale": "why", "answer": "said", "group": "of"}
     read = reader_of({"format": "columns", "columns": columns})
-    assert read({"text": "a", "key": "7"}) == Asked("a", "7")
-    assert read({"text": "a", "key": "7", "why": {}, "said": [], "of": {}}) == Asked("a", "7")
+    assert read({"text": "a", "key": "7"}) == Query("a", "7")
+    assert read({"text": "a", "key": "7", "why": {}, "said": [], "of": {}}) == Query("a", "7")
 
 
 def test_a_text_ends_where_it_ended_in_training():
-    assert reader_of(None, template="{a} {b}\n")({"a": "x", "b": ""}) == Asked("x")
-    assert reader_of({"format": "columns", "columns": {"input": ["a", "b"]}})({"a": "x", "b": ""}) == Asked("x")
+    assert reader_of(None, template="{a} {b}\n")({"a": "x", "b": ""}) == Query("x")
+    assert reader_of({"format": "columns", "columns": {"input": ["a", "b"]}})({"a": "x", "b": ""}) == Query("x")
 
 
 @pytest.mark.parametrize("row", [None, 3, [1], {}, {"input": None}, {"input": ["a"]}, {"input": "\ud800"}])

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from dual_head.classify.data.tokenize import Tokenized
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.train.trainer import ClassifierTrainer, ClassifierTrainingArguments
-from dual_head.train.trainer import GuideTrainingArguments
+from dual_head.train.arguments import GuideTrainingArguments
 
 ROWS = [Tokenized([5 + i, 7], [9, 4 + i], [False, True, True, True], i % 2, i) for i in range(8)]
 

@@ -1,41 +1,26 @@
 """Classification data: rows of any supported format in, `Example` out, with an account of every row dropped.
 
-A format is one function from a row to `Found`: two are here, data sets by name in `formats_rationales` and
-`formats_superglue`. Labels are `formats_labels`', files `data.sources`'. It knows no tokenizer and no tensor.
+Formats are `formats`', labels `labels`', files `data.sources`'. It knows no tokenizer and no tensor.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from dual_head.classify.data import cqa, superglue
-from dual_head.classify.data.formats import (
-    FORMATS,
-    Format,
-    Found,
-    Row,
-    Rows,
-    example_format,
-    fill,
-    template_columns,
-    text,
-    texts,
-)
-from dual_head.classify.data.labels import Label, LabelReader, class_names, label_names, spelling_notes, unknown
-from dual_head.classify.types import Example
+from dual_head.classify.data.formats import FORMATS
+from dual_head.classify.data.labels import LabelReader, class_names, label_names, spelling_notes, unknown
+from dual_head.classify.data.rows import TEXTS, Format, RawExample, Rows, fill
+from dual_head.classify.types import Example, Label
 from dual_head.data import Dropped, RowReport, rows_digest
 from dual_head.data.sources import hub_rows, rows_of
 from dual_head.data.turns import template_notes
 from dual_head.errors import DualHeadError, did_you_mean
 
-__all__ = ["COLUMNS", "FORMATS", "Loaded", "example_format", "fill", "load_examples", "overlap", "same_input"]
+__all__ = ["COLUMNS", "FORMATS", "Loaded", "fill", "load_examples", "overlap", "same_input"]
 
-TEXTS = ("answer", "group", "id", "together")  # of an example, where a row has them
 COLUMNS = ("input", "label", "rationale", *TEXTS)  # what `columns` may map
-NAMED = (cqa, superglue)  # imported for the formats that they add
 
 
 @dataclass(frozen=True)
@@ -46,36 +31,6 @@ class Loaded:
     labels: tuple[str, ...]
     drops: RowReport
     format: str
-
-
-# ---- formats of one's own data ---------------------------------------------------------------------------
-
-
-@example_format("triplets", matches=lambda row: "input_text" in row)
-def triplets(row: Row) -> Found:
-    """Input, label and rationale: {"input_text", "label", "rationale"}, and where there are those of `TEXTS`."""
-    more: dict[str, Any] = {name: text(row, name, "") for name in TEXTS}
-    return Found(text(row, "input_text"), row.get("label"), rationales=texts(row, "rationale"), **more)
-
-
-@example_format("columns", matches=lambda row: False)  # noqa: ARG005 - is asked for, never guessed
-def by_columns(row: Row, columns: Mapping[str, Any], template: str | None = None) -> Found:
-    """Columns of any name; an input of several is joined by the template, or else by line breaks."""
-    named = columns.get("input", template_columns(template) if template else "input")
-    listed = (named,) if isinstance(named, str) else tuple(named)
-    label = columns.get("label", "label")
-    if label not in row and "label" in columns:
-        raise Dropped(f"missing column '{label}'")
-    more: dict[str, Any] = {name: text(row, columns[name], "") for name in TEXTS if name in columns}
-    return Found(
-        fill(template, row) if template else "\n".join(text(row, column) for column in listed),
-        row.get(label),
-        rationales=texts(row, columns["rationale"]) if "rationale" in columns else (),
-        **more,
-    )
-
-
-# ---- rows to examples ------------------------------------------------------------------------------------
 
 
 def load_examples(
@@ -108,20 +63,21 @@ def load_examples(
     format_name = "columns" if columns and format == "auto" else format_name
     rows = islice(stream, max_rows)
     head = list(islice(rows, 20))
-    chosen, read = _chosen(format_name, head, name, data_dir, columns, template)
-    usable = list(_found(chain(head, rows), read, drops, classes=chosen.labels or labels or (), labelled=labelled))
-    classes = chosen.labels or class_names(one.label for one, _ in usable)
+    row_format = _format(format_name, head, f"{name}/{data_dir or ''}", columns, template)
+    known = row_format.labels or labels or ()
+    usable = list(_usable(chain(head, rows), row_format, template, drops, classes=known, labelled=labelled))
+    classes = row_format.labels or class_names(one.label for one, _ in usable)
     names = labels or classes or label_names((one.label for one, _ in usable), multi_label=multi_label)
     drops.notes.update(spelling_notes((one.label for one, _ in usable), names))
-    reader = LabelReader(tuple(names), classes=classes, aliases=chosen.aliases, multi_label=multi_label)
+    reader = LabelReader(tuple(names), classes=classes, aliases=row_format.aliases, multi_label=multi_label)
     examples = _examples(usable, reader, explanation, drops)
     if not drops.sources:
         drops.sources[f"{name} [{split}]"] = rows_digest(examples)
     if not examples:
         present = next((", ".join(map(str, row)) for row, _ in head if isinstance(row, Mapping)), "none")
-        problem = f"No usable row in '{name}' as '{chosen.name}', whose first row has the columns: {present}."
+        problem = f"No usable row in '{name}' as '{row_format.name}', whose first row has the columns: {present}."
         raise DualHeadError(f"{problem} Check --format, --columns and --labels.\n{drops.table()}")
-    return Loaded(examples, reader.names, drops, chosen.name)
+    return Loaded(examples, reader.names, drops, row_format.name)
 
 
 def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> list[int]:
@@ -155,24 +111,17 @@ def _source(name: str, split: str, data_dir: str | None, format: str, drops: Row
     return format, rows_of(name, split, data_dir, drops)
 
 
-def _chosen(
-    format: str,
-    head: list[Any],
-    name: str,
-    data_dir: str | None,
-    columns: Mapping[str, Any] | None,
-    template: str | None,
-) -> tuple[Format, Any]:
-    """The format, and how to read a row in it."""
-    if columns is not None and format != "columns":
-        raise DualHeadError(f"columns= is for format 'columns', not '{format}'. Leave out one of the two.")
-    chosen = FORMATS[_detected(head, f"{name}/{data_dir or ''}", template) if format == "auto" else format]
-    if chosen.name != "columns":
-        return chosen, partial(_read_with, chosen.read, template) if template else chosen.read
+def _format(name: str, head: list[Any], source: str, columns: Mapping[str, Any] | None, template: str | None) -> Format:
+    """The format of the rows. Errors: columns for another one than "columns", or unknown ones."""
+    if columns is not None and name != "columns":
+        raise DualHeadError(f"columns= is for format 'columns', not '{name}'. Leave out one of the two.")
+    name = _detected(head, source, template) if name == "auto" else name
+    if name != "columns":
+        return FORMATS[name]
     for column in columns or {}:
         if column not in COLUMNS:
             raise DualHeadError(f"columns= has no '{column}'.{did_you_mean(column, COLUMNS)}")
-    return chosen, partial(chosen.read, columns=columns or {}, template=template)
+    return Format.of_columns(columns or {}, template)
 
 
 def _detected(head: list[Any], source: str, template: str | None) -> str:
@@ -180,7 +129,7 @@ def _detected(head: list[Any], source: str, template: str | None) -> str:
     rows = [row for row, _ in head if isinstance(row, Mapping)]
     if not rows:
         return "triplets"  # nothing to go by, and nothing to lose: the table will tell
-    counts = {candidate.name: sum(bool(candidate.matches(row)) for row in rows) for candidate in FORMATS.values()}
+    counts = {candidate.name: sum(candidate.fits(row) for row in rows) for candidate in FORMATS.values()}
     best = [candidate for candidate, count in counts.items() if count and count == max(counts.values())]
     if not best and template:
         return "columns"
@@ -196,20 +145,22 @@ def _detected(head: list[Any], source: str, template: str | None) -> str:
     return (named or best)[0]
 
 
-def _read_with(read: Any, template: str, row: Row) -> Found:
-    return replace(read(row), input=fill(template, row))
-
-
-def _found(
-    rows: Rows, read: Any, drops: RowReport, *, classes: Sequence[str], labelled: bool
-) -> Iterator[tuple[Found, str]]:
+def _usable(
+    rows: Rows,
+    row_format: Format,
+    template: str | None,
+    drops: RowReport,
+    *,
+    classes: Sequence[str],
+    labelled: bool,
+) -> Iterator[tuple[RawExample, str]]:
     """What the rows hold, with their places; those that hold nothing are dropped."""
     for row, where in rows:
         drops.rows += 1
         try:
             if not isinstance(row, Mapping):
                 raise Dropped("malformed line" if row is None else "malformed row")
-            one = read(row)
+            one = row_format.read(row, template)
             # A template, or an empty column at the end of several, leaves spaces that predicting would not pool at.
             one = replace(one, input=one.input.strip())
             if not one.input:
@@ -223,7 +174,7 @@ def _found(
 
 
 def _examples(
-    usable: list[tuple[Found, str]], reader: LabelReader, explanation: int | str, drops: RowReport
+    usable: list[tuple[RawExample, str]], reader: LabelReader, explanation: int | str, drops: RowReport
 ) -> list[Example]:
     """Read the labels, and make an example of each rationale that is asked for, or one without."""
     examples: list[Example] = []

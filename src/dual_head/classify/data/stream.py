@@ -11,21 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dual_head.classify.data.formats import Row, fill, template_columns, text
-from dual_head.classify.data.load import FORMATS
+from dual_head.classify.data.formats import FORMATS
+from dual_head.classify.data.rows import Format, RawExample, Row, template_columns, text
 from dual_head.data import Dropped, RowReport
 from dual_head.data.files import KINDS as FILES
 from dual_head.data.files import kind_of, rows_of_file, rows_of_stream
 from dual_head.errors import DualHeadError, did_you_mean
 
-__all__ = ["COLUMNS", "KINDS", "Asked", "count_rows", "read_rows", "reader_of"]
+__all__ = ["COLUMNS", "KINDS", "Query", "count_rows", "read_rows", "reader_of"]
 
 COLUMNS = ("input", "input_text", "sentence", "text")  # where a text is looked for, in this order
 KINDS = ("auto", *FILES)
 
 
-class Asked(NamedTuple):
-    """What a row asks for: the text to classify, and the row's id, None where it has none."""
+class Query(NamedTuple):
+    """The text to classify, and the row's id, None where it has none."""
 
     text: str
     id: Any = None
@@ -115,8 +115,8 @@ def reader_of(
     column: str | None = None,
     format: str | None = None,
     template: str | None = None,
-) -> Callable[[Any], Asked]:
-    """Make the function from a row to what it asks for; it raises `Dropped` where a row has no text.
+) -> Callable[[Any], Query]:
+    """Make the function from a row to its text; it raises `Dropped` where a row has no text.
 
     written: a classifier's config.text, how inputs were written in training; column, format, template: what holds
     instead, one at most. Without any of them the text is the first of `COLUMNS` that a row has. A row that is plain
@@ -131,40 +131,28 @@ def reader_of(
         raise DualHeadError(f"There is no format '{format}'.{did_you_mean(format, FORMATS)}")
     if template:
         template_columns(template)  # a mistake in it would be one of every row
-        return partial(_asked, read=partial(_filled, template=template))
-    if format == "columns":
-        return partial(_asked, read=partial(_by_columns, columns=recorded.get("columns") or {}))
-    if format not in (None, "auto"):
-        return partial(_asked, read=partial(_by_format, read=FORMATS[format].read))
-    return partial(_asked, read=partial(_by_name, columns=(column,) if column else COLUMNS))
+        row_format = Format("template", template, rationales=())
+    elif format == "columns":
+        columns = recorded.get("columns") or {}  # those of labels and rationales may be unknown yet
+        row_format = Format.of_columns({name: columns[name] for name in ("input", "id") if name in columns})
+    elif format not in (None, "auto"):
+        row_format = FORMATS[format]
+    else:
+        return partial(_query, read=partial(_by_name, columns=(column,) if column else COLUMNS))
+    return partial(_query, read=row_format.read)
 
 
-def _asked(row: Any, *, read: Callable[[Row], Asked]) -> Asked:
+def _query(row: Any, *, read: Callable[[Row], RawExample]) -> Query:
     if isinstance(row, str):
-        return Asked(row.strip())
+        return Query(row.strip())
     if not isinstance(row, Mapping):
         raise Dropped("malformed row")
     example = read(row)
-    example = example._replace(text=example.text.strip())
-    return example if row.get("id") is None else example._replace(id=row["id"])
+    return Query(example.input.strip(), example.id or None if row.get("id") is None else row["id"])
 
 
-def _filled(row: Row, template: str) -> Asked:
-    return Asked(fill(template, row))
-
-
-def _by_format(row: Row, read: Callable[..., Any]) -> Asked:
-    example = read(row)
-    return Asked(example.input, example.id or None)
-
-
-def _by_columns(row: Row, columns: Mapping[str, Any]) -> Asked:
-    columns = {name: column for name, column in columns.items() if name in ("input", "id")}  # others may be unknown yet
-    return _by_format(row, partial(FORMATS["columns"].read, columns=columns))
-
-
-def _by_name(row: Row, columns: tuple[str, ...]) -> Asked:
+def _by_name(row: Row, columns: tuple[str, ...]) -> RawExample:
     present = next((column for column in columns if column in row), None)
     if present is None:
         raise Dropped(f"no column {' or '.join(columns)}")
-    return Asked(text(row, present))
+    return RawExample(text(row, present))

@@ -9,7 +9,7 @@ from dual_head.classify.train.controls import Control
 from dual_head.classify.types import TextForm
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
-from dual_head.train.options import identity_of_options
+from dual_head.train.identity import identity_of_options
 
 PLACES = ("model_name_or_path", "dataset_name", "eval_dataset_name")  # perhaps local
 PLACEMENT = ("restart", "device_map", "attn_implementation")  # changes where, not what

@@ -30,9 +30,9 @@ from dual_head.classify.types import Example, TextForm
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError
 from dual_head.model.pretrained import load_tokenizer
+from dual_head.train.base import Run
 from dual_head.train.report import too_few
 from dual_head.train.resume import held
-from dual_head.train.run import Run
 
 
 class ClassifierRun(Run):

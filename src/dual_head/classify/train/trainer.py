@@ -23,9 +23,10 @@ from dual_head.classify.data.tokenize import Tokenized
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.files.reading import reading
 from dual_head.methods.held_out import StrictTrainer
+from dual_head.train.arguments import one_device, require_possible, trackers_of
 from dual_head.train.progress import brief
 from dual_head.train.resume import Sealing, kept_checkpoint, save_stored
-from dual_head.train.trainer import ByLength, one_device, require_possible, rows_seen, trackers_of
+from dual_head.train.trainer import ByLength, rows_seen
 
 
 @dataclass

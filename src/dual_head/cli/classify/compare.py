@@ -125,7 +125,8 @@ def _compare(
 
 def _begin(place: Any, plan: "Plan", processes: "PartialState", *, restart: bool) -> Path:
     """Say what the folder is for, and give it. Errors: it is another plan's, by what differs."""
-    from dual_head.train.resume import check_same_run, writable
+    from dual_head.train.identity import check_same_run
+    from dual_head.train.resume import writable
 
     output = writable(place, record=PLAN_FILE)
     file = output / PLAN_FILE

@@ -28,7 +28,7 @@ from dual_head.options.flags import OptionParser
 from dual_head.options.values import fit
 
 if TYPE_CHECKING:
-    from dual_head.classify.data.stream import Asked
+    from dual_head.classify.data.stream import Query
     from dual_head.classify.predict import Prediction, Predictor
 
 RECORD = ".run.json"  # beside the output: what wrote it
@@ -85,7 +85,7 @@ def _predict(
     args: PredictOptions,
     rows: Iterator[Any],
     predictor: "Predictor",
-    read: "Callable[[Any], Asked]",
+    read: "Callable[[Any], Query]",
     counts: Counter[str],
     total: int | None,
 ) -> int:
@@ -110,7 +110,7 @@ def _predict(
 def classified(
     rows: Iterator[Any],
     predictor: "Predictor",
-    read: "Callable[[Any], Asked]",
+    read: "Callable[[Any], Query]",
     *,
     start: int = 0,
     counts: Counter[str] | None = None,
@@ -137,7 +137,7 @@ def classified(
         yield "".join(lines).encode()
 
 
-def _ask(row: Any, read: "Callable[[Any], Asked]") -> "Asked | str":
+def _ask(row: Any, read: "Callable[[Any], Query]") -> "Query | str":
     """What a row asks for, or why it asks for nothing."""
     try:
         return read(row)
@@ -145,7 +145,7 @@ def _ask(row: Any, read: "Callable[[Any], Asked]") -> "Asked | str":
         return str(reason)
 
 
-def _line(index: int, row: Any, asked: "Asked | str", found: "Iterator[Prediction]", counts: Counter[str]) -> str:
+def _line(index: int, row: Any, asked: "Query | str", found: "Iterator[Prediction]", counts: Counter[str]) -> str:
     counts["rows"] += 1
     line: dict[str, Any] = {"index": index}
     named = row.get("id") if isinstance(asked, str) and isinstance(row, dict) else getattr(asked, "id", None)
