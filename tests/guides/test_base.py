@@ -5,16 +5,13 @@ import torch
 
 from dual_head.backbone.decoder import BackboneShape
 from dual_head.backbone.features import Features
-from dual_head.guides import Guide, GuideConfig, States
+from dual_head.guides import Guide, GuideConfig, _flaw
 
 
 class Plain(Guide):
     """A guide that says nothing more than it has to."""
 
     Config = GuideConfig
-
-    def encode(self, features, cache) -> States:
-        return {"hidden": features.hidden}
 
 
 def plain() -> Plain:
@@ -48,3 +45,8 @@ def test_the_rewarded_distribution_is_the_backbones_with_the_whole_logit_delta()
 def test_a_space_that_is_not_of_the_guide_is_named(call, message):
     with pytest.raises(NotImplementedError, match=message):
         getattr(plain(), call)({}, *([None] if call == "logit_delta" else []))
+
+
+def test_a_guide_with_neither_delta_is_refused_by_name():
+    assert _flaw(Plain) == "Plain defines neither logit_delta nor hidden_delta"
+    assert _flaw(type("Written", (Plain,), {"logit_delta": lambda self, states, base: base})) is None

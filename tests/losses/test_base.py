@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dual_head.losses import name_of, objective_class, objective_names
-from dual_head.ops.token_scores import Scored
 from dual_head.ops.scalars import SCALARS
+from dual_head.ops.token_scores import Scored
 
 NAMES = sorted({*SCALARS, "gate_logit"})
 every_objective = pytest.mark.parametrize("name", objective_names())

@@ -13,8 +13,8 @@ __all__ = ["Guide", "GuideConfig", "States", "build_guide", "guide_class", "kind
 def _flaw(guide: Any) -> str | None:
     if not (isinstance(guide, type) and issubclass(guide, Guide)):
         return "GUIDE must be a subclass of dual_head.guides.Guide"
-    if missing := sorted(guide.__abstractmethods__):
-        return f"{guide.__name__} does not define {', '.join(missing)}"
+    if guide.logit_delta is Guide.logit_delta and guide.hidden_delta is Guide.hidden_delta:
+        return f"{guide.__name__} defines neither logit_delta nor hidden_delta"
     config = inspect.getattr_static(guide, "Config", None)
     if not (isinstance(config, type) and issubclass(config, GuideConfig)):
         return f"{guide.__name__}.Config must be a subclass of dual_head.guides.GuideConfig"

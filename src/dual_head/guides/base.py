@@ -6,7 +6,6 @@ before the lm_head. A gate may scale it: delta = gate * logit_delta, or gate * h
 particular guide and no training.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +16,7 @@ from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.features import Features
 from dual_head.backbone.joint import Changes
 from dual_head.errors import DualHeadError
-from dual_head.guides.layers import LinearMap
+from dual_head.guides.layers import CausalGate, LinearMap
 from dual_head.options import build
 
 States = dict[str, Tensor]  # each [B, T, *], or [n, *] once tokens have been picked
@@ -57,13 +56,14 @@ class GuideConfig:
         return self
 
 
-class Guide(nn.Module, ABC):
+class Guide(nn.Module):
     """Something that steers a frozen backbone.
 
         z = lm_head(h + sum_k alpha_k g_k hidden_delta_k) + sum_k alpha_k g_k logit_delta_k
 
     A guide has a logit delta (space "vocabulary") or a hidden delta (space "hidden"), computed only at the positions
-    that are scored. Subclasses say what they need besides the last hidden state.
+    that are scored. Subclasses say what they need besides the last hidden state. causal_gate: the attention that gives
+    g_t, where the guide has one; its keys and values are a layer of the generation cache.
     """
 
     Config: ClassVar[type[GuideConfig]]
@@ -75,13 +75,14 @@ class Guide(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.shape = shape
+        self.causal_gate: CausalGate | None = None
 
     # ---- what it needs ---------------------------------------------------------------------------------
 
     @property
     def cache_layers(self) -> int:
         """How many layers of the generation cache this guide fills."""
-        return 0
+        return 0 if self.causal_gate is None else 1
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -127,11 +128,15 @@ class Guide(nn.Module, ABC):
     def attach(self, backbone: Backbone) -> None:
         """Take what it shares with the backbone it now belongs to; called once, when a model takes it in."""
 
-    # ---- what it says ----------------------------------------------------------------------------------
+    # ---- what it computes ----------------------------------------------------------------------------------
 
-    @abstractmethod
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
-        """Do what depends on the sequence: features [B, T, d] to token-local states, each [B, T, *]."""
+        """Do what depends on the sequence: features [B, T, d] to token-local states, each [B, T, *].
+
+        Of a guide that reads h_t alone: "hidden", and "gate_logit" where it has a causal gate.
+        """
+        gate_states = {} if self.causal_gate is None else {"gate_logit": self.causal_gate(features, cache)}
+        return {"hidden": features.hidden, **gate_states}
 
     def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
         """Return the states of a step that was run with the backbone.

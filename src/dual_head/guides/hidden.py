@@ -12,12 +12,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import BackboneShape
-from dual_head.backbone.features import Features
 from dual_head.errors import DualHeadError
 from dual_head.guides.base import Guide, GuideConfig, States
-from dual_head.guides.layers import CausalGate, LinearMap, gated, require_not_negative, require_positive
+from dual_head.guides.layers import CausalGate, LinearMap, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +52,8 @@ class Hidden(Guide):
         super().__init__(config, shape)
         d = shape.hidden_size
         self.change = LinearMap(d, d, rank=config.rank, bias=config.bias, init_std=config.init_std)
-        attends = config.gate == "attention"
-        self.causal_gate = CausalGate(d, config.num_heads, config.head_dim) if attends else None
-
-    @property
-    def cache_layers(self) -> int:
-        """One layer of keys and values for the gate, where there is one."""
-        return 0 if self.causal_gate is None else 1
-
-    def encode(self, features: Features, cache: CacheSlot | None) -> States:
-        """Carry h_t over, and add the gate's logit where there is a gate."""
-        return gated(self.causal_gate, features, cache)
+        if config.gate == "attention":
+            self.causal_gate = CausalGate(d, config.num_heads, config.head_dim)
 
     def hidden_delta(self, states: States) -> Tensor:
         """U V h_t + b, [n, d] to [n, d]."""

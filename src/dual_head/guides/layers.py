@@ -204,9 +204,3 @@ class CausalGate(nn.Module):
 
     def _split(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, heads, T, width]
-
-
-def gated(gate: CausalGate | None, features: Features, cache: CacheSlot | None) -> dict[str, Tensor]:
-    """The states of a guide that reads h_t alone: "hidden", and "gate_logit" where there is a gate."""
-    gate_states = {} if gate is None else {"gate_logit": gate(features, cache)}
-    return {"hidden": features.hidden, **gate_states}

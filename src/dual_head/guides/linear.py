@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import BackboneShape
-from dual_head.backbone.features import Features
 from dual_head.guides.base import Guide, GuideConfig, States
 from dual_head.guides.layers import LinearMap, require_not_negative, require_positive
 
@@ -45,11 +43,6 @@ class Linear(Guide):
         self.head = LinearMap(
             shape.hidden_size, shape.vocab_size, rank=config.rank, bias=config.bias, init_std=config.init_std
         )
-
-    def encode(self, features: Features, cache: CacheSlot | None) -> States:
-        """Carry h_t over."""
-        del cache
-        return {"hidden": features.hidden}
 
     def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """W_a h_t + b, [n, d] to [n, V]."""

@@ -2,13 +2,13 @@
 
 With p = softmax(z), y the label, lse the logarithm of sum exp, and c the derivative of the loss by the scalar:
 
-    policy_logps   log pi(y_t)                s = z_y - lse(z)                              dz = c (1[v = y] - p)
+    policy_logps   log pi(y_t)                s = z_y - lse(z)                            dz = c (1[v = y] - p)
     base_logps     log pi_base(y_t)
     reward_logps   log pi_reward(y_t), of the guide's own distribution
-    kl             KL(pi || pi_base), nats    s = sum_v p (z - b) - (lse(z) - lse(b))       dz = c p (log p - log p_b - s)
+    kl             KL(pi || pi_base), nats    s = sum_v p (z - b) - (lse(z) - lse(b))     dz = c p (log p - log p_b - s)
     second_kl      KL(pi_second || pi_base), of a second guide that is trained beside the first, by itself
-    moved          total variation            s = sum_v |pi(v) - pi_base(v)| / 2            measured, never trained
-    delta_norm     |delta_t|^2 at alpha = 1   s = sum_v delta^2                             ddelta = 2 c delta
+    moved          total variation            s = sum_v |pi(v) - pi_base(v)| / 2          measured, never trained
+    delta_norm     |delta_t|^2 at alpha = 1   s = sum_v delta^2                           ddelta = 2 c delta
 
 A new scalar is a class of `Scalar` and an entry in `SCALARS`; a loss over it needs nothing else.
 """
