@@ -103,7 +103,7 @@ def test_null_is_none_where_that_may_be_and_the_default_elsewhere(config):
         (["--water", "inf"], "--water must be a finite number below 2^53, not inf."),
         (["--cups", str(2**53)], "--cups must be a finite number below 2^53"),
         (["--times", "3", "0"], "--times must be at least 1, not 0."),
-        (["--kind", "geen"], "--kind: there is no 'geen'. Did you mean 'green'?"),
+        (["--kind", "geen"], "--kind cannot be 'geen'. Did you mean 'green'?"),
         (["--kups", "3"], "Unknown option '--kups'. Did you mean '--cups'?"),
     ],
 )

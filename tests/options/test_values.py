@@ -69,5 +69,5 @@ def test_an_option_for_what_takes_none_is_refused_by_its_name():
     class Water:
         """Takes no options."""
 
-    with pytest.raises(DualHeadError, match="Unknown option 'cups': no options are taken here"):
+    with pytest.raises(DualHeadError, match="Unknown option 'cups': Water has no options"):
         build(Water, {"cups": 1})

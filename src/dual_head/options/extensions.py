@@ -1,11 +1,11 @@
-"""Extensions by name: the files of a package of ours, and what other installed distributions add to it.
+"""Extensions by name: the files of one of this project's packages, and those that other distributions add.
 
     GUIDES = discover("dual_head.guides", "GUIDE", noun="guide", check=...)
-    GUIDES.names()          every file that ends in `GUIDE = ...`, and every entry point of the group "dual_head.guides"
+    GUIDES.names()          every file that sets `GUIDE = ...`, and every entry point of the group "dual_head.guides"
     GUIDES.load("linear")   that GUIDE; only now is the file imported
 
-An entry point names a module that is written as ours are: `acme = "acme_guides.acme"`, which ends in `GUIDE = ...`.
-Broken ones are refused by name when they are used, and keep nothing else from working. Nothing here imports torch.
+An entry point names a module of the same form: `acme = "acme_guides.acme"`, which sets `GUIDE = ...`. A broken one is
+refused by name when it is used; all others keep working. Nothing here imports torch.
 """
 
 import importlib
@@ -27,9 +27,9 @@ ROOT = Path(__file__).parents[1]
 def discover(
     package: str, attribute: str, *, noun: str, check: Callable[[Any], str | None] = lambda _: None
 ) -> "Extensions":
-    """Find extensions: each is a module of `package`, or one that an entry point names, that sets `attribute`.
+    """Find extensions: each is a module of `package`, or of an entry point, that sets `attribute`.
 
-    noun: what one is, in messages; check: says what is wrong with a value of that attribute, None where nothing is.
+    noun: what messages call one; check: tells what is wrong with a value of that attribute, None if nothing.
     """
     return Extensions(package, attribute, noun, check)
 
@@ -52,31 +52,34 @@ class Extensions:
         """Import an extension. Errors: an unknown name (the nearest is offered), a broken extension."""
         if name in self.files:
             return getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
-        points = self._entry_points()
-        if name not in points:
-            raise DualHeadError(f"{self.unknown(name)} If another package brings it, install that package.")
-        return self._import(points[name])
+        if points := self._entry_points().get(name):
+            return self._import(points)
+        raise DualHeadError(f"{self.unknown(name)} If another package brings it, install that package.")
 
     def unknown(self, name: str) -> str:
-        """Say that there is no extension of this name, and which is nearest."""
+        """Say that no extension has this name, and which is nearest."""
         return f"Unknown {self.noun} '{name}'.{did_you_mean(name, self.names())}"
 
     def load_all(self) -> dict[str, Any]:
         """Import every extension that is not broken, by name."""
-        extensions = {name: self.load(name) for name in self.files}
-        for name, points in self._entry_points().items():
+        extensions = {}
+        for name in self:
             with suppress(DualHeadError):
-                extensions.setdefault(name, self._import(points))
-        return dict(sorted(extensions.items()))
+                extensions[name] = self.load(name)
+        return extensions
 
     def summaries(self) -> dict[str, str]:
-        """Say what each extension is, in the first line of its docstring; of a broken one, why it is broken."""
+        """The first line of each extension's docstring; of a broken one, why it is broken."""
         lines = {name: _first_line(source) for name, source in self.files.items()}
         for name, points in self._entry_points().items():
-            if name not in self.files:
-                lines[name] = self._summary(points)
-            else:
+            if name in self.files:
                 lines[f"{name} ({_origin(points[0])})"] = f"broken: dual-head has a {self.noun} of this name"
+                continue
+            try:
+                self._import(points)
+                lines[name] = _first_line(importlib.import_module(points[0].module).__doc__ or "")
+            except DualHeadError as error:
+                lines[name] = f"broken: {error}"
         return dict(sorted(lines.items()))
 
     def description(self, name: str) -> str:
@@ -86,34 +89,31 @@ class Extensions:
         return (importlib.import_module(module).__doc__ or "").strip().split("\n\n")[0]
 
     def name_of(self, value: Any) -> str:
-        """Name the extension that a class, or an object of it, comes from: the file that defines the class."""
+        """Name the extension whose file defines a class, or the class of an object."""
         module = (value if isinstance(value, type) else type(value)).__module__
-        home, _, name = module.rpartition(".")
-        if home == self.package:
+        parent, _, name = module.rpartition(".")
+        if parent == self.package:
             return name
-        names = [name for name, points in self._entry_points().items() if points[0].module == module]
-        if not names:
-            raise DualHeadError(
-                f"'{module}' is not a {self.noun} that can be found again: no entry point of the group '{self.group}' "
-                "names that module. Add one to the package that holds it, and install the package."
-            )
-        return names[0]
+        for name, points in self._entry_points().items():
+            if points[0].module == module:
+                return name
+        raise DualHeadError(
+            f"'{module}' is not a {self.noun} that can be found again: no entry point of the group '{self.group}' "
+            "names that module. Add one to the package that holds it, and install the package."
+        )
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """The sources of this package's modules that set the attribute at their outermost level, by name."""
+        """The sources of this package's modules that set the attribute at module level, by name."""
         folder = ROOT.joinpath(*self.package.split(".")[1:])
-        places = [*folder.glob("*.py"), *folder.glob("*/__init__.py")]
-        sources = {
-            file.parent.name if file.stem == "__init__" else file.stem: file.read_text(encoding="utf-8")
-            for file in places
-            if file.parent != folder or file.stem != "__init__"
-        }
-        sets = re.compile(rf"^(?:def |class )?{self.attribute}\b *[=:(]", re.MULTILINE)
-        return {name: source for name, source in sorted(sources.items()) if sets.search(source)}
+        places = {file.stem: file for file in folder.glob("*.py") if file.stem != "__init__"}
+        places |= {file.parent.name: file for file in folder.glob("*/__init__.py")}
+        sources = {name: file.read_text(encoding="utf-8") for name, file in sorted(places.items())}
+        assignment = re.compile(rf"^(?:def |class )?{self.attribute}\b *[=:(]", re.MULTILINE)
+        return {name: source for name, source in sources.items() if assignment.search(source)}
 
     def _entry_points(self) -> dict[str, "list[EntryPoint]"]:
-        """Entry points of other distributions by name, which only one of them should have."""
+        """Entry points of other distributions by name; two distributions with one name are refused on use."""
         from importlib.metadata import entry_points  # slow to import, and most commands need none
 
         points: dict[str, list[EntryPoint]] = {}
@@ -140,13 +140,6 @@ class Extensions:
             f"The {self.noun} '{point.name}' of {_origin(point)}, module '{point.module}', is broken: {reason}. "
             "Install another version of that package, or remove it."
         )
-
-    def _summary(self, points: "list[EntryPoint]") -> str:
-        try:
-            self._import(points)
-        except DualHeadError as error:
-            return f"broken: {error}"
-        return _first_line(importlib.import_module(points[0].module).__doc__ or "")
 
 
 def _origin(point: "EntryPoint") -> str:

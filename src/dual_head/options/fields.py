@@ -1,6 +1,6 @@
-"""Fields of dataclasses that are options: what a flag needs to know of one, and the numbers it may hold.
+"""Options as fields of dataclasses: each declares its default, its help and its bounds.
 
-max_new_tokens: int = option(128, "Longest reply in tokens.", heading="decoding", least=1)
+max_new_tokens: int = option(128, "longest reply in tokens", heading="decoding", least=1)
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Any
 
 from dual_head.errors import DualHeadError
 
+DTYPE_HELP = "auto (as stored, but float32 where the processor is slow in that), stored, float32, bfloat16 or float16"
 LARGEST = 2**53  # whole numbers from here on are not exact in a float
 BOUNDS = {
     "least": ("at least", operator.ge),
@@ -20,12 +21,11 @@ BOUNDS = {
 
 
 def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
-    """Declare an option, required where it has no default.
+    """Declare an option; it is required if it has no default.
 
-    least, most: the numbers that it may be, both included; above, below: excluded ones. heading: begins a group of
-    --help, of this field and those after it in its class; positional: no flag; flags: other spellings; metavar,
-    choices, nargs, const: argparse's; repeat: each use of the flag adds a value; commas: a list in YAML stands for
-    values with commas between.
+    least, most: bounds that are included; above, below: bounds that are not. heading: begins a group in --help of this
+    field and those after it in its class. positional: no flag; flags: other spellings; repeat: each use of the flag
+    adds a value; commas: a list in YAML is joined with commas; metavar, choices, nargs, const: argparse's.
     """
     metadata["help"] = help
     if isinstance(default, list):
@@ -35,23 +35,26 @@ def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of a command. Errors: a number that is not finite, or outside of the bounds that its field declares."""
+    """Options of a command. Errors: a number that is not finite, or outside the bounds of its field."""
 
     def __post_init__(self) -> None:
         require_bounds(self)
 
 
-def require_bounds(options: Any) -> None:
-    """Refuse numbers of a dataclass that are not finite, or outside of what its fields declare."""
+def require_bounds(options: Any, *, prefix: str = "--") -> None:
+    """Refuse numbers of a dataclass that are not finite, or outside the bounds of their fields.
+
+    prefix: before a field's name in messages, "" where it is no flag.
+    """
     for f in fields(options):
         value = getattr(options, f.name)
         for number in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(number, (int, float)) and not isinstance(number, bool):
-                require_finite(number, f"--{f.name}")
+                require_finite(number, f"{prefix}{f.name}")
                 limits = {name: f.metadata[name] for name in BOUNDS if f.metadata.get(name) is not None}
                 if not all(BOUNDS[name][1](number, limit) for name, limit in limits.items()):
                     words = " and ".join(f"{BOUNDS[name][0]} {limit:g}" for name, limit in limits.items())
-                    raise DualHeadError(f"--{f.name} must be {words}, not {number}.")
+                    raise DualHeadError(f"{prefix}{f.name} must be {words}, not {number}.")
 
 
 def require_finite(number: float, name: str) -> None:

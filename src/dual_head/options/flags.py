@@ -17,17 +17,16 @@ from dual_head.console.terminal import note, shown
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.options.config_file import read_options
 from dual_head.options.extensions import Extensions
-from dual_head.options.fields import require_finite
 from dual_head.options.help import Help, listed
 from dual_head.options.texts import converter, flag_kind, truth, yaml_text
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser of the options that dataclasses declare; what it complains of shows no secret.
+    """A parser of the options that dataclasses declare; its messages show no secret.
 
-    aliases: other names that keys of the file may have, each for one or more options; sections: keys of the file that
-    only group options; constants: keys that the file may repeat, with the value that they must have; listings:
-    extensions that --help lists, by heading; translate: makes values of this command's names from those of the file.
+    aliases: {other name of a key in the file: the options it sets}; sections: keys of the file that only group options;
+    constants: {key the file may repeat: the value it must have}; listings: {heading: extensions that --help lists};
+    translate: turns the values of the file into values of this command's options.
     """
 
     def __init__(
@@ -44,8 +43,8 @@ class OptionParser(argparse.ArgumentParser):
         **more: Any,
     ):
         prog = f"dual-head {command}"
-        more = {"formatter_class": Help, "allow_abbrev": False, **more}
-        super().__init__(prog=prog, description=description, **more)
+        settings = {"formatter_class": Help, "allow_abbrev": False, **more}
+        super().__init__(prog=prog, description=description, **settings)
         self.classes, self.sections, self.translate = classes, sections, translate
         self._declared: dict[str, tuple[Field, Any]] = {}  # by name: the field and its type
         self.aliases, self.constants, self.listings = dict(aliases or {}), dict(constants or {}), dict(listings or {})
@@ -84,8 +83,8 @@ class OptionParser(argparse.ArgumentParser):
                 raise
             except ValueError as error:  # how TrainingArguments refuses a combination of flags
                 raise DualHeadError(str(error)) from error
-        others = {action.dest for action in self._actions} - {*self._declared, "help", "config", "allow_code"}
-        return (*objects, argparse.Namespace(**values)) if others else tuple(objects)
+        undeclared = {action.dest for action in self._actions} - {*self._declared, "help", "config", "allow_code"}
+        return (*objects, argparse.Namespace(**values)) if undeclared else tuple(objects)
 
     def take_file(self, arguments: Sequence[str]) -> None:
         """Take the values of --config, where it is among the arguments, as defaults.
@@ -94,27 +93,21 @@ class OptionParser(argparse.ArgumentParser):
         without --allow_code.
         """
         before = before_parsing(arguments)
-        if before.config:
-            file = Path(before.config)
-            self._take(self.translate(read_options(file, allow_code=before.allow_code), file, self.names()), file)
-
-    def _take(self, values: Mapping[str, Any], file: Path) -> None:
+        if not before.config:
+            return
+        file = Path(before.config)
+        values = self.translate(read_options(file, allow_code=before.allow_code), file, self.names())
         defaults: dict[str, Any] = {}
         places: dict[str, str] = {}
         for place, key, value in self._entries(values, file):
-            if key in self.constants:
-                self._require_constant(key, value, file)
-                continue
-            for action in self._actions_of(key, file):
+            for action in self._actions_of(key, value, file):
                 if (name := action.dest) in places:
                     twice = f"as {places[name]} and as {place}"
                     raise DualHeadError(f"The config '{file}' gives '{name}' twice, {twice}. Leave one out.")
                 places[name] = place
                 if value is not None or self._may_be_none(name):
-                    defaults[name] = value if value is None else self._from_file(action, value, file)
-        for action in self._actions:
-            if action.dest in defaults:
-                action.required = False
+                    defaults[name] = self._from_file(action, value, file)
+                    action.required = False
         self.set_defaults(**defaults)
         _note_aliases(file, tuple((place, name) for name, place in places.items()), tuple(self.aliases))
 
@@ -126,48 +119,49 @@ class OptionParser(argparse.ArgumentParser):
     # ---- keys of a file ------------------------------------------------------------------------------------
 
     def _entries(self, values: Mapping[str, Any], file: Path) -> Iterator[tuple[str, str, Any]]:
-        """Every option as (where it stands, key, value), those of sections too. Errors: a section that is none."""
+        """Every option as (where it stands, key, value), those of sections too. Errors: a section with one value."""
         for key, value in values.items():
-            within = any(flag.startswith(f"--{key}.") for flag in self._option_string_actions)
-            if isinstance(value, dict) and within:
-                yield from ((f"{key}.{name}", f"{key}.{name}", entry) for name, entry in value.items())
+            prefix = f"{key}." if any(flag.startswith(f"--{key}.") for flag in self._option_string_actions) else ""
+            if isinstance(value, dict) and (prefix or key in self.sections):
+                yield from ((f"{key}.{name}", f"{prefix}{name}", entry) for name, entry in value.items())
             elif key not in self.sections:
                 yield key, key, value
-            elif isinstance(value, dict):
-                yield from ((f"{key}.{name}", str(name), entry) for name, entry in value.items())
             elif value is not None:
                 raise DualHeadError(
                     f"'{key}' in '{file}' groups options. Write them below it, each on a line of its own and indented."
                 )
 
-    def _action(self, key: str) -> argparse.Action | None:
-        """The argument of a name, be it a flag or not."""
+    def _actions_of(self, key: str, value: Any, file: Path) -> list[argparse.Action]:
+        """The arguments that a key stands for; none for a constant. Errors: an unknown key, another constant."""
+        if key in self.constants:
+            if value != self.constants[key]:
+                raise DualHeadError(
+                    f"The config '{file}' is for the {key} '{value}', and this command for '{self.constants[key]}'. "
+                    f"Run '{self.prog.rsplit(' ', 1)[0]} {value}' with it."
+                )
+            return []
         positionals = {action.dest: action for action in self._get_positional_actions()}
-        return self._option_string_actions.get(f"--{key}") or positionals.get(key)
+        named = {flag.removeprefix("--"): action for flag, action in self._option_string_actions.items()} | positionals
+        names = self.aliases.get(key, (key,))
+        if key in ("help", "config") or not named.keys() >= {*names}:
+            keys = [*self.names(), *self.aliases, *self.sections]
+            raise DualHeadError(f"Unknown key '{key}' in '{file}'.{did_you_mean(key, keys)}")
+        return [named[name] for name in names]
 
     def _may_be_none(self, name: str) -> bool:
         """Whether null is a value of an option; of any other it stands for the default."""
         return name not in self._declared or type(None) in get_args(self._declared[name][1])
 
-    def _actions_of(self, key: str, file: Path) -> list[argparse.Action]:
-        actions = [self._action(name) for name in self.aliases.get(key, (key,))]
-        if None in actions or key in ("help", "config"):
-            known = [*self.names(), *self.aliases, *self.sections]
-            raise DualHeadError(f"Unknown key '{key}' in '{file}'.{did_you_mean(key, known)}")
-        return [action for action in actions if action is not None]
-
     def _from_file(self, action: argparse.Action, value: Any, file: Path) -> Any:
         """A YAML value as its flag has it. Errors: one that the flag would refuse."""
         f, hint = self._declared.get(action.dest, (None, Any))
-        shapes = {get_origin(part) or part for part in get_args(hint) or (hint,)}
-        if hint is Any and action.type is yaml_text:
+        if value is None or (hint is Any and action.type is yaml_text):
             return value
         if isinstance(value, list) and f is not None and f.metadata.get("commas"):
             value = ",".join(map(str, value))
-        several = isinstance(action, _Repeated) or action.nargs in ("+", "*")
-        if several:
+        if isinstance(action, _Repeated) or action.nargs in ("+", "*"):
             return [self._of_flag(action, part, file) for part in (value if isinstance(value, list) else [value])]
-        if isinstance(value, (list, dict)) and type(value) in shapes:
+        if type(value) in {get_origin(part) or part for part in get_args(hint) or (hint,)} & {list, dict}:
             return value
         return self._of_flag(action, value, file)
 
@@ -175,10 +169,8 @@ class OptionParser(argparse.ArgumentParser):
         convert = truth if action.nargs == 0 else action.type if callable(action.type) else str
         try:
             if isinstance(value, (list, dict)):
-                raise ValueError("one value is wanted")
+                raise ValueError("one value is needed")
             typed = convert(str(value))
-            if isinstance(typed, (int, float)):
-                require_finite(typed, f"'{action.dest}' in '{file}'")
         except DualHeadError:
             raise
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
@@ -186,13 +178,6 @@ class OptionParser(argparse.ArgumentParser):
         if action.choices is not None and typed not in action.choices:
             raise DualHeadError(f"'{action.dest}' in '{file}' must be one of {', '.join(map(str, action.choices))}.")
         return typed
-
-    def _require_constant(self, key: str, value: Any, file: Path) -> None:
-        if value != self.constants[key]:
-            raise DualHeadError(
-                f"The config '{file}' is for the {key} '{value}', and this command for '{self.constants[key]}'. Run "
-                f"'{self.prog.rsplit(' ', 1)[0]} {value}' with it."
-            )
 
     # ---- flags ---------------------------------------------------------------------------------------------
 
@@ -213,7 +198,7 @@ class OptionParser(argparse.ArgumentParser):
             self._add_field(groups.get(titles[name], self), f, hints[name], switch)
 
     def _needed(self) -> str:
-        """What a command line must hold, for its usage."""
+        """The required arguments, for the usage line."""
         words = []
         for action in self._actions:
             name = str(action.metavar or action.dest.upper())
@@ -226,7 +211,7 @@ class OptionParser(argparse.ArgumentParser):
     def _add_field(self, group: Any, f: Field, hint: Any, switch: Literal[0, "?"]) -> None:
         kind, several = flag_kind(hint)
         if kind is None:
-            return  # an object, which Python alone can give
+            return  # an object: only Python can pass one
         self._declared[f.name] = f, hint
         required = f.default is MISSING and f.default_factory is MISSING
         settings = {
@@ -248,26 +233,26 @@ class OptionParser(argparse.ArgumentParser):
             *_spellings(f.name, *f.metadata.get("flags", ())), dest=f.name, required=required, **settings
         )
         if kind is bool and settings["default"] is True:
-            more = {"action": "store_false", "default": True, "help": settings.get("help")}
-            group.add_argument(*_spellings(f"no_{f.name}"), dest=f.name, **more)
+            negation = {"action": "store_false", "default": True, "help": settings.get("help")}
+            group.add_argument(*_spellings(f"no_{f.name}"), dest=f.name, **negation)
 
     def _refuse_unknown(self, arguments: Sequence[str]) -> None:
-        """Refuse flags that there are not, with the nearest that there is."""
+        """Refuse unknown flags. Errors: the first one, with the nearest known flag."""
         for argument in arguments:
             flag = argument.split("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
-                near = did_you_mean(flag, self._option_string_actions) if len(flag) > 2 else ""
-                raise DualHeadError(f"Unknown option '{flag}'.{near if 'Did you mean' in near else ' See --help.'}")
+                hint = did_you_mean(flag, self._option_string_actions) if len(flag) > 2 else ""
+                raise DualHeadError(f"Unknown option '{flag}'.{hint if 'Did you mean' in hint else ' See --help.'}")
 
     # ---- argparse ------------------------------------------------------------------------------------------
 
     def format_help(self) -> str:
-        """Add what other packages may have added to, which is looked for only now."""
-        lists = (f"{title}:\n{listed(kind.summaries())}\n" for title, kind in self.listings.items())
+        """Add the listings, which other packages may extend; they are searched only now."""
+        lists = (f"{title}:\n{listed(extensions.summaries())}\n" for title, extensions in self.listings.items())
         return "\n".join([super().format_help(), *lists])
 
     def error(self, message: str) -> NoReturn:
-        """Print a complaint, and leave with 2."""
+        """Print a complaint without its secrets, and exit with 2."""
         super().error(shown(message))
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -278,26 +263,19 @@ class OptionParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             name = (action.option_strings or [action.dest])[0]
-            raise DualHeadError(f"{name}: there is no {value!r}.{did_you_mean(value, map(str, action.choices))}")
+            raise DualHeadError(f"{name} cannot be {value!r}.{did_you_mean(value, map(str, action.choices))}")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        convert = action.type if callable(action.type) else str
         try:
-            value = convert(arg_string)
-        except DualHeadError:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            if isinstance(error.__context__, DualHeadError):  # a ValueError, whose words argparse would drop
+                raise error.__context__ from None
             raise
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentError(action, str(error)) from error
-        except (TypeError, ValueError) as error:
-            name = getattr(convert, "__name__", "option")
-            raise argparse.ArgumentError(action, f"invalid {name} value: {arg_string!r}") from error
-        if isinstance(value, (int, float)):
-            require_finite(value, (action.option_strings or [action.dest])[0])
-        return value
 
 
 def before_parsing(arguments: Sequence[str], *names: str) -> argparse.Namespace:
-    """Read --config, --allow_code and flags of these names alone, whatever else there is."""
+    """Read --config, --allow_code and the flags of these names; ignore all other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", *names):
         parser.add_argument(f"--{name}", nargs="?")
@@ -306,7 +284,7 @@ def before_parsing(arguments: Sequence[str], *names: str) -> argparse.Namespace:
 
 
 class _Repeated(argparse.Action):
-    """A flag of which each use adds a value; the first replaces the default, be it a file's."""
+    """A flag of which each use adds a value; the first use replaces the default, or the file's value."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         del parser, option_string
@@ -315,12 +293,12 @@ class _Repeated(argparse.Action):
 
 
 def _spellings(*names: str) -> list[str]:
-    """The flags of names, with hyphens in the place of underscores too."""
+    """The flags of names; each may be written with hyphens instead of underscores."""
     return [f"--{name}" for name in names] + [f"--{name.replace('_', '-')}" for name in names if "_" in name]
 
 
 @cache
 def _note_aliases(file: Path, places: tuple[tuple[str, str], ...], aliases: tuple[str, ...]) -> None:
-    """Say once what of a file has another name here."""
-    if others := [f"{place} is {name}" for place, name in places if place.rpartition(".")[2] in aliases]:
-        note(f"in our spelling, of '{file}': {', '.join(others)}")
+    """Tell once which keys of a file have another name here."""
+    if renamed := [f"{place} is {name}" for place, name in places if place.rpartition(".")[2] in aliases]:
+        note(f"in our spelling, of '{file}': {', '.join(renamed)}")

@@ -18,7 +18,7 @@ class Help(argparse.HelpFormatter):
             return super()._format_action_invocation(action)
         flags = [flag for flag in action.option_strings if "-" not in flag.removeprefix("--")]
         choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else "VALUE"
-        bare = action.nargs in (0, "?")  # switches may be followed by true or false, and nobody does
+        bare = action.nargs in (0, "?")  # a switch may be followed by true or false, but rarely is
         return ", ".join(flags or action.option_strings) + ("" if bare else f" {choices}")
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -29,7 +29,7 @@ class Help(argparse.HelpFormatter):
 
 
 def listed(summaries: Mapping[str, str]) -> str:
-    """Names with what they are, a line each, wrapped to the width of a screen."""
+    """Names with their summaries, one a line, wrapped to the width of the help."""
     width = max(map(len, summaries), default=0) + 4
     lines = (
         textwrap.fill(text, WIDTH, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width)

@@ -12,22 +12,21 @@ YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
 def flag_kind(hint: Any) -> tuple[Any, bool]:
-    """Tell what one value of a flag is, and whether there may be several; None where no text can be one.
+    """The type of one value of a flag (None where no text can be one), and whether there may be several values.
 
-    Of a union with str, texts are read as its other type; with None too, as they are: TrainingArguments reads them.
+    int | None -> int        list[str] | None -> str, several        Milk | str -> Milk        dict | str | None -> str
+    A text for a union with str and None stays a text: TrainingArguments parses it.
     """
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
-        others = [part for part in parts if part is not str]
-        hint = str if len(others) < len(parts) < len(get_args(hint)) else others[0]
+        typed = [part for part in parts if part is not str]
+        hint = str if len(typed) < len(parts) < len(get_args(hint)) else typed[0]
     if get_origin(hint) is list:
         return flag_kind(get_args(hint)[0])[0], True
     if get_origin(hint) is dict or hint is dict:
         return dict, False
-    known = get_origin(hint) is Literal or (
-        isinstance(hint, type) and issubclass(hint, (bool, int, float, str, Path, Enum))
-    )
-    return (hint if known else None), False
+    scalar = isinstance(hint, type) and issubclass(hint, (bool, int, float, str, Path, Enum))
+    return (hint if scalar or get_origin(hint) is Literal else None), False
 
 
 def truth(text: str) -> bool:
@@ -38,7 +37,7 @@ def truth(text: str) -> bool:
 
 
 def yaml_text(text: str) -> Any:
-    """Read a value as YAML. Errors: none of it."""
+    """Read a value as YAML. Errors: a text that is not YAML."""
     try:
         return yaml_value(text)
     except ValueError as error:
@@ -46,7 +45,7 @@ def yaml_text(text: str) -> Any:
 
 
 def converter(kind: Any) -> dict[str, Any]:
-    """How argparse makes a text a value of this kind."""
+    """The settings by which argparse turns a text into a value of this type."""
     if kind is dict:
         return {"type": _mapping}
     if get_origin(kind) is Literal or issubclass(kind, Enum):

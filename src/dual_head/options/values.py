@@ -23,7 +23,7 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     names = [f.name for f in accepted]
     for key in values:
         if not names:
-            raise DualHeadError(f"Unknown option '{key}': no options are taken here. Leave it out.")
+            raise DualHeadError(f"Unknown option '{key}': {cls.__name__} has no options. Leave it out.")
         if key not in names:
             raise DualHeadError(f"Unknown option '{key}' for {cls.__name__}.{did_you_mean(key, names)}")
     for name in (f.name for f in accepted if f.default is MISSING and f.default_factory is MISSING):
@@ -63,5 +63,5 @@ def fit(value: Any, hint: Any, name: str) -> Any:
             return value
     elif isinstance(value, hint):
         return value
-    shown = MASK if is_secret(name) else repr(value)
-    raise DualHeadError(f"{name} must be {getattr(hint, '__name__', hint)}, not {shown}.")
+    text = MASK if is_secret(name) else repr(value)
+    raise DualHeadError(f"{name} must be {getattr(hint, '__name__', hint)}, not {text}.")
