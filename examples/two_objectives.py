@@ -15,7 +15,8 @@ from dual_head import AlignedModel, GuideTrainingArguments, method
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import measure
 from dual_head.demo.world import preference_rows, sample_requests
-from dual_head.train.run import RunOptions, load_tokenizer, train_guide
+from dual_head.model.pretrained import load_tokenizer
+from dual_head.train.run import RunOptions, train_guide
 
 
 def train(objective: str, folder: Path, steps: int) -> None:

@@ -15,7 +15,7 @@ from dual_head import AlignedModel, method
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import measure
 from dual_head.demo.world import sample_requests
-from dual_head.train.run import load_tokenizer
+from dual_head.model.pretrained import load_tokenizer
 
 
 def main() -> None:

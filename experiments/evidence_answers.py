@@ -19,8 +19,8 @@ from dual_head import AlignedModel
 from dual_head.evaluate import Decoding
 from dual_head.evaluate.text_metrics import diversity
 from dual_head.model.generate import encode_prompts
+from dual_head.model.pretrained import load_tokenizer
 from dual_head.model.score import reply_scalars
-from dual_head.train.run import load_tokenizer
 
 ROWS = 192  # generated at a time
 Strength = float | Mapping[str, float]

@@ -14,7 +14,7 @@ from evidence_worlds import World
 from dual_head import AlignedModel
 from dual_head.evaluate.metrics.efficiency import measure_efficiency
 from dual_head.model.generate import encode_prompts
-from dual_head.train.run import load_tokenizer
+from dual_head.model.pretrained import load_tokenizer
 
 BACKBONE = "the backbone"
 NEW_TOKENS, BATCHES, ROUNDS = 32, (1, 8), 5

@@ -20,8 +20,8 @@ from dual_head import GuideTrainingArguments, TokenizeOptions, load_pairs, token
 from dual_head.evaluate.rewards import Classifier
 from dual_head.methods.reward import RewardOptions
 from dual_head.model.generate import Prompt
+from dual_head.model.pretrained import load_tokenizer
 from dual_head.stats import wilson
-from dual_head.train.run import load_tokenizer
 from dual_head.train.trl import preference_trainer
 
 OBJECTIVES = ("overall", "helpful", "harmless")

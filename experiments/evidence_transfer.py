@@ -13,7 +13,7 @@ from evidence_runs import Plan, Run
 
 from dual_head import AlignedModel
 from dual_head.guides.language_model import LanguageModelConfig
-from dual_head.train.run import load_tokenizer
+from dual_head.model.pretrained import load_tokenizer
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_toy_backbone.py"
 NEEDED = ("iav", "hidden", "genarm")

@@ -18,7 +18,7 @@ from dual_head.demo import TOY_BACKBONE, world
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Decoding
 from dual_head.model.generate import Prompt, encode_prompts
-from dual_head.train.run import load_tokenizer
+from dual_head.model.pretrained import load_tokenizer
 
 DEV_SHARE = 0.25  # of the demonstration world's test requests
 EXACT = Decoding(max_new_tokens=56, temperature=1.0)  # the policy itself: longer than any reply of the world

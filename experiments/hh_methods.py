@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from dual_head import AlignedModel, PairCollator, TokenizeOptions, load_pairs, method, split_by_prompt, tokenize_pairs
+from dual_head.model.pretrained import load_tokenizer
 from dual_head.ops.token_scores import split_sides
 from dual_head.stats import wilson
-from dual_head.train.run import RunOptions, load_tokenizer, train_guide
-from dual_head.train.trainer import GuideTrainingArguments
+from dual_head.train.arguments import GuideTrainingArguments
+from dual_head.train.run import RunOptions, train_guide
 
 METHODS = {
     "dual_head": 1e-3,

@@ -19,8 +19,8 @@ from dual_head import AlignedModel
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import measure
 from dual_head.demo.world import sample_requests
+from dual_head.model.pretrained import load_tokenizer
 from dual_head.stats import bootstrap_mean
-from dual_head.train.run import load_tokenizer
 
 GUIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "full-width head (IAV)": ("iav", {}),

@@ -19,7 +19,7 @@ from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import measure
 from dual_head.demo.world import sample_requests
 from dual_head.guides.language_model import LanguageModelConfig
-from dual_head.train.run import load_tokenizer
+from dual_head.model.pretrained import load_tokenizer
 
 
 def main() -> None:

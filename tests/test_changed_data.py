@@ -15,7 +15,7 @@ from dual_head.data.files import rows_of_file
 from dual_head.data.formats import load_pairs
 from dual_head.files.places import file_digest
 from dual_head.guides.linear import LinearConfig
-from dual_head.train.resume import check_same_data, check_same_run
+from dual_head.train.identity import check_same_data, check_same_run
 
 
 def call(*arguments: Any) -> int:

@@ -153,7 +153,7 @@ def test_generate_moves_guides_to_another_backbone_and_says_so(place, capsys, ca
     assert f"Moved the guides of '{place / 'helpful'}' to '{place / 'wide'}': the same tokenizer" in caplog.text
     model = AlignedModel.from_pretrained(place / "helpful")
     model.switch_backbone(place / "wide")
-    from dual_head.train.run import load_tokenizer
+    from dual_head.model.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(str(place / "wide"))
     assert said.strip() == model.generate("ask0 ask1", tokenizer=tokenizer, alpha=1.0, max_new_tokens=5).strip()

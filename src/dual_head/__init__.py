@@ -19,7 +19,7 @@ _HOMES = {
     "DualHeadModel": "model.papers",
     "DualHeadReasoningModel": "classify.model",
     "GuideTrainer": "train.trainer",
-    "GuideTrainingArguments": "train.trainer",
+    "GuideTrainingArguments": "train.arguments",
     "HiddenConfig": "guides.hidden",
     "IAVModel": "model.papers",
     "LanguageModelConfig": "guides.language_model",
@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from dual_head.model.papers import DualHeadModel as DualHeadModel
     from dual_head.model.papers import IAVModel as IAVModel
     from dual_head.model.papers import MAVModel as MAVModel
+    from dual_head.train.arguments import GuideTrainingArguments as GuideTrainingArguments
     from dual_head.train.trainer import GuideTrainer as GuideTrainer
-    from dual_head.train.trainer import GuideTrainingArguments as GuideTrainingArguments
 
 
 def __getattr__(name: str):

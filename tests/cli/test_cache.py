@@ -16,8 +16,8 @@ from files import WORDS, word_tokenizer, write_backbone, write_pairs
 
 from dual_head.cli import main
 from dual_head.methods import method
-from dual_head.train.caching import cache_features
 from dual_head.train.feature_cache import write
+from dual_head.train.feature_cache.run import cache_features
 from dual_head.train.feature_cache.store import write_manifest
 from dual_head.train.options import CacheOptions
 
@@ -222,7 +222,7 @@ def test_two_processes_divide_the_shards_and_write_what_one_writes(source, whole
                 failed.append(error)
                 barrier.abort()
 
-    monkeypatch.setattr("dual_head.train.caching.PartialState", Process)
+    monkeypatch.setattr("dual_head.train.feature_cache.run.PartialState", Process)
     monkeypatch.setattr(write, "publish", publish_and_say)
     options = CacheOptions(str(source / "backbone"), str(source / "pairs.jsonl"), output_dir=str(tmp_path))
     options.held_out, options.pairs_per_shard = 0.2, 8

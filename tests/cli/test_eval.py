@@ -13,7 +13,7 @@ from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.cli import main
 from dual_head.demo import TOY_BACKBONE
 from dual_head.evaluate.run import usual_new_tokens
-from dual_head.train.inputs import load_tokenizer
+from dual_head.model.pretrained import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_the_divergence_measured_is_that_of_the_traces(tmp_path):
     from dual_head import DualHeadModel
     from dual_head.demo import TOY_BACKBONE
     from dual_head.demo.world import sample_requests
-    from dual_head.train.run import load_tokenizer
+    from dual_head.model.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(str(TOY_BACKBONE))
     model = DualHeadModel.from_backbone(str(TOY_BACKBONE))

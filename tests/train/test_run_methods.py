@@ -20,8 +20,8 @@ from dual_head.data import is_held_out
 from dual_head.evaluate.rewards import Classifier
 from dual_head.methods import method, method_names
 from dual_head.stats import wilson
+from dual_head.train.arguments import GuideTrainingArguments
 from dual_head.train.run import RunOptions, train_guide
-from dual_head.train.trainer import GuideTrainingArguments
 
 PEERS = [name for name in method_names() if method(name).peer is not None]
 every_method = pytest.mark.parametrize("name", method_names())

@@ -11,7 +11,7 @@ from dual_head.cli import train as guides
 from dual_head.cli.classify import train as classifiers
 from dual_head.errors import DualHeadError
 from dual_head.methods import method
-from dual_head.train.trainer import GuideTrainingArguments, require_trackers
+from dual_head.train.arguments import GuideTrainingArguments, require_trackers
 
 NEEDED = ["--model_name_or_path", "nowhere", "--dataset_name", "none", "--output_dir", "out"]
 either = pytest.mark.parametrize("kind", [GuideTrainingArguments, ClassifierTrainingArguments])

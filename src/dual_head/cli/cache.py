@@ -14,8 +14,8 @@ from dual_head.methods import Method, method, method_names
 from dual_head.options import Options, option
 from dual_head.options.config_file import read_options
 from dual_head.options.flags import OptionParser, before_parsing
-from dual_head.train.caching import cache_features
 from dual_head.train.feature_cache import verify
+from dual_head.train.feature_cache.run import cache_features
 from dual_head.train.options import CacheOptions
 
 

@@ -204,7 +204,7 @@ def _digest(values: Any) -> str:
 
 def _kept(output: Path, identity: dict[str, Any], *, restart: bool, per_prompt: int) -> "list[Row]":
     """The rows of prompts that are done, after checking that they are this sweep's; nothing is written."""
-    from dual_head.train.resume import check_same_run
+    from dual_head.train.identity import check_same_run
 
     file, record = output / ROWS_FILE, output / RUN_FILE
     if restart:

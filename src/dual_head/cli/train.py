@@ -13,9 +13,9 @@ from dual_head.methods import METHODS, Method, method
 from dual_head.options.flags import OptionParser, before_parsing
 from dual_head.options.help import listed
 from dual_head.options.texts import yaml_text
-from dual_head.train.inputs import cached_options
+from dual_head.train.arguments import GuideTrainingArguments
+from dual_head.train.feature_cache.inputs import cached_options
 from dual_head.train.run import RunOptions, train_guide
-from dual_head.train.trainer import GuideTrainingArguments
 
 OPTION = "option:"  # marks the method's own options in the parsed namespace
 

@@ -25,8 +25,9 @@ from dual_head.files.places import atomic_folder
 from dual_head.files.reading import yaml_value
 from dual_head.methods import Method, method
 from dual_head.model.aligned import AlignedModel
-from dual_head.train.run import RunOptions, load_tokenizer, train_guide
-from dual_head.train.trainer import GuideTrainingArguments
+from dual_head.model.pretrained import load_tokenizer
+from dual_head.train.run import RunOptions, train_guide
+from dual_head.train.arguments import GuideTrainingArguments
 
 ALPHAS = {"logits": (0.0, 0.5, 1.0, 1.5, 2.0), "probabilities": (0.0, 0.25, 0.5, 0.75, 1.0)}  # shares end at 1
 SHOWN = 3

@@ -69,9 +69,13 @@ class HeldOutTrainer(StrictTrainer):
         metrics.update({f"{prefix}_{name}": values.mean().item() for name, values in self.held_out.items()})
         return output
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+        self.held_out = {}  # of other weights
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self.held_out = {}  # of other weights
+        self.held_out = {}
 
     def evaluate_once(self) -> dict[str, float]:
         """Evaluate, unless the last step already was: then return what it gave."""

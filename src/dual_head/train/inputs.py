@@ -1,31 +1,66 @@
-"""What a run reads: tokenizer, pairs and backbone, from where they are or from a feature cache of them.
+"""What a run reads: tokenizer, pairs and backbone, from where the options say they are.
 
-It knows what the options of a run say, and nothing of training.
+It knows nothing of training. `feature_cache.inputs` reads the same from a feature cache.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dual_head.backbone.decoder import BackboneShape
-from dual_head.backbone.fingerprint import digest, tokenizer_fingerprint
 from dual_head.backbone.load import load_backbone, load_context_length
 from dual_head.data import RowReport, split_by_prompt
+from dual_head.data.collate import PairCollator
 from dual_head.data.formats import load_pairs
-from dual_head.data.tokenize import TokenizeOptions, pair_lengths, tokenize_pairs
+from dual_head.data.tokenize import TokenizeOptions, longest_sequence, pair_lengths, tokenize_pairs
 from dual_head.errors import DualHeadError, require
-from dual_head.guides import build_guide
-from dual_head.methods import Method
-from dual_head.model.guide_set import entry_of
+from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import load_tokenizer
-from dual_head.train.feature_cache import FeatureCache, FeatureCollator, FeatureSet, Needs, load_head, needs_of
-from dual_head.train.feature_cache.store import read_manifest
-from dual_head.train.options import RunOptions, SourceOptions, source_of
+from dual_head.train.options import RunOptions, SourceOptions
+
+
+class StreamedInputs:
+    """A run's inputs where its batches go through the backbone: tokenizer, pairs, and the whole backbone."""
+
+    def __init__(self, options: RunOptions):
+        self.options = options
+        self.drops: dict[str, RowReport] = {}
+
+    @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """The files that gave the pairs, by their digests."""
+        return self.drops["rows"].sources
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that is named, or the one beside the backbone."""
+        return load_tokenizer_of(self.options)
+
+    def load_data(
+        self, tokenizer: PreTrainedTokenizerBase, console: Console, *, progress: bool
+    ) -> tuple[Any, Any, dict[str, RowReport]]:
+        """The pairs to train on, those held out by length, and what became of the rows."""
+        train_set, held_out, self.drops = load_data(self.options, tokenizer, console, progress=progress)
+        return train_set, by_length(held_out), self.drops
+
+    def load_lm(self) -> PreTrainedModel:
+        """The backbone."""
+        return load_lm(self.options, self.options.dtype)
+
+    def collator(
+        self, model: AlignedModel, guide: str, tokenizer: PreTrainedTokenizerBase, sets: Sequence[Any], console: Console
+    ) -> PairCollator:
+        """Lay out pairs with their prompt once, where backbone and guide keep the two responses apart."""
+        pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        obstacle = model.why_no_shared_prompts([guide], max(longest_sequence(rows) for rows in sets if len(rows)))
+        if obstacle:
+            console.print(f"Prompts are run once for each response: {obstacle}.")
+        return PairCollator(pad, share_prompt=obstacle is None)
+
+
+def load_tokenizer_of(options: SourceOptions) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that is named, or the one beside the backbone."""
+    return load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
 
 
 def load_lm(options: SourceOptions, dtype: str) -> PreTrainedModel:
@@ -50,7 +85,7 @@ def load_data(
     options: SourceOptions, tokenizer: PreTrainedTokenizerBase, console: Console, *, progress: bool
 ) -> tuple[Any, Any, dict[str, RowReport]]:
     """Read, split and tokenise: the pairs to train on, those held out, and what became of the rows."""
-    pairs, drops = load_pairs(
+    pairs, report = load_pairs(
         options.dataset_name,
         split=options.dataset_split,
         objective=options.objective,
@@ -58,9 +93,9 @@ def load_data(
         format=options.dataset_format,
         max_rows=options.max_pairs,
     )
-    console.print(f"{options.dataset_name}\n{drops.table()}")
-    kept, aside = split_by_prompt(pairs, options.held_out)
-    if not kept:
+    console.print(f"{options.dataset_name}\n{report.table()}")
+    train_pairs, held_out_pairs = split_by_prompt(pairs, options.held_out)
+    if not train_pairs:
         raise DualHeadError("No pair is left to train on. Lower --held_out, or give more data.")
     context = load_context_length(options.model_name_or_path, trust_remote_code=options.trust_remote_code)
     lengths = TokenizeOptions(
@@ -68,120 +103,23 @@ def load_data(
         max_prompt_length=options.max_prompt_length,
         truncate_responses=options.truncate_responses,
     )
-    train_set, dropped = tokenize_pairs(kept, tokenizer, lengths, progress=progress)
+    train_set, tokens = tokenize_pairs(train_pairs, tokenizer, lengths, progress=progress)
     held_out: Any = []
-    if aside:
+    if held_out_pairs:
         try:
-            held_out, more = tokenize_pairs(aside, tokenizer, lengths, progress=False)
-            dropped = dropped + more
+            held_out, held_out_tokens = tokenize_pairs(held_out_pairs, tokenizer, lengths, progress=False)
+            tokens = tokens + held_out_tokens
         except DualHeadError:
-            console.print(f"None of the {len(aside)} held-out pairs can be used, so nothing is held out.")
-    console.print(f"tokenised, at most {lengths.max_length} tokens\n{dropped.table()}")
+            count = len(held_out_pairs)
+            console.print(f"The {count} held-out pairs cannot be used after tokenising, so nothing is held out.")
+    console.print(f"tokenised, at most {lengths.max_length} tokens\n{tokens.table()}")
     console.print(f"{len(train_set)} pairs to train on, {len(held_out)} held out by prompt.")
-    return train_set, held_out, {"rows": drops, "tokens": dropped}
+    return train_set, held_out, {"rows": report, "tokens": tokens}
 
 
 def by_length(rows: Any) -> Any:
-    """Order held-out pairs by length, so that a batch pads little; their order means nothing."""
+    """Order held-out pairs by length, so that a batch pads little."""
     if not len(rows):
         return rows
     lengths = pair_lengths(rows)
     return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))
-
-
-# ---- from a feature cache ----------------------------------------------------------------------------------
-
-
-def needs_of_method(method: Method, shape: BackboneShape) -> Needs:
-    """What a method's guides read of a backbone. Errors: a method that trains a language model."""
-    if method.peer is not None:
-        raise DualHeadError(
-            f"'{method.name}' trains a language model, which reads token ids, so there is nothing to cache. "
-            "Train it without a feature cache."
-        )
-    with torch.device("meta"):
-        guides = {name: build_guide(entry_of(config, shape), shape) for name, config in method.guides().items()}
-    return needs_of(guides)
-
-
-def cached_options(folder: str | Path) -> dict[str, Any]:
-    """The options a feature cache was written with, RunOptions(**these, feature_cache=...); none where none is."""
-    manifest = read_manifest(folder)
-    return {} if manifest is None else dict(manifest["options"])
-
-
-class CachedInputs:
-    """A run's inputs where they come from a feature cache: its options filled in, its pairs, its backbone's head."""
-
-    def __init__(self, method: Method, options: RunOptions):
-        assert options.feature_cache is not None
-        self.cache = FeatureCache(options.feature_cache)
-        self.cache.require_whole()
-        _require_same(self.cache, options)
-        self.options = dataclasses.replace(options, **self.cache.options)
-        self.backbone = self.cache.manifest["backbone"]
-        sizes = {f.name: self.backbone["fingerprint"][f.name] for f in dataclasses.fields(BackboneShape)}
-        self.needs = needs_of_method(method, BackboneShape.from_dict(sizes))
-        self.cache.require(self.needs, method.name)
-
-    @property
-    def collator(self) -> FeatureCollator:
-        """What makes batches of the pairs."""
-        return FeatureCollator(self.needs.positions)
-
-    @property
-    def sources(self) -> dict[str, dict[str, Any]]:
-        """What the features were made of, by the digests of their shards' token ids."""
-        return {
-            f"{self.cache.folder.resolve()} [{part}]": {
-                "rows": shards["pairs"],
-                "digest": digest([[shard["data"] for shard in shards["shards"]]], 16),
-            }
-            for part, shards in self.cache.manifest["parts"].items()
-        }
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the features, or the one asked for if its ids mean the same."""
-        tokenizer = load_tokenizer(str(self.cache.folder), self.options.trust_remote_code)
-        if tokenizer_fingerprint(tokenizer) != self.cache.manifest["tokenizer"]:
-            raise DualHeadError(
-                f"The tokenizer in '{self.cache.folder}' is not the one its features were made with. Copy it again, "
-                "or run the same 'dual-head cache' command, which writes it."
-            )
-        return tokenizer
-
-    def load_data(self, console: Console) -> tuple[FeatureSet, FeatureSet, dict[str, RowReport]]:
-        """The pairs to train on, those held out by length, and what became of the rows."""
-        dtype = getattr(torch, self.backbone["dtype"].removeprefix("torch."))
-        train_set = self.cache.pairs("train", self.needs, dtype=dtype)
-        held_out = self.cache.pairs("held_out", self.needs, dtype=dtype, by_length=True)
-        console.print(f"{self.cache.folder}: {self.options.dataset_name} beside {self.options.model_name_or_path}")
-        console.print(f"{len(train_set)} pairs to train on, {len(held_out)} held out by prompt.")
-        return train_set, held_out, self.cache.drops
-
-    def load_lm(self) -> PreTrainedModel:
-        """What of the backbone is outside its decoder."""
-        return load_head(
-            self.cache.folder,
-            name_or_path=self.options.model_name_or_path,
-            trust_remote_code=self.options.trust_remote_code,
-        )
-
-
-def _require_same(cache: FeatureCache, options: RunOptions) -> None:
-    """Refuse another backbone or other data than the cache was written from, where options say so."""
-    recorded = cache.options
-    now: Mapping[str, Any] = source_of(options)
-    for name, there in recorded.items():
-        left_out = now[name] is None and name in ("model_name_or_path", "dataset_name", "tokenizer_name")
-        if now[name] != there and not left_out:
-            raise DualHeadError(
-                f"The feature cache '{cache.folder}' was written with other options ({name}: {there!r} there, "
-                f"{now[name]!r} now). Leave out --{name} to train on what it holds, or write another with "
-                "'dual-head cache'."
-            )
-    if options.dtype not in ("auto", cache.manifest["backbone"]["dtype"].removeprefix("torch.")):
-        raise DualHeadError(
-            f"The feature cache '{cache.folder}' was written by a backbone in {cache.manifest['backbone']['dtype']}, "
-            f"not {options.dtype}. Leave out --dtype, or write another cache with --backbone_dtype {options.dtype}."
-        )

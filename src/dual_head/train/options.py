@@ -1,42 +1,13 @@
-"""What a training run is told: which backbone, which data, how long; and what of it makes it that run.
+"""The options of a training run and of a feature cache: which backbone, which data, how long.
 
-The same names on the command line, in YAML and here. It knows values only.
+The same names on the command line, in YAML and here.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from transformers import TrainingArguments
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from dual_head.errors import DualHeadError
-from dual_head.methods import Method
 from dual_head.options import Options, option
-from dual_head.train.trainer import GuideTrainingArguments
-
-# What must not change between a killed run and the one that goes on with its checkpoints.
-TRAINING_IDENTITY = (
-    "seed",
-    "data_seed",
-    "learning_rate",
-    "lr_scheduler_type",
-    "num_train_epochs",
-    "max_steps",
-    "weight_decay",
-    "warmup_steps",
-    "max_grad_norm",
-    "adam_beta1",
-    "adam_beta2",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "bf16",
-    "fp16",
-    "optim",
-)
-PLACES = ("model_name_or_path", "dataset_name", "tokenizer_name", "move_guides", "feature_cache")  # perhaps local
-PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
 
 
 @dataclass
@@ -116,35 +87,3 @@ class CacheOptions(SourceOptions):
         self._require_source()
         if not self.output_dir:
             raise DualHeadError("Say where to write with --output_dir.")
-
-
-def source_of(options: SourceOptions) -> dict[str, Any]:
-    """Say where backbone and data are, a local one by its full path: what a feature cache records."""
-    # Whether to run code that came with a model is for whoever runs it to say.
-    left_out = (*PLACEMENT, "trust_remote_code")
-    values = {f.name: getattr(options, f.name) for f in fields(SourceOptions) if f.name not in left_out}
-    return values | {name: _full(values[name]) for name in PLACES if name in values}
-
-
-def _full(name: str | None) -> str | None:
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
-
-
-def identity_of(method: Method, options: RunOptions, args: GuideTrainingArguments) -> dict[str, Any]:
-    """Collect what makes a run this run: a resumed one must agree on all of it."""
-    identity = identity_of_options(options, args, places=PLACES, placement=PLACEMENT)
-    return json.loads(json.dumps(method.as_dict())) | identity
-
-
-def identity_of_options(
-    options: Any, args: TrainingArguments, *, places: Sequence[str], placement: Sequence[str]
-) -> dict[str, Any]:
-    """Collect what of options and arguments makes a run this run, as JSON has it.
-
-    places: options that may be local, which are recorded by their full path; placement: those that change where a run
-    computes and not what.
-    """
-    values = {key: value for key, value in asdict(options).items() if key not in placement}
-    values |= {key: _full(values[key]) for key in places}
-    training = {key: str(getattr(args, key)) for key in TRAINING_IDENTITY}
-    return json.loads(json.dumps({**values, **training, "processes": args.world_size}))

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: guides written whole, the last whole one found, another run's refused.
+"""Checkpoints of a training run: written whole, the last whole one found, another run's refused.
 
 It knows folders and weights; what trains is elsewhere.
 """
@@ -6,14 +6,14 @@ It knows folders and weights; what trains is elsewhere.
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -23,12 +23,11 @@ from dual_head.backbone.checkpoint import load_strictly, read_shapes, read_weigh
 from dual_head.errors import DualHeadError
 from dual_head.files.places import altered, atomic_folder, checksums, exclusive, flush, require_place, settle
 from dual_head.files.reading import ANEW, read_json, reading
-from dual_head.model.aligned import AlignedModel
+from dual_head.train.identity import DATA, check_same_data, check_same_run
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-DATA = "data"  # in it: what was read, as `RowReport.sources` has it
 SEAL_FILE = "checksums.json"  # size and SHA-256 of a checkpoint's files, written when they all are
 
 # What a run goes on with exactly as if it had never stopped; the Trainer writes the state after the others, and goes on
@@ -36,14 +35,16 @@ SEAL_FILE = "checksums.json"  # size and SHA-256 of a checkpoint's files, writte
 CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
 
 
-def save_guides(model: AlignedModel, tokenizer: Any, folder: str | Path) -> None:
-    """Write guides and tokenizer into a checkpoint. Errors: weights that are not finite."""
-    save_stored(model, tokenizer, folder, "guide")
+# ---- weights -----------------------------------------------------------------------------------------------
 
 
-def save_stored(model: Any, tokenizer: Any, folder: str | Path, what: str) -> None:
+def save_stored(model: Any, tokenizer: Any, folder: str | Path, noun: str = "guide") -> None:
     """Write what a model stores of itself, and its tokenizer, all or nothing. Errors: weights that are not finite."""
-    require_finite(model.stored(), what)
+    if not all(tensor.isfinite().all() for tensor in model.stored().values() if tensor.is_floating_point()):
+        raise DualHeadError(
+            f"Training diverged: the {noun} holds NaN or infinity, so nothing was saved. Lower --learning_rate or set "
+            "--max_grad_norm, and run again."
+        )
     require_kind(Path(folder), model.config.model_type)
     with atomic_folder(Path(folder)) as staging:
         model.save_pretrained(staging)
@@ -51,18 +52,38 @@ def save_stored(model: Any, tokenizer: Any, folder: str | Path, what: str) -> No
             tokenizer.save_pretrained(staging)
 
 
-def require_finite(stored: Mapping[str, Any], what: str) -> None:
-    """Refuse to save weights that training has driven to NaN or infinity."""
-    if not all(tensor.isfinite().all() for tensor in stored.values() if tensor.is_floating_point()):
-        raise DualHeadError(
-            f"Training diverged: the {what} holds NaN or infinity, so nothing was saved. Lower --learning_rate or set "
-            "--max_grad_norm, and run again."
-        )
-
-
-def load_guides(model: AlignedModel, folder: str | Path) -> None:
-    """Load the guides' weights from a checkpoint of the same run."""
+def load_stored(model: Any, folder: str | Path) -> None:
+    """Load what a model stores of itself from a checkpoint of the same run."""
     load_strictly(model.stored(), read_weights(str(folder)), str(folder))
+
+
+class StoredCheckpoints(Trainer):
+    """transformers' Trainer whose checkpoints hold what `save_weights` writes; transformers' own where it is None."""
+
+    save_weights: Callable[[str], None] | None = None
+    load_weights: Callable[[str], None] | None = None
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.save_weights is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:  # transformers asks every process
+            self.save_weights(output_dir or self.args.output_dir or ".")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.load_weights is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        # transformers would look for the wrapped model's names in our file, and load none of them without a word.
+        if self.load_weights is None:
+            super()._load_best_model()
+        elif self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+# ---- whole checkpoints -------------------------------------------------------------------------------------
 
 
 def last_whole_checkpoint(output_dir: str | Path, *, processes: int = 1) -> Path | None:
@@ -84,9 +105,9 @@ class Sealing(TrainerCallback):
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             # Random numbers of other processes may still be on their way.
-            others = {file.name for file in folder.glob("rng_state_*.pth")} - {"rng_state_0.pth"}
-            there = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
-            files = [file for file in there if file.name not in {SEAL_FILE, *others}]
+            unsealed = {file.name for file in folder.glob("rng_state_*.pth")} - {"rng_state_0.pth"} | {SEAL_FILE}
+            entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+            files = [entry for entry in entries if entry.is_file() and entry.name not in unsealed]
             for file in files:
                 flush(file)
             with atomic_folder(folder) as staging:
@@ -108,8 +129,8 @@ def _damaged(checkpoint: Path) -> list[str]:
             seal = read_json(checkpoint / SEAL_FILE, ANEW)
         except DualHeadError:
             return [SEAL_FILE]
-    others = [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name not in seal]
-    return altered(checkpoint, seal) + [file.name for file in others if not _is_readable(file)]
+    unsealed = [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name not in seal]
+    return altered(checkpoint, seal) + [file.name for file in unsealed if not _is_readable(file)]
 
 
 def _is_readable(file: Path) -> bool:
@@ -133,7 +154,7 @@ def read_state(checkpoint: Path) -> TrainerState:
     with reading(f"Cannot read '{file}'", ANEW):
         state = TrainerState.load_from_json(str(file))
         if not all(isinstance(steps, int) for steps in (state.global_step, state.max_steps)):
-            raise ValueError("its steps are no numbers")
+            raise ValueError("its steps are not whole numbers")
         return state
 
 
@@ -148,60 +169,29 @@ def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Pa
     return last.parent / Path(best).name if best and args.load_best_model_at_end else last
 
 
-def check_same_run(recorded: Mapping[str, Any], now: Mapping[str, Any], output_dir: str) -> None:
-    """Refuse to go on with another run's checkpoints, naming what differs."""
-    keys = (recorded.keys() | now.keys()) - {DATA}
-    changed = sorted(key for key in keys if recorded.get(key) != now.get(key))
-    if changed:
-        changes = "; ".join(f"{key}: {recorded.get(key)!r} there, {now.get(key)!r} now" for key in changed[:4])
-        raise DualHeadError(
-            f"'{output_dir}' holds checkpoints of a run with other options ({changes}). "
-            "Choose another --output_dir, or add --restart to delete them."
-        )
-    check_same_data(recorded.get(DATA), now.get(DATA), output_dir)
-
-
-def check_same_data(recorded: Any, now: Any, output_dir: str) -> None:
-    """Refuse to go on with what was made of other data, naming what changed; None is what is not known."""
-    if None in (recorded, now) or recorded == now:
-        return
-    before = recorded if isinstance(recorded, dict) else {}
-    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    changes = "; ".join(_change(name, before.get(name), now.get(name)) for name in names[:4])
-    raise DualHeadError(
-        f"'{output_dir}' was written from other data ({changes}). Put the data back, choose another --output_dir, or "
-        "add --restart to write it anew."
-    )
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    """Say how a source of data differs from what it was."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return f"'{name}' is {'read' if now else 'not read'} now, and was {'read' if before else 'not read'} then"
-    unit = "bytes" if "bytes" in now else "rows"
-    if before.get(unit) != now.get(unit):
-        return f"'{name}' had {before.get(unit)} {unit}, and has {now.get(unit)} now"
-    return f"'{name}' has as many {unit} as then, and other ones"
+# ---- the folder of a run -----------------------------------------------------------------------------------
 
 
 def held(args: TrainingArguments) -> AbstractContextManager[None]:
-    """Hold the output of a run against other runs, in its main process. Errors: none is given, another run holds it."""
-    if not args.output_dir:
+    """Hold the output of a run against other runs, in its main process. Errors: none is named, another run holds it."""
+    return exclusive(_named(args.output_dir), main=PartialState(cpu=args.use_cpu).is_main_process)
+
+
+def _named(output_dir: str | None) -> Path:
+    if not output_dir:
         raise DualHeadError("Say where to write with --output_dir.")
-    return exclusive(args.output_dir, main=PartialState(cpu=args.use_cpu).is_main_process)
+    return Path(output_dir)
 
 
 def writable(
     output_dir: str | None, *, kind: str | None = None, record: str = RUN_FILE, reads: Iterable[str | Path | None] = ()
 ) -> Path:
-    """The folder that a run writes to, made where it is not there.
+    """The folder that a run writes to, made if it is missing.
 
     kind: model_type of what is written; record: by which the run knows the folder as its own; reads: what it reads.
-    Errors: none given; one that cannot be written, or holds what another command wrote.
+    Errors: no folder is named; one that cannot be written, or holds what another command wrote.
     """
-    if not output_dir:
-        raise DualHeadError("Say where to write with --output_dir.")
-    output = Path(output_dir)
+    output = _named(output_dir)
     require_place(output, record=record, reads=reads)
     for checkpoint in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         settle(checkpoint)
@@ -212,12 +202,12 @@ def writable(
 
 
 def resume_point(output: Path, identity: Mapping[str, Any], checkpoint: str | None) -> Path | None:
-    """Find the checkpoint to go on from, after checking that it is whole and this run's."""
+    """Find the checkpoint to go on from. Errors: one that is not whole, or of another run."""
     processes = identity["processes"]
     if checkpoint and checkpoint.lower() != "true":
         if not Path(checkpoint).is_dir():
             raise DualHeadError(
-                f"There is no checkpoint at '{checkpoint}'. Leave --resume_from_checkpoint out to use the last one."
+                f"'{checkpoint}' is not a folder. Leave --resume_from_checkpoint out to use the last checkpoint."
             )
         if missing := missing_files(Path(checkpoint), processes):
             raise DualHeadError(
@@ -242,7 +232,7 @@ def require_same_data(checkpoint: Path | None, data: Mapping[str, Any]) -> None:
 
 
 def begin(output: Path, identity: Mapping[str, Any], processes: PartialState, *, restart: bool) -> None:
-    """Record the run, and clear the way for --restart: only now, when nothing can be mistyped any more."""
+    """Record the run, and delete its checkpoints for --restart: only now that every option has been checked."""
     if processes.is_main_process:
         if restart:
             for folder in output.glob("checkpoint-*"):

@@ -5,152 +5,26 @@ step from tokens to per-pair losses. Checkpoints hold the guides, the optimizer 
 run that was killed goes on from the last whole one. It knows methods and data sets only as values.
 """
 
-import logging
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dual_head.data.tokenize import pair_lengths
-from dual_head.errors import DualHeadError, did_you_mean, require
-from dual_head.files.reading import reading
+from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method
 from dual_head.methods.held_out import HeldOutTrainer
 from dual_head.model.aligned import AlignedModel
-from dual_head.options.fields import require_finite
 from dual_head.train.feature_cache import FeatureSet
 from dual_head.train.progress import brief
-from dual_head.train.resume import Sealing, load_guides, save_guides
+from dual_head.train.resume import Sealing, StoredCheckpoints, load_stored, save_stored
 from dual_head.train.step import GuidedLoss
-
-logger = logging.getLogger(__name__)
-
-TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
-
-
-@dataclass
-class GuideTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults that suit a small head on a frozen backbone."""
-
-    _argument_group_name: ClassVar[str] = "training (transformers' TrainingArguments; --help_all shows every one)"
-
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    eval_strategy: str = field(
-        default="epoch", metadata={"help": "When to look at the held-out pairs: no, steps, epoch."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log the loss terms every so many steps."})
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints that are kept: the last ones, the best one among them."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: our collator reads all columns."})
-    report_to: str | list[str] = field(  # in this order, so that the flag takes several
-        default_factory=lambda: ["none"],
-        metadata={"help": "Trackers to report to: tensorboard, wandb, mlflow, ..., several of them, all or none."},
-    )
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={"help": "Order of the pairs: group_by_length (shuffled, with little padding), random, sequential."},
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every parameter of a guide takes part in every step."}
-    )
-
-    def __post_init__(self):
-        # Without this transformers refuses bf16 where there is only a CPU, and torch warns about pinned memory.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
-        if self.eval_steps is not None and self.eval_strategy == "epoch":
-            self.eval_strategy = "steps"
-        require_possible(self)
-        if self.neftune_noise_alpha is not None:
-            raise DualHeadError("--neftune_noise_alpha adds noise to embeddings, which are frozen here. Leave it out.")
-        self.report_to = trackers_of(self.report_to)
-        with reading("These options cannot go together", "Change or leave out what is named."):
-            super().__post_init__()
-        one_device(self)
-
-
-def require_possible(args: TrainingArguments) -> None:
-    """Refuse numbers out of range, which transformers would fail on, or ignore, after everything is loaded."""
-    for f in fields(args):
-        value = getattr(args, f.name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            require_finite(value, f"--{f.name}")
-            if value < (least := LEAST.get(f.name, 0)):
-                raise DualHeadError(f"--{f.name} must be at least {least}, not {value}.")
-            if value >= (end := BELOW.get(f.name, math.inf)):
-                raise DualHeadError(f"--{f.name} must be below {end:,}, not {value}.")
-    if args.torch_compile_mode not in (None, *COMPILE_MODES):
-        raise DualHeadError(f"--torch_compile_mode: {did_you_mean(args.torch_compile_mode, COMPILE_MODES).strip()}")
-
-
-COUNTED = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-COUNTED += ("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor")
-COUNTED += ("ddp_bucket_cap_mb", "ddp_timeout")
-LEAST = {**dict.fromkeys(COUNTED, 1), "max_steps": -1, "local_rank": -1}  # -1 stands for none; of all others 0
-BELOW = {
-    **dict.fromkeys(("seed", "data_seed"), 2**32),  # numpy's generators take no more
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), 1),
-    "dataloader_num_workers": 1025,  # each is a process
-}
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
-
-
-def trackers_of(said: str | Sequence[str] | None) -> list[str]:
-    """Names of trackers from a list of them, or from names with commas between. Errors: one that nobody has."""
-    listed = [said] if isinstance(said, str) else said or ["none"]
-    names = list(dict.fromkeys(name.strip() for one in listed for name in str(one).split(",") if name.strip()))
-    choices = ("all", "none", *INTEGRATION_TO_CALLBACK)
-    for name in names:
-        if name not in choices:
-            raise DualHeadError(f"--report_to: there is no tracker '{name}'.{did_you_mean(name, choices)}")
-        if name in choices[:2] and len(names) > 1:
-            raise DualHeadError(f"--report_to: '{name}' stands alone, and there is {', '.join(names)}. Leave one out.")
-    return names or ["none"]
-
-
-def require_trackers(args: TrainingArguments) -> None:
-    """Refuse a tracker whose package is not there, before anything is loaded."""
-    available = (*get_available_reporting_integrations(), "azure_ml", "flyte")  # two that are not looked for there
-    for tracker in args.report_to or ():
-        if tracker in TRACKERS:
-            package = require(tracker, tracker)
-            if tracker == "mlflow" and args.process_index == 0:
-                _require_store(package)
-        elif tracker not in available:
-            raise DualHeadError(f"--report_to: the package of '{tracker}' is not installed. Install it with pip.")
-
-
-def _require_store(mlflow: Any) -> None:
-    """Open the store that runs are written to, as transformers' callback will. Errors: it cannot be opened."""
-    try:
-        mlflow.MlflowClient()
-    except mlflow.MlflowException as error:
-        reason = str(error).strip().split(". ")[0]
-        raise DualHeadError(
-            f"--report_to mlflow: its store cannot be opened ({reason}). Name another: "
-            "MLFLOW_TRACKING_URI=sqlite:///mlflow.db. A database needs more than mlflow-skinny: "
-            "pip install 'dual-head[mlflow]'. Folders of files need MLFLOW_ALLOW_FILE_STORE=true."
-        ) from error
-
-
-def one_device(args: TrainingArguments) -> None:
-    """Keep transformers from nn.DataParallel, which cuts every tensor of a batch by its first dimension."""
-    if args.n_gpu > 1:
-        logger.warning(
-            "There are %d GPUs, and one process trains on one: 'accelerate launch -m dual_head ...' uses all.",
-            args.n_gpu,
-        )
-    args._n_gpu = min(args.n_gpu, 1)
 
 
 class ByLength(LengthGroupedSampler):
@@ -173,7 +47,7 @@ class ByLength(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
-class GuideTrainer(HeldOutTrainer):
+class GuideTrainer(HeldOutTrainer, StoredCheckpoints):
     """transformers' Trainer for one guide of an aligned model.
 
     A step is a mean over its pairs, in however many batches they come. Logs every term and metric by name, saves the
@@ -210,6 +84,7 @@ class GuideTrainer(HeldOutTrainer):
             data_collator=data_collator,
             processing_class=tokenizer,
         )
+        self.save_weights, self.load_weights = partial(save_stored, model, tokenizer), partial(load_stored, model)
         brief(self)
         self.add_callback(Sealing())
 
@@ -258,22 +133,6 @@ class GuideTrainer(HeldOutTrainer):
             logs = {**logs, **dict(zip(names, means, strict=True))}
             self._of_steps.clear()
         super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        del state_dict
-        folder = output_dir or self.args.output_dir
-        assert folder is not None
-        if self.args.should_save:  # transformers asks every process
-            save_guides(self.aligned, self.processing_class, folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        del model
-        load_guides(self.aligned, resume_from_checkpoint)
-        self.held_out = {}  # of other weights
-
-    def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 def rows_seen(args: TrainingArguments, count: int) -> float:

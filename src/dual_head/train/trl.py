@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from dual_head.errors import DualHeadError, require
 from dual_head.methods.peer import PeerOptions
+from dual_head.train.resume import StoredCheckpoints
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -80,11 +81,8 @@ def preference_trainer(
     return built
 
 
-class _IdsOnly(Trainer):
+class _IdsOnly(StoredCheckpoints):
     """TRL's trainers less what they do beside training. The names are TRL's, so they are what it calls."""
-
-    save_weights: Callable[[str], None] | None = None
-    load_weights: Callable[[str], None] | None = None
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # DPO would tokenise text here, and has no switch for rows that are tokens already
@@ -97,7 +95,7 @@ class _IdsOnly(Trainer):
         """Write none: it would go beside the checkpoints at every save."""
 
     def _send_telemetry(self) -> None:
-        """Tell nobody: TRL calls home when a trainer is built."""
+        """Send none: TRL reports each trainer that is built to its authors."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Compute TRL's loss, without the warning that it uses names transformers has since renamed."""
@@ -107,31 +105,16 @@ class _IdsOnly(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # As transformers does, less training_args.bin, which is a pickle. By default PEFT would look the backbone up
-        # on the hub to see whether its embeddings grew; nothing here trains them.
-        folder = output_dir or self.args.output_dir
-        assert folder is not None
+        # on the hub to see whether its embeddings grew, but they are not trained here.
         if self.save_weights is not None:
-            if self.args.should_save:  # transformers asks every process
-                self.save_weights(folder)
+            super()._save(output_dir, state_dict)
             return
+        folder = output_dir or self.args.output_dir or "."
         model: Any = self.model
         options = {"save_embedding_layers": False} if is_peft_model(model) else {}
         model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save, **options)
         if self.processing_class is not None and self.args.should_save:
             self.processing_class.save_pretrained(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.load_weights is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.load_weights(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        # transformers would look for the model's own names in our file, and load none of them without a word.
-        if self.load_weights is None:
-            super()._load_best_model()
-        elif self.state.best_model_checkpoint is not None:
-            self.load_weights(self.state.best_model_checkpoint)
 
 
 def _shared(args: TrainingArguments) -> dict[str, Any]:

@@ -15,15 +15,15 @@ from dual_head.backbone.decoder import Backbone
 from dual_head.cli import main
 from dual_head.data.collate import PairCollator
 from dual_head.methods import method
-from dual_head.train.caching import cache_features
+from dual_head.train.arguments import GuideTrainingArguments
 from dual_head.train.feature_cache import FeatureCache, FeatureCollator, Layout, Needs, load_head, save_head
+from dual_head.train.feature_cache.inputs import CachedInputs, cached_options
+from dual_head.train.feature_cache.run import cache_features
 from dual_head.train.feature_cache.store import STORED, pack, unpack, write_manifest
 from dual_head.train.feature_cache.write import shard_of
-from dual_head.train.inputs import CachedInputs, cached_options
 from dual_head.train.options import CacheOptions
 from dual_head.train.run import RunOptions, train_guide
 from dual_head.train.step import GuidedLoss
-from dual_head.train.trainer import GuideTrainingArguments
 
 PAIRS = [
     {"prompt_ids": [1, 7, 8], "chosen_ids": [21, 2], "rejected_ids": [31, 32, 33, 2]},

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -25,9 +25,6 @@ from dual_head.errors import DualHeadError
 from dual_head.files.places import altered, file_digest, flush
 from dual_head.files.reading import read_json, reading
 from dual_head.options import build, fit
-
-if TYPE_CHECKING:
-    from dual_head.guides import Guide
 
 VERSION = 1
 MANIFEST_FILE, HEAD_FILE = "manifest.json", "head.safetensors"
@@ -59,19 +56,6 @@ class Needs:
 
     positions: str
     layers: tuple[int, ...] = ()
-
-
-def needs_of(guides: Mapping[str, "Guide"]) -> Needs:
-    """Collect what guides need. Errors: a guide that reads token ids, for which nothing can be kept."""
-    for name, guide in guides.items():
-        if guide.reads_tokens:
-            raise DualHeadError(
-                f"The guide '{name}' reads token ids, not the backbone's hidden states, so there is nothing to cache. "
-                "Train it without a feature cache."
-            )
-    looks_back = any(guide.cache_layers for guide in guides.values())
-    layers = {i for guide in guides.values() for i in guide.hidden_layers}
-    return Needs(ALL if looks_back else RESPONSE, tuple(sorted(layers)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """One caching run: preference data and a backbone in, a folder of hidden states out that guides are trained from.
 
 It says what the folder will hold and what that costs before it writes, goes on where a stopped run was, and refuses
-a folder of another backbone or other data. It knows the order of things; how each is done is in `features`.
+a folder of another backbone or other data. It knows the order of things; how each is done is in the files beside it.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from dual_head.data import RowReport
 from dual_head.data.tokenize import longest_sequence
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, checksums, exclusive, require_place
-from dual_head.guides import guide_class, kind_of
 from dual_head.methods import Method
 from dual_head.train.feature_cache import FeatureCache, Layout, Plan, plan_shards, save_head, write_shards
 from dual_head.train.feature_cache.head import outside
+from dual_head.train.feature_cache.inputs import needs_of, require_cacheable
 from dual_head.train.feature_cache.store import (
     ALL,
     MANIFEST_FILE,
@@ -42,8 +42,9 @@ from dual_head.train.feature_cache.store import (
     remove_shards,
     write_manifest,
 )
-from dual_head.train.inputs import load_data, load_lm, load_tokenizer, needs_of_method
-from dual_head.train.options import CacheOptions, source_of
+from dual_head.train.identity import differences, source_of
+from dual_head.train.inputs import load_data, load_lm, load_tokenizer_of
+from dual_head.train.options import CacheOptions
 
 # What may differ between two commands that write one cache: where things are; and how much data, which only grows.
 WHEREABOUTS = ("model_name_or_path", "dataset_name", "dataset_split", "max_pairs", "tokenizer_name")
@@ -63,8 +64,8 @@ def _cache_features(method: Method, options: CacheOptions, processes: PartialSta
     require_place(folder, record=MANIFEST_FILE, reads=(options.model_name_or_path, options.dataset_name))
     with atomic_folder(folder):
         pass  # a folder that cannot be written is refused before anything is loaded
-    _refuse_what_reads_tokens(method)
-    tokenizer = load_tokenizer(options.tokenizer_name or options.model_name_or_path, options.trust_remote_code)
+    require_cacheable(method)  # before anything large is loaded
+    tokenizer = load_tokenizer_of(options)
     train_set, held_out, drops = load_data(options, tokenizer, console, progress=main)
     parts = {"train": train_set, "held_out": held_out}
     backbone = _backbone(options, processes)
@@ -93,16 +94,6 @@ def _cache_features(method: Method, options: CacheOptions, processes: PartialSta
     return FeatureCache(folder)
 
 
-def _refuse_what_reads_tokens(method: Method) -> None:
-    """Refuse before anything large is loaded."""
-    kind = guide_class(kind_of(method.guide))
-    if method.peer is not None or kind.reads_tokens:
-        raise DualHeadError(
-            f"'{method.name}' trains a language model, which reads token ids, so there is nothing to cache. "
-            "Train it without a feature cache."
-        )
-
-
 def _backbone(options: CacheOptions, processes: PartialState) -> Backbone:
     lm = load_lm(options, options.backbone_dtype)
     if options.device_map is None and options.quantization == "none":
@@ -112,7 +103,7 @@ def _backbone(options: CacheOptions, processes: PartialState) -> Backbone:
 
 def _layout(method: Method, backbone: Backbone, dtype: str) -> Layout:
     shape = backbone.shape
-    needs = needs_of_method(method, shape)
+    needs = needs_of(method, shape)
     if dtype == "auto":
         names = [name for name, kind in STORED.items() if kind == backbone.lm.dtype]
         if not names:
@@ -170,23 +161,14 @@ def _require_same(folder: Path, manifest: Mapping[str, Any]) -> None:
     recorded = read_manifest(folder)
     if recorded is None:
         return
-    compared = ("positions", "widths", "dtype", "pairs_per_shard", "tokenizer")
-    changes = [
-        f"{name}: {recorded[name]!r} there, {manifest[name]!r} now"
-        for name in compared
-        if recorded[name] != manifest[name]
-    ]
-    options = {name: value for name, value in manifest["options"].items() if name not in WHEREABOUTS}
-    changes += [
-        f"{name}: {recorded['options'].get(name)!r} there, {value!r} now"
-        for name, value in options.items()
-        if recorded["options"].get(name) != value
-    ]
-    recorded_as, now = (m["backbone"] for m in (recorded, manifest))
-    prints = (Fingerprint.from_dict(backbone["fingerprint"]) for backbone in (recorded_as, now))
+    changes = differences(recorded, manifest, ("positions", "widths", "dtype", "pairs_per_shard", "tokenizer"))
+    names = [name for name in manifest["options"] if name not in WHEREABOUTS]
+    changes += differences(recorded["options"], manifest["options"], names)
+    before, current = recorded["backbone"], manifest["backbone"]
+    prints = (Fingerprint.from_dict(backbone["fingerprint"]) for backbone in (before, current))
     changes += [f"backbone: {difference}" for difference in next(prints).differences(next(prints))]
-    if recorded_as["dtype"] != now["dtype"]:
-        changes.append(f"backbone_dtype: {recorded_as['dtype']} there, {now['dtype']} now")
+    if before["dtype"] != current["dtype"]:
+        changes.append(f"backbone_dtype: {before['dtype']} there, {current['dtype']} now")
     if changes:
         raise DualHeadError(
             f"'{folder}' holds a feature cache of something else ({'; '.join(changes[:4])}). "

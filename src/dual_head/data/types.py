@@ -1,0 +1,113 @@
+"""The nouns of preference data: a `Pair`, the account of the rows that became none, and a split by prompt.
+
+`formats` makes pairs of rows, `conversation` and `tokenize` token ids of pairs, `collate` tensors of token ids. This
+file knows none of them: it stands below them all.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dual_head.errors import DualHeadError
+
+__all__ = ["Cut", "Dropped", "Message", "Pair", "Prompt", "RowReport", "is_held_out", "rows_digest", "split_by_prompt"]
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+Prompt = str | Sequence[Message]  # a text to continue, or the conversation so far
+
+
+class Cut(str):
+    """A reply that stopped at the limit of tokens: its text, which nothing closes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two replies to one prompt, the first preferred; a text prompt is continued, a conversation answered."""
+
+    prompt: str | tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+    def flaw(self) -> str | None:
+        """Why nothing can be learnt from this pair: an empty prompt or reply, or two identical replies."""
+        said = [self.prompt] if isinstance(self.prompt, str) else [turn["content"] for turn in self.prompt]
+        if not any(text.strip() for text in said):
+            return "empty prompt"
+        if not self.chosen.strip() or not self.rejected.strip():
+            return "empty reply"
+        return "identical" if self.chosen == self.rejected else None
+
+
+class Dropped(Exception):
+    """A row that cannot be trained on; the text is the reason that `RowReport` counts it under."""
+
+
+@dataclass(slots=True)
+class RowReport:
+    """What became of the rows read: rows = kept + sum(reasons); `first` locates one example per reason.
+
+    sources: what was read, {file: {"bytes", "sha256"}}, or {data set of the hub: {"rows", "sha256"}} of what it gave.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def drop(self, reason: str, where: str) -> None:
+        """Count one row dropped for `reason`, found at `where`."""
+        self.reasons[reason] += 1
+        self.first.setdefault(reason, where)
+
+    def __add__(self, other: "RowReport") -> "RowReport":
+        """Account for the rows of both, as for two files read into one training set."""
+        return RowReport(
+            rows=self.rows + other.rows,
+            kept=self.kept + other.kept,
+            reasons=self.reasons + other.reasons,
+            first=other.first | self.first,
+            notes=self.notes + other.notes,
+            sources=self.sources | other.sources,
+        )
+
+    def table(self) -> str:
+        """Lines for the user: rows read and kept, each reason with its first example, then the notes."""
+        lines = [f"{self.rows:>8} rows read", f"{self.kept:>8} kept"]
+        for reason, count in self.reasons.most_common():
+            lines.append(f"{count:>8} dropped: {reason} (first: {self.first[reason]})")
+        for note, count in self.notes.items():
+            lines.append(f"    note: {note}" + (f" ({count} times)" if count > 1 else ""))
+        return "\n".join(lines)
+
+
+def rows_digest(rows: Sequence[Any]) -> dict[str, Any]:
+    """Number and SHA-256 of rows that are dataclasses, in their order: by these a record knows what is in no file."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(json.dumps(asdict(row)).encode())
+    return {"rows": len(rows), "sha256": content.hexdigest()}
+
+
+def split_by_prompt(pairs: Iterable[Pair], held_out: float, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
+    """Split into (kept, held out), where a prompt is held out if sha256(seed, prompt) / 2^256 < held_out.
+
+    No prompt is on both sides, and adding or removing rows moves no other row.
+    Raises DualHeadError unless 0 <= held_out <= 1.
+    """
+    if not 0 <= held_out <= 1:
+        raise DualHeadError(f"held_out is the share of prompts set aside, between 0 and 1; got {held_out}.")
+    sides: tuple[list[Pair], list[Pair]] = [], []
+    for pair in pairs:
+        sides[is_held_out(pair.prompt, held_out, seed)].append(pair)
+    return sides
+
+
+def is_held_out(key: Any, share: float, seed: int = 0) -> bool:
+    """Whether what has this key belongs to the share set aside: sha256(seed, key) / 2^256 < share."""
+    digest = hashlib.sha256(json.dumps([seed, key]).encode()).digest()
+    return int.from_bytes(digest) < share * 2**256
