@@ -28,8 +28,8 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 from transformers.modeling_outputs import CausalLMOutput
 
 from dual_head.backbone.cache import CacheSlot
-from dual_head.backbone.decoder import context_length
 from dual_head.backbone.features import Features
+from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
 from dual_head.guides import States
 from dual_head.model import AlignedModel

@@ -91,11 +91,11 @@ def scores_of(logits: Tensor, settings: Sequence[Sampling], seeds: Sequence[int]
     at = torch.tensor(sampled, device=device)
     z = logits if whole else logits[at]
     # The largest at 0, so that a tiny temperature does not overflow.
-    z = (z - z.amax(-1, keepdim=True)) / _column([s.temperature for s in chosen], z)
+    z = (z - z.amax(-1, keepdim=True)).div_(_column([s.temperature for s in chosen], z))
     z = _where(z, [s.top_k > 0 for s in chosen], lambda x, s: top_k(x, [k.top_k for k in s]), chosen)
     z = _where(z, [s.top_p < 1 for s in chosen], lambda x, s: top_p(x, [p.top_p for p in s]), chosen)
     z = _where(z, [s.min_p > 0 for s in chosen], lambda x, s: min_p(x, [p.min_p for p in s]), chosen)
-    z = z + gumbel([seeds[i] for i in sampled], positions if whole else positions[at], z.shape[-1])
+    z += gumbel([seeds[i] for i in sampled], positions if whole else positions[at], z.shape[-1])
     return z if whole else logits.index_copy(0, at, z)
 
 
@@ -132,27 +132,29 @@ def min_p(z: Tensor, p: Sequence[float]) -> Tensor:
 def gumbel(seeds: Sequence[int], positions: Tensor, vocabulary: int) -> Tensor:
     """Noise [n, V], -log E with E exponential: a hash of seed, position and token id, the same wherever it is computed.
 
-    Two rounds of a multiplicative hash in int32, which wraps; the position's key goes in between them.
+    int32 wraps, as the multiplications of a hash want it.
     """
     device = positions.device
     keys = [_mixed(seed) for seed in seeds]
-    first = torch.tensor([_signed(key % WORD) for key in keys], dtype=torch.int32, device=device)[:, None]
-    second = torch.tensor([_signed(key // WORD) for key in keys], dtype=torch.int32, device=device)[:, None]
+    low, high = (
+        torch.tensor([_signed(word) for word in words], dtype=torch.int32, device=device)[:, None]
+        for words in ([key % WORD for key in keys], [key // WORD for key in keys])
+    )
     place = positions.to(torch.int32)[:, None]
-    key = _scrambled(_scrambled(place * 0x27D4EB2F ^ first) + second)  # [n, 1]
-    h = torch.arange(vocabulary, dtype=torch.int32, device=device) * _signed(0x9E3779B1) ^ key
-    h = _scrambled(_scrambled(h) + second).bitwise_and_(0x7FFFFFFF)
+    key = _scrambled(_scrambled(place * 0x27D4EB2F ^ low) + high)  # [n, 1]
+    h = _scrambled(torch.arange(vocabulary, dtype=torch.int32, device=device) * _signed(0x9E3779B1) ^ key)
     # Close to 0 a float has all its digits, so that unlikely tokens keep their chance.
-    uniform = h.float().add_(0.5).mul_(2.0**-31)
+    uniform = h.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def _scrambled(h: Tensor) -> Tensor:
-    """Spread every bit of int32 over all of them (murmur3's last steps)."""
-    h = h ^ (h >> 16).bitwise_and_(0xFFFF)  # a shift of int32 drags the sign along
-    h = h.mul_(_signed(0x85EBCA6B))
+    """Spread every bit of int32, a tensor of its own, over all of them (murmur3's last steps)."""
+    # A shift of int32 drags the sign along.
+    h ^= (h >> 16).bitwise_and_(0xFFFF)
+    h *= _signed(0x85EBCA6B)
     h ^= (h >> 13).bitwise_and_(0x7FFFF)
-    h = h.mul_(_signed(0xC2B2AE35))
+    h *= _signed(0xC2B2AE35)
     h ^= (h >> 16).bitwise_and_(0xFFFF)
     return h
 

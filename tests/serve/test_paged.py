@@ -1,0 +1,185 @@
+"""An aligned model over pages: the tokens of plain generate, whatever guides, strengths, chunks and evictions."""
+
+import pytest
+import torch
+from engines import GREEDY, GUIDES, TOKENIZER, generated, ids, prompts, small_engine, tiny_model, unequal_to_generate
+from models import guided_lm, tiny_lm
+
+from dual_head import AlignedModel
+from dual_head.errors import DualHeadError
+from dual_head.guides.language_model import LanguageModelConfig
+from dual_head.guides.reward_head import RewardHeadConfig
+from dual_head.guides.reward_model import RewardModelConfig
+from dual_head.model.alpha import LinearDecay
+from dual_head.serve import paged, versions
+from dual_head.serve.engine import Engine
+from dual_head.serve.types import EngineSettings, GenerationRequest
+
+SEVERAL = ("hidden", "linear", "gate")
+
+
+KINDS = [("hidden",), ("linear", "multilayer"), ("gate",), ("even_gate",), SEVERAL]
+
+
+@pytest.mark.parametrize("names", KINDS, ids="+".join)
+def test_tokens_are_those_of_generate_one_by_one(names):
+    with small_engine(tiny_model(*names)) as engine:
+        assert unequal_to_generate(engine) == []
+        assert engine.stats().prefix_hit_tokens >= 100  # the second round read pages of other strengths
+
+
+@pytest.mark.parametrize("against", [None, "backbone"])
+def test_companions_on_the_backbone_are_served(against):
+    companion = LanguageModelConfig(rank=4, against=against)
+    model = guided_lm({"companion": companion, "gate": GUIDES["gate"]}, spread=0.1)
+    with small_engine(model) as engine:
+        assert unequal_to_generate(engine, rounds=1) == []
+
+
+# Windows, a mix of windows and none, and learned positions.
+@pytest.mark.parametrize("architecture", ["mistral", "gemma3", "gpt2"])
+def test_other_architectures_are_served(architecture):
+    with small_engine(tiny_model("hidden", "gate", name=architecture)) as engine:
+        assert unequal_to_generate(engine, rounds=1) == []
+
+
+def test_eager_attention_is_served_and_put_back():
+    model = tiny_model("gate")
+    model.backbone.lm.set_attn_implementation("eager")
+    with small_engine(model) as engine:
+        assert unequal_to_generate_after(engine) == []
+    assert model.backbone.lm.config._attn_implementation == "eager"
+
+
+def unequal_to_generate_after(engine: Engine) -> list[int]:
+    """Prompts whose tokens differ; generate runs after the engine has stopped, since both use one attention."""
+    asked = [GenerationRequest(prompt, 6, {"gate": 2.0}, GREEDY) for prompt in prompts()]
+    pieces = engine.generate(asked)
+    engine.stop()
+    return [
+        i
+        for i, (x, piece) in enumerate(zip(asked, pieces, strict=True))
+        if ids(piece) != generated(engine.model, x.prompt_ids, x.alpha, 6)
+    ]
+
+
+def test_requests_that_are_put_off_go_on_as_they_were(monkeypatch):
+    evicted = []
+    with small_engine(tiny_model("hidden", "gate"), num_blocks=22) as engine:
+        manager = engine._batch._processor.offloading_manager
+        offload = manager.offload_requests
+        monkeypatch.setattr(manager, "offload_requests", lambda *args: evicted.append(1) or offload(*args))
+        assert unequal_to_generate(engine, count=24, rounds=1) == []
+    assert evicted
+
+
+def test_strength_zero_is_the_backbone():
+    model = tiny_model(*SEVERAL)
+    backbone = tiny_lm("llama")
+    with small_engine(model) as engine:
+        pieces = engine.generate([GenerationRequest(prompt, 8, {}, GREEDY) for prompt in prompts()])
+    for prompt, piece in zip(prompts(), pieces, strict=True):
+        output = backbone.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+        assert ids(piece) == output[0, len(prompt) :].tolist()
+
+
+def test_a_strength_that_decays_does_so_from_the_first_new_token():
+    decay, model = LinearDecay(3.0, -1.0, 7), tiny_model("hidden", "gate")
+    with small_engine(model) as engine:
+        asked = [GenerationRequest(p, 12, {"hidden": decay, "gate": 1.0}, GREEDY) for p in prompts()]
+        pieces = engine.generate(asked)
+    tokens = [generated(model, x.prompt_ids, dict(x.alpha), 12) for x in asked]
+    assert [ids(piece) for piece in pieces] == tokens
+    assert tokens != [generated(model, x.prompt_ids, {"hidden": 3.0, "gate": 1.0}, 12) for x in asked]
+
+
+def test_fused_probabilities_are_served():
+    model = tiny_model("hidden", "linear", fusion="probabilities")
+    asked = [
+        GenerationRequest(p, 8, {"hidden": 0.9 - 0.1 * i, "linear": 0.1 * i}, GREEDY) for i, p in enumerate(prompts())
+    ]
+    with small_engine(model) as engine:
+        pieces = engine.generate(asked)
+    assert [ids(piece) for piece in pieces] == [generated(model, x.prompt_ids, x.alpha, 8) for x in asked]
+
+
+# ---- the check itself catches what goes wrong --------------------------------------------------------------
+
+
+def test_strengths_at_the_wrong_rows_are_caught(monkeypatch):
+    right = paged.PagedModel._strengths
+    monkeypatch.setattr(paged.PagedModel, "_strengths", lambda *args: right(*args).flip(0))
+    with small_engine(tiny_model("hidden")) as engine:
+        assert len(unequal_to_generate(engine, rounds=1)) >= 3
+
+
+def test_a_gate_without_history_is_caught(monkeypatch):
+    def forgetful(self, keys, values, layer=0):
+        return tuple(
+            x.new_zeros(1, x.shape[1], self._options["cu_seq_lens_k"][paged.FULL][-1], x.shape[3])
+            for x in (keys, values)
+        )
+
+    monkeypatch.setattr(paged.PagedSlot, "update", forgetful)
+    with small_engine(tiny_model("gate")) as engine:
+        assert len(unequal_to_generate(engine, rounds=1)) >= 3
+
+
+def test_layers_of_guides_that_clash_are_caught(monkeypatch):
+    placed = paged.PagedModel._placed
+    monkeypatch.setattr(
+        paged.PagedModel,
+        "_placed",
+        lambda self, layer: {n: ([0], shapes) for n, (_, shapes) in placed(self, layer).items()},
+    )
+    with small_engine(tiny_model("gate")) as engine:
+        assert len(unequal_to_generate(engine, rounds=1)) >= 3
+
+
+# ---- what cannot be served ---------------------------------------------------------------------------------
+
+
+def test_a_reward_model_is_refused_with_the_reason():
+    model = guided_lm({"scores": RewardModelConfig()})
+    with pytest.raises(DualHeadError, match=r"'scores' cannot be served: a reward model reads candidates ahead"):
+        small_engine(model)
+
+
+def test_capped_attention_is_refused_with_the_reason():
+    with pytest.raises(DualHeadError, match="Gemma2ForCausalLM caps its attention scores"):
+        small_engine(tiny_model("hidden", name="gemma2"))
+
+
+def test_an_untested_transformers_is_refused_with_the_line_that_installs_a_tested_one(monkeypatch):
+    for version in ("5.22.9", "5.24.0", "6.0.0.dev0"):
+        monkeypatch.setattr(versions.transformers, "__version__", version)
+        with pytest.raises(DualHeadError, match=rf"this is {version}.*pip install 'transformers>=5.23,<5.24'"):
+            versions.require_tested_transformers()
+
+
+# ---- sizes -------------------------------------------------------------------------------------------------
+
+
+def test_pages_follow_from_the_context_where_the_memory_holds_more():
+    model = AlignedModel.from_backbone(tiny_lm("llama"), {"gate": RewardHeadConfig(num_heads=2, head_dim=8)})
+    engine = Engine(model, TOKENIZER, EngineSettings(max_rows=4))
+    # 4 rows of a context of 128 tokens in pages of 32: 16, and one that is being filled.
+    assert engine._batch._processor.cache.num_blocks == 17
+    assert engine.context_length == 128
+
+
+def test_pages_keep_to_their_share_of_the_memory(monkeypatch):
+    memory = paged.psutil.virtual_memory()._replace(available=10_000_000)
+    monkeypatch.setattr(paged.psutil, "virtual_memory", lambda: memory)
+    engine = small_engine(tiny_model("hidden"), num_blocks=None, page_size=4, memory_share=0.01)
+    # A token takes 2 layers x 2 x 16 x 4 bytes of pages and 2 x 48 x 4 of masks: 640. A hundredth holds 156, 39 pages.
+    assert engine._batch._processor.cache.num_blocks == 39
+    with pytest.raises(DualHeadError, match="Raise memory_share"):
+        small_engine(tiny_model("hidden"), num_blocks=None, memory_share=0.0001)
+
+
+def test_a_context_wider_than_the_pages_ends_with_them():
+    engine = small_engine(tiny_model("hidden"), num_blocks=4)
+    assert engine.context_length == 32
+    with pytest.raises(DualHeadError, match="context is 32"):
+        engine.check(GenerationRequest(list(range(3, 36)), 1))
