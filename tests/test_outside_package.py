@@ -1,10 +1,15 @@
-"""Another package brings a guide, a method, a benchmark and a judge: listed, used, and refused where broken."""
+"""The package of docs/how-to/extend.md brings a guide, a method, a benchmark and a judge.
+
+Each is listed and used; broken ones are refused by name.
+"""
 
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,95 +19,22 @@ from safetensors.torch import load_file
 from dual_head import AlignedModel, DualHeadError
 from dual_head.cli import main
 
-MODULES = {
-    "acme_tilt": '''"""A tilt: one learned number for each token, whatever the text is."""
-
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-
-from dual_head.guides import Guide, GuideConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class TiltConfig(GuideConfig):
-    start: float = 0.0
-
-
-class Tilt(Guide):
-    Config = TiltConfig
-
-    def __init__(self, config, shape):
-        super().__init__(config, shape)
-        self.tilt = nn.Parameter(torch.full((shape.vocab_size,), config.start))
-
-    def encode(self, features, cache):
-        return {"hidden": features.hidden[..., :1]}
-
-    def logit_delta(self, states, base):
-        return self.tilt.expand(len(states["hidden"]), -1)
-
-
-GUIDE = Tilt
-''',
-    "acme_tilted": '''"""Tilted: next tokens of chosen replies, learned by a tilt alone."""
-
-from acme_tilt import TiltConfig
-
-from dual_head import Method
-from dual_head.losses.next_token import NextToken
-
-METHOD = Method(
-    name="tilted", guide=TiltConfig(), objectives=(NextToken(weight=1.0),), symbols={"start": "guide.start"}
-)
-''',
-    "acme_four": '''"""Four words to go on from."""
-
-from dual_head.evaluate.benchmarks import Benchmark
-from dual_head.evaluate.types import Question
-
-
-class Four(Benchmark):
-    def question(self, row):
-        return Question(row["id"], row["prompt"])
-
-    def rows(self, source, split, num_samples, seed, report):
-        return None, iter([({"id": str(i), "prompt": f"ask{i}"}, f"row {i}") for i in range(4)])
-
-
-BENCHMARK = Four
-''',
-    "acme_shortest": '''"""The shortest reply is the best one."""
-
-from dual_head.evaluate.judges.base import NoOptions, ScoreJudge
-
-
-class Shortest(ScoreJudge):
-    form = "shortest"
-    Options = NoOptions
-    name = identity = "shortest"
-
-    def __init__(self, where, options=None):
-        del where, options
-
-    def scores(self, shown):
-        yield from ((index, -float(len(reply))) for index, (_, reply) in enumerate(shown))
-
-
-JUDGE = Shortest
-''',
+PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "extend.md").read_text()
+FILES = dict(re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```', PAGE, re.DOTALL | re.MULTILINE))
+PROJECT = tomllib.loads(FILES.pop("pyproject.toml"))
+MODULES = {name.removesuffix(".py"): source for name, source in FILES.items()} | {
     "acme_unwritten": '"""A guide that says nothing."""\n\nfrom dual_head.guides import Guide, GuideConfig\n\n\n'
     "class Unwritten(Guide):\n    Config = GuideConfig\n\n\nGUIDE = Unwritten\n",
     "acme_renamed": "from acme_tilted import METHOD as METHOD\n",
     "acme_gone": "import no_such_module\n",
 }
-POINTS = {
-    "guides": {"tilt": "acme_tilt", "unwritten": "acme_unwritten"},
-    "methods": {"tilted": "acme_tilted", "renamed": "acme_renamed", "gone": "acme_gone"},
-    "benchmarks": {"four": "acme_four", "gone": "acme_gone"},
-    "judges": {"shortest": "acme_shortest", "gone": "acme_gone"},
+BROKEN = {
+    "dual_head.guides": {"unwritten": "acme_unwritten"},
+    "dual_head.methods": {"renamed": "acme_renamed", "gone": "acme_gone"},
+    "dual_head.benchmarks": {"gone": "acme_gone"},
+    "dual_head.judges": {"gone": "acme_gone"},
 }
+POINTS = {group: points | BROKEN[group] for group, points in PROJECT["project"]["entry-points"].items()}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +47,7 @@ def site(tmp_path_factory) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-align\nVersion: 2.1\n")
     groups = {group: "\n".join(f"{name} = {points[name]}" for name in points) for group, points in POINTS.items()}
-    points = "\n\n".join(f"[dual_head.{group}]\n{lines}" for group, lines in groups.items())
+    points = "\n\n".join(f"[{group}]\n{lines}" for group, lines in groups.items())
     (info / "entry_points.txt").write_text(points)
     return folder
 
@@ -152,6 +84,10 @@ def refused(capsys, *arguments: object) -> str:
     capsys.readouterr()
     assert main([*map(str, arguments)]) == 2
     return " ".join(capsys.readouterr().err.split())
+
+
+def test_the_page_has_every_file_of_its_package():
+    assert sorted(FILES) == sorted(f"{name}.py" for name in PROJECT["tool"]["setuptools"]["py-modules"])
 
 
 def test_help_lists_what_the_package_brings_and_names_what_is_broken(capsys):
