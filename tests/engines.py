@@ -28,13 +28,13 @@ ALPHAS = [0.0, 0.5, 1.0, -0.7, 2.0, 0.25, 1.5, 3.0]
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a printable character but the last, beside the three that every tiny model has."""
-    characters = [chr(i) for i in range(32, 126)]
+    """One token a printable character but the last, beside the three that every tiny model has; bytes as GPT-2's."""
+    characters = ["Ġ" if i == 32 else chr(i) for i in range(32, 126)]
     vocabulary = {"<pad>": PAD, "<s>": BOS, "</s>": EOS} | {c: i + 3 for i, c in enumerate(characters)}
     assert len(vocabulary) == VOCAB
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 

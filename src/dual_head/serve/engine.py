@@ -215,7 +215,8 @@ class Engine:
             prompt_length=len(request.prompt_ids),
             strengths=tuple(strength_numbers(request.alpha.get(name, 0.0)) for name in self._paged.names),
             request=request,
-            end_tokens=[] if request.ignore_eos else self.end_tokens,
+            # A grammar that is done allows nothing but the end.
+            end_tokens=[] if request.ignore_eos and settings.grammar is None else self.end_tokens,
             seed=secrets.randbits(63) if settings.seed is None else settings.seed,
             matcher=None if settings.grammar is None else self._grammars.matcher(settings.grammar),
             deliver=lambda _: None,

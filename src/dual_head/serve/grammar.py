@@ -54,7 +54,12 @@ class Grammars:
                     "A grammar needs an end-of-sequence token, and neither model nor tokenizer has one."
                 )
             make = require("llguidance.hf", "serve").from_tokenizer
-            self._made = make(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end_tokens)
+            try:
+                self._made = make(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end_tokens)
+            except ValueError as error:
+                raise DualHeadError(
+                    f"A grammar needs a tokenizer whose tokens are bytes of the text: {error}. Leave the grammar out."
+                ) from error
         return self._made
 
 
