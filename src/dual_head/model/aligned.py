@@ -10,7 +10,6 @@ nothing from us. It knows guides only through `Guide`, and nothing of training.
 """
 
 import copy
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,29 +30,24 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
 from dual_head.backbone.cache import CacheSlot
-from dual_head.backbone.checkpoint import COPY, load_strictly, read_weights
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.features import Features
-from dual_head.backbone.fingerprint import tokenizer_fingerprint
 from dual_head.config import AlignedConfig
 from dual_head.data import Prompt
 from dual_head.errors import DualHeadError
-from dual_head.files.reading import reading
 from dual_head.guides import Guide, GuideConfig, States
-from dual_head.model import pretrained
+from dual_head.model import build, pretrained
 from dual_head.model.alpha import Alpha, Strengths, requested, require_default, resolve_alpha, strengths_of
 from dual_head.model.costs import recorded_costs
 from dual_head.model.encode import Encoded, encode
-from dual_head.model.fusion import require_fusion
 from dual_head.model.generate import NOT_PAGED, generate_ids, generate_text
-from dual_head.model.guide_set import GuideSet, entry_of, require_guide_name
+from dual_head.model.guide_set import GuideSet, require_guide_name
 from dual_head.model.inner_calls import at_request, require_no_own_drafts, without_request
 from dual_head.model.policy import ActiveGuide, distributions
-from dual_head.model.switch import Move, move_guides
+from dual_head.model.switch import move_guides
 from dual_head.model.transfer import Transfer
 from dual_head.model.vocabulary import Comparison
-
-logger = logging.getLogger(__name__)
+from dual_head.ops.token_scores import map_tokens
 
 
 class AlignedModel(PreTrainedModel, GenerationMixin):
@@ -70,7 +64,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         "AutoModelForCausalLM": "dual_head.model.AlignedModel",
     }
     _tokenizer: PreTrainedTokenizerBase | None = None  # of `from_backbone`, or found when text first needs one
-    _source: str | None = None  # where the guides were loaded from
+    _source: str | None = None  # the checkpoint of the guides
 
     def __init__(self, config: AlignedConfig, lm: PreTrainedModel):
         config = copy.deepcopy(config)  # attach and switch_backbone change this one, and not the caller's
@@ -97,35 +91,13 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         **load: Any,
     ) -> "AlignedModel":
-        """Attach fresh guides to a backbone, given by name, folder or as a loaded model (frozen in place).
+        """Attach fresh guides to a backbone: a name, a folder or a loaded model, which is frozen in place.
 
-        guides: {name: config}; alpha: default strengths, 1 where not said; fusion: "logits" or
-        "probabilities"; tokenizer: recorded, so that a wrong one is refused later; load: options of
-        `load_backbone` (dtype, device_map, attn_implementation, quantization_config, trust_remote_code,
-        revision). Errors: unknown fusion or options.
+        guides: {name: config}; alpha: default strengths, else 1; fusion: "logits" or "probabilities"; tokenizer:
+        recorded, so that a wrong one is refused later; load: options of `load_backbone` (dtype, device_map,
+        attn_implementation, quantization_config, trust_remote_code, revision). Errors: unknown fusion or options.
         """
-        require_fusion(fusion)
-        for name in guides:
-            require_guide_name(name)
-        alphas = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
-        require_default(alphas, names=guides)
-        if load and isinstance(backbone, nn.Module):
-            raise DualHeadError(f"The backbone is already loaded, so {', '.join(load)} would do nothing. Leave it out.")
-        frozen = Backbone(pretrained.load_lm(backbone, **load))
-        config = AlignedConfig(
-            backbone_config=copy.deepcopy(frozen.config),
-            backbone_name_or_path=pretrained.absolute(frozen.config._name_or_path),
-            backbone_fingerprint=frozen.fingerprint().as_dict(),
-            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer) if tokenizer else None,
-            guides={name: entry_of(guide, frozen.shape) for name, guide in guides.items()},
-            alpha={name: float(value) for name, value in alphas.items()},
-            fusion=fusion,
-        )
-        model = cls(config, frozen.lm)
-        if tokenizer is not None:
-            model.require_same_tokenizer(tokenizer)
-            model._tokenizer = tokenizer
-        return model
+        return build.fresh_model(cls, backbone, guides, alpha=alpha, fusion=fusion, tokenizer=tokenizer, load=load)
 
     @classmethod
     def from_pretrained(
@@ -149,46 +121,37 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
     ) -> Self:
         """Load guides and the backbone they were trained on.
 
-        backbone: another place of, or an already loaded, same backbone; with `switch`, also another backbone,
-        to which the guides are then moved: vocab_map, adapter and tokenizer as in `switch_backbone`; dtype, device_map,
-        attn_implementation, quantization_config, trust_remote_code: for the backbone, as transformers has
-        them (an explicit dtype is the guides' too); revision and hub options: for the guides;
-        output_loading_info: also return what transformers does then, of which there is never any. Errors: no,
-        corrupt or mismatching files; a backbone whose fingerprint is not the one trained on.
+        backbone: another place of the same backbone, or the loaded model; with `switch`, also another backbone, to
+        which the guides then move: vocab_map, adapter and tokenizer as in `switch_backbone`. dtype, device_map,
+        attn_implementation, quantization_config, trust_remote_code: for the backbone, as transformers has them (an
+        explicit dtype is the guides' too); revision and hub options: for the guides; output_loading_info: also return
+        what transformers does then, which is always empty. Errors: files that are absent, corrupt or do not fit; a
+        backbone whose fingerprint is not the one trained on.
         """
-        source = str(pretrained_model_name_or_path)
         hub = pretrained.hub_options(hub, cls.from_pretrained)
         if (vocab_map or adapter) and not switch:
             raise DualHeadError("vocab_map and adapter say how guides move to another backbone: add switch=True.")
-        if config is None:
-            config = pretrained.read_config(source, revision=revision, **hub)
-        lm = pretrained.load_lm(
-            backbone or pretrained.recorded_backbone(config, source),
-            dtype=dtype,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            quantization_config=quantization_config,
-            trust_remote_code=trust_remote_code,
+        load = {
+            "dtype": dtype,
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+            "quantization_config": quantization_config,
+            "trust_remote_code": trust_remote_code,
+        }
+        model = build.stored_model(
+            cls,
+            str(pretrained_model_name_or_path),
+            backbone,
+            config,
+            load=load,
+            hub={**hub, "revision": revision},
+            switch=switch,
+            vocab_map=vocab_map,
+            adapter=adapter,
+            tokenizer=tokenizer,
         )
-        building = reading(f"Cannot build the guides of '{source}' from its config.json", COPY)
-        if switch and not pretrained.is_same_backbone(config, lm):
-            weights = read_weights(source, revision=revision, **hub)
-            with building:
-                places = (source, config.backbone_name_or_path)
-                move = move_guides(config, lm, places, tokenizer=tokenizer, vocab_map=vocab_map, adapter=adapter)
-                model = cls._moved(move, lm, weights)
-            logger.warning("Moved the guides of '%s' to '%s': %s.", source, lm.config._name_or_path, move.comparison)
-        else:
-            with building:
-                model = cls(config, lm)
-            pretrained.require_same_backbone(model.config, model.backbone, source)
-            load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
-        if dtype not in ("auto", "stored"):
-            model.guides.to(model.dtype)
-            model.transfers.to(model.dtype)
-        model._source = source
         info = {"missing_keys": set(), "unexpected_keys": set()}
-        return (model, info) if output_loading_info else model  # pyright: ignore[reportReturnType] - as transformers
+        return (model, info) if output_loading_info else model
 
     def save_pretrained(
         self, save_directory: str | Path, *, state_dict: Any = None, push_to_hub: bool = False, **hub: Any
@@ -245,18 +208,10 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         require_guide_name(name)
         if name in self.guides:
             raise DualHeadError(f"There is a guide '{name}' already. Detach it first, or choose another name.")
-        source, entry, default, tensors = "", {}, 1.0, None
-        if isinstance(guide, GuideConfig):
-            entry = entry_of(guide, self.backbone.shape)
-        else:
-            source = str(guide)
-            stored = pretrained.read_guide(source, source_name)
-            pretrained.require_fitting(self.config, self.backbone, stored.config, source)
-            entry, default = stored.entry, stored.alpha
-            tensors = {f"{name}.{key}": x for key, x in stored.tensors.items()}
-        alphas = {name: default if alpha is None else alpha}
+        part = pretrained.guide_to_attach(self.config, self.backbone, guide, source_name)
+        alphas = {name: part.alpha if alpha is None else alpha}
         require_default(alphas, names=alphas, fusion=self.config.fusion)
-        self.guides.add(name, entry, tensors, source)
+        self.guides.add(name, part.entry, part.tensors, "" if isinstance(guide, GuideConfig) else str(guide))
         self.config.guides = self.guides.entries
         self.config.alpha = {**(self.config.alpha or {}), name: float(alphas[name])}
 
@@ -280,33 +235,18 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
 
         Widths are pooled and layers matched by depth (`Transfer`); adapter: put a linear map there instead,
         which starts as that pooling and can be trained. tokenizer and trained_tokenizer: the new backbone's
-        and the guides', loaded from where the backbones are when not given. vocab_map: where ids mean other
-        tokens, map them by token string; unmapped tokens get delta 0. load: options of `load_backbone`.
+        and the guides', else loaded from where the backbones are. vocab_map: where ids mean other tokens, map
+        them by token string; unmapped tokens get delta 0. load: options of `load_backbone`.
         Errors: tokenizers that differ, with counts and examples; guides that cannot move.
         """
         lm = pretrained.load_lm(backbone, **load)
-        move = move_guides(
-            self.config,
-            lm,
-            (self.config.backbone_name_or_path,),
-            tokenizer=tokenizer,
-            trained_tokenizer=trained_tokenizer,
-            vocab_map=vocab_map,
-            adapter=adapter,
-        )
-        moved = self._moved(move, lm, self.stored())
-        self.backbone, self.guides, self.transfers = moved.backbone, moved.guides, moved.transfers
-        self.config, self.generation_config = moved.config, moved.generation_config
-        self._tokenizer = moved._tokenizer
+        tokenizers = {"tokenizer": tokenizer, "trained_tokenizer": trained_tokenizer}
+        places = (self.config.backbone_name_or_path,)
+        move = move_guides(self.config, lm, places, vocab_map=vocab_map, adapter=adapter, **tokenizers)
+        moved = build.moved_model(type(self), move, lm, self.stored())
+        for part in ("backbone", "guides", "transfers", "config", "generation_config", "_tokenizer"):
+            setattr(self, part, getattr(moved, part))
         return move.comparison
-
-    @classmethod
-    def _moved(cls, move: Move, lm: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Self:
-        """Build the model that has these guides beside another backbone."""
-        model = cls(move.config, lm)
-        move.fill(model.stored(), tensors)
-        model._tokenizer = move.tokenizer
-        return model
 
     # ---- one pass --------------------------------------------------------------------------------------
 
@@ -329,17 +269,17 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         hidden: Tensor,
         states: Mapping[str, States],
         strengths: Tensor,
-        wanted: Collection[str] = ("policy",),
+        names: Collection[str] = ("policy",),
         *,
         upcast: bool = False,
     ) -> dict[str, Tensor]:
-        """Logits [n, V] of the wanted distributions, see `policy.distributions`.
+        """Logits [n, V] of the named distributions, see `policy.distributions`.
 
         hidden [n, d] (or [B, T, d]) and the states of the acting guides, as `encode` gives them; strengths
         [n or 1, acting guides] in their order.
         """
         active = self.active_guides(states, strengths)
-        return distributions(self.backbone, active, hidden, wanted, fusion=self.config.fusion, upcast=upcast)
+        return distributions(self.backbone, active, hidden, names, fusion=self.config.fusion, upcast=upcast)
 
     def forward(
         self,
@@ -368,15 +308,11 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
             guides, alpha = self.resolve_alpha(alpha, tokens.shape[0])
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.get_text_config(decoder=True))
-        for handed_on in ("return_dict", "tokenizer"):  # by transformers' generate, to every model
-            options.pop(handed_on, None)
+        for name in ("return_dict", "tokenizer"):  # transformers' generate hands them to every model
+            options.pop(name, None)
         for name in options.keys() - TransformersKwargs.__optional_keys__:
             raise TypeError(f"forward got an unexpected argument '{name}'")
-        keep = (
-            slice(-logits_to_keep if logits_to_keep else None, None)
-            if isinstance(logits_to_keep, int)
-            else logits_to_keep
-        )
+        keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         # Before the cache grows: a schedule counts from what it holds now.
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         values = strengths_of(torch.as_tensor(alpha, device=tokens.device), tokens.shape[0])
@@ -393,9 +329,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         )
         hidden, states = encoded.hidden, encoded.states
         if tokens.shape[1] > 1:  # of a single token all is kept
-            hidden = hidden[:, keep]
-            kept = lambda x: hidden if x is encoded.hidden else x[:, keep]  # noqa: E731 - one tensor stays one
-            states = {name: {key: kept(x) for key, x in of_guide.items()} for name, of_guide in states.items()}
+            hidden, states = map_tokens(lambda x: x[:, keep], hidden, states)
         output = encoded.backbone
         return CausalLMOutputWithPast(
             logits=self.distributions(hidden, states, alphas.to(hidden.device))["policy"],

@@ -94,7 +94,7 @@ class GuideSet(nn.ModuleDict):
     def add(self, name: str, entry: dict[str, Any], tensors: dict[str, Tensor] | None = None, source: str = "") -> None:
         """Build a guide from its entry, and what fits it to the backbone; fill it with stored tensors where given.
 
-        tensors: as `stored` names them, of the checkpoint `source`. Errors: tensors that are not this guide's.
+        tensors: as the guide names them, of the checkpoint `source`. Errors: tensors that are not this guide's.
         """
         shape = BackboneShape.from_dict(entry["shape"])
         guide = build_guide(entry, shape)
@@ -110,7 +110,8 @@ class GuideSet(nn.ModuleDict):
         if tensors is None:
             return
         try:
-            load_strictly({key: x for key, x in self.stored().items() if key.startswith(f"{name}.")}, tensors, source)
+            named = {f"{name}.{key}": x for key, x in tensors.items()}
+            load_strictly({key: x for key, x in self.stored().items() if key.startswith(f"{name}.")}, named, source)
         except DualHeadError:
             self.remove(name)
             raise

@@ -29,7 +29,9 @@ from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder
 from dual_head.files.reading import reading
+from dual_head.guides import GuideConfig
 from dual_head.model.fusion import require_fusion
+from dual_head.model.guide_set import entry_of
 
 CODE_NAME = "modeling_dual_head.py"  # what transformers runs to find our classes, where it is told to trust the folder
 AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # the auto classes' own, of no use to us
@@ -129,19 +131,26 @@ def require_fitting(config: AlignedConfig, backbone: Backbone, other: AlignedCon
 
 
 @dataclass(frozen=True)
-class StoredGuide:
-    """One guide of a checkpoint: the checkpoint's config, its entry, its default alpha, tensors {key: tensor}."""
+class AttachedGuide:
+    """A guide before it is attached: its entry, its default alpha, and the tensors {key: tensor} of a trained one."""
 
-    config: AlignedConfig
     entry: dict[str, Any]
-    alpha: float
-    tensors: dict[str, Tensor]
+    alpha: float = 1.0
+    tensors: dict[str, Tensor] | None = None
 
 
-def read_guide(source: str, name: str | None) -> StoredGuide:
-    """Read one guide of a checkpoint; name: which of several. Errors: none of that name, or several and no name."""
-    config = read_config(source)
-    guides = config.guides or {}
+def guide_to_attach(
+    config: AlignedConfig, backbone: Backbone, guide: GuideConfig | str | Path, name: str | None
+) -> AttachedGuide:
+    """What to attach to a model of this config and backbone: a fresh guide, or one of a checkpoint's folder.
+
+    name: which of several. Errors: no guide of that name, or several and no name; one that does not fit.
+    """
+    if isinstance(guide, GuideConfig):
+        return AttachedGuide(entry_of(guide, backbone.shape))
+    source = str(guide)
+    trained = read_config(source)
+    guides = trained.guides or {}
     if name is None and len(guides) == 1:
         (name,) = guides
     if name is None or name not in guides:
@@ -149,7 +158,8 @@ def read_guide(source: str, name: str | None) -> StoredGuide:
         raise DualHeadError(f"'{source}' {problem}: say which with source_name ({', '.join(guides)}).")
     prefix = f"{name}."
     tensors = {key.removeprefix(prefix): x for key, x in read_weights(source).items() if key.startswith(prefix)}
-    return StoredGuide(config, guides[name], (config.alpha or {}).get(name, 1.0), tensors)
+    require_fitting(config, backbone, trained, source)
+    return AttachedGuide(guides[name], (trained.alpha or {}).get(name, 1.0), tensors)
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -186,8 +196,15 @@ def read_config(source: str, **hub: Any) -> AlignedConfig:
 
 
 def load_lm(backbone: str | Path | PreTrainedModel, **options: Any) -> PreTrainedModel:
-    """A loaded backbone as it is; one of a name or folder, loaded with these options of `load_backbone`."""
-    return backbone if isinstance(backbone, nn.Module) else load_backbone(str(backbone), **options)
+    """A loaded backbone as it is; one of a name or folder, loaded with these options of `load_backbone`.
+
+    Errors: options beside a loaded one.
+    """
+    if not isinstance(backbone, nn.Module):
+        return load_backbone(str(backbone), **options)
+    if options:
+        raise DualHeadError(f"The backbone is already loaded, so {', '.join(options)} would do nothing. Leave it out.")
+    return backbone
 
 
 def recorded_backbone(config: AlignedConfig, source: str) -> str:

@@ -126,14 +126,18 @@ def split_sides(per_row: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
+def map_tokens(f: Callable[[Tensor], Tensor], hidden: Tensor, states: States) -> tuple[Tensor, States]:
+    """f of hidden and of every state; a state that is `hidden` itself stays one tensor with it."""
+    h = f(hidden)
+    return h, pytree.tree_map(lambda x: h if x is hidden else f(x), states)
+
+
 def pick_tokens(hidden: Tensor, states: States, at: Tensor, labels: Tensor, row: Tensor) -> Tokens:
     """Pick the positions that predict the tokens to score.
 
     hidden [R, T, d], states [R, T, *]; at [n]: which of the R T positions; labels, row [n].
     """
-    h = hidden.flatten(0, 1)[at]
-    states = pytree.tree_map(lambda x: h if x is hidden else x.flatten(0, 1)[at], states)  # one tensor stays one
-    return Tokens(h, states, labels, row)
+    return Tokens(*map_tokens(lambda x: x.flatten(0, 1)[at], hidden, states), labels, row)
 
 
 def response_tokens(hidden: Tensor, states: States, input_ids: Tensor, response_mask: Tensor) -> Tokens:
