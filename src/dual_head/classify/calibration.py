@@ -7,6 +7,7 @@ which says whose temperature it is: that of a classifier trained again in the sa
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,22 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from dual_head.backbone.checkpoint import find_file
-from dual_head.classify.evaluate.metrics import log_probabilities, probabilities
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, file_digest
 from dual_head.files.reading import read_json, reading
 from dual_head.options import build
 
-__all__ = ["CALIBRATION_FILE", "Calibration", "cross_fitted", "fit_temperature", "load_calibration"]
+__all__ = [
+    "CALIBRATION_FILE",
+    "Calibration",
+    "cross_fitted",
+    "fit_temperature",
+    "load_calibration",
+    "log_probabilities",
+    "probabilities",
+]
 
+Floats = NDArray[np.float64]
 CALIBRATION_FILE = "calibration.json"
 COLDEST, HOTTEST = 0.01, 100.0  # rows that are all right would have T = 0, rows of noise T = infinity
 HALVINGS = 100
@@ -109,6 +118,52 @@ def _digest(source: str | Path) -> str:
     return file_digest(Path(find_file(str(source), SAFE_WEIGHTS_NAME)))["sha256"]
 
 
+def log_probabilities(logits: ArrayLike) -> Floats:
+    """log softmax over the last axis [N, K]."""
+    z = np.asarray(logits, dtype=float)
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def probabilities(logits: ArrayLike, *, temperature: ArrayLike = 1.0, multi_label: bool = False) -> Floats:
+    """softmax(l / T), or sigmoid(l / T) of each label [N, K]; temperature T: a number, or one for each row [N]."""
+    z = scaled(logits, temperature)
+    return np.exp(-np.logaddexp(0, -z)) if multi_label else np.exp(log_probabilities(z))
+
+
+def scaled(logits: ArrayLike, temperature: ArrayLike) -> Floats:
+    """l / T [N, K] in float64. Errors: a temperature that is not above 0."""
+    z, t = np.asarray(logits, dtype=float), np.asarray(temperature, dtype=float)
+    if not (t > 0).all():
+        raise DualHeadError(f"A temperature is above 0, not {temperature}.")
+    return z / (t[:, None] if t.ndim else t)
+
+
+def group_numbers(groups: Sequence[Any] | None, rows: int) -> NDArray[np.int64]:
+    """Number of each row's group [N], from 0."""
+    if groups is None:
+        return np.arange(rows)
+    if len(groups) != rows:
+        raise DualHeadError(f"There are {rows} rows and groups of {len(groups)}. Give one for each row.")
+    places: dict[Any, int] = {}
+    keys = [(i,) if group in ("", None) else group for i, group in enumerate(groups)]
+    return np.array([places.setdefault(key, len(places)) for key in keys], dtype=int)
+
+
+def require_matching(logits: Floats, labels: NDArray[Any], multi_label: bool = False) -> None:
+    """Refuse logits that are not finite [N, K], and labels that are neither classes [N] nor shares [N, K] of them."""
+    fits = labels.shape in ((len(logits),), logits.shape) if logits.ndim == 2 else False
+    if not fits or not len(logits) or (multi_label and labels.ndim != 2):
+        raise DualHeadError(
+            f"Logits are [rows, classes] and labels [rows] or [rows, classes], with at least one row; these are "
+            f"{logits.shape} and {labels.shape}."
+        )
+    if not np.isfinite(logits).all():
+        raise DualHeadError("Some logits are NaN or infinite. Classify with --dtype float32, or look at the model.")
+    if labels.ndim == 1 and not ((labels >= 0) & (labels < logits.shape[1])).all():
+        raise DualHeadError(f"Labels are classes 0 to {logits.shape[1] - 1}; leave out rows that have none.")
+
+
 def fit_temperature(
     logits: ArrayLike, labels: ArrayLike, *, multi_label: bool = False, fitted_on: str = ""
 ) -> Calibration:
@@ -119,7 +174,9 @@ def fit_temperature(
     [0.01, 100]. Rows that are all right have no least NLL: their T is the coldest, and `unbounded`. The NLL on these
     rows is never above that at T = 1. Errors: no rows, labels that do not fit.
     """
-    z, y = _rows(logits, labels)
+    z, y = np.asarray(logits, dtype=float), np.asarray(labels)
+    require_matching(z, y)
+    y = np.eye(z.shape[1])[y.astype(int)] if y.ndim == 1 else y.astype(float)
     low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -135,20 +192,18 @@ def fit_temperature(
 
 def cross_fitted(
     logits: ArrayLike, labels: ArrayLike, *, groups: Any = None, multi_label: bool = False, seed: int = 0
-) -> NDArray[np.float64]:
+) -> Floats:
     """A temperature for each row [N], fitted on the half of the rows (of the groups) that it is not in.
 
     So one set of rows can both fit a temperature and say what it does, and no row judges what it was fitted on. A half
     that has none (`Calibration.unbounded`) leaves the other at T = 1. Errors: fewer than two rows or groups.
     """
     z, targets = np.asarray(logits, dtype=float), np.asarray(labels)
-    keys = list(range(len(z))) if groups is None else [(i,) if g in ("", None) else g for i, g in enumerate(groups)]
-    names = list(dict.fromkeys(keys))
-    if len(names) < 2:
+    group = group_numbers(groups, len(z))
+    count = int(group.max(initial=-1)) + 1
+    if count < 2:
         raise DualHeadError("A temperature is fitted on one half of the rows and judged on the other: give at least 2.")
-    order = np.random.default_rng(seed).permutation(len(names))
-    side = dict(zip(names, (order % 2).tolist(), strict=True))
-    half = np.array([side[key] for key in keys])
+    half = np.random.default_rng(seed).permutation(count)[group] % 2
     temperatures = np.empty(len(z))
     for fold in (0, 1):
         other = half != fold
@@ -157,19 +212,7 @@ def cross_fitted(
     return temperatures
 
 
-def _rows(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    z, y = np.asarray(logits, dtype=float), np.asarray(labels)
-    if z.ndim != 2 or not len(z) or y.shape not in ((len(z),), z.shape) or not np.isfinite(z).all():
-        raise DualHeadError(
-            f"A temperature is fitted to finite logits [rows, classes] and labels of the same rows, at least one; "
-            f"these are {z.shape} and {y.shape}."
-        )
-    if y.ndim == 1 and not ((y >= 0) & (y < z.shape[1])).all():
-        raise DualHeadError(f"Labels are classes 0 to {z.shape[1] - 1}; leave out rows that have none.")
-    return z, np.eye(z.shape[1])[y.astype(int)] if y.ndim == 1 else y.astype(float)
-
-
-def _nll(z: NDArray[np.float64], y: NDArray[np.float64], multi_label: bool) -> float:
+def _nll(z: Floats, y: Floats, multi_label: bool) -> float:
     if multi_label:
         return float((np.logaddexp(0, z) - y * z).mean())
     return float(-(y * log_probabilities(z)).sum(1).mean())

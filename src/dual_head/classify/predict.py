@@ -17,16 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.import_utils import is_peft_available
 
 from dual_head.backbone.decoder import BRANCH_TOLERANCE
 from dual_head.backbone.dtypes import FLOATS, require_dtype
 from dual_head.backbone.fingerprint import tokenizer_fingerprint
 from dual_head.backbone.load import context_length
-from dual_head.classify.calibration import load_calibration
+from dual_head.classify.calibration import load_calibration, probabilities
 from dual_head.classify.data.tokenize import ClassifyTokenizeOptions, cut_ids, input_ids_of
-from dual_head.classify.evaluate.metrics import probabilities
 from dual_head.classify.model import DualHeadReasoningModel
+from dual_head.classify.tune import fold_adapters
 from dual_head.classify.types import Example
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError
@@ -138,7 +137,7 @@ class Predictor:
                 f"The tokenizer in '{folder}' is not the one that the classifier was trained with. Copy it again."
             )
         if not isinstance(backbone, nn.Module):
-            _fold_adapters(model.decoder.lm)
+            fold_adapters(model.decoder.lm)
             if dtype in FLOATS:
                 _cast(model.decoder, getattr(torch, dtype))
         if device_map is None:
@@ -255,18 +254,6 @@ def _unicode(text: str) -> str:
 
 
 # ---- making a loaded model fast ----------------------------------------------------------------------------
-
-
-def _fold_adapters(lm: PreTrainedModel) -> None:
-    """W <- W + s B A in place, and the adapters gone."""
-    if not is_peft_available():
-        return
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, layer in list(lm.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            lm.set_submodule(name, layer.get_base_layer())
 
 
 def _cast(decoder: nn.Module, dtype: torch.dtype) -> None:

@@ -1,6 +1,7 @@
 """What of a classifier's backbone is trained: all of it, an adapter, or nothing. It knows models, and no head."""
 
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_peft_available
 
 from dual_head.classify.config import LORA_TARGETS, DualHeadReasoningConfig
 from dual_head.errors import require
@@ -32,3 +33,15 @@ def _targets(lm: PreTrainedModel) -> list[str] | str:
     """The paper's layers where the model has them all by name; every linear layer of the decoder otherwise."""
     names = {name.rsplit(".", 1)[-1] for name, _ in lm.named_modules()}
     return list(LORA_TARGETS) if names.issuperset(LORA_TARGETS) else "all-linear"
+
+
+def fold_adapters(lm: PreTrainedModel, *, copy: bool = False) -> None:
+    """W <- W + s B A in place, and the adapters gone; copy: into new weights, where others share the old ones."""
+    if not is_peft_available():
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(lm.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge(safe_merge=copy)
+            lm.set_submodule(name, layer.get_base_layer())

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dual_head import DualHeadError
-from dual_head.classify.evaluate.metrics import log_probabilities, probabilities, reliability, report
+from dual_head.classify.calibration import log_probabilities, probabilities
+from dual_head.classify.evaluate.metrics import reliability, report
 from dual_head.stats import wilson
 
 # Five rows of three classes; p of the class that is given, and whether it is right:

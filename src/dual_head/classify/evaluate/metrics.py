@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dual_head.errors import DualHeadError
+from dual_head.classify.calibration import group_numbers, log_probabilities, probabilities, require_matching, scaled
 from dual_head.stats import draws, percentiles, wilson
 
-__all__ = ["BINS", "Rows", "as_rows", "log_probabilities", "probabilities", "reliability", "report", "resampled"]
+__all__ = ["BINS", "Rows", "as_rows", "reliability", "report", "resampled"]
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 # Noise makes them larger, and resampling adds as much again: draws are reflected, 2 m - m*, at the mean m.
@@ -47,19 +47,6 @@ class Rows:
         """Every metric, each group counted so many times [G]; once, where not said."""
         times = np.ones(self.groups) if times is None else times
         return self.statistic(times[self.group], times)
-
-
-def log_probabilities(logits: ArrayLike) -> Floats:
-    """log softmax over the last axis [N, K]."""
-    z = np.asarray(logits, dtype=float)
-    z = z - z.max(-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(-1, keepdims=True))
-
-
-def probabilities(logits: ArrayLike, *, temperature: ArrayLike = 1.0, multi_label: bool = False) -> Floats:
-    """softmax(l / T), or sigmoid(l / T) of each label [N, K]; temperature T: a number, or one for each row [N]."""
-    z = _scaled(logits, temperature)
-    return np.exp(-np.logaddexp(0, -z)) if multi_label else np.exp(log_probabilities(z))
 
 
 def report(
@@ -111,8 +98,8 @@ def as_rows(
     """Make logits [N, K] and labels ready to be measured under any weights. Arguments and errors: as of `report`."""
     z, targets = np.asarray(logits, dtype=float), np.asarray(labels)
     multi_label = _is_multi_label(targets) if multi_label is None else multi_label
-    _check(z, targets, multi_label)
-    group = _groups(groups, len(z))
+    require_matching(z, targets, multi_label)
+    group = group_numbers(groups, len(z))
     if multi_label:
         return Rows(group, *_several(z, targets, temperature))
     return Rows(group, *_single(z, targets, temperature, group if group.max() + 1 < len(z) else None))
@@ -158,7 +145,7 @@ def reliability(confidence: ArrayLike, right: ArrayLike, *, bins: int = BINS) ->
 def _single(z: Floats, targets: NDArray[Any], temperature: ArrayLike, group: Ints | None) -> tuple[Ints, Statistic]:
     """One label a row: its confusion [true, given] and its figures."""
     classes = z.shape[1]
-    logs = log_probabilities(_scaled(z, temperature))
+    logs = log_probabilities(scaled(z, temperature))
     shares = np.eye(classes)[targets.astype(int)] if targets.ndim == 1 else targets.astype(float)
     truth, predicted = shares.argmax(1), logs.argmax(1)
     p = np.exp(logs)
@@ -189,12 +176,12 @@ def _single(z: Floats, targets: NDArray[Any], temperature: ArrayLike, group: Int
 
 def _several(z: Floats, targets: NDArray[Any], temperature: ArrayLike) -> tuple[Ints, Statistic]:
     """Any number of labels a row: [[neither, said], [true, both]] of each label, and figures."""
-    scaled, truth = _scaled(z, temperature), targets.astype(float)
-    p = probabilities(scaled, multi_label=True)
+    z, truth = scaled(z, temperature), targets.astype(float)
+    p = probabilities(z, multi_label=True)
     predicted = (p >= MULTI_LABEL_CUT).astype(float)
     hits, wrong, missed = predicted * truth, predicted * (1 - truth), (1 - predicted) * truth
     exact = (predicted == truth).all(1).astype(float)
-    nll = (np.logaddexp(0, scaled) - truth * scaled).mean(1)
+    nll = (np.logaddexp(0, z) - truth * z).mean(1)
     brier = ((p - truth) ** 2).mean(1)
 
     def statistic(w: Floats, _: Floats) -> dict[str, float]:
@@ -250,13 +237,6 @@ def _classes(table: Ints, names: list[str]) -> dict[str, dict[str, float]]:
     }
 
 
-def _scaled(logits: ArrayLike, temperature: ArrayLike) -> Floats:
-    z, t = np.asarray(logits, dtype=float), np.asarray(temperature, dtype=float)
-    if not (t > 0).all():
-        raise DualHeadError(f"A temperature is above 0, not {temperature}.")
-    return z / (t[:, None] if t.ndim else t)
-
-
 def _equal_width(confidence: Floats, bins: int) -> Ints:
     """Bin of each row: bin i holds i / bins < confidence <= (i + 1) / bins, the first one 0 too."""
     return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -269,30 +249,6 @@ def _equal_mass(confidence: Floats, bins: int) -> Ints:
     return place
 
 
-def _groups(groups: Sequence[Any] | None, rows: int) -> Ints:
-    """Number of each row's group [N], from 0."""
-    if groups is None:
-        return np.arange(rows)
-    if len(groups) != rows:
-        raise DualHeadError(f"There are {rows} rows and groups of {len(groups)}. Give one for each row.")
-    places: dict[Any, int] = {}
-    keys = [(i,) if group in ("", None) else group for i, group in enumerate(groups)]
-    return np.array([places.setdefault(key, len(places)) for key in keys], dtype=int)
-
-
 def _is_multi_label(labels: NDArray[Any]) -> bool:
     """Zeros and ones, and not exactly one of them in every row: shares of classes would sum to 1."""
     return labels.ndim == 2 and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) != 1).any())
-
-
-def _check(logits: Floats, labels: NDArray[Any], multi_label: bool) -> None:
-    fits = labels.shape in ((len(logits),), logits.shape) if logits.ndim == 2 else False
-    if not fits or not len(logits) or (multi_label and labels.ndim != 2):
-        raise DualHeadError(
-            f"Logits are [rows, classes] and labels [rows] or [rows, classes], with at least one row; these are "
-            f"{logits.shape} and {labels.shape}."
-        )
-    if not np.isfinite(logits).all():
-        raise DualHeadError("Some logits are NaN or infinite. Classify with --dtype float32, or look at the model.")
-    if labels.ndim == 1 and not ((labels >= 0) & (labels < logits.shape[1])).all():
-        raise DualHeadError(f"Labels are classes 0 to {logits.shape[1] - 1}; leave out rows that have none.")

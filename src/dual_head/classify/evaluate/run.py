@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dual_head.classify.calibration import Calibration, cross_fitted, fit_temperature
+from dual_head.classify.calibration import Calibration, cross_fitted, fit_temperature, probabilities
 from dual_head.classify.evaluate.differences import differences, mcnemar
-from dual_head.classify.evaluate.metrics import MULTI_LABEL_CUT, Rows, as_rows, probabilities, reliability, report
+from dual_head.classify.evaluate.metrics import MULTI_LABEL_CUT, Rows, as_rows, reliability, report
 from dual_head.classify.predict import Predictor
 from dual_head.classify.types import Example
 from dual_head.errors import DualHeadError

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from transformers import AddedToken, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-from transformers.utils.import_utils import is_peft_available
 
 from dual_head import __version__
 from dual_head.backbone.dtypes import FLOATS
@@ -25,6 +24,7 @@ from dual_head.backbone.fingerprint import digest, sketch, tokenizer_fingerprint
 from dual_head.classify.config import DualHeadReasoningConfig
 from dual_head.classify.export.parity import Pooled, allowance, check_merged, largest, scored, tried
 from dual_head.classify.model import DualHeadReasoningModel
+from dual_head.classify.tune import fold_adapters
 from dual_head.data.conversation import first_ids
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.export.folder import bytes_in
@@ -146,13 +146,7 @@ def merged(lm: PreTrainedModel) -> PreTrainedModel:
         id(x): nn.Parameter(x.detach(), requires_grad=False) if isinstance(x, nn.Parameter) else x for x in tensors
     }
     copied: Any = copy.deepcopy(lm, memo).cpu().float()
-    if is_peft_available():
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for name, layer in list(copied.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge(safe_merge=True)  # into a copy of the weight, and not into the original's
-                copied.set_submodule(name, layer.get_base_layer())
+    fold_adapters(copied, copy=True)
     return copied
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from dual_head import __version__
 from dual_head.classify.data.columns import columns_of
 from dual_head.cli.classify.evaluate_config import options_of
-from dual_head.cli.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
+from dual_head.cli.classify.loading import CLASSIFIER, PredictorOptions, load_predictor
 from dual_head.console.gauge import gauged
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal
@@ -41,7 +41,7 @@ PLAIN_WIDTH = 140  # of a table that is not printed on a screen
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(LoadingOptions, BatchOptions):
+class EvaluateOptions(PredictorOptions):
     """Which classifiers, on which rows, and what is measured."""
 
     classifier: list[str] = option([], CLASSIFIER, positional=True, nargs="*")
@@ -120,11 +120,8 @@ def _evaluate(args: EvaluateOptions, output: Path, command: str) -> int:
 
 def _measured(folder: str, args: EvaluateOptions, console: Console) -> "tuple[Measured, RowReport]":
     from dual_head.classify.evaluate.run import measure
-    from dual_head.classify.predict import Predictor
 
-    loading = ("backbone", "device", "dtype", "device_map", "attn_implementation", "trust_remote_code")
-    working = ("batch_tokens", "max_rows_per_batch", "window", "autocast")
-    predictor = Predictor.load(folder, **{name: getattr(args, name) for name in (*loading, *working)})
+    predictor = load_predictor(args, folder)
     examples, drops = _examples(predictor, args)
     shown = partial(gauged, name=folder, total=len(examples), quiet=console.quiet)
     where = f"{args.dataset}, {args.split}"

@@ -1,8 +1,12 @@
 """Where a classifier is, how it is loaded, and how much it classifies at a time, for the commands that run one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from dual_head.options import Options, option
+
+if TYPE_CHECKING:
+    from dual_head.classify.predict import Predictor
 
 CLASSIFIER = "folder of a classifier (the output_dir of training), or a name on the hub"
 
@@ -20,8 +24,8 @@ class LoadingOptions(Options):
 
 
 @dataclass(kw_only=True)
-class BatchOptions(Options):
-    """How much is classified at a time."""
+class PredictorOptions(LoadingOptions):
+    """The same, and how much is classified at a time."""
 
     batch_tokens: int | None = option(
         None, "of a batch, padding included; default: 8192, CPU 1024", heading="batches", least=1
@@ -29,3 +33,11 @@ class BatchOptions(Options):
     max_rows_per_batch: int = option(512, "rows of a batch", least=1)
     window: int = option(4096, "rows read, and sorted by length, at a time", least=1)
     autocast: bool = option(False, "multiply in bfloat16, whatever the weights are")
+
+
+def load_predictor(args: PredictorOptions, folder: str, **options: Any) -> "Predictor":
+    """Load a classifier as the options say."""
+    # Imported late: a mistyped flag should not wait for torch.
+    from dual_head.classify.predict import Predictor
+
+    return Predictor.load(folder, **{f.name: getattr(args, f.name) for f in fields(PredictorOptions)}, **options)

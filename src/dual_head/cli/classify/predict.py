@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dual_head.cli.classify.loading import CLASSIFIER, BatchOptions, LoadingOptions
+from dual_head.cli.classify.loading import CLASSIFIER, PredictorOptions, load_predictor
 from dual_head.console.gauge import Gauge
 from dual_head.data import Dropped
 from dual_head.errors import DualHeadError
@@ -37,7 +37,7 @@ DIGITS = 6  # of a probability
 
 
 @dataclass(kw_only=True)
-class PredictOptions(LoadingOptions, BatchOptions):
+class PredictOptions(PredictorOptions):
     """Which rows, where they are, and where predictions go."""
 
     classifier: str = option(help=CLASSIFIER, positional=True)
@@ -60,17 +60,13 @@ def run(arguments: Sequence[str]) -> int:
     (args,) = build_parser().read(arguments)
     # Imported late: a mistyped flag should not wait for torch.
     from dual_head.classify.data.stream import count_rows, read_rows, reader_of
-    from dual_head.classify.predict import Predictor
 
     if args.output != "-":
         if not Path(args.output).name or Path(args.output).is_dir():
             raise DualHeadError(f"--output is a file, and '{args.output}' is a folder. Name a file in it.")
         require_unread(Path(args.output), [None if args.input == "-" else args.input])
     rows = read_rows(args.input, kind=args.kind)
-    loading = ("backbone", "device", "dtype", "device_map", "attn_implementation", "trust_remote_code")
-    working = ("temperature", "threshold", "batch_tokens", "max_rows_per_batch", "window", "autocast")
-    given = {name: getattr(args, name) for name in (*loading, *working)}
-    predictor = Predictor.load(args.classifier, **given)
+    predictor = load_predictor(args, args.classifier, temperature=args.temperature, threshold=args.threshold)
     text = predictor.model.config.text
     read = reader_of(text, column=args.column, format=args.format, template=args.template)
     total = count_rows(args.input, kind=args.kind) if sys.stderr.isatty() else None
