@@ -72,7 +72,7 @@ def test_bad_input_is_one_paragraph_and_nothing_is_written(classifier, backbone,
         "--head linear": [mlp],
         "Leave --dtype out": [classifier, "--onnx", "--dtype", "bfloat16"],
         "There is no folder": [classifier, "--backbone", tmp_path / "nowhere"],
-        "is what is read here": [classifier, "--output_dir", classifier, "--overwrite"],
+        "is an input of this command": [classifier, "--output_dir", classifier, "--overwrite"],
         "not empty": [classifier, "--output_dir", mlp],
     }
     for remedy, arguments in cases.items():

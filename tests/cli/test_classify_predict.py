@@ -145,7 +145,7 @@ def test_the_input_is_never_written_over(folder, tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", TEXTS)
     before = Path(source).read_bytes()
     said = refused(capsys, folder, "--input", source, "--output", source, "--restart")
-    assert "is what is read here, and is not written over" in said
+    assert "is an input of this command and is not overwritten" in said
     assert Path(source).read_bytes() == before
 
 

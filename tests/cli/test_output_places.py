@@ -65,7 +65,7 @@ def refused(capsys, command: str, folders: dict[str, Path], output: Path) -> str
 
 @pytest.mark.parametrize(("command", "source"), [(name, source) for name in READS for source in READS[name]])
 def test_what_a_command_reads_is_not_its_output(command, source, folders, capsys):
-    assert "is what is read here, and is not written over" in refused(capsys, command, folders, folders[source])
+    assert "is an input of this command and is not overwritten" in refused(capsys, command, folders, folders[source])
 
 
 @pytest.mark.parametrize("command", ["train", "cache", "compose", "classify train"])

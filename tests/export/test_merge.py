@@ -137,7 +137,7 @@ def test_a_folder_with_something_in_it_is_left_alone_unless_told_otherwise(guide
     assert not (out / "model-00001-of-00002.safetensors").exists()
     assert (out / "notes.txt").read_text() == "mine"
     for read in (guides, backbone_folder):
-        assert "is what is read here" in refused(capsys, guides, "--output_dir", read, "--overwrite")
+        assert "is an input of this command" in refused(capsys, guides, "--output_dir", read, "--overwrite")
 
 
 def test_another_tokenizer_and_a_bad_alpha_are_refused_and_nothing_is_written(guides, tmp_path, capsys):

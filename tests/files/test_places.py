@@ -205,7 +205,7 @@ def test_what_is_read_is_never_written_over_by_whatever_name(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "run.json").write_text("{}")
     for source in (tmp_path / "link", f"{tmp_path}/./model"):
-        with pytest.raises(DualHeadError, match="is what is read here, and is not written over"):
+        with pytest.raises(DualHeadError, match="is an input of this command and is not overwritten"):
             require_place(tmp_path / "model", record="run.json", reads=[None, "owner/on-the-hub", source])
 
 

@@ -17,7 +17,8 @@ from dual_head.cli.loading import DeviceOptions, load_guided
 from dual_head.cli.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.console.terminal import Terminal, printable
 from dual_head.errors import DualHeadError
-from dual_head.files.places import add_lines, exclusive, require_unread
+from dual_head.files.lines import add_lines
+from dual_head.files.places import exclusive, require_unread
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
 

@@ -16,7 +16,7 @@ from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
 from dual_head.evaluate.types import Answer, Comparison, Judge, Question, Replies, Verdict
-from dual_head.files.places import add_lines, kept_rows
+from dual_head.files.lines import add_lines, rows_by_key
 
 __all__ = ["FILE", "Graded", "Outcome", "Result", "Usage", "grade_all", "judge_pairs", "spent"]
 
@@ -249,7 +249,7 @@ def _ask(
 ) -> dict[str, tuple[Verdict, bool]]:
     """Verdicts on what is shown: {key: (verdict, whether it was kept from before)}."""
     file = None if folder is None else Path(folder) / FILE
-    kept = kept_rows(file, _verdict) if file else {}
+    kept = rows_by_key(file, _verdict) if file else {}
     verdicts = {key: (kept[key], True) for key in shown if key in kept}
     missing = [key for key in shown if key not in verdicts]
     if file and missing:

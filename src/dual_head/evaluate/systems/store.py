@@ -15,7 +15,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.types import Answer, Decoding, Question
-from dual_head.files.places import add_lines, kept_rows
+from dual_head.files.lines import add_lines, rows_by_key
 
 __all__ = ["answer_all", "answers_file", "require_comparable", "require_same_decoding"]
 
@@ -52,7 +52,7 @@ def answer_all(
     if system.stored:
         return {answer.question: answer for answer in system.answer(questions, decoding)}
     file = answers_file(folder, system)
-    kept, named = kept_rows(file, _answer), {}
+    kept, named = rows_by_key(file, _answer), {}
     for batch in _batches(questions, batch_size):
         keys = _keys(system.identity, batch, decoding)
         if not all(key in kept for key in keys):
