@@ -379,7 +379,7 @@ def test_text_needs_no_tokenizer_where_the_guides_have_theirs(model, tokenizer, 
 
 
 def test_a_paged_cache_is_refused(model, tokenizer):
-    with pytest.raises(DualHeadError, match="no paged cache yet, so no generate_batch"):
+    with pytest.raises(DualHeadError, match="For many prompts at once use generate_batch"):
         model.generate("how", tokenizer=tokenizer, cache_implementation="paged")
 
 

@@ -46,7 +46,9 @@ def test_other_architectures_are_served(architecture):
 def test_eager_attention_is_served_and_put_back():
     model = tiny_model("gate")
     model.backbone.lm.set_attn_implementation("eager")
-    with small_engine(model) as engine:
+    engine = small_engine(model)
+    assert model.backbone.lm.config._attn_implementation == "eager"
+    with engine:
         assert unequal_to_generate_after(engine) == []
     assert model.backbone.lm.config._attn_implementation == "eager"
 

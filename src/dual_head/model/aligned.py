@@ -10,6 +10,7 @@ nothing from us. It knows guides only through `Guide`, and nothing of training.
 """
 
 import copy
+import importlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -32,6 +33,7 @@ from transformers.utils.generic import TransformersKwargs
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.features import Features
+from dual_head.backbone.load import load_backbone
 from dual_head.config import AlignedConfig
 from dual_head.data import Prompt
 from dual_head.errors import DualHeadError
@@ -106,50 +108,28 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         *,
         backbone: str | Path | PreTrainedModel | None = None,
         config: AlignedConfig | None = None,
-        dtype: str | torch.dtype = "auto",
-        device_map: str | dict | None = None,
-        attn_implementation: str | None = None,
-        quantization_config: Any = None,
-        trust_remote_code: bool = False,
         revision: str | None = None,
         switch: bool = False,
         vocab_map: bool = False,
         adapter: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
         output_loading_info: bool = False,
-        **hub: Any,
+        **options: Any,
     ) -> Self:
         """Load guides and the backbone they were trained on.
 
         backbone: another place of the same backbone, or the loaded model; with `switch`, also another backbone, to
-        which the guides then move: vocab_map, adapter and tokenizer as in `switch_backbone`. dtype, device_map,
-        attn_implementation, quantization_config, trust_remote_code: for the backbone, as transformers has them (an
-        explicit dtype is the guides' too); revision and hub options: for the guides; output_loading_info: also return
-        what transformers does then, which is always empty. Errors: files that are absent, corrupt or do not fit; a
-        backbone whose fingerprint is not the one trained on.
+        which the guides then move: vocab_map, adapter and tokenizer as in `switch_backbone`. revision: of the guides;
+        output_loading_info: also return what transformers does then, which is always empty; options: those of
+        `load_backbone` for the backbone (an explicit dtype is the guides' too), and the hub's for the guides. Errors:
+        files that are absent, corrupt or do not fit; a backbone whose fingerprint is not the one trained on.
         """
-        hub = pretrained.hub_options(hub, cls.from_pretrained)
         if (vocab_map or adapter) and not switch:
             raise DualHeadError("vocab_map and adapter say how guides move to another backbone: add switch=True.")
-        load = {
-            "dtype": dtype,
-            "device_map": device_map,
-            "attn_implementation": attn_implementation,
-            "quantization_config": quantization_config,
-            "trust_remote_code": trust_remote_code,
-        }
-        model = build.stored_model(
-            cls,
-            str(pretrained_model_name_or_path),
-            backbone,
-            config,
-            load=load,
-            hub={**hub, "revision": revision},
-            switch=switch,
-            vocab_map=vocab_map,
-            adapter=adapter,
-            tokenizer=tokenizer,
-        )
+        source, load = str(pretrained_model_name_or_path), pretrained.load_options(options)
+        hub = {**pretrained.hub_options(options, cls.from_pretrained, load_backbone), "revision": revision}
+        moving = {"vocab_map": vocab_map, "adapter": adapter, "tokenizer": tokenizer} if switch else None
+        model = build.stored_model(cls, source, backbone, config, load=load, hub=hub, moving=moving)
         info = {"missing_keys": set(), "unexpected_keys": set()}
         return (model, info) if output_loading_info else model
 
@@ -395,8 +375,20 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
             return generate_ids(self, inputs, generation_config, **request)
         return generate_text(self, inputs, generation_config, chat_template=chat_template, **request)
 
+    def generate_batch(self, inputs: Sequence[Prompt | Sequence[int]], **options: Any) -> list[Any]:
+        """Generate for many prompts in one running batch, each at a strength of its own (continuous batching).
+
+        inputs: texts, conversations or lists of token ids; returns a `Piece` (text, tokens, finish_reason) for each.
+        alpha: as `generate` has it, or a list with one for each prompt, each a number, a `LinearDecay` or
+        {guide: either}; max_new_tokens, tokenizer, chat_template: as `generate`; stop: strings before which a text
+        ends; settings: an `EngineSettings`; progress: called with how many are done; any other: of `Sampling`
+        (temperature, top_p, seed, ...), greedy where no temperature is given. Errors: guides that cannot be served.
+        """
+        # Serving stands above models, and is loaded where it is asked for.
+        return importlib.import_module("dual_head.serve.offline").generate_batch(self, inputs, **options)
+
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse what `generate_batch` and transformers' continuous batching begin with."""
+        """Refuse transformers' own manager, whose rows have no strengths."""
         del args, kwargs
         raise DualHeadError(NOT_PAGED)
 

@@ -33,8 +33,8 @@ from dual_head.model.types import Aligned
 logger = logging.getLogger(__name__)
 DEFAULT_NEW_TOKENS = 128
 NOT_PAGED = (
-    "Guides have no paged cache yet, so no generate_batch and no continuous batching. Use generate(), with the default "
-    "cache or cache_implementation='static'."
+    "generate() has no paged cache, and transformers' own batching gives no request a strength. For many prompts at "
+    "once use generate_batch() or dual-head serve; for generate(), the default cache or cache_implementation='static'."
 )
 TRANSFORMERS_NEW_TOKENS = 20  # what transformers generates where nothing says how much
 

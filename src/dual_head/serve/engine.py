@@ -72,6 +72,7 @@ class Engine:
         self._prompt_tokens = self._generated_tokens = 0
         self._batch = self._new_batch()
         self._stopped = False
+        self._death: str | None = None  # what the last requests were told that failed together
 
     def _new_batch(self) -> ContinuousBatch:
         return ContinuousBatch(self._paged, self.settings, self._deliver)
@@ -84,6 +85,7 @@ class Engine:
             return
         if self._stopped:
             self._batch = self._new_batch()
+        self._death = None
         self._stopped = True  # whatever ends this batch, it is not started again
         self._batch.start()
         atexit.register(_stop, weakref.ref(self))
@@ -160,7 +162,7 @@ class Engine:
                 try:
                     news = [await asyncio.wait_for(outputs.get(), WATCH)]
                 except TimeoutError:
-                    self._require_alive()
+                    self._require(self._batch.runs)
                     continue
                 while not outputs.empty():
                     news.append(outputs.get_nowait())
@@ -191,7 +193,7 @@ class Engine:
                 try:
                     i, news = outputs.get(timeout=WATCH)
                 except queue.Empty:
-                    self._require_alive()
+                    self._require(self._batch.runs)
                     continue
                 if i not in left:
                     continue  # it came to a stop string, and what came after it does not count
@@ -227,14 +229,13 @@ class Engine:
         return Reply(self.tokenizer, running.request.stop, running.end_tokens)
 
     def _submit(self, running: RunningRequest) -> None:
-        self._require_alive()
+        self._require(self.alive)
         self._running[running.id] = running
         request = running.request
         if not self._batch.add(
             running, request.prompt_ids, max_tokens=request.max_tokens, end_tokens=running.end_tokens
         ):
-            self._require_alive()
-            raise EngineStopped("The engine is stopping, and takes no more requests. Start it again.")
+            self._require(False)
         self._prompt_tokens += running.prompt_length
 
     def _leave(self, running: RunningRequest) -> None:
@@ -242,14 +243,9 @@ class Engine:
         if self._running.pop(running.id, None) is not None:
             self._batch.cancel(running)
 
-    def _require_alive(self) -> None:
-        if not self.alive:
-            error = self._batch.fatal_error
-            raise EngineStopped(
-                f"The engine stopped generating: {error}. Start it again."
-                if error
-                else "The engine is not running. Start it."
-            ) from error
+    def _require(self, condition: bool) -> None:
+        if not condition:
+            raise _stopped(self._death) from self._batch.fatal_error
 
     def _piece(
         self, running: RunningRequest, reply: Reply, given: int, news: list[tuple[bool, str | None]]
@@ -258,7 +254,7 @@ class Engine:
         finished, error = news[-1]
         if error is not None:
             self._running.pop(running.id, None)
-            raise EngineStopped(f"The engine stopped generating: {error}. Start it again.")
+            raise _stopped(error)
         if running.error is not None:
             raise DualHeadError(running.error)
         records = running.records[given : given + len(news)]
@@ -272,6 +268,7 @@ class Engine:
         """Hand each request what the step brought it; every event loop is woken once."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Callable, tuple[bool, str | None]]]] = {}
         for output in outputs:
+            self._death = output.error or self._death
             running = self._running.get(output.request_id)
             if running is None:
                 continue
@@ -324,6 +321,12 @@ _NOT_A_NUMBER = (
     "The model gives logits of NaN or infinity, so this text means nothing. Lower alpha, or load the model with "
     "dtype='float32'."
 )
+
+
+def _stopped(reason: str | None) -> EngineStopped:
+    if reason is None:
+        return EngineStopped("The engine is not running. Start it.")
+    return EngineStopped(f"The engine stopped generating: {reason}. Start it again.")
 
 
 def _call_all(calls: list[tuple[Callable, Any]]) -> None:

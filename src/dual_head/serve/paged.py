@@ -338,6 +338,7 @@ class ContinuousBatch:
         self._manager = ContinuousBatchingManager(model, config, self._batching())
         self._manager.logit_processor = model.rows
         self._manager.output_router = _Outlet(deliver)
+        self._switch_back()
         self._manager.warmup()  # makes the pages here, where an error has a caller
         cache: Any = self._processor.cache
         fits = infer_max_single_request_tokens(cache)
@@ -388,17 +389,29 @@ class ContinuousBatch:
 
         cache.search_prefix_match = counted
 
+    def _switch_back(self) -> None:
+        """Leave eager attention as it was until the batch runs; transformers switches it as soon as it has a manager."""
+        if (before := self._manager._original_attn_impl) is not None:
+            self._model.set_attn_implementation(before)
+            self._manager._original_attn_impl = None
+
     def start(self) -> None:
         """Run in a thread that does not keep the process alive."""
+        self._manager.switch_to_cb_friendly_attn(self._model, auto_switch_to_flash=False)
         # A thread is a daemon where the thread that starts it is one.
         starter = Thread(target=self._manager.start, daemon=True)
         starter.start()
         starter.join()
 
     @property
+    def runs(self) -> bool:
+        """Whether its thread lives, if only to finish what it has."""
+        return self._manager.is_running()
+
+    @property
     def alive(self) -> bool:
         """Whether it runs and takes requests."""
-        return self._manager.is_running() and self._manager.background_thread_status.can_accept_new_requests() is None
+        return self.runs and self._manager.background_thread_status.can_accept_new_requests() is None
 
     @property
     def fatal_error(self) -> Exception | None:
@@ -407,7 +420,7 @@ class ContinuousBatch:
 
     def stop(self, drain: float) -> None:
         """Take no more requests, let those that run finish within so many seconds, and end the thread."""
-        if drain > 0 and self._manager.is_running():
+        if drain > 0 and self.runs:
             self._manager.background_thread_status.request_stop(1, 0)  # flush
             self._manager._wake_up_loop.set()
             self._manager._generation_thread.join(drain)  # pyright: ignore[reportOptionalMemberAccess]

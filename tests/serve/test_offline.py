@@ -1,0 +1,90 @@
+"""Many prompts in one running batch, called on the model."""
+
+import logging
+
+import pytest
+import torch
+from engines import TOKENIZER, generated, ids, prompts, tiny_model
+
+from dual_head.errors import DualHeadError
+from dual_head.model.alpha import LinearDecay
+from dual_head.serve.types import EngineSettings
+
+SETTINGS = EngineSettings(page_size=8, num_blocks=64, max_batch_tokens=48, max_rows=8)
+OPTIONS = {"tokenizer": TOKENIZER, "max_new_tokens": 6, "settings": SETTINGS}
+TEXTS = ["Once upon a time", "How can I", "The", "12 + 30 ="]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("hidden", "gate")
+
+
+@pytest.mark.parametrize(
+    ("alpha", "of_prompt"),
+    [
+        (None, lambda i: {"hidden": 1.0, "gate": 1.0}),
+        (0.5, lambda i: 0.5),
+        ([0.0, 0.5, 2.0, -1.0], lambda i: [0.0, 0.5, 2.0, -1.0][i]),
+        (torch.tensor([0.0, 0.5, 2.0, -1.0]), lambda i: [0.0, 0.5, 2.0, -1.0][i]),
+        ({"hidden": [0.0, 1.0, 2.0, 3.0], "gate": 1.0}, lambda i: {"hidden": float(i), "gate": 1.0}),
+        (
+            [{"gate": 2.0}, 1.0, None, LinearDecay(2.0, 0.0, 3)],
+            lambda i: [{"gate": 2.0}, 1.0, None, LinearDecay(2.0, 0.0, 3)][i],
+        ),
+    ],
+    ids=str,
+)
+def test_texts_are_those_of_generate_one_by_one(model, alpha, of_prompt):
+    pieces = model.generate_batch(TEXTS, alpha=alpha, **OPTIONS)
+    one_by_one = [
+        model.generate(text, alpha=of_prompt(i), tokenizer=TOKENIZER, max_new_tokens=6) for i, text in enumerate(TEXTS)
+    ]
+    assert [piece.text for piece in pieces] == one_by_one
+
+
+def test_ids_and_conversations_are_prompts_too(model):
+    talking = tiny_model("hidden", "gate")
+    tokenizer = type(TOKENIZER)(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="</s>", bos_token="<s>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    conversation = [{"role": "user", "content": "hi"}]
+    pieces = talking.generate_batch(
+        [prompts()[0], torch.tensor(prompts()[1]), conversation], **{**OPTIONS, "tokenizer": tokenizer}
+    )
+    assert [ids(piece) for piece in pieces[:2]] == [generated(talking, prompt, 1.0, 6) for prompt in prompts()[:2]]
+    assert pieces[2].text == talking.generate(conversation, tokenizer=tokenizer, max_new_tokens=6)
+
+
+def test_a_seed_gives_every_prompt_its_own_text_again(model):
+    same = ["Once"] * 4
+    first, again = (
+        [piece.text for piece in model.generate_batch(same, temperature=1.5, seed=3, **OPTIONS)] for _ in range(2)
+    )
+    assert first == again
+    assert len(set(first)) > 1
+
+
+def test_no_more_is_generated_than_the_context_holds(model, caplog):
+    logging.getLogger("dual_head").propagate = True
+    (piece,) = model.generate_batch([prompts()[6]], **{**OPTIONS, "max_new_tokens": 1000})
+    assert len(piece.tokens) == 128 - 61
+    assert "max_new_tokens reduced from 1000 to 67" in caplog.text
+
+
+def test_no_prompts_give_nothing(model):
+    assert model.generate_batch([], **OPTIONS) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"alpha": [1.0, 2.0]}, "2 values for 4 prompts"),
+        ({"temprature": 1.0}, "Did you mean 'temperature'"),
+        ({"alpha": {"hiden": 1.0}}, "Did you mean 'hidden'"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(model, options, words):
+    with pytest.raises(DualHeadError, match=words):
+        model.generate_batch(TEXTS, **{**OPTIONS, **options})
