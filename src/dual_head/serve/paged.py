@@ -338,8 +338,8 @@ class ContinuousBatch:
         self._manager = ContinuousBatchingManager(model, config, self._batching())
         self._manager.logit_processor = model.rows
         self._manager.output_router = _Outlet(deliver)
-        self._switch_back()
         self._manager.warmup()  # makes the pages here, where an error has a caller
+        self._switch_back()
         cache: Any = self._processor.cache
         fits = infer_max_single_request_tokens(cache)
         context = context_length(model.aligned.backbone.config)
