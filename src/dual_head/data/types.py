@@ -1,8 +1,4 @@
-"""The nouns of preference data: a `Pair`, the account of the rows that became none, and a split by prompt.
-
-`formats` makes pairs of rows, `conversation` and `tokenize` token ids of pairs, `collate` tensors of token ids. This
-file knows none of them: it stands below them all.
-"""
+"""The types of preference data: a `Pair`, the report of the rows that were read, and a split by prompt."""
 
 import hashlib
 import json
@@ -13,14 +9,27 @@ from typing import Any
 
 from dual_head.errors import DualHeadError
 
-__all__ = ["Cut", "Dropped", "Message", "Pair", "Prompt", "RowReport", "is_held_out", "rows_digest", "split_by_prompt"]
+__all__ = [
+    "COLUMNS",
+    "Cut",
+    "Dropped",
+    "Message",
+    "Pair",
+    "Prompt",
+    "RowReport",
+    "is_held_out",
+    "rows_digest",
+    "split_by_prompt",
+]
+
+COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # of a tokenised pair
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Prompt = str | Sequence[Message]  # a text to continue, or the conversation so far
 
 
 class Cut(str):
-    """A reply that stopped at the limit of tokens: its text, which nothing closes."""
+    """A reply that stopped at the limit of tokens: its turn stays open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +41,9 @@ class Pair:
     rejected: str
 
     def flaw(self) -> str | None:
-        """Why nothing can be learnt from this pair: an empty prompt or reply, or two identical replies."""
-        said = [self.prompt] if isinstance(self.prompt, str) else [turn["content"] for turn in self.prompt]
-        if not any(text.strip() for text in said):
+        """Why this pair cannot be learnt from: an empty prompt or reply, or two identical replies."""
+        texts = [self.prompt] if isinstance(self.prompt, str) else [turn["content"] for turn in self.prompt]
+        if not any(text.strip() for text in texts):
             return "empty prompt"
         if not self.chosen.strip() or not self.rejected.strip():
             return "empty reply"
@@ -75,6 +84,10 @@ class RowReport:
             sources=self.sources | other.sources,
         )
 
+    def as_dict(self) -> dict[str, Any]:
+        """Counts as plain values for a report."""
+        return {"rows": self.rows, "kept": self.kept, "dropped": dict(self.reasons), "notes": dict(self.notes)}
+
     def table(self) -> str:
         """Lines for the user: rows read and kept, each reason with its first example, then the notes."""
         lines = [f"{self.rows:>8} rows read", f"{self.kept:>8} kept"]
@@ -86,7 +99,7 @@ class RowReport:
 
 
 def rows_digest(rows: Sequence[Any]) -> dict[str, Any]:
-    """Number and SHA-256 of rows that are dataclasses, in their order: by these a record knows what is in no file."""
+    """Number and SHA-256 of rows that are dataclasses, in their order: what a record knows of rows without a file."""
     content = hashlib.sha256()
     for row in rows:
         content.update(json.dumps(asdict(row)).encode())
@@ -94,13 +107,13 @@ def rows_digest(rows: Sequence[Any]) -> dict[str, Any]:
 
 
 def split_by_prompt(pairs: Iterable[Pair], held_out: float, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
-    """Split into (kept, held out), where a prompt is held out if sha256(seed, prompt) / 2^256 < held_out.
+    """Split into (training, held out), where a prompt is held out if sha256(seed, prompt) / 2^256 < held_out.
 
     No prompt is on both sides, and adding or removing rows moves no other row.
     Raises DualHeadError unless 0 <= held_out <= 1.
     """
     if not 0 <= held_out <= 1:
-        raise DualHeadError(f"held_out is the share of prompts set aside, between 0 and 1; got {held_out}.")
+        raise DualHeadError(f"held_out is a share of prompts, between 0 and 1, not {held_out}.")
     sides: tuple[list[Pair], list[Pair]] = [], []
     for pair in pairs:
         sides[is_held_out(pair.prompt, held_out, seed)].append(pair)
@@ -108,6 +121,6 @@ def split_by_prompt(pairs: Iterable[Pair], held_out: float, seed: int = 0) -> tu
 
 
 def is_held_out(key: Any, share: float, seed: int = 0) -> bool:
-    """Whether what has this key belongs to the share set aside: sha256(seed, key) / 2^256 < share."""
+    """Whether a key belongs to the share that is held out: sha256(seed, key) / 2^256 < share."""
     digest = hashlib.sha256(json.dumps([seed, key]).encode()).digest()
     return int.from_bytes(digest) < share * 2**256

@@ -81,51 +81,57 @@ def run(arguments: Sequence[str]) -> int:
     (args,) = build_parser().read(arguments)
     output = Path(args.output_dir or Path(args.classifier[0]) / FOLDER)
     with exclusive(output):
-        return _evaluate(args, output, command_line("dual-head", "classify", "evaluate", *arguments))
+        return _evaluate(args, output, about_run("classify", "evaluate", *arguments))
 
 
-def _evaluate(args: EvaluateOptions, output: Path, command: str) -> int:
+def _evaluate(args: EvaluateOptions, output: Path, about: dict[str, Any]) -> int:
     """Classify with each classifier, compare, write, print."""
     # Imported late: a mistyped flag should not wait for torch.
     from dual_head.classify.evaluate.run import require_same_rows, summarise
 
     console = Terminal()
-    found: dict[str, Measured] = {}
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    results: dict[str, Measured] = {}
     drops: dict[str, RowReport] = {}
     for name, folder in zip(_names(args.classifier), args.classifier, strict=True):
-        found[name], drops[name] = _measured(folder, args, console)
-        require_same_rows(next(iter(found.values())), found[name], name)
+        results[name], drops[name] = _measure(folder, args, console)
+        require_same_rows(next(iter(results.values())), results[name], name)
     with atomic_folder(output):
-        pass  # refused before anything is kept
-    for folder, measured in zip(args.classifier, found.values(), strict=True):
-        if measured.calibration is not None:
-            measured.calibration.save(folder)
+        pass  # a folder that cannot be written is refused before anything is kept
+    for folder, result in zip(args.classifier, results.values(), strict=True):
+        if result.calibration is not None:
+            result.calibration.save(folder)
     rows = next(iter(drops.values()))
     console.print(rows.table(), soft_wrap=True)
     summary = {
-        "command": command,
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": versions(),
+        **about,
         "dataset": {"name": args.dataset, "split": args.split, "held_out": args.held_out},
-        "data": {"rows": rows.rows, "kept": rows.kept, "dropped": dict(rows.reasons), "notes": dict(rows.notes)},
-        "folders": dict(zip(found, args.classifier, strict=True)),
-        **summarise(found, resamples=args.resamples),
+        "data": rows.as_dict(),
+        "folders": dict(zip(results, args.classifier, strict=True)),
+        **summarise(results, resamples=args.resamples),
     }
-    _write(output, found, summary)
+    _write(output, results, summary)
     _print(summary, output, console)
-    if args.calibrate:
-        _say_uncalibrated([name for name, measured in found.items() if measured.calibration is None], console)
+    for name, result in results.items():
+        if args.calibrate and result.calibration is None:
+            console.print(
+                f"{name}: no temperature was kept. All of these rows are right, or nearly so, and the colder the "
+                "better: every prediction would be certain. Calibrate on more rows, with errors among them. The "
+                "figures above are of the old temperature.",
+                soft_wrap=True,
+            )
     return 0
 
 
-def _measured(folder: str, args: EvaluateOptions, console: Console) -> "tuple[Measured, RowReport]":
+def _measure(folder: str, args: EvaluateOptions, console: Console) -> "tuple[Measured, RowReport]":
     from dual_head.classify.evaluate.run import measure
 
     predictor = load_predictor(args, folder)
     examples, drops = _examples(predictor, args)
-    shown = partial(gauged, name=folder, total=len(examples), quiet=console.quiet)
+    progress = partial(gauged, name=folder, total=len(examples), quiet=console.quiet)
     where = f"{args.dataset}, {args.split}"
-    return measure(predictor, examples, calibrate=args.calibrate, fitted_on=where, progress=shown), drops
+    return measure(predictor, examples, calibrate=args.calibrate, fitted_on=where, progress=progress), drops
 
 
 def _examples(predictor: "Predictor", args: EvaluateOptions) -> "tuple[list[Example], RowReport]":
@@ -133,16 +139,15 @@ def _examples(predictor: "Predictor", args: EvaluateOptions) -> "tuple[list[Exam
     from dual_head.classify.data.load import load_examples
     from dual_head.data import is_held_out
 
-    text = predictor.model.config.text or {}
-    own = {} if args.columns or args.template or args.format else text
+    recorded = {} if args.columns or args.template or args.format else predictor.model.config.text or {}
     loaded = load_examples(
         args.dataset,
         split=args.split,
         data_dir=args.data_dir,
-        format=args.format or own.get("format") or "auto",
-        columns=columns_of(args.columns) or own.get("columns"),
+        format=args.format or recorded.get("format") or "auto",
+        columns=columns_of(args.columns) or recorded.get("columns"),
         labels=predictor.labels,
-        template=args.template or own.get("template"),
+        template=args.template or recorded.get("template"),
         max_rows=args.max_rows,
         multi_label=predictor.multi_label,
     )
@@ -165,44 +170,46 @@ def _names(folders: Sequence[str]) -> list[str]:
 # ---- what is written and shown -------------------------------------------------------------------------------
 
 
-def versions() -> dict[str, str]:
-    """Of what figures depend on."""
+def about_run(*command: str) -> dict[str, Any]:
+    """The command, the day and the versions that figures depend on."""
     import torch
     import transformers
 
-    return {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "command": command_line("dual-head", *command),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
 
 
-def _write(output: Path, found: "Mapping[str, Measured]", summary: dict[str, Any]) -> None:
+def _write(output: Path, results: "Mapping[str, Measured]", summary: dict[str, Any]) -> None:
     from dual_head.classify.evaluate.run import bins, lines
 
     with atomic_folder(output) as staging:
         (staging / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
         with (staging / ROWS_FILE).open("w", encoding="utf-8") as stream:
-            for name, measured in found.items():
-                stream.writelines(json.dumps(line) + "\n" for line in lines(name, measured))
+            for name, result in results.items():
+                stream.writelines(json.dumps(line) + "\n" for line in lines(name, result))
         try:
             from dual_head.classify.evaluate.plots import confusion_picture, reliability_picture
         except ImportError:
             return  # pictures are welcome, not needed
         confusion_picture(summary["classifiers"], staging / CONFUSION_FILE)
-        reliability_picture({name: bins(measured) for name, measured in found.items()}, staging / RELIABILITY_FILE)
+        reliability_picture({name: bins(result) for name, result in results.items()}, staging / RELIABILITY_FILE)
 
 
 def _print(summary: dict[str, Any], output: Path, console: Console) -> None:
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
     console.print(_table(summary))
-    for name, own in summary["differences"].items():
-        console.print(_difference(name, own), soft_wrap=True)
-    for name, own in summary["classifiers"].items():
-        if own["truncated"]:
-            console.print(f"{name}: {own['truncated']} inputs are longer than it reads, and were cut.", soft_wrap=True)
-        if fitted := own.get("calibration"):
+    for name, difference in summary["differences"].items():
+        console.print(_difference(name, difference), soft_wrap=True)
+    for name, figures in summary["classifiers"].items():
+        if count := figures["truncated"]:
+            console.print(f"{name}: {count} inputs are longer than it reads, and were cut.", soft_wrap=True)
+        if calibration := figures.get("calibration"):
             console.print(
-                f"{name}: T = {fitted['temperature']:.3g}, kept in its folder. Without one nll is "
-                f"{fitted['uncalibrated']['nll']:.4f}; the figures above are of temperatures that were fitted on the "
-                "other half of the rows.",
+                f"{name}: T = {calibration['temperature']:.3g}, kept in its folder. Without one nll is "
+                f"{calibration['uncalibrated']['nll']:.4f}; the figures above are of temperatures that were fitted on "
+                "the other half of the rows.",
                 soft_wrap=True,
             )
     console.print(f"figures   {output / SUMMARY_FILE}\nrows      {output / ROWS_FILE}", soft_wrap=True)
@@ -211,40 +218,33 @@ def _print(summary: dict[str, Any], output: Path, console: Console) -> None:
     console.print(f"pictures  {pictures}", soft_wrap=True)
 
 
-def _difference(name: str, own: Mapping[str, Any]) -> str:
+def _difference(name: str, difference: Mapping[str, Any]) -> str:
     """One classifier less the first: each metric with its interval, and the rows that one alone gets right."""
     parts = [
         f"{metric} {value['difference']:+.4f} [{value['interval'][0]:+.4f}, {value['interval'][1]:+.4f}]"
-        for metric, value in own.items()
+        for metric, value in difference.items()
         if isinstance(value, dict)
     ]
-    right = "exact" if "exact_match" in own else "right"
+    right = "exact" if "exact_match" in difference else "right"
     return (
-        f"{name} less {own['from']}: {', '.join(parts)}; {right} where the other is not {own['only_second']} times, "
-        f"not {right} where it is {own['only_first']}; p = {own['p_value']:.3g} (McNemar)"
+        f"{name} less {difference['from']}: {', '.join(parts)}; {right} where the other is not "
+        f"{difference['only_second']} times, not {right} where it is {difference['only_first']}; "
+        f"p = {difference['p_value']:.3g} (McNemar)"
     )
 
 
-def _say_uncalibrated(names: Sequence[str], console: Console) -> None:
-    for name in names:
-        console.print(
-            f"{name}: no temperature was kept. All of these rows are right, or nearly so, and the colder the better: "
-            "every prediction would be certain. Calibrate on more rows, with errors among them. Nothing above is of a "
-            "new temperature.",
-            soft_wrap=True,
-        )
-
-
 def _table(summary: dict[str, Any]) -> Table:
-    shown, majority, data = summary["classifiers"], summary["majority"], summary["dataset"]
-    first = next(iter(shown.values()))
-    grouped = f" in {first['groups']} groups" if "groups" in first else ""
-    title = f"{data['name']}, {data['split']}: {first['rows']} rows{grouped}, 95% intervals"
+    columns, majority, data = dict(summary["classifiers"]), summary["majority"], summary["dataset"]
+    first = next(iter(columns.values()))
+    if majority:
+        columns[f"always {majority['label']}"] = majority
+    groups = f" in {first['groups']} groups" if "groups" in first else ""
+    title = f"{data['name']}, {data['split']}: {first['rows']} rows{groups}, 95% intervals"
     table = Table("", title=title, box=box.SIMPLE_HEAD)
-    for name in [*shown, *([f"always {majority['label']}"] if majority else [])]:
+    for name in columns:
         table.add_column(name, justify="right", overflow="fold")
-    for name in (key for key, value in first.items() if isinstance(value, dict) and "mean" in value):
-        table.add_row(name, *(_figure(own.get(name)) for own in [*shown.values(), *([majority] if majority else [])]))
+    for metric in (key for key, value in first.items() if isinstance(value, dict) and "mean" in value):
+        table.add_row(metric, *(_figure(figures.get(metric)) for figures in columns.values()))
     return table
 
 
@@ -252,7 +252,7 @@ def _figure(value: Mapping[str, Any] | None) -> str:
     return "" if value is None else f"{value['mean']:.4f} [{value['interval'][0]:.4f}, {value['interval'][1]:.4f}]"
 
 
-# ---- what is asked for ---------------------------------------------------------------------------------------
+# ---- options -----------------------------------------------------------------------------------------------
 
 
 def _require_places(args: EvaluateOptions) -> None:

@@ -51,6 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     (args,) = build_parser().read(arguments)
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify import TextForm
+    from dual_head.classify.data.load import overlap
     from dual_head.classify.rationales.lint import lint
 
     loaded = load_dataset(args)
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         other = {"name": args.held_out or args.dataset, "split": args.held_out_split or args.split}
         held = load_dataset(args, labels=loaded.labels, **other)
     form = TextForm(**{name: getattr(args, name) for name in ("reason_prefix", "answer_prefix") if getattr(args, name)})
-    found = lint(
+    result = lint(
         loaded.examples,
         loaded.labels,
         held_out=held.examples if held else None,
@@ -68,11 +69,11 @@ def run(arguments: Sequence[str]) -> int:
         probing=not args.no_probe,
         seed=args.seed,
     )
-    shared = _shared(loaded, held)
+    shared = len(overlap(loaded.examples, held.examples)) if held else None
     if args.output:
         with exclusive(args.output):
-            _write(Path(args.output), found, loaded, shared, arguments)
-    _print(found, loaded, shared, args.output)
+            _write(Path(args.output), result, loaded, shared, arguments)
+    _print(result, loaded, shared, args.output)
     return 0
 
 
@@ -85,58 +86,51 @@ def _special(tokenizer: str | None) -> list[str]:
     return special_tokens(load_tokenizer(tokenizer))
 
 
-def _shared(loaded: "Loaded", held: "Loaded | None") -> int | None:
-    from dual_head.classify.data.load import overlap
-
-    return len(overlap(loaded.examples, held.examples)) if held else None
-
-
-def _write(file: Path, found: "Lint", loaded: "Loaded", shared: int | None, arguments: Sequence[str]) -> None:
+def _write(file: Path, result: "Lint", loaded: "Loaded", shared: int | None, arguments: Sequence[str]) -> None:
     if file.is_dir():
         raise DualHeadError(f"--output is a file, and '{file}' is a folder. Name a file in it.")
-    drops = loaded.drops
-    rows = {"rows": drops.rows, "kept": drops.kept, "dropped": dict(drops.reasons), "notes": dict(drops.notes)}
-    about = {"command": ["dual-head", "classify", "lint", *arguments], "format": loaded.format, "read": rows}
+    command = ["dual-head", "classify", "lint", *arguments]
+    about = {"command": command, "format": loaded.format, "read": loaded.drops.as_dict()}
+    report = {**about, "held_out_inputs_seen": shared, **result.as_dict()}
     with atomic_folder(file.parent) as staging:
-        said = json.dumps({**about, "held_out_inputs_seen": shared, **found.as_dict()}, indent=2, ensure_ascii=False)
-        (staging / file.name).write_text(said + "\n", encoding="utf-8")
+        (staging / file.name).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _print(found: "Lint", loaded: "Loaded", shared: int | None, output: str | None) -> None:
+def _print(result: "Lint", loaded: "Loaded", shared: int | None, output: str | None) -> None:
     console = Terminal()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.print(f"{loaded.drops.table()}\nread as {loaded.format}; rows of each label: {_counts(found.labels)}")
-    table = Table(title=f"{found.rationales} rationales in {found.rows} rows", box=box.SIMPLE_HEAD)
+    console.print(f"{loaded.drops.table()}\nread as {loaded.format}; rows of each label: {_counts(result.labels)}")
+    table = Table(title=f"{result.rationales} rationales in {result.rows} rows", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for name in ("rows", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("first seen")
-    for name, check in found.checks.items():
+    for name, check in result.checks.items():
         place, text = check.examples[0] if check.examples else ("", "")
         seen = f"{place}: {' '.join(text.split())[:CUT]}" if place else ""
         table.add_row(name, str(check.count), f"{check.share:.1%}", seen)
     console.print(table)
-    words = ", ".join(f"{name} {count:g}" for name, count in found.words.items())
-    console.print(f"words in a rationale: {words}" if found.rationales else "No row has a rationale.")
-    for count, text in found.repeated:
+    words = ", ".join(f"{name} {count:g}" for name, count in result.words.items())
+    console.print(f"words in a rationale: {words}" if result.rationales else "No row has a rationale.")
+    for count, text in result.repeated:
         console.print(f"{count} times: {text}")
-    if found.agreement:
-        low, high = found.agreement["interval"]
-        share = f"{found.agreement['share']:.1%} ({low:.1%} to {high:.1%})"
-        console.print(f"answers that are the label: {share} of {found.agreement['rows']} rows that have both")
+    if result.agreement:
+        low, high = result.agreement["interval"]
+        share = f"{result.agreement['share']:.1%} ({low:.1%} to {high:.1%})"
+        console.print(f"answers that are the label: {share} of {result.agreement['rows']} rows that have both")
     if shared is not None:
         console.print(f"held-out inputs that are also among these rows: {shared}")
-    _print_probe(found, console)
+    _print_probe(result, console)
     if output:
         console.print(f"figures {output}", soft_wrap=True)
 
 
-def _print_probe(found: "Lint", console: Console) -> None:
-    if found.probe is None:
-        console.print(f"leak probe: none, {found.unprobed}")
+def _print_probe(result: "Lint", console: Console) -> None:
+    if result.probe is None:
+        console.print(f"leak probe: none, {result.unprobed}")
         return
-    probe = found.probe
+    probe = result.probe
     table = Table("leak probe", title=f"{probe.rows} rows, {probe.how}, fitted on {probe.fitted}", box=box.SIMPLE_HEAD)
     for name in ("accuracy", "95% interval"):
         table.add_column(name, justify="right")
