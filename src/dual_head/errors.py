@@ -1,7 +1,7 @@
 """The one exception for bad input, and the sentence that offers the nearest valid name.
 
-Everything a user can get wrong raises `DualHeadError` with the remedy in its message; the command line
-prints the message and exits with 2. Programming errors keep Python's own exceptions.
+Every mistake of a user raises `DualHeadError` with the remedy in its message; the command line prints the message and
+exits with 2. Programming errors keep Python's own exceptions.
 """
 
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ from difflib import get_close_matches
 
 
 class DualHeadError(ValueError):
-    """Bad input, told in one paragraph that names the remedy."""
+    """Bad input; the message is one paragraph that names the remedy."""
 
 
 def did_you_mean(name: object, options: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" with the nearest of `options`, or the list of them when none is near."""
+    """Return " Did you mean 'x'?" with the nearest of `options`, or list all of them if none is near."""
     choices = sorted(map(str, options))
     near = get_close_matches(str(name), choices, n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(choices)}."

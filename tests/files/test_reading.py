@@ -136,7 +136,7 @@ def test_code_that_does_not_end_is_stopped_in_any_thread_and_what_ends_is_left_a
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("config.json", b"[]", "it holds no JSON object"),
+        ("config.json", b"[]", "it is not a JSON object"),
         ("tokenizer_config.json", b'{"cut', "it is not whole JSON"),
         ("tokenizer.json", b"\xff", "it is not UTF-8 text"),
         ("model-00002-of-00002.safetensors", b"", "Error while deserializing header: header too small"),

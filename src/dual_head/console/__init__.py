@@ -1,1 +1,1 @@
-"""What a command shows and hears: progress, escaped and masked text, signals."""
+"""A command and its terminal: progress, escaped and masked text, signals."""

@@ -1,4 +1,4 @@
-"""How far something long has come, on stderr: a bar on a terminal, elsewhere a line now and then with an estimate."""
+"""Progress of long work, on stderr: a bar on a terminal, elsewhere an occasional line with an estimate."""
 
 import sys
 import time
@@ -10,13 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dual_head.console.terminal import printable
 
-SETTLED = 5  # seconds that something takes in all, below which no line is worth reading
+SETTLED = 5  # seconds: shorter work writes no line
 SPACING = 30  # seconds between two lines
 Item = TypeVar("Item")
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever is a number of one to three digits."""
+    """A duration in seconds, minutes or hours, as a number of one to three digits."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -24,25 +24,18 @@ def duration(seconds: float) -> str:
 
 
 class Gauge:
-    """Something long that is watched, from `with` to its end.
+    """The progress of work that takes long, from `with` to its end.
 
-    name: what is counted; total: how many there are, None where nobody knows; done: how many were there before;
-    quiet: show nothing. Where there is no terminal, the first line comes with the first step that tells that there is
-    long to go.
+    name: what is counted; total: how many there are, None if unknown; done: how many were there before; quiet: show
+    nothing. Without a terminal, the first line comes once a step shows that much time is left.
     """
 
     def __init__(self, name: str, total: int | None = None, *, done: int = 0, quiet: bool = False):
         self.name, self.total, self.before, self.done, self.quiet = printable(name), total, done, done, quiet
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
+        name_column = TextColumn("{task.description}", markup=False)
+        columns = (name_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.lines = not sys.stderr.isatty()
-        self._bars = Progress(
-            *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet or self.lines
-        )
+        self._bars = Progress(*columns, console=Console(stderr=True), disable=quiet or self.lines)
         self._bar = self._bars.add_task(self.name, total=total, completed=done)
         self._started, self._last = time.monotonic(), None
 
@@ -59,7 +52,7 @@ class Gauge:
         self.reach(self.done + by)
 
     def reach(self, done: int, total: int | None = None) -> None:
-        """Have come to `done`, of `total` where that is known only now."""
+        """Set the count to `done`, and the total to `total` if it is known only now."""
         self.done, self.total = done, self.total if total is None else total
         self._bars.update(self._bar, completed=done, total=self.total)
         due = self._last is None or time.monotonic() - self._last > SPACING or done == self.total
@@ -67,7 +60,7 @@ class Gauge:
             self.line(f"{self.name}: {done:,}" + (f" of {self.total:,}" if self.total is not None else ""))
 
     def line(self, text: str) -> None:
-        """Write a line, with how long the rest takes; nothing on a terminal, where the bar says it."""
+        """Write a line with the time that is left; nothing on a terminal, where the bar shows it."""
         self._last = time.monotonic()
         spent = self._last - self._started
         predictable = self.total is not None and self.before < self.done < self.total
@@ -77,7 +70,7 @@ class Gauge:
 
     @property
     def whole(self) -> float:
-        """Seconds from the start to the end, at the speed so far; those so far where nobody knows the end."""
+        """Seconds from the start to the end at the speed so far; those so far if the total is unknown."""
         spent, steps = time.monotonic() - self._started, self.done - self.before
         if self.total is None or steps <= 0 or self.done >= self.total:
             return spent
@@ -85,7 +78,7 @@ class Gauge:
 
 
 def gauged(items: Iterable[Item], name: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Item]:
-    """Go through items, `total` in all, or as many as they are, each of them a step of a `Gauge`."""
+    """Iterate over items and show a `Gauge` of them; total: their number, if they have no length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Gauge(name, total, quiet=quiet) as gauge:

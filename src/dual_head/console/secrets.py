@@ -1,7 +1,4 @@
-"""Keys, tokens and passwords, masked wherever a command line, an address or a server's words are written or shown.
-
-It knows texts, and how secrets are named and look; nothing of who uses them.
-"""
+"""Keys, tokens and passwords, masked wherever a command line, an address or a server's reply is written or shown."""
 
 import os
 import re
@@ -10,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MASK = "***"
-LEAST = 6  # characters: a shorter value stands in too many words to be looked for
-# How secrets are named, but for the tokens that a tokenizer pads or ends texts with.
+LEAST = 6  # characters: a shorter value occurs in too many words to be replaced
+# How secrets are named, except the special tokens of a tokenizer.
 _NAME = (
     r"(?!(?:[\w.-]*[_.-])?(?:pad|eos|bos|unk|sep|cls|mask|image)_token)(?:[\w.-]*[_.-])?"
     r"(?:(?:api|access|secret|private|auth)[ _-]?key|passw(?:or)?d|passphrase|secret|authorization|credentials?|token)"
@@ -38,14 +35,14 @@ def is_secret(name: str) -> bool:
 
 
 def masked(text: str, *values: str) -> str:
-    """Mask what looks like a secret or is named so, users of addresses, `values`, and secrets of the environment."""
+    """Mask what looks or is named like a secret, users in addresses, `values`, and secrets of the environment."""
     text = without(text, *values, *(value for name, value in os.environ.items() if is_secret(name)))
     text = _SHAPED.sub(MASK, _USER.sub(f"{MASK}@", text))
     return _IN_QUERY.sub(rf"\1{MASK}", _IN_TEXT.sub(rf"\1{MASK}", text))
 
 
 def without(text: str, *values: str) -> str:
-    """Mask these very values, and nothing else: for words that are data, where "password: x" may be an answer."""
+    """Mask these values and nothing else: for data, where "password: x" may be an answer."""
     for value in sorted({value for value in values if len(value) >= LEAST}, key=len, reverse=True):
         text = text.replace(value, MASK)
     return text
@@ -65,13 +62,13 @@ def masked_values(values: Any, name: str = "") -> Any:
 def command_line(*words: str) -> str:
     """Write a command as a shell reads it, without its secrets."""
     values = secret_values(words)
-    return shlex.join(shown + MASK if secret else masked(shown, *values) for shown, secret in _parted(words))
+    return shlex.join(text + MASK if secret else masked(text, *values) for text, secret in _parted(words))
 
 
 def secret_values(arguments: Sequence[str]) -> list[str]:
-    """Values of the secrets among arguments: of flags and options named so, users and passwords of addresses."""
+    """The secrets among arguments: values of flags and options named so, users and passwords of addresses."""
     values = [secret for _, secret in _parted(arguments)]
-    for user in (password for argument in arguments for password in _USER.findall(argument)):
+    for user in (user for argument in arguments for user in _USER.findall(argument)):
         values += [user[:-1], *user[:-1].split(":", 1)[1:]]
     return [value for value in values if value]
 

@@ -1,7 +1,4 @@
-"""Signals that end a command: an exception first, so that what is half written is removed, then the signal itself.
-
-It knows signals and processes, and nothing of commands.
-"""
+"""Signals that end a command: an exception first, so that half-written files are removed, then the signal itself."""
 
 import os
 import signal
@@ -11,19 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-AGAIN = 0.05  # seconds until a signal is sent again whose exception was lost
+AGAIN = 0.05  # seconds until a signal whose exception was lost is sent again
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: somebody asked this process to end."""
+    """SIGTERM: a request to end this process."""
 
 
 @contextmanager
 def signals_raised() -> Iterator[None]:
-    """Raise `Terminated` where SIGTERM comes, and no interrupt is lost, for as long as the block lasts.
+    """Raise `Terminated` on SIGTERM, and lose no interrupt, for as long as the block lasts.
 
-    Python drops what is raised while it clears a weak reference or an object away: such a signal is sent again. One of
-    several processes ends at once as before, since one that waits for the others in C would never get to raise.
+    Python drops an exception raised while it clears a weak reference or an object: that signal is sent again. One of
+    several processes still ends at once: while it waits for the others in C, it could not raise.
     """
     alone = "RANK" not in os.environ and threading.current_thread() is threading.main_thread()
     if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -33,7 +30,7 @@ def signals_raised() -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> None:
         del frame
-        if os.getpid() != process:  # a worker that was forked: nothing here is its to clear away
+        if os.getpid() != process:  # a forked worker has nothing to remove
             end_by(number)
         raise Terminated
 
@@ -54,6 +51,6 @@ def signals_raised() -> Iterator[None]:
 
 
 def end_by(number: int) -> None:
-    """End this process by a signal, as whoever waits for it expects."""
+    """End this process by a signal, so that its parent sees that signal."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,7 +1,4 @@
-"""Text on a terminal or in a log: what could move the cursor, recolour, retitle or reorder is shown, not obeyed.
-
-It knows characters and the console that prints them.
-"""
+"""Text on a terminal or in a log: characters that would move the cursor, recolour or reorder text are escaped."""
 
 import os
 import re
@@ -13,32 +10,32 @@ from rich.text import Text
 
 from dual_head.console.secrets import masked
 
-# C0 but newline and tab, DEL, C1; what overrides the direction of text; halves of characters, which no stream takes.
+# C0 except newline and tab, DEL, C1; overrides of text direction; halves of characters, which no stream can write.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""Write control characters as Python does, such as \x1b or \u202e; newlines, tabs and all else stay."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    r"""Escape control characters as Python does, such as \x1b or \u202e; newlines and tabs stay."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def shown(text: str, *secrets: str) -> str:
-    """Text that others had a part in, as it may be printed: secrets masked, control characters escaped."""
+    """Make text from elsewhere safe to print: secrets masked, control characters escaped."""
     return printable(masked(text, *secrets))
 
 
 def note(line: str) -> None:
-    """Say one line on stderr, once for all processes of a run."""
+    """Print one line on stderr, once for all processes of a run."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"dual-head: {printable(line)}", file=sys.stderr)
 
 
 class Terminal(Console):
-    """A console that prints texts as they are: no markup, no emoji codes, and control characters escaped."""
+    """A console that prints texts as they are: without markup and emoji codes, with control characters escaped."""
 
     def __init__(self, **options: Any):
         super().__init__(**{"highlight": False, "markup": False, "emoji": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Turn a string, of a table's cell too, into text that is safe to print."""
+        """Turn a string, also of a table's cell, into text that is safe to print."""
         return super().render_str(printable(text), **options)

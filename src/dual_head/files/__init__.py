@@ -1,1 +1,1 @@
-"""Folders and files: written whole or not at all, held by one process, and refused in words where they are damaged."""
+"""Folders and files: written whole or not at all, held by one process, and refused with a remedy if damaged."""

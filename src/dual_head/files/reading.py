@@ -1,7 +1,7 @@
-"""What others wrote, read: whatever a reader raises is one error that names the file, what is wrong and the remedy.
+"""Files that may be damaged, read: every failure is one error that names the file, what is wrong and the remedy.
 
-A file may be cut, altered, of other types than it should hold, nested without end or made to do harm, and every
-library that reads one raises errors of its own kinds. It knows files and Python values, and no model.
+A file may be cut, altered, of the wrong types, nested without end or made to do harm, and each library raises errors of
+its own types.
 """
 
 import ctypes
@@ -20,30 +20,30 @@ from dual_head.errors import DualHeadError
 T = TypeVar("T", dict, list)
 
 COPY = "Copy it again."
-"""The remedy where a file of a model is damaged."""
+"""The remedy for a damaged file of a model."""
 ANEW = "Choose another output, or add --restart to write it anew."
-"""The remedy where the record of a run that goes on is damaged."""
+"""The remedy for a damaged record of a run that goes on."""
 
 DEEPEST = 100
-"""Levels of lists and mappings in a file of settings."""
+"""The deepest nesting of lists and mappings in a file of settings."""
 MOST = 1_000_000
-"""Values in a file of settings, each counted as often as aliases of YAML repeat it."""
+"""The most values in a file of settings; a value that YAML aliases repeat counts each time."""
 LONGEST_REASON = 300  # characters
 MODEL_PARTS = ("*config.json", "tokenizer.json", "*.safetensors.index.json", "*.safetensors")
-"""Patterns of a model's files that are looked at where one of them cannot be read."""
+"""Patterns of a model's files that are checked if loading the model fails."""
 
 
 @contextmanager
 def reading(problem: str, remedy: str, folder: str | Path | None = None) -> Iterator[None]:
-    """Refuse with "PROBLEM: what is wrong. REMEDY" whatever the block raises; a full disk stays what it is.
+    """Turn whatever the block raises into "PROBLEM: what is wrong. REMEDY"; the error of a full disk passes.
 
-    folder: what the block reads of a model, where a file that is damaged is named.
+    folder: the model that the block reads; its first damaged file is named.
     """
     try:
         yield
     except (DualHeadError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # a reader written in Rust panics with one that is no Exception
+    except BaseException as error:  # a panic of a reader in Rust is not an Exception
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         damage = _damage(folder) if folder else None
@@ -51,21 +51,21 @@ def reading(problem: str, remedy: str, folder: str | Path | None = None) -> Iter
 
 
 def reason(error: BaseException) -> str:
-    """Say in one sentence what an error says, or what its kind means where it says nothing to a user."""
+    """Describe an error in one sentence: its first line, or what its type means where the text says too little."""
     if isinstance(error, OSError) and error.strerror:
-        said = error.strerror
+        text = error.strerror
     elif isinstance(error, KeyError) and " " not in str(error):
-        said = f"it lacks {error}"
+        text = f"it lacks {error}"
     else:
-        said = next((words for kind, words in _KINDS.items() if isinstance(error, kind)), None)
-        said = said or f"{_named(error)}{error}"
-    said = (said.strip() or type(error).__name__).splitlines()[0].strip()
-    said = said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]} ..."
-    return said if said.endswith((".", "!", "?")) else f"{said}."
+        prefix = f"{type(error).__name__}: " if isinstance(error, (IndexError, TypeError, AttributeError)) else ""
+        text = next((words for kind, words in _KINDS.items() if isinstance(error, kind)), f"{prefix}{error}")
+    text = (text.strip() or type(error).__name__).splitlines()[0].strip()
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _damage(folder: str | Path) -> str | None:
-    """Name the first of a model's files that is not whole, with what is wrong; None where none of them is."""
+    """Name the first damaged file of a model, with what is wrong; None if all are whole."""
     from safetensors import safe_open
 
     for file in sorted(path for pattern in MODEL_PARTS for path in Path(folder).glob(pattern)):
@@ -73,7 +73,7 @@ def _damage(folder: str | Path) -> str | None:
             if file.suffix == ".safetensors":
                 safe_open(file, "np")
             elif not isinstance(json_value(file.read_text(encoding="utf-8")), dict):
-                raise ValueError("it holds no JSON object")
+                raise ValueError("it is not a JSON object")
         except Exception as error:
             return f"its {file.name} is damaged ({reason(error).removesuffix('.')}). {COPY}"
     return None
@@ -90,21 +90,13 @@ _KINDS: dict[type[BaseException], str] = {
 }
 
 
-def _named(error: BaseException) -> str:
-    """The kind of an error whose text alone says nothing of what was read."""
-    return f"{type(error).__name__}: " if isinstance(error, (IndexError, TypeError, AttributeError)) else ""
-
-
 # ---- JSON and YAML -----------------------------------------------------------------------------------------
 
 
 def json_value(
     text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None, *, halves: bool = False
 ) -> Any:
-    """Parse JSON; halves: with texts of half a character (a lone surrogate), which no file takes, as well.
-
-    Errors: ValueError of whatever is wrong with it.
-    """
+    """Parse JSON. halves: allow half a character (a lone surrogate), which no file can hold. Errors: ValueError."""
     try:
         value = json.loads(text, object_pairs_hook=hook)
         if not halves and _SURROGATES.search(text if isinstance(text, str) else text.decode("latin-1")):
@@ -115,11 +107,11 @@ def json_value(
 
 
 def read_json(file: str | Path, remedy: str, kind: type[T] = dict) -> T:
-    """Read a file that holds one JSON object, or a list. Errors: unreadable, cut, another kind of value, too deep."""
+    """Read a file of one JSON object, or of a list. Errors: unreadable, cut, another type, too deep."""
     with reading(f"Cannot read '{file}'", remedy):
         value = json_value(Path(file).read_text(encoding="utf-8"))
         if not isinstance(value, kind):
-            raise ValueError(f"it holds no JSON {_NAMES[kind]}")
+            raise ValueError(f"it is not a JSON {_NAMES[kind]}")
         _require_bounded(value)
         return value
 
@@ -129,14 +121,14 @@ _NAMES = {dict: "object", list: "list"}
 
 
 def yaml_value(text: str) -> Any:
-    """Parse YAML of plain values. Errors: ValueError of whatever is wrong, what aliases make endless or huge too."""
+    """Parse YAML of plain values. Errors: ValueError, also for values that aliases make endless or huge."""
     import yaml
 
     try:
         value = yaml.safe_load(text)
     except RecursionError as error:
         raise ValueError(_KINDS[RecursionError]) from error
-    except yaml.YAMLError as error:  # in many lines
+    except yaml.YAMLError as error:  # its text has several lines
         raise ValueError(" ".join(str(error).split())) from error
     _require_bounded(value)
     return value
@@ -149,27 +141,27 @@ def read_yaml(file: str | Path, remedy: str) -> Any:
 
 
 def _require_bounded(value: Any) -> None:
-    """Refuse values that whoever copies, compares or shows them would never be done with."""
-    rest, count = [(value, 0)], 0
-    while rest:
-        value, depth = rest.pop()
+    """Refuse values that take too long to copy, compare or show. Errors: ValueError of depth or of number."""
+    stack, count = [(value, 0)], 0
+    while stack:
+        value, depth = stack.pop()
         count += 1
         if depth > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         if count > MOST:
             raise ValueError(f"it holds more than {MOST:,} values")
         if isinstance(value, dict):
-            rest += ((one, depth + 1) for pair in value.items() for one in pair)
+            stack += ((part, depth + 1) for pair in value.items() for part in pair)
         elif isinstance(value, (list, tuple, set)):
-            rest += ((one, depth + 1) for one in value)
+            stack += ((part, depth + 1) for part in value)
 
 
-# ---- code of strangers -------------------------------------------------------------------------------------
+# ---- code from elsewhere -----------------------------------------------------------------------------------
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in a block of Python code that runs longer; what it calls in C is waited for."""
+    """Raise TimeoutError in a block of Python code that runs longer; a call into C ends first."""
     stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
     thread, lock, running = ctypes.c_ulong(threading.get_ident()), threading.Lock(), True
 
