@@ -54,8 +54,8 @@ def test_what_says_it_all_already_passes(error):
     [
         ("", "not whole JSON"),
         ('{"a": 1', "not whole JSON"),
-        ("[1]", "no JSON object"),
-        ('"a"', "no JSON object"),
+        ("[1]", "not a JSON object"),
+        ('"a"', "not a JSON object"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
         ('{"a":' * 200 + "1" + "}" * 200, "more than 100 levels"),
         ('{"a": ' + "9" * 10_000 + "}", "Exceeds the limit"),
