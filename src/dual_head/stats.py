@@ -1,10 +1,9 @@
-"""How sure a number is: intervals for shares, for means and for any other statistic of what was resampled.
-
-It knows nothing of what was measured.
-"""
+"""How sure a number is: intervals for shares, for means, and for any statistic of resampled values."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +25,7 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
 def draws(count: int, *, resamples: int = 2000, seed: int = 0) -> Iterator[NDArray[np.int64]]:
     """Draw `resamples` times `count` indices below `count` with replacement: blocks [r, count], r summing to resamples.
 
-    Equal count and seed give equal draws: whatever was measured on the same questions is compared on the same draws.
+    Equal count and seed give equal draws, so that figures of the same questions are compared on the same draws.
     """
     yield from _blocks(np.random.default_rng(seed), count, resamples)
 
@@ -41,15 +40,14 @@ def crossed_draws(
     """
     rng = np.random.default_rng(seed)
     seeds = rng.integers(0, rows, size=(resamples, rows))
-    others = (drawn for block in _blocks(rng, columns, resamples) for drawn in block)
-    yield from zip(seeds, others, strict=True)
+    yield from zip(seeds, (draw for block in _blocks(rng, columns, resamples) for draw in block), strict=True)
 
 
 def crossed(table: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> tuple[float, tuple[float, float]]:
     """Mean of a table [seeds, columns] and its 95% interval, where seeds and columns are both resampled."""
     values = np.asarray(table, dtype=float)
-    drawn = crossed_draws(*values.shape, resamples=resamples, seed=seed)
-    means = [values[seeds].mean(0)[columns].mean() for seeds, columns in drawn]
+    pairs = crossed_draws(*values.shape, resamples=resamples, seed=seed)
+    means = [values[seeds].mean(0)[columns].mean() for seeds, columns in pairs]
     return float(values.mean()), percentiles(means, interpolate=True)
 
 
@@ -68,6 +66,18 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int 
     if sample.min() == sample.max():
         return float(sample[0]), float(sample[0])  # a mean of equal numbers is rounded
     return percentiles(np.concatenate([sample[i].mean(1) for i in draws(len(sample), resamples=resamples, seed=seed)]))
+
+
+def summary(values: Iterable[float | None]) -> dict[str, Any]:
+    """Mean of the values that are not None, its 95% bootstrap interval, and counts: {mean, interval, n, missing}."""
+    column = list(values)
+    numbers = [value for value in column if value is not None]
+    return {
+        "mean": fmean(numbers) if numbers else None,
+        "interval": list(bootstrap_mean(numbers)) if numbers else None,
+        "n": len(numbers),
+        "missing": len(column) - len(numbers),
+    }
 
 
 def _blocks(rng: np.random.Generator, count: int, resamples: int) -> Iterator[NDArray[np.int64]]:

@@ -13,6 +13,7 @@ from dual_head import AlignedModel, DualHeadError, RewardHeadConfig
 from dual_head.cli import main
 from dual_head.demo import TOY_BACKBONE
 from dual_head.evaluate.run import usual_new_tokens
+from dual_head.evaluate.systems import open_system, parse_systems
 from dual_head.model.pretrained import load_tokenizer
 
 
@@ -84,8 +85,9 @@ def test_the_context_is_read_with_the_trust_that_was_given_and_files_of_answers_
     monkeypatch.setattr("dual_head.backbone.load.AutoConfig.from_pretrained", config)
     backbone = write_backbone(tmp_path / "backbone")
     (tmp_path / "answers.jsonl").write_text("no answers at all")
-    models = [f"a={backbone},b={tmp_path / 'answers.jsonl'}"]
-    assert [usual_new_tokens(models, trust_remote_code=trust) for trust in (True, False)] == [20, 20]
+    specs = parse_systems([f"a={backbone},b={tmp_path / 'answers.jsonl'}"])
+    for trust in (True, False):
+        assert usual_new_tokens([open_system(spec, trust_remote_code=trust) for spec in specs]) == 20
     assert trusted == [True, False]
 
 
@@ -176,7 +178,7 @@ def test_a_model_does_not_judge_itself(guides, tmp_path, capsys):
         (("world", "--models", "base={guides}@0", "--judge", "rul"), "Did you mean 'rule'"),
         (("world", "--models", "base={guides}@0", "--judge", "rule", "--judge_option", "x"), "NAME=VALUE"),
         (("truthfulqa", "--models", "base={guides}@0"), "--source"),
-        (("world", "--models", "base={guides}@0", "--judge_option", "concurrency=8"), "Name one with --judge"),
+        (("world", "--models", "base={guides}@0", "--judge_option", "concurrency=8"), "--judge_option needs --judge"),
         (("world", "--models", "base={guides}@0", "--efficiency", "1,many"), "batch sizes, such as 1,8,32, not 'many'"),
         (("hh", "--models", "x", "--baseline_models", "DPO,GenARM"), "--models dual_head=PATH,DPO=PATH"),
     ],
@@ -231,7 +233,7 @@ def test_a_report_outlives_what_could_not_be_timed(guides, tmp_path, capsys):
 
 
 def test_time_and_memory_are_added_to_what_was_written_before(guides, tmp_path, monkeypatch):
-    def measured(systems, questions, options):
+    def measured(*_):
         assert "efficiency" not in json.loads((tmp_path / "report.json").read_text())
         return {"efficiency": []}
 
@@ -326,7 +328,7 @@ def test_the_seed_picks_the_choices_of_truthfulqa(tmp_path, monkeypatch):
     source, picked = choices(tmp_path / "mc_task.json"), []
 
     def scores(benchmark, system, questions, *_):
-        picked.append([question.question for question in questions])
+        picked.append([question.prompt for question in questions])
         raise DualHeadError("That is enough.")
 
     monkeypatch.setattr("dual_head.evaluate.multiple_choice._scores", scores)

@@ -7,14 +7,20 @@ import pytest
 
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Question
-from dual_head.evaluate.benchmarks.alpaca import write_alpaca_eval
-from dual_head.evaluate.benchmarks.arena import V2, write_arena_hard
-from dual_head.evaluate.benchmarks.mt_bench import write_mt_bench
+from dual_head.evaluate.benchmarks import load_benchmark
+from dual_head.evaluate.benchmarks.arena import V2
 from dual_head.evaluate.exchange import instruction_of, read_answers
-from dual_head.evaluate.metrics import measure
+from dual_head.evaluate.metrics.measures import measure
 from dual_head.evaluate.questions import load_questions
 
 ASKED = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})
+
+
+def exported(name, folder, questions, answers, system="m", **options):
+    """The file that a benchmark writes for its own tools."""
+    benchmark = load_benchmark(name)
+    benchmark.write(folder, system, questions, answers, **options)
+    return folder / benchmark.export.format(system)
 
 
 def answered(questions, recorded):
@@ -23,8 +29,8 @@ def answered(questions, recorded):
 
 def test_the_report_measures_the_text_that_is_exported(tmp_path):
     question, answer = Question(id="q", prompt="a"), Answer(question="q", replies=(" six ch. ",))
-    write_alpaca_eval(tmp_path / "o.json", [question], {"q": answer}, generator="me")
-    (row,) = json.loads((tmp_path / "o.json").read_text())
+    written_file = exported("alpaca", tmp_path, [question], {"q": answer}, "me")
+    (row,) = json.loads(written_file.read_text())
     metric = measure([question], {"q": answer}, metrics=["length"]).values["length"]["q"]
     assert len(row["output"]) == metric == 7
 
@@ -37,8 +43,8 @@ def test_published_alpaca_outputs_come_back_as_they_were(shared_data, tmp_path):
     questions, _ = load_questions("alpaca", file)
     recorded = read_answers(file)
     assert recorded.model == "gpt4_1106_preview"
-    write_alpaca_eval(tmp_path / "out.json", questions, answered(questions, recorded), generator=recorded.model)
-    written = json.loads((tmp_path / "out.json").read_text())
+    written_file = exported("alpaca", tmp_path, questions, answered(questions, recorded), recorded.model)
+    written = json.loads(written_file.read_text())
     published = json.loads(gzip.decompress(file.read_bytes()))
     # Spaces around an output are not a part of the answer.
     assert written == [{**row, "output": row["output"].strip()} for row in published]
@@ -51,8 +57,8 @@ def test_published_arena_answers_come_back_as_they_were(shared_data, tmp_path, m
     file = folder / f"v0.1_answer_{model}.jsonl.gz"
     recorded = read_answers(file)
     assert recorded.model == model
-    write_arena_hard(tmp_path / "out.jsonl", questions, answered(questions, recorded), model=model, tstamp=5.0)
-    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    written_file = exported("arena", tmp_path, questions, answered(questions, recorded), model, tstamp=5.0)
+    written = [json.loads(line) for line in written_file.read_text().splitlines()]
     published = {row["question_id"]: row for row in map(json.loads, gzip.decompress(file.read_bytes()).splitlines())}
     assert len(written) == 500
     for row in written:
@@ -68,8 +74,8 @@ def test_published_mt_bench_answers_come_back_as_they_were(shared_data, tmp_path
     folder = shared_data / "eval" / "mt_bench"
     questions = [question for question in load_questions("mt_bench", folder)[0] if question.references]
     recorded = read_answers(folder / "reference_answer_gpt-4.jsonl")
-    write_mt_bench(tmp_path / "out.jsonl", questions, answered(questions, recorded), model="gpt-4", tstamp=5.0)
-    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    written_file = exported("mt_bench", tmp_path, questions, answered(questions, recorded), "gpt-4", tstamp=5.0)
+    written = [json.loads(line) for line in written_file.read_text().splitlines()]
     published = [json.loads(line) for line in (folder / "reference_answer_gpt-4.jsonl").read_text().splitlines()]
     assert [row["question_id"] for row in written] == [row["question_id"] for row in published]
     for row, other in zip(written, published, strict=True):
@@ -83,11 +89,11 @@ def test_published_mt_bench_answers_come_back_as_they_were(shared_data, tmp_path
 def test_alpaca_writes_one_text_for_whatever_was_asked(tmp_path):
     questions = [Question("1", "plain"), Question("2", ASKED[:1], category="x"), Question("3", ASKED)]
     answers = {name: Answer(question=name, replies=(f" said {name}\n",)) for name in "123"}
-    write_alpaca_eval(tmp_path / "o.json", questions, answers, generator="me")
-    rows = json.loads((tmp_path / "o.json").read_text())
+    written_file = exported("alpaca", tmp_path, questions, answers, "me")
+    rows = json.loads(written_file.read_text())
     assert [row["instruction"] for row in rows] == ["plain", "a", "Human: a\n\nAssistant: b\n\nHuman: c"]
     assert rows[1] == {"dataset": "x", "instruction": "a", "output": "said 2", "generator": "me"}
-    back = read_answers(tmp_path / "o.json")
+    back = read_answers(written_file)
     assert [back.of(question).replies for question in questions] == [("said 1",), ("said 2",), ("said 3",)]
 
 
@@ -97,14 +103,14 @@ def test_tokens_are_written_only_where_they_are_known(tmp_path):
         "007": Answer(question="007", replies=("r",), tokens=(4,)),
         "x": Answer(question="x", replies=("",)),
     }
-    write_arena_hard(tmp_path / "a.jsonl", questions, answers, model="m", tstamp=1.0)
-    first, second = (json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines())
+    written_file = exported("arena", tmp_path, questions, answers, "m", tstamp=1.0)
+    first, second = (json.loads(line) for line in written_file.read_text().splitlines())
     assert (first["question_id"], first["choices"][0]["turns"]) == ("007", [{"content": "r", "token_len": 4}])
     assert second["choices"][0]["turns"] == [{"content": ""}]
-    recorded = read_answers(tmp_path / "a.jsonl")
+    recorded = read_answers(written_file)
     assert [recorded.of(question) for question in questions] == [answers["007"], answers["x"]]
-    write_mt_bench(tmp_path / "m.jsonl", [Question("81", "a")], {"81": answers["x"]}, model="m")
-    row = json.loads((tmp_path / "m.jsonl").read_text())
+    written_file = exported("mt_bench", tmp_path, [Question("81", "a")], {"81": answers["x"]}, "m")
+    row = json.loads(written_file.read_text())
     assert (row["question_id"], row["choices"]) == (81, [{"index": 0, "turns": [""]}])
 
 
@@ -113,8 +119,8 @@ def test_questions_of_arena_2_are_answered_in_its_own_layout(tmp_path):
     (tmp_path / "question.jsonl").write_text(json.dumps(row) + "\n")
     ((question,), _) = load_questions("arena", tmp_path)
     answers = {"2edb": Answer(question="2edb", replies=(" done\n",), tokens=(3,))}
-    write_arena_hard(tmp_path / "m.jsonl", [question], answers, model="m", tstamp=5.0)
-    line = json.loads((tmp_path / "m.jsonl").read_text())
+    written_file = exported("arena", tmp_path, [question], answers, "m", tstamp=5.0)
+    line = json.loads(written_file.read_text())
     # What their judge reads.
     assert (line["uid"], line["model"], line["messages"][-1]["content"]["answer"]) == ("2edb", "m", "done")
     assert line.keys() == {"uid", "ans_id", "model", "messages", "tstamp"}
@@ -123,27 +129,27 @@ def test_questions_of_arena_2_are_answered_in_its_own_layout(tmp_path):
         {"role": "assistant", "content": {"answer": "done"}},
     ]
     assert (len(line["ans_id"]), line["tstamp"]) == (22, 5.0)
-    recorded = read_answers(tmp_path / "m.jsonl")
+    recorded = read_answers(written_file)
     assert (recorded.model, recorded.of(question)) == ("m", Answer(question="2edb", replies=("done",)))
 
 
 def test_texts_and_several_turns_are_told_in_arena_2s_messages(tmp_path):
     questions = [Question("t", "plain", layout=V2), Question("c", ASKED, ("d",), layout=V2)]
     answers = {"t": Answer(question="t", replies=("r",)), "c": Answer(question="c", replies=("one", "two"))}
-    write_arena_hard(tmp_path / "m.jsonl", questions, answers, model="m")
-    plain, talk = (json.loads(line)["messages"] for line in (tmp_path / "m.jsonl").read_text().splitlines())
+    written_file = exported("arena", tmp_path, questions, answers, "m")
+    plain, talk = (json.loads(line)["messages"] for line in written_file.read_text().splitlines())
     assert plain[0] == {"role": "user", "content": "plain"}
     assert [turn["content"] for turn in talk] == ["a", "b", "c", {"answer": "one"}, "d", {"answer": "two"}]
-    recorded = read_answers(tmp_path / "m.jsonl")
+    recorded = read_answers(written_file)
     assert [recorded.of(question) for question in questions] == [answers["t"], answers["c"]]
 
 
 def test_what_a_format_cannot_hold_is_refused(tmp_path):
     two = Question("q", ASKED, ("d",))
     with pytest.raises(DualHeadError, match="no second turn"):
-        write_alpaca_eval(tmp_path / "o.json", [two], {"q": Answer(question="q", replies=("a", "b"))}, generator="m")
+        exported("alpaca", tmp_path, [two], {"q": Answer(question="q", replies=("a", "b"))}, "m")
     with pytest.raises(DualHeadError, match="no answer to 'q'"):
-        write_mt_bench(tmp_path / "o.jsonl", [two], {}, model="m")
+        exported("mt_bench", tmp_path, [two], {}, "m")
     assert not list(tmp_path.iterdir())
 
 
@@ -161,7 +167,7 @@ def own(prompt, reply, **changes):
     return json.dumps({**row, "finished": [True], "identity": "i", "decoding": {"max_new_tokens": 4}, **changes}) + "\n"
 
 
-def test_our_own_file_gives_what_was_said_last_and_how_it_was_decoded(tmp_path):
+def test_our_own_written_filegives_what_was_said_last_and_how_it_was_decoded(tmp_path):
     file = tmp_path / "base.jsonl"
     file.write_text(own("a", "old") + own("b", "b") + own("a", "new") + '{"question": "c", "pro')
     recorded = read_answers(file)
@@ -223,7 +229,7 @@ ANNOTATED = json.dumps(
         ("a.json", "[]", "There is no answer in"),
     ],
 )
-def test_a_file_that_cannot_be_believed_is_refused(tmp_path, name, content, remedy):
+def test_a_written_filethat_cannot_be_believed_is_refused(tmp_path, name, content, remedy):
     (tmp_path / name).write_text(content)
     with pytest.raises(DualHeadError, match=remedy):
         read_answers(tmp_path / name)

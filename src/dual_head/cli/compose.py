@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from dual_head.backbone.checkpoint import COPY, MODEL_TYPE, require_kind
 from dual_head.cli.generate import parse_alpha
-from dual_head.cli.loading import DTYPE_HELP
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder, exclusive, require_place
 from dual_head.files.reading import read_json
 from dual_head.options import Options, option
+from dual_head.options.fields import DTYPE_HELP
 from dual_head.options.flags import OptionParser
 
 if TYPE_CHECKING:

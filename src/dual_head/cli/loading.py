@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 from dual_head.backbone.checkpoint import CONFIG_NAME, find_file
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
+from dual_head.options.fields import DTYPE_HELP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dual_head.model.aligned import AlignedModel
-
-
-DTYPE_HELP = "auto (as stored, but float32 where the processor is slow in that), stored, float32, bfloat16 or float16"
 
 
 @dataclass(kw_only=True)
@@ -71,12 +69,17 @@ def load_guided(args: LoadingOptions) -> "tuple[AlignedModel, PreTrainedTokenize
         attn_implementation=args.attn_implementation,
         trust_remote_code=trust,
     )
+    to_device(model, args)
+    return model, given or load_tokenizer(_tokenizer_home(args.guides, model), trust)
+
+
+def to_device(model: "AlignedModel", args: LoadingOptions) -> None:
+    """Move a model to --device, where that is said. Errors: there is no such device."""
     if device := getattr(args, "device", None):
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise DualHeadError(f"Cannot use --device {device}: {str(error).splitlines()[0]}") from error
-    return model, given or load_tokenizer(_tokenizer_home(args.guides, model), trust)
 
 
 def _tokenizer_home(guides: str, model: "AlignedModel") -> str:

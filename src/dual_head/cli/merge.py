@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dual_head.cli.generate import parse_alpha
-from dual_head.cli.loading import DTYPE_HELP, LoadingOptions, load_guided
+from dual_head.cli.loading import LoadingOptions, load_guided
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
 from dual_head.files.places import MODEL_FILES, atomic_folder, exclusive, require_empty
 from dual_head.options import option
+from dual_head.options.fields import DTYPE_HELP
 from dual_head.options.flags import OptionParser
 
 if TYPE_CHECKING:

@@ -1,13 +1,11 @@
-"""Answers in other people's files: AlpacaEval's outputs, Arena-Hard's and MT-Bench's answers, and our own.
+"""Answers in the files of other tools: AlpacaEval's outputs, Arena-Hard's and MT-Bench's answers, and our own.
 
-What their tools wrote can stand in a comparison as a system; a benchmark writes its own with what is here. It knows
-layouts of files; nothing of models, judges or scores.
+A file that another tool wrote can be compared as a system. This module knows layouts of files, and no model or judge.
 """
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,8 @@ from dual_head.data.files import kind_of
 from dual_head.data.sources import rows_of
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.types import Answer, Question
-from dual_head.files.places import atomic_folder
 
-__all__ = [
-    "Recorded",
-    "answer_id",
-    "answer_to",
-    "choices_row",
-    "content_of",
-    "instruction_of",
-    "read_answers",
-    "write_rows",
-    "write_text",
-]
+__all__ = ["Recorded", "answer_id", "choices_row", "content_of", "instruction_of", "read_answers"]
 
 _FORMS = (
     'A file of answers is AlpacaEval\'s JSON ("instruction", "output"), the JSONL of Arena-Hard or MT-Bench '
@@ -72,9 +59,6 @@ def content_of(question: Question) -> str:
     return json.dumps([prompt, list(question.follow_ups)], ensure_ascii=False, sort_keys=True)
 
 
-# ---- writing ---------------------------------------------------------------------------------------------
-
-
 def choices_row(id: str | int, turns: list[Any], model: str) -> dict[str, Any]:
     """One answer as Arena-Hard 0.1 and MT-Bench lay it out."""
     choices = [{"index": 0, "turns": turns}]
@@ -82,34 +66,8 @@ def choices_row(id: str | int, turns: list[Any], model: str) -> dict[str, Any]:
 
 
 def answer_id(*answer: Any) -> str:
-    """As long as theirs, and the same for the same answer."""
+    """An id as long as FastChat's; equal answers have equal ids."""
     return hashlib.sha256(json.dumps(answer).encode()).hexdigest()[:22]
-
-
-def write_rows(
-    file: Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    tstamp: float | None,
-    row: Callable[[Question, Answer], dict[str, Any]],
-) -> None:
-    """Write a JSONL of one row for each question, with the time. Errors: a question without an answer."""
-    when = {"tstamp": time.time() if tstamp is None else tstamp}
-    rows = [row(question, answer_to(question, answers)) | when for question in questions]
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def answer_to(question: Question, answers: Mapping[str, Answer]) -> Answer:
-    """The answer to a question. Errors: there is none."""
-    if question.id not in answers:
-        raise DualHeadError(f"There is no answer to '{question.id}'. Write only the questions that were answered.")
-    return answers[question.id]
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all, and its folder where there is none."""
-    with atomic_folder(file.parent) as staging:
-        (staging / file.name).write_text(text, encoding="utf-8")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ knows the order of things; how each is done is elsewhere.
 """
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,68 +17,27 @@ from dual_head.console.gauge import Gauge
 from dual_head.data import RowReport
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.benchmarks import Benchmark, load_benchmark
+from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.independence import require_independent
 from dual_head.evaluate.judges.verdicts import Graded, Outcome, grade_all, judge_pairs
+from dual_head.evaluate.metrics import Measured
 from dual_head.evaluate.metrics.embedding import require_embedder
-from dual_head.evaluate.metrics.measures import Measured, Measures
+from dual_head.evaluate.metrics.measures import Measures
+from dual_head.evaluate.multiple_choice import evaluate_choices
+from dual_head.evaluate.options import EvaluationOptions
 from dual_head.evaluate.questions import load_questions
 from dual_head.evaluate.report import tables as reporting
 from dual_head.evaluate.report.page import REPORT_FILE, write
 from dual_head.evaluate.rewards import require_reward
-from dual_head.evaluate.systems import LoadOptions, System, fits, open_system
+from dual_head.evaluate.systems import System, fits, open_system, parse_systems
 from dual_head.evaluate.systems.model import ModelSystem
-from dual_head.evaluate.systems.specs import parse_systems
 from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.types import Answer, Decoding, Judge, Question
 
 ALL = "all"
 USUAL_NEW_TOKENS = 128
 Answers = dict[str, dict[str, Answer]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
-    """What is asked of whom, who judges, and what else is measured.
-
-    benchmark, source, split, num_samples, chat: as `load_questions` has them; models: as `parse_systems` reads them;
-    judge: as `load_judge` reads it ("rule" is the benchmark's own), None for none; against: the system that all others
-    are compared with, "all" for every pair, None for the first; rewards: reward models or functions to average, none of
-    which may have guided; embedder: of the coherence; base: the plain model among the systems under which others that
-    are no guides are measured (guides have their backbone); efficiency: batch sizes at which time and memory are
-    measured too; force: compare what was decoded differently, and let a judge judge what it guided; allow_missing:
-    leave out questions that some system has no answer to; endpoint_options: of systems that are endpoints.
-    """
-
-    benchmark: str
-    models: tuple[str, ...]
-    source: str | None = None
-    split: str | None = None
-    num_samples: int | None = 300
-    chat: bool | None = None
-    judge: str | None = None
-    judge_options: Mapping[str, Any] = field(default_factory=dict)
-    one_order: bool = False
-    against: str | None = None
-    rewards: tuple[str, ...] = ()
-    embedder: str | None = None
-    base: str | None = None
-    efficiency: tuple[int, ...] = ()
-    decoding: Decoding = field(default_factory=Decoding)
-    batch_size: int = 16
-    seed: int = 0
-    dtype: str = "auto"
-    device: str | None = None
-    trust_remote_code: bool = False
-    allow_missing: bool = False
-    force: bool = False
-    skip_measures: bool = False
-    endpoint_options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def load(self) -> dict[str, Any]:
-        """How systems are opened: fields of `LoadOptions`."""
-        return {option.name: getattr(self, option.name) for option in fields(LoadOptions)}
 
 
 def evaluate(options: EvaluationOptions, output: Path, console: Console, *, command: str = "") -> dict[str, Any]:
@@ -88,15 +47,22 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     be compared. What needs time and memory is measured when all else is written.
     """
     benchmark = load_benchmark(options.benchmark)
-    specs = parse_systems(options.models)
-    systems = [open_system(spec, **options.load) for spec in specs]
+    if isinstance(benchmark, ChoiceBenchmark):
+        options.require_of_choices()
+        return evaluate_choices(benchmark, options, output, console, command=command)
+    systems = [open_system(spec, **options.load) for spec in parse_systems(options.models)]
+    decoding = options.decoding(usual_new_tokens(systems))
     pairs = pairs_of([system.name for system in systems], options.against)
-    _require_tools(options)
-    notes = require_same_decoding(systems, options.decoding, force=options.force)
+    rewards = tuple(options.reward or ())
+    for reward in rewards:
+        require_reward(reward)
+    if options.embedder:
+        require_embedder(options.embedder)
+    notes = require_same_decoding(systems, decoding, force=options.force)
     if not options.force:
-        require_independent(systems, [options.judge or "", *options.rewards])
+        require_independent(systems, [options.judge or "", *rewards])
     judge = _judge(options, benchmark, notes)
-    questions, row_report = _questions(options, benchmark, systems)
+    questions, row_report = _questions(options, benchmark, systems, decoding)
     console.print(row_report.table(), soft_wrap=True)
     # A score costs nothing more, so that every answer is graded by itself too.
     graded = judge is not None and (judge.symmetric or benchmark.graded)
@@ -104,7 +70,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
         judge.require(questions, [*(["pairwise"] if pairs else []), *(["single"] if graded else [])])
     measures = Measures(
         output / "measures",
-        rewards=options.rewards,
+        rewards=rewards,
         embedder=options.embedder,
         base=_base(systems, options.base),
         benchmark=benchmark,
@@ -118,7 +84,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
             answers[system.name] = answer_all(
                 system,
                 questions,
-                options.decoding,
+                decoding,
                 output / "answers",
                 batch_size=options.batch_size,
                 on_progress=gauge.reach,
@@ -136,7 +102,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     report = {
         **reporting.heading(f"{options.benchmark}: {', '.join(answers)}", command, options.device or "cpu"),
         "benchmark": reporting.about_questions(options.benchmark, options.source, questions, row_report),
-        "decoding": asdict(options.decoding),
+        "decoding": asdict(decoding),
         "systems": reporting.about_systems(systems),
         **reporting.judged(judge, questions, answers, verdicts, grades),
         "quality": reporting.quality(systems, questions, measured, grades),
@@ -150,9 +116,9 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     write(output, report)
     for name in answers:
         benchmark.write(output, name, questions, answers[name])
-    if options.efficiency:
+    if options.batch_sizes:
         console.print(f"time and memory, all systems in turns; all else is in {output / REPORT_FILE}", soft_wrap=True)
-        report |= _efficiency(systems, questions, options)
+        report |= _efficiency(systems, questions, decoding, options.batch_sizes)
         write(output, report)
     return report
 
@@ -170,21 +136,9 @@ def pairs_of(names: Sequence[str], against: str | None) -> list[tuple[str, str]]
     return [(a, b) for a in names if a != b]
 
 
-def _require_tools(options: EvaluationOptions) -> None:
-    """Refuse judges, rewards and embedders that could only fail after all was generated; no model is loaded."""
-    if options.judge_options and not options.judge:
-        raise DualHeadError(
-            f"Nobody judges, so that '{next(iter(options.judge_options))}' is an option of no judge. Name one with "
-            "--judge, or leave out --judge_option."
-        )
-    for reward in options.rewards:
-        require_reward(reward)
-    if options.embedder:
-        require_embedder(options.embedder)
-
-
 def _judge(options: EvaluationOptions, benchmark: Benchmark, notes: list[str]) -> Judge | None:
     """The judge; "rule" is the benchmark's own, which where it has none sees words alone."""
+    judge_options = options.judge_options
     if not options.judge:
         return None
     spec = benchmark.rule if options.judge == "rule" else options.judge
@@ -194,16 +148,12 @@ def _judge(options: EvaluationOptions, benchmark: Benchmark, notes: list[str]) -
             "replies mean; for that give reward:PATH, lm:PATH, openai:MODEL, or a rule of your own as "
             "rule:module:function."
         )
-    return load_judge(spec, **options.judge_options)
+    return load_judge(spec, **judge_options)
 
 
-def usual_new_tokens(models: Sequence[str], **load: Any) -> int:
-    """128, or half of the smallest context among models, which leaves as much for the question.
-
-    load: as of `open_system`.
-    """
-    contexts = [open_system(spec, **load).context for spec in parse_systems(models)]
-    return min([USUAL_NEW_TOKENS, *(max(1, context // 2) for context in contexts if context)])
+def usual_new_tokens(systems: Sequence[System]) -> int:
+    """128, or half of the smallest context among systems, which leaves as much for the question."""
+    return min([USUAL_NEW_TOKENS, *(max(1, system.context // 2) for system in systems if system.context)])
 
 
 def _base(systems: Sequence[System], name: str | None) -> System | None:
@@ -214,12 +164,12 @@ def _base(systems: Sequence[System], name: str | None) -> System | None:
 
 
 def _questions(
-    options: EvaluationOptions, benchmark: Benchmark, systems: Sequence[System]
+    options: EvaluationOptions, benchmark: Benchmark, systems: Sequence[System], decoding: Decoding
 ) -> tuple[list[Question], RowReport]:
     drawn, count = benchmark.drawn, None if benchmark.drawn else options.num_samples
-    chat = options.chat
+    chat = True if options.chat else False if options.raw else None
     if chat is None and not drawn and any(system.chats for system in systems):
-        chat = True  # as generate reads a text; the same for all, so that all are asked the same
+        chat = True  # as generate reads a text; the same for all systems
     questions, report = load_questions(
         options.benchmark,
         options.source,
@@ -231,7 +181,7 @@ def _questions(
     places = list(range(len(questions)))
     if count is not None:
         random.Random(f"{options.benchmark}:{options.seed}").shuffle(places)
-    kept, misfits = fits([questions[i] for i in places], systems, options.decoding, count=count)
+    kept, misfits = fits([questions[i] for i in places], systems, decoding, count=count)
     if len(kept) == count:
         report.notes[f"a random {count} of those that fit, seed {options.seed}"] += 1
     elif count is not None:
@@ -282,7 +232,9 @@ def _grades(
     return grades
 
 
-def _efficiency(systems: Sequence[System], questions: Sequence[Question], options: EvaluationOptions) -> dict[str, Any]:
+def _efficiency(
+    systems: Sequence[System], questions: Sequence[Question], decoding: Decoding, sizes: Sequence[int]
+) -> dict[str, Any]:
     """Time and memory at each batch size after a prompt of usual length, as tables beside each other."""
     from dual_head.evaluate.metrics.efficiency import measure_efficiency
     from dual_head.model.generate import encode_prompts
@@ -297,8 +249,8 @@ def _efficiency(systems: Sequence[System], questions: Sequence[Question], option
     ids = [[tokens[i % len(tokens)] for i in range(len(prompt_ids[0]))] for tokens in prompt_ids]
     timed = [(system.name, system.model, system.tokenizer, dict(system.alpha) or None) for system in models]
     try:
-        new, sizes = options.decoding.max_new_tokens, options.efficiency
-        rows = [cost.as_dict() for cost in measure_efficiency(timed, ids, new_tokens=new, batch_sizes=sizes)]
+        new = decoding.max_new_tokens
+        rows = [asdict(timing) for timing in measure_efficiency(timed, ids, new_tokens=new, batch_sizes=sizes)]
     finally:
         for system in models:
             system.release()

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from dual_head.data import Cut, Prompt
+from dual_head.options import Options, option
 
 __all__ = ["Answer", "Comparison", "Decoding", "Judge", "Question", "Verdict"]
 
+DECODING = "decoding, the same for every system"
 Replies = tuple[str, ...]  # one reply for each turn of a question
 
 
@@ -45,15 +47,15 @@ class Question:
         return [replace(self, follow_ups=self.follow_ups[:n], references=self.references[: n + 1]) for n in turns]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How replies are generated, the same for every system: temperature 0 is greedy; the seed makes sampling repeat."""
+@dataclass(kw_only=True)
+class Decoding(Options):
+    """How replies are generated. Errors: numbers out of their bounds."""
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
+    max_new_tokens: int = option(128, "longest reply in tokens", heading=DECODING, least=1)
+    temperature: float = option(0.0, "0 is greedy; above it, sample", least=0)
+    top_p: float = option(1.0, "nucleus sampling", above=0, most=1)
+    top_k: int = option(0, "sample among this many tokens; 0: all", least=0)
+    seed: int = option(0, "of the questions picked and of sampling", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from rich.console import Console
 from dual_head import DualHeadError
 from dual_head.evaluate import Answer, Comparison, Question
 from dual_head.evaluate.benchmarks import load_benchmark
-from dual_head.evaluate.benchmarks.mt_bench import write_mt_bench
 from dual_head.evaluate.endpoints.client import FAILURES
 from dual_head.evaluate.judges import load_judge
 from dual_head.evaluate.judges.verdicts import grade_all, judge_pairs
+from dual_head.evaluate.options import EvaluationOptions
 from dual_head.evaluate.report.tables import tables
-from dual_head.evaluate.run import EvaluationOptions, evaluate
+from dual_head.evaluate.run import evaluate
 
 QUESTION = Question("q", "How far is the moon?")
 PAIR = Comparison(QUESTION, ("far",), ("near",))
@@ -435,11 +435,11 @@ def test_a_report_says_how_many_requests_were_made_grades_and_systems_that_agree
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, said in (("base", "near"), ("one", "far"), ("same", "far"), ("other", "here")):
         own = {q.id: Answer(question=q.id, replies=(said, "yes")) for q in questions}
-        write_mt_bench(tmp_path / f"{name}.jsonl", questions, own, model=name)
+        load_benchmark("mt_bench").write(tmp_path, name, questions, own)
     options = EvaluationOptions(
         benchmark="mt_bench",
         source=str(tmp_path / "question.jsonl"),
-        models=tuple(f"{name}={tmp_path / name}.jsonl" for name in ("base", "one", "same", "other")),
+        models=tuple(f"{name}={tmp_path / 'mt_bench' / name}.jsonl" for name in ("base", "one", "same", "other")),
         judge=f"openai:tiny@{endpoint.url}",
         skip_measures=True,
     )

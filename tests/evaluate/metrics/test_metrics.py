@@ -11,9 +11,11 @@ from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.demo import world
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.benchmarks.refusals import is_refusal
-from dual_head.evaluate.metrics import METRICS, Tools, about, measure, metric, summary
+from dual_head.evaluate.metrics import Metric, Tools, load_metrics
 from dual_head.evaluate.metrics.continuations import last_prompt, reply_rows
+from dual_head.evaluate.metrics.measures import about, measure
 from dual_head.evaluate.rewards import load_reward
+from dual_head.stats import summary
 
 CHAT = [{"role": "user", "content": "ask1"}]
 QUESTIONS = [
@@ -62,8 +64,8 @@ def test_refusals_are_told_apart_by_what_was_asked():
     assert found["refusal"] == {"a": 0, "b": 1, "c": 0}
     assert found["over_refusal"] == {"a": 0, "c": 0}
     assert found["harmful_refusal"] == {"b": 1}
-    everyone = measure(QUESTIONS, ANSWERS, Tools(refuses=lambda reply: True)).summary
-    assert (everyone["over_refusal"]["mean"], everyone["over_refusal"]["n"]) == (1, 2)
+    everyone = measure(QUESTIONS, ANSWERS, Tools(refuses=lambda reply: True)).values
+    assert everyone["over_refusal"] == {"a": 1, "c": 1}
     asked = [Question("a", "ask0")]
     unlabelled = measure(asked, ANSWERS, metrics=["over_refusal"])
     assert unlabelled.values == {}
@@ -119,10 +121,10 @@ def test_a_reward_that_is_no_number_is_missing_and_never_averaged():
     broken = {ANSWERS["a"].replies[-1]: math.nan, ANSWERS["b"].replies[-1]: math.inf, "good4 bad1": 2.5}
     found = measure(QUESTIONS, ANSWERS, Tools(rewards={"r": lambda prompt, reply: broken[reply]}))
     assert found.values["reward:r"] == {"a": None, "b": None, "c": 2.5}
-    assert found.summary["reward:r"] == {"mean": 2.5, "interval": [2.5, 2.5], "n": 1, "missing": 2}
+    assert summary(found.values["reward:r"].values()) == {"mean": 2.5, "interval": [2.5, 2.5], "n": 1, "missing": 2}
     assert "reward:r: 2 of 3 replies have no value" in found.notes
     nothing = measure(QUESTIONS, ANSWERS, Tools(rewards={"r": lambda prompt, reply: "3"}), metrics=["reward"])
-    assert nothing.summary["reward:r"] == {"mean": None, "interval": None, "n": 0, "missing": 3}
+    assert summary(nothing.values["reward:r"].values()) == {"mean": None, "interval": None, "n": 0, "missing": 3}
 
 
 def test_a_reward_that_fails_is_told():
@@ -195,7 +197,7 @@ def test_an_empty_reply_is_its_end_or_nothing_at_all(tokenizer):
     kl, logp = by_hand(tools.model, tools.base, tokenizer("ask0 ask1")["input_ids"], [tokenizer.eos_token_id])
     assert found.values["kl"] == {"ended": pytest.approx(kl, rel=1e-4), "cut": None}
     assert found.values["perplexity"] == {"ended": pytest.approx(math.exp(-logp), rel=1e-4), "cut": None}
-    assert found.summary["kl"]["missing"] == 1
+    assert summary(found.values["kl"].values())["missing"] == 1
 
 
 def test_the_last_reply_follows_all_that_was_said(tokenizer):
@@ -267,21 +269,22 @@ def test_metrics_without_their_tools_are_absent_and_say_why():
 def test_a_question_without_an_answer_is_missing():
     found = measure(QUESTIONS, {"a": ANSWERS["a"]}, metrics=["length"])
     assert found.values["length"] == {"a": 29, "b": None, "c": None}
-    assert found.summary["length"] == {"mean": 29, "interval": [29, 29], "n": 1, "missing": 2}
+    assert summary(found.values["length"].values()) == {"mean": 29, "interval": [29, 29], "n": 1, "missing": 2}
 
 
 def test_a_mean_has_an_interval_over_questions():
-    found = summary({"a": 0.0, "b": 1.0, "c": None})
+    found = summary([0.0, 1.0, None])
     assert found == {"mean": 0.5, "interval": [0.0, 1.0], "n": 2, "missing": 1}
 
 
 def test_a_metric_is_one_function(monkeypatch):
-    monkeypatch.setattr("dual_head.evaluate.metrics.base.METRICS", dict(METRICS))
-
-    @metric("questions", "share of replies that ask back", better="lower")
-    def _asks_back(questions, answers, tools):
+    def asks_back(questions, answers, tools):
         return [float(answer.replies[-1].endswith("?")) for answer in answers]
 
+    metrics = load_metrics() | {
+        "questions": Metric("questions", "share of replies that ask back", asks_back, better="lower")
+    }
+    monkeypatch.setattr("dual_head.evaluate.metrics.measures.load_metrics", lambda: metrics)
     answers = {"a": Answer(question="a", replies=("why ?",))}
     assert measure(QUESTIONS[:1], answers).values["questions"] == {"a": 1.0}
     assert about("questions") == {
@@ -294,7 +297,7 @@ def test_a_metric_is_one_function(monkeypatch):
 
 def test_every_metric_says_what_it_is():
     assert about("reward:helpful")["name"] == "reward:helpful"
-    for name in METRICS:
+    for name in load_metrics():
         assert about(name)["about"]
         assert about(name)["better"] in ("higher", "lower", "")
     with pytest.raises(DualHeadError, match="Did you mean 'diversity'"):
@@ -305,7 +308,7 @@ def test_every_metric_says_what_it_is():
 
 def test_what_several_metrics_share_is_computed_once(tokenizer, monkeypatch):
     calls = []
-    monkeypatch.setattr("dual_head.evaluate.metrics.models.divergences", lambda *a, **k: calls.append(0) or [1.0])
+    monkeypatch.setattr("dual_head.evaluate.metrics.shift.divergences", lambda *a, **k: calls.append(0) or [1.0])
     tools = Tools(model=tiny_lm("llama").eval(), base=tiny_lm("llama").eval(), tokenizer=tokenizer)
     found = measure(QUESTIONS[:1], ANSWERS, tools, metrics=["kl", "kl_per_token"])
     assert set(found.values) == {"kl", "kl_per_token"}

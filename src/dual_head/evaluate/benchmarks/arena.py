@@ -1,11 +1,9 @@
 """Arena-Hard's questions, v0.1 or v2.0."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dual_head.evaluate.benchmarks.base import Benchmark, Hub, Row, column_of, texts_of, user_message
-from dual_head.evaluate.exchange import answer_id, choices_row, write_rows
+from dual_head.evaluate.exchange import answer_id, choices_row
 from dual_head.evaluate.types import Answer, Question
 
 V2 = "arena-hard-v2.0"  # the layout of questions whose answers Arena-Hard 2.0 reads
@@ -16,6 +14,7 @@ class Arena(Benchmark):
 
     hub = Hub("lmarena-ai/arena-hard-auto", file="data/arena-hard-v0.1/question.jsonl")
     files = "*question*.jsonl*"
+    export = "arena_hard/{}.jsonl"
 
     def question(self, row: Row) -> Question:
         """Read a question of either version."""
@@ -26,43 +25,27 @@ class Arena(Benchmark):
         id = column_of(row, "uid", "question_id")
         return Question(id, user_message(first), tuple(rest), category=category, layout=layout)
 
-    def write(self, folder: Path, system: str, questions: Sequence[Question], answers: Mapping[str, Answer]) -> None:
-        """Write Arena-Hard's model_answer/MODEL.jsonl."""
-        write_arena_hard(folder / "arena_hard" / f"{system}.jsonl", questions, answers, model=system)
+    def export_row(self, question: Question, answer: Answer, system: str) -> dict[str, Any]:
+        """A row of Arena-Hard's model_answer/MODEL.jsonl, in the layout of the question.
 
-
-def write_arena_hard(
-    file: str | Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    model: str,
-    tstamp: float | None = None,
-) -> None:
-    """Write Arena-Hard's model_answer/MODEL.jsonl, in the layout of the questions; `tstamp`: seconds, now if None.
-
-    v0.1's turns are {"content", "token_len"}, the latter where an answer tells its tokens. v2.0's messages end in
-    {"content": {"answer"}}; its "metadata" counts another tokenizer's tokens, and their add_markdown_info writes it.
-    """
-
-    def row(question: Question, answer: Answer) -> dict[str, Any]:
+        v0.1's turns are {"content", "token_len"}, the latter where an answer tells its tokens. v2.0's messages end in
+        {"content": {"answer"}}; its "metadata" counts another tokenizer's tokens, and add_markdown_info writes it.
+        """
         if question.layout == V2:
-            return _messages_row(question, answer, model)
-        tokens = [{"token_len": tokens} for tokens in answer.tokens] or [{}] * len(answer.replies)
-        turns = [{"content": reply.strip(), **length} for reply, length in zip(answer.replies, tokens, strict=True)]
-        return choices_row(question.id, turns, model)
-
-    write_rows(Path(file), questions, answers, tstamp, row)
+            return _messages_row(question, answer, system)
+        lengths = [{"token_len": tokens} for tokens in answer.tokens] or [{}] * len(answer.replies)
+        turns = [{"content": reply.strip(), **length} for reply, length in zip(answer.replies, lengths, strict=True)]
+        return choices_row(question.id, turns, system)
 
 
-def _messages_row(question: Question, answer: Answer, model: str) -> dict[str, Any]:
+def _messages_row(question: Question, answer: Answer, system: str) -> dict[str, Any]:
     prompt = question.prompt
     messages: list[Any] = [*(user_message(prompt) if isinstance(prompt, str) else prompt)]
     for follow_up, reply in zip((None, *question.follow_ups), answer.replies, strict=True):
         messages += [] if follow_up is None else user_message(follow_up)
         messages.append({"role": "assistant", "content": {"answer": reply.strip()}})
-    id = answer_id(model, question.id, list(answer.replies))
-    return {"uid": question.id, "ans_id": id, "model": model, "messages": messages}
+    id = answer_id(system, question.id, list(answer.replies))
+    return {"uid": question.id, "ans_id": id, "model": system, "messages": messages}
 
 
 BENCHMARK = Arena

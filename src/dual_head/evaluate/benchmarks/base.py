@@ -1,10 +1,12 @@
 """What every benchmark has: where it is published, what one row asks, and what is made of the answers.
 
-A new benchmark is one more file beside this one, with a class of its own. It knows layouts of files and of rows;
-nothing of how many questions are asked, or of the systems that answer.
+A new benchmark is one more file beside this one, with a class of its own. Benchmarks know layouts of files and rows.
+How many questions are asked, and which systems answer them, is not their concern.
 """
 
 import fnmatch
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.exchange import read_answers
 from dual_head.evaluate.types import Answer, Question
+from dual_head.files.places import atomic_folder
 
 __all__ = [
     "Benchmark",
@@ -51,7 +54,8 @@ class Benchmark:
     hub: read where no source is given; files: pattern of the file of questions in a folder that holds others too;
     reference_files: pattern of a file beside it with good answers; parts: names in the paths of its files, which are
     the category of questions that have none; drawn: its rows come from no file, as many as are asked for; graded:
-    each answer is graded by itself too; rule: the judge that "rule" stands for.
+    each answer is graded by itself too; rule: the judge that "rule" stands for; export: where answers are written for
+    the benchmark's own tools, such as "mt_bench/{}.jsonl", {} being the system; "" for nowhere.
     """
 
     hub: ClassVar[Hub | None] = None
@@ -61,6 +65,7 @@ class Benchmark:
     drawn: ClassVar[bool] = False
     graded: ClassVar[bool] = False
     rule: ClassVar[str] = "rule:diverse"
+    export: ClassVar[str] = ""
 
     def __init__(self, name: str):
         self.name = name
@@ -69,8 +74,12 @@ class Benchmark:
         """Read one row; a question without an id is named by its prompt. Errors: `Dropped`, with the reason."""
         raise NotImplementedError
 
+    def export_row(self, question: Question, answer: Answer, system: str) -> dict[str, Any]:
+        """Lay out one answer for the benchmark's own tools; see `export`."""
+        raise NotImplementedError
+
     def as_chat(self, question: Question, row: Row) -> tuple[Message, ...]:
-        """The conversation that a text is where it is asked as a user's message."""
+        """The conversation that a text becomes where it is asked as a user's message."""
         del row
         return user_message(str(question.prompt))
 
@@ -85,7 +94,7 @@ class Benchmark:
         del num_samples, seed  # of benchmarks that are drawn
         hub = self.hub
         if source is None and hub is None:
-            raise DualHeadError(f"'{self.name}' needs a source: a file, a folder or a data set on the hub.")
+            raise DualHeadError(f"'{self.name}' needs a source (--source): a file, a folder or a data set on the hub.")
         if source is None:
             assert hub is not None
             source = _fetched(hub) if hub.file else hub.name
@@ -114,8 +123,32 @@ class Benchmark:
             for question, answer in zip(questions, answers, strict=True)
         ]
 
-    def write(self, folder: Path, system: str, questions: Sequence[Question], answers: Mapping[str, Answer]) -> None:
-        """Write a system's answers for the benchmark's own tools, where it has any."""
+    def write(
+        self,
+        folder: Path,
+        system: str,
+        questions: Sequence[Question],
+        answers: Mapping[str, Answer],
+        *,
+        tstamp: float | None = None,
+    ) -> None:
+        """Write a system's answers for the benchmark's own tools, where it has any; tstamp: seconds, None for now.
+
+        Rows of JSON lines get the time; a list in one JSON file gets none. Errors: a question without an answer.
+        """
+        if not self.export:
+            return
+        if missing := [question.id for question in questions if question.id not in answers]:
+            raise DualHeadError(f"There is no answer to '{missing[0]}'. Write only the questions that were answered.")
+        rows = [self.export_row(question, answers[question.id], system) for question in questions]
+        file = folder / self.export.format(system)
+        if file.suffix == ".json":
+            text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+        else:
+            when = {"tstamp": time.time() if tstamp is None else tstamp}
+            text = "".join(json.dumps(row | when, ensure_ascii=False) + "\n" for row in rows)
+        with atomic_folder(file.parent) as staging:
+            (staging / file.name).write_text(text, encoding="utf-8")
 
     def _file_in(self, folder: Path) -> Path:
         paths = sorted({path for pattern in self.files.split() for path in folder.glob(pattern)})

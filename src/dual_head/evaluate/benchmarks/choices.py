@@ -1,6 +1,6 @@
 """Multiple choice: whether a model finds true answers likelier than false ones, as MC1 and MC2.
 
-It turns log-probabilities into scores and knows no model: whoever asks hands over a function that gives log p of a
+It turns log-probabilities into scores and knows no model: the caller hands over a function that gives log p of a
 continuation.
 """
 
@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from dual_head.data import Prompt
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.benchmarks.base import Benchmark, Row
+from dual_head.evaluate.benchmarks.base import Benchmark
 from dual_head.evaluate.types import Question
-from dual_head.stats import bootstrap_mean
+from dual_head.stats import summary
 
 __all__ = ["ChoiceBenchmark", "ChoiceQuestion", "ChoiceScores", "Logps", "score_choices"]
 
@@ -22,19 +22,17 @@ Logps = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float]]  # (prompt, co
 Score = tuple[float | None, float | None]  # MC1 and MC2 of one question
 
 
-@dataclass(frozen=True)
-class ChoiceQuestion:
-    """A question with its best answer, its true answers (MC2) and its false ones; category "" where none is known.
+@dataclass(frozen=True, kw_only=True)
+class ChoiceQuestion(Question):
+    """A question with its best answer, its true answers (MC2) and its false ones.
 
     single: the false answers that the best one meets in MC1.
     """
 
-    question: str
     best: str
     true: tuple[str, ...]
     false: tuple[str, ...]
     single: tuple[str, ...]
-    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,24 +49,20 @@ class ChoiceScores:
 
 
 class ChoiceBenchmark(Benchmark):
-    """A benchmark whose answers are given and scored by their likelihood; title: of its report."""
+    """A benchmark whose answers are given and scored by their likelihood; title: of its report.
+
+    Its `question` reads a `ChoiceQuestion`.
+    """
 
     title: ClassVar[str]
 
-    def question(self, row: Row) -> Question:
-        """Its questions have no replies. Errors: always."""
-        del row
-        raise DualHeadError(
-            f"'{self.name}' asks how likely given answers are. Run it with `dual-head eval {self.name}`."
-        )
-
     @abstractmethod
-    def load(self, source: str | None) -> list[ChoiceQuestion]:
-        """Read the questions. Errors: no source where it needs one, another layout."""
+    def before(self, question: Question) -> str:
+        """The text that an answer continues, after a space."""
 
-    @abstractmethod
     def score(self, logps: Logps, questions: Sequence[ChoiceQuestion]) -> ChoiceScores:
-        """Score every answer to every question."""
+        """Score every answer to every question; see `score_choices`."""
+        return score_choices(logps, [self.before(question) for question in questions], questions)
 
 
 def score_choices(logps: Logps, prompts: Sequence[str], questions: Sequence[ChoiceQuestion]) -> ChoiceScores:
@@ -92,11 +86,12 @@ def score_choices(logps: Logps, prompts: Sequence[str], questions: Sequence[Choi
     groups: dict[str, list[Score]] = {}
     for row, score in zip(questions, scores, strict=True):
         groups.setdefault(row.category, []).append(score)
-    categories = {
-        name: {"mc1": _mean(group, 0)["mean"], "mc2": _mean(group, 1)["mean"], "n": len(group)}
-        for name, group in sorted(groups.items())
-    }
-    return ChoiceScores(_mean(scores, 0), _mean(scores, 1), categories, scores)
+    categories = {}
+    for name, group in sorted(groups.items()):
+        mc1, mc2 = map(summary, zip(*group, strict=True))
+        categories[name] = {"mc1": mc1["mean"], "mc2": mc2["mean"], "n": len(group)}
+    mc1, mc2 = map(summary, zip(*scores, strict=True))
+    return ChoiceScores(mc1, mc2, categories, scores)
 
 
 def _score(row: ChoiceQuestion, logp: dict[str, float]) -> Score:
@@ -104,17 +99,7 @@ def _score(row: ChoiceQuestion, logp: dict[str, float]) -> Score:
         return None, None
     mc1 = float(logp[row.best] > max(logp[answer] for answer in row.single))
     highest = max(logp[answer] for answer in (*row.true, *row.false))
-    if highest == -math.inf:  # none of them can be said at all
+    if highest == -math.inf:  # the model can say none of them
         return mc1, None
     true, false = (sum(math.exp(logp[answer] - highest) for answer in side) for side in (row.true, row.false))
     return mc1, true / (true + false)
-
-
-def _mean(scores: Sequence[Score], which: int) -> dict[str, Any]:
-    values = [score[which] for score in scores]
-    known = [value for value in values if value is not None]
-    missing = len(values) - len(known)
-    if not known:
-        return {"mean": None, "interval": None, "n": 0, "missing": missing}
-    mean = sum(known) / len(known)
-    return {"mean": mean, "interval": list(bootstrap_mean(known)), "n": len(known), "missing": missing}

@@ -1,11 +1,9 @@
 """MT-Bench's questions of two turns, graded by turn and category."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dual_head.evaluate.benchmarks.base import Benchmark, Hub, Row, column_of, texts_of, user_message
-from dual_head.evaluate.exchange import choices_row, write_rows
+from dual_head.evaluate.exchange import choices_row
 from dual_head.evaluate.types import Answer, Question
 
 WITH_REFERENCE = ("math", "reasoning", "coding")  # categories in which judges are shown a reference
@@ -18,6 +16,7 @@ class MTBench(Benchmark):
     files = "*question*.jsonl*"
     reference_files = "reference_answer*.jsonl*"
     graded = True
+    export = "mt_bench/{}.jsonl"
 
     def question(self, row: Row) -> Question:
         """Read both turns."""
@@ -28,27 +27,12 @@ class MTBench(Benchmark):
         id = column_of(row, "question_id", "prompt_id")
         return Question(id, user_message(first), tuple(rest), category=category, references=references)
 
-    def write(self, folder: Path, system: str, questions: Sequence[Question], answers: Mapping[str, Answer]) -> None:
-        """Write MT-Bench's model_answer/MODEL.jsonl."""
-        write_mt_bench(folder / "mt_bench" / f"{system}.jsonl", questions, answers, model=system)
-
-
-def write_mt_bench(
-    file: str | Path,
-    questions: Sequence[Question],
-    answers: Mapping[str, Answer],
-    *,
-    model: str,
-    tstamp: float | None = None,
-) -> None:
-    """Write MT-Bench's model_answer/MODEL.jsonl: turns are texts; `tstamp`: seconds, now if None."""
-    # Their tools join by the id, and MT-Bench's own are numbers.
-    numbers = {str(number): number for number in (int(q.id) for q in questions if q.id.isdecimal())}
-
-    def row(question: Question, answer: Answer) -> dict[str, Any]:
-        return choices_row(numbers.get(question.id, question.id), [reply.strip() for reply in answer.replies], model)
-
-    write_rows(Path(file), questions, answers, tstamp, row)
+    def export_row(self, question: Question, answer: Answer, system: str) -> dict[str, Any]:
+        """A row of MT-Bench's model_answer/MODEL.jsonl."""
+        # MT-Bench's tools join by the id, and its own ids are numbers.
+        number = int(question.id) if question.id.isdecimal() else None
+        id = number if str(number) == question.id else question.id
+        return choices_row(id, [reply.strip() for reply in answer.replies], system)
 
 
 BENCHMARK = MTBench

@@ -17,6 +17,7 @@ from dual_head.data import Message
 from dual_head.errors import DualHeadError, require
 from dual_head.evaluate.endpoints.completions import count_of, text_of
 from dual_head.evaluate.endpoints.connection import bounded_client, parted
+from dual_head.options import option, require_bounds
 
 __all__ = ["FAILURES", "Endpoint", "EndpointOptions", "Reply", "Request"]
 
@@ -42,23 +43,16 @@ class EndpointOptions:
 
     base_url: str | None = None
     api_key: str | None = None
-    concurrency: int = 8
-    requests_per_minute: float | None = None
-    max_retries: int = 4
-    timeout: float = 120.0
+    concurrency: int = option(8, least=1)
+    requests_per_minute: float | None = option(None, above=0)
+    max_retries: int = option(4, least=0)
+    timeout: float = option(120.0, above=0, most=LONGEST_WAIT)
     limit: Literal["max_tokens", "max_completion_tokens", "none"] = "max_tokens"
-    input_price: float | None = None
-    output_price: float | None = None
+    input_price: float | None = option(None, least=0)
+    output_price: float | None = option(None, least=0)
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.max_retries < 0:
-            raise DualHeadError("concurrency is at least 1 and max_retries at least 0.")
-        if min(self.input_price or 0, self.output_price or 0) < 0:
-            raise DualHeadError("input_price and output_price are at least 0.")
-        if self.requests_per_minute is not None and self.requests_per_minute <= 0:
-            raise DualHeadError("requests_per_minute is above 0.")
-        if not 0 < self.timeout <= LONGEST_WAIT:
-            raise DualHeadError(f"timeout is above 0 and at most {LONGEST_WAIT:,} seconds.")
+        require_bounds(self, prefix="")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from dual_head.evaluate.judges.prompted import Item, PromptedJudge
 from dual_head.evaluate.judges.prompts import Pattern
 from dual_head.evaluate.types import Question, Verdict
 from dual_head.files.reading import reading
+from dual_head.options import option, require_bounds
 
 Ids = tuple[int, ...]
 
@@ -31,13 +32,12 @@ class LanguageModelOptions:
     """template: see `load_family`; batch_size: verdicts in one forward; device: "auto" is the accelerator, if any."""
 
     template: str = "mt-bench"
-    batch_size: int = 8
+    batch_size: int = option(8, least=1)
     device: str = "auto"
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise DualHeadError(f"batch_size is at least 1, not {self.batch_size}.")
+        require_bounds(self, prefix="")
 
 
 @dataclass(frozen=True)

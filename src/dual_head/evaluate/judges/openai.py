@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dual_head.backbone.fingerprint import digest
-from dual_head.errors import DualHeadError
 from dual_head.evaluate.endpoints.client import FORM, Endpoint, EndpointOptions, Reply, Request
 from dual_head.evaluate.endpoints.completions import first_token
 from dual_head.evaluate.judges.base import NO_ANSWER
 from dual_head.evaluate.judges.prompted import Item, PromptedJudge
 from dual_head.evaluate.judges.prompts import Pattern, Unreadable
 from dual_head.evaluate.types import Verdict
+from dual_head.options import option
 
 TOP_LOGPROBS = 5  # the most that every endpoint gives
 ALONE_TOKENS = 4  # of a reply that is its verdict and nothing else
@@ -28,14 +28,9 @@ class JudgeOptions(EndpointOptions):
     """
 
     template: str = "mt-bench"
-    max_tokens: int = 1024
-    temperature: float = 0.0
+    max_tokens: int = option(1024, least=1)
+    temperature: float = option(0.0, least=0)
     seed: int | None = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_tokens < 1 or self.temperature < 0:
-            raise DualHeadError("max_tokens is at least 1 and temperature at least 0.")
 
 
 class EndpointJudge(PromptedJudge):

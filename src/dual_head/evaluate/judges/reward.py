@@ -12,18 +12,18 @@ from dual_head.backbone.fingerprint import digest, sketch, tokenizer_fingerprint
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import WINDOW, ScoreJudge, Shown, batches_by_length, chosen_device
 from dual_head.evaluate.rewards import Classifier
+from dual_head.options import option, require_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardOptions:
     """batch_size: replies scored in one forward; device: "auto" is the accelerator where there is one."""
 
-    batch_size: int = 16
+    batch_size: int = option(16, least=1)
     device: str = "auto"
 
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise DualHeadError(f"batch_size is at least 1, not {self.batch_size}.")
+    def __post_init__(self) -> None:
+        require_bounds(self, prefix="")
 
 
 class RewardJudge(ScoreJudge):

@@ -1,18 +1,24 @@
-"""What replies and systems are like: a metric is one function of a file here, in the order of the report's columns."""
+"""The metrics: each file here that ends in `METRICS = (...)`, and entry points of the group `dual_head.metrics`.
 
-from dual_head.evaluate.metrics import replies, rewards, models  # isort: skip - which register their metrics in order
-from dual_head.evaluate.metrics.base import METRICS, Measured, Metric, Tools, about, measure, metric, summary
+The report's columns stand in the order of the files' names, and within a file in the order of its metrics.
+"""
 
-__all__ = [
-    "METRICS",
-    "Measured",
-    "Metric",
-    "Tools",
-    "about",
-    "measure",
-    "metric",
-    "models",
-    "replies",
-    "rewards",
-    "summary",
-]
+from typing import Any
+
+from dual_head.evaluate.metrics.base import Measured, Metric, Tools
+from dual_head.options import discover
+
+__all__ = ["METRICS", "Measured", "Metric", "Tools", "load_metrics"]
+
+
+def _flaw(value: Any) -> str | None:
+    whole = isinstance(value, tuple) and all(isinstance(metric, Metric) for metric in value)
+    return None if whole else "METRICS is not a tuple of dual_head.evaluate.metrics.Metric"
+
+
+METRICS = discover(__name__, "METRICS", noun="file of metrics", check=_flaw)
+
+
+def load_metrics() -> dict[str, Metric]:
+    """Every metric by name."""
+    return {metric.name: metric for metrics in METRICS.load_all().values() for metric in metrics}

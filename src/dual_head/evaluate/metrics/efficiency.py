@@ -53,10 +53,6 @@ class Timing(Cost):
     ratio: dict[str, float]
     prefill_ratio: dict[str, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 class _Seconds(NamedTuple):
     prefill: float

@@ -1,20 +1,20 @@
-"""Metrics of whole systems: which tools each is measured with, and values kept under what they depend on.
-
-It knows systems, metrics and files; nothing of judges.
-"""
+"""Metrics of whole systems: which tools each is measured with, and values stored under all that they depend on."""
 
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dual_head.backbone.fingerprint import digest, tokenizer_fingerprint
-from dual_head.errors import DualHeadError
+from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.benchmarks import Benchmark
-from dual_head.evaluate.metrics import METRICS, Measured, Tools, about, measure, summary
+from dual_head.evaluate.metrics import Measured, Metric, Tools, load_metrics
+from dual_head.evaluate.metrics.base import Absent
 from dual_head.evaluate.rewards import Reward, load_reward
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.systems.identity import file_sha256, sources_digest
@@ -23,14 +23,16 @@ from dual_head.evaluate.types import Answer, Question
 from dual_head.files.places import atomic_folder, settle
 from dual_head.files.reading import read_json
 
-__all__ = ["Measured", "Measures", "about", "summary"]
+__all__ = ["NO_QUESTION", "Measures", "about", "measure", "stored"]
 
+Stored = TypeVar("Stored")
+NO_QUESTION = "there is no question that it is of"
 VERSION = 1  # raised when the same key would stand for other values
 
 
 @dataclass
 class Measures:
-    """What a run measures all its systems with; nothing is loaded before a value is missing.
+    """What a run measures all its systems with; nothing is loaded as long as no value is missing.
 
     rewards: as `load_reward` reads them; embedder: of `Tools`; base: the system under whose model those that are no
     guides are measured; benchmark: of the questions, which says what refuses.
@@ -47,16 +49,12 @@ class Measures:
 
     def of(self, system: System, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Measured:
         """Measure one system's answers, or read back what was measured of the very same."""
-        key = self._key(system, questions, answers)
-        file = self.folder / f"{system.name}.json"
-        settle(self.folder)
-        if (kept := _read(file)) and kept["key"] == key:
-            return Measured(kept["values"], tuple(kept["notes"]))
-        measured = measure(questions, answers, self._tools(system))
-        with atomic_folder(self.folder) as staging:
-            row = {"key": key, "values": measured.values, "notes": list(measured.notes)}
-            (staging / file.name).write_text(json.dumps(row))
-        return measured
+        return stored(
+            self.folder / f"{system.name}.json",
+            self._key(system, questions, answers),
+            compute=lambda: asdict(measure(questions, answers, self._tools(system))),
+            read=lambda row: Measured(row["values"], tuple(row["notes"])),
+        )
 
     def _tools(self, system: System) -> Tools:
         for spec in self.rewards:
@@ -92,7 +90,82 @@ class Measures:
         special = type(self.benchmark).refuses is not Benchmark.refuses
         tools = [[_reward_identity(spec) for spec in self.rewards], embedder, base, special]
         content = [[asdict(question), asdict(answers[question.id])] for question in questions if question.id in answers]
-        return digest([VERSION, sorted(METRICS), system.identity, tools, content])
+        return digest([VERSION, sorted(load_metrics()), system.identity, tools, content])
+
+
+def measure(
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    tools: Tools | None = None,
+    *,
+    metrics: Sequence[str] | None = None,
+) -> Measured:
+    """Compute metrics of one system's answers {question id: answer}; by default all that there are tools for.
+
+    NaN, infinity and unanswered questions are missing: counted, never averaged. Errors: an unknown metric.
+    """
+    tools, known = tools or Tools(), load_metrics()
+    for name in metrics or ():
+        _require_metric(name, known)
+    values: dict[str, dict[str, float | None]] = {}
+    notes: list[str] = []
+    results: dict[tuple[Any, tuple[str, ...]], Any] = {}  # by function and question ids: metrics may share a function
+    for metric in known.values() if metrics is None else [known[name] for name in metrics]:
+        applicable = [question for question in questions if metric.applies(question)]
+        replied = [question for question in applicable if question.id in answers]
+        if not replied:
+            notes.append(f"{metric.name}: {NO_QUESTION}")
+            continue
+        key = metric.compute, tuple(question.id for question in replied)
+        try:
+            if key not in results:
+                results[key] = metric.compute(replied, [answers[question.id] for question in replied], tools)
+        except Absent as reason:
+            notes.append(f"{metric.name}: {reason}")
+            continue
+        columns = results[key] if isinstance(results[key], dict) else {metric.name: results[key]}
+        for column, numbers in columns.items():
+            if column != metric.name and not column.startswith(f"{metric.name}:"):
+                continue
+            by_id = dict(zip(key[1], map(_finite, numbers), strict=True))
+            values[column] = {question.id: by_id.get(question.id) for question in applicable}
+            if missing := sum(value is None for value in values[column].values()):
+                notes.append(f"{column}: {missing} of {len(applicable)} replies have no value")
+    return Measured(values, tuple(notes))
+
+
+def about(name: str) -> dict[str, str]:
+    """Say what a metric is: {"name", "unit", "better", "about"}. Errors: an unknown one."""
+    metric = _require_metric(name.partition(":")[0], load_metrics())
+    return {"name": name, "unit": metric.unit, "better": metric.better, "about": metric.about}
+
+
+def _require_metric(name: str, known: Mapping[str, Metric]) -> Metric:
+    if name not in known:
+        raise DualHeadError(f"Unknown metric '{name}'.{did_you_mean(name, known)}")
+    return known[name]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+# ---- values that are stored ------------------------------------------------------------------------------
+
+
+def stored(
+    file: Path, key: str, *, compute: Callable[[], dict[str, Any]], read: Callable[[dict[str, Any]], Stored]
+) -> Stored:
+    """Read a row of JSON that is stored under this key, else compute and store it; a damaged file is replaced."""
+    settle(file.parent)
+    with suppress(DualHeadError, KeyError, TypeError, ValueError):
+        row = read_json(file, "")
+        if row["key"] == key:
+            return read(row)
+    row = {"key": key, **compute()}
+    with atomic_folder(file.parent) as staging:
+        (staging / file.name).write_text(json.dumps(row))
+    return read(row)
 
 
 def _name(spec: str) -> str:
@@ -111,11 +184,3 @@ def _files_of(folder: str) -> str:
         return ""
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors", ".bin"))
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        kept = read_json(file, "")
-    except DualHeadError:  # it is measured again
-        return None
-    return kept if {"key", "values", "notes"} <= kept.keys() else None

@@ -1,15 +1,14 @@
-"""Rewards of replies, by models and functions that guided no system; each reads the last reply after the whole talk."""
+"""Rewards of replies, by models and functions that guided no system; each reads the conversation and its last reply."""
 
 from collections.abc import Sequence
 
 from dual_head.data import Prompt
-from dual_head.evaluate.metrics.base import Absent, Tools, Values, metric
+from dual_head.evaluate.metrics.base import Absent, Metric, Tools, Values
 from dual_head.evaluate.metrics.continuations import last_prompt
 from dual_head.evaluate.rewards import Classifier, Reward, called
 from dual_head.evaluate.types import Answer, Question
 
 
-@metric("reward", "mean reward by a model that did not guide", better="higher")
 def _rewards(questions: Sequence[Question], answers: Sequence[Answer], tools: Tools) -> dict[str, Values]:
     if not tools.rewards:
         raise Absent("no reward was given")
@@ -25,7 +24,10 @@ def _rewarded(name: str, reward: Reward, pairs: Sequence[tuple[Prompt, str]], to
     values: Values = [None] * len(rows)
     read = sorted((i for i, row in enumerate(rows) if 0 < len(row) <= reward.context), key=lambda i: -len(rows[i]))
     for start in range(0, len(read), tools.batch_size):
-        which = read[start : start + tools.batch_size]
-        for i, value in zip(which, reward.score([rows[i] for i in which]), strict=True):
+        batch = read[start : start + tools.batch_size]
+        for i, value in zip(batch, reward.score([rows[i] for i in batch]), strict=True):
             values[i] = value
     return values
+
+
+METRICS = (Metric("reward", "mean reward by a model that did not guide", _rewards, better="higher"),)

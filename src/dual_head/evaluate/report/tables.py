@@ -18,16 +18,17 @@ from dual_head.evaluate.benchmarks import Benchmark
 from dual_head.evaluate.compare.frontier import hypervolume_interval, pareto
 from dual_head.evaluate.compare.win_rates import one_sided, paired_difference, win_rate
 from dual_head.evaluate.judges.verdicts import Graded, Outcome, spent
-from dual_head.evaluate.metrics.measures import Measured, about, summary
+from dual_head.evaluate.metrics import Measured
+from dual_head.evaluate.metrics.measures import NO_QUESTION, about
 from dual_head.evaluate.systems.base import System
 from dual_head.evaluate.types import Answer, Judge, Question
 from dual_head.model.generate import Prompt
+from dual_head.stats import summary
 
 Answers = Mapping[str, Mapping[str, Answer]]
 Values = Mapping[str, float | None]  # of each question
 Verdicts = Mapping[tuple[str, str], Sequence[Outcome]]
 JUDGED = {"name": "judge", "unit": "", "better": "higher", "about": "the judge's own grade of each answer"}
-OF_NOTHING = "there is no question that it is of"  # a metric of other benchmarks
 REWARD = "reward:"  # begins the name of a measure that is one reward
 TURNED = 0.3  # share of verdicts that change with the order, above which a judge is pointed at
 
@@ -100,7 +101,9 @@ def quality(
             kept[metric] = {n: {id: v if id in shared else None for id, v in row.items()} for n, row in known.items()}
     if not kept:
         return {}
-    rows = [{"system": n, "values": {m: summary(rows[n]) for m, rows in kept.items() if n in rows}} for n in names]
+    rows = [
+        {"system": n, "values": {m: summary(rows[n].values()) for m, rows in kept.items() if n in rows}} for n in names
+    ]
     metrics = [JUDGED if metric == JUDGED["name"] else about(metric) for metric in kept]
     return {"metrics": metrics, "rows": rows, **_differences(names, kept)}
 
@@ -221,7 +224,7 @@ def frontier(names: Sequence[str], measured: Mapping[str, Measured]) -> list[dic
 
 
 def _mean(values: Values) -> str:
-    mean = summary(values)["mean"]
+    mean = summary(values.values())["mean"]
     return "" if mean is None else f"{mean:.2f}"
 
 
@@ -285,7 +288,7 @@ def warnings(
     noted: dict[str, list[str]] = {}
     for name, system in measured.items():
         for note in system.notes:
-            if OF_NOTHING not in note:
+            if NO_QUESTION not in note:
                 noted.setdefault(note, []).append(name)
     for note, names in noted.items():
         lines.append(note if len(names) == len(answers) else f"{', '.join(names)}: {note}")

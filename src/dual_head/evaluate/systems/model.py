@@ -177,7 +177,7 @@ class ModelSystem(System):
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
         """Answer one batch: greedy replies, or replies drawn from the decoding's seed and these very questions.
 
-        Errors: a decoding that is none, a text with a second turn, a prompt that leaves no room for a reply.
+        Errors: a text with a second turn, a prompt that leaves no room for a reply.
         """
         options = _options(decoding)
         for question in questions:
@@ -253,12 +253,7 @@ def _require_conversation(question: Question) -> None:
 
 
 def _options(decoding: Decoding) -> dict[str, Any]:
-    """What transformers' generate is told; a model has no settings of its own left. Errors: a decoding that is none."""
-    if decoding.max_new_tokens < 1 or decoding.temperature < 0 or decoding.top_k < 0 or not 0 < decoding.top_p <= 1:
-        raise DualHeadError(
-            "max_new_tokens is at least 1, temperature and top_k at least 0, and top_p above 0 and at most 1; "
-            f"not {decoding}."
-        )
+    """Arguments of transformers' generate; the model has no settings of its own left."""
     options = {"max_new_tokens": decoding.max_new_tokens, "do_sample": decoding.temperature > 0}
     if not decoding.temperature:
         return options

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dual_head.evaluate.metrics.base import Absent, Tools, Values, metric
+from dual_head.evaluate.metrics.base import Absent, Metric, Tools, Values
 from dual_head.evaluate.metrics.continuations import Row, reply_rows
 from dual_head.evaluate.metrics.likelihood import divergences, score_ids
 from dual_head.evaluate.types import Answer, Question
 from dual_head.model.aligned import AlignedModel
 
 
-@metric("kl", "divergence of the system from the model it was made of, summed over a reply", unit="nats per reply")
-@metric("kl_per_token", "divergence of the system from the model it was made of", unit="nats per token")
 def _divergence(questions: Sequence[Question], answers: Sequence[Answer], tools: Tools) -> dict[str, Values]:
     if tools.model is None or (tools.base is None and not isinstance(tools.model, AlignedModel)):
         raise Absent("there is no system's model with a model that it was made of")
@@ -27,7 +25,6 @@ def _divergence(questions: Sequence[Question], answers: Sequence[Answer], tools:
     return {"kl": sums, "kl_per_token": means}
 
 
-@metric("perplexity", "perplexity of a reply under the model that the system was made of", better="lower")
 def _perplexity(questions: Sequence[Question], answers: Sequence[Answer], tools: Tools) -> Values:
     backbone = tools.model.backbone.lm if isinstance(tools.model, AlignedModel) else None
     base = backbone if tools.base is None else tools.base
@@ -48,3 +45,19 @@ def _where(rows: Sequence[Row | None], values: Sequence[float]) -> Values:
     """Put the values of the rows that are there back into their places."""
     left = iter(values)
     return [None if row is None else next(left) for row in rows]
+
+
+METRICS = (
+    Metric(
+        "kl",
+        "divergence of the system from the model it was made of, summed over a reply",
+        _divergence,
+        unit="nats per reply",
+    ),
+    Metric(
+        "kl_per_token", "divergence of the system from the model it was made of", _divergence, unit="nats per token"
+    ),
+    Metric(
+        "perplexity", "perplexity of a reply under the model that the system was made of", _perplexity, better="lower"
+    ),
+)
