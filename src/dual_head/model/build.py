@@ -68,18 +68,18 @@ def stored_model(
     *,
     load: Mapping[str, Any],
     hub: Mapping[str, Any],
-    switch: bool,
-    **moving: Any,
+    moving: Mapping[str, Any] | None,
 ) -> Any:
     """A `cls` with the guides of the checkpoint `source`, as `AlignedModel.from_pretrained` has it.
 
-    load: options of `load_backbone`; hub: those of the checkpoint's files; moving: those of `move_guides`.
+    load: options of `load_backbone`; hub: those of the checkpoint's files; moving: those of `move_guides`, where guides
+    may move to another backbone.
     """
     config = config or pretrained.read_config(source, **hub)
     backbone = backbone or pretrained.recorded_backbone(config, source)
     lm = backbone if isinstance(backbone, nn.Module) else pretrained.load_lm(backbone, **load)
     building = reading(f"Cannot build the guides of '{source}' from its config.json", COPY)
-    if switch and not pretrained.is_same_backbone(config, lm):
+    if moving is not None and not pretrained.is_same_backbone(config, lm):
         weights = read_weights(source, **hub)
         with building:
             move = move_guides(config, lm, (source, config.backbone_name_or_path), **moving)
@@ -90,7 +90,7 @@ def stored_model(
             model = cls(config, lm)
         pretrained.require_same_backbone(model.config, model.backbone, source)
         load_strictly(model.stored(), read_weights(source, **hub), source)
-    if load["dtype"] not in ("auto", "stored"):
+    if load.get("dtype", "auto") not in ("auto", "stored"):
         model.guides.to(model.dtype)
         model.transfers.to(model.dtype)
     model._source = source

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from dual_head.backbone.cache import CacheSlot, StackedCache, grows, offloaded
+from dual_head.backbone.cache import CacheSlot, LayerView, StackedCache, grows, offloaded
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.joint import JointDecoder
 from dual_head.guides import Guide, States
@@ -58,13 +58,14 @@ class JointStep:
         decoder = self._decoder_of(tuple(guides.values()))
         if not decoder.usable():
             return None
-        hidden, kept = decoder.forward(
+        hidden, backbone_layers = decoder.forward(
             input_ids,
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=StackedCache(groups),
             layers=layers,
         )
+        # hidden [ B rows of the backbone | B of guide "a" | B of guide "b" ], and the logits of the same rows
         parts = 1 + len(guides)
         base, *guide_hidden = hidden.chunk(parts)
         base_logits, *guide_logits = decoder.logits(hidden).chunk(parts)
@@ -72,11 +73,11 @@ class JointStep:
             name: guide.from_joint_step(h, z, base_logits)
             for (name, guide), h, z in zip(guides.items(), guide_hidden, guide_logits, strict=True)
         }
-        return StepOutput(base, kept, states)
+        return StepOutput(base, backbone_layers, states)
 
     def _decoder_of(self, guides: tuple[Guide, ...]) -> JointDecoder:
-        same = len(guides) == len(self._guides) and all(map(operator.is_, guides, self._guides))
-        if self._decoder is None or not same:
+        unchanged = len(guides) == len(self._guides) and all(map(operator.is_, guides, self._guides))
+        if self._decoder is None or not unchanged:
             self._guides = guides
             self._decoder = JointDecoder(self._backbone, [{}, *(guide.changes or {} for guide in guides)])
         return self._decoder
@@ -86,8 +87,7 @@ def growing_cache(backbone: Backbone, input_ids: Tensor | None, cache: Cache | N
     """See a cache as the backbone fills it in a step beside guides: without a copy of all it holds."""
     if cache is None or input_ids is None or input_ids.shape[1] != 1 or not cache.layers:
         return cache
-    groups = _groups(cache, backbone.num_layers, []) if grows(cache.layers[0], cache) else None
-    return cache if groups is None else StackedCache(groups)
+    return LayerView(cache, 0, backbone.num_layers) if grows(cache.layers[0], cache) else cache
 
 
 def _is_step(input_ids: Tensor, mask: Any, position_ids: Tensor | None) -> bool:
@@ -98,7 +98,11 @@ def _is_step(input_ids: Tensor, mask: Any, position_ids: Tensor | None) -> bool:
 
 
 def _groups(cache: Cache, count: int, slots: Sequence[CacheSlot]) -> list[list[DynamicLayer]] | None:
-    """For each of the backbone's layers, it and that of every guide; None unless all are plain and hold the same."""
+    """For each of the backbone's layers, it and that of every guide; None unless all are plain and hold the same.
+
+    cache of a backbone of 2 layers and guides "a" and "b"   [ 0 1 | 2 3 | 4 5 ]
+    groups                                                   [0, 2, 4], [1, 3, 5]
+    """
     firsts = (0, *(slot.first_layer for slot in slots))
     if len(cache.layers) < firsts[-1] + count:
         return None

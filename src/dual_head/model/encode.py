@@ -53,7 +53,7 @@ def encode(
             slots, input_ids=input_ids, mask=masks.backbone, position_ids=position_ids, cache=cache, layers=layers
         )
     if step is None:
-        output, kept = backbone(
+        output, hidden_layers = backbone(
             input_ids,
             attention_mask=masks.backbone,
             position_ids=position_ids,
@@ -62,7 +62,7 @@ def encode(
             layers=layers,
             options=options,
         )
-        step = StepOutput(output.last_hidden_state, kept, output=output)
+        step = StepOutput(output.last_hidden_state, hidden_layers, output=output)
     features = Features(
         step.hidden, step.layers, masks.guides, position_ids, input_ids, masks.padding, keep, logits=backbone.logits
     )

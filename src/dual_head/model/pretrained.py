@@ -40,14 +40,20 @@ SAVE_OPTIONS = ("repo_id", "token", "max_shard_size", "safe_serialization", "is_
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "subfolder")
 
 
-def hub_options(options: Mapping[str, Any], load: Callable[..., Any]) -> dict[str, Any]:
-    """What of the options left over in `load` the hub takes. Errors: one that neither it nor the auto classes know."""
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take those of `load_backbone` out of the options of a loading method; the others stay."""
+    names = inspect.signature(load_backbone).parameters.keys() & options.keys()
+    return {name: options.pop(name) for name in names}
+
+
+def hub_options(options: Mapping[str, Any], *loaders: Callable[..., Any]) -> dict[str, Any]:
+    """The options left over by these loaders that the hub takes. Errors: one that it does not know."""
     # Other libraries hand on None for an option that is not set.
     hub = {k: v for k, v in options.items() if v is not None and not k.startswith("_") and k not in AUTO_OPTIONS}
     for name in hub:
         if name not in HUB_OPTIONS:
-            known = (*HUB_OPTIONS, *inspect.signature(load).parameters)
-            raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, known)}")
+            names = [*HUB_OPTIONS, *(name for load in loaders for name in inspect.signature(load).parameters)]
+            raise DualHeadError(f"Unknown option '{name}' of from_pretrained.{did_you_mean(name, names)}")
     return hub
 
 

@@ -1,28 +1,61 @@
-"""How far guidance moved finished sequences from the backbone: per-token scalars at any strength per row.
+"""Finished sequences in one pass, and how far guidance moved them: per-token scalars at any strength per row.
 
-One pass over prompts and replies, vocabulary in chunks. Demonstration and sweeps measure through it; it knows
-guides only through the model's own distributions.
+    row         [ . p p p | r r r e . ]        padding, prompt [R, P], a reply that ends with e, padding
+    mask          0 1 1 1   1 1 1 1 0
+    positions     0 0 1 2   3 4 5 6 6
+    scored              [ r r r e ]            each by the logits of the position before it
+
+Demonstration, sweeps and traces measure through it; it knows guides only through the policy's distributions.
 """
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dual_head.guides import States
 from dual_head.model import policy
-from dual_head.model.alpha import Alpha
+from dual_head.model.alpha import Alpha, Strengths
+from dual_head.model.encode import Encoded
 from dual_head.model.policy import Products
+from dual_head.model.types import Aligned
 from dual_head.ops.token_scores import Head, reduce_tokens, response_tokens
 
-if TYPE_CHECKING:
-    from dual_head.model.aligned import AlignedModel
+
+class Replies(NamedTuple):
+    """Finished sequences after one pass: alphas [R, T, acting guides], replied bool [R, T - P]."""
+
+    encoded: Encoded
+    alphas: Tensor
+    replied: Tensor
+
+
+def encode_replies(
+    model: Aligned, sequences: Tensor, prompt_mask: Tensor, lengths: Tensor, strengths: Strengths, values: Tensor
+) -> Replies:
+    """Run sequences [R, T]: prompts whose padding prompt_mask [R, P] marks, and replies of lengths [R] after them.
+
+    strengths, values [R or 1, acting guides]: as `resolve_alpha` gives them.
+    """
+    prompt = prompt_mask.shape[1]
+    columns = torch.arange(sequences.shape[1], device=sequences.device)
+    replied = columns[prompt:] - prompt < lengths.to(sequences.device)[:, None]
+    mask = torch.cat([prompt_mask, replied.to(prompt_mask.dtype)], 1)
+    encoded = model.encode(
+        sequences,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        guides=strengths.names,
+        keep=slice(prompt - 1, None),
+    )
+    alphas = strengths.at(values.to(sequences.device), columns).expand(-1, len(columns), -1)
+    return Replies(encoded, alphas, replied)
 
 
 @torch.no_grad()
 def reply_scalars(
-    model: "AlignedModel",
+    model: Aligned,
     sequences: Tensor,
     prompt_mask: Tensor,
     *,
@@ -30,35 +63,24 @@ def reply_scalars(
     lengths: Tensor,
     needs: Collection[str] = ("kl",),
 ) -> dict[str, Tensor]:
-    """Sum the named scalars of `token_scores` over each reply: {name: [R]}.
+    """Sum the named scalars of `ops.scalars` over each reply: {name: [R]}.
 
-    sequences [R, T]: prompts [R, P], whose padding prompt_mask marks, and replies of lengths [R] after them;
-    alpha: as `generate` takes it. Rows in which no guide acts are 0 away from the backbone.
+    sequences, prompt_mask, lengths: as `encode_replies` takes them; alpha: as `generate` takes it. Rows in which no
+    guide acts are 0 away from the backbone.
     """
-    acting, strengths = model.resolve_alpha(alpha, len(sequences), origin=prompt_mask.shape[1])
-    prompt = prompt_mask.shape[1]
-    columns = torch.arange(sequences.shape[1], device=sequences.device)
-    replied = columns[prompt:] - prompt < lengths.to(sequences.device)[:, None]
-    mask = torch.cat([prompt_mask, replied.to(prompt_mask.dtype)], 1)
+    strengths, values = model.resolve_alpha(alpha, len(sequences), origin=prompt_mask.shape[1])
+    encoded, alphas, replied = encode_replies(model, sequences, prompt_mask, lengths, strengths, values)
     responses = torch.cat([torch.zeros_like(prompt_mask, dtype=torch.bool), replied], 1)
-    encoded = model.encode(
-        sequences,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-        guides=acting.names,
-        keep=slice(prompt - 1, None),
-    )
-    alphas = acting.at(strengths.to(sequences.device), columns).expand(-1, len(columns), -1)
     tokens = response_tokens(encoded.hidden, (encoded.states, alphas), sequences, responses)
 
-    fusion, guides = model.config.fusion, [model.guide(name) for name in acting.names]
+    guides, fusion = model.guides, model.config.fusion
+    acting = [guides[name] for name in strengths.names]
 
-    def products(hidden: Tensor, states: tuple[dict[str, States], Tensor], wanted: Mapping[str, int]) -> Products:
-        return policy.products(model.backbone, model.active_guides(*states), hidden, wanted, fusion=fusion)
+    def products(hidden: Tensor, states: tuple[dict[str, States], Tensor], rows: Mapping[str, int]) -> Products:
+        return policy.products(guides.backbone, guides.active(*states), hidden, rows, fusion=fusion)
 
-    def combine(made: Products, wanted: frozenset[str]) -> dict[str, Tensor]:
-        return policy.combine(guides, made, wanted, fusion=fusion, upcast=True)
+    def combine(made: Products, names: frozenset[str]) -> dict[str, Tensor]:
+        return policy.combine(acting, made, names, fusion=fusion, upcast=True)
 
-    head = Head(products, combine)
-    scalars = reduce_tokens(tokens, head, needs)
+    scalars = reduce_tokens(tokens, Head(products, combine), needs)
     return {name: x.new_zeros(len(sequences)).index_add(0, tokens.row, x) for name, x in scalars.items()}

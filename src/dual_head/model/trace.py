@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dual_head.guides import States
 from dual_head.model.alpha import Strengths
+from dual_head.model.score import encode_replies
 from dual_head.model.types import Aligned
+from dual_head.ops.token_scores import map_tokens
 
 TOP = 3
 CHUNK_TOKENS = 64
@@ -52,36 +54,25 @@ def trace_sequences(
 
     alpha: strengths and their values [B, guides], from `resolve_alpha`. A row's trace ends with its first
     end-of-sequence token, or before the padding that follows a stop string.
-
-        row        [ p p p p | r r r e . ]        sequences: 4 of the prompt, 3 of the reply, its end, padding
-        scored             [ r r r e ]            by the logits of the position before each: p r r r
     """
     strengths, values = alpha
     prompt, copies = prompt_mask.shape[1], sequences.shape[0] // prompt_mask.shape[0]
-    new = sequences.shape[1] - prompt
     lengths = _lengths(sequences[:, prompt:], eos_token_id, pad_token_id)
-    replied = torch.arange(new, device=sequences.device) < torch.tensor(lengths, device=sequences.device)[:, None]
-    mask = torch.cat([prompt_mask.repeat_interleave(copies, 0), replied.to(prompt_mask.dtype)], 1)
-    columns = torch.arange(sequences.shape[1], device=sequences.device)
-    alphas = strengths.at(values.to(sequences.device).repeat_interleave(copies, 0), columns)
-    alphas = alphas.expand(-1, len(columns), -1)  # [R, T, guides]
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    new_tokens = slice(prompt - 1, None)
-    encoded = model.encode(
-        sequences, attention_mask=mask, position_ids=positions, guides=strengths.names, keep=new_tokens
-    )
+    masks, values = (x.repeat_interleave(copies, 0) for x in (prompt_mask, values))
+    encoded, alphas, _ = encode_replies(model, sequences, masks, torch.tensor(lengths), strengths, values)
     traces: list[Trace] = []
     for row, length in enumerate(lengths):
         traces.append([])
         for start in range(prompt, prompt + length, CHUNK_TOKENS):
             at = slice(start - 1, min(start - 1 + CHUNK_TOKENS, prompt + length - 1))  # t - 1 predicts t
-            states = {name: {key: x[row, at] for key, x in s.items()} for name, s in encoded.states.items()}
+            hidden, states = map_tokens(lambda x, row=row, at=at: x[row, at], encoded.hidden, encoded.states)
             labels = sequences[row, at.start + 1 : at.stop + 1]
-            traces[-1] += trace_tokens(model, encoded.hidden[row, at], states, alphas[row, at], labels)
+            traces[-1] += trace_tokens(model, hidden, states, alphas[row, at], labels)
     return traces
 
 
 def trace_tokens(model: Aligned, hidden: Tensor, states: dict[str, States], alphas: Tensor, labels: Tensor) -> Trace:
+    """Trace n tokens, labels [n], from what predicts them: hidden [n, d], states [n, *], alphas [n or 1, guides]."""
     z = model.distributions(hidden, states, alphas, ("base", "policy"), upcast=True)
     policy, base = z["policy"].log_softmax(-1), z["base"].log_softmax(-1)  # [n, V]
     kl = (policy.exp() * (policy - base)).sum(-1).clamp_min(0)
@@ -91,8 +82,8 @@ def trace_tokens(model: Aligned, hidden: Tensor, states: dict[str, States], alph
         name: torch.as_tensor(model.guides[name].gate(guide_states)).expand(len(labels)).tolist()
         for name, guide_states in states.items()
     }
-    picked = labels[:, None]
-    columns = (base.gather(1, picked)[:, 0], policy.gather(1, picked)[:, 0], kl)
+    base_logp, policy_logp = (x.gather(1, labels[:, None])[:, 0] for x in (base, policy))
+    columns = (base_logp, policy_logp, kl)
     return [
         TokenTrace(
             token_id=token,
