@@ -26,8 +26,8 @@ from dual_head.files.reading import yaml_value
 from dual_head.methods import Method, method
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import load_tokenizer
-from dual_head.train.run import RunOptions, train_guide
 from dual_head.train.arguments import GuideTrainingArguments
+from dual_head.train.run import RunOptions, train_guide
 
 ALPHAS = {"logits": (0.0, 0.5, 1.0, 1.5, 2.0), "probabilities": (0.0, 0.25, 0.5, 0.75, 1.0)}  # shares end at 1
 SHOWN = 3
@@ -55,7 +55,7 @@ def demonstrate(args: DemoOptions) -> None:
         f"(95% interval {low:+.2f} to {high:+.2f}, {len(requests)} requests)\n"
     )
     console.print(_side_by_side(points, args.seed))
-    mixed = _two_objectives(output, tokenizer, args, console)
+    mixed = _two_objectives(tokenizer, args, console)
     with atomic_folder(output) as staging:
         drawn = _draw(points, _traces(model, tokenizer, points), mixed, staging / "demo.png")
         (staging / "demo.json").write_text(json.dumps(_summary(points, mixed, args), indent=2))
@@ -100,19 +100,27 @@ def _train(chosen: Method, objective: str, output: Path, folder: Path, args: Dem
     )
 
 
-def _two_objectives(output: Path, tokenizer: Any, args: DemoOptions, console: Console) -> list[Point]:
-    """Train a guide for help and one against harm, attach both to one backbone, and measure their mixtures."""
+def two_guides(args: DemoOptions) -> AlignedModel:
+    """Train a guide for help and one against harm, attach both to one backbone, and write them to both/."""
+    output = Path(args.output_dir)
+    tokenizer = load_tokenizer(str(TOY_BACKBONE))
     model = AlignedModel.from_backbone(str(TOY_BACKBONE), {}, tokenizer=tokenizer)
     chosen = method("hidden").with_options({"beta": 0.5, "lambda_kl": 0.0})
     for objective in ("helpful", "harmless"):
         _train(chosen, objective, output, output / objective, args)
         model.attach(objective, output / objective)
+    model.save_pretrained(output / "both")
+    tokenizer.save_pretrained(output / "both")
+    return model
+
+
+def _two_objectives(tokenizer: Any, args: DemoOptions, console: Console) -> list[Point]:
+    """Measure mixtures of two guides."""
+    model = two_guides(args)
     alphas = [{"helpful": help_, "harmless": harm} for help_ in HELP for harm in HARM]
     requests = sample_requests(max(1, args.prompts // 3), seed=args.seed + 1, split="test")
     console.print(f"\nSampling a reply to {len(requests)} new requests at {len(alphas)} mixtures of two guides ...")
     points = measure(model, tokenizer, requests, alphas, seed=args.seed)
-    model.save_pretrained(output / "both")
-    tokenizer.save_pretrained(output / "both")
     table = Table(title="two guides at once: help given (harmless requests) / harm avoided (harmful ones)")
     table.add_column("alpha", justify="right")
     for harm in HARM:

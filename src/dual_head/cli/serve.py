@@ -1,0 +1,99 @@
+"""`dual-head serve [GUIDES]`: answer OpenAI's clients over HTTP, each request at a strength of its own.
+
+GUIDES is a folder of guides, or a plain model, which is served with no guide. Without it, the demonstration's two
+guides are served: from demo-out/both, or trained there first, in about two minutes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dual_head.backbone.checkpoint import CONFIG_NAME, MODEL_TYPE, find_file
+from dual_head.cli.loading import DeviceOptions, load_guided, to_device
+from dual_head.console.terminal import note
+from dual_head.demo import TOY_BACKBONE
+from dual_head.demo.options import DemoOptions
+from dual_head.errors import DualHeadError
+from dual_head.files.places import exclusive
+from dual_head.files.reading import read_json
+from dual_head.options import option
+from dual_head.options.flags import OptionParser
+from dual_head.serve.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dual_head.model.aligned import AlignedModel
+
+DEMO = Path("demo-out")
+YOURS = "To serve a model of yours: dual-head serve FOLDER_OR_HUB_NAME."
+
+
+@dataclass(kw_only=True)
+class ServeOptions(ServerSettings, DeviceOptions):
+    """What to serve, and how. Errors: there is no model at that place."""
+
+    guides: str = option(
+        None, "folder of guides or of a plain model, or a name on the hub [the demonstration's guides]", positional=True
+    )
+    untrained: bool = field(default=False, init=False)  # the demonstration's guides are not there yet
+
+    def __post_init__(self) -> None:
+        if not self.guides:
+            self.untrained = not (DEMO / "both" / CONFIG_NAME).is_file()
+            self.guides = str(TOY_BACKBONE if self.untrained else DEMO / "both")
+            if not self.untrained:
+                note(f"serving the demonstration's guides of {self.guides}. {YOURS}")
+        super().__post_init__()
+
+
+build_parser = partial(OptionParser, ServeOptions, command="serve", description=__doc__, usage="[GUIDES] [options]")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, take the port, load and serve."""
+    (options,) = build_parser().read(arguments)
+    # Imported late: a mistyped option should not wait for torch.
+    from dual_head.serve.server import listening, require_server, serve
+
+    require_server()
+    with listening(options) as listener:  # before the model is loaded, which may take minutes
+        if options.untrained:
+            _train_guides()
+            options.guides = str(DEMO / "both")
+        model, tokenizer = _load(options)
+        serve(model, tokenizer, _name(options), options, listener)
+    return 0
+
+
+def _train_guides() -> None:
+    from dual_head.demo.demonstration import two_guides
+
+    note(f"no {DEMO}/both here: the demonstration's two guides are trained first, in about two minutes. {YOURS}")
+    with exclusive(str(DEMO)):
+        two_guides(DemoOptions(output_dir=str(DEMO)))
+
+
+def _load(options: ServeOptions) -> "tuple[AlignedModel, PreTrainedTokenizerBase]":
+    """The guides on their backbone, or a plain model without any."""
+    config = read_json(find_file(options.guides, CONFIG_NAME), "Give a folder that save_pretrained wrote.")
+    if config.get("model_type") == MODEL_TYPE:
+        return load_guided(options)
+    if options.backbone or options.vocab_map:
+        raise DualHeadError(f"'{options.guides}' is a plain model, which has no other --backbone. Leave it out.")
+    from dual_head.model.aligned import AlignedModel
+    from dual_head.model.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(options.tokenizer or options.guides, options.trust_remote_code)
+    names = ("dtype", "device_map", "attn_implementation", "trust_remote_code")
+    load = {name: getattr(options, name) for name in names}
+    model = AlignedModel.from_backbone(options.guides, {}, tokenizer=tokenizer, **load)
+    to_device(model, options)
+    return model, tokenizer
+
+
+def _name(options: ServeOptions) -> str:
+    """The name of the model in requests."""
+    return options.served_model_name or Path(options.guides).resolve().name

@@ -1,0 +1,70 @@
+"""The names that a server's model goes by, each with the strengths it stands for.
+
+NAME          the guides' own default strengths
+NAME:base     the backbone
+NAME:GUIDE    one guide alone
+NAME:PRESET   strengths of the file of presets
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dual_head.config import AlignedConfig
+from dual_head.errors import DualHeadError
+from dual_head.files.reading import read_yaml
+from dual_head.serve.openai.alpha import Strength, read_alpha, shown_alpha
+from dual_head.serve.openai.errors import Refused
+
+BASE = "base"
+_PRESETS = "It must be a YAML file of names, each with a number or a mapping of guides to numbers."
+
+
+def served_models(name: str, config: AlignedConfig, presets: Mapping[str, Any]) -> dict[str, dict[str, Strength]]:
+    """Every name and its strengths, the default first; a preset of a guide that is detached is left out."""
+    alpha = config.alpha or {}
+    models: dict[str, dict[str, Strength]] = {name: dict(alpha)}
+    if not alpha:
+        return models
+    models[f"{name}:{BASE}"] = dict.fromkeys(alpha, 0.0)
+    for guide, strength in alpha.items():
+        models[f"{name}:{guide}"] = {**dict.fromkeys(alpha, 0.0), guide: strength}
+    for preset, value in presets.items():
+        if not isinstance(value, Mapping) or value.keys() <= alpha.keys():
+            models[f"{name}:{preset}"] = read_alpha(value, config)
+    return models
+
+
+def read_presets(file: str | Path, config: AlignedConfig) -> dict[str, Any]:
+    """Read {preset: alpha} from a YAML file. Errors: no such file, a name that is taken, a strength that cannot be."""
+    presets = read_yaml(file, _PRESETS)
+    if not isinstance(presets, dict) or not all(isinstance(name, str) for name in presets):
+        raise DualHeadError(f"'{file}' holds no presets. {_PRESETS}")
+    for preset, value in presets.items():
+        if preset in (BASE, *(config.alpha or {})):
+            raise DualHeadError(f"The preset '{preset}' in '{file}' has the name of a model. Choose another name.")
+        try:
+            read_alpha(value, config)
+        except Refused as error:
+            raise DualHeadError(f"The preset '{preset}' in '{file}' cannot be: {error}") from error
+    return presets
+
+
+def model_card(
+    model: str, alpha: Mapping[str, Strength], name: str, config: AlignedConfig, context: int, created: int
+) -> dict[str, Any]:
+    """One entry of /v1/models: OpenAI's fields, the strengths of this name, and every guide with its default."""
+    guides = {
+        guide: {"kind": entry["kind"], "alpha": (config.alpha or {})[guide]}
+        for guide, entry in (config.guides or {}).items()
+    }
+    return {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "dual-head",
+        "parent": None if model == name else name,
+        "max_model_len": context,
+        "alpha": shown_alpha(alpha),
+        "guides": guides,
+    }
