@@ -109,7 +109,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(backbone_folder, rows, 
     assert f"Resuming from {named}" in "".join(capsys.readouterr().out.splitlines())
     again = DualHeadReasoningModel.from_pretrained(tmp_path / "out").stored()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert "no checkpoint at 'nowhere'" in refused(capsys, [*given, "--checkpoint", "nowhere"])
+    assert "'nowhere' is not a folder" in refused(capsys, [*given, "--checkpoint", "nowhere"])
 
 
 def test_two_processes_measure_and_log_what_one_does(backbone_folder, rows, tmp_path):
@@ -264,7 +264,7 @@ def test_mlflow_has_what_was_logged(backbone_folder, rows, tmp_path, monkeypatch
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no effect"),
         (["--device", "banana"], "There is no device 'banana'"),
         (["--report_to", "tensorbord"], "Did you mean 'tensorboard'"),
-        (["--report_to", "mlflow,banana"], "there is no tracker 'banana'. Known: "),
+        (["--report_to", "mlflow,banana"], "unknown tracker 'banana'. Known: "),
         (["--report_to", "mlflow", "none"], "'none' stands alone"),
         (["--class_weights", "1,x"], "numbers separated by commas"),
         (["--class_weights", "1,-1"], "at least 0 and not all 0"),

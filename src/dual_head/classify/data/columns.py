@@ -5,11 +5,11 @@ The same on the command line, in YAML and in Python. It knows options only, neit
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from dual_head.errors import DualHeadError
 
-__all__ = ["columns_of", "labels_of"]
+__all__ = ["columns_of", "explanation_of", "labels_of"]
 
 
 def columns_of(columns: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -42,6 +42,15 @@ def labels_of(labels: str | Sequence[Any] | None) -> list[str] | None:
     if not isinstance(parsed, (list, tuple)) or not names or not all(names):
         raise DualHeadError(f'--labels names the classes: no,yes, or in JSON \'["no", "yes, really"]\', not {labels}.')
     return names
+
+
+def explanation_of(option: str) -> int | Literal["all"]:
+    """Read which of a row's rationales is taken. Errors: neither "all" nor a number from 1."""
+    if option == "all":
+        return "all"
+    if not option.isdecimal() or not int(option):
+        raise DualHeadError(f"--explanation is a number from 1, or all, not '{option}'.")
+    return int(option)
 
 
 def _pairs(option: str) -> Any:

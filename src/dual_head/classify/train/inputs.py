@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from dual_head.backbone.load import load_context_length
-from dual_head.classify.data.load import Loaded, load_examples, overlap
+from dual_head.classify.data.columns import explanation_of
+from dual_head.classify.data.load import load_examples, overlap
 from dual_head.classify.data.tokenize import ClassifyTokenizeOptions
 from dual_head.classify.train.options import ClassifyOptions
 from dual_head.classify.types import Example, as_shares, in_words
@@ -35,8 +36,8 @@ def load_sets(options: ClassifyOptions, console: Console) -> Sets:
 
     Where any row of either has shares, the labels of all are shares. Errors: fewer than two labels to tell apart.
     """
-    explanation = options.explanation if options.explanation == "all" else _number(options.explanation)
-    reading: dict[str, Any] = {
+    explanation = explanation_of(options.explanation)
+    arguments: dict[str, Any] = {
         "data_dir": options.data_dir,
         "format": options.dataset_format,
         "columns": options.column_names(),
@@ -49,16 +50,22 @@ def load_sets(options: ClassifyOptions, console: Console) -> Sets:
         labels=options.label_names(),
         max_rows=options.max_rows,
         explanation=explanation,
-        **reading,
+        **arguments,
     )
     labels, sources = loaded.labels, loaded.drops.sources
     if options.num_labels is not None and options.num_labels != len(labels):
         raise DualHeadError(f"--num_labels says {options.num_labels}, and the data have {len(labels)}: {labels}.")
     console.print(f"{loaded.drops.table()}\nlabels: {', '.join(labels)}")
     if options.eval_dataset_name or options.eval_split:
-        # Rows with several rationales are still one input each.
-        once = {**reading, "explanation": 1 if explanation == "all" else explanation}
-        held = _read_held_out(options, labels, console, once)
+        held = load_examples(
+            options.eval_dataset_name or options.dataset_name,
+            split=options.eval_split or "validation",
+            labels=labels,
+            max_rows=options.max_eval_rows,
+            explanation=1 if explanation == "all" else explanation,  # several rationales are still one input
+            **arguments,
+        )
+        console.print(f"held out\n{held.drops.table()}")
         train, held_out, sources = list(loaded.examples), list(held.examples), sources | held.drops.sources
         if shared := len(overlap(train, held_out)):
             console.print(
@@ -69,20 +76,6 @@ def load_sets(options: ClassifyOptions, console: Console) -> Sets:
         held_out = (_first_of_each(held_out) if explanation == "all" else held_out)[: options.max_eval_rows]
     _require_two_labels(train, labels)
     return Sets(*_of_one_kind(train, held_out, len(labels)), labels, loaded.format, sources)
-
-
-def _read_held_out(
-    options: ClassifyOptions, labels: tuple[str, ...], console: Console, reading: dict[str, Any]
-) -> Loaded:
-    held = load_examples(
-        options.eval_dataset_name or options.dataset_name,
-        split=options.eval_split or "validation",
-        labels=labels,
-        max_rows=options.max_eval_rows,
-        **reading,
-    )
-    console.print(f"held out\n{held.drops.table()}")
-    return held
 
 
 def _split(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
@@ -119,13 +112,6 @@ def _of_one_kind(train: list[Example], held_out: list[Example], classes: int) ->
         return [row if row.label is None else replace(row, label=as_shares(row.label, classes)) for row in rows]
 
     return shared(train), shared(held_out)
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise DualHeadError(f"--explanation is a number from 1, or all, not '{text}'.") from error
 
 
 def lengths_of(options: ClassifyOptions) -> ClassifyTokenizeOptions:

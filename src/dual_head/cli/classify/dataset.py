@@ -1,10 +1,9 @@
 """The options that say which rows are read, for the commands that read a data set and train nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from dual_head.classify.data.columns import columns_of, labels_of
-from dual_head.errors import DualHeadError
+from dual_head.classify.data.columns import columns_of, explanation_of, labels_of
 from dual_head.options import Options, option
 
 if TYPE_CHECKING:
@@ -35,23 +34,11 @@ def load_dataset(args: DatasetOptions, **changed: Any) -> "Loaded":
     """Read the rows that the options name; `changed` are other arguments of `load_examples`."""
     from dual_head.classify.data.load import load_examples
 
-    explanation = args.explanation if args.explanation == "all" else _number(args.explanation)
-    said = {
-        "name": args.dataset,
-        "split": args.split,
-        "data_dir": args.data_dir,
-        "format": args.format,
+    arguments = {f.name: getattr(args, f.name) for f in fields(DatasetOptions)}
+    arguments |= {
+        "name": arguments.pop("dataset"),
         "columns": columns_of(args.columns),
-        "template": args.template,
         "labels": labels_of(args.labels),
-        "explanation": explanation,
-        "multi_label": args.multi_label,
-        "max_rows": args.max_rows,
+        "explanation": explanation_of(args.explanation),
     }
-    return load_examples(**{**said, **changed})
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise DualHeadError(f"--explanation is a number from 1, or all, not '{text}'.")
-    return int(text)
+    return load_examples(**{**arguments, **changed})
