@@ -11,7 +11,7 @@ from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.guides.reward_model import RewardModelConfig
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve import paged, versions
+from dual_head.serve import batch, paged, slots, versions
 from dual_head.serve.engine import Engine
 from dual_head.serve.types import EngineSettings, GenerationRequest
 
@@ -122,7 +122,7 @@ def test_a_gate_without_history_is_caught(monkeypatch):
             for x in (keys, values)
         )
 
-    monkeypatch.setattr(paged.PagedSlot, "update", forgetful)
+    monkeypatch.setattr(slots.PagedSlot, "update", forgetful)
     with small_engine(tiny_model("gate")) as engine:
         assert len(unequal_to_generate(engine, rounds=1)) >= 3
 
@@ -171,8 +171,8 @@ def test_pages_follow_from_the_context_where_the_memory_holds_more():
 
 
 def test_pages_keep_to_their_share_of_the_memory(monkeypatch):
-    memory = paged.psutil.virtual_memory()._replace(available=10_000_000)
-    monkeypatch.setattr(paged.psutil, "virtual_memory", lambda: memory)
+    memory = batch.psutil.virtual_memory()._replace(available=10_000_000)
+    monkeypatch.setattr(batch.psutil, "virtual_memory", lambda: memory)
     engine = small_engine(tiny_model("hidden"), num_blocks=None, page_size=4, memory_share=0.01)
     # A token takes 2 layers x 2 x 16 x 4 bytes of pages and 2 x 48 x 4 of masks: 640. A hundredth holds 156, 39 pages.
     assert engine._batch._processor.cache.num_blocks == 39

@@ -31,7 +31,8 @@ from dual_head.serve.types import EngineSettings, EngineStats, EngineStopped, Ge
 from dual_head.serve.versions import require_tested_transformers
 
 require_tested_transformers()
-from dual_head.serve.paged import ContinuousBatch, PagedModel, Row, Step, strength_numbers  # noqa: E402
+from dual_head.serve.batch import ContinuousBatch  # noqa: E402
+from dual_head.serve.paged import PagedModel, Row, Step, strength_numbers  # noqa: E402
 
 WATCH = 1.0  # seconds between looks at whether the generation thread lives
 

@@ -1,4 +1,4 @@
-"""An aligned model under transformers' continuous batching: the only file that knows transformers' side of it.
+"""An aligned model under transformers' continuous batching, whose side of it only this file and batch.py know.
 
     tokens of a step   [ p p p p | c | c | p p ]        chunks of prompts and single new tokens, of four requests
     rows                       0   1   2                where a token is chosen: the last chunk does not end its prompt
@@ -11,34 +11,25 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from threading import Thread
 from typing import Any
 
-import psutil
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, LogitsProcessorList
-from transformers.cache_utils import Cache, get_layer_types_and_kwargs
-from transformers.generation.continuous_batching import ContinuousBatchingManager
+from transformers import DynamicCache, LogitsProcessorList
+from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
-from transformers.generation.continuous_batching.continuous_api import OutputRouter
-from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.modeling_outputs import CausalLMOutput
 
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.features import Features
-from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
 from dual_head.guides import States
 from dual_head.model import AlignedModel
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve.types import EngineSettings
+from dual_head.serve.slots import PagedSlot, Shape
 
 FULL = "full_attention"
-CPU_SHARE, DEVICE_SHARE = 0.1, 0.8  # of the free memory, where nothing is set
-Shape = tuple[int, int]  # heads, width of a head
 
 
 @dataclass(eq=False)
@@ -77,69 +68,6 @@ class Step:
     states: dict[str, States]
     alpha: Tensor
     positions: Tensor
-
-
-class PagedSlot(CacheSlot):
-    """One guide's part of the pages: each of its layers is cut into as many layers of the backbone's shape as it takes.
-
-    keys of a token, heads x width       [ 0 0 0 0 | 1 1 1 1 | 2 2 2 2 ]
-    two layers of the backbone's shape   [ 0 0 0 0   1 1 1 1 ] [ 2 2 2 2   . . . . ]        . zeros
-    """
-
-    def __init__(self, cache: Any, first_layers: Sequence[int], shapes: Sequence[Shape], page: Shape, options: dict):
-        super().__init__(cache, first_layers[0])
-        vars(self).update(_first=first_layers, _shapes=shapes, _page=page, _options=options)
-
-    _first: Sequence[int]
-    _shapes: Sequence[Shape]
-    _page: Shape
-    _options: dict[str, Any]
-
-    def update(self, keys: Tensor, values: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
-        """Write keys and values [1, heads, T, width] of a step, and return those of all its requests."""
-        first, shape = self._first[layer], self._shapes[layer]
-        parts: Any = zip(self._cut(keys), self._cut(values), strict=True)
-        # The cache writes into its options, so that every call gets a copy.
-        kept = [self.cache.update(k, v, first + i, dict(self._options)) for i, (k, v) in enumerate(parts)]
-        return _joined([k for k, _ in kept], shape), _joined([v for _, v in kept], shape)
-
-    def view(self, count: int, offset: int = 0) -> "PagedView":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """`count` of the guide's layers, after the first `offset`, as a cache that another model can fill."""
-        del count
-        return PagedView(self, offset)
-
-    def _cut(self, x: Tensor) -> tuple[Tensor, ...]:
-        heads, width = self._page
-        if x.shape[1] == heads and x.shape[3] == width:
-            return (x,)
-        flat = x.transpose(1, 2).flatten(2)  # [1, T, heads of the guide * width]
-        flat = F.pad(flat, (0, -flat.shape[-1] % (heads * width)))
-        return tuple(part.unflatten(-1, self._page).transpose(1, 2) for part in flat.split(heads * width, -1))
-
-
-def _joined(parts: list[Tensor], shape: Shape) -> Tensor:
-    if len(parts) == 1 and (parts[0].shape[1], parts[0].shape[3]) == shape:
-        return parts[0]
-    flat = torch.cat([part.transpose(1, 2).flatten(2) for part in parts], -1)
-    return flat[..., : shape[0] * shape[1]].unflatten(-1, shape).transpose(1, 2)
-
-
-class PagedView(Cache):
-    """Layers of a slot as the cache of a model that runs over the tokens of a step, with the step's own mask."""
-
-    def __init__(self, slot: PagedSlot, offset: int):
-        super().__init__(layers=[])
-        self._slot, self._offset = slot, offset
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
-        """Write into layer `layer_idx` of the view, and return what all requests of the step hold there."""
-        del args, kwargs
-        return self._slot.update(key_states, value_states, self._offset + layer_idx)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: positions are told, and a step has no length of its own."""
-        del layer_idx
-        return 0
 
 
 class Rows(ContinuousBatchingLogitsProcessorList):
@@ -194,7 +122,7 @@ class PagedModel(nn.Module):
             model.encode(
                 torch.zeros(1, 1, dtype=torch.long, device=self.device), past_key_values=cache, guides=self.names
             )
-        seen = iter(cache.layers[model.backbone.num_layers :])
+        seen: Any = iter(cache.layers[model.backbone.num_layers :])
         for name, count in entries:
             shapes = [(keys.shape[1], keys.shape[3]) for keys in (next(seen).keys for _ in range(count))]
             first = []
@@ -314,132 +242,3 @@ def require_servable(model: AlignedModel) -> None:
             f"{type(model.backbone.lm).__name__} caps its attention scores, and transformers' paged attention does "
             "not. Use generate, or another backbone."
         )
-
-
-class _Outlet(OutputRouter):
-    """Hands what the manager has to say of requests to one function, in its thread."""
-
-    def __init__(self, deliver: Callable[[Sequence[Any]], None]):
-        super().__init__()
-        self.deliver_batch = deliver
-
-    def deliver(self, output: Any) -> None:
-        """Hand over one output."""
-        self.deliver_batch([output])
-
-
-class ContinuousBatch:
-    """A running batch over pages: requests come and go; `deliver` is called with transformers' outputs of a step."""
-
-    def __init__(self, model: PagedModel, settings: EngineSettings, deliver: Callable[[Sequence[Any]], None]):
-        self._model, self._settings = model, settings
-        self.prefix_hit_tokens = 0
-        config = GenerationConfig(do_sample=False, max_new_tokens=1, eos_token_id=-1)
-        self._manager = ContinuousBatchingManager(model, config, self._batching())
-        self._manager.logit_processor = model.rows
-        self._manager.output_router = _Outlet(deliver)
-        self._manager.warmup()  # makes the pages here, where an error has a caller
-        self._switch_back()
-        cache: Any = self._processor.cache
-        fits = infer_max_single_request_tokens(cache)
-        context = context_length(model.aligned.backbone.config)
-        self.context_length = fits if context is None else min(fits, context)
-        self._count_hits(cache)
-
-    def _batching(self) -> ContinuousBatchingConfig:
-        """Sizes, of which those that nobody set follow from the context and a share of the free memory."""
-        settings, on_cpu = self._settings, self._model.device.type == "cpu"
-        rows = settings.max_rows or (16 if on_cpu else 64)
-        tokens = max(rows, settings.max_batch_tokens or (256 if on_cpu else 2048))
-        blocks = settings.num_blocks
-        if blocks is None:
-            free = psutil.virtual_memory().available if on_cpu else torch.cuda.mem_get_info(self._model.device)[0]
-            share = settings.memory_share or (CPU_SHARE if on_cpu else DEVICE_SHARE)
-            # Beside keys and values, every token of the pages has a column in the masks of a step.
-            each = self._model.bytes_per_token() + 2 * tokens * self._model.dtype.itemsize
-            useful = rows * (context_length(self._model.aligned.backbone.config) or 4096)
-            blocks = min(ceil(useful / settings.page_size) + 1, int(free * share / each / settings.page_size))
-            if blocks < 2:
-                raise DualHeadError(
-                    f"{share:.0%} of the free memory ({free / 2**30:.1f} GiB) holds no two pages of "
-                    f"{settings.page_size} tokens. Raise memory_share, or lower page_size or max_batch_tokens."
-                )
-        return ContinuousBatchingConfig(
-            page_size=settings.page_size,
-            num_blocks=blocks,
-            max_batch_tokens=tokens,
-            max_requests_per_batch=rows,
-            max_blocks_per_request=0,
-            use_cuda_graph=False,
-            use_async_batching=False,
-            auto_switch_to_flash=False,
-        )
-
-    @property
-    def _processor(self) -> Any:
-        return self._manager.batch_processor
-
-    def _count_hits(self, cache: Any) -> None:
-        search = cache.search_prefix_match
-
-        def counted(request_id: str, tokens: list[int]) -> int:
-            hits = search(request_id, tokens)
-            self.prefix_hit_tokens += hits
-            return hits
-
-        cache.search_prefix_match = counted
-
-    def _switch_back(self) -> None:
-        """Leave eager attention as it was until the batch runs; transformers switches it as soon as it has a manager."""
-        if (before := self._manager._original_attn_impl) is not None:
-            self._model.set_attn_implementation(before)
-            self._manager._original_attn_impl = None
-
-    def start(self) -> None:
-        """Run in a thread that does not keep the process alive."""
-        self._manager.switch_to_cb_friendly_attn(self._model, auto_switch_to_flash=False)
-        # A thread is a daemon where the thread that starts it is one.
-        starter = Thread(target=self._manager.start, daemon=True)
-        starter.start()
-        starter.join()
-
-    @property
-    def runs(self) -> bool:
-        """Whether its thread lives, if only to finish what it has."""
-        return self._manager.is_running()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it runs and takes requests."""
-        return self.runs and self._manager.background_thread_status.can_accept_new_requests() is None
-
-    @property
-    def fatal_error(self) -> Exception | None:
-        """What it died of."""
-        return self._manager.background_thread_status.fatal_error
-
-    def stop(self, drain: float) -> None:
-        """Take no more requests, let those that run finish within so many seconds, and end the thread."""
-        if drain > 0 and self.runs:
-            self._manager.background_thread_status.request_stop(1, 0)  # flush
-            self._manager._wake_up_loop.set()
-            self._manager._generation_thread.join(drain)  # pyright: ignore[reportOptionalMemberAccess]
-        self._manager.stop(block=True, timeout=30, hard_stop=True)
-
-    def add(self, row: Row, tokens: Sequence[int], *, max_tokens: int, end_tokens: Sequence[int]) -> bool:
-        """Put a request into the queue, without waiting; False where none are taken any more."""
-        request = {"max_new_tokens": max_tokens, "eos_token_id": list(end_tokens) or -1, "streaming": True}
-        return self._manager.add_request(list(tokens), row.id, **request, row=row) is not None
-
-    def cancel(self, row: Row) -> None:
-        """Take a request out before the next step."""
-        self._manager.cancel_request(row.id)
-
-    def counts(self) -> tuple[int, int, float]:
-        """Requests in rows, in the queue, and the used share of the pages."""
-        processor = self._processor
-        if processor is None:
-            return 0, 0, 0.0
-        scheduler = processor.scheduler
-        waiting = len(scheduler.waiting_requests) + self._manager.input_queue.qsize()
-        return len(scheduler.active_requests), waiting, 1 - processor.cache.compute_free_capacity()
