@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dual_head.model.aligned import AlignedModel as AlignedModel
-    from dual_head.model.encode import Encoded as Encoded
+    from dual_head.model.decode_step import Encoded as Encoded
 
 __all__ = ["AlignedModel", "Encoded"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -41,7 +41,7 @@ from dual_head.guides import Guide, GuideConfig, States
 from dual_head.model import build, pretrained
 from dual_head.model.alpha import Alpha, Strengths, requested, require_default, resolve_alpha, strengths_of
 from dual_head.model.costs import recorded_costs
-from dual_head.model.encode import Encoded, encode
+from dual_head.model.decode_step import Encoded
 from dual_head.model.generate import NOT_PAGED, generate_ids, generate_text
 from dual_head.model.guide_set import GuideSet, require_guide_name
 from dual_head.model.inner_calls import at_request, require_no_own_drafts, without_request
@@ -231,8 +231,8 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
     # ---- one pass --------------------------------------------------------------------------------------
 
     def encode(self, input_ids: Tensor | None, **inputs: Any) -> Encoded:
-        """Run the backbone and the sequence part of guides, see `encode.encode`."""
-        return encode(self.guides, input_ids, **inputs)
+        """Run the backbone and the sequence part of guides, see `GuideSet.encode_tokens`."""
+        return self.guides.encode_tokens(input_ids, **inputs)
 
     def encode_features(
         self, features: Features, guides: Collection[str], slots: Mapping[str, CacheSlot] | None = None
@@ -310,7 +310,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         hidden, states = encoded.hidden, encoded.states
         if tokens.shape[1] > 1:  # of a single token all is kept
             hidden, states = map_tokens(lambda x: x[:, keep], hidden, states)
-        output = encoded.backbone
+        output = encoded.output
         return CausalLMOutputWithPast(
             logits=self.distributions(hidden, states, alphas.to(hidden.device))["policy"],
             past_key_values=past_key_values,

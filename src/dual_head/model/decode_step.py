@@ -21,13 +21,16 @@ from dual_head.guides import Guide, States
 
 
 @dataclass(frozen=True)
-class StepOutput:
-    """Of one forward: hidden [B, T, d] and layers of the backbone, and states of the guides that ran with it."""
+class Encoded:
+    """One pass over tokens: hidden [B, T, d], and the states of every guide that ran, each [B, T, *].
+
+    layers: {index: [B, T, d]} of the backbone; output: what its decoder returned, hidden layers and attentions too.
+    """
 
     hidden: Tensor
-    layers: dict[int, Tensor]
     states: dict[str, States] = field(default_factory=dict)
-    output: Any = None  # what the backbone itself returned
+    layers: dict[int, Tensor] = field(default_factory=dict)
+    output: Any = None
 
 
 class JointStep:
@@ -48,7 +51,7 @@ class JointStep:
         position_ids: Tensor | None,
         cache: Cache | None,
         layers: tuple[int, ...],
-    ) -> StepOutput | None:
+    ) -> Encoded | None:
         """Run the step; None where there is no guide to join, or this is no step of a plain dynamic cache."""
         if not guides or input_ids is None or cache is None or not _is_step(input_ids, mask, position_ids):
             return None
@@ -73,7 +76,7 @@ class JointStep:
             name: guide.from_joint_step(h, z, base_logits)
             for (name, guide), h, z in zip(guides.items(), guide_hidden, guide_logits, strict=True)
         }
-        return StepOutput(base, backbone_layers, states)
+        return Encoded(base, states, backbone_layers)
 
     def _decoder_of(self, guides: tuple[Guide, ...]) -> JointDecoder:
         unchanged = len(guides) == len(self._guides) and all(map(operator.is_, guides, self._guides))

@@ -5,8 +5,8 @@
 It knows how many layers each guide needs and which of the backbone's it reads, and nothing of what guides add.
 """
 
-import dataclasses
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +18,10 @@ from transformers.masking_utils import create_masks_for_generate
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.checkpoint import load_strictly
 from dual_head.backbone.decoder import Backbone, BackboneShape
-from dual_head.backbone.features import Features
+from dual_head.backbone.features import Features, Rows
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides import Guide, GuideConfig, States, build_guide, kind_of
-from dual_head.model.decode_step import JointStep, StepOutput
+from dual_head.model.decode_step import Encoded, JointStep, growing_cache
 from dual_head.model.policy import ActiveGuide
 from dual_head.model.transfer import UNMAPPED, Transfer
 from dual_head.ops.masks import additive, branch_mask, causal_mask
@@ -47,7 +47,7 @@ def require_guide_name(name: str) -> None:
 
 def entry_of(config: GuideConfig, shape: BackboneShape) -> dict[str, Any]:
     """Describe a fresh guide as config.json has it."""
-    entry = {"kind": kind_of(config), "config": config.as_dict(), "shape": dataclasses.asdict(shape)}
+    entry = {"kind": kind_of(config), "config": config.as_dict(), "shape": asdict(shape)}
     with torch.device("meta"):  # only to ask how many cache layers it needs
         return entry | {"cache_layers": build_guide(entry, shape).cache_layers}
 
@@ -126,10 +126,10 @@ class GuideSet(nn.ModuleDict):
             del self.transfers[name]
 
     def stored(self) -> dict[str, Tensor]:
-        """The tensors a checkpoint holds: what each guide calls its own, and what fits it to this backbone."""
+        """The tensors a checkpoint holds: of each guide, and of what fits it to this backbone."""
         tensors = {f"{name}.{key}": x for name in self for key, x in self[name].stored().items()}
-        moved = self.transfers.items()
-        return tensors | {f"{name}.transfer.{key}": x for name, part in moved for key, x in part.state_dict().items()}
+        transfers = {f"{name}.transfer": part.state_dict() for name, part in self.transfers.items()}
+        return tensors | {f"{name}.{key}": x for name, state in transfers.items() for key, x in state.items()}
 
     # ---- what they read --------------------------------------------------------------------------------
 
@@ -163,9 +163,55 @@ class GuideSet(nn.ModuleDict):
             for (name, guide_states), alpha in zip(states.items(), alphas, strict=True)
         ]
 
-    def step(self, slots: Mapping[str, CacheSlot], **inputs: Any) -> StepOutput | None:
-        """Run the backbone and all guides that can join it in one forward, see `JointStep.run`; None where none can."""
-        return self._step.run({name: self[name] for name in slots if self._joins(name)}, slots, **inputs)
+    # ---- one pass --------------------------------------------------------------------------------------
+
+    def encode_tokens(
+        self,
+        input_ids: Tensor | None,
+        *,
+        attention_mask: Tensor | dict[str, Any] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        guides: Collection[str] = (),
+        keep: slice | Tensor = slice(None),
+        select: Rows | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> Encoded:
+        """Run the backbone and the sequence part of the named guides; nothing is as wide as the vocabulary.
+
+        input_ids [B, T], or inputs_embeds [B, T, d]; attention_mask: of padding [B, past + T], or ready-made masks;
+        keep: the positions whose logits are scored, others need no work of a guide that looks at logits; select: give
+        the guides these rows of the same tokens, and return those; options: of the decoder's forward.
+        """
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        assert tokens is not None
+        backbone, cache, layers = self.backbone, past_key_values, self.layers_read(guides)
+        slots = self.cache_slots(cache, guides)
+        masks = self.masks(tokens, attention_mask, cache, guides)
+        step: Encoded | None = None
+        if select is None and not options:
+            joining = {name: self[name] for name in slots if self._joins(name)}
+            inputs = {"input_ids": input_ids, "mask": masks.backbone, "position_ids": position_ids, "cache": cache}
+            step = self._step.run(joining, slots, **inputs, layers=layers)
+        if step is None:
+            output, hidden_layers = backbone(
+                input_ids,
+                attention_mask=masks.backbone,
+                position_ids=position_ids,
+                past_key_values=growing_cache(backbone, input_ids, cache) if guides else cache,
+                inputs_embeds=inputs_embeds,
+                layers=layers,
+                options=options,
+            )
+            step = Encoded(output.last_hidden_state, layers=hidden_layers, output=output)
+        features = Features(
+            step.hidden, step.layers, masks.guides, position_ids, input_ids, masks.padding, keep, logits=backbone.logits
+        )
+        if select is not None:
+            features = features.select(select)
+        states = step.states | self.encode(features, [name for name in guides if name not in step.states], slots)
+        return Encoded(features.hidden, {name: states[name] for name in guides}, step.layers, step.output)
 
     def _joins(self, name: str) -> bool:
         guide = self[name]
@@ -204,8 +250,9 @@ class GuideSet(nn.ModuleDict):
     ) -> Masks:
         """Split ready-made masks, or build the guides' from the padding mask [B, past + T] of tokens [B, T, *]."""
         if isinstance(attention_mask, dict) and GUIDES_MASK in attention_mask:
-            rest = {key: mask for key, mask in attention_mask.items() if key not in (GUIDES_MASK, PADDING)}
-            return Masks(rest.get(BACKBONE_MASK, rest), attention_mask[GUIDES_MASK], attention_mask[PADDING])
+            # Of layers of one kind the backbone takes a mask, of several kinds a dictionary of them, as it is.
+            backbone = {key: mask for key, mask in attention_mask.items() if key not in (GUIDES_MASK, PADDING)}
+            return Masks(backbone.get(BACKBONE_MASK, backbone), attention_mask[GUIDES_MASK], attention_mask[PADDING])
         if not names:
             return Masks(attention_mask)
         if attention_mask is not None and (isinstance(attention_mask, dict) or attention_mask.dim() != 2):
@@ -222,9 +269,9 @@ class GuideSet(nn.ModuleDict):
 
     def branch_masks(self, parts: Tensor) -> dict[str, Any]:
         """Ready-made masks for rows of [prompt | chosen | rejected], see `masks.branch_mask`; parts [R, T]."""
-        mask = branch_mask(parts)
-        added = additive(mask, self.backbone.lm.dtype)
-        return {BACKBONE_MASK: added, GUIDES_MASK: mask, PADDING: added}
+        visible = branch_mask(parts)
+        mask = additive(visible, self.backbone.lm.dtype)
+        return {BACKBONE_MASK: mask, GUIDES_MASK: visible, PADDING: mask}
 
     def masks_ahead(self, **inputs: Any) -> dict[str, Any]:
         """Make all masks ahead of a compiled step: the backbone's as it wants them, and the guides' own.
@@ -246,5 +293,5 @@ class GuideSet(nn.ModuleDict):
         for name in names:
             if not self[name].shares_prompts:
                 return f"the guide '{name}' runs a model of its own"
-        why = self.backbone.why_no_shared_prompts(longest)
-        return why and f"the backbone cannot, {why}"
+        obstacle = self.backbone.why_no_shared_prompts(longest)
+        return obstacle and f"the backbone cannot, {obstacle}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from dual_head.guides import States
 from dual_head.model import policy
 from dual_head.model.alpha import Alpha, Strengths
-from dual_head.model.encode import Encoded
+from dual_head.model.decode_step import Encoded
 from dual_head.model.policy import Products
 from dual_head.model.types import Aligned
 from dual_head.ops.token_scores import Head, reduce_tokens, response_tokens

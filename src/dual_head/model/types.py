@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head.config import AlignedConfig
 from dual_head.model.alpha import Strengths
-from dual_head.model.encode import Encoded
+from dual_head.model.decode_step import Encoded
 from dual_head.model.guide_set import GuideSet
 
 
