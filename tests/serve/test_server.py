@@ -1,0 +1,413 @@
+"""What a server does at its limits: too many requests, clients that leave, a dying worker, guides that change."""
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from engines import GUIDES, character_tokenizer, small_engine, tiny_model
+from models import tiny_lm
+from openai import APIError, InternalServerError
+from servers import CHAT, ScriptedEngine, running_server, until
+
+from dual_head import AlignedModel
+from dual_head.errors import DualHeadError
+from dual_head.serve.openai import middleware
+from dual_head.serve.server import listening
+from dual_head.serve.settings import ServerSettings
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    characters = character_tokenizer()
+    characters.chat_template = CHAT
+    return characters
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("hidden")
+
+
+@pytest.fixture
+def serve(model, tokenizer):
+    """Runs servers over scripted engines, each of which is the next of a list."""
+
+    def run(*engines, **settings):
+        queue = list(engines)
+        return running_server(model, tokenizer, lambda _: queue.pop(0) if len(queue) > 1 else queue[0], **settings)
+
+    return run
+
+
+def asked_for(engine, count: int = 1):
+    """Wait for so many requests beside that of the warm-up."""
+    until(lambda: len(engine.requests) > count)
+
+
+# ---- who may ask, and how much ---------------------------------------------------------------------------
+
+
+def test_only_who_has_the_key_is_answered_and_health_and_page_are_open(serve, capfd):
+    with serve(ScriptedEngine(), api_key="secret-key", admin_key="admin-key") as server:
+        for key in (None, "wrong", "secret-ke", "admin-key"):
+            response = server.chat(key=key)
+            assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+            assert response.json()["error"]["type"] == "authentication_error"
+        assert server.chat(key="secret-key").status_code == 200
+        for path in ("/metrics", "/v1/models", "/openapi.json"):
+            assert server.http.get(path).status_code == 401
+        for path in ("/health", "/", "/playground/page.js", "/playground/page.css"):
+            assert server.http.get(path).status_code == 200
+        assert server.post("/v1/guides", {"name": "a", "source": "b"}, key="secret-key").status_code == 401
+    assert "secret-key" not in "".join(capfd.readouterr())
+
+
+def test_without_an_admin_key_nobody_changes_guides(serve):
+    with serve(ScriptedEngine()) as server:
+        response = server.post("/v1/guides", {"name": "a", "source": "b"})
+        assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
+        assert server.http.delete("/v1/guides/hidden").status_code == 403
+
+
+def test_keys_come_from_the_environment_too(monkeypatch):
+    monkeypatch.setenv("DUAL_HEAD_API_KEY", "from-there")
+    assert ServerSettings().api_key == "from-there"
+    assert ServerSettings(api_key="said").api_key == "said"
+
+
+def test_a_large_body_is_refused_before_it_is_read(serve):
+    with serve(ScriptedEngine(), max_body_bytes=1000) as server:
+        assert server.chat("x" * 2000).status_code == 413
+        chunks = server.http.post("/v1/completions", content=iter([b"x" * 600] * 3))  # without a length
+        assert (chunks.status_code, chunks.json()["error"]["type"]) == (413, "invalid_request_error")
+        assert server.chat().status_code == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(serve, monkeypatch):
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.1)
+    with serve(ScriptedEngine()) as server, socket.create_connection(("127.0.0.1", server.http.base_url.port)) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_more_than_the_queue_holds_is_refused_and_all_the_rest_is_answered(serve):
+    engine = ScriptedEngine(pause=0.05)
+    with serve(engine, max_queue=4) as server, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: server.chat(), range(12)))
+        codes = [answer.status_code for answer in answers]
+        assert set(codes) == {200, 429}
+        assert codes.count(200) >= 4
+        refused = answers[codes.index(429)]
+        assert (refused.headers["retry-after"], refused.json()["error"]["type"]) == ("1", "rate_limit_error")
+        assert server.chat(n=5).json()["error"]["param"] == "n"
+        assert server.chat(n=4).status_code == 200
+        assert server.api.host.admitted == 0
+
+
+def test_a_request_ends_when_its_time_is_up(serve):
+    engine = ScriptedEngine(pause=0.2)
+    with serve(engine, request_timeout=0.5) as server:
+        whole = server.chat(max_tokens=20)
+        assert (whole.status_code, whole.json()["error"]["type"]) == (504, "timeout_error")
+        streamed = server.chat(max_tokens=20, stream=True)
+        assert streamed.status_code == 200
+        assert "had not ended after 0.5 s" in streamed.text
+        until(lambda: engine.cancelled == 2)
+        assert server.metric("num_requests_running") == 0
+
+
+def test_pages_of_other_origins_may_ask_only_where_that_is_said(serve):
+    origin = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    with serve(ScriptedEngine()) as server:
+        assert "access-control-allow-origin" not in server.http.options("/v1/completions", headers=origin).headers
+    with serve(ScriptedEngine(), allow_origin=["https://example.org"], api_key="secret-key") as server:
+        answer = server.http.options("/v1/completions", headers=origin)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://example.org")
+        other = server.http.options("/v1/completions", headers={**origin, "Origin": "https://example.com"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_port_in_use_is_told():
+    with listening(ServerSettings(port=0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(DualHeadError, match=rf"127.0.0.1:{port} is in use. Choose another --port"):
+            listening(ServerSettings(port=port))
+    with pytest.raises(DualHeadError, match="Cannot listen at 203"):
+        listening(ServerSettings(host="203.0.113.1", port=0))
+
+
+def test_the_page_loads_nothing_from_elsewhere(serve):
+    with serve(ScriptedEngine()) as server:
+        page = server.http.get("/")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        parts = [page.text, *(server.http.get(f"/playground/page.{kind}").text for kind in ("js", "css"))]
+    assert not any(
+        word in part for part in parts for word in ("http://", "https://", "innerHTML", "insertAdjacentHTML")
+    )
+
+
+# ---- clients that leave ----------------------------------------------------------------------------------
+
+
+def left_early(server, engine, **fields) -> None:
+    """Ask, and close the connection while the reply is made."""
+    body = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 50, **fields}).encode()
+    with socket.create_connection(("127.0.0.1", server.http.base_url.port)) as connection:
+        head = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
+        until(lambda: engine.running)
+        if fields.get("stream"):
+            assert connection.recv(10)
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"n": 3}, {"n": 3, "stream": True}])
+def test_the_request_of_a_client_that_left_is_cancelled(serve, fields):
+    engine = ScriptedEngine(pause=0.05)
+    with serve(engine) as server:
+        left_early(server, engine, **fields)
+        until(lambda: engine.running == 0)
+        assert engine.cancelled == fields.get("n", 1)
+        until(lambda: server.api.host.admitted == 0)
+        until(lambda: 'request_success_total{finished_reason="abort"} 1.0' in server.http.get("/metrics").text)
+
+
+def test_the_row_of_a_client_that_left_is_free_again(model, tokenizer):
+    with running_server(model, tokenizer, small_engine) as server:
+        engine = server.api.host.engine
+        seen = []
+        body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 100, "stream": True, "ignore_eos": True}
+        with server.http.stream("POST", "/v1/chat/completions", json=body) as stream:
+            seen.append(next(stream.iter_lines()))
+        until(lambda: engine.stats().running == 0)
+        assert seen[0].startswith("data: ")
+        assert server.metric("generation_tokens_total") < 100
+
+
+# ---- the end, and the death of a worker ------------------------------------------------------------------
+
+
+def test_what_runs_when_the_server_stops_is_answered(serve):
+    engine = ScriptedEngine(pause=0.1)
+    with serve(engine) as server, ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(server.chat, max_tokens=10)
+        streamed = pool.submit(server.chat, max_tokens=10, stream=True)
+        asked_for(engine, 2)
+        server.server.should_exit = True
+        assert len(whole.result().json()["choices"][0]["message"]["content"].split()) == 10
+        assert streamed.result().text.endswith("data: [DONE]\n\n")
+    assert engine.cancelled == 0
+
+
+def test_a_dead_worker_is_told_and_another_one_answers(serve):
+    dead, alive = ScriptedEngine(pause=0.1), ScriptedEngine()
+    with serve(dead, alive) as server, server.client() as client:
+        messages = [{"role": "user", "content": "a"}]
+        with ThreadPoolExecutor(2) as pool:
+            whole = pool.submit(server.chat, max_tokens=30)
+            create = client.chat.completions.create
+            streamed = pool.submit(lambda: list(create(model="toy", messages=messages, max_tokens=30, stream=True)))
+            asked_for(dead, 2)
+            time.sleep(0.3)
+            dead.die()
+            refused = whole.result()
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert refused.json()["error"]["type"] == "service_unavailable_error"
+            with pytest.raises(APIError, match="The engine stopped"):
+                streamed.result()
+        until(lambda: server.http.get("/health").status_code == 200)
+        assert server.chat().status_code == 200
+        assert alive.requests
+        assert server.metric("engine_restarts_total") == 1
+
+
+def test_while_there_is_no_worker_nobody_waits(serve):
+    """An engine that cannot be started is tried again, and requests are refused until it runs."""
+    dead, broken, alive = ScriptedEngine(), ScriptedEngine(), ScriptedEngine()
+    broken.start = lambda: (_ for _ in ()).throw(RuntimeError("no device"))
+    with serve(dead, broken, alive) as server, server.client() as client:
+        dead.die()
+        health = server.http.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "restarting"})
+        with pytest.raises(InternalServerError, match="The engine is restarting"):
+            client.completions.create(model="toy", prompt="a")
+        until(lambda: server.http.get("/health").status_code == 200)
+        assert server.metric("engine_restarts_total") == 2
+
+
+def test_a_server_is_ready_when_it_has_generated(serve):
+    engine = ScriptedEngine(pause=0.1)
+    with serve(engine, wait=False) as server:
+        until(lambda: engine.requests)
+        assert server.http.get("/health").json() == {"status": "starting"}
+        assert server.chat().status_code == 503
+        until(lambda: server.http.get("/health").json() == {"status": "ready"})
+        assert server.chat().status_code == 200
+
+
+# ---- the log ---------------------------------------------------------------------------------------------
+
+
+def test_one_line_of_json_tells_of_each_request_and_of_no_prompt(serve, capfd):
+    with serve(ScriptedEngine()) as server:
+        server.chat("my secret words", alpha={"hidden": 0.5})
+        server.chat("my secret words", alpha={"nobody": 1})
+        server.chat("my secret words", user="my secret name", stream=True, n=2)
+        server.post("/v1/completions", {"prompt": "my secret words", "my secret field": 1})
+        server.http.get("/health")
+    logged = capfd.readouterr().err
+    assert "secret" not in logged
+    lines = [json.loads(line) for line in logged.splitlines()]
+    assert [line["status"] for line in lines] == [200, 400, 200, 400]
+    assert lines[0]["alpha"] == {"hidden": 0.5}
+    assert lines[0]["completion_tokens"] == 4
+    assert lines[0]["finish_reasons"] == ["length"]
+    assert lines[0]["seconds"] >= lines[0]["first_token_seconds"] >= 0
+    assert lines[2]["finish_reasons"] == ["length", "length"]
+    assert lines[1]["model"] is None
+
+
+def test_a_full_disk_for_the_log_stops_no_request(serve, monkeypatch):
+    full = open("/dev/full", "w")  # noqa: PTH123, SIM115 - closing it fails too
+    monkeypatch.setattr("sys.stderr", full)
+    with serve(ScriptedEngine()) as server:
+        assert [server.chat().status_code for _ in range(3)] == [200] * 3
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="No space"):
+        full.close()  # so lines were written to it
+
+
+# ---- guides that change ----------------------------------------------------------------------------------
+
+
+def post_guide(server, **body):
+    return server.post("/v1/guides", body, key="admin-key")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of one guide for the tiny backbone, and one of another backbone."""
+    folder = tmp_path_factory.mktemp("guides")
+    tiny_model("linear").save_pretrained(folder / "linear")
+    AlignedModel.from_backbone(tiny_lm("qwen2"), {"other": GUIDES["linear"]}).save_pretrained(folder / "other")
+    return folder
+
+
+def test_guides_come_and_go_under_load_and_no_request_is_lost(trained, tokenizer):
+    model = tiny_model("hidden")
+    with running_server(model, tokenizer, small_engine, admin_key="admin-key") as server:
+        stop, codes, texts = threading.Event(), [], set()
+
+        def ask() -> None:
+            while not stop.is_set():
+                answer = server.chat(
+                    "abc", max_tokens=20, temperature=0, model="toy:hidden", stream=len(codes) % 2 == 0
+                )
+                codes.append(answer.status_code)
+                if not answer.headers["content-type"].startswith("text/event"):
+                    texts.add(answer.json()["choices"][0]["message"]["content"])
+
+        def wait_for_answers() -> None:
+            before = len(codes)
+            until(lambda: len(codes) > before + 6)
+
+        with ThreadPoolExecutor(6) as pool:
+            loads = [pool.submit(ask) for _ in range(6)]
+            for _ in range(2):
+                wait_for_answers()
+                attached = post_guide(server, name="safe", source=str(trained / "linear"), alpha=0.5)
+                assert attached.status_code == 200, attached.text
+                assert "toy:safe" in [card["id"] for card in attached.json()["data"]]
+                assert server.chat("abc", alpha={"safe": 3.0}).json()["alpha"] == {"hidden": 0.0, "safe": 3.0}
+                wait_for_answers()
+                deleted = server.http.delete("/v1/guides/safe", headers={"Authorization": "Bearer admin-key"})
+                assert deleted.status_code == 200
+                assert server.chat("abc", alpha={"safe": 1}).status_code == 400
+            stop.set()
+            for load in loads:
+                load.result()
+        assert set(codes) == {200}
+        assert len(texts) == 1  # the guide that stays acts the same before, between and after
+
+
+def test_an_attached_guide_acts_as_in_the_library(trained, tokenizer):
+    model = tiny_model("hidden")
+    with running_server(model, tokenizer, small_engine, admin_key="admin-key") as server:
+        assert post_guide(server, name="safe", source=str(trained / "linear")).status_code == 200
+        text = server.chat("abc", max_tokens=12, temperature=0, alpha={"safe": 2.0}).json()["choices"][0]["message"]
+    model.detach("safe")
+    model.attach("safe", trained / "linear")
+    model._tokenizer = tokenizer
+    messages = [{"role": "user", "content": "abc"}]
+    assert text["content"] == model.generate(messages, alpha={"safe": 2.0}, max_new_tokens=12, do_sample=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"name": "hidden", "source": "linear"}, "There is a guide 'hidden' already"),
+        ({"name": "safe", "source": "other"}, "another backbone"),
+        ({"name": "safe", "source": "nowhere"}, "nowhere"),
+        ({"name": "safe", "source": "linear", "source_name": "x"}, "holds no guide 'x'"),
+        ({"name": "base", "source": "linear"}, "name of a model"),
+        ({"name": "a.b", "source": "linear"}, "a.b"),
+    ],
+)
+def test_a_guide_that_does_not_fit_is_refused_and_nothing_changes(serve, model, trained, body, words):
+    engine = ScriptedEngine()
+    with serve(engine, admin_key="admin-key") as server:
+        answer = post_guide(server, **{**body, "source": str(trained / body["source"])})
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["error"]["message"]
+        assert list(model.config.guides) == ["hidden"]
+        assert server.chat().status_code == 200
+        assert engine.alive
+        missing = server.http.delete("/v1/guides/nobody", headers={"Authorization": "Bearer admin-key"})
+        assert missing.status_code == 404
+
+
+def test_a_guide_that_the_engine_does_not_take_is_taken_out_again(model, tokenizer, trained):
+    def build(model):
+        if "safe" in model.config.guides:
+            raise DualHeadError("Rows cannot hold such a guide.")
+        return ScriptedEngine()
+
+    with running_server(model, tokenizer, build, admin_key="admin-key") as server:
+        answer = post_guide(server, name="safe", source=str(trained / "linear"))
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "source")
+        assert "Rows cannot hold" in answer.json()["error"]["message"]
+        assert list(model.config.guides) == ["hidden"]
+        assert server.chat().status_code == 200
+
+
+def test_guides_that_cannot_change_in_time_stay(serve, model, trained):
+    with serve(ScriptedEngine(pause=0.3), admin_key="admin-key", request_timeout=3.0) as server:
+        server.api.host.patience = 0.2
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(server.chat, max_tokens=5)
+            until(lambda: server.api.host.admitted)
+            answer = post_guide(server, name="safe", source=str(trained / "linear"))
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert running.result().status_code == 200
+        assert list(model.config.guides) == ["hidden"]
+
+
+# ---- a plain model ---------------------------------------------------------------------------------------
+
+
+def test_a_plain_model_is_served_without_guides(tokenizer):
+    lm = tiny_lm("llama")
+    lm.generation_config.eos_token_id = None
+    model = AlignedModel.from_backbone(lm, {}, tokenizer=tokenizer)
+    with running_server(model, tokenizer, small_engine) as server:
+        assert [card["id"] for card in server.http.get("/v1/models").json()["data"]] == ["toy"]
+        answer = server.chat("abc", max_tokens=8, temperature=0).json()
+        assert answer["alpha"] == {}
+        assert server.chat("abc", alpha=0.5).json()["error"]["param"] == "alpha"
+        assert server.chat("abc", alpha=0).status_code == 200
+    ids = torch.tensor([tokenizer("u:abc;a:")["input_ids"]])
+    output = lm.generate(ids, max_new_tokens=8, do_sample=False)
+    assert answer["choices"][0]["message"]["content"] == tokenizer.decode(output[0, 8:], skip_special_tokens=True)
