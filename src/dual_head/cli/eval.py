@@ -81,44 +81,20 @@ def _require_places(models: Sequence[str]) -> None:
 
 
 def _print(report: dict[str, Any], output: Path, console: Console) -> None:
-    from dual_head.evaluate.report.page import efficiency_table
+    from dual_head.evaluate.report.numbers import subtitle
+    from dual_head.evaluate.report.page import tables_of
 
-    if pairs := report.get("pairs"):
-        # Each row of it is a claim: who, against whom, how often, how sure.
-        table = Table("", title=f"{report['benchmark']['questions']} questions, {report['judge']['name']}")
-        for column in ("win / tie / loss", "win rate", "95% interval", "length-controlled", "unparsable"):
+    console.print(subtitle(report), soft_wrap=True)
+    for section in tables_of(report):
+        columns, rows = section["columns"], section["rows"]
+        if len(columns) > len(rows) + 1:  # wider than long: turned round, so that a screen has room for it
+            columns, *rows = zip(columns, *rows, strict=True)
+        table = Table(title=section["title"], box=box.SIMPLE_HEAD)
+        table.add_column(columns[0], no_wrap=True)
+        for column in columns[1:]:
             table.add_column(column, justify="right")
-        table.box = box.SIMPLE_HEAD
-        for pair in pairs:
-            low, high = pair["interval"]
-            controlled = pair["length_controlled"]
-            table.add_row(
-                f"{pair['a']} against {pair['b']}",
-                f"{pair['wins']} / {pair['ties']} / {pair['losses']}",
-                f"{pair['rate']:.1%}",
-                f"{low:.1%} to {high:.1%}",
-                "" if controlled is None else f"{controlled:.1%}",
-                str(pair["unparsable"]),
-            )
-        console.print(table)
-    quality = report.get("quality") or {}
-    if rows := quality.get("rows"):
-        table = Table("mean", box=box.SIMPLE_HEAD)
         for row in rows:
-            table.add_column(row["system"], justify="right")
-        for metric in quality["metrics"]:
-            values = [row["values"].get(metric["name"]) for row in rows]
-            table.add_row(metric["name"], *("" if value is None else f"{value['mean']:.4g}" for value in values))
-        console.print(table)
-    timed = efficiency_table(report)
-    for found in [*([timed] if timed else []), *report.get("tables", [])]:
-        first, *others = found["columns"]
-        table = Table(title=found["title"], box=box.SIMPLE_HEAD)
-        table.add_column(first, no_wrap=True)
-        for column in others:
-            table.add_column(column, justify="right")
-        for cells in found["rows"]:
-            table.add_row(*map(str, cells))
+            table.add_row(*map(str, row))
         console.print(table)
     for warning in report.get("warnings", []):
         console.print(f"note: {warning}", soft_wrap=True)

@@ -5,7 +5,7 @@ Scores are stored by system and question, so that a second run loads no model. W
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from dual_head.evaluate.report.page import write
 from dual_head.evaluate.report.tables import about_questions, about_systems, heading
 from dual_head.evaluate.systems import open_system, parse_systems
 from dual_head.evaluate.systems.model import ModelSystem
+from dual_head.evaluate.types import Question
 
 CHUNK = 64  # choices scored between two looks at the bar
 METRICS = [
@@ -37,6 +38,7 @@ def evaluate_choices(
     questions, row_report = load_questions(
         benchmark.name, options.source, num_samples=options.num_samples, seed=options.seed
     )
+    console.print(row_report.table(), soft_wrap=True)
     systems = []
     for spec in parse_systems(options.models):
         system = open_system(spec, **options.load)
@@ -67,7 +69,7 @@ def evaluate_choices(
 def _scores(
     benchmark: ChoiceBenchmark,
     system: ModelSystem,
-    questions: Sequence[ChoiceQuestion],
+    questions: Sequence[Question],
     folder: Path,
     console: Console,
     batch_size: int,
@@ -88,23 +90,20 @@ def _scores(
             read=lambda row: [float(value) for value in row["logps"]],
         )
 
-    return benchmark.score(logps, questions)
+    return benchmark.score(logps, cast(Sequence[ChoiceQuestion], questions))
 
 
 def _differences(scores: dict[str, ChoiceScores]) -> dict[str, Any]:
     """Every system's MC1 and MC2 less the first one's, over the same questions."""
     first, *others = scores
+    columns = {
+        name: [{str(i): score[column] for i, score in enumerate(row.questions)} for column in (0, 1)]  # MC1, MC2
+        for name, row in scores.items()
+    }
     rows = []
     for name in others:
-        cells = []
-        for column in (0, 1):  # MC1, MC2
-            both = zip(scores[name].questions, scores[first].questions, strict=True)
-            pairs = {str(i): (a[column], b[column]) for i, (a, b) in enumerate(both)}
-            values = {i: pair for i, pair in pairs.items() if None not in pair}
-            difference = paired_difference(*({i: pair[side] for i, pair in values.items()} for side in (0, 1)))
-            low, high = difference.interval
-            cells.append(f"{difference.mean:+.3f} ({low:+.3f} to {high:+.3f})")
-        rows.append([name, *cells])
+        pairs = zip(columns[name], columns[first], strict=True)
+        rows.append([name, *(paired_difference(*pair).text(".3f") for pair in pairs)])
     about = "paired over questions; it holds zero where the two cannot be told apart"
     return {"title": f"Differences from {first}", "about": about, "columns": ["system", "MC1", "MC2"], "rows": rows}
 

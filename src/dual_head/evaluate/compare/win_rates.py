@@ -1,6 +1,6 @@
-"""Counts of what a judge preferred: win rates with intervals, differences question by question, a matrix of all pairs.
+"""Counts of what a judge preferred: win rates with intervals, and differences question by question.
 
-Pure numbers: it knows no model, no judge and no text. What is independent is the question, so questions are resampled.
+Questions are what is independent, so questions are resampled.
 """
 
 import math
@@ -75,6 +75,11 @@ class Difference:
     mean: float
     interval: tuple[float, float]
 
+    def text(self, digits: str) -> str:
+        """Write it as "mean (low to high)" with signs; digits: a format such as ".3g"."""
+        mean, low, high = (f"{number:+{digits}}" for number in (self.mean, *self.interval))
+        return f"{mean} ({low} to {high})"
+
 
 def win_rate(
     outcomes: Sequence[Judged],
@@ -117,45 +122,34 @@ def win_rate(
 
 
 def paired_difference(
-    scores_a: Mapping[str, float], scores_b: Mapping[str, float], *, resamples: int = 2000, seed: int = 0
+    scores_a: Mapping[str, float | None], scores_b: Mapping[str, float | None], *, resamples: int = 2000, seed: int = 0
 ) -> Difference:
     """Mean of a - b over questions {id: score}, with its 95% bootstrap interval; questions are resampled in pairs.
 
-    Errors: none; questions that only one of the two has; a score that is no finite number.
+    A question whose score is None for either is left out. Errors: no scores; questions that only one of the two has; a
+    score that is not finite.
     """
-    if not scores_a and not scores_b:
+    missing = {id for scores in (scores_a, scores_b) for id, score in scores.items() if score is None}
+    a, b = ({i: s for i, s in scores.items() if s is not None and i not in missing} for scores in (scores_a, scores_b))
+    if not a and not b:
         raise DualHeadError("There are no scores to compare. Give at least one question's.")
-    alone = sorted(scores_a.keys() ^ scores_b.keys())
-    if alone:
-        lacking = "second" if alone[0] in scores_a else "first"
+    if alone := sorted(a.keys() ^ b.keys()):
+        lacking = "second" if alone[0] in a else "first"
         raise DualHeadError(
             f"{len(alone)} questions have a score in only one of the two; the {lacking} lacks '{alone[0]}'. Both must "
             "answer the same questions: run the one that is incomplete again, or leave the question out of both."
         )
-    odd = [id for id in scores_a if not (math.isfinite(scores_a[id]) and math.isfinite(scores_b[id]))]
-    if odd:
+    if odd := [id for id in a if not (math.isfinite(a[id]) and math.isfinite(b[id]))]:
         raise DualHeadError(
-            f"A score of question '{odd[0]}' is no finite number: {scores_a[odd[0]]} and {scores_b[odd[0]]}. "
-            "Look at what scored it, or leave the question out of both."
+            f"A score of question '{odd[0]}' is not finite: {a[odd[0]]} and {b[odd[0]]}. Look at what scored it, or "
+            "leave the question out of both."
         )
-    differences = [scores_a[id] - scores_b[id] for id in sorted(scores_a)]
+    differences = [a[id] - b[id] for id in sorted(a)]
     return Difference(
         questions=len(differences),
         mean=math.fsum(differences) / len(differences),
         interval=bootstrap_mean(differences, resamples=resamples, seed=seed),
     )
-
-
-def pairwise_matrix(
-    systems: Sequence[str], rates: Mapping[tuple[str, str], WinRate | float]
-) -> list[list[float | None]]:
-    """Rate of each row's system against each column's, [len(systems), len(systems)]: that of (b, a) is 1 - (a, b).
-
-    None on the diagonal and where two were never compared.
-    """
-    known = {pair: rate.rate if isinstance(rate, WinRate) else rate for pair, rate in rates.items()}
-    turned = {(b, a): 1 - rate for (a, b), rate in known.items()}
-    return [[None if a == b else known.get((a, b), turned.get((a, b))) for b in systems] for a in systems]
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -179,8 +173,8 @@ def _by_question(decided: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArra
 def _ratio_interval(
     scores: NDArray[np.float64], trials: NDArray[np.float64], resamples: int, seed: int
 ) -> tuple[float, float]:
-    drawn = draws(len(scores), resamples=resamples, seed=seed)
-    return percentiles(np.concatenate([scores[i].sum(1) / trials[i].sum(1) for i in drawn]))
+    blocks = draws(len(scores), resamples=resamples, seed=seed)
+    return percentiles(np.concatenate([scores[i].sum(1) / trials[i].sum(1) for i in blocks]))
 
 
 def one_sided(lengths: Sequence[tuple[int, int]]) -> bool:
@@ -194,17 +188,12 @@ def _controlled(outcomes: Sequence[Judged], lengths: Sequence[tuple[int, int]], 
         raise DualHeadError(
             f"There are {len(outcomes)} comparisons and lengths of {len(lengths)}. Give the two lengths of each."
         )
-    kept = [
-        (outcome.question, outcome.preference, pair)
+    rows = [
+        (outcome.question, outcome.preference, *pair)
         for outcome, pair in zip(outcomes, lengths, strict=True)
         if outcome.preference is not None
     ]
-    if one_sided([pair for _, _, pair in kept]):
+    questions, preferences, first, second = zip(*rows, strict=True)
+    if one_sided(list(zip(first, second, strict=True))):
         return None
-    return length_controlled(
-        [preference for _, preference, _ in kept],
-        [pair[0] for _, _, pair in kept],
-        [pair[1] for _, _, pair in kept],
-        questions=[question for question, _, _ in kept],
-        seed=seed,
-    )
+    return length_controlled(preferences, first, second, questions=questions, seed=seed)

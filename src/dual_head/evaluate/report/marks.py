@@ -1,7 +1,4 @@
-"""Where the marks of a page's pictures stand, in the units of each picture's own box.
-
-It knows the report's sections and no HTML.
-"""
+"""Where the marks of a page's pictures stand, in the units of each picture's box."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +16,7 @@ Mark = dict[str, Any]  # mean, interval and n of one metric, or the marks that s
 
 def forest_row(pair: dict[str, Any]) -> dict[str, Any]:
     """One pair's line: positions of its marks, the side it is on, and whether length alone may explain that."""
-    controlled, held = pair.get("length_controlled"), pair.get("length_controlled_interval")
+    controlled, interval = pair.get("length_controlled"), pair.get("length_controlled_interval")
     winner = side(pair.get("interval"))
     return {
         **pair,
@@ -27,8 +24,8 @@ def forest_row(pair: dict[str, Any]) -> dict[str, Any]:
         "at": across(pair["rate"]),
         "from_to": [across(end) for end in pair.get("interval") or []],
         "controlled_at": None if controlled is None else across(controlled),
-        "controlled_from_to": [across(end) for end in held or []],
-        "by_length": bool(winner and held and side(held) != winner),
+        "controlled_from_to": [across(end) for end in interval or []],
+        "by_length": bool(winner and interval and side(interval) != winner),
     }
 
 
@@ -42,12 +39,12 @@ def matrix(pairs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     names = list(dict.fromkeys(name for pair in pairs for name in (pair["a"], pair["b"])))
     if len(names) < 3:
         return None
-    known: dict[tuple[str, str], dict[str, Any]] = {}
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
     for pair in pairs:
         clear = bool(side(pair.get("interval")))
         for row, column, rate in ((pair["a"], pair["b"], pair["rate"]), (pair["b"], pair["a"], 1 - pair["rate"])):
-            known[row, column] = {"rate": rate, "step": round(10 * (rate - 0.5)), "clear": clear}
-    return {"names": names, "rows": [(row, [known.get((row, column)) for column in names]) for row in names]}
+            cells[row, column] = {"rate": rate, "step": round(10 * (rate - 0.5)), "clear": clear}
+    return {"names": names, "rows": [(row, [cells.get((row, column)) for column in names]) for row in names]}
 
 
 def quality(report: dict[str, Any]) -> dict[str, Any] | None:
@@ -72,13 +69,13 @@ def quality(report: dict[str, Any]) -> dict[str, Any] | None:
 def ratios(report: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Marks of each system's time as a ratio on one scale from its lowest end to its highest, 1 included."""
     rows = [row.get("ratio") for row in report.get("efficiency") or []]
-    known = [ratio for ratio in rows if ratio and ratio.get("median") is not None]
-    if not known:
+    medians = [ratio for ratio in rows if ratio and ratio.get("median") is not None]
+    if not medians:
         return None
-    ends = [1.0, *(ratio.get(key) or ratio["median"] for ratio in known for key in ("low", "median", "high"))]
+    ends = [1.0, *(ratio.get(key) or ratio["median"] for ratio in medians for key in ("low", "median", "high"))]
     place = _scale(min(ends), max(ends), 0, BAR, BAR_MARGIN)
     return [
-        {**ratio, "one": place(1.0), "at": place(ratio["median"]), "from_to": _places(_both(ratio), place)}
+        {**ratio, "one": place(1.0), "at": place(ratio["median"]), "from_to": _places(ends_of(ratio), place)}
         if ratio and ratio.get("median") is not None
         else {}
         for ratio in rows
@@ -94,8 +91,8 @@ def scatter(report: dict[str, Any]) -> dict[str, Any] | None:
     y = next((m for m in better if "reward" in m["name"].lower()), better[0] if better else None)
     if x is None or y is None:
         return None
-    both = [(row["system"], row["values"].get(x["name"]), row["values"].get(y["name"])) for row in rows]
-    points = [(name, a, b) for name, a, b in both if a and b and _known(a) and _known(b)]
+    values = [(row["system"], row["values"].get(x["name"]), row["values"].get(y["name"])) for row in rows]
+    points = [(name, a, b) for name, a, b in values if a and b and _has_mean(a) and _has_mean(b)]
     if len(points) < 2:
         return None
     (width, height), (left, top, bottom, right) = SCATTER, SCATTER_MARGIN
@@ -128,10 +125,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _marks(values: Sequence[Mark | None], better: str) -> list[Mark | None]:
-    known = [value for value in values if value and _known(value)]
-    if not known:
+    present = [value for value in values if value and _has_mean(value)]
+    if not present:
         return [None for _ in values]
-    ends, means = _ends(known), [value["mean"] for value in known]
+    ends, means = _ends(present), [value["mean"] for value in present]
     place, digits = _scale(*ends, 0, BAR, BAR_MARGIN), decimals(ends)
     best = {"higher": max(means), "lower": min(means)}.get(better) if len(set(means)) > 1 else None
 
@@ -147,20 +144,21 @@ def _marks(values: Sequence[Mark | None], better: str) -> list[Mark | None]:
             "best": value["mean"] == best,
         }
 
-    return [mark(value) if value and _known(value) else None for value in values]
+    return [mark(value) if value and _has_mean(value) else None for value in values]
 
 
-def _known(value: Mark | None) -> bool:
+def _has_mean(value: Mark | None) -> bool:
     return bool(value) and value.get("mean") is not None and math.isfinite(value["mean"])
 
 
 def _ends(values: Sequence[Mark]) -> tuple[float, float]:
     """Lowest and highest of means and intervals."""
-    all = [end for value in values for end in (value["mean"], *(value.get("interval") or []))]
-    return min(all), max(all)
+    numbers = [end for value in values for end in (value["mean"], *(value.get("interval") or []))]
+    return min(numbers), max(numbers)
 
 
-def _both(ratio: dict[str, Any]) -> list[float] | None:
+def ends_of(ratio: dict[str, Any]) -> list[float] | None:
+    """The smallest and the largest of several ratios, where both are known."""
     low, high = ratio.get("low"), ratio.get("high")
     return None if low is None or high is None else [low, high]
 
@@ -183,15 +181,15 @@ def _scale(low: float, high: float, start: float, end: float, margin: float) -> 
 
 def _labelled(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Put each point's name beside it, on the left near the right edge, and move it down off the names above."""
-    taken: list[tuple[float, float, float]] = []
+    labels: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda point: point["y"]):
         width = 7.2 * len(point["name"])
         left = point["x"] + 9 + width > SCATTER[0] - 4
         start = point["x"] - 9 - width if left else point["x"] + 9
         y = point["y"] - 7
-        while any(start < end and begin < start + width and abs(y - other) < 13 for begin, end, other in taken):
+        while any(start < end and begin < start + width and abs(y - other) < 13 for begin, end, other in labels):
             y += 3
-        taken.append((start, start + width, y))
+        labels.append((start, start + width, y))
         point.update(
             label_x=round(point["x"] + (-9 if left else 9), 1), label_y=round(y, 1), anchor="end" if left else "start"
         )

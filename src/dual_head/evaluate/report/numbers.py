@@ -1,9 +1,7 @@
-"""Numbers of a report as they are shown: their digits, and the sentences that say what they come to.
-
-It knows the report's sections, and neither HTML nor markdown.
-"""
+"""Numbers of a report as text, for the page, for markdown and for the screen: digits, and sentences about them."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +12,9 @@ def number(value: Any, digits: int = 3) -> str:
     """Show a number with at least three significant digits, whole above 1000; other values as they are."""
     if value is None or value == "":
         return NOTHING
-    if isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return count(value)
-    if not math.isfinite(value):
+    if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
     if value == 0 or 1e-4 <= abs(value) < 1e7:
         size = math.floor(math.log10(abs(value))) if value else 0
@@ -27,7 +23,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def count(value: int | None) -> str:
-    """Show a count with its thousands apart."""
+    """Show a count with commas between thousands."""
     return NOTHING if value is None else f"{value:,}"
 
 
@@ -93,12 +89,8 @@ def headlines(pairs: Sequence[dict[str, Any]]) -> list[str]:
     """One sentence on each pair, or on all together where they are many."""
     if len(pairs) > 4:
         clear = [pair for pair in pairs if side(pair.get("interval"))]
-        won: dict[str, int] = {}
-        for pair in clear:
-            name = pair["a"] if side(pair["interval"]) > 0 else pair["b"]
-            won[name] = won.get(name, 0) + 1
-        most = sorted(won.items(), key=lambda item: -item[1])[:3]
-        winners = "".join(f"; {name} is preferred in {times} of them" for name, times in most)
+        wins = Counter(pair["a"] if side(pair["interval"]) > 0 else pair["b"] for pair in clear)
+        winners = "".join(f"; {name} is preferred in {times} of them" for name, times in wins.most_common(3))
         return [f"Of {len(pairs)} pairs, {len(clear)} have an interval that leaves out 50%{winners}."]
     return [_headline(pair) for pair in pairs]
 
@@ -118,7 +110,7 @@ def _headline(pair: dict[str, Any]) -> str:
 
 def _listed(values: dict[str, Any] | None) -> str:
     """Name every value; options keep the digits that they were given."""
-    shown = {
+    texts = {
         name: f"{value:g}" if isinstance(value, float) else number(value) for name, value in (values or {}).items()
     }
-    return ", ".join(f"{name} {value}" for name, value in shown.items())
+    return ", ".join(f"{name} {text}" for name, text in texts.items())

@@ -1,7 +1,7 @@
 """The report of an evaluation as one HTML page, and as markdown. It lays out, and computes nothing but positions.
 
-The page is whole in itself: styles, pictures and script are inside, nothing is fetched, and a policy in its head lets
-no other script run. Replies are shown as text, whatever is in them. A report is a dict of sections, each optional:
+The page needs no other file: styles, pictures and script are inside, nothing is fetched, and a policy in its head lets
+no other script run. Replies are shown as text, never as markup. A report is a dict of sections, each optional:
 
     title, command, date, machine; versions {package: version}; warnings [str]
     benchmark {name, questions, source, dropped {reason: count}}; decoding {option: value}
@@ -63,7 +63,7 @@ def render(report: Report) -> str:
     style, script = _packaged("page.css"), _packaged("page.js")
     return _template().render(
         report=report,
-        **_drawn(report),
+        **_shown(report),
         style=markup(style),
         script=markup(script),
         policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'",
@@ -72,10 +72,27 @@ def render(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """Lay the same report out as markdown: all but the replies, of which a page has room to show more."""
-    sections = [_heading(report), _pairs(report), _quality(report), _efficiency(report), *_tables(report)]
-    sections.append(_setting(report))
-    return "\n\n".join(section for section in sections if section) + "\n"
+    """Lay the same report out as markdown, without the replies."""
+    title, subtitle = report.get("title") or "Evaluation", numbers.subtitle(report)
+    parts = [f"# {_plain(title)}", _plain(subtitle)]
+    parts += [f"> **Note:** {_plain(warning)}" for warning in report.get("warnings") or []]
+    for table in tables_of(report):
+        parts += [f"## {_plain(table['title'])}", table["about"], _table(table["columns"], table["rows"])]
+    parts += ["## How it was measured", INTERVALS]
+    parts.append("\n".join(f"- {name}: {_plain(value)}" for name, value in numbers.setting(report)))
+    if systems := report.get("systems"):
+        rows = [[s["name"], s.get("path"), numbers.strength(s.get("alpha")), s.get("identity")] for s in systems]
+        parts.append(_table(["system", "path", "alpha", "identity"], rows))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def tables_of(report: Report) -> list[dict[str, Any]]:
+    """Every table of a report as text: [{title, about, columns, rows}]."""
+    tables = [_pairs(report), _quality(report), _efficiency(report)]
+    for table in _other_tables(report):
+        rows = [[numbers.number(cell) for cell in row] for row in table["rows"]]
+        tables.append({**table, "about": _plain(table.get("about") or ""), "rows": rows})
+    return [table for table in tables if table["rows"]]
 
 
 @functools.cache
@@ -89,8 +106,8 @@ def _template():
     return environment.from_string(_packaged("page.html.j2"))
 
 
-def _drawn(report: Report) -> dict[str, Any]:
-    """All that the page shows and a report does not say: texts and positions, by section."""
+def _shown(report: Report) -> dict[str, Any]:
+    """What the page shows beside the report's own values: texts and positions, by section."""
     examples, pairs = report.get("examples") or [], report.get("pairs") or []
     return {
         "subtitle": numbers.subtitle(report),
@@ -104,8 +121,8 @@ def _drawn(report: Report) -> dict[str, Any]:
         "quality": marks.quality(report),
         "scatter": marks.scatter(report),
         "ratios": marks.ratios(report),
-        "efficiency_columns": _present(report),
-        "tables": _all_tables(report),
+        "efficiency_columns": _efficiency_columns(report),
+        "tables": _other_tables(report),
         "examples": examples,
         "categories": sorted({example["category"] for example in examples if example.get("category")}),
         "shown_systems": list(dict.fromkeys(name for example in examples for name in example.get("replies") or {})),
@@ -120,100 +137,56 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _present(report: Report) -> dict[str, str]:
-    """Columns of the efficiency table that any system has a figure for."""
+def _efficiency_columns(report: Report) -> dict[str, str]:
+    """Columns that any system has a figure for: {key: title}."""
     rows = report.get("efficiency") or []
     return {key: title for key, title in EFFICIENCY.items() if any(row.get(key) is not None for row in rows)}
 
 
-def _heading(report: Report) -> str:
-    lines = [f"# {_plain(report.get('title') or 'Evaluation')}"]
-    subtitle = numbers.subtitle(report)
-    if subtitle:
-        lines.append(_plain(subtitle))
-    lines += [f"> **Note:** {_plain(warning)}" for warning in report.get("warnings") or []]
-    return "\n\n".join(lines)
-
-
-def _pairs(report: Report) -> str:
+def _pairs(report: Report) -> dict[str, Any]:
     pairs = report.get("pairs") or []
-    if not pairs:
-        return ""
     columns = ["pair", "win rate", "95% interval", "wins", "ties", "losses", "no verdict", "turned with order"]
     controlled = any(pair.get("length_controlled") is not None for pair in pairs)
     columns += ["length-controlled", "95% interval"] if controlled else []
     rows = []
     for pair in pairs:
         row = [f"{pair['a']} against {pair['b']}", numbers.percent(pair["rate"]), _interval(pair.get("interval"), True)]
-        row += [pair.get(key) for key in ("wins", "ties", "losses", "unparsable", "inconsistent")]
+        row += [numbers.count(pair.get(key)) for key in ("wins", "ties", "losses", "unparsable", "inconsistent")]
         if controlled:
             row += [numbers.percent(pair.get("length_controlled"))]
             row += [_interval(pair.get("length_controlled_interval"), True)]
         rows.append(row)
-    return f"## Win rates\n\nWin rate = (wins + ties / 2) / (wins + ties + losses), %.\n\n{_table(columns, rows)}"
+    about = "Win rate = (wins + ties / 2) / (wins + ties + losses), %."
+    return {"title": "Win rates", "about": about, "columns": columns, "rows": rows}
 
 
-def _quality(report: Report) -> str:
+def _quality(report: Report) -> dict[str, Any]:
     quality = report.get("quality") or {}
-    if not quality.get("rows"):
-        return ""
-    metrics = quality["metrics"]
-    columns = ["system", *(numbers.titled(metric) for metric in metrics)]
+    metrics = quality.get("metrics") or []
     rows = [
         [row["system"], *(_measured(row["values"].get(metric["name"])) for metric in metrics)]
-        for row in quality["rows"]
+        for row in quality.get("rows") or []
     ]
-    about = "\n".join(f"- {m['name']}: {_plain(m['about'])}" for m in metrics if m.get("about"))
-    return f"## Quality\n\n{_table(columns, rows)}" + (f"\n\n{about}" if about else "")
+    about = "\n".join(f"- {metric['name']}: {_plain(metric['about'])}" for metric in metrics if metric.get("about"))
+    columns = ["system", *map(numbers.titled, metrics)]
+    return {"title": "Quality", "about": about, "columns": columns, "rows": rows}
 
 
-def efficiency_table(report: Report) -> dict[str, Any] | None:
-    """Time and memory of every system, {title, columns, rows} of text; None where nothing was timed."""
-    rows = report.get("efficiency") or []
-    if not rows:
-        return None
-    present = _present(report)
-    paired = any(row.get("ratio") for row in rows)
-    columns = ["system", *present.values(), *(["time ratio", "smallest to largest"] if paired else [])]
-    cells = []
-    for row in rows:
-        ratio = row.get("ratio") or {}
-        cells.append([row["system"], *(numbers.number(row.get(key)) for key in present)])
-        if paired:
-            cells[-1] += [numbers.number(ratio.get("median")), _interval(_ends(ratio))]
-    return {"title": "Efficiency", "columns": columns, "rows": cells}
+def _efficiency(report: Report) -> dict[str, Any]:
+    rows, columns = report.get("efficiency") or [], _efficiency_columns(report)
+    cells = [[row["system"], *(numbers.number(row.get(key)) for key in columns)] for row in rows]
+    titles = ["system", *columns.values()]
+    if any(row.get("ratio") for row in rows):
+        titles += ["time ratio", "smallest to largest"]
+        for line, ratio in zip(cells, (row.get("ratio") or {} for row in rows), strict=True):
+            line += [numbers.number(ratio.get("median")), _interval(marks.ends_of(ratio))]
+    return {"title": "Efficiency", "about": "", "columns": titles, "rows": cells}
 
 
-def _efficiency(report: Report) -> str:
-    table = efficiency_table(report)
-    return f"## Efficiency\n\n{_table(table['columns'], table['rows'])}" if table else ""
-
-
-def _tables(report: Report) -> list[str]:
-    return [
-        f"## {_plain(table['title'])}\n\n"
-        + (f"{_plain(table['about'])}\n\n" if table.get("about") else "")
-        + _table(table["columns"], [[numbers.number(cell) for cell in row] for row in table["rows"]])
-        for table in _all_tables(report)
-    ]
-
-
-def _all_tables(report: Report) -> list[dict[str, Any]]:
+def _other_tables(report: Report) -> list[dict[str, Any]]:
     """Differences first, which belong to the quality above them."""
     differences = (report.get("quality") or {}).get("differences")
     return [*([differences] if differences else []), *(report.get("tables") or [])]
-
-
-def _setting(report: Report) -> str:
-    lines = [f"- {name}: {_plain(value)}" for name, value in numbers.setting(report)]
-    systems = [
-        [system["name"], system.get("path"), numbers.strength(system.get("alpha")), system.get("identity")]
-        for system in report.get("systems") or []
-    ]
-    parts = ["## How it was measured", INTERVALS]
-    parts += ["\n".join(lines)] if lines else []
-    parts += [_table(["system", "path", "alpha", "identity"], systems)] if systems else []
-    return "\n\n".join(parts)
 
 
 def _measured(value: dict[str, Any] | None) -> str:
@@ -221,10 +194,6 @@ def _measured(value: dict[str, Any] | None) -> str:
         return numbers.NOTHING
     interval = value.get("interval")
     return numbers.number(value["mean"]) + (f" ({_interval(interval)})" if interval else "")
-
-
-def _ends(ratio: dict[str, Any]) -> list[float] | None:
-    return None if ratio.get("low") is None or ratio.get("high") is None else [ratio["low"], ratio["high"]]
 
 
 def _interval(interval: Any, percent: bool = False) -> str:

@@ -141,11 +141,8 @@ def _differences(names: Sequence[str], kept: Mapping[str, Mapping[str, Values]])
         return {}
 
     def cell(name: str, metric: str) -> str:
-        if name not in kept[metric]:
-            return ""
-        pair = ({id: v for id, v in kept[metric][n].items() if v is not None} for n in (name, first))
-        difference = paired_difference(*pair)
-        return f"{difference.mean:+.3g} ({difference.interval[0]:+.3g} to {difference.interval[1]:+.3g})"
+        columns = kept[metric]
+        return paired_difference(columns[name], columns[first]).text(".3g") if name in columns else ""
 
     return {
         "differences": {
