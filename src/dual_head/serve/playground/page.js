@@ -157,7 +157,7 @@ async function fill(each, signal) {
         each.reply += words;
         const entries = choice.logprobs?.content ?? [];
         each.tokens += entries.length;
-        if (words) each.text.append(token(words, entries));
+        each.text.append(...tokens(words, entries));
       }
     });
   } catch (error) {
@@ -167,6 +167,12 @@ async function fill(each, signal) {
 }
 
 // ---- tokens
+
+// An element a token, where the text is that of its tokens: some of it may wait for what comes next.
+function tokens(words, entries) {
+  if (entries.map(entry => entry.token).join("") === words) return entries.map(entry => token(entry.token, [entry]));
+  return words ? [token(words, entries)] : [];
+}
 
 function token(words, entries) {
   const element = make("span", {className: "token", textContent: words});
@@ -252,7 +258,7 @@ at("ask").onsubmit = event => {
   event.preventDefault();
   send();
 };
-at("settings").onsubmit = event => event.preventDefault();
+at("settings").onsubmit = at("key-field").onsubmit = event => event.preventDefault();
 at("stop").onclick = () => running?.abort();
 at("clear").onclick = () => {
   running?.abort();
