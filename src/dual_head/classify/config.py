@@ -11,6 +11,7 @@ from dual_head.backbone.checkpoint import require_sizes
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.reading import reading
 from dual_head.options import fit
+from dual_head.seed_names import CONSTRUCTOR
 
 LmScope = Literal["everything", "continuation", "rationale", "rationale + answer"]
 Tune = Literal["lora", "full", "frozen"]
@@ -99,3 +100,12 @@ def read_classifier_config(source: str, **hub: Any) -> DualHeadReasoningConfig:
 def scope_of(scope: str) -> Any:
     """The scope that is said, by the one name that each is recorded under."""
     return "continuation" if scope == "rationale + answer" else scope
+
+
+def how_to_build(backbone: Any, options: dict[str, Any]) -> str:
+    """Say how to build what the DHRD README's constructor was called for."""
+    renamed = {CONSTRUCTOR.get(name, name): value for name, value in options.items()}
+    place = renamed.pop("backbone", backbone)
+    place = place if isinstance(place, str) else "NAME_OR_FOLDER"
+    listed = "".join(f", {name}={value!r}" for name, value in ({"num_labels": 2} | renamed).items())
+    return f"A classifier is built on a backbone: DualHeadReasoningModel.from_backbone({place!r}{listed})."

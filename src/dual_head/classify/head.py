@@ -36,6 +36,15 @@ class ClassHead(nn.Module):
             return self.score(x)
 
 
+def last_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Index [B] of each row's last token that is not masked, wherever the padding is and whatever its id."""
+    length = input_ids.shape[1]
+    if attention_mask is None:
+        return torch.full((len(input_ids),), length - 1, device=input_ids.device)
+    places = torch.arange(length, device=attention_mask.device)
+    return torch.where(attention_mask.bool(), places, -1).max(-1).values.clamp_min(0)
+
+
 def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, *, multi_label: bool) -> Tensor:
     """Sum over rows of the cross-entropy [] of logits [B, K]; for several labels, of the mean of the K binary ones.
 

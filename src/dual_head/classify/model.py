@@ -3,12 +3,16 @@
     l = head(h_t)                                 t the last token of the input, before any rationale
     L = w_cls L_cls(l, y) + w_lm L_lm             L_lm: next-token cross-entropy of the model's own lm_head
 
-Source: Dual-Head Reasoning Distillation (Xu et al. 2025). One causal forward over [input | rationale | answer] serves
-both losses while training; afterwards there is only the input, and no lm_head runs. It knows tensors, and neither
-data sets nor text.
+    input_ids   i i i i | r r r | a a .        one row while training: input, rationale, answer, padding
+    pool_at           ^                        h_t, which no rationale can reach
+    lm_at             ^   ^ ^ ^   ^            what predicts r r r a a, for lm_scope "continuation"
+
+Source: Dual-Head Reasoning Distillation (Xu et al. 2025). After training a row is its input, and no lm_head runs. It
+knows tensors, and neither data sets nor text.
 """
 
 import copy
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +25,21 @@ from transformers.utils.generic import ModelOutput
 
 from dual_head.backbone.checkpoint import COPY, load_strictly, read_weights
 from dual_head.backbone.decoder import Decoder
-from dual_head.backbone.fingerprint import Fingerprint
 from dual_head.backbone.load import context_length, load_backbone
-from dual_head.classify.config import DualHeadReasoningConfig, read_classifier_config
-from dual_head.classify.head import IGNORED, ClassHead, class_loss, weights_of
-from dual_head.classify.tune import tuned
+from dual_head.classify.config import DualHeadReasoningConfig, how_to_build, read_classifier_config
+from dual_head.classify.head import IGNORED, ClassHead, class_loss, last_tokens, weights_of
+from dual_head.classify.tune import require_same_backbone, tuned
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.reading import reading
-from dual_head.model.pretrained import absolute, hub_options, save_checkpoint
+from dual_head.model.pretrained import absolute, hub_options, load_options, recorded_backbone, save_checkpoint
 from dual_head.ops.compiled import worth_compiling
 from dual_head.ops.token_scores import Head, Tokens, auto_budget, reduce_tokens
-from dual_head.seed_names import CONSTRUCTOR
 
-__all__ = ["IGNORED", "DualHeadReasoningModel", "DualHeadReasoningOutput", "last_tokens"]
+# What `from_backbone` hands on to the config.
+OPTIONS = ("head", "head_width", "dropout", "class_weights", "cls_weight", "lm_weight", "lm_scope")
+OPTIONS += ("tune", "lora", "problem_type", "text", "tokenizer_fingerprint")
+
+__all__ = ["DualHeadReasoningModel", "DualHeadReasoningOutput"]
 
 
 @dataclass
@@ -51,10 +57,7 @@ class DualHeadReasoningOutput(ModelOutput):
 
 
 class DualHeadReasoningModel(PreTrainedModel):
-    """A backbone with a class head and, while training, its own lm_head as a reasoning head.
-
-    Build it with `from_backbone` or `from_pretrained`.
-    """
+    """A backbone with a class head and, while training, its own lm_head as a reasoning head."""
 
     config_class = DualHeadReasoningConfig
     config: DualHeadReasoningConfig
@@ -72,7 +75,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         self, config: DualHeadReasoningConfig | None = None, lm: PreTrainedModel | None = None, **options: Any
     ):
         if not isinstance(config, DualHeadReasoningConfig) or options:
-            raise DualHeadError(_built_otherwise(config, options))
+            raise DualHeadError(how_to_build(config, options))
         config = copy.deepcopy(config)
         backbone: Any = AutoModelForCausalLM.from_config(config.backbone_config) if lm is None else lm
         config._attn_implementation = backbone.config._attn_implementation
@@ -82,16 +85,10 @@ class DualHeadReasoningModel(PreTrainedModel):
         self.num_labels = len(config.id2label or ())
         self.positions = context_length(self.decoder.config)
         self.reasoning_tokens = math.inf  # that a run will score: whether its loops are worth compiling
-        shape = self.decoder.shape
-        self.head = ClassHead(
-            shape.hidden_size,
-            self.num_labels,
-            kind=config.head,
-            width=config.head_width,
-            dropout=config.dropout,
-        ).to(self.decoder.output_device)
-        on_device = None if weights is None else weights.to(self.decoder.output_device)
-        self.register_buffer("class_weights", on_device, persistent=False)
+        device, size = self.decoder.output_device, self.decoder.shape.hidden_size
+        head = {"kind": config.head, "width": config.head_width, "dropout": config.dropout}
+        self.head = ClassHead(size, self.num_labels, **head).to(device)
+        self.register_buffer("class_weights", None if weights is None else weights.to(device), persistent=False)
         self.eval()
 
     @classmethod
@@ -102,22 +99,19 @@ class DualHeadReasoningModel(PreTrainedModel):
         *,
         labels: list[str] | None = None,
         loss_weight_alpha: float | None = None,
-        dtype: str | torch.dtype = "auto",
-        device_map: str | dict | None = None,
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
         **options: Any,
     ) -> "DualHeadReasoningModel":
         """Put a fresh class head on any decoder, given by name, folder or as a loaded model (changed in place).
 
         num_labels, or labels: their names; loss_weight_alpha a: the seed's a L_cls + (1 - a) L_lm; options: those of
-        `DualHeadReasoningConfig`, such as head, lm_scope, tune, lora, class_weights, problem_type. Errors: unknown
-        options (the nearest is offered), no or fewer than two labels.
+        `DualHeadReasoningConfig`, such as head, lm_scope, tune, lora, class_weights, problem_type, and those of
+        `load_backbone` (dtype, device_map, attn_implementation, trust_remote_code, ...). Errors: unknown options (the
+        nearest is offered), no or fewer than two labels.
         """
-        heads = ("head", "head_width", "dropout", "class_weights", "cls_weight", "lm_weight", "lm_scope")
-        choices = (*heads, "tune", "lora", "problem_type", "text", "tokenizer_fingerprint")
+        load = load_options(options)
         for name in options:
-            if name not in choices:
+            if name not in OPTIONS:
+                choices = (*OPTIONS, *inspect.signature(load_backbone).parameters)
                 raise DualHeadError(f"Unknown option '{name}' of from_backbone.{did_you_mean(name, choices)}")
         if loss_weight_alpha is not None:
             if not 0 <= loss_weight_alpha <= 1 or {"cls_weight", "lm_weight"} & options.keys():
@@ -127,12 +121,7 @@ class DualHeadReasoningModel(PreTrainedModel):
         fewest = 1 if options.get("problem_type") == "multi_label_classification" else 2
         if len(names) < fewest or (num_labels is not None and len(names) != num_labels):
             raise DualHeadError("Say how many classes there are, two at least: num_labels=2, or labels=['no', 'yes'].")
-        if isinstance(backbone, nn.Module):
-            lm: Any = backbone
-        else:
-            load = {"device_map": device_map, "attn_implementation": attn_implementation}
-            lm = load_backbone(str(backbone), dtype=dtype, trust_remote_code=trust_remote_code, **load)
-        plain = Decoder(lm)
+        plain = Decoder(backbone if isinstance(backbone, nn.Module) else load_backbone(str(backbone), **load))
         config = DualHeadReasoningConfig(
             backbone_config=copy.deepcopy(plain.config),
             backbone_name_or_path=absolute(plain.config._name_or_path),
@@ -187,33 +176,33 @@ class DualHeadReasoningModel(PreTrainedModel):
         rows = torch.arange(len(hidden), device=hidden.device)
         at = last_tokens(input_ids, attention_mask) if pool_at is None else pool_at
         logits = self.head(hidden[rows, at.to(hidden.device)])
-        outputs = DualHeadReasoningOutput(logits=logits, hidden_states=output.hidden_states if every else None)
+        losses = (None, None, None)
         if labels is not None:
-            outputs = self._with_losses(outputs, hidden, labels, lm_at, lm_labels, totals)
-        as_it_is = self.config.return_dict if return_dict is None else return_dict
-        return outputs if as_it_is else outputs.to_tuple()
+            losses = self._losses(logits, hidden, labels, lm_at, lm_labels, totals)
+        loss, cls_loss, lm_loss = losses
+        outputs = DualHeadReasoningOutput(loss, logits, cls_loss, lm_loss, output.hidden_states if every else None)
+        as_object = self.config.return_dict if return_dict is None else return_dict
+        return outputs if as_object else outputs.to_tuple()
 
-    def _with_losses(
+    def _losses(
         self,
-        outputs: DualHeadReasoningOutput,
+        logits: Tensor,
         hidden: Tensor,
         labels: Tensor,
         lm_at: Tensor | None,
         lm_labels: Tensor | None,
         totals: Tensor | None,
-    ) -> DualHeadReasoningOutput:
-        """Add both losses, each its sum over what `totals` says."""
-        config, logits = self.config, outputs.logits
-        assert logits is not None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Both losses, each its sum over what `totals` says, and before them their weighted sum."""
+        config = self.config
         totals = self.loss_totals(labels, lm_labels) if totals is None else totals
         totals = totals.to(logits).clamp_min(1e-12)
-        summed = class_loss(logits, labels, self.class_weights, multi_label=config.multi_label)
-        cls_loss = summed / totals[0]
-        loss, lm_loss = config.cls_weight * cls_loss, None
-        if config.lm_weight and lm_at is not None and lm_labels is not None and len(lm_labels):
-            lm_loss = -self._logps(hidden, lm_at, lm_labels).sum() / totals[1]
-            loss = loss + config.lm_weight * lm_loss
-        return DualHeadReasoningOutput(loss, logits, cls_loss, lm_loss, outputs.hidden_states)
+        cls_loss = class_loss(logits, labels, self.class_weights, multi_label=config.multi_label) / totals[0]
+        loss = config.cls_weight * cls_loss
+        if not config.lm_weight or lm_at is None or lm_labels is None or not len(lm_labels):
+            return loss, cls_loss, None
+        lm_loss = -self._logps(hidden, lm_at, lm_labels).sum() / totals[1]
+        return loss + config.lm_weight * lm_loss, cls_loss, lm_loss
 
     def loss_totals(self, labels: Tensor, lm_labels: Tensor | None) -> Tensor:
         """What the losses of these rows are averaged over: [labelled rows (weighted, as torch does), tokens]."""
@@ -246,10 +235,8 @@ class DualHeadReasoningModel(PreTrainedModel):
         if self.config.tune == "full":
             trained |= dict(self.decoder.lm.named_buffers())
         head = {f"head.{name}": x for name, x in self.head.state_dict().items()}
-        return head | {f"decoder.{name}": x for name, x in trained.items() if name in self._saved_names()}
-
-    def _saved_names(self) -> set[str]:
-        return set(self.decoder.lm.state_dict())
+        saved = set(self.decoder.lm.state_dict())
+        return head | {f"decoder.{name}": x for name, x in trained.items() if name in saved}
 
     @classmethod
     def from_pretrained(
@@ -258,43 +245,33 @@ class DualHeadReasoningModel(PreTrainedModel):
         *,
         backbone: str | Path | PreTrainedModel | None = None,
         config: DualHeadReasoningConfig | None = None,
-        dtype: str | torch.dtype = "auto",
-        device_map: str | dict | None = None,
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
         revision: str | None = None,
-        **hub: Any,
+        **options: Any,
     ) -> Self:
         """Load a classifier: its heads, its adapters, and the backbone they were trained on.
 
-        backbone: another place of the same one; config: instead of the one there; hub: options of the hub.
-        Errors: no, corrupt or mismatching files; another backbone; an unknown option.
+        backbone: another place of the same one; config: instead of the one there; revision: of the classifier;
+        options: those of `load_backbone` for the backbone, and the hub's for the classifier. Errors: no, corrupt or
+        mismatching files; another backbone; an unknown option.
         """
-        source = str(pretrained_model_name_or_path)
-        hub = hub_options(hub, cls.from_pretrained)
+        source, load = str(pretrained_model_name_or_path), load_options(options)
+        hub = hub_options(options, cls.from_pretrained, load_backbone)
         if config is None:
             config = read_classifier_config(source, revision=revision or "main", **hub)
         lm: Any = backbone
         if config.tune == "full":
-            if device_map is not None:
+            if load.get("device_map") is not None:
                 raise DualHeadError(
                     f"The whole backbone of '{source}' was trained, and such a classifier is loaded onto one device. "
                     "Leave device_map out, and say which with .to(device) or --device."
                 )
+            building = {name: load[name] for name in ("attn_implementation", "trust_remote_code") if name in load}
             with reading(f"Cannot build the classifier of '{source}' from its config.json", COPY):
-                lm = AutoModelForCausalLM.from_config(
-                    config.backbone_config,
-                    attn_implementation=attn_implementation,
-                    trust_remote_code=trust_remote_code,
-                )
+                lm = AutoModelForCausalLM.from_config(config.backbone_config, **building)
         elif not isinstance(backbone, nn.Module):
-            place = backbone or config.backbone_name_or_path
-            if not place:
-                raise DualHeadError(f"'{source}' does not say where its backbone is. Pass backbone=NAME_OR_FOLDER.")
-            load = {"device_map": device_map, "attn_implementation": attn_implementation}
-            lm = load_backbone(str(place), dtype=dtype, trust_remote_code=trust_remote_code, **load)
+            lm = load_backbone(str(backbone or recorded_backbone(config, source)), **load)
         if config.tune != "full":
-            _require_same_backbone(config, lm, source)
+            require_same_backbone(config, lm, source)
         with reading(f"Cannot build the classifier of '{source}' from its config.json", COPY):
             model = cls(config, lm)
         load_strictly(model.stored(), read_weights(source, revision=revision, **hub), source)
@@ -314,35 +291,6 @@ class DualHeadReasoningModel(PreTrainedModel):
     def get_input_embeddings(self) -> Any:
         """The backbone's."""
         return self.decoder.lm.get_input_embeddings()
-
-
-def last_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Index [B] of each row's last token that is not masked, wherever the padding is and whatever its id."""
-    length = input_ids.shape[1]
-    if attention_mask is None:
-        return torch.full((len(input_ids),), length - 1, device=input_ids.device)
-    places = torch.arange(length, device=attention_mask.device)
-    return torch.where(attention_mask.bool(), places, -1).max(-1).values.clamp_min(0)
-
-
-def _built_otherwise(backbone: Any, options: dict[str, Any]) -> str:
-    """Say how to build what the DHRD README's constructor was called for."""
-    renamed = {CONSTRUCTOR.get(name, name): value for name, value in options.items()}
-    place = renamed.pop("backbone", backbone)
-    place = place if isinstance(place, str) else "NAME_OR_FOLDER"
-    listed = "".join(f", {name}={value!r}" for name, value in ({"num_labels": 2} | renamed).items())
-    return f"A classifier is built on a backbone: DualHeadReasoningModel.from_backbone({place!r}{listed})."
-
-
-def _require_same_backbone(config: DualHeadReasoningConfig, lm: PreTrainedModel, source: str) -> None:
-    if config.backbone_fingerprint is None:
-        return
-    differences = Fingerprint.from_dict(config.backbone_fingerprint).differences(Decoder(lm).fingerprint())
-    if differences:
-        raise DualHeadError(
-            f"The classifier in '{source}' was trained on another backbone: {'; '.join(differences)}. Load it with "
-            f"the one it was trained on ({config.backbone_name_or_path})."
-        )
 
 
 AutoConfig.register(DualHeadReasoningConfig.model_type, DualHeadReasoningConfig)

@@ -1,10 +1,12 @@
-"""What of a classifier's backbone is trained: all of it, an adapter, or nothing. It knows models, and no head."""
+"""The backbone of a classifier: whether it is the right one, and what of it is trained. It knows no head."""
 
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
+from dual_head.backbone.decoder import Decoder
+from dual_head.backbone.fingerprint import Fingerprint
 from dual_head.classify.config import LORA_TARGETS, DualHeadReasoningConfig
-from dual_head.errors import require
+from dual_head.errors import DualHeadError, require
 from dual_head.guides.second_model import injecting
 
 
@@ -45,3 +47,15 @@ def fold_adapters(lm: PreTrainedModel, *, copy: bool = False) -> None:
         if isinstance(layer, BaseTunerLayer):
             layer.merge(safe_merge=copy)
             lm.set_submodule(name, layer.get_base_layer())
+
+
+def require_same_backbone(config: DualHeadReasoningConfig, lm: PreTrainedModel, source: str) -> None:
+    """Refuse another backbone than the classifier in `source` was trained on."""
+    if config.backbone_fingerprint is None:
+        return
+    differences = Fingerprint.from_dict(config.backbone_fingerprint).differences(Decoder(lm).fingerprint())
+    if differences:
+        raise DualHeadError(
+            f"The classifier in '{source}' was trained on another backbone: {'; '.join(differences)}. Load it with "
+            f"the one it was trained on ({config.backbone_name_or_path})."
+        )

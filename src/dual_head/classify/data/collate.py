@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from dual_head.classify.data.tokenize import Tokenized
-from dual_head.classify.model import IGNORED
+from dual_head.classify.head import IGNORED
 from dual_head.classify.types import as_shares
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dual_head.backbone.decoder import Decoder
-from dual_head.classify.model import DualHeadReasoningModel, last_tokens
+from dual_head.classify.head import last_tokens
+from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.errors import DualHeadError
 
 LENGTHS = (7, 1, 12, 4)  # tokens of the rows
