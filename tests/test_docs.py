@@ -110,7 +110,7 @@ def test_every_command_that_is_shown_is_understood(line, monkeypatch):
 
     monkeypatch.setattr(OptionParser, "namespace", parse_only)
     monkeypatch.setattr("dual_head.cli.paths.require_paths", lambda *_: None)  # those of the pages are not here
-    monkeypatch.setattr("dual_head.cli.train.train_guide", train)
+    monkeypatch.setattr("dual_head.train.run.train_guide", train)
     monkeypatch.setattr("dual_head.cli.classify.train.train_classifier", train)
     monkeypatch.setattr("dual_head.classify.train.compare.plan_of", train)
     monkeypatch.chdir(ROOT)  # where the configs are that some of them name

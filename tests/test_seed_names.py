@@ -14,7 +14,7 @@ import dual_head
 from dual_head import AlignedConfig, DualHeadError, MultilayerConfig
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.cli import COMMANDS as OUR_COMMANDS
-from dual_head.cli import cache, classify, generate, main, train
+from dual_head.cli import cache, classify, generate, main, training
 from dual_head.cli import eval as evaluate
 from dual_head.cli.classify import compare as classify_compare
 from dual_head.cli.classify import evaluate as classify_evaluate
@@ -182,9 +182,10 @@ def parse(tmp_path, monkeypatch):
         raise Parsed(asdict(options) | training.to_dict())
 
     monkeypatch.setattr(OptionParser, "objects", only_parse)
-    monkeypatch.setattr(train, "train_guide", train_guide)
+    monkeypatch.setattr("dual_head.train.run.train_guide", train_guide)
     monkeypatch.setattr(classify_train, "train_classifier", train_classifier)
-    monkeypatch.setattr(train, "cached_options", lambda _: {"model_name_or_path": LLAMA, "dataset_name": "owner/name"})
+    cached = {"model_name_or_path": LLAMA, "dataset_name": "owner/name"}
+    monkeypatch.setattr("dual_head.train.feature_cache.inputs.cached_options", lambda _: cached)
     flags._note_aliases.cache_clear()
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
@@ -228,7 +229,7 @@ def test_a_printed_line_that_cannot_run_is_refused_with_one_that_does(line, word
 def parsers(command: str) -> list[OptionParser]:
     """Every parser of a command: one for each method, where it has one."""
     by_command = {
-        "train": lambda: [train.build_parser(method(name)) for name in method_names()],
+        "train": lambda: [training.build_parser(method(name)) for name in method_names()],
         "cache": lambda: [cache.build_parser(method(name)) for name in method_names()],
         "generate": lambda: [generate.build_parser()],
         "eval": lambda: [evaluate.build_parser()],

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dual_head.cli import ablate, main, train
+from dual_head.cli import ablate, main
 from dual_head.errors import DualHeadError
 from dual_head.methods import method
+from dual_head.train import run
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
 
@@ -142,8 +143,8 @@ def test_a_plans_code_runs_when_it_is_allowed_and_its_secrets_are_in_no_file(tmp
     tokens = []
     evaluate = {**EVALUATION, "judge": "rule:of_a_friend:longer"}
     plan = plan_of(tmp_path, evaluate=evaluate, hub_token="not-shaped-as-one", trust_remote_code=True)
-    trained = train.train_guide
-    monkeypatch.setattr(train, "train_guide", lambda *given: (tokens.append(given[2].hub_token), trained(*given)))
+    trained = run.train_guide
+    monkeypatch.setattr(run, "train_guide", lambda *given: (tokens.append(given[2].hub_token), trained(*given)))
     arguments = ["ablate", str(plan), "--output_dir", "out", "--model_name_or_path", str(TOY_BACKBONE)]
     arguments += ["--dataset_name", "pairs.jsonl", "--max_steps", "1", "--disable_tqdm", "true", "--allow_code"]
     assert main(arguments) == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dual_head.cli import main, train
+from dual_head.cli import main
 from dual_head.cli.classify import train as classify
 from dual_head.options.config_file import is_code
 
@@ -44,7 +44,7 @@ def test_a_section_of_a_config_does_not_either(tmp_path, capsys, section):
 def test_a_config_has_code_run_that_is_allowed(tmp_path, monkeypatch, config, more, trusted):
     (tmp_path / "config.yaml").write_text(config + "\n")
     runs = []
-    monkeypatch.setattr(train, "train_guide", lambda method, options, args: runs.append(options.trust_remote_code))
+    monkeypatch.setattr("dual_head.train.run.train_guide", lambda *given: runs.append(given[1].trust_remote_code))
     monkeypatch.setattr(classify, "train_classifier", lambda options, args: runs.append(options.trust_remote_code))
     said = ["--config", str(tmp_path / "config.yaml"), "--model_name_or_path", "org/m", "--dataset_name", "org/d"]
     said += ["--output_dir", str(tmp_path / "out"), *more]

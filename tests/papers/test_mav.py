@@ -8,7 +8,7 @@ from models import BOS, LAYERS, guided_lm, tiny_lm
 from torch import Tensor
 
 from dual_head import AlignedModel, method
-from dual_head.cli.train import build_parser
+from dual_head.cli.training import build_parser
 from dual_head.data.collate import PairCollator
 from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.model.papers import MAVModel

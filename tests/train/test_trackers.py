@@ -7,7 +7,7 @@ import yaml
 from transformers.integrations import get_available_reporting_integrations
 
 from dual_head.classify.train.trainer import ClassifierTrainingArguments
-from dual_head.cli import train as guides
+from dual_head.cli import training as guides
 from dual_head.cli.classify import train as classifiers
 from dual_head.errors import DualHeadError
 from dual_head.methods import method
@@ -57,7 +57,7 @@ def test_without_a_word_nothing_is_reported(kind, tmp_path):
     ("said", "remedy"),
     [
         ("tensorbord", "Did you mean 'tensorboard'"),
-        ("mlflow,banana", r"no tracker 'banana'\. Known: .*mlflow"),
+        ("mlflow,banana", r"unknown tracker 'banana'\. Known: .*mlflow"),
         (["mlflow", "none"], "'none' stands alone"),
         ("all,mlflow", "'all' stands alone"),
     ],

@@ -1,8 +1,8 @@
 """`dual-head ablate CONFIG`: train variants of a method on the same pairs, and tabulate the differences.
 
 CONFIG is a training config with two more keys: `variants`, from a name to the options that it changes, and `seeds`.
-With `evaluate` (a benchmark, a judge and other options of `dual-head eval`), every variant also answers questions
-beside the first one. A finished run is not trained again, a stopped one goes on.
+With `evaluate` (a benchmark, a judge and other options of `dual-head eval`), every variant is also compared with the
+first one by its answers. A finished run is not trained again, a stopped one goes on.
 """
 
 import json
@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dual_head.console.secrets import is_secret, masked_values
@@ -29,18 +28,18 @@ from dual_head.options import Options, option
 from dual_head.options.config_file import read_options, require_no_code
 from dual_head.options.flags import OptionParser, before_parsing
 
-OWN = ("variants", "seeds", "evaluate")
+KEYS = ("method", "variants", "seeds", "evaluate")  # of a plan; all others are options of training
 RUNS = "runs"
 TABLE = "ablation.json"
 PAGE = "ablation.md"
-FIRST = ("accuracy", "accuracy_over_base", "preference", "next_token", "kl")  # columns, where there are such figures
+FIRST = ("accuracy", "accuracy_over_base", "preference", "next_token", "kl")  # columns, if the reports have them
 REPORT = "report.json"
 AGAIN = "Delete the folder of the run, and run the same command again."
 
 
 @dataclass(kw_only=True)
 class AblationOptions(Options):
-    """Which variants, and where to."""
+    """Which variants, and where they are written."""
 
     plan: str = option(
         help="YAML with method, variants, seeds and the options of training", positional=True, metavar="CONFIG"
@@ -53,7 +52,7 @@ build_parser = partial(
     AblationOptions,
     command="ablate",
     description=__doc__,
-    epilog="Every other option is handed to 'dual-head train' for all variants, such as --model_name_or_path, "
+    epilog="All other options go to 'dual-head train' for every variant, such as --model_name_or_path, "
     "--dataset_name or --max_steps.",
 )
 
@@ -75,34 +74,33 @@ def _ablate(args: Any, flags: Sequence[str], plan: Mapping[str, Any]) -> int:
     from dual_head.cli import train
 
     if plan["evaluate"] and not args.allow_code:
-        # As it will be read: a value may hold a flag.
-        said = evaluation_arguments(plan["evaluate"], dict.fromkeys(plan["variants"], output))
-        parsed = evaluation.build_parser().namespace([*said, "--output_dir", str(output)])
-        require_no_code(vars(parsed), Path(args.plan))
-    runs: dict[str, dict[int, Path]] = {name: {} for name in plan["variants"]}
-    for number, (name, seed) in enumerate([(name, seed) for name in runs for seed in plan["seeds"]], 1):
+        # As it will be parsed: a value may hold a flag.
+        arguments = evaluation_arguments(plan["evaluate"], dict.fromkeys(plan["variants"], output))
+        options = evaluation.build_parser().namespace([*arguments, "--output_dir", str(output)])
+        require_no_code(vars(options), Path(args.plan))
+    folders: dict[str, dict[int, Path]] = {name: {} for name in plan["variants"]}
+    runs = [(name, seed) for name in folders for seed in plan["seeds"]]
+    for number, (name, seed) in enumerate(runs, 1):
         folder = output / RUNS / f"{slug(name)}-seed{seed}"
-        console.rule(f"{name}, seed {seed} ({number} of {len(runs) * len(plan['seeds'])})")
-        options = variant(plan, name)
-        secrets = [part for key in filter(is_secret, options) for part in (f"--{key}", str(options[key]))]
-        options = {key: value for key, value in options.items() if not is_secret(key)}
-        config = _write_config(folder.with_suffix(".yaml"), options)
-        # Whatever is said on the command line is for every variant, and stronger than the file.
-        said = ["--config", str(config), "--output_dir", str(folder), "--seed", str(seed), *secrets, *flags]
-        said += ["--allow_code"] if args.allow_code else []
-        if code := train.run([plan["method"], *said]):
+        console.rule(f"{name}, seed {seed} ({number} of {len(runs)})")
+        config = variant(plan, name)
+        secrets = [word for key in filter(is_secret, config) for word in (f"--{key}", str(config[key]))]
+        file = _write_config(folder.with_suffix(".yaml"), {k: v for k, v in config.items() if not is_secret(k)})
+        # The command line holds for every variant, and overrides the file.
+        arguments = ["--config", str(file), "--output_dir", str(folder), "--seed", str(seed), *secrets, *flags]
+        if code := train.run([plan["method"], *arguments, *(["--allow_code"] if args.allow_code else [])]):
             return code
-        runs[name][seed] = folder
+        folders[name][seed] = folder
     with reading(f"The reports in '{output / RUNS}' cannot be compared", AGAIN):
-        rows = [_row(name, folders) for name, folders in runs.items()]
+        rows = [_row(name, by_seed) for name, by_seed in folders.items()]
     if plan["evaluate"]:
-        for seed in plan["seeds"]:
-            said = evaluation_arguments(plan["evaluate"], {name: runs[name][seed] for name in runs})
-            if code := evaluation.run([*said, "--output_dir", str(output / f"evaluation-seed{seed}")]):
+        evaluations = {seed: output / f"evaluation-seed{seed}" for seed in plan["seeds"]}
+        for seed, folder in evaluations.items():
+            arguments = evaluation_arguments(plan["evaluate"], {name: folders[name][seed] for name in folders})
+            if code := evaluation.run([*arguments, "--output_dir", str(folder)]):
                 return code
-        _add_win_rates(rows, [output / f"evaluation-seed{seed}" for seed in plan["seeds"]])
-    _write(output, plan, rows)
-    _print(console, output, rows)
+        _add_win_rates(rows, list(evaluations.values()))
+    _write(output, plan, rows, console)
     return 0
 
 
@@ -112,35 +110,29 @@ def _ablate(args: Any, flags: Sequence[str], plan: Mapping[str, Any]) -> int:
 def read_plan(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
     """Read CONFIG: {"method", "variants": {name: options}, "seeds", "evaluate", "shared": all other options}.
 
-    Errors: an unreadable file, no method, no variants, a variant that is no mapping, two of the same folder, code that
-    is named without `allow_code`.
+    Errors: an unreadable file, no method, no variants, a variant that is not a mapping, two of one folder, code that is
+    named without `allow_code`.
     """
     values = read_options(file, allow_code=allow_code)
     if not isinstance(values.get("variants"), dict):
-        near = get_close_matches("variants", map(str, values), n=1)
-        typed = f" It has '{near[0]}': is that what you meant?" if near and near[0] != "variants" else ""
-        raise DualHeadError(f"'{file}' has no 'variants': a mapping from a name to the options it changes.{typed}")
+        names = get_close_matches("variants", map(str, values), n=1)
+        typo = f" It has '{names[0]}': is that what you meant?" if names and names[0] != "variants" else ""
+        raise DualHeadError(f"'{file}' has no 'variants': a mapping from a name to the options it changes.{typo}")
     if "method" not in values:
-        raise DualHeadError(f"'{file}' does not say which method. Add 'method: dual_head', or another.")
+        raise DualHeadError(f"'{file}' names no method. Add 'method: dual_head', or another.")
     variants = {str(name): changes or {} for name, changes in values["variants"].items()}
-    wrong = [name for name, changes in variants.items() if not isinstance(changes, dict)]
-    if wrong:
-        raise DualHeadError(f"The variant '{wrong[0]}' in '{file}' must be a mapping of options; {{}} changes nothing.")
+    for name, changes in variants.items():
+        if not isinstance(changes, dict):
+            raise DualHeadError(f"The variant '{name}' in '{file}' must be a mapping of options; {{}} changes nothing.")
     if not variants or len({slug(name) for name in variants}) < len(variants):
         raise DualHeadError(f"The variants in '{file}' need names that differ in more than case and punctuation.")
     seeds, evaluate = values.get("seeds", [0]), values.get("evaluate") or {}
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise DualHeadError(f"'seeds' in '{file}' is a list of whole numbers, such as [0, 1, 2], not {seeds!r}.")
+        raise DualHeadError(f"'seeds' in '{file}' must be a list of whole numbers, such as [0, 1, 2], not {seeds!r}.")
     if not isinstance(evaluate, dict) or (evaluate and not {"benchmark", "judge"} <= evaluate.keys()):
-        raise DualHeadError(f"'evaluate' in '{file}' is a mapping with at least 'benchmark' and 'judge'.")
-    shared = {key: value for key, value in values.items() if key not in (*OWN, "method")}
-    return {
-        "method": values["method"],
-        "variants": variants,
-        "seeds": seeds,
-        "evaluate": evaluate,
-        "shared": shared,
-    }
+        raise DualHeadError(f"'evaluate' in '{file}' must be a mapping with at least 'benchmark' and 'judge'.")
+    shared = {key: value for key, value in values.items() if key not in KEYS}
+    return dict(zip(KEYS, (values["method"], variants, seeds, evaluate), strict=True), shared=shared)
 
 
 def variant(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -159,15 +151,14 @@ def slug(name: str) -> str:
 
 def evaluation_arguments(evaluate: Mapping[str, Any], folders: Mapping[str, Path]) -> list[str]:
     """Arguments of `dual-head eval` that compare every variant with the first; a list repeats its flag."""
-    options = {key: value for key, value in evaluate.items() if key != "benchmark"}
-    said = [str(evaluate["benchmark"])]
+    words = [str(evaluate["benchmark"])]
     for name, folder in folders.items():
-        said += ["--models", f"{slug(name)}={folder}"]
-    for key, given in options.items():
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and value is not False:
-                said += [f"--{key}"] if value is True else [f"--{key}", str(value)]
-    return said
+        words += ["--models", f"{slug(name)}={folder}"]
+    for key, values in evaluate.items():
+        for value in values if isinstance(values, list) else [values]:
+            if key != "benchmark" and value is not None and value is not False:
+                words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    return words
 
 
 def _write_config(file: Path, config: Mapping[str, Any]) -> Path:
@@ -180,78 +171,63 @@ def _write_config(file: Path, config: Mapping[str, Any]) -> Path:
 
 
 def _row(name: str, folders: Mapping[int, Path]) -> dict[str, Any]:
-    """Held-out figures of one variant: with one seed its interval over pairs, with several the range of seeds."""
+    """Held-out figures of one variant."""
     reports = [_report(folder)["held_out"] for folder in folders.values()]
-    figures: dict[str, Any] = {}
-    for metric in reports[0]:
+    figures = {}
+    for metric, first in reports[0].items():
         means = [report[metric]["mean"] for report in reports]
-        if None in means:
-            continue  # not finite for every pair
-        spread = reports[0][metric]["interval"] if len(means) == 1 else [min(means), max(means)]
-        figures[metric] = {"mean": statistics.fmean(means), "spread": spread, "by_seed": means}
-    return {"variant": name, "seeds": list(folders), "pairs": _pairs(reports), "held_out": figures}
+        if None not in means:  # that is not finite for every pair
+            figures[metric] = _figure(means, first["interval"])
+    pairs = next((first["pairs"] for first in reports[0].values()), 0)
+    return {"variant": name, "seeds": list(folders), "pairs": pairs, "held_out": figures}
 
 
 def _report(folder: Path) -> dict[str, Any]:
     return read_json(folder / REPORT, AGAIN)
 
 
-def _pairs(reports: Sequence[Mapping[str, Any]]) -> int:
-    return next((value["pairs"] for value in reports[0].values()), 0)
-
-
 def _add_win_rates(rows: list[dict[str, Any]], evaluations: Sequence[Path]) -> None:
     """Add to every row but the first its win rate over the first variant, averaged over seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for folder in evaluations:
-        for pair in _report(folder)["pairs"]:
-            found.setdefault(pair["a"], []).append(pair)
+    pairs = [pair for folder in evaluations for pair in _report(folder)["pairs"]]
     for row in rows[1:]:
-        own = found.get(slug(row["variant"]), [])
-        rates = [pair["rate"] for pair in own]
-        if rates:
-            spread = own[0]["interval"] if len(own) == 1 else [min(rates), max(rates)]
-            row["win_rate"] = {"mean": statistics.fmean(rates), "spread": spread, "by_seed": rates}
+        if rates := [pair for pair in pairs if pair["a"] == slug(row["variant"])]:
+            row["win_rate"] = _figure([pair["rate"] for pair in rates], rates[0]["interval"])
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [name for name in FIRST if any(name in row["held_out"] for row in rows)]
+def _figure(means: list[float], interval: list[float]) -> dict[str, Any]:
+    """The mean of seeds, with their range; of one seed, with its interval over pairs."""
+    spread = interval if len(means) == 1 else [min(means), max(means)]
+    return {"mean": statistics.fmean(means), "spread": spread, "by_seed": means}
 
 
-def _cells(row: Mapping[str, Any], columns: Sequence[str], *, wins: bool) -> list[str]:
-    cells = [_figure(row["held_out"].get(name)) for name in columns]
-    return [row["variant"], *cells, *([_figure(row.get("win_rate"))] if wins else [])]
-
-
-def _figure(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return ""
-    low, high = value["spread"]
-    return f"{value['mean']:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _write(output: Path, plan: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
-    columns, wins = _columns(rows), any("win_rate" in row for row in rows)
-    heads = ["variant", *columns, *(["win rate over the first"] if wins else [])]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    lines += [f"| {' | '.join(_cells(row, columns, wins=wins))} |" for row in rows]
-    with atomic_folder(output) as staging:
-        (staging / TABLE).write_text(json.dumps({"plan": masked_values(plan), "rows": rows}, indent=2))
-        (staging / PAGE).write_text(f"{_about(rows)}\n\n" + "\n".join(lines) + "\n")
-
-
-def _about(rows: Sequence[Mapping[str, Any]]) -> str:
+def _write(output: Path, plan: Mapping[str, Any], rows: list[dict[str, Any]], console: Terminal) -> None:
+    """Write the table as JSON and Markdown, and print it."""
+    metrics = [name for name in FIRST if any(name in row["held_out"] for row in rows)]
+    wins = ["win rate"] if any("win_rate" in row for row in rows) else []
+    lines = [
+        [
+            row["variant"],
+            *(_cell(row["held_out"].get(name)) for name in metrics),
+            *(_cell(row.get("win_rate")) for _ in wins),
+        ]
+        for row in rows
+    ]
+    heads = ["variant", *metrics, *wins]
     seeds = len(rows[0]["seeds"])
     spread = "95% intervals over pairs" if seeds == 1 else f"means of {seeds} seeds, with the least and the greatest"
-    return f"{rows[0]['pairs']} held-out pairs; {spread}."
-
-
-def _print(console: Console, output: Path, rows: list[dict[str, Any]]) -> None:
-    columns, wins = _columns(rows), any("win_rate" in row for row in rows)
-    table = Table("variant", title=_about(rows), box=box.SIMPLE_HEAD)
-    for name in (*columns, *(["win rate"] if wins else [])):
+    title = f"{rows[0]['pairs']} held-out pairs; {spread}{'; win rates over the first variant' if wins else ''}."
+    page = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines))
+    with atomic_folder(output) as staging:
+        (staging / TABLE).write_text(json.dumps({"plan": masked_values(plan), "rows": rows}, indent=2))
+        (staging / PAGE).write_text(f"{title}\n\n{page}\n")
+    table = Table("variant", title=title, box=box.SIMPLE_HEAD)
+    for name in heads[1:]:
         table.add_column(name, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*_cells(row, columns, wins=wins))
+    for cells in lines:
+        table.add_row(*cells)
     console.print(table)
     console.print(f"table   {output / PAGE}\nfigures {output / TABLE}", soft_wrap=True)
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    return "" if figure is None else "{mean:.3f} ({spread[0]:.3f} to {spread[1]:.3f})".format(**figure)

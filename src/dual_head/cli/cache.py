@@ -1,14 +1,13 @@
 """`dual-head cache`: keep what a frozen backbone computes of preference pairs, to train guides from.
 
-Pairs are read as `dual-head train` reads them, with the same options. `--verify FOLDER` reads a cache through.
+Pairs are read as `dual-head train` reads them, with the same options. `--verify FOLDER` checks every file of a cache.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dual_head.cli.train import add_method_options, with_method_options
-from dual_head.cli.training import end_processes
+from dual_head.cli.training import add_method_options, end_processes, with_method_options
 from dual_head.errors import DualHeadError
 from dual_head.methods import Method, method, method_names
 from dual_head.options import Options, option
@@ -21,7 +20,7 @@ from dual_head.train.options import CacheOptions
 
 @dataclass(kw_only=True)
 class Reader(Options):
-    """Who will read the cache, or has written one that is to be verified."""
+    """The method that the cache is for, or a cache to verify."""
 
     method: str = option("dual_head", f"whose guides will read it: one of {', '.join(method_names())}")
     verify: str | None = option(
@@ -39,22 +38,22 @@ def run(arguments: Sequence[str]) -> int:
     values = parser.namespace(arguments)
     if values.verify is not None:
         return _verify(values.verify or values.output_dir)
-    options, reader, rest = parser.objects(values)
-    cache_features(with_method_options(method(reader.method), rest), options)
+    options, reader, others = parser.objects(values)
+    cache_features(with_method_options(method(reader.method), others), options)
     end_processes()
     return 0
 
 
 def _method_name(arguments: Sequence[str]) -> str:
-    """The method whose options there are: --method, or that of the file."""
+    """The method whose options are parsed: --method, or that of the file."""
     before = before_parsing(arguments, "method")
-    in_file = read_options(Path(before.config), allow_code=before.allow_code) if before.config else {}
-    return str(before.method or in_file.get("method") or Reader.method)
+    config = read_options(Path(before.config), allow_code=before.allow_code) if before.config else {}
+    return str(before.method or config.get("method") or Reader.method)
 
 
 def _verify(folder: str | None) -> int:
     if not folder:
-        raise DualHeadError("Say which cache to verify: --verify FOLDER.")
+        raise DualHeadError("Name the cache to verify: --verify FOLDER.")
     print(f"'{folder}' is whole: {verify(folder)} files are what was written.")
     return 0
 
@@ -69,7 +68,7 @@ def build_parser(chosen: Method) -> OptionParser:
         description="Write the hidden states that a method's guides are trained from. It takes as long as one epoch "
         "streams through the backbone, so it pays from the second epoch or run on; for one, train without it.",
     )
-    add_method_options(parser, chosen, section="guide.")  # the others have no say in what is kept
+    add_method_options(parser, chosen, section="guide.")  # no other option changes what is kept
     names = {f.name for f in fields(CacheOptions)}
     parser.set_defaults(**{key: value for key, value in chosen.run.items() if key in names})
     return parser

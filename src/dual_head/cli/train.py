@@ -4,30 +4,28 @@ Every TrainingArguments flag is accepted, every option of the method, and the sa
 ("guide", "preference", ...) may hold the method's.
 """
 
-import argparse
 from collections.abc import Sequence
+from importlib import import_module
 
-from dual_head.cli.training import end_processes, hide_rare
-from dual_head.guides import GUIDES
-from dual_head.methods import METHODS, Method, method
-from dual_head.options.flags import OptionParser, before_parsing
+from dual_head.options import discover
+from dual_head.options.flags import before_parsing
 from dual_head.options.help import listed
-from dual_head.options.texts import yaml_text
-from dual_head.train.arguments import GuideTrainingArguments
-from dual_head.train.feature_cache.inputs import cached_options
-from dual_head.train.run import RunOptions, train_guide
-
-OPTION = "option:"  # marks the method's own options in the parsed namespace
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and train."""
     name = arguments[0] if arguments else "--help"
     if name.startswith("-"):
-        print(f"usage: dual-head train METHOD [options]\n\nmethods:\n{listed(METHODS.summaries())}\n")
-        print(f"guides that they train:\n{listed(GUIDES.summaries())}\n")
+        print(f"usage: dual-head train METHOD [options]\n\nmethods:\n{_list('dual_head.methods', 'METHOD')}\n")
+        print(f"guides that they train:\n{_list('dual_head.guides', 'GUIDE')}\n")
         print("'dual-head train METHOD --help' lists the options.")
         return 0 if name in ("-h", "--help") else 2
+    # Imported late: a list of names should not wait for torch.
+    from dual_head.cli.training import build_parser, end_processes, with_method_options
+    from dual_head.methods import method
+    from dual_head.train.feature_cache.inputs import cached_options
+    from dual_head.train.run import train_guide
+
     chosen = method(name)
     parser = build_parser(chosen, help_all="--help_all" in arguments)
     parser.take_file(arguments[1:])
@@ -37,47 +35,15 @@ def run(arguments: Sequence[str]) -> int:
     if "--help_all" in arguments:
         parser.print_help()
         return 0
-    options, training, rest = parser.read(arguments[1:])
-    train_guide(with_method_options(chosen, rest), options, training)
+    options, training, values = parser.read(arguments[1:])
+    train_guide(with_method_options(chosen, values), options, training)
     end_processes()
     return 0
 
 
-def build_parser(chosen: Method, *, help_all: bool = False) -> OptionParser:
-    """Make the parser of one method: our options, the method's, and transformers' with the method's defaults."""
-    parser = OptionParser(
-        RunOptions,
-        GuideTrainingArguments,
-        command=f"train {chosen.name}",
-        usage="--model_name_or_path M --dataset_name D --output_dir O [options]",
-        description=METHODS.description(chosen.name),
-        constants={"method": chosen.name},
-    )
-    hide_rare(parser, GuideTrainingArguments, help_all=help_all)
-    add_method_options(parser, chosen)
-    parser.set_defaults(**chosen.training, **chosen.run)
-    return parser
-
-
-def add_method_options(parser: argparse.ArgumentParser, chosen: Method, *, section: str = "") -> None:
-    """Add a flag for every option of the method, or of one section, under its path and the paper's symbols."""
-    group = parser.add_argument_group(f"options of {chosen.name}")
-    symbols: dict[str, list[str]] = {}
-    for symbol, path in chosen.symbols.items():
-        symbols.setdefault(path, []).append(symbol)
-    for path, value in chosen.options():
-        if path.startswith(section):
-            group.add_argument(
-                *(f"--{flag}" for flag in (*symbols.get(path, []), path)),
-                dest=OPTION + path,
-                type=yaml_text,
-                default=argparse.SUPPRESS,
-                metavar="VALUE",
-                help=f"default: {value}",
-            )
-
-
-def with_method_options(chosen: Method, parsed: argparse.Namespace) -> Method:
-    """Return the method with the options that were given."""
-    values = {key.removeprefix(OPTION): value for key, value in vars(parsed).items() if key.startswith(OPTION)}
-    return chosen.with_options(values)
+def _list(package: str, attribute: str) -> str:
+    """List the extensions of a package; it is imported, and torch with it, only where other distributions add some."""
+    extensions = discover(package, attribute, noun=attribute.lower())
+    if extensions.names() != [*extensions.files]:
+        extensions = getattr(import_module(package), f"{attribute}S")  # it checks them
+    return listed(extensions.summaries())

@@ -1,36 +1,67 @@
-"""What the commands that train share: the flags of TrainingArguments that most runs want to see, and how they end."""
+"""The flags of the commands that train, and how these commands end."""
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
+from dual_head.options.flags import OptionParser
+from dual_head.options.texts import yaml_text
+
+if TYPE_CHECKING:
+    from dual_head.methods import Method
+
+OPTION = "option:"  # marks the method's own options in the parsed namespace
 # Of TrainingArguments' more than hundred flags; --help_all shows the rest.
-COMMON = (
-    "output_dir",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "seed",
-    "bf16",
-    "activation_checkpointing",
-    "logging_steps",
-    "eval_strategy",
-    "eval_steps",
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "resume_from_checkpoint",
-    "push_to_hub",
-)
+COMMON = ("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size")
+COMMON += ("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed")
+COMMON += ("bf16", "activation_checkpointing", "logging_steps", "eval_strategy", "eval_steps", "save_steps")
+COMMON += ("save_total_limit", "report_to", "resume_from_checkpoint", "push_to_hub")
+
+
+def build_parser(chosen: "Method", *, help_all: bool = False) -> OptionParser:
+    """Make the parser of one method: our options, the method's, and transformers' with the method's defaults."""
+    from dual_head.methods import METHODS
+    from dual_head.train.arguments import GuideTrainingArguments
+    from dual_head.train.options import RunOptions
+
+    parser = OptionParser(
+        RunOptions,
+        GuideTrainingArguments,
+        command=f"train {chosen.name}",
+        usage="--model_name_or_path M --dataset_name D --output_dir O [options]",
+        description=METHODS.description(chosen.name),
+        constants={"method": chosen.name},
+    )
+    hide_rare(parser, GuideTrainingArguments, help_all=help_all)
+    add_method_options(parser, chosen)
+    parser.set_defaults(**chosen.training, **chosen.run)
+    return parser
+
+
+def add_method_options(parser: argparse.ArgumentParser, chosen: "Method", *, section: str = "") -> None:
+    """Add a flag for every option of the method, or of one section, under its path and the paper's symbols."""
+    group = parser.add_argument_group(f"options of {chosen.name}")
+    for path, value in chosen.options():
+        if path.startswith(section):
+            symbols = [symbol for symbol, target in chosen.symbols.items() if target == path]
+            group.add_argument(
+                *(f"--{flag}" for flag in (*symbols, path)),
+                dest=OPTION + path,
+                type=yaml_text,
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=f"default: {value}",
+            )
+
+
+def with_method_options(chosen: "Method", values: argparse.Namespace) -> "Method":
+    """Return the method with the options on the command line or in the file."""
+    options = {key.removeprefix(OPTION): value for key, value in vars(values).items() if key.startswith(OPTION)}
+    return chosen.with_options(options)
 
 
 def hide_rare(parser: argparse.ArgumentParser, arguments: type, *, help_all: bool) -> None:
-    """Add --help_all, without which --help leaves out those of TrainingArguments' flags that most runs never see."""
+    """Add --help_all; without it, --help leaves out the rare flags of TrainingArguments."""
     names = {f.name for f in dataclasses.fields(arguments)}
     for action in parser._actions:
         if action.dest in names:
@@ -42,7 +73,7 @@ def hide_rare(parser: argparse.ArgumentParser, arguments: type, *, help_all: boo
 
 
 def end_processes() -> None:
-    """Let the processes of a run leave together: those that leave one by one abort the others."""
+    """End the processes of a run together: one that ends early would abort the others."""
     from accelerate import PartialState
 
     processes = PartialState()
