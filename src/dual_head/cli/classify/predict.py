@@ -118,56 +118,53 @@ def classified(
     """
     counts = Counter() if counts is None else counts
     while window := list(islice(rows, predictor.window)):
-        asked = [_ask(row, read) for row in window]
-        good = [one for one in asked if not isinstance(one, str)]
-        if not good and not start:
+        queries = [_query(row, read) for row in window]
+        texts = [query.text for query in queries if not isinstance(query, str)]
+        if not texts and not start:
             raise DualHeadError(
-                f"None of the first {len(asked)} rows has a text to classify: {Counter(asked).most_common(1)[0][0]}. "
-                "Say where it is with --column, --template or --format."
+                f"None of the first {len(queries)} rows has a text to classify: "
+                f"{Counter(queries).most_common(1)[0][0]}. Say where it is with --column, --template or --format."
             )
-        found = predictor.predict(one.text for one in good)
-        lines = [
-            _line(start + i, row, one, found, counts) for i, (row, one) in enumerate(zip(window, asked, strict=True))
-        ]
+        predictions = predictor.predict(texts)
+        lines = []
+        for index, (row, query) in enumerate(zip(window, queries, strict=True), start):
+            outcome = query if isinstance(query, str) else next(predictions)
+            row_id = row.get("id") if isinstance(query, str) and isinstance(row, dict) else getattr(query, "id", None)
+            lines.append(_line(index, row_id, outcome, counts))
         start += len(window)
         yield "".join(lines).encode()
 
 
-def _ask(row: Any, read: "Callable[[Any], Query]") -> "Query | str":
-    """What a row asks for, or why it asks for nothing."""
+def _query(row: Any, read: "Callable[[Any], Query]") -> "Query | str":
+    """The text of a row, or why it has none."""
     try:
         return read(row)
     except Dropped as reason:
         return str(reason)
 
 
-def _line(index: int, row: Any, asked: "Query | str", found: "Iterator[Prediction]", counts: Counter[str]) -> str:
-    counts["rows"] += 1
-    line: dict[str, Any] = {"index": index}
-    named = row.get("id") if isinstance(asked, str) and isinstance(row, dict) else getattr(asked, "id", None)
-    if named is not None:
-        line["id"] = named
-    prediction = None if isinstance(asked, str) else next(found)
-    if prediction is None:
-        line["error"] = asked
-    elif not all(map(math.isfinite, prediction.probabilities.values())):
+def _line(index: int, row_id: Any, outcome: "Prediction | str", counts: Counter[str]) -> str:
+    """One line of the output: a prediction, or why there is none."""
+    line: dict[str, Any] = {"index": index} | ({} if row_id is None else {"id": row_id})
+    if isinstance(outcome, str):
+        line["error"] = outcome
+    elif not all(map(math.isfinite, outcome.probabilities.values())):
         line["error"] = "its logits are not finite; try --dtype float32"
     else:
-        line["label"] = prediction.label
-        line["probabilities"] = {name: round(share, DIGITS) for name, share in prediction.probabilities.items()}
-        if prediction.truncated:
+        line["label"] = outcome.label
+        line["probabilities"] = {name: round(share, DIGITS) for name, share in outcome.probabilities.items()}
+        if outcome.truncated:
             line["truncated"] = True
-            counts[CUT] += 1
-    counts["error"] += "error" in line
+    counts.update({"rows": 1, "error": "error" in line, CUT: "truncated" in line})
     return json.dumps(line, default=str) + "\n"  # in ASCII: an id may hold what UTF-8 cannot
 
 
 def _account(counts: Counter[str], done: int, seconds: float) -> str:
     rows, errors, cut = counts["rows"], counts["error"], counts[CUT]
-    said = f"{rows:,} rows in {seconds:.1f} s ({rows / max(seconds, 1e-9):,.0f} rows/s)"
-    said += f", after {done:,} of an earlier run" if done else ""
-    said += f"; {cut:,} {CUT}" if cut else ""
-    return said + (f'; {errors:,} could not be classified and say why in "error"' if errors else "") + "."
+    account = f"{rows:,} rows in {seconds:.1f} s ({rows / max(seconds, 1e-9):,.0f} rows/s)"
+    account += f", after {done:,} of an earlier run" if done else ""
+    account += f"; {cut:,} {CUT}" if cut else ""
+    return account + (f'; {errors:,} could not be classified and say why in "error"' if errors else "") + "."
 
 
 # ---- a run that may have been stopped ----------------------------------------------------------------------
@@ -197,34 +194,42 @@ def _done(args: PredictOptions, identity: dict[str, Any], rows: Iterator[Any], w
     record = output.with_name(output.name + RECORD)
     if args.restart or not output.exists():
         return 0, None
-    recorded = read_json(record, ANEW) if record.is_file() else None
-    if recorded and recorded.get("data") and args.input != "-":
+    if not record.is_file():
+        raise DualHeadError(
+            f"'{output}' is there already, and nothing says what wrote it. Choose another --output, or add --restart."
+        )
+    recorded = read_json(record, ANEW)
+    if recorded.get("data") and args.input != "-":
         # Rows may be added to the input: what was there then is what must be the same.
         with reading(f"Cannot read '{record}'", ANEW):
             length = fit(recorded["data"]["bytes"], int, "bytes")
         identity = identity | {"data": file_digest(Path(args.input), length)}
-    _check_same(recorded, identity, output)
+    changed = sorted(key for key in recorded.keys() | identity.keys() if recorded.get(key) != identity.get(key))
+    if changed:
+        raise DualHeadError(
+            f"'{output}' holds predictions of another run (of other {', '.join(changed)}). Choose another --output, or "
+            "add --restart to delete them."
+        )
     with output.open("rb") as stream:
         done, end = whole_lines(stream, window)
-    if (there := sum(1 for _ in islice(rows, done))) < done:
+    if (present := sum(1 for _ in islice(rows, done))) < done:
         raise DualHeadError(
-            f"'{args.output}' has {done} rows and '{args.input}' only {there}: it is not the file that was classified. "
-            "Choose another --output, or add --restart to write it anew."
+            f"'{args.output}' has {done} rows and '{args.input}' only {present}: it is not the file that was "
+            "classified. Choose another --output, or add --restart to write it anew."
         )
     return done, end
 
 
 def whole_lines(stream: IO[bytes], window: int) -> tuple[int, int]:
-    """How many lines of whole windows a file begins with, and where they end; a line that was cut is none."""
+    """How many lines of whole windows a file begins with, and where they end; a line that was cut does not count."""
     stream.seek(0)
-    lines = place = 0
-    done = end = 0
-    for line in stream:
+    place = done = end = 0
+    for number, line in enumerate(stream, 1):
         if not line.endswith(b"\n"):
             break
-        lines, place = lines + 1, place + len(line)
-        if lines % window == 0:
-            done, end = lines, place
+        place += len(line)
+        if number % window == 0:
+            done, end = number, place
     return done, end
 
 
@@ -232,29 +237,15 @@ def _identity(args: PredictOptions, predictor: "Predictor") -> dict[str, Any]:
     """Collect what makes predictions these predictions: a run that goes on must agree on all of it."""
     from dual_head.backbone.fingerprint import sketch
 
-    named = ("column", "format", "template", "kind", "dtype", "autocast", "threshold", "batch_tokens")
-    head = [sketch(tensor) for tensor in predictor.model.head.state_dict().values()]
+    names = ("column", "format", "template", "kind", "dtype", "autocast", "threshold", "batch_tokens")
     return {
         "input": args.input if args.input == "-" else str(Path(args.input).resolve()),
         "data": None if args.input == "-" else file_digest(Path(args.input)),
         "backbone": predictor.model.decoder.fingerprint().short,
-        "head": json.loads(json.dumps(head)),
+        "head": json.loads(json.dumps([sketch(x) for x in predictor.model.head.state_dict().values()])),
         "labels": list(predictor.labels),
         "temperature": predictor.temperature,
         "window": predictor.window,
         "max_rows_per_batch": predictor.max_rows_per_batch,
-        **{name: getattr(args, name) for name in named},
+        **{name: getattr(args, name) for name in names},
     }
-
-
-def _check_same(recorded: dict[str, Any] | None, wanted: dict[str, Any], output: Path) -> None:
-    if recorded is None:
-        raise DualHeadError(
-            f"'{output}' is there already, and nothing says what wrote it. Choose another --output, or add --restart."
-        )
-    changed = sorted(key for key in recorded.keys() | wanted.keys() if recorded.get(key) != wanted.get(key))
-    if changed:
-        raise DualHeadError(
-            f"'{output}' holds predictions of another run (of other {', '.join(changed)}). Choose another --output, or "
-            "add --restart to delete them."
-        )
