@@ -100,7 +100,7 @@ def test_a_part_of_a_backbone_whose_place_is_unknown_cannot_move(place):
 
 def test_a_model_cannot_be_moved_by_a_map_nor_through_an_adapter(place):
     model = AlignedModel.from_pretrained(place / "lora")
-    with pytest.raises(DualHeadError, match=r"reads token ids, so no map of the vocabulary.*45 of 49 token ids"):
+    with pytest.raises(DualHeadError, match=r"reads token ids, so a map of the vocabulary cannot.*45 of 49 token ids"):
         model.switch_backbone(place / "swapped", vocab_map=True)
     with pytest.raises(DualHeadError, match="no use for an adapter"):
         model.switch_backbone(place / "strong", adapter=True)

@@ -115,7 +115,7 @@ def require_default(alphas: Mapping[str, float], *, names: Iterable[str], fusion
 
 
 def _schedule(schedule: Any, name: str) -> Schedule | None:
-    """Check a schedule by calling it; None for what is no schedule."""
+    """Check a schedule by calling it; None for what cannot be called."""
     if not callable(schedule):
         return None
     for tokens in (torch.arange(4), torch.arange(1), torch.arange(1000, 1003)):
@@ -146,14 +146,14 @@ def _per_row(alpha: Strength, rows: int, name: str) -> list[float]:
         ) from error
     if values.dim() > 1:
         raise DualHeadError(f"alpha for '{name}' must be one number per row, not a tensor {tuple(values.shape)}.")
-    listed = values.tolist() if values.dim() else [values.item()] * rows
-    if len(listed) != rows:
+    strengths = values.tolist() if values.dim() else [values.item()] * rows
+    if len(strengths) != rows:
         raise DualHeadError(
-            f"alpha for '{name}' has {len(listed)} values for {rows} rows. Give one number, or one per row."
+            f"alpha for '{name}' has {len(strengths)} values for {rows} rows. Give one number, or one per row."
         )
     if not values.float().isfinite().all():  # strengths are fp32, where 1e39 is infinite
-        raise DualHeadError(f"alpha for '{name}' holds NaN or infinity: {listed}. Give finite numbers.")
-    return listed
+        raise DualHeadError(f"alpha for '{name}' holds NaN or infinity: {strengths}. Give finite numbers.")
+    return strengths
 
 
 def strengths_of(values: Tensor, rows: int) -> Tensor:
@@ -167,7 +167,7 @@ def strengths_of(values: Tensor, rows: int) -> Tensor:
         return values.repeat_interleave(rows // len(values), 0)
     if (values == values[:1]).all():
         return values[:1]
-    raise DualHeadError(f"alpha has strengths for {len(values)} rows, and {rows} rows are asked for. Give one for all.")
+    raise DualHeadError(f"alpha has strengths for {len(values)} rows, and {rows} rows are run. Give one for all.")
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def requested(model: Any, rows: int) -> tuple[Strengths, Tensor] | None:
     _, strengths, values = request
     if any(strengths.schedules):
         raise DualHeadError(
-            "alpha follows a schedule, and a call of the model inside generate says no alpha. "
-            "Hand on the alpha and guides that the model's inputs hold, or give one of its own."
+            "alpha follows a schedule, and a call of the model inside generate has no alpha. "
+            "Hand on the alpha and guides among the model's inputs, or give it another alpha."
         )
     return strengths, strengths_of(values, rows).expand(rows, -1)

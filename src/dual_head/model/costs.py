@@ -52,7 +52,7 @@ def costs(config: AlignedConfig, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def recorded_costs(config: AlignedConfig, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    """`costs`, or None where they cannot be told: nothing of a record for people may cost a checkpoint."""
+    """`costs`, or None where they cannot be computed: a record for people must never cost a checkpoint."""
     try:
         return costs(config, sizes)
     except Exception as error:  # whatever a model's own code, or files that have moved since, have against it
@@ -61,9 +61,8 @@ def recorded_costs(config: AlignedConfig, sizes: Mapping[str, int]) -> dict[str,
 
 
 def _parameters_of(name: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The stored tensors of one guide that are parameters; a map of tokens is none."""
-    stored = {key: size for key, size in sizes.items() if key.startswith(f"{name}.")}
-    return {key: size for key, size in stored.items() if not key.endswith(VOCAB_MAP)}
+    """The stored tensors of one guide that are parameters, so not its map of tokens."""
+    return {key: size for key, size in sizes.items() if key.startswith(f"{name}.") and not key.endswith(VOCAB_MAP)}
 
 
 def _reads(guide: Guide) -> str:

@@ -43,10 +43,10 @@ def fuse(base: Tensor, terms: Iterable[Term], fusion: str = "logits") -> Tensor:
 
 def add_weighted(values: Tensor, weight: Tensor | float, delta: Tensor) -> Tensor:
     """values + weight * delta, [..., n]; among rows that are decoded together, 0 * infinity is 0."""
-    added = values + weight * delta
+    total = values + weight * delta
     if torch.is_grad_enabled() or not isinstance(weight, Tensor) or weight.numel() == 1:
-        return added
-    return torch.where(weight == 0, values, added)
+        return total
+    return torch.where(weight == 0, values, total)
 
 
 def _mixture(base: Tensor, terms: list[Term]) -> Tensor:
@@ -54,8 +54,8 @@ def _mixture(base: Tensor, terms: list[Term]) -> Tensor:
     weights = [torch.as_tensor(w, device=base.device, dtype=torch.float32).expand(shape) for w, _ in terms]
     # Kept off 0 so that neither a logarithm nor its gradient is infinite.
     remainder = (1.0 - sum(weights, base.new_zeros(shape, dtype=torch.float32))).clamp_min(1e-7)
-    mixed = remainder.log() + base.float().log_softmax(-1)
+    logp = remainder.log() + base.float().log_softmax(-1)
     for weight, (_, logit_delta) in zip(weights, terms, strict=True):
-        rewarded = (base + logit_delta).float().log_softmax(-1)
-        mixed = torch.logaddexp(mixed, weight.clamp_min(torch.finfo(torch.float32).tiny).log() + rewarded)
-    return mixed
+        reward_logp = (base + logit_delta).float().log_softmax(-1)
+        logp = torch.logaddexp(logp, weight.clamp_min(torch.finfo(torch.float32).tiny).log() + reward_logp)
+    return logp

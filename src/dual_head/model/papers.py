@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from dual_head.errors import DualHeadError
 from dual_head.guides import GuideConfig
@@ -27,17 +27,14 @@ class _OneGuideModel(AlignedModel):
         backbone: str | Path | PreTrainedModel,
         guides: Mapping[str, GuideConfig] | None = None,
         *,
-        alpha: Mapping[str, float] | None = None,
-        fusion: str = "logits",
-        tokenizer: PreTrainedTokenizerBase | None = None,
         guide: GuideConfig | None = None,
-        **load: Any,
+        **options: Any,
     ) -> "AlignedModel":
         """Attach one fresh guide of the class's kind, with `guide` as its options; else as `AlignedModel`."""
         if guides and guide:
             raise DualHeadError("Give guides={name: config, ...}, or guide=config for a single one; not both.")
         guides = guides or {cls._guide_name: guide or cls._guide_config()}
-        return super().from_backbone(backbone, guides, alpha=alpha, fusion=fusion, tokenizer=tokenizer, **load)
+        return super().from_backbone(backbone, guides, **options)
 
 
 class DualHeadModel(_OneGuideModel):

@@ -1,10 +1,15 @@
-"""From hidden states to the distributions that are asked for: the one line of the architecture, at n tokens.
+"""From hidden states to logits of the distributions: the one line of the architecture, at n tokens.
 
     z = lm_head(h + sum_k w_k hidden_delta_k) + sum_k w_k logit_delta_k          w_k = alpha_k g_k
 
-Generation, training, traces and sweeps all come through here, so that one vocabulary product serves where
-one is enough: the backbone's own logits are computed only when they are asked for, or when no guide changes h.
-`products` are the matrix products, `combine` is all that happens to them entry by entry, which a compiler can fuse.
+Generation, training, traces and sweeps all come through here. `products` are the matrix products, `combine` is what
+happens to them entry by entry, which a compiler can fuse. One vocabulary product serves where one is enough:
+
+    names             guide in               products [n, V]
+    policy            hidden space           lm_head(h + sum_k w_k hidden_delta_k)
+    policy            vocabulary space       lm_head(h), logit_delta_k
+    reward, trained   vocabulary space       (W + D) h, where the guide is a matrix D beside the lm_head's W
+
 It knows guides as `Guide` has them; which ones act and how strongly is decided above.
 """
 
@@ -115,8 +120,8 @@ def distributions(
     distribution the guide itself stands for, and "delta" = gate * logit_delta (or gate * hidden_delta, [n, d]).
     upcast: fuse in fp32 whatever the weights' dtype.
     """
-    made = products(backbone, active, hidden, names, fusion=fusion)
-    return combine([guide.guide for guide in active], made, names, fusion=fusion, upcast=upcast)
+    at_tokens = products(backbone, active, hidden, names, fusion=fusion)
+    return combine([term.guide for term in active], at_tokens, names, fusion=fusion, upcast=upcast)
 
 
 def products(
@@ -131,64 +136,64 @@ def products(
     rows = names if isinstance(names, Mapping) else dict.fromkeys(names, max(1, len(hidden)))
     if ("reward" in rows or "delta" in rows) and len(active) != 1:
         raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
-    in_hidden = [guide for guide in active if guide.guide.space == "hidden"]
+    in_hidden = [term for term in active if term.guide.space == "hidden"]
     mixing = fusion == "probabilities" and "policy" in rows
 
-    def of(*those: str) -> int:
-        return max([0, *[rows[name] for name in those if name in rows]])  # torch.compile knows no `default`
+    def longest(*distributions: str) -> int:
+        return max([0, *[rows[name] for name in distributions if name in rows]])  # torch.compile knows no `default`
 
-    merged = None
+    reward_logits = None
     if "reward" in rows and "delta" not in rows and not in_hidden and not mixing and torch.is_grad_enabled():
-        merged = active[0].first(of("reward", "policy")).reward_logits(backbone)
-    whole = in_hidden and not mixing  # what changes the hidden state needs no logits of the backbone's own
-    with_delta = 0 if in_hidden or merged is not None else of("reward", "delta")
-    based = max(of("base"), 0 if whole else of("policy"), with_delta)
-    if any(guide.guide.reads_base for guide in active):
-        based = of(*rows)
+        reward_logits = active[0].first(longest("reward", "policy")).reward_logits(backbone)
+    steers = bool(in_hidden) and not mixing  # what changes the hidden state needs no logits of the backbone's own
+    delta_rows = 0 if in_hidden or reward_logits is not None else longest("reward", "delta")
+    base_rows = max(longest("base"), 0 if steers else longest("policy"), delta_rows)
+    if any(term.guide.reads_base for term in active):
+        base_rows = longest(*rows)
     base = steered = None
-    if based:
-        known = (guide.guide.base_logits(guide.first(based).states) for guide in active)
-        base = next((logits for logits in known if logits is not None), None)
-        base = backbone.logits(hidden[:based]) if base is None else base
-    if whole and "policy" in rows:
-        count = of("policy")
-        steered = backbone.logits(_steered(hidden[:count], [guide.first(count) for guide in in_hidden]))
-    parts = [_of_guide(backbone, guide, hidden, rows, mixing=mixing, base=base, merged=merged) for guide in active]
+    if base_rows:
+        computed = (term.guide.base_logits(term.first(base_rows).states) for term in active)
+        base = next((logits for logits in computed if logits is not None), None)
+        base = backbone.logits(hidden[:base_rows]) if base is None else base
+    if steers and "policy" in rows:
+        count = rows["policy"]
+        steered = backbone.logits(_steered(hidden[:count], [term.first(count) for term in in_hidden]))
+    parts = [_of_guide(backbone, term, hidden, rows, mixing, base, reward_logits) for term in active]
     return Products(base, steered, tuple(parts))
 
 
 def _of_guide(
     backbone: Decoder,
-    guide: ActiveGuide,
+    term: ActiveGuide,
     hidden: Tensor,
     rows: Mapping[str, int],
-    *,
     mixing: bool,
     base: Tensor | None,
-    merged: Tensor | None,
+    reward_logits: Tensor | None,
 ) -> GuideProducts:
-    """What one guide gives; merged: the logits of it alone, where one product gave them."""
+    """What one guide gives; reward_logits: the logits of it alone, where one product gave them."""
     weight = gate = logit_delta = hidden_delta = allowed = None
-    logits, in_hidden = merged, guide.guide.space == "hidden"
+    logits, in_hidden = reward_logits, term.guide.space == "hidden"
     if count := rows.get("policy", 0):
-        part = guide.first(count)
+        part = term.first(count)
         if not in_hidden or mixing:
             weight = torch.as_tensor(part.weight, device=hidden.device)
-        if guide.guide.reads_base:
+        if term.guide.reads_base:
             assert base is not None
-            allowed = guide.guide.candidates(part.states, base[:count])
+            allowed = term.guide.candidates(part.states, base[:count])
     if count := rows.get("delta", 0):
-        part = guide.first(count)
+        part = term.first(count)
         gate = torch.as_tensor(part.gate, device=hidden.device)
         if in_hidden:
             hidden_delta = part.guide.hidden_delta(part.states)
+    # The policy is made of the logits of a guide, or of its logit delta, unless it steers the hidden state.
     count = max(rows.get("reward", 0), rows.get("policy", 0) if mixing or not in_hidden else 0)
     if not in_hidden:
         count = max(count, rows.get("delta", 0))
-    if count and merged is None:
-        part, at = guide.first(count), hidden[:count]
+    if count and reward_logits is None:
+        part, h = term.first(count), hidden[:count]
         if in_hidden:
-            logits = backbone.logits((at + part.guide.hidden_delta(part.states)).to(at.dtype))
+            logits = backbone.logits((h + part.guide.hidden_delta(part.states)).to(h.dtype))
         else:
             logit_delta = part.logit_delta(None if base is None else base[:count])
     return GuideProducts(weight, gate, logit_delta, hidden_delta, logits, allowed)
@@ -228,34 +233,34 @@ def combine(
         for _, part in parts:
             if part.allowed is not None:
                 # The least finite number, not infinity: what is ruled out must not turn divergences into NaN.
-                ruled_out = ~part.allowed & (part.weight != 0)
-                policy = policy.masked_fill(ruled_out, torch.finfo(policy.dtype).min)
+                refused = ~part.allowed & (part.weight != 0)
+                policy = policy.masked_fill(refused, torch.finfo(policy.dtype).min)
         out["policy"] = policy
     return out
 
 
 def _steered(hidden: Tensor, active: Sequence[ActiveGuide]) -> Tensor:
     """h + sum_k w_k hidden_delta_k, [n, d], in the backbone's dtype; a row whose weights are 0 keeps its bits."""
-    added = _added_up(active)
-    if added is not None:
-        return (hidden + added).to(hidden.dtype)
+    delta = _summed_delta(active)
+    if delta is not None:
+        return (hidden + delta).to(hidden.dtype)
     steered = hidden
-    for guide in active:
-        steered = add_weighted(steered, guide.weight, guide.guide.hidden_delta(guide.states))
+    for term in active:
+        steered = add_weighted(steered, term.weight, term.guide.hidden_delta(term.states))
     return steered.to(hidden.dtype)
 
 
-def _added_up(active: Sequence[ActiveGuide]) -> Tensor | None:
+def _summed_delta(active: Sequence[ActiveGuide]) -> Tensor | None:
     """sum_k w_k hidden_delta_k at once, where all are maps of one hidden state that can be; else None."""
     if len(active) < 2 or torch.compiler.is_compiling():  # a graph makes its own of what is one by one
         return None
     x = active[0].states.get("hidden")
-    maps = [change for guide in active if (change := guide.guide.hidden_delta_map) is not None]
-    weights = [weight for guide in active if isinstance(weight := guide.weight, Tensor)]
+    maps = [change for term in active if (change := term.guide.hidden_delta_map) is not None]
+    weights = [weight for term in active if isinstance(weight := term.weight, Tensor)]
     if x is None or len(maps) < len(active) or len(weights) < len(active):
         return None
-    if any(guide.states["hidden"] is not x for guide in active):
+    if any(term.states["hidden"] is not x for term in active):
         return None
-    each = torch.cat(torch.broadcast_tensors(*weights), -1)
-    added = weighted_sum(maps, x, each)
-    return None if added is None else added.masked_fill((each == 0).all(-1, keepdim=True), 0)
+    columns = torch.cat(torch.broadcast_tensors(*weights), -1)  # [n, K]
+    delta = weighted_sum(maps, x, columns)
+    return None if delta is None else delta.masked_fill((columns == 0).all(-1, keepdim=True), 0)

@@ -104,8 +104,8 @@ def require_same_backbone(config: AlignedConfig, backbone: Backbone, source: str
 
 def is_same_backbone(config: AlignedConfig, lm: PreTrainedModel) -> bool:
     """Whether guides of this config were trained on that model, or nothing is recorded of theirs."""
-    recorded = config.backbone_fingerprint
-    return recorded is None or not Fingerprint.from_dict(recorded).differences(Backbone(lm).fingerprint())
+    fingerprint = config.backbone_fingerprint
+    return fingerprint is None or not Fingerprint.from_dict(fingerprint).differences(Backbone(lm).fingerprint())
 
 
 def require_same_tokenizer(config: AlignedConfig, vocabulary: int, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -115,8 +115,8 @@ def require_same_tokenizer(config: AlignedConfig, vocabulary: int, tokenizer: Pr
             f"The tokenizer has {len(tokenizer)} tokens and the backbone {vocabulary} logits. "
             "Use the backbone's own tokenizer."
         )
-    recorded = config.tokenizer_fingerprint
-    if recorded and tokenizer_fingerprint(tokenizer) != recorded:
+    fingerprint = config.tokenizer_fingerprint
+    if fingerprint and tokenizer_fingerprint(tokenizer) != fingerprint:
         raise DualHeadError(
             "This tokenizer is not the one the guides were trained with: its token ids mean other tokens. "
             f"Use the tokenizer saved beside the guides, or that of {config.backbone_name_or_path}."
@@ -130,9 +130,11 @@ def require_fitting(config: AlignedConfig, backbone: Backbone, other: AlignedCon
             f"The guides in '{source}' fuse {other.fusion}, this model {config.fusion}. "
             "Guides of one model fuse alike: train them with the same fusion."
         )
-    recorded = config.tokenizer_fingerprint
-    if recorded and other.tokenizer_fingerprint and recorded != other.tokenizer_fingerprint:
-        raise DualHeadError(f"The guides in '{source}' were trained with another tokenizer than this model's.")
+    fingerprints = {config.tokenizer_fingerprint, other.tokenizer_fingerprint} - {None}
+    if len(fingerprints) > 1:
+        raise DualHeadError(
+            f"The guides in '{source}' were trained with another tokenizer than this model's. Use guides of its own."
+        )
     require_same_backbone(other, backbone, source)
 
 

@@ -43,8 +43,8 @@ class Move:
         """Copy the guides' tensors of before into those `stored` of the moved model, and map tokens where asked for."""
         for name, entry in (self.config.guides or {}).items():
             if entry["vocab_map"]:
-                before = tensors.get(f"{name}.transfer.vocab_map")  # where the guide had been moved already
-                ids = self.token_ids if before is None else _chained(before, self.token_ids)
+                last_map = tensors.get(f"{name}.transfer.vocab_map")  # of a guide that was moved before
+                ids = self.token_ids if last_map is None else _chained(last_map, self.token_ids)
                 stored[f"{name}.transfer.vocab_map"].copy_(ids)
         load_strictly(_without_transfers(stored), _without_transfers(tensors), "the guides' folder")
 
@@ -70,13 +70,13 @@ def move_guides(
     for name, entry in (config.guides or {}).items():
         if entry.get("adapter"):
             logger.warning("The adapter of '%s' was trained for the backbone it leaves, and stays behind.", name)
-    moved = copy.deepcopy(config)
-    moved.guides, moved.backbone_config = entries, copy.deepcopy(backbone.config)
-    moved.backbone_name_or_path = absolute(backbone.config._name_or_path or None)
-    moved.backbone_fingerprint = backbone.fingerprint().as_dict()
-    moved.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
+    new_config = copy.deepcopy(config)
+    new_config.guides, new_config.backbone_config = entries, copy.deepcopy(backbone.config)
+    new_config.backbone_name_or_path = absolute(backbone.config._name_or_path or None)
+    new_config.backbone_fingerprint = backbone.fingerprint().as_dict()
+    new_config.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
     token_ids = vocabulary_map(trained_tokenizer, tokenizer, backbone.shape.vocab_size)
-    return Move(moved, tokenizer, comparison, token_ids)
+    return Move(new_config, tokenizer, comparison, token_ids)
 
 
 def moved_entries(
@@ -96,63 +96,65 @@ def moved_entries(
     entries = {}
     for name, entry in (config.guides or {}).items():
         _require_movable(name, entry, shape, comparison, adapter=adapter)
-        cls, trained = guide_class(entry["kind"]), BackboneShape.from_dict(entry["shape"])
+        cls, trained_shape = guide_class(entry["kind"]), BackboneShape.from_dict(entry["shape"])
         guide_config = cls.Config.from_dict(entry["config"]).moved_from(config.backbone_name_or_path)
         # Of a backbone, a model that reads tokens knows the number of logits alone; a head was made for its old one.
-        fits = shape if cls.reads_tokens else trained
-        mapped = not comparison.same or bool(entry.get("vocab_map"))
-        entries[name] = {**entry_of(guide_config, fits), "adapter": adapter, "vocab_map": mapped}
+        guide_shape = shape if cls.reads_tokens else trained_shape
+        needs_map = not comparison.same or bool(entry.get("vocab_map"))
+        entries[name] = {**entry_of(guide_config, guide_shape), "adapter": adapter, "vocab_map": needs_map}
     return entries
 
 
 def _require_movable(
     name: str, entry: Mapping[str, Any], shape: BackboneShape, comparison: Comparison, *, adapter: bool
 ) -> None:
-    cls, trained = guide_class(entry["kind"]), BackboneShape.from_dict(entry["shape"])
-    if cls.space == "hidden" and trained.hidden_size != shape.hidden_size:
+    cls, width = guide_class(entry["kind"]), BackboneShape.from_dict(entry["shape"]).hidden_size
+    if cls.space == "hidden" and width != shape.hidden_size:
         raise DualHeadError(
-            f"The guide '{name}' edits hidden states of width {trained.hidden_size}, and this backbone's are "
-            f"{shape.hidden_size} wide: what it writes would mean nothing there. Train it on this backbone."
+            f"The guide '{name}' edits hidden states of width {width}, and this backbone's are "
+            f"{shape.hidden_size} wide, where its edits would mean nothing. Train it on this backbone."
         )
     if not comparison.same and cls.reads_tokens:
         raise DualHeadError(
-            f"The guide '{name}' is a model that reads token ids, so no map of the vocabulary can move it to a "
-            f"backbone of another tokenizer: {comparison}."
+            f"The guide '{name}' is a model that reads token ids, so a map of the vocabulary cannot move it to a "
+            f"backbone with another tokenizer: {comparison}."
         )
     if adapter and (cls.reads_tokens or cls.space == "hidden"):
-        raise DualHeadError(f"The guide '{name}' reads no pooled hidden states, so it has no use for an adapter.")
+        raise DualHeadError(
+            f"The guide '{name}' does not read pooled hidden states, so it has no use for an adapter. Leave it out."
+        )
 
 
 def _without_transfers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: x for key, x in tensors.items() if ".transfer." not in key}
 
 
-def _chained(before: Tensor, ids: Tensor) -> Tensor:
-    """Map new tokens to the last backbone's by `ids`, and those to the guide's own by `before`.
+def _chained(last_map: Tensor, ids: Tensor) -> Tensor:
+    """Map new tokens to the last backbone's by `ids`, and those to the guide's own by `last_map`.
 
-    ids [2, -1, 0] after before [7, 8, 9] is [9, -1, 7].
+    ids [2, -1, 0] after last_map [7, 8, 9] is [9, -1, 7].
     """
-    before = before.to(ids.device)
-    known = (ids != UNMAPPED) & (ids < len(before))
-    return torch.where(known, before[ids.clamp(0, len(before) - 1)], UNMAPPED)
+    last_map = last_map.to(ids.device)
+    mapped = (ids != UNMAPPED) & (ids < len(last_map))
+    return torch.where(mapped, last_map[ids.clamp(0, len(last_map) - 1)], UNMAPPED)
 
 
 def _tokenizers(
     config: AlignedConfig,
     lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    trained: PreTrainedTokenizerBase | None,
+    trained_tokenizer: PreTrainedTokenizerBase | None,
     places: Sequence[str | None],
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """The new backbone's tokenizer, and the one the guides were trained with, from the first place that has it."""
     tokenizer = tokenizer or _tokenizer_at([lm.config._name_or_path], "tokenizer")
-    recorded = config.tokenizer_fingerprint
-    if trained is None and recorded == tokenizer_fingerprint(tokenizer):
-        trained = tokenizer
-    trained = trained or _tokenizer_at(places, "trained_tokenizer", recorded)
-    if recorded and tokenizer_fingerprint(trained) != recorded:
+    fingerprint = config.tokenizer_fingerprint
+    if trained_tokenizer is None and fingerprint == tokenizer_fingerprint(tokenizer):
+        trained_tokenizer = tokenizer
+    trained_tokenizer = trained_tokenizer or _tokenizer_at(places, "trained_tokenizer", fingerprint)
+    if fingerprint and tokenizer_fingerprint(trained_tokenizer) != fingerprint:
         raise DualHeadError("This trained_tokenizer is not the one the guides were trained with. Pass theirs.")
-    return tokenizer, trained
+    return tokenizer, trained_tokenizer
 
 
 def _tokenizer_at(
@@ -161,7 +163,7 @@ def _tokenizer_at(
     """Find a tokenizer, or say with which argument to give it."""
     if tokenizer := find_tokenizer(places, fingerprint):
         return tokenizer
-    which = "the one the guides were trained with is not" if fingerprint else "there is none"
+    problem = "the one the guides were trained with is not" if fingerprint else "there is none"
     raise DualHeadError(
-        f"Cannot compare tokenizers: {which} at {' or '.join(repr(place) for place in places)}. Pass {argument}=..."
+        f"Cannot compare tokenizers: {problem} at {' or '.join(repr(place) for place in places)}. Pass {argument}=..."
     )

@@ -47,8 +47,8 @@ class Transfer(nn.Module):
 
     def layer(self, index: int) -> int:
         """Find the backbone's layer at the same relative depth as the guide's `index`."""
-        at = int(index * self.backbone.num_layers / self.guide.num_layers + 0.5)
-        return max(1, at) if index else 0  # the embedding stands for no layer but itself
+        layer = int(index * self.backbone.num_layers / self.guide.num_layers + 0.5)
+        return max(1, layer) if index else 0  # the embedding stands for no layer but itself
 
     def features(self, features: Features, read: tuple[int, ...]) -> Features:
         """Bring the backbone's features to the guide's width and its numbering of layers."""
@@ -64,7 +64,6 @@ class Transfer(nn.Module):
         """Bring a logit delta [n, V guide] to [n, V backbone]; 0 for tokens the guide does not know."""
         if self.vocab_map is not None:
             assert isinstance(self.vocab_map, Tensor)
-            known = self.vocab_map != UNMAPPED
-            return logit_delta[..., self.vocab_map.clamp_min(0)] * known
-        missing = self.backbone.vocab_size - logit_delta.shape[-1]
-        return F.pad(logit_delta, (0, missing))  # a negative number of missing tokens cuts
+            mapped = self.vocab_map != UNMAPPED
+            return logit_delta[..., self.vocab_map.clamp_min(0)] * mapped
+        return F.pad(logit_delta, (0, self.backbone.vocab_size - logit_delta.shape[-1]))  # a negative number cuts
