@@ -274,8 +274,8 @@ def test_what_is_in_our_spelling_stays_as_it_is_and_nothing_is_said(capsys):
     ("line", "refusal"),
     [
         ("train iav --batch_size 4 --per_device_train_batch_size=8", "--batch_size and --per_device_train_batch_size"),
-        ("train iav --max_length 4 --seq_length=8", "--seq_length and --max_length say the same thing. Leave one out"),
-        ("generate out --alignment_checkpoint other", "--alignment_checkpoint and 'out' say the same thing"),
+        ("train iav --max_length 4 --seq_length=8", "--seq_length and --max_length mean the same. Leave one out"),
+        ("generate out --alignment_checkpoint other", "--alignment_checkpoint and 'out' mean the same"),
         ("classify train --eval_file a --eval_dataset_name b", "--eval_file and --eval_dataset_name"),
         ("train iav --warmup_ratio 1", "--warmup_steps 1"),
         ("train iav --num_epochs", "--num_epochs needs a value"),
@@ -317,7 +317,7 @@ def test_the_keys_of_the_printed_file_are_said_in_our_spelling_once(parse, capsy
 def test_a_name_that_is_not_here_names_what_is(name, parse, monkeypatch):
     for module in ("dual_head.cli.paths.require_paths", "dual_head.cli.loading.find_file"):
         monkeypatch.setattr(module, lambda *_: None)
-    with pytest.raises(DualHeadError, match=f"There is no {name} here") as refusal:
+    with pytest.raises(DualHeadError, match=f"{name} does not exist here") as refusal:
         exec(f"from dual_head import {name}")
     remedies = REMEDY.findall(str(refusal.value))
     places = re.findall(r"\bdual_head(?:\.\w+)+", str(refusal.value))

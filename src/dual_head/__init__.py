@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Where each public name lives; imported on first use, so that the command line starts at once.
+# The module of each public name; imported on first use, so that the command line starts fast.
 _HOMES = {
     "AlignedConfig": "config",
     "AlignedModel": "model",
@@ -40,7 +40,7 @@ _HOMES = {
     "tokenize_pairs": "data.tokenize",
 }
 
-# As one of the documents spells what has another name here.
+# Names of the documents for classes that have another name here.
 _SEED_HOMES = {"MAVInference": "model.papers", "create_mav": "model.papers"}
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -81,8 +81,8 @@ def __getattr__(name: str):
     if name in PYTHON:
         from dual_head.errors import DualHeadError
 
-        # Not an AttributeError, in whose place `from dual_head import name` puts words of its own.
-        raise DualHeadError(f"There is no {name} here. {PYTHON[name]}")
+        # Not an AttributeError: `from dual_head import name` would replace its message.
+        raise DualHeadError(f"{name} does not exist here. {PYTHON[name]}")
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 

@@ -1,11 +1,14 @@
-"""The spellings of the documents that this project implements, and ours: scripts, flags, keys of YAML, Python names.
+"""Names in the documents that this project implements, and ours: scripts, flags, keys of YAML, Python names.
 
-`translate` puts ours in their place before a command parses. What has no counterpart is refused, with the line that
-does the same here; docs/provenance/ is for people. It knows names and paths, and neither parsers nor models.
+    python scripts/train.py --num_epochs 1    ->    dual-head classify train --num_train_epochs 1
+
+`translate` does this before a command parses. A name without a counterpart is refused, with the line that does the same
+here; docs/provenance/ explains them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dual_head.backbone.checkpoint import CONFIG_NAME
@@ -17,43 +20,43 @@ from dual_head.errors import DualHeadError
 
 @dataclass(frozen=True)
 class Alias:
-    """Our flags for one of theirs, none where we have a positional argument; `value` turns its value into ours."""
+    """Our flags for a flag of the documents; none for a positional argument. `value` converts its value."""
 
     ours: tuple[str, ...]
     value: Callable[[str], str] = str
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
-    """Return a command line in our spelling, and say it on stderr where it was in another.
+    """Return a command line in our spelling; print it on stderr if it changed.
 
-    Errors: what has no counterpart here, and both spellings of one option.
+    Errors: a name without a counterpart, and both spellings of one option.
     """
-    command, rest = _command(arguments)
+    command, others = _command(arguments)
     key = " ".join(command[:2] if command[:1] == ["classify"] else command[:1])
-    line = [*command, *_options(rest, FLAGS.get(key, {}))]
+    line = [*command, *_options(others, FLAGS.get(key, {}))]
     if line != list(arguments):
         note(f"in our spelling: {command_line('dual-head', *line)}")
     return line
 
 
 def _command(arguments: Sequence[str]) -> tuple[list[str], Sequence[str]]:
-    """Part our command's words from what follows them."""
+    """Split our command's words from the arguments after them."""
     name = arguments[0].removeprefix("./") if arguments else ""
     if name in NO_COMMANDS:
-        raise DualHeadError(f"There is no '{arguments[0]}' here. {NO_COMMANDS[name]}")
+        raise DualHeadError(f"'{arguments[0]}' does not exist here. {NO_COMMANDS[name]}")
     if name in COMMANDS:
         return COMMANDS[name].split(), arguments[1:]
     words = 2 if name == "classify" else 1
     return list(arguments[:words]), arguments[words:]
 
 
-def _options(rest: Sequence[str], aliases: Mapping[str, Alias | str]) -> list[str]:
-    """Put our flags, or a positional argument, in the place of theirs."""
+def _options(arguments: Sequence[str], aliases: Mapping[str, Alias | str]) -> list[str]:
+    """Replace their flags by ours, or by a positional argument."""
     line: list[str] = []
-    spellings = {flag: flag for argument in rest if (flag := argument.partition("=")[0]).startswith("--")}
-    if rest and not rest[0].startswith("-"):
-        spellings[""] = f"'{rest[0]}'"
-    words = iter(rest)
+    spellings = {flag: flag for argument in arguments if (flag := argument.partition("=")[0]).startswith("--")}
+    if arguments and not arguments[0].startswith("-"):
+        spellings[""] = f"'{arguments[0]}'"
+    words = iter(arguments)
     for word in words:
         flag, equals, value = word.partition("=")
         alias = aliases.get(flag.removeprefix("--")) if flag.startswith("--") else None
@@ -62,36 +65,32 @@ def _options(rest: Sequence[str], aliases: Mapping[str, Alias | str]) -> list[st
             continue
         if isinstance(alias, str):
             raise DualHeadError(f"{flag} {alias}")
-        value = alias.value(value if equals else _next(words, flag))
+        if not equals and (value := next(words, None)) is None:
+            raise DualHeadError(f"{flag} needs a value.")
+        value = alias.value(value)
         for ours in [f"--{name}" for name in alias.ours] or [""]:
             if spellings.setdefault(ours, flag) != flag:
-                raise DualHeadError(f"{flag} and {spellings[ours]} say the same thing. Leave one out.")
+                raise DualHeadError(f"{flag} and {spellings[ours]} mean the same. Leave one out.")
             line += [ours, value] if ours else [value]
     return line
-
-
-def _next(words: Iterator[str], flag: str) -> str:
-    if (value := next(words, None)) is None:
-        raise DualHeadError(f"{flag} needs a value.")
-    return value
 
 
 # ---- values ------------------------------------------------------------------------------------------------
 
 
 def _cache_folder(place: str) -> str:
-    """The folder of a feature cache. Errors: a file of logits, which is a pickle and has no hidden states."""
+    """The folder of a feature cache. Errors: a file of logits, which is a pickle without hidden states."""
     if Path(place).is_dir() or Path(place).suffix not in PICKLES:
         return place
     raise DualHeadError(
-        f"'{place}' is no folder of 'dual-head cache', and pickles are never read. Write the cache first: "
+        f"'{place}' is not a folder of 'dual-head cache', and pickles are never read. Write the cache first: "
         "'dual-head cache --model_name_or_path M --dataset_name D --output_dir FOLDER'. Then train from it: "
         "'dual-head train iav --feature_cache FOLDER --output_dir OUT'."
     )
 
 
 def _weights_folder(place: str, remedy: str) -> str:
-    """The folder that holds what they keep in one file. Errors: a pickle is there, or nothing of ours."""
+    """The folder for a file of weights that is named as the documents do. Errors: a pickle, or no folder there."""
     path = Path(place)
     if path.suffix not in PICKLES:
         return place
@@ -102,39 +101,35 @@ def _weights_folder(place: str, remedy: str) -> str:
     )
 
 
-def guides_folder(place: str) -> str:
-    """The folder of guides for the file of alignment weights that MAV has. Errors: a pickle, or nothing of ours."""
-    return _weights_folder(
-        place,
-        "Train guides: 'dual-head train mav --config configs/mav.yaml --output_dir outputs/pav'. Then give their "
-        "folder: 'dual-head generate outputs/pav'.",
-    )
-
-
-def _classifier_folder(place: str) -> str:
-    return _weights_folder(
-        place,
-        "Train a classifier: 'dual-head classify train --config configs/dhrd.yaml --output_dir outputs/dhrd'. Then "
-        "give its folder: 'dual-head classify evaluate outputs/dhrd --config configs/dhrd.yaml'.",
-    )
+guides_folder = partial(
+    _weights_folder,
+    remedy="Train guides: 'dual-head train mav --config configs/mav.yaml --output_dir outputs/pav'. Then give their "
+    "folder: 'dual-head generate outputs/pav'.",
+)
+_classifier_folder = partial(
+    _weights_folder,
+    remedy="Train a classifier: 'dual-head classify train --config configs/dhrd.yaml --output_dir outputs/dhrd'. Then "
+    "give its folder: 'dual-head classify evaluate outputs/dhrd --config configs/dhrd.yaml'.",
+)
 
 
 def _share(value: str) -> str:
-    """A share of the steps, which transformers' warmup_steps is below 1. Errors: a number of steps."""
+    """A share of the steps: transformers reads a warmup_steps below 1 as one. Errors: a number of steps."""
     try:
         steps = float(value)
-    except ValueError:  # for the flag itself to refuse
+    except ValueError:  # the flag itself refuses it
         return value
     if steps >= 1:
         raise DualHeadError(
-            f"--warmup_ratio is a share of the steps, below 1, not {value}. Their number is --warmup_steps {value}."
+            f"--warmup_ratio must be a share of the steps, below 1, not {value}. For a number of steps, write "
+            f"--warmup_steps {value}."
         )
     return value
 
 
 # ---- tables ------------------------------------------------------------------------------------------------
 
-# What is printed after `python`, or by itself.
+# As printed after `python`, or alone.
 COMMANDS = {
     "scripts/training/train_dual_head.py": "train dual_head",
     "scripts/evaluation/evaluate_hh_rlhf.py": "eval hh",
@@ -179,7 +174,7 @@ CLASSIFIERS: dict[str, Alias] = {
     "checkpoint": Alias(("resume_from_checkpoint",)),
     "dropout_prob": Alias(("dropout",)),
 }
-# By our command; a text is why there is no such flag, and what there is.
+# By our command; a text tells why a flag does not exist, and what to use.
 FLAGS: dict[str, Mapping[str, Alias | str]] = {
     "train": _GUIDES,
     "cache": {
@@ -191,12 +186,12 @@ FLAGS: dict[str, Mapping[str, Alias | str]] = {
     "generate": {
         "alignment_checkpoint": Alias((), guides_folder),
         "base_model": Alias(("backbone",)),
-        "demo_model_switching": "is not here. 'dual-head inspect FOLDER --against NAME' says whether guides fit "
-        "another backbone, and 'dual-head generate FOLDER --backbone NAME' generates with it.",
+        "demo_model_switching": "does not exist here. 'dual-head inspect FOLDER --against NAME' tells whether guides "
+        "fit another backbone, and 'dual-head generate FOLDER --backbone NAME' generates with it.",
     },
     "eval": {
         "model_path": Alias(("models",)),
-        "baseline_models": "names no folder. Name every system with where it is: 'dual-head eval hh --models "
+        "baseline_models": "does not name folders. Give each system its path: 'dual-head eval hh --models "
         "dual_head=PATH,DPO=PATH,GenARM=PATH,ARGS=PATH --output_dir OUT'.",
     },
     "classify train": CLASSIFIERS,
