@@ -32,7 +32,7 @@ def test_tests_and_the_wheel_run_on_every_python_of_the_metadata():
 
 def test_the_oldest_transformers_is_the_lower_bound_and_the_newest_the_upper():
     (requirement,) = (line for line in PROJECT["dependencies"] if line.startswith("transformers"))
-    lower, upper = re.fullmatch(r"transformers>=([\d.]+),<(\d+)", requirement).groups()
+    lower, upper = re.fullmatch(r"transformers>=([\d.]+),<([\d.]+)", requirement).groups()
     rows = {row["transformers"]: row["requirement"] for row in matrix("tests", "versions")["include"]}
     assert rows == {"oldest": f"transformers=={lower}.*", "newest": f"transformers<{upper}"}
 
