@@ -71,6 +71,7 @@ SCRIPT = re.compile(r"^ *python \S+\.py(?:.*\\\n)*.*$", re.MULTILINE)
         "how-to/guides.md",
         "how-to/evaluate.md",
         "how-to/classify.md",
+        "how-to/serving.md",
     ],
 )
 def test_every_flag_that_is_named_exists(page, flags):

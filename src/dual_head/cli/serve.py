@@ -1,7 +1,7 @@
 """`dual-head serve [GUIDES]`: answer OpenAI's clients over HTTP, each request at a strength of its own.
 
 GUIDES is a folder of guides, or a plain model, which is served with no guide. Without it, the demonstration's two
-guides are served: from demo-out/both, or trained there first, in about two minutes.
+guides are served: from demo-out/both, or trained there first, in some minutes.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
 def _train_guides() -> None:
     from dual_head.demo.demonstration import two_guides
 
-    note(f"no {DEMO}/both here: the demonstration's two guides are trained first, in about two minutes. {YOURS}")
+    note(f"no {DEMO}/both here: the demonstration's two guides are trained first, in some minutes. {YOURS}")
     with exclusive(str(DEMO)):
         two_guides(DemoOptions(output_dir=str(DEMO)))
 
