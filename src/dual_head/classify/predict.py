@@ -142,8 +142,8 @@ class Predictor:
                 _cast(model.decoder, getattr(torch, dtype))
         if device_map is None:
             _place(model, device)
-        chosen = load_calibration(folder).temperature if temperature is None else temperature
-        return cls(model, tokenizer, temperature=chosen, **options)
+        temperature = load_calibration(folder).temperature if temperature is None else temperature
+        return cls(model, tokenizer, temperature=temperature, **options)
 
     @property
     def multi_label(self) -> bool:

@@ -19,7 +19,7 @@ def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedMod
         lora = config.lora or {}
         peft = require("peft", "peft")
         targets = lora["targets"] or _targets(lm)
-        chosen = peft.LoraConfig(
+        adapter = peft.LoraConfig(
             task_type="CAUSAL_LM",
             r=lora["r"],
             lora_alpha=lora["alpha"],
@@ -27,7 +27,7 @@ def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedMod
             target_modules=list(targets) if not isinstance(targets, str) else targets,
         )
         with injecting(lm):
-            return peft.get_peft_model(lm, chosen)
+            return peft.get_peft_model(lm, adapter)
     return lm
 
 

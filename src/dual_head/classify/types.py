@@ -64,6 +64,9 @@ def in_words(label: Label, names: Sequence[str]) -> str:
 class TextForm:
     """How an example is written: input, then reason_prefix and rationale, then answer_prefix and answer.
 
+        Is ice cold? Reasoning: Ice is frozen. Final Answer: yes      the prefixes begin lines of their own by default
+        [   input   |        rationale        |     answer     ]
+
     answer: where the answer stands, "after" the rationale, "before" it, "absent", or "alone", which writes no
     rationale. Nothing follows the input of a row without a rationale, so that the same rows learn whatever is written.
     The input is tokenised alone, so that what is pooled cannot depend on what follows.

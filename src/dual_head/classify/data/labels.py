@@ -60,13 +60,13 @@ class LabelReader:
         return self._hot([place]) if self.multi_label else place
 
     def _place(self, raw: Any) -> int:
-        name = self._own_name(raw)
+        name = self._class_name(raw)
         if name not in self._places:
-            raise Dropped(f"unknown label '{_said(raw)[:60]}'")
+            raise Dropped(f"unknown label '{_as_text(raw)[:60]}'")
         return self._places[name]
 
-    def _own_name(self, raw: Any) -> str | None:
-        label = _said(raw)
+    def _class_name(self, raw: Any) -> str | None:
+        label = _as_text(raw)
         if label in self.classes:
             return label
         if (name := self._folded.get(_key(label))) is not None:
@@ -156,7 +156,7 @@ def _spelled(raws: Iterable[Any]) -> Iterator[str]:
     for raw in raws:
         with suppress(Dropped):
             if not unknown(raw):
-                yield _said(raw)
+                yield _as_text(raw)
 
 
 def _key(name: str) -> str:
@@ -178,7 +178,7 @@ def unknown(raw: Any, names: Sequence[str] = ()) -> bool:
     return not label or (label in (NONE, f"{NONE}.0") and NONE not in names)
 
 
-def _said(raw: Any) -> str:
+def _as_text(raw: Any) -> str:
     """A label as text: 1 and 1.0 are "1", and truth values as JSON has them."""
     if isinstance(raw, str):
         name = raw.strip()

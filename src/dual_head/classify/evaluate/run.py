@@ -50,8 +50,8 @@ class Measured:
         """Of each class [N, K], calibrated."""
         return probabilities(self.logits, temperature=self.temperature, multi_label=self.multi_label)
 
-    def given(self) -> NDArray[np.bool_]:
-        """Which labels each row is given [N, K]."""
+    def assigned(self) -> NDArray[np.bool_]:
+        """Which labels the classifier gives each row [N, K]."""
         if self.multi_label:
             return self.probabilities() >= MULTI_LABEL_CUT
         return np.eye(len(self.names), dtype=bool)[self.logits.argmax(1)]
@@ -63,8 +63,8 @@ class Measured:
         return np.eye(len(self.names), dtype=bool)[self.labels if self.labels.ndim == 1 else self.labels.argmax(1)]
 
     def right(self) -> NDArray[np.bool_]:
-        """Which rows [N] have every label that they are given, and no other."""
-        return (self.given() == self.truth()).all(1)
+        """Which rows [N] get every label that they have, and no other."""
+        return (self.assigned() == self.truth()).all(1)
 
     def rows(self) -> Rows:
         """These rows, ready to be measured under any weights."""
@@ -223,7 +223,7 @@ def bins(measured: Measured) -> list[dict[str, Any]]:
 
 def lines(name: str, measured: Measured) -> Iterator[dict[str, Any]]:
     """One record for each row: label, what is given, whether that is right, probabilities."""
-    shares, predicted, right = measured.probabilities(), measured.given(), measured.right()
+    shares, predicted, right = measured.probabilities(), measured.assigned(), measured.right()
     for i, example in enumerate(measured.examples):
         label: Any = example.label
         labels = [label for label, flag in zip(measured.names, predicted[i], strict=True) if flag]

@@ -49,7 +49,7 @@ class TeacherOptions:
 
 @dataclass(slots=True)
 class Written:
-    """What became of the rows: written now, written before, ...; asked: conversations, each attempt one."""
+    """What became of the rows: written now, written before, ...; asked: conversations sent, one for each attempt."""
 
     rows: int = 0
     written: int = 0
@@ -92,7 +92,7 @@ def write_rationales(
     groups: dict[str, list[Example]] = {}
     for example in examples:
         if example.label is None:
-            book.found.unlabelled += 1
+            book.account.unlabelled += 1
         else:
             groups.setdefault(digest([identity, example.input, example.label], 16), []).append(example)
     new = [key for key in groups if key not in previous]
@@ -102,16 +102,16 @@ def write_rationales(
             book.go_on(stream, key, groups[key], previous[key])
         for start in range(0, len(new), options.at_once):
             block = {key: groups[key][0] for key in new[start : start + options.at_once]}
-            for key, reply in _explained(block, labels, ask, options, book.found):
+            for key, reply in _explained(block, labels, ask, options, book.account):
                 if reply is None:
-                    book.found.unanswered += len(groups[key])
+                    book.account.unanswered += len(groups[key])
                 else:
                     book.keep(stream, key, groups[key], reply)
-    return book.found
+    return book.account
 
 
 def _explained(
-    block: dict[str, Example], labels: Sequence[str], ask: Ask, options: TeacherOptions, tally: Written
+    block: dict[str, Example], labels: Sequence[str], ask: Ask, options: TeacherOptions, account: Written
 ) -> Iterator[tuple[str, _Reply | None]]:
     """Ask about all, then again about those whose replies are flawed; of flawed replies the least flawed is kept."""
     words = label_words(labels)
@@ -121,7 +121,7 @@ def _explained(
         keys, again = list(talks), {}
         for index, answer in ask([talks[key] for key in keys]):
             key = keys[index]
-            tally.asked += 1
+            account.asked += 1
             if answer is None:
                 yield key, best.get(key)
                 continue
@@ -186,7 +186,7 @@ class _Book:
 
     labels: Sequence[str]
     teacher: str
-    found: Written
+    account: Written
     on_row: Callable[[Written], object] | None
 
     def keep(self, stream: IO[str], key: str, rows: Sequence[Example], reply: _Reply) -> None:
@@ -208,16 +208,16 @@ class _Book:
             }
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         stream.flush()
-        self.found.written += len(rows)
-        self.found.flags.update({flag: len(rows) for flag in reply.flags})
+        self.account.written += len(rows)
+        self.account.flags.update({flag: len(rows) for flag in reply.flags})
         if self.on_row:
-            self.on_row(self.found)
+            self.on_row(self.account)
 
     def go_on(self, stream: IO[str], key: str, rows: Sequence[Example], lines: Sequence[dict[str, Any]]) -> None:
         """Count the lines that are there, and append for equal rows that came since, or that a kill cut off."""
-        self.found.before += min(len(lines), len(rows))
+        self.account.before += min(len(lines), len(rows))
         for line in lines[: len(rows)]:
-            self.found.flags.update(line["flags"])
+            self.account.flags.update(line["flags"])
         if len(lines) < len(rows):
             one = lines[0]
             reply = _Reply(one["rationale"], one["answer"], tuple(one["flags"]), one["attempts"])

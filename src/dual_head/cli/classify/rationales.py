@@ -62,17 +62,17 @@ def run(arguments: Sequence[str]) -> int:
     console.print(loaded.drops.table())
     require_unread(Path(args.output), [args.dataset])
     with exclusive(args.output), Gauge("rationales", len(loaded.examples)) as gauge:
-        found = write_rationales(
+        account = write_rationales(
             loaded.examples,
             loaded.labels,
             ask,
             args.output,
             teacher=masked(args.model),  # it may hold an address
             options=options,
-            on_row=lambda found: gauge.reach(found.before + found.written),
+            on_row=lambda account: gauge.reach(account.before + account.written),
         )
-    _print(found, args, console)
-    return 1 if found.unanswered else 0
+    _print(account, args, console)
+    return 1 if account.unanswered else 0
 
 
 def _teacher(args: RationaleOptions) -> "Ask":
@@ -91,16 +91,16 @@ def _teacher(args: RationaleOptions) -> "Ask":
     return ask
 
 
-def _print(result: "Written", args: RationaleOptions, console: Console) -> None:
-    flagged = sum(result.flags.values())
-    console.print(f"{result.rows:>8} rows\n{result.before:>8} had their rationale\n{result.written:>8} written now")
-    console.print(f"{result.asked:>8} requests for them")
-    for flag, count in result.flags.most_common():
+def _print(account: "Written", args: RationaleOptions, console: Console) -> None:
+    flagged = sum(account.flags.values())
+    console.print(f"{account.rows:>8} rows\n{account.before:>8} had their rationale\n{account.written:>8} written now")
+    console.print(f"{account.asked:>8} requests for them")
+    for flag, count in account.flags.most_common():
         console.print(f"{count:>8} kept after {args.attempts} attempts with a flaw: {flag}")
-    if result.unlabelled:
-        console.print(f"{result.unlabelled:>8} left out: no label to explain")
-    if result.unanswered:
+    if account.unlabelled:
+        console.print(f"{account.unlabelled:>8} left out: no label to explain")
+    if account.unanswered:
         console.print(
-            f"{result.unanswered:>8} without a reply: run the same command again, and only they are asked for"
+            f"{account.unanswered:>8} without a reply: run the same command again, and only they are asked for"
         )
     console.print(f"rationales {args.output}" + (' (flawed ones have "flags")' if flagged else ""))

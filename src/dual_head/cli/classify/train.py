@@ -67,25 +67,23 @@ def build_parser(*more: type, help_all: bool = False, **wording: Any) -> OptionP
 def _is_cpu(device: str) -> bool:
     """Whether --device asks for the processor. Errors: no such device, or not the one that training will take."""
     try:
-        asked = torch.device(device)
+        kind, index = torch.device(device).type, torch.device(device).index or 0
     except RuntimeError as error:
-        raise DualHeadError(
-            f"There is no device '{device}'. Say --device cpu, or cuda or mps where there is one."
-        ) from error
-    if asked.type == "cpu":
+        raise DualHeadError(f"There is no device '{device}'. Say --device cpu, cuda or mps.") from error
+    if kind == "cpu":
         return True
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None or asked.type != found.type:
-        there = "cpu" if found is None else f"cpu and {found.type}"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or kind != accelerator.type:
+        available = "cpu" if accelerator is None else f"cpu and {accelerator.type}"
         raise DualHeadError(
-            f"There is no device '{device}' here: torch sees {there}. Say one of them, or leave it out."
+            f"There is no device '{device}' here: torch sees {available}. Say one of them, or leave it out."
         )
-    if (asked.index or 0) >= torch.accelerator.device_count():
-        raise DualHeadError(f"There is no device '{device}' here. Say --device {asked.type}, or leave it out.")
-    if asked.index:
+    if index >= torch.accelerator.device_count():
+        raise DualHeadError(f"There is no device '{device}' here. Say --device {kind}, or leave it out.")
+    if index:
         raise DualHeadError(
             f"Training takes the first device that it sees, not '{device}'. Show it that one only: "
-            f"CUDA_VISIBLE_DEVICES={asked.index} dual-head classify train ... --device {asked.type}."
+            f"CUDA_VISIBLE_DEVICES={index} dual-head classify train ... --device {kind}."
         )
     return False
 
