@@ -285,7 +285,7 @@ def refused(said: str, **options) -> None:
 def test_options_that_do_not_fit_are_refused_with_the_remedy(tmp_path, monkeypatch):
     base = on_disk(tmp_path / "base")
     adapter, _ = adapter_on(base, tmp_path / "adapter")
-    refused("An untrained copy of the backbone says nothing: name another model, or tune it", tune="none")
+    refused("An untrained copy of the backbone steers nothing: name another model, or tune it", tune="none")
     refused("must be one of 'lora', 'full', 'none', not 'lorra'", tune="lorra")
     refused("is an adapter that was trained before. Use it with tune=none", model=adapter)
     refused(r"dropout must lie in \[0, 1\), not 1", dropout=1.0)

@@ -267,7 +267,7 @@ def test_the_remedy_works_a_fully_tuned_one_is_a_classifier_and_a_lora_is_not(tm
         trained = args_lm(tune=tune)
         trained.guide("g").tuned.save_pretrained(tmp_path / tune)
         if tune == "lora":
-            with pytest.raises(DualHeadError, match=r"no whole reward model: it lacks .* weights"):
+            with pytest.raises(DualHeadError, match=r"not a whole reward model: it lacks .* weights"):
                 args_lm(model=str(tmp_path / tune))
             continue
         torch.testing.assert_close(
@@ -284,7 +284,7 @@ def test_a_score_that_was_never_trained_is_refused(tmp_path):
 
 
 def test_a_part_of_its_backbone_cannot_leave_it_and_a_model_of_its_own_can(tmp_path):
-    with pytest.raises(DualHeadError, match=r"Only one with a place of its own can move.*--guide.tune full"):
+    with pytest.raises(DualHeadError, match=r"Only one in a folder or on the hub can move.*--guide.tune full"):
         RewardModelConfig().moved_from("somewhere")
     config = RewardModelConfig(model=on_disk(tmp_path / "reward"))
     assert config.moved_from("somewhere") is config

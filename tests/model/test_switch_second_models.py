@@ -94,7 +94,7 @@ def test_a_part_of_a_backbone_whose_place_is_unknown_cannot_move(place):
     with pytest.raises(DualHeadError, match=r"part of its backbone, whose place was not recorded\. Save the backbone"):
         model.switch_backbone(place / "strong")
     model = AlignedModel.from_backbone(str(place / "weak"), {"g": RewardModelConfig(tune="lora", rank=2)})
-    with pytest.raises(DualHeadError, match=r"Only one with a place of its own can move"):
+    with pytest.raises(DualHeadError, match=r"Only one in a folder or on the hub can move"):
         model.switch_backbone(place / "strong")
 
 

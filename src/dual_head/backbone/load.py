@@ -64,8 +64,8 @@ def load_backbone(
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise DualHeadError(
-            f"'{name_or_path}' is no whole backbone: it lacks {len(missing)} weights, the first is '{missing[0]}', and "
-            "would run with random ones. Download it again, or give a causal language model."
+            f"'{name_or_path}' is not a whole backbone: it lacks {len(missing)} weights, the first is '{missing[0]}', "
+            "and would run with random ones. Download it again, or give a causal language model."
         )
     require_finite(dict(model.named_parameters()), name_or_path)
     return model

@@ -59,7 +59,7 @@ class LanguageModelConfig(SecondModelConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.tune == "none" and self.model is None:
-            raise DualHeadError("An untrained copy of the backbone says nothing: name another model, or tune it.")
+            raise DualHeadError("An untrained copy of the backbone steers nothing: name another model, or tune it.")
 
     def moved_from(self, backbone: str | None) -> "LanguageModelConfig":
         """Stay on the models it was made of: a tuned model goes on being measured against what it was tuned from."""
@@ -85,28 +85,28 @@ class LanguageModel(SecondModel):
 
     def attach(self, backbone: Backbone) -> None:
         """Load the model, or take a view of the backbone; put a LoRA into it."""
-        shared = shares_weights(self.config.model, backbone)
+        is_shared = shares_weights(self.config.model, backbone)
         lm: Any = causal_lm(self.config.model, backbone)
         # Taken before an adapter goes in: a model measured against what it was tuned from is held once.
-        same = self._other is not None and self._other == self.config.model and self.config.tune != "none"
-        untuned = shared_view(lm) if same else None
-        tuned = lm
+        tuned_from_other = self._other is not None and self._other == self.config.model and self.config.tune != "none"
+        reference = shared_view(lm) if tuned_from_other else None
+        wrapper = lm
         if self.config.tune == "lora":
             with injecting(lm):
-                tuned = require("peft", "peft").get_peft_model(lm, lora_config(self.config, "CAUSAL_LM"))
+                wrapper = require("peft", "peft").get_peft_model(lm, lora_config(self.config, "CAUSAL_LM"))
         elif self.config.tune == "full":
-            # A copy of its own, trained in fp32: the optimizer's steps are smaller than bf16 can hold.
-            tuned = lm = copy.deepcopy(backbone.lm if shared else lm).float().requires_grad_(True)
-        self._tuned = (tuned,)  # no submodule: only what is trained is this guide's own
-        self._hold(lm, moves=not shared or self.config.tune == "full")
-        if shared and self.config.tune != "full":
+            # A copy trained in fp32: the optimizer's steps are smaller than bf16 can hold.
+            wrapper = lm = copy.deepcopy(backbone.lm if is_shared else lm).float().requires_grad_(True)
+        self._tuned = (wrapper,)  # not a submodule: it is borrowed
+        self._hold(lm, moves=not is_shared or self.config.tune == "full")
+        if is_shared and self.config.tune != "full":
             self._changes = low_rank_changes(lm, backbone)
-        alone = JointDecoder(backbone, [self._changes]) if self._changes else None
-        lms = [_reader(lm, alone, unguided=self.config.against == UNGUIDED)]
+        decoder = JointDecoder(backbone, [self._changes]) if self._changes else None
+        lms = [_reader(lm, decoder, unguided=self.config.against == UNGUIDED)]
         if self._other:
-            other = untuned or causal_lm(self._other, backbone)
-            self._hold(other, moves=not shares_weights(self._other, backbone))
-            lms.append(_reader(other, None, unguided=False))
+            reference = reference or causal_lm(self._other, backbone)
+            self._hold(reference, moves=not shares_weights(self._other, backbone))
+            lms.append(_reader(reference, None, unguided=False))
         self._lms = tuple(lms)
 
     @property
@@ -120,7 +120,6 @@ class LanguageModel(SecondModel):
 
     @property
     def cache_layers(self) -> int:
-        """As many as its models have layers."""
         layers = self.shape.num_layers if self.config.model is None else count_layers(self.config.model)
         return layers + (count_layers(self._other) if self._other else 0)
 
@@ -152,7 +151,6 @@ class LanguageModel(SecondModel):
 
     @property
     def extra_forwards(self) -> float:
-        """One whole model, or two."""
         return sum(1 if name is None else count_forwards(name) for name in (self.config.model, self._other or ""))
 
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
@@ -177,9 +175,9 @@ class LanguageModel(SecondModel):
         logits = self._lms[0].logits({key: x for key, x in states.items() if not key.startswith(REFERENCE)})
         if self._other:
             other = {key.removeprefix(REFERENCE): x for key, x in states.items() if key.startswith(REFERENCE)}
-            against = self._lms[1].logits(other)
-            common = min(logits.shape[-1], against.shape[-1])  # what only one of them knows says nothing
-            logits = logits[..., :common] - against[..., :common]
+            reference = self._lms[1].logits(other)
+            common = min(logits.shape[-1], reference.shape[-1])  # tokens of only one of them have no difference
+            logits = logits[..., :common] - reference[..., :common]
         logits = fit_vocabulary(logits, size)
         return logits - base if self.config.against == BACKBONE and base is not None else logits
 
@@ -191,13 +189,13 @@ class LanguageModel(SecondModel):
 class _PlainLM:
     """A causal LM as this guide uses it: states first, logits on demand.
 
-    alone: the same model where it is the backbone with a LoRA, for passes without a gradient.
+    joint: the same model where it is the backbone with a LoRA, for passes without a gradient.
     """
 
-    def __init__(self, lm: PreTrainedModel, alone: JointDecoder | None):
+    def __init__(self, lm: PreTrainedModel, joint: JointDecoder | None):
         self.lm = lm
         self.layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
-        self._decoder, self._alone = Decoder(lm), alone
+        self._decoder, self._joint = Decoder(lm), joint
 
     def encode(self, features: Features, cache: Any, training: bool) -> States:
         inputs: dict[str, Any] = {
@@ -206,9 +204,9 @@ class _PlainLM:
             "past_key_values": cache,
         }
         # PEFT's layers keep what a backward pass needs: three tensors as large as the output, for every one of them.
-        if self._alone is not None and not training and self._alone.usable():
+        if self._joint is not None and not training and self._joint.usable():
             assert features.input_ids is not None
-            return {"hidden": self._alone.forward(features.input_ids, **inputs)[0]}
+            return {"hidden": self._joint.forward(features.input_ids, **inputs)[0]}
         return {"hidden": self._decoder(features.input_ids, **inputs)[0].last_hidden_state}
 
     def logits(self, states: States) -> Tensor:
@@ -222,8 +220,8 @@ class _GuidedLM(_PlainLM):
     def __init__(self, lm: Any, *, unguided: bool):
         self.lm = lm
         self.layers = lm.config.get_text_config(decoder=True).num_hidden_layers
-        self._acting, self._strengths = lm.resolve_alpha(None, 1)
-        self._wanted = ("policy", "base") if unguided else ("policy",)
+        self._strengths, self._values = lm.resolve_alpha(None, 1)
+        self._distributions = ("policy", "base") if unguided else ("policy",)
 
     def encode(self, features: Features, cache: Any, training: bool) -> States:
         del training
@@ -232,21 +230,21 @@ class _GuidedLM(_PlainLM):
             attention_mask=features.padding,
             position_ids=features.positions,
             past_key_values=cache,
-            guides=self._acting.names,
+            guides=self._strengths.names,
             keep=features.keep,
         )
         return {"hidden": encoded.hidden, **_side_by_side(encoded.states)}
 
     def logits(self, states: States) -> Tensor:
-        guides = _by_guide({key: x for key, x in states.items() if key != "hidden"}, self._acting.names)
-        strengths = self._strengths.to(states["hidden"].device)
-        z = self.lm.distributions(states["hidden"], guides, strengths, self._wanted)
+        guides = _by_guide({key: x for key, x in states.items() if key != "hidden"}, self._strengths.names)
+        values = self._values.to(states["hidden"].device)
+        z = self.lm.distributions(states["hidden"], guides, values, self._distributions)
         return z["policy"] - z["base"] if "base" in z else z["policy"]
 
 
 def _side_by_side(states: Mapping[str, States]) -> States:
     """The states of the model's guides as this guide's: {"guide/key": tensor}."""
-    return {f"{name}/{key}": x for name, each in states.items() for key, x in each.items()}
+    return {f"{name}/{key}": x for name, guide_states in states.items() for key, x in guide_states.items()}
 
 
 def _by_guide(states: States, names: Iterable[str]) -> dict[str, States]:
@@ -258,12 +256,12 @@ def _by_guide(states: States, names: Iterable[str]) -> dict[str, States]:
     return guides
 
 
-def _reader(lm: PreTrainedModel, alone: JointDecoder | None, *, unguided: bool) -> _PlainLM:
+def _reader(lm: PreTrainedModel, joint: JointDecoder | None, *, unguided: bool) -> _PlainLM:
     if lm.config.model_type == AlignedConfig.model_type:
         return _GuidedLM(lm, unguided=unguided)
     if unguided:
         raise DualHeadError("against='unguided' needs a checkpoint of guides as its model, not a plain one.")
-    return _PlainLM(lm, alone)
+    return _PlainLM(lm, joint)
 
 
 GUIDE = LanguageModel

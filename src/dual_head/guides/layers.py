@@ -76,7 +76,7 @@ class LinearMap(nn.Module):
         return self.up(x if self.down is None else self.down(x))
 
     def onto(self, x: Tensor, other: Tensor) -> Tensor | None:
-        """Map by the sum of this map and another matrix [out, in], in one product; None where that is none, or inexact.
+        """Map by the sum of this map and another matrix [out, in], in one product; None where it would be inexact.
 
         A map of low rank is cheaper by itself, and in lower precision rounding takes what it adds to larger weights.
         """
@@ -161,14 +161,15 @@ class CausalGate(nn.Module):
     def forward(self, features: Features, cache: CacheSlot | None) -> Tensor:
         """Map features [B, T, d] to gate logits [B, T], 0 outside the positions that are scored (`keep`)."""
         rows = len(features.hidden)
-        keeps = torch.is_grad_enabled() and cache is None
-        size = max(1, KEPT // self._kept(features)) if keeps else rows
+        has_backward = torch.is_grad_enabled() and cache is None
+        size = max(1, KEPT // self._row_bytes(features)) if has_backward else rows
         if size >= rows:
             return self._logits(features, cache)
-        again = partial(checkpoint, lambda make: self._logits(make(), None), use_reentrant=False)
-        return torch.cat([again(make, preserve_rng_state=False) for make in features.groups(size)])
+        # rows   [ 0 1 2 | 3 4 5 | 6 7 ]   each group forgets its attention and computes it again for its gradient
+        recomputed = partial(checkpoint, lambda make: self._logits(make(), None), use_reentrant=False)
+        return torch.cat([recomputed(make, preserve_rng_state=False) for make in features.groups(size)])
 
-    def _kept(self, features: Features) -> int:
+    def _row_bytes(self, features: Features) -> int:
         """How many bytes a row keeps for its backward pass: keys and values, queries and outputs, the mask."""
         length, queries = features.hidden.shape[1], features.hidden[:, features.keep].shape[1]
         width = self.num_heads * self.head_dim
@@ -176,30 +177,35 @@ class CausalGate(nn.Module):
 
     def _dtype(self, hidden: Tensor) -> torch.dtype:
         """Of the products."""
-        kind = hidden.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.query.weight.dtype
+        device = hidden.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.query.weight.dtype
 
     def _logits(self, features: Features, cache: CacheSlot | None) -> Tensor:
-        """Logits [B, T] of some rows."""
+        """Logits [B, T] of some rows.
+
+        keys       [ p p p p | r r r ]       of all T tokens, and of those in the cache before them
+        queries            [ p r r r ]       of the scored positions `keep` alone
+        logits     [ 0 0 0 s   s s s ]
+        """
         dtype, keep = self._dtype(features.hidden), features.keep
-        mask, kept, length = features.mask, features.hidden[:, keep], features.hidden.shape[1]
-        everywhere = isinstance(keep, slice) and kept.shape[1] == length
+        mask, scored, length = features.mask, features.hidden[:, keep], features.hidden.shape[1]
+        everywhere = isinstance(keep, slice) and scored.shape[1] == length
         if mask is None and features.padding is not None and cache is None:
-            mask = causal_mask(features.padding, length, None, guide_layer=0, device=kept.device)
-        q = self._split(self.query(kept.to(dtype)))
+            mask = causal_mask(features.padding, length, None, guide_layer=0, device=scored.device)
+        q = self._split(self.query(scored.to(dtype)))
         k, v = (self._split(features.of_each(lambda x, f=f: f(x.to(dtype)))) for f in (self.key, self.value))
         if cache is not None:
             k, v = cache.update(k, v)
         visible = None if mask is None else mask[..., keep, :]
         if visible is None and not everywhere:
-            at = torch.arange(length, device=kept.device)
-            visible = at <= at[keep, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None and length > 1)
-        kept_logits = self.output(mixed.transpose(1, 2).flatten(2)).squeeze(-1)
+            columns = torch.arange(length, device=scored.device)
+            visible = columns <= columns[keep, None]
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None and length > 1)
+        scored_logits = self.output(context.transpose(1, 2).flatten(2)).squeeze(-1)
         if everywhere:
-            return kept_logits
-        logits = kept_logits.new_zeros(features.hidden.shape[:2])
-        logits[:, keep] = kept_logits
+            return scored_logits
+        logits = scored_logits.new_zeros(features.hidden.shape[:2])
+        logits[:, keep] = scored_logits
         return logits
 
     def _split(self, projected: Tensor) -> Tensor:

@@ -95,8 +95,8 @@ class Multilayer(Guide):
         layers = [features.layers[i].float() for i in self.hidden_layers]
         if self.config.normalise:
             layers = [F.rms_norm(x, x.shape[-1:], eps=1e-6) for x in layers]
-        joined = torch.cat([pool(x, self.width) for x in layers], -1).to(self.fusion.weight.dtype)
-        return {"fused": self.dropout(F.relu(self.fusion(joined)))}
+        pooled = torch.cat([pool(x, self.width) for x in layers], -1)  # [B, T, m width]
+        return {"fused": self.dropout(F.relu(self.fusion(pooled.to(self.fusion.weight.dtype))))}
 
     def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """W_2 relu(W_1 fused), [n, width] to [n, V]."""

@@ -60,14 +60,14 @@ class RewardModelConfig(SecondModelConfig):
         super().__post_init__()
         require_positive(k=self.k)
         if self.model is not None and self.tune != "none":
-            raise DualHeadError("A reward model that has a place of its own is used as it is: leave out tune.")
+            raise DualHeadError("A reward model in a folder or on the hub is used as it is: leave out tune.")
 
     def moved_from(self, backbone: str | None) -> "RewardModelConfig":
-        """Stay a model of its own; one that is a part of its backbone cannot move without it."""
+        """Stay the model that is named; one that is a part of its backbone cannot move without it."""
         if self.model is not None:
             return self
         raise DualHeadError(
-            f"This reward model is a part of its backbone ({backbone}). Only one with a place of its own can move. "
+            f"This reward model is a part of its backbone ({backbone}). Only one in a folder or on the hub can move. "
             f"{OWN_PLACE}"
         )
 
@@ -84,7 +84,10 @@ class RewardModel(SecondModel):
         config, full = self.config, self.config.tune == "full"
         if config.model is not None:
             model = _load(config.model, backbone)
-            self._parts = (model.base_model, model.score)  # no submodules: only what is trained is this guide's own
+            self._parts = (
+                model.base_model,
+                model.score,
+            )  # not submodules: they are borrowed
             self._hold(model, moves=True)
             return
         lm = copy.deepcopy(backbone.lm).float().requires_grad_(True) if full else shared_view(backbone.lm)
@@ -97,7 +100,7 @@ class RewardModel(SecondModel):
         nn.init.normal_(score.weight, std=0.02)
         self._parts = (decoder, score)
         self._hold(nn.ModuleDict({"decoder": decoder}), moves=full)
-        self._hold(nn.ModuleDict({"score": score}), moves=False)  # its only tensor is among our own
+        self._hold(nn.ModuleDict({"score": score}), moves=False)  # it moves with the guide's weights
 
     @property
     def _decoder(self) -> Any:
@@ -130,12 +133,10 @@ class RewardModel(SecondModel):
 
     @property
     def cache_layers(self) -> int:
-        """As many as the reward model has layers."""
         return self.shape.num_layers if self.config.model is None else count_layers(self.config.model)
 
     @property
     def reads_base(self) -> bool:
-        """The candidates are the backbone's."""
         return True
 
     def executed(self, stored: int, backbone: Parameters) -> int:
@@ -165,57 +166,65 @@ class RewardModel(SecondModel):
         ids, layers = features.input_ids, self._decoder.config.get_text_config(decoder=True).num_hidden_layers
         prefix = DynamicCache() if cache is None else cache.view(layers)
         past = prefix.get_seq_length() + 0  # a static cache hands out its counter itself, and moves it on
-        at = torch.arange(ids.shape[1], device=ids.device)[features.keep]
+        scored = torch.arange(ids.shape[1], device=ids.device)[features.keep]
         # A step of decoding reads its token and what may follow it at once. A prompt goes first, by itself: its
         # attention is plain causal, for which there are kernels that need no mask.
-        new = 1 if ids.shape[1] == len(at) == 1 else 0
+        new = 1 if ids.shape[1] == len(scored) == 1 else 0
         if not new:
             positions = {} if features.positions is None else {"position_ids": features.positions}
             self._decoder(
                 input_ids=ids, attention_mask=features.padding, past_key_values=prefix, use_cache=True, **positions
             )
         # A backbone may have more logits than there are tokens; the reward model can only read its own.
-        known = min(self.shape.vocab_size, self._decoder.get_input_embeddings().weight.shape[0])
-        k = min(self.config.k, known)
+        readable = min(self.shape.vocab_size, self._decoder.get_input_embeddings().weight.shape[0])
+        k = min(self.config.k, readable)
         # Positions that lie apart would take three times as long.
         base = features.logits(features.hidden[:, features.keep].contiguous())  # [B, n, V]
-        candidates = base[..., :known].topk(k).indices
+        candidates = base[..., :readable].topk(k).indices
         step = max(1, BATCH_TOKENS // (len(ids) * k))
         rewards = [
-            self._rewards(candidates[:, i : i + step], at[i : i + step], new, PrefixCache(prefix, new), past, features)
-            for i in range(0, len(at), step)
+            self._rewards(
+                candidates[:, i : i + step], scored[i : i + step], new, PrefixCache(prefix, new), past, features
+            )
+            for i in range(0, len(scored), step)
         ]
+        rewards = torch.cat(rewards, 1) if rewards else candidates.float()  # of no position
         shape = (*ids.shape, k)
         states = {
-            "candidates": candidates.new_zeros(shape).index_copy(1, at, candidates),
-            "rewards": torch.zeros(shape, device=ids.device).index_copy(1, at, _joined(rewards, candidates)),
+            "candidates": candidates.new_zeros(shape).index_copy(1, scored, candidates),
+            "rewards": torch.zeros(shape, device=ids.device).index_copy(1, scored, rewards),
         }
         return {**states, "base_logits": base} if new else states  # of a whole prompt they would be kept for nothing
 
     def _rewards(
-        self, candidates: Tensor, at: Tensor, new: int, ahead: PrefixCache, past: Any, features: Features
+        self, candidates: Tensor, scored: Tensor, new: int, cache: PrefixCache, past: Any, features: Features
     ) -> Tensor:
-        """r(x, y_<t, v) of candidates [B, n, k] that follow the positions `at` [n]: [B, n, k] in fp32.
+        """r(x, y_<t, v) of candidates [B, n, k] that follow the positions `scored` [n]: [B, n, k] in fp32.
 
         The first `new` tokens are read along, before the candidates.
+
+            a step, new = 1           of a prompt, new = 0
+            tokens     [ y | v v v ]  [ v v v | v v v ]        k = 3 candidates v
+            anchors    [ 5 | 5 5 5 ]  [ 4 4 4 | 5 5 5 ]        the position of each token, or of the one it follows
+            ahead      [ 0 | 1 1 1 ]  [ 1 1 1 | 1 1 1 ]        how far behind its anchor it stands
         """
         assert features.input_ids is not None
         rows, n, k = candidates.shape
-        after = F.pad(torch.ones_like(candidates[0].flatten()), (new, 0))  # [new + n k], 0 for the tokens themselves
-        of = torch.cat([at[:new], at.repeat_interleave(k)])  # the token each one is, or follows
-        positions = (of + past).expand(rows, -1) if features.positions is None else features.positions[:, of]
+        ahead = F.pad(torch.ones_like(candidates[0].flatten()), (new, 0))
+        anchors = torch.cat([scored[:new], scored.repeat_interleave(k)])
+        positions = (anchors + past).expand(rows, -1) if features.positions is None else features.positions[:, anchors]
         output = self._decoder(
             input_ids=torch.cat([features.input_ids[:, :new], candidates.flatten(1)], 1),
-            attention_mask=self._mask(of + past, after, new, ahead, features.padding, rows),
-            position_ids=positions + after,
-            past_key_values=ahead,
+            attention_mask=self._mask(anchors + past, ahead, new, cache, features.padding, rows),
+            position_ids=positions + ahead,
+            past_key_values=cache,
             use_cache=True,
         )
         hidden = output.last_hidden_state[:, new:].to(self._score.weight.dtype)
         return self._score(hidden).float().view(rows, n, k)
 
     def _mask(
-        self, columns: Tensor, after: Tensor, new: int, ahead: PrefixCache, padding: Tensor | None, rows: int
+        self, columns: Tensor, ahead: Tensor, new: int, cache: PrefixCache, padding: Tensor | None, rows: int
     ) -> Any:
         """What each may look at: the prefix up to its column [m], and, if it follows it, itself; [B, 1, m, K + n k].
 
@@ -223,22 +232,22 @@ class RewardModel(SecondModel):
         v after 2      x      x x x   x
         v after 1      x      x x         . . x      itself, and no other candidate
         """
-        width, device = ahead.width(), columns.device
+        width, device = cache.width(), columns.device
         keys = torch.arange(width, device=device)
-        seen = (keys <= columns[:, None])[None].expand(rows, -1, -1)
+        prefix = (keys <= columns[:, None])[None].expand(rows, -1, -1)
         if padding is not None:
-            seen = seen & F.pad(padding.bool(), (0, width - padding.shape[1]))[:, None]
+            prefix = prefix & F.pad(padding.bool(), (0, width - padding.shape[1]))[:, None]
         itself = torch.eye(len(columns), dtype=torch.bool, device=device)[:, new:].expand(rows, -1, -1)
         config = self._decoder.config.get_text_config(decoder=True)
         window = getattr(config, "sliding_window", None)
-        full = self._additive(torch.cat([seen, itself], -1))
+        full = self._additive(torch.cat([prefix, itself], -1))
         if window is None:
             return full
-        near = seen & (keys > (columns + after)[:, None] - window)
-        sliding = self._additive(torch.cat([near, itself], -1))
+        window_prefix = prefix & (keys > (columns + ahead)[:, None] - window)
+        sliding = self._additive(torch.cat([window_prefix, itself], -1))
         # Models that mix both kinds of layers take a mask of each.
-        mixed = getattr(config, "layer_types", None)
-        return {"full_attention": full, "sliding_attention": sliding} if mixed else sliding
+        layer_types = getattr(config, "layer_types", None)
+        return {"full_attention": full, "sliding_attention": sliding} if layer_types else sliding
 
     def _additive(self, allowed: Tensor) -> Tensor:
         return additive(allowed, self._decoder.dtype)[:, None]
@@ -257,10 +266,6 @@ class RewardModel(SecondModel):
         return torch.zeros(base.shape, dtype=torch.bool, device=base.device).scatter(-1, ids, True)
 
 
-def _joined(rewards: list[Tensor], candidates: Tensor) -> Tensor:
-    return torch.cat(rewards, 1) if rewards else candidates.float()  # nothing was asked for
-
-
 def _load(name: str, backbone: Backbone) -> Any:
     with reading(
         f"Could not load a reward model from '{name}'", f"Give a sequence classifier with one label. {OWN_PLACE}"
@@ -272,11 +277,11 @@ def _load(name: str, backbone: Backbone) -> Any:
         )
     model, info = loaded
     if model.config.num_labels != 1 or not hasattr(model, "score"):
-        raise DualHeadError(f"'{name}' is no reward model: it needs one label and a score head on a decoder.")
+        raise DualHeadError(f"'{name}' is not a reward model: it needs one label and a score head on a decoder.")
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise DualHeadError(
-            f"'{name}' is no whole reward model: it lacks {len(missing)} weights, the first is '{missing[0]}'. "
+            f"'{name}' is not a whole reward model: it lacks {len(missing)} weights, the first is '{missing[0]}'. "
             f"{OWN_PLACE}"
         )
     return model.requires_grad_(False).eval().to(backbone.output_device)

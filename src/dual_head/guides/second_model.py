@@ -70,39 +70,39 @@ class SecondModelConfig(GuideConfig):
 
 
 class SecondModel(Guide):
-    """A guide that is a model: its trained tensors are the guide's own, whatever else it is made of is borrowed."""
+    """A guide that is a model: it holds the tensors that are trained, and borrows everything else."""
 
     config: SecondModelConfig
     reads_tokens = True
 
     def __init__(self, config: SecondModelConfig, shape: BackboneShape):
         super().__init__(config, shape)
-        self.own = nn.ParameterList()
+        self.weights = nn.ParameterList()  # those that are trained
         self._names: list[str] = []
         # Borrowed, so no submodules: (model, whether it moves with this guide rather than with the backbone).
         self._models: list[tuple[nn.Module, bool]] = []
 
     @property
     def models(self) -> list[nn.Module]:
-        """Every model that it reads, whoever else reads it."""
+        """Every model that it reads, shared ones among them."""
         return [model for model, _ in self._models]
 
     def _hold(self, model: nn.Module, *, moves: bool) -> None:
-        """Take a model in; what of it has a gradient becomes this guide's own."""
+        """Take a model in, and hold its parameters that have a gradient."""
         self._models.append((model, moves))
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 self._names.append(name)
-                self.own.append(parameter)
+                self.weights.append(parameter)
 
     @property
     def shares_prompts(self) -> bool:
-        """Where it is the backbone over again; another model has not been tried."""
+        """Where it is the backbone itself; other models have not been tried."""
         return self.config.model is None
 
     def stored(self) -> dict[str, Tensor]:
-        """What is trained; nothing of a model that has a place of its own."""
-        return dict(zip(self._names, self.own, strict=True))
+        """What is trained; never a model that has a folder or name."""
+        return dict(zip(self._names, self.weights, strict=True))
 
     def train(self, mode: bool = True) -> Self:
         """Switch the dropout of what is trained; frozen and shared layers stay in eval mode."""
@@ -135,7 +135,7 @@ def lora_config(config: SecondModelConfig, task: str | None = None) -> Any:
 
 @contextmanager
 def injecting(model: nn.Module) -> Iterator[None]:
-    """Put an adapter into a model: what PEFT cannot find is our error, and its warnings ask for nothing."""
+    """Put an adapter into a model: layers that PEFT cannot find are an error of ours."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         # GPT-2's Conv1D holds its weight the other way round; PEFT sees it and does right.
@@ -146,8 +146,8 @@ def injecting(model: nn.Module) -> Iterator[None]:
             yield
         except ValueError as error:
             reason = str(error).splitlines()[0]
-            if "dropout" in reason:  # experts, whose weights are no layers
-                remedy = "Set the LoRA's dropout to 0 (--lora_dropout 0), or name layers that are no experts."
+            if "dropout" in reason:  # experts, whose weights are not layers
+                remedy = "Set the LoRA's dropout to 0 (--lora_dropout 0), or name layers other than experts."
             else:  # no layer has the target's name
                 remedy = "Name some of its layers in target_modules, or use all-linear."
             raise DualHeadError(f"LoRA finds nothing to adapt in {type(model).__name__}: {reason} {remedy}") from error
@@ -239,14 +239,14 @@ def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoMo
     if name is None:
         return backbone
     config = _config_of(name)
-    added = 0
+    extra = 0
     if adapter_config(name):
-        added = _count_values(str(Path(name) / ADAPTER_WEIGHTS))
+        extra = _count_values(str(Path(name) / ADAPTER_WEIGHTS))
     elif config.model_type == AlignedConfig.model_type:
-        added, config = _count_values(find_file(name, SAFE_WEIGHTS_NAME)), config.backbone_config
+        extra, config = _count_values(find_file(name, SAFE_WEIGHTS_NAME)), config.backbone_config
     with torch.device("meta"):
         parameters = Parameters.of(model.from_config(config))
-    return replace(parameters, whole=parameters.whole + added, decoder=parameters.decoder + added)
+    return replace(parameters, whole=parameters.whole + extra, decoder=parameters.decoder + extra)
 
 
 def _config_of(name: str) -> Any:
@@ -272,7 +272,7 @@ def _base_of(name: str | None) -> str | None:
 
 
 def adapter_config(name: str | None) -> dict[str, Any] | None:
-    """Read a PEFT adapter's config; None for what is no folder of an adapter. Errors: one that names no base."""
+    """Read a PEFT adapter's config; None for anything but an adapter's folder. Errors: one that names no base."""
     file = Path(name or "") / ADAPTER_CONFIG
     if not (name and file.is_file()):
         return None
@@ -284,8 +284,8 @@ def adapter_config(name: str | None) -> dict[str, Any] | None:
 
 def fit_vocabulary(logits: Tensor, size: int) -> Tensor:
     """Bring logits [..., V'] to [..., V]: padding of the embeddings is cut, or never chosen."""
-    missing = size - logits.shape[-1]
-    if missing <= 0:
+    padding = size - logits.shape[-1]
+    if padding <= 0:
         return logits[..., :size]
-    least = logits.amin(-1, keepdim=True).expand(*logits.shape[:-1], missing)
+    least = logits.amin(-1, keepdim=True).expand(*logits.shape[:-1], padding)
     return torch.cat([logits, least], -1)
