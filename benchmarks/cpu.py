@@ -28,7 +28,7 @@ from report import faster, quarters, times_of
 
 from dual_head import PairCollator, method
 from dual_head.data.tokenize import pair_lengths
-from dual_head.train.trainer import ByLength
+from dual_head.train.base import ByLength
 
 RUNS = 5
 NAIVE, TRL = "naive Dual-Head", "TRL DPO, LoRA, reference precomputed"

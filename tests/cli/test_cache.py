@@ -16,24 +16,24 @@ from files import WORDS, word_tokenizer, write_backbone, write_pairs
 
 from dual_head.cli import main
 from dual_head.methods import method
-from dual_head.train.feature_cache import write
+from dual_head.train.feature_cache import run as cache_run
 from dual_head.train.feature_cache.run import cache_features
 from dual_head.train.feature_cache.store import write_manifest
 from dual_head.train.options import CacheOptions
 
 SRC = Path(__file__).parents[2] / "src"
-# Kills its own process, as the machine would, when the third shard is written and not yet renamed.
+# Kills its own process, as the machine would, when the third shard is written and not yet in its place.
 KILLED = """
 import os, signal, sys
 from dual_head.cli import main
 from dual_head.train.feature_cache import store
-flush, seen = store.flush, []
-def flush_or_die(file):
+file_digest, seen = store.file_digest, []
+def digest_or_die(file):
     seen.append(file)
     if len(seen) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    flush(file)
-store.flush = flush_or_die
+    return file_digest(file)
+store.file_digest = digest_or_die
 main(sys.argv[1:])
 """
 
@@ -147,7 +147,7 @@ def test_a_killed_command_loses_one_shard_and_the_same_again_finishes_with_the_s
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert shards(tmp_path).keys() == {"features-00000.safetensors", "features-00001.safetensors"}
-    assert list(tmp_path.glob(".features-00002*"))
+    assert [file.name for file in tmp_path.glob(".*/*")] == ["features-00002.safetensors"]
     assert not manifest(tmp_path)["complete"]
     before = times(tmp_path)
     cache(source, tmp_path)
@@ -192,7 +192,7 @@ def test_a_longer_data_set_with_another_pair_in_the_last_shard_is_refused(source
 
 def test_two_processes_divide_the_shards_and_write_what_one_writes(source, whole, tmp_path, monkeypatch):
     # Threads for processes: only one runs at a time, as transformers and datasets are not made for two at once.
-    turn, barrier, said, failed, publish = threading.Lock(), threading.Barrier(2), [], [], write.publish
+    turn, barrier, said, failed, publish = threading.Lock(), threading.Barrier(2), [], [], cache_run.publish
 
     class Process:
         """One of two, in a thread of its own."""
@@ -222,8 +222,8 @@ def test_two_processes_divide_the_shards_and_write_what_one_writes(source, whole
                 failed.append(error)
                 barrier.abort()
 
-    monkeypatch.setattr("dual_head.train.feature_cache.run.PartialState", Process)
-    monkeypatch.setattr(write, "publish", publish_and_say)
+    monkeypatch.setattr(cache_run, "PartialState", Process)
+    monkeypatch.setattr(cache_run, "publish", publish_and_say)
     options = CacheOptions(str(source / "backbone"), str(source / "pairs.jsonl"), output_dir=str(tmp_path))
     options.held_out, options.pairs_per_shard = 0.2, 8
     threads = [threading.Thread(target=run, name=str(i)) for i in (0, 1)]
@@ -292,7 +292,7 @@ def test_a_file_beside_the_shards_that_has_changed_is_refused_by_its_name(name, 
 
 
 def test_verifying_what_is_no_cache_or_not_finished_fails(copied, tmp_path, capsys):
-    assert "is no feature cache" in refused(capsys, ["cache", "--verify", str(tmp_path / "nothing")])
+    assert "is not a feature cache" in refused(capsys, ["cache", "--verify", str(tmp_path / "nothing")])
     assert "--verify FOLDER" in refused(capsys, ["cache", "--verify"])
     write_manifest(copied, {**manifest(copied), "complete": False})
     assert "not finished" in refused(capsys, ["cache", "--verify", str(copied)])

@@ -134,8 +134,8 @@ REFUSED = {
     "tabs.csv": (b"a\tb\n1\t2\n", "are separated by"),
     "twice.csv": (b"a,b,a\n1,2,3\n", "the column 'a' twice. Rename"),
     "header.csv": (b"caf\xe9,b\n1,2\n", "The first line of .* is not UTF-8"),
-    "empty.parquet": (b"", "no readable parquet file"),
-    "empty.arrow": (b"", "no readable arrow file"),
+    "empty.parquet": (b"", "not a readable parquet file"),
+    "empty.arrow": (b"", "not a readable arrow file"),
     "a.parquet.gz": (b"", "Unpack it with gunzip"),
 }
 
@@ -195,7 +195,7 @@ def test_hidden_files_are_no_data(tmp_path):
 
 
 def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("dual_head.data.files.ROOM", 10_000)
+    monkeypatch.setattr("dual_head.data.streams.ROOM", 10_000)
     with pytest.raises(DualHeadError, match=r"more than 200 times its size\..* unpack it with gunzip"):
         read(tmp_path / "bomb.jsonl.gz", gzip.compress(b'{"a": "' + b"a" * 10_000_000 + b'"}\n'))
     repeated = LINES * 20  # what is packed well, as rows like one another are
@@ -204,7 +204,7 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monk
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.jsonl.gz"])
 def test_a_line_without_end_is_refused_before_all_of_it_is_read(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("dual_head.data.files.LONGEST_LINE", 1000)
+    monkeypatch.setattr("dual_head.data.streams.LONGEST_LINE", 1000)
     content = b"x" * 5000
     with pytest.raises(DualHeadError, match="a line of 1,000 bytes or more"):
         read(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)

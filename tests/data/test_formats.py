@@ -233,7 +233,7 @@ def test_a_prompt_of_messages_enters_once(load, prompt, chosen, rejected, pair):
         ([], MUTE),
         (
             [user("a"), {"role": "tool", "content": "b"}],
-            "a message by 'tool', which is none of system, user and assistant",
+            "a message by 'tool', not by system, user or assistant",
         ),
         ([user("a"), {"role": ["assistant"], "content": "b"}], "malformed row"),
         ([user("a"), assistant(None)], "malformed row"),
@@ -345,7 +345,7 @@ def test_a_prompt_made_of_what_the_replies_share_is_noted(load):
     pairs, drops = load({"post": "3 + 3?", **BOTH})
     assert pairs[0].prompt == "The answer is"
     (note,) = drops.notes
-    assert "no column is known to hold one" in note
+    assert "no column with a prompt was found" in note
 
 
 LOOK = {**assistant("Let me look."), "tool_calls": [{"function": {"name": "weather"}}]}
@@ -554,7 +554,7 @@ def test_a_broken_array_is_counted_and_told(tmp_path):
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
     (tmp_path / "a.parquet").write_text("no")
-    with pytest.raises(DualHeadError, match=r"a\.parquet' is no readable parquet"):
+    with pytest.raises(DualHeadError, match=r"a\.parquet' is not a readable parquet"):
         load_pairs(str(tmp_path))
 
 

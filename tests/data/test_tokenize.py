@@ -188,7 +188,7 @@ def test_a_plain_text_beside_a_chat_template_is_noted():
     rows, drops = tokenised([Pair("a b", " c", " d"), ANSWERED], tokenizer)
     assert rows[0] == ([BOS, A, B], [C, EOS], [D, EOS])
     ((note, count),) = drops.notes.items()
-    assert note.startswith("plain text, which the chat template is not put around: generate from such prompts with")
+    assert note.startswith("plain text, without the chat template around it: generate from such prompts with")
     assert count == 1
 
 

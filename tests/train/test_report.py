@@ -1,4 +1,4 @@
-"""The report of a training run: rows of what is trained, no number that is none, and when they tell nothing."""
+"""The report of a training run: rows of what is trained, no number that is none, and a warning where they are few."""
 
 import io
 import json
@@ -55,5 +55,5 @@ def test_a_value_that_is_no_number_leaves_none_in_the_report(tmp_path):
 @pytest.mark.parametrize(("pairs", "told"), [(19, True), (20, False)])
 def test_few_held_out_pairs_are_said_to_tell_nothing(pairs, told, tmp_path):
     said = printed(report({"accuracy": [1.0] * pairs}), tmp_path)
-    assert ("Only 19 held-out pairs: under 20 they tell nothing." in said) is told
+    assert ("Only 19 held-out pairs: averages under 20 mean little." in said) is told
     assert "rows" in too_few(3, "rows")

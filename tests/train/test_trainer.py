@@ -22,10 +22,11 @@ from dual_head.methods import method
 from dual_head.ops import compiled, vocab_kernels
 from dual_head.train import run
 from dual_head.train.arguments import GuideTrainingArguments
+from dual_head.train.base import rows_seen
 from dual_head.train.identity import check_same_run
 from dual_head.train.resume import last_whole_checkpoint, missing_files
 from dual_head.train.step import GuidedLoss
-from dual_head.train.trainer import GuideTrainer, rows_seen
+from dual_head.train.trainer import GuideTrainer
 
 SRC = Path(__file__).parents[2] / "src"
 

@@ -302,7 +302,7 @@ def test_mistakes_are_named(tmp_path):
     refused("gamma_ratio must be at least 0", kind="simpo", gamma_ratio=-0.1)
     refused("lack rejected_ids", train_dataset=data.remove_columns("rejected_ids"))
     refused("has no reference", kind="simpo", reference=tiny_lm("llama"))
-    refused("holds weights that are trained", reference=lm)
+    refused("shares weights that are trained", reference=lm)
     refused("TRL does not train this.*num_labels", kind="reward")
     padded_with_eos = word_tokenizer()
     padded_with_eos.pad_token = padded_with_eos.eos_token

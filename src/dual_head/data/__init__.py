@@ -5,6 +5,7 @@ formats  rows to pairs                conversation, tokenize  pairs to ids  coll
 """
 
 from dual_head.data.types import (
+    COLUMNS,
     Cut,
     Dropped,
     Message,
@@ -16,4 +17,15 @@ from dual_head.data.types import (
     split_by_prompt,
 )
 
-__all__ = ["Cut", "Dropped", "Message", "Pair", "Prompt", "RowReport", "is_held_out", "rows_digest", "split_by_prompt"]
+__all__ = [
+    "COLUMNS",
+    "Cut",
+    "Dropped",
+    "Message",
+    "Pair",
+    "Prompt",
+    "RowReport",
+    "is_held_out",
+    "rows_digest",
+    "split_by_prompt",
+]

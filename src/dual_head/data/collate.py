@@ -1,8 +1,7 @@
-"""Token ids to the tensors of a pair batch, and the only place that knows how its rows are laid out.
+"""Token ids to the tensors of a pair batch: how its rows are laid out is known here alone.
 
 A prompt may be written once for both responses, [prompt | chosen | rejected], and such pairs one after the other in a
-row; or once for each. It knows no tokenizer: padding only fills, and every index comes from lengths, so that pad may
-be EOS.
+row; or once for each. Padding only fills, and every index comes from lengths, so that pad may be EOS.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from dual_head.data import COLUMNS
 from dual_head.errors import DualHeadError
 from dual_head.ops.masks import PADDING, PARTS
 
@@ -42,7 +42,7 @@ class PairBatch(TypedDict):
     labels: Tensor  # [n] int64
     row: Tensor  # [n] int64, 2 i for the chosen response of pair i, 2 i + 1 for the rejected one
     counts: list[int]  # [2B], how many of the n each response has
-    # Where prompts are shared:
+    # Of shared prompts:
     parts: NotRequired[Tensor]  # [R, T] int64: 3 k, 3 k + 1, 3 k + 2 for the parts of a row's k-th pair, or PADDING
     starts: NotRequired[list[int]]  # [B], which of the R T tokens is the first of each pair; the others follow it
     # [2B, L] int64, which of the R T tokens each sequence consists of; on the left NO_TOKEN, so that all end together
@@ -55,8 +55,8 @@ class PairBatch(TypedDict):
 class PairCollator:
     """Collate rows of prompt_ids, chosen_ids, rejected_ids; raises DualHeadError without a pad token id.
 
-    share_prompt: write a prompt once for both responses, and pairs one after the other where that saves padding.
-    Whoever reads such rows needs masks made from `parts`.
+    share_prompt: write a prompt once for both responses, and pairs one after the other where that saves padding; a
+    decoder needs masks made from `parts` for such rows.
     """
 
     pad_token_id: int
@@ -70,26 +70,26 @@ class PairCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> PairBatch:
         """Lay out pairs in rows."""
-        lengths = torch.tensor([[len(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")] for row in rows])
-        both = torch.stack([lengths[:, [0, 1]], lengths[:, [0, 2]]], 1).flatten(0, 1)  # [2B, prompt and response]
-        longest = int(both.sum(1).max())
-        scored = _scored(both, longest)
+        lengths = torch.tensor([[len(row[column]) for column in COLUMNS] for row in rows])
+        sides = torch.stack([lengths[:, [0, 1]], lengths[:, [0, 2]]], 1).flatten(0, 1)  # [2B, prompt and response]
+        longest = int(sides.sum(1).max())
+        scored = _scored(sides, longest)
         batch: Any = {
-            "row": torch.arange(2 * len(lengths)).repeat_interleave(both[:, 1]),
+            "row": torch.arange(2 * len(lengths)).repeat_interleave(sides[:, 1]),
             "counts": lengths[:, 1:].flatten().tolist(),
         }
         if not self.share_prompt:
-            texts = [row["prompt_ids"] + row[f"{side}_ids"] for row in rows for side in ("chosen", "rejected")]
-            batch |= self._laid_out(texts, both, _apart(len(texts), longest))
+            texts = [row["prompt_ids"] + row[column] for row in rows for column in COLUMNS[1:]]
+            batch |= self._laid_out(texts, sides, _apart(len(texts), longest))
             del batch["parts"]
             return batch | {"at": scored, "labels": batch["input_ids"].flatten()[scored + 1]}
-        laid = _packed(lengths.sum(1).tolist())
+        layout = _packed(lengths.sum(1).tolist())
         texts = [row["prompt_ids"] + row["chosen_ids"] + row["rejected_ids"] for row in rows]
-        sequences, shift = _sequences(lengths, torch.tensor(laid.starts), longest)
-        within = scored + shift.repeat_interleave(both[:, 1])
-        batch |= self._laid_out(texts, lengths, laid)
+        sequences, shift = _sequences(lengths, torch.tensor(layout.starts), longest)
+        within = scored + shift.repeat_interleave(sides[:, 1])
+        batch |= self._laid_out(texts, lengths, layout)
         return batch | {
-            "starts": laid.starts,
+            "starts": layout.starts,
             "sequences": sequences,
             "within": within,
             "at": sequences.flatten()[within],
@@ -97,28 +97,33 @@ class PairCollator:
             "tail": int(lengths[:, 1:].max()) + 1,  # a response's tokens, and what predicts the first of them
         }
 
-    def _laid_out(self, texts: list[list[int]], lengths: Tensor, laid: "_Rows") -> dict[str, Tensor]:
+    def _laid_out(self, texts: list[list[int]], lengths: Tensor, layout: "_Rows") -> dict[str, Tensor]:
         """Texts of lengths [texts, parts], each where it starts: ids, positions and parts, [R, T]."""
-        whole, starts = lengths.sum(1), torch.tensor(laid.starts)
+        whole, starts = lengths.sum(1), torch.tensor(layout.starts)
         text = torch.arange(len(texts)).repeat_interleave(whole)
         part = torch.arange(lengths.shape[1]).repeat(len(texts)).repeat_interleave(lengths.flatten())
         inside = torch.arange(len(text)) - (whole.cumsum(0) - whole)[text]
         at = starts[text] + inside
 
         def rows(values: Tensor, filler: int) -> Tensor:
-            return torch.full((laid.count * laid.width,), filler).index_copy(0, at, values).view(laid.count, laid.width)
+            empty = torch.full((layout.count * layout.width,), filler)
+            return empty.index_copy(0, at, values).view(layout.count, layout.width)
 
         return {
             "input_ids": rows(torch.tensor([token for ids in texts for token in ids]), self.pad_token_id),
             # A rejected response goes on where the prompt ends, past the chosen one.
             "position_ids": rows(inside - lengths[text, 1] * (part == REJECTED), 0),
-            "parts": rows(part + PARTS * torch.tensor(laid.places)[text], PADDING),
+            "parts": rows(part + PARTS * torch.tensor(layout.places)[text], PADDING),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows of `width` tokens: which of all is the first of each text, and how many texts are before it in its row."""
+    """Rows of `width` tokens: which of all tokens begins each text, and how many texts precede it in its row.
+
+    [a a a b b .]
+    [c c c c . .]    count 2, width 6, starts a 0, b 3, c 6, places a 0, b 1, c 0
+    """
 
     count: int
     width: int
@@ -143,15 +148,15 @@ def _packed(lengths: list[int]) -> _Rows:
 
 def _balanced(lengths: list[int], count: int) -> _Rows:
     """The longest text first, each into the row that has the fewest tokens so far."""
-    rows, held = [(0, row) for row in range(count)], [0] * count  # tokens, and texts
-    put, places = [(0, 0)] * len(lengths), [0] * len(lengths)
+    rows, texts = [(0, row) for row in range(count)], [0] * count  # tokens of each row, and its texts
+    offsets, places = [(0, 0)] * len(lengths), [0] * len(lengths)
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        tokens, row = put[i] = rows[0]
-        places[i] = held[row]
-        held[row] += 1
+        tokens, row = offsets[i] = rows[0]
+        places[i] = texts[row]
+        texts[row] += 1
         heapreplace(rows, (tokens + lengths[i], row))
     width = max(tokens for tokens, _ in rows)
-    return _Rows(count, width, [row * width + tokens for tokens, row in put], places)
+    return _Rows(count, width, [row * width + tokens for tokens, row in offsets], places)
 
 
 def _scored(layout: Tensor, width: int) -> Tensor:
@@ -163,11 +168,14 @@ def _scored(layout: Tensor, width: int) -> Tensor:
 def _sequences(lengths: Tensor, starts: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     """Which tokens make each sequence, where each [prompt | chosen | rejected] starts, and how far it is shifted.
 
-    [2B, longest], NO_TOKEN on the left; and [2B], so that all sequences end at the right.
+    [2B, longest], NO_TOKEN on the left; and [2B], so that all sequences end at the right. Of a pair at 0, longest 6:
+
+        row 0 1 2 | 3 4 | 5 6 7        chosen    . 0 1 2 3 4    shift 1
+            p p p | c c | r r r        rejected  0 1 2 5 6 7    shift 0
     """
     prompt, chosen, rejected = lengths[:, None, :, None].unbind(2)  # each [B, 1, 1]
     shift = longest - prompt - torch.cat([chosen, rejected], 1)  # [B, 2, 1]
     at = torch.arange(longest) - shift
-    passed = torch.tensor([0, 1])[:, None] * chosen * (at >= prompt)  # [B, 2, L], tokens of the other response
-    positions = starts[:, None, None] + at + passed
+    skipped = torch.tensor([0, 1])[:, None] * chosen * (at >= prompt)  # [B, 2, L], tokens of the chosen response
+    positions = starts[:, None, None] + at + skipped
     return positions.masked_fill(at < 0, NO_TOKEN).flatten(0, 1), shift.flatten()

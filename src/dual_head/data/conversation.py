@@ -8,7 +8,7 @@ A text prompt is continued letter by letter; the tokenizer's first special token
 written by the chat template, or as an HH-RLHF transcript where there is none. In a message, "<|im_end|>" is text:
 special tokens are the tokenizer's and the template's alone.
 
-This module knows tokenizers and chat templates. It knows no file format, no tensor and no length.
+It knows tokenizers and chat templates; how long a prompt may be is decided by `tokenize`.
 """
 
 import re
@@ -28,7 +28,7 @@ __all__ = ["APART", "Ids", "Written", "first_ids", "special_tokens_in", "token_i
 Ids = list[int]
 
 GUARD = "\ufdd0"
-"""Splits a special token that a message spells. Unicode reserves it as no character, so no text holds it."""
+"""Splits a special token that a message spells. Unicode reserves it as a noncharacter, so texts do not hold it."""
 
 SEAM = "seam mended: tokenised apart what would merge prompt and reply into one token"
 REWRITTEN = "the chat template changed a message's text"
@@ -67,18 +67,18 @@ def write(
     tokenizer: PreTrainedTokenizerBase,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Written | Dropped]:
-    """Write prompts, each with its replies, as token ids; in place of one that cannot be written, why.
+    """Write prompts, each with its replies, as token ids; `Dropped` with the reason for one that cannot be written.
 
     A reply ends with EOS, or with what an encoder's tokenizer puts behind a text, unless it is a `Cut`. tools: the
     functions that the chat template may tell the model of, as JSON schemas.
     """
-    specials, first, end = _specials(tokenizer), first_ids(tokenizer), _end_ids(tokenizer)
+    writer = _Writer(tokenizer, tools)
     texts: list[_Texts | Dropped] = []
     try:
         with time_limit(PATIENCE + len(exchanges) / RENDERED):
             for prompt, replies in exchanges:
                 try:
-                    texts.append(_texts(prompt, replies, tokenizer, specials, first, tools))
+                    texts.append(writer.texts(prompt, replies))
                 except Dropped as reason:
                     texts.append(reason)
     except TimeoutError as error:
@@ -88,17 +88,16 @@ def write(
         ) from error
     strings = [text for x in texts if isinstance(x, _Texts) for text in (x.prompt, *(x.prompt + r for r in x.replies))]
     ids = iter(token_ids(strings, tokenizer))
-    out: list[Written | Dropped] = []
+    results: list[Written | Dropped] = []
     for (_, replies), x in zip(exchanges, texts, strict=True):
-        if isinstance(x, Dropped):
-            out.append(x)
-            continue
-        prompt, *wholes = islice(ids, 1 + len(x.replies))
         try:
-            out.append(_written(x, prompt, wholes, replies, end, tokenizer))
+            if isinstance(x, Dropped):
+                raise x
+            prompt, *wholes = islice(ids, 1 + len(x.replies))
+            results.append(writer.written(x, prompt, wholes, replies))
         except Dropped as reason:
-            out.append(reason)
-    return out
+            results.append(reason)
+    return results
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
@@ -128,8 +127,8 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
 def _outer(tokenizer: PreTrainedTokenizerBase, step: int) -> Ids:
     """The special tokens around a text, from one of its ends inwards."""
     marked = tokenizer("a", return_special_tokens_mask=True)
-    both = zip(marked["input_ids"][::step], marked["special_tokens_mask"][::step], strict=True)
-    return [token for token, _ in takewhile(lambda marks: marks[1], both)]
+    inwards = zip(marked["input_ids"][::step], marked["special_tokens_mask"][::step], strict=True)
+    return [token for token, _ in takewhile(lambda marks: marks[1], inwards)]
 
 
 def special_tokens_in(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -142,7 +141,7 @@ def special_tokens_in(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str
 
 
 def _specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """What finds special tokens in a message; None where guards could not be taken out again."""
+    """A pattern of the special tokens; None for a slow tokenizer, which could not take guards out again."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {str(token) for token in added if token.special} | {str(name) for name in tokenizer.all_special_tokens}
     longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
@@ -160,75 +159,96 @@ def _guarded(value: Any, specials: re.Pattern[str] | None) -> Any:
     return specials.sub(lambda match: match[0][0] + GUARD + match[0][1:], value)
 
 
-def _texts(
-    prompt: Prompt,
-    replies: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    specials: re.Pattern[str] | None,
-    first: Ids,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> _Texts:
-    contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-    if any(_HALF.search(text) for text in (*contents, *replies)):
-        raise Dropped("half a character (a lone surrogate)")
-    if isinstance(prompt, str):
-        return _Texts(prompt, tuple(map(str, replies)), first)
-    messages = [
-        {key: value if key == "role" else _guarded(value, specials) for key, value in message.items()}
-        for message in prompt
-    ]
-    text = _rendered(messages, tokenizer, _guarded(tools, specials))
-    contents = [_guarded(reply, specials) for reply in replies]
-    if not tokenizer.chat_template:
-        spaced = (content if content[:1].isspace() else f" {content}" for content in contents)
-        return _Texts(text, tuple(spaced), first)
-    turns, notes = [], [REWRITTEN] * _lacks(text, (message["content"] for message in messages))
-    for reply, content in zip(replies, contents, strict=True):
-        turn = _turn(messages, content, text, tokenizer)
-        if turn is None:
-            notes.append(APART)
-            turns.append(content)
-            continue
-        notes += [REWRITTEN] * _lacks(turn, [content])
-        turns.append(_opened(turn, content) if isinstance(reply, Cut) else turn)
-    # A chat template writes the first special tokens itself.
-    return _Texts(text, tuple(turns), [], tuple(notes))
+class _Writer:
+    """Writes texts by a tokenizer and its chat template, and then their ids."""
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]] | None):
+        self.tokenizer, self.specials = tokenizer, _specials(tokenizer)
+        self.first, self.end = first_ids(tokenizer), _end_ids(tokenizer)
+        self.tools = {"tools": _guarded(tools, self.specials)} if tools else {}
 
-def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None = None) -> str:
-    """The text of a conversation up to its reply: by the chat template, else "\\n\\nHuman: ...\\n\\nAssistant:"."""
-    if tokenizer.chat_template:
-        return _template(messages, tokenizer, add_generation_prompt=True, **({"tools": tools} if tools else {}))
-    turns = (_SPEAKERS[message["role"]] + message["content"] for message in messages)
-    return "".join(turns) + "\n\nAssistant:"
+    def texts(self, prompt: Prompt, replies: Sequence[str]) -> _Texts:
+        """A prompt and the replies that continue it. Errors: `Dropped` for what cannot be written."""
+        contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        if any(_HALF.search(text) for text in (*contents, *replies)):
+            raise Dropped("half a character (a lone surrogate)")
+        if isinstance(prompt, str):
+            return _Texts(prompt, tuple(map(str, replies)), self.first)
+        messages = [
+            {key: value if key == "role" else _guarded(value, self.specials) for key, value in message.items()}
+            for message in prompt
+        ]
+        contents = [_guarded(reply, self.specials) for reply in replies]
+        if not self.tokenizer.chat_template:
+            text = "".join(_SPEAKERS[message["role"]] + message["content"] for message in messages)
+            spaced = (content if content[:1].isspace() else f" {content}" for content in contents)
+            return _Texts(f"{text}\n\nAssistant:", tuple(spaced), self.first)
+        text = self._template(messages, add_generation_prompt=True, **self.tools)
+        turns, notes = [], [REWRITTEN] * _lacks(text, (message["content"] for message in messages))
+        for reply, content in zip(replies, contents, strict=True):
+            turn = self._turn(messages, content, text)
+            if turn is None:
+                notes.append(APART)
+                turns.append(content)
+                continue
+            notes += [REWRITTEN] * _lacks(turn, [content])
+            turns.append(_opened(turn, content) if isinstance(reply, Cut) else turn)
+        # A chat template writes the first special tokens itself.
+        return _Texts(text, tuple(turns), [], tuple(notes))
 
+    def _template(self, messages: Sequence[Message], **options: Any) -> str:
+        try:
+            text = str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        except TimeoutError:
+            raise
+        except Exception as error:  # a template is a program, and may fail in any way
+            # Templates refuse what their model was not trained on: a system message, or one speaker twice in a row.
+            raise Dropped(f"chat template: {reason(error).removesuffix('.')}") from error
+        if len(text) > LONGEST_TEXT:
+            raise Dropped(f"chat template: it writes {len(text):,} characters")
+        return text
 
-def _template(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    try:
-        text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-    except TimeoutError:
-        raise
-    except Exception as error:  # a template is a program, and may fail in any way
-        # Templates refuse what their model never saw: a system message, or one speaker twice in a row.
-        raise Dropped(f"chat template: {reason(error).removesuffix('.')}") from error
-    if len(text) > LONGEST_TEXT:
-        raise Dropped(f"chat template: it writes {len(text):,} characters")
-    return text
+    def _turn(self, messages: Sequence[Message], reply: str, prompt: str) -> str | None:
+        """What the chat template writes behind the generation prompt for `reply`, up to its EOS if it has one.
 
+        None where the answered conversation no longer begins with the prompt. A space that the template puts before a
+        reply is written once, also where the reply begins with it, as a model's own do.
+        """
+        turn = _behind(prompt, self._template([*messages, _assistant(reply)]))
+        lead = turn[: turn.find(reply)] if turn and reply in turn else ""
+        if lead and lead.isspace() and reply.startswith(lead):
+            turn = _behind(prompt, self._template([*messages, _assistant(reply.removeprefix(lead))]))
+        eos = self.tokenizer.eos_token
+        # ChatML closes a turn with "<|im_end|>\n", but generation ends at EOS.
+        return turn.rstrip() if turn and eos and turn.rstrip().endswith(str(eos)) else turn
 
-def _turn(messages: Sequence[Message], reply: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What the chat template writes behind the generation prompt for `reply`, up to its EOS if it has one.
+    def written(self, texts: _Texts, prompt: Ids, wholes: Sequence[Ids], replies: Sequence[str]) -> Written:
+        """Ids of the replies that continue `prompt`: those of `wholes`, which are prompt and reply in one."""
+        written, notes = [], [*texts.notes]
+        for text, whole, reply in zip(texts.replies, wholes, replies, strict=True):
+            ids = whole[len(prompt) :]
+            if whole[: len(prompt)] != prompt:
+                ids = self._mended(prompt, whole, text)
+                notes.append(SEAM)
+            # A chat template may have written the end already.
+            ended = isinstance(reply, Cut) or (self.end and ids[-len(self.end) :] == self.end)
+            written.append(ids if ended else [*ids, *self.end])
+        return Written(texts.first + prompt, tuple(written), tuple(notes))
 
-    None where the answered conversation no longer begins with the prompt. A template that puts a space before a
-    reply meets replies that begin with it, since a model writes it itself.
-    """
-    turn = _behind(prompt, _template([*messages, _assistant(reply)], tokenizer))
-    lead = turn[: turn.find(reply)] if turn and reply in turn else ""
-    if lead and lead.isspace() and reply.startswith(lead):
-        turn = _behind(prompt, _template([*messages, _assistant(reply.removeprefix(lead))], tokenizer))
-    eos = tokenizer.eos_token
-    # ChatML closes a turn with "<|im_end|>\n", but nothing is ever generated behind EOS.
-    return turn.rstrip() if turn and eos and turn.rstrip().endswith(str(eos)) else turn
+    def _mended(self, prompt: Ids, whole: Ids, text: str) -> Ids:
+        """The ids of `text` tokenised apart, with which `prompt` decodes to the same text as `whole`.
+
+        A tokenizer that begins every text with a space would put one into the seam, so an anchor goes before it:
+
+            prompt [p p]   whole [p x t]   anchor + text [a | t t]   result [t t], if p p t t decodes to the same text
+        """
+        expected = self.tokenizer.decode(whole, clean_up_tokenization_spaces=False)
+        for anchor in ("", "\n", "a"):
+            start, joined = token_ids([anchor, anchor + text], self.tokenizer)
+            ids = joined[len(start) :]
+            if self.tokenizer.decode(prompt + ids, clean_up_tokenization_spaces=False) == expected:
+                return ids
+        raise Dropped("no token boundary between prompt and reply")
 
 
 def _assistant(content: str) -> Message:
@@ -249,44 +269,3 @@ def _opened(turn: str, reply: str) -> str:
 
 def _lacks(text: str, contents: Iterable[str]) -> int:
     return sum(content.strip() not in text for content in contents)
-
-
-# ---- ids -------------------------------------------------------------------------------------------------
-
-
-def _written(
-    texts: _Texts,
-    prompt: Ids,
-    wholes: Sequence[Ids],
-    replies: Sequence[str],
-    end: Ids,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Written:
-    """Ids of the replies that continue `prompt`: those of `wholes`, which are prompt and reply in one."""
-    out, notes = [], [*texts.notes]
-    for text, whole, reply in zip(texts.replies, wholes, replies, strict=True):
-        ids = whole[len(prompt) :]
-        if whole[: len(prompt)] != prompt:
-            ids = _mended(prompt, whole, text, tokenizer)
-            notes.append(SEAM)
-        out.append(ids if isinstance(reply, Cut) else _ended(ids, end))
-    return Written(texts.first + prompt, tuple(out), tuple(notes))
-
-
-def _mended(prompt: Ids, whole: Ids, text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """The ids of `text` tokenised apart, with which `prompt` decodes to the same text as `whole`.
-
-    A tokenizer that begins any text with a space would put one into the seam: an anchor takes it instead.
-    """
-    expected = tokenizer.decode(whole, clean_up_tokenization_spaces=False)
-    for anchor in ("", "\n", "a"):
-        before, both = token_ids([anchor, anchor + text], tokenizer)
-        ids = both[len(before) :]
-        if tokenizer.decode(prompt + ids, clean_up_tokenization_spaces=False) == expected:
-            return ids
-    raise Dropped("no token boundary between prompt and reply")
-
-
-def _ended(ids: Ids, end: Ids) -> Ids:
-    # A chat template may have written it already.
-    return ids if end and ids[-len(end) :] == end else [*ids, *end]

@@ -1,7 +1,7 @@
 """The rows of one file or stream: JSON, a table, parquet, Arrow or lines of text.
 
 A broken line is a row of None and never stops the reading. A file that is not UTF-8 text, or not what its name says,
-is refused with the remedy. This module knows no format: to it a row is whatever a line or a table holds.
+is refused with the remedy. A row is what a line or a table holds; `formats` reads it.
 """
 
 import csv
@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, AnyStr
+from typing import IO, Any
 
 from dual_head.data import RowReport
+from dual_head.data.streams import Unpacked, bounded_lines, require_text, unmarked
 from dual_head.errors import DualHeadError
 from dual_head.files.places import file_digest
 from dual_head.files.reading import json_value
@@ -24,36 +25,25 @@ __all__ = ["KINDS", "SUFFIXES", "kind_of", "rows_of_file", "rows_of_stream"]
 
 KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # of data, whatever their case
-LONGEST_LINE = 2**30  # bytes; many a JSON file is one line
-RATIO, ROOM = 200, 2**28  # a gzipped file unpacks to at most so many times its size, or to so many bytes
 LONGEST_FIELD = 2**24  # characters of a field of CSV; Python's own limit is shorter than many a document
 
 _Rows = Iterator[tuple[Any, str]]  # rows, and where each is in its file
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 _WRAPPERS = ("data", "rows", "examples", "instances")  # what JSON files name their list of rows
-_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_OTHERS = {
-    rb"PAR1": "a parquet file. Give it a name that ends in .parquet",
-    rb"ARROW1": "an Arrow file. Give it a name that ends in .arrow",
-    rb"PK\x03\x04": "a zip archive or a workbook. Unpack it, or save the sheet as CSV",
-    rb"\x28\xb5\x2f\xfd": "compressed with zstd. Unpack it with unzstd",
-    rb"BZh\d1AY": "compressed with bzip2. Unpack it with bunzip2",
-    rb"\xfd7zXZ": "compressed with xz. Unpack it with unxz",
-}
 
 
 def kind_of(file: Path) -> str | None:
-    """One of `KINDS`, by the file's name without .gz, whatever its case; None where the name tells none."""
+    """One of `KINDS`, by the end of the file's name without .gz, in any case; None for another end."""
     name = file.name.lower().removesuffix(".gz")
-    kind = {"ndjson": "jsonl"}.get(ending := name.rpartition(".")[2], ending)
+    kind = name.rpartition(".")[2].replace("ndjson", "jsonl")
     return kind if kind in KINDS else None
 
 
 def rows_of_file(file: Path, drops: RowReport, *, kind: str | None = None) -> _Rows:
-    """Yield the rows of a file with their places; the kind is told by its name, lines of JSON where that tells none.
+    """Yield the rows of a file with their places; the kind is that of its name, by default lines of JSON.
 
-    Blank lines are rows of plain text ("txt") and nothing elsewhere. A damaged end is one broken row and a note.
-    Errors: a file that cannot be read, or is no text; a table without usable columns.
+    Blank lines are rows of plain text ("txt") and skipped elsewhere. A damaged end is one broken row and a note.
+    Errors: a file that cannot be read, or is not text; a table without usable columns.
     """
     kind = kind or kind_of(file) or "jsonl"
     try:
@@ -80,9 +70,9 @@ def _text_rows(file: Path, kind: str, drops: RowReport) -> _Rows:
     where = f"{file}:0"
     with file.open("rb") as plain:
         packed = file.suffix.lower() == ".gz" or plain.peek(2)[:2] == b"\x1f\x8b"
-        stream = io.BufferedReader(_Unpacked(plain, file)) if packed else plain
+        stream = io.BufferedReader(Unpacked(plain, file)) if packed else plain
         try:
-            _require_text(stream.peek(512)[:512], file)
+            require_text(stream.peek(512)[:512], file)
             for row, where in rows_of_stream(stream, kind, drops, str(file)):  # type: ignore[arg-type]
                 yield row, where
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -90,49 +80,6 @@ def _text_rows(file: Path, kind: str, drops: RowReport) -> _Rows:
             after = f"line {place}" if place.isdecimal() else place
             drops.notes[f"'{file}' is damaged after {after}: {error}"] += 1
             yield None, f"{file}: after {after}"
-
-
-class _Unpacked(io.RawIOBase):
-    """The bytes of a gzipped file, up to as many as a file of rows may unpack to."""
-
-    def __init__(self, plain: IO[bytes], file: Path):
-        self._stream, self._file = gzip.GzipFile(fileobj=plain), file
-        self._room = max(ROOM, RATIO * file.stat().st_size)
-
-    def readable(self) -> bool:
-        """Whether it can be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read some bytes. Errors: more of them than `RATIO` times the size of the file."""
-        count = self._stream.readinto(buffer)
-        self._room -= count
-        if self._room < 0:
-            raise DualHeadError(
-                f"'{self._file}' unpacks to more than {RATIO} times its size. If that is right, unpack it with gunzip "
-                "and read what comes out."
-            )
-        return count
-
-
-def _bounded(stream: IO[AnyStr], name: str) -> Iterator[AnyStr]:
-    """The lines of a stream. Errors: one that has no end."""
-    while line := stream.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE:
-            raise DualHeadError(f"'{name}' has a line of {LONGEST_LINE:,} bytes or more. Write a row on each line.")
-        yield line
-
-
-def _require_text(head: bytes, file: Path) -> None:
-    """Refuse what is no UTF-8 text. Errors: UTF-16 and UTF-32, compressed files, other binary ones."""
-    other = next((what for start, what in _OTHERS.items() if re.match(start, head)), None)
-    if other:
-        raise DualHeadError(f"'{file}' is {other}.")
-    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
-    if encoding:
-        raise DualHeadError(f"'{file}' is {encoding} text. Save it as UTF-8: iconv -f {encoding} -t UTF-8 '{file}'.")
-    if b"\0" in head:
-        raise DualHeadError(f"'{file}' holds NUL bytes: it is binary, or UTF-16 without a mark. Save it as UTF-8 text.")
 
 
 def _decoded(line: bytes, drops: RowReport, name: str) -> str | None:
@@ -154,7 +101,7 @@ def _parse(text: bytes, drops: RowReport, name: str) -> Any:
     """The JSON value of a text, or None for one that holds none, or a key twice in one object."""
     decoded = _decoded(text, drops, name)
     try:
-        # Texts of half a character are for whoever reads the row: an answer replaces them, a pair is dropped.
+        # Texts of half a character stay in the row: an answer replaces them, a pair with one is dropped.
         return None if decoded is None else json_value(decoded, _object, halves=True)
     except ValueError:
         return None
@@ -163,13 +110,14 @@ def _parse(text: bytes, drops: RowReport, name: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("one key stands twice")
     return row
 
 
 def _json_rows(stream: IO[bytes], kind: str, drops: RowReport, name: str) -> _Rows:
-    lines: Iterator[bytes] = _bounded(stream, name)
-    start, first = next(((n, line) for n, line in enumerate(_unmarked(lines), 1) if line.strip()), (0, b""))
+    lines: Iterator[bytes] = bounded_lines(stream, name)
+    # A row a line, [ {...}, {...} ], or {"data": [ {...}, {...} ]}, each on one line or on many.
+    start, first = next(((n, line) for n, line in enumerate(unmarked(lines), 1) if line.strip()), (0, b""))
     if not first:
         return
     row = _parse(first, drops, name)
@@ -180,7 +128,7 @@ def _json_rows(stream: IO[bytes], kind: str, drops: RowReport, name: str) -> _Ro
         if kind == "jsonl" and _is_conversation(whole):
             whole = [whole]  # the only line, and not an array of rows
         if whole is not None or (array and kind == "json"):
-            yield from ((one, f"{name}: row {i}") for i, one in enumerate(_rows_in(whole, drops, name), 1))
+            yield from ((entry, f"{name}: row {i}") for i, entry in enumerate(_rows_in(whole, drops, name), 1))
             return
         if first.strip() == b"{":
             drops.notes[f"'{name}' is not one JSON value. Write an object a line: jq -c . '{name}'"] += 1
@@ -189,14 +137,6 @@ def _json_rows(stream: IO[bytes], kind: str, drops: RowReport, name: str) -> _Ro
     for number, line in enumerate(lines, start + 1):
         if line.strip():
             yield _parse(line, drops, name), f"{name}:{number}"
-
-
-def _unmarked(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines without the byte order mark that Windows puts first."""
-    mark = b"\xef\xbb\xbf"
-    for line in lines:  # "yield from" would close the stream with this generator
-        yield line.removeprefix(mark)
-        mark = b""
 
 
 def _wrapper(value: Any) -> str | None:
@@ -226,7 +166,7 @@ def _rows_in(whole: Any, drops: RowReport, name: str) -> list[Any]:
 def _table(stream: IO[bytes], kind: str, drops: RowReport, name: str) -> _Rows:
     csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))  # there is one for the whole process
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader, columns, number = csv.reader(_bounded(text, name), delimiter=_SEPARATORS[kind], strict=True), None, 0
+    reader, columns, number = csv.reader(bounded_lines(text, name), delimiter=_SEPARATORS[kind], strict=True), None, 0
     try:
         while True:
             try:
@@ -245,24 +185,24 @@ def _table(stream: IO[bytes], kind: str, drops: RowReport, name: str) -> _Rows:
             number += 1
             yield _record(fields, columns, drops, name), f"{name}: row {number}"
     finally:
-        text.detach()  # whoever opened what is below closes it
+        text.detach()  # the stream below is closed by its opener
 
 
 def _header(fields: Sequence[str], kind: str, name: str) -> list[str]:
     columns = [field.strip() for field in fields]
-    twice = [column for column, count in Counter(columns).items() if count > 1]
-    if twice:
-        raise DualHeadError(f"'{name}' has the column '{twice[0]}' twice. Rename one of the two.")
+    for column, _ in Counter(columns).most_common(1):
+        if columns.count(column) > 1:
+            raise DualHeadError(f"'{name}' has the column '{column}' twice. Rename one of the two.")
     if _is_broken(columns):
         raise DualHeadError(f"The first line of '{name}' is not UTF-8. Save it as UTF-8.")
-    other = next((mark for mark in ";\t|," if mark in columns[0]), None) if len(columns) == 1 else None
-    if other and other != _SEPARATORS[kind]:
-        raise DualHeadError(f"The columns of '{name}' are separated by {other!r}. Save it with {_SEPARATORS[kind]!r}.")
+    mark = next((mark for mark in ";\t|," if mark in columns[0]), None) if len(columns) == 1 else None
+    if mark and mark != _SEPARATORS[kind]:
+        raise DualHeadError(f"The columns of '{name}' are separated by {mark!r}. Save it with {_SEPARATORS[kind]!r}.")
     return columns
 
 
 def _record(fields: Sequence[str], columns: Sequence[str], drops: RowReport, name: str) -> dict[str, Any] | None:
-    """A row of a table; None where there are more fields than columns: nobody can tell which are one text."""
+    """A row of a table; None for more fields than columns, where a text may be cut into several."""
     if _is_broken(fields):
         _note_encoding(drops, name)
         return None
@@ -271,12 +211,12 @@ def _record(fields: Sequence[str], columns: Sequence[str], drops: RowReport, nam
 
 
 def _is_broken(fields: Sequence[str]) -> bool:
-    """Whether bytes that are no UTF-8 stood in one of the fields; they are read as lone surrogates."""
+    """Whether one of the fields has bytes that are not UTF-8, which are read as lone surrogates."""
     return any(not field.isascii() and re.search("[\udc80-\udcff]", field) for field in fields)
 
 
 def _lines(stream: IO[bytes], drops: RowReport, name: str) -> _Rows:
-    for number, line in enumerate(_unmarked(_bounded(stream, name)), 1):
+    for number, line in enumerate(unmarked(bounded_lines(stream, name)), 1):
         text = None if b"\0" in line else _decoded(line, drops, name)
         yield text if text is None else text.rstrip("\r\n"), f"{name}:{number}"
 
@@ -296,7 +236,7 @@ def _columnar(file: Path, kind: str) -> _Rows:
     except (OSError, ValueError, NotImplementedError) as error:
         if isinstance(error, DualHeadError):
             raise
-        raise DualHeadError(f"'{file}' is no readable {kind} file ({error}). Download it again.") from error
+        raise DualHeadError(f"'{file}' is not a readable {kind} file ({error}). Download it again.") from error
 
 
 def _parquet(file: Path) -> tuple[list[str], Iterator[Any]]:

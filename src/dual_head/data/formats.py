@@ -1,7 +1,7 @@
-"""Preference data: rows of any supported format in, `Pair` out, with an account of every row dropped.
+"""Preference data: rows of any supported format in, `Pair` out, with a report of every row dropped.
 
-One function per format turns one row into one `Pair`; a new format is one more such function. Where rows come
-from is `sources`. This module knows no file, no tokenizer, no chat template and no tensor.
+One function per format turns one row into one `Pair`; a new format is one more such function. Rows come from
+`sources`, in no matter which file.
 """
 
 import json
@@ -124,7 +124,7 @@ def pku(row: Row, objective: str) -> Pair:
 
 
 @row_format("pku-ordered", matches=lambda row: _has(row, prompt=str, response=list), objectives=("harmless",))
-def pku_ordered(row: Row, objective: str) -> Pair:  # noqa: ARG001 - named so that nobody trains "helpful" on it
+def pku_ordered(row: Row, objective: str) -> Pair:  # noqa: ARG001 - named, so that "helpful" is refused
     """PKU-SafeRLHF as {"prompt", "response": [safer, less safe]}."""
     match row:
         case {"prompt": question, "response": [safer, unsafe]}:
@@ -193,9 +193,9 @@ def _reader(name: str, objective: str | None, head: list[Any]) -> Callable[[Row]
     """The row function of format `name` for `objective`; "auto" is the format that most of `head` matches."""
     rows = [row for row in head if isinstance(row, Mapping)]
     if name == "auto" and not rows:
-        return trl  # Nothing to go by, and nothing to lose: the table will tell.
+        return trl  # any reader: no row can be read, and the report says so
     if name == "auto":
-        name = max(FORMATS, key=lambda known: sum(bool(FORMATS[known].matches(row)) for row in rows))
+        name = max(FORMATS, key=lambda candidate: sum(bool(FORMATS[candidate].matches(row)) for row in rows))
         if not any(FORMATS[name].matches(row) for row in rows):
             columns = sorted({f"{column} ({_kind(value)})" for row in rows for column, value in row.items()})
             raise DualHeadError(
@@ -204,15 +204,13 @@ def _reader(name: str, objective: str | None, head: list[Any]) -> Callable[[Row]
             )
     if name not in FORMATS:
         raise DualHeadError(f"There is no format '{name}'.{did_you_mean(name, [*FORMATS, 'auto'])}")
-    chosen = FORMATS[name]
-    if not chosen.objectives and objective is None:
-        return chosen.read
-    if not chosen.objectives:
+    row_type = FORMATS[name]
+    if not row_type.objectives and objective is not None:
         raise DualHeadError(f"Format '{name}' has one preference per row. Leave out objective='{objective}'.")
-    if objective not in chosen.objectives:
-        known = ", ".join(chosen.objectives)
-        raise DualHeadError(f"Format '{name}' needs objective= one of: {known}; got {objective!r}.")
-    return partial(chosen.read, objective=objective)
+    if row_type.objectives and objective not in row_type.objectives:
+        choices = ", ".join(row_type.objectives)
+        raise DualHeadError(f"Format '{name}' needs objective= one of: {choices}; got {objective!r}.")
+    return partial(row_type.read, objective=objective) if row_type.objectives else row_type.read
 
 
 def load_pairs(
@@ -256,7 +254,7 @@ def load_pairs(
 
 
 def _have_prompts(rows: Iterable[Any]) -> bool:
-    """Whether half of the rows or more ask something, so that one without a prompt lacks it."""
+    """Whether at least half of the rows have a prompt, so that a row without one is dropped."""
     counts = Counter(has_question(row) for row in rows if isinstance(row, Mapping))
     return counts[True] >= max(counts[False], 1)
 
@@ -275,13 +273,13 @@ def _pair(row: Any, read: Callable[[Row], Pair], *, prompted: bool) -> Pair:
 
 
 def _is_implicit(row: Row, pair: Pair) -> bool:
-    """Whether the prompt of a text is no more than what both replies begin with."""
+    """Whether the prompt is the common start of both replies."""
     return isinstance(pair.prompt, str) and row.get("prompt") is None
 
 
 def _notes(row: Row, pair: Pair) -> Iterator[str]:
     if _is_implicit(row, pair):
-        yield "a prompt that is no more than what both replies begin with, since no column is known to hold one"
+        yield "the prompt is the common start of both replies: no column with a prompt was found"
     yield from notes_of(row, pair.prompt, (pair.chosen, pair.rejected))
 
 

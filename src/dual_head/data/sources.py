@@ -1,7 +1,6 @@
 """Where rows come from: a file, a folder or the hub, as (row, location) in order.
 
-A broken line is a row of None and never stops the reading. This module knows no format; how one file is read is
-`files`'.
+A broken line is a row of None and never stops the reading. `files` reads one file.
 """
 
 import re
@@ -16,7 +15,7 @@ from dual_head.errors import DualHeadError
 __all__ = ["ClassName", "hub_rows", "is_data_name", "is_hub_name", "rows_of", "rows_of_file"]
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")  # weights as others keep them; never read here
-# What `datasets` writes beside the rows of a data set, which are no rows.
+# What `datasets` writes beside the rows of a data set.
 _ABOUT = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
@@ -31,19 +30,19 @@ def _files(root: Path, split: str, drops: RowReport) -> list[Path]:
     """The files under `root` that hold `split`, or those of the only split there is, with a note."""
     if root.is_file():
         return [root]
-    found = sorted(path for path in root.rglob("*") if _holds_rows(path.relative_to(root)))
-    files = {path: _split_of(path.relative_to(root)) for path in found}
-    if not files:
+    paths = sorted(path for path in root.rglob("*") if _holds_rows(path.relative_to(root)))
+    splits = {path: _split_of(path.relative_to(root)) for path in paths}
+    if not paths:
         raise DualHeadError(f"No data in '{root}'. Put files there that end in: {', '.join(SUFFIXES)}.")
-    # "latest" is no test; but of "train_prefs", which is no split we know, the name is all there is to go by.
-    wanted = _SPLITS.get(split)
-    asked = [path for path, named in files.items() if (named == wanted if wanted else split in path.name)]
-    others = sorted({named or "unnamed" for named in files.values()})
-    if not asked and len(others) > 1:
-        raise DualHeadError(f"No file in '{root}' is named for split '{split}'. It has: {', '.join(others)}.")
-    if not asked:
-        drops.notes[f"no file in '{root}' is named for split '{split}'; read the {others[0]} files"] += 1
-    return asked or list(files)
+    # "latest.jsonl" is not of the split "test"; a split of another name, as "train_prefs", is looked for in file names.
+    known = _SPLITS.get(split)
+    matching = [path for path, name in splits.items() if (name == known if known else split in path.name)]
+    names = sorted({name or "unnamed" for name in splits.values()})
+    if not matching and len(names) > 1:
+        raise DualHeadError(f"No file in '{root}' is named for split '{split}'. It has: {', '.join(names)}.")
+    if not matching:
+        drops.notes[f"no file in '{root}' is named for split '{split}'; read the {names[0]} files"] += 1
+    return matching or paths
 
 
 def _holds_rows(path: Path) -> bool:
@@ -57,7 +56,7 @@ def is_data_name(name: str) -> bool:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether the hub could have something of this name: name, or owner/name, and not that of a file of weights."""
+    """Whether the hub could have something of this name: NAME or OWNER/NAME, but not the name of a file of weights."""
     return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)) and not name.endswith((*PICKLES, ".safetensors"))
 
 
@@ -69,21 +68,21 @@ class ClassName(str):
     @classmethod
     def all_of(cls, names: Sequence[str]) -> list[Self]:
         """Make one of each name."""
-        found = [cls(name) for name in names]
-        for one in found:
-            one.names = tuple(names)
-        return found
+        classes = [cls(name) for name in names]
+        for class_name in classes:
+            class_name.names = tuple(names)
+        return classes
 
 
 def _with_names(row: Mapping[str, Any], classes: Mapping[str, Sequence[ClassName]]) -> dict[str, Any]:
-    """The row with names for the numbers of classes; -1, which says that none is known, stays."""
+    """The row with names for the numbers of classes; -1, an unknown class, stays."""
 
-    def named(value: Any, names: Sequence[ClassName]) -> Any:
+    def name_of(value: Any, names: Sequence[ClassName]) -> Any:
         if isinstance(value, list):
-            return [named(one, names) for one in value]
+            return [name_of(number, names) for number in value]
         return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
-    return {column: named(value, classes[column]) if column in classes else value for column, value in row.items()}
+    return {column: name_of(value, classes[column]) if column in classes else value for column, value in row.items()}
 
 
 def _classes(features: Mapping[str, Any] | None) -> dict[str, list[ClassName]]:
@@ -101,16 +100,16 @@ def hub_rows(
     try:
         if data_dir and data_dir in datasets.get_dataset_config_names(name):
             configuration, data_dir = data_dir, None
-        named = (name, configuration) if configuration else (name,)
-        rows: Any = datasets.load_dataset(*named, data_dir=data_dir, split=split)
+        address = (name, configuration) if configuration else (name,)
+        rows: Any = datasets.load_dataset(*address, data_dir=data_dir, split=split)
     except (OSError, ValueError) as error:
         remedy = "Pass a local path, or check the name, split= and data_dir= there."
-        raise DualHeadError(f"'{name}' is no local path and the hub says: {error} {remedy}") from error
+        raise DualHeadError(f"'{name}' is not a local path, and the hub says: {error} {remedy}") from error
     except RuntimeError as error:  # how datasets refuses to run a data set's own script
         remedy = "Name a copy of it without a script, or download its files and pass their folder."
         raise DualHeadError(f"'{name}' cannot be read from the hub: {error}. {remedy}") from error
     classes = _classes(getattr(rows, "features", None))
-    where = f"{' '.join(named)} [{split}] row"
+    where = f"{' '.join(address)} [{split}] row"
     yield from ((_with_names(row, classes) if classes else row, f"{where} {i}") for i, row in enumerate(rows, 1))
 
 

@@ -1,7 +1,6 @@
 """Pairs to token ids: a prompt is tokenised once, and both responses continue its very ids.
 
-How a prompt and its replies are written is `conversation`'s; how long they may be is decided here. This module knows
-no file format, no tensor and no padding.
+`conversation` writes a prompt and its replies; how long they may be is decided here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,15 +11,14 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.console.gauge import gauged
-from dual_head.data import Cut, Dropped, Pair, RowReport
+from dual_head.data import COLUMNS, Cut, Dropped, Pair, RowReport
 from dual_head.data.conversation import APART, Ids, write
 from dual_head.errors import DualHeadError
 
-__all__ = ["COLUMNS", "TokenizeOptions", "longest_sequence", "pair_lengths", "tokenize_pairs"]
+__all__ = ["TokenizeOptions", "longest_sequence", "pair_lengths", "tokenize_pairs"]
 
-COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 BATCH = 512  # pairs per tokenizer call
-PLAIN = "plain text, which the chat template is not put around: generate from such prompts with --raw"
+PLAIN = "plain text, without the chat template around it: generate from such prompts with --raw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +108,8 @@ def _rows(
 
 def _cut_left(ids: Ids, length: int, bos: Any) -> Ids:
     """The last `length` ids, where a BOS stays the first."""
-    kept = ids[:1] if ids[:1] == [bos] else []
-    return ids if len(ids) <= length else kept + ids[len(ids) - length + len(kept) :]
+    start = ids[:1] if ids[:1] == [bos] else []
+    return ids if len(ids) <= length else start + ids[len(ids) - length + len(start) :]
 
 
 def _fit(prompt: Ids, responses: list[Ids], bos: Any, options: TokenizeOptions) -> tuple[Ids, Ids, Ids]:
@@ -127,7 +125,7 @@ def _fit(prompt: Ids, responses: list[Ids], bos: Any, options: TokenizeOptions) 
     if chosen == rejected:
         raise Dropped("identical after tokenising")
     room = options.max_length - max(len(chosen), len(rejected))
-    # A prompt of which only BOS is left is no prompt.
+    # A prompt needs a token beside BOS.
     if room < min(len(prompt), 1 + (prompt[:1] == [bos])):
         raise Dropped("too long")
     return _cut_left(prompt, room, bos), chosen, rejected

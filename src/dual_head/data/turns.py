@@ -1,6 +1,6 @@
-"""What a row says: texts, messages, transcripts, what is asked in whatever column, and what a reader leaves out.
+"""What a row holds: texts, messages, transcripts, a question in one of several columns, and what is left out.
 
-Pairs and questions are read with these. This module knows columns and spellings; no format, no file, no tokenizer.
+Pairs and questions are read with these. It knows columns and spellings; formats and files are elsewhere.
 """
 
 import re
@@ -27,7 +27,7 @@ __all__ = [
 
 Row = Mapping[str, Any]
 
-QUESTIONS = ("prompt", "instruction", "question", "query", "input", "goal")  # columns of texts, the first that is there
+QUESTIONS = ("prompt", "instruction", "question", "query", "input", "goal")  # columns of texts, in this order
 CONVERSATIONS = ("messages", "conversations", "conversation")  # columns of messages that a reply follows
 SYSTEMS = ("system", "system_prompt", "system_message")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant"}
@@ -47,7 +47,7 @@ _SCORES = re.compile("score|rating|reward|grade")
 
 
 def lower_names(row: Row) -> Row:
-    """The row with its columns named in lower case, without spaces around; a name that is taken stays as it is."""
+    """The row with its columns named in lower case, without spaces around; two columns never become one."""
     plain: dict[str, Any] = {}
     for column, value in row.items():
         name = str(column).strip().lower()
@@ -67,10 +67,10 @@ def text(value: Any) -> str:
 
 def messages(value: Any) -> tuple[Message, ...]:
     """Check a list of messages, or one; {"from", "value"} are read too. Errors: `Dropped`, as for calls of tools."""
-    listed = [value] if isinstance(value, Mapping) else value
-    if not isinstance(listed, list) or not all(isinstance(message, Mapping) for message in listed):
+    entries = [value] if isinstance(value, Mapping) else value
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise Dropped("malformed row")
-    return tuple(_message(message) for message in listed)
+    return tuple(map(_message, entries))
 
 
 def _message(message: Row) -> Message:
@@ -81,7 +81,7 @@ def _message(message: Row) -> Message:
     if not isinstance(speaker, str):
         raise Dropped("malformed row")
     if speaker.strip().lower() not in _ROLES:
-        raise Dropped(f"a message by '{speaker[:30]}', which is none of system, user and assistant")
+        raise Dropped(f"a message by '{speaker[:30]}', not by system, user or assistant")
     return {"role": _ROLES[speaker.strip().lower()], "content": _content(content)}
 
 
@@ -108,23 +108,23 @@ def begins_transcript(body: str) -> bool:
 
 
 def _lines(body: str) -> str:
-    """The text with lines that end as on Unix, whoever wrote it."""
+    """The text with lines that end as on Unix."""
     return body.replace("\r\n", "\n").replace("\r", "\n")
 
 
-# ---- what is asked ---------------------------------------------------------------------------------------
+# ---- questions -------------------------------------------------------------------------------------------
 
 
 def has_question(row: Row, kind: type = object) -> bool:
-    """Whether one of the columns for it holds what is asked, as a text (str) or as messages (list)."""
+    """Whether a row has a question, as a text (str) or as messages (list)."""
     question = _question(row)
     return question is not None and isinstance(question, kind)
 
 
 def question_of(row: Row) -> str | tuple[Message, ...]:
-    """What a row asks, as a text or as messages. "instruction" and "input" of one row are joined by a blank line.
+    """The question of a row, as a text or as messages. "instruction" and "input" are joined by a blank line.
 
-    Errors: `Dropped` where nothing is asked.
+    Errors: `Dropped` for a row without one.
     """
     question = _question(row)
     if question is None and any(isinstance(row.get(column), list) for column in CONVERSATIONS):
@@ -137,7 +137,7 @@ def question_of(row: Row) -> str | tuple[Message, ...]:
 
 
 def conversation_of(row: Row) -> tuple[Message, ...]:
-    """What a row asks as messages: a text is the user's, and a system message in a column of its own goes before."""
+    """The question as messages: a text is the user's, and a system message in a column of its own goes before."""
     question = question_of(row)
     return with_system(row, ({"role": "user", "content": question},) if isinstance(question, str) else question)
 
@@ -156,21 +156,21 @@ def system_of(row: Row) -> tuple[Message, ...]:
 def _question(row: Row) -> str | Sequence[Any] | None:
     column = next((column for column in QUESTIONS if isinstance(row.get(column), str | list)), None)
     if column is None:
-        # A whole conversation, its reply included, asks nothing.
-        ends = (row[column] for column in CONVERSATIONS if isinstance(row.get(column), list) and row[column])
-        return next((turns for turns in ends if _speaker(turns[-1]) == "user"), None)
-    more = row.get("input")
-    if column == "instruction" and isinstance(more, str) and more.strip():
-        return f"{row[column]}\n\n{more}"
+        # A whole conversation, its reply included, is not a question.
+        lists = (row[column] for column in CONVERSATIONS if isinstance(row.get(column), list) and row[column])
+        return next((turns for turns in lists if _speaker(turns[-1]) == "user"), None)
+    context = row.get("input")
+    if column == "instruction" and isinstance(context, str) and context.strip():
+        return f"{row[column]}\n\n{context}"
     return row[column]
 
 
 def _speaker(message: Any) -> str | None:
-    named = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
-    return _ROLES.get(named.strip().lower()) if isinstance(named, str) else None
+    speaker = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+    return _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
 
 
-# ---- what the account of the rows says ------------------------------------------------------------------------
+# ---- notes for the report of the rows --------------------------------------------------------------------
 
 
 def notes_of(row: Row, prompt: str | Sequence[Message], replies: Sequence[str] = ()) -> Iterator[str]:
@@ -183,7 +183,7 @@ def notes_of(row: Row, prompt: str | Sequence[Message], replies: Sequence[str] =
 
 
 def template_notes(texts: Iterable[str]) -> list[str]:
-    """Say that texts hold the marks of a chat template, which has written them before; the first mark is named."""
+    """Say that a chat template has already written these texts, and name its first mark."""
     marks = (_TEMPLATED.search(body) for body in texts)
     return [f"a text that a chat template has written before: it holds {mark[0]}" for mark in marks if mark][:1]
 
@@ -191,8 +191,8 @@ def template_notes(texts: Iterable[str]) -> list[str]:
 def unread_keys(row: Row) -> list[str]:
     """What the messages of a row have beside a role and a text."""
     lists = (row.get(column) for column in ("chosen", "rejected", "prompt", *CONVERSATIONS))
-    each = (message for listed in lists for message in (listed if isinstance(listed, list) else [listed]))
-    return sorted({key for message in each if isinstance(message, Mapping) for key in message if message[key]} - _READ)
+    entries = (entry for value in lists for entry in (value if isinstance(value, list) else [value]))
+    return sorted({key for entry in entries if isinstance(entry, Mapping) for key in entry if entry[key]} - _READ)
 
 
 def _is_left_out(value: Any, texts: Sequence[str]) -> bool:
@@ -205,10 +205,10 @@ def _is_left_out(value: Any, texts: Sequence[str]) -> bool:
 def _scores(row: Row) -> Iterator[str]:
     for column in row:
         if "chosen" in column and _SCORES.search(column):
-            other = column.replace("chosen", "rejected")
-            chosen, rejected = _number(row[column]), _number(row.get(other))
+            opposite = column.replace("chosen", "rejected")
+            chosen, rejected = _number(row[column]), _number(row.get(opposite))
             if chosen is not None and rejected is not None and chosen <= rejected:
-                yield f"{column} is {'equal to' if chosen == rejected else 'below'} {other}"
+                yield f"{column} is {'equal to' if chosen == rejected else 'below'} {opposite}"
     margin = _number(row.get("margin"))
     if margin is not None and margin <= 0:
         yield f"margin is {'zero' if margin == 0 else 'below zero'}"

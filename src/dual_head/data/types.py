@@ -9,19 +9,6 @@ from typing import Any
 
 from dual_head.errors import DualHeadError
 
-__all__ = [
-    "COLUMNS",
-    "Cut",
-    "Dropped",
-    "Message",
-    "Pair",
-    "Prompt",
-    "RowReport",
-    "is_held_out",
-    "rows_digest",
-    "split_by_prompt",
-]
-
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # of a tokenised pair
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}

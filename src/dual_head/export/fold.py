@@ -1,11 +1,11 @@
-"""Fold: from guides and strengths to one lm_head that says what they say together.
+"""Fold: from guides and strengths to one lm_head with the logits that they give together.
 
     z = s (W (h + sum_k a_k (E_k h + c_k)) + b) + sum_k a_k (D_k h + c'_k)
     W' = W (I + sum_k a_k E_k) + sum_k a_k D_k / s,      b' = b + W sum_k a_k c_k + sum_k a_k c'_k / s
 
-with E_k and c_k those of guides that change the hidden state, D_k and c'_k those of guides that speak in the
-vocabulary, gates multiplied in, and s what the model multiplies its lm_head's output with. What a model does
-there is measured, not looked up. This file knows guides only by their linear map, no architecture and no files.
+with E_k and c_k those of guides that change the hidden state, D_k and c'_k those of guides that change logits, gates
+multiplied in, and s the model's scale of its lm_head's output. The scale is measured, not looked up. Guides are known
+here by their linear map alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from dual_head.errors import DualHeadError
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
 
-# Probed from small logits to large: a cap at 30 bends nothing at 1, and everything at 1000.
+# Probed from small logits to large: a cap at 30 leaves logits of 1 as they are, and bends those of 1000.
 PROBE_SIZES = (1.0, 30.0, 1000.0)
 ROUNDINGS = 16  # by how many roundings a probed row may miss being a plain multiple
 
@@ -29,8 +29,8 @@ def acting_strengths(model: AlignedModel, alpha: Alpha) -> dict[str, float]:
     """Return {name: alpha} of the guides that act, in the order of the config."""
     if model.config.fusion != "logits":
         raise DualHeadError(
-            f"These guides are fused as {model.config.fusion}, and a mixture of distributions is no linear map of the "
-            "hidden state. Train with fusion=logits to merge."
+            f"These guides are fused as {model.config.fusion}, and a mixture of distributions is not a linear map of "
+            "the hidden state. Train with fusion=logits to merge."
         )
     for value in alpha.values() if isinstance(alpha, Mapping) else [alpha]:
         per_row = value.dim() > 0 if isinstance(value, Tensor) else isinstance(value, Sequence)
@@ -58,8 +58,8 @@ def plain_head(backbone: Decoder) -> nn.Linear:
     plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.weight.dtype.is_floating_point
     if not isinstance(head, nn.Linear) or not plain or head.weight.dtype.itemsize < 2:
         raise DualHeadError(
-            f"The lm_head is no plain floating-point matrix (it is a {type(head).__name__}), so nothing can be added "
-            "to it. Load the backbone without quantisation to merge, and quantise the merged checkpoint."
+            f"The lm_head is not a plain floating-point matrix (it is a {type(head).__name__}), so guides cannot be "
+            "added to it. Load the backbone without quantisation to merge, and quantise the merged checkpoint."
         )
     return head
 
@@ -73,21 +73,21 @@ def _output_scale(backbone: Decoder, head: nn.Linear) -> float | None:
     h = noise.to(head.weight.device, head.weight.dtype)[None]
     unit = F.linear(h, head.weight).float().std().clamp_min(1e-6)
     hidden = torch.cat([(h * (size / unit)).to(h.dtype) for size in PROBE_SIZES], 1)  # [1, 6, d]
-    fed: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _module, inputs: fed.append(inputs[0]))
+    inputs: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0]))
     try:
         z = backbone.logits(hidden).cpu().double()
     finally:
         hook.remove()
     u = F.linear(hidden, head.weight, head.bias).cpu().double()
     scale = ((z * u).sum() / (u * u).sum()).item()
-    missed = ((z - scale * u).norm(dim=-1) / z.norm(dim=-1)).max()
-    if missed <= ROUNDINGS * torch.finfo(head.weight.dtype).eps and scale != 0:
+    error = ((z - scale * u).norm(dim=-1) / z.norm(dim=-1)).max()
+    if error <= ROUNDINGS * torch.finfo(head.weight.dtype).eps and scale != 0:
         return scale
-    if len(fed) != 1 or not torch.equal(fed[0], hidden):
+    if len(inputs) != 1 or not torch.equal(inputs[0], hidden):
         raise DualHeadError(
-            f"{type(backbone.lm).__name__} does something to the hidden state between decoder and lm_head, so no "
-            "lm_head does what the guides do. Use the guides as they are."
+            f"{type(backbone.lm).__name__} changes the hidden state between decoder and lm_head, so no "
+            "lm_head can do what the guides do. Use the guides as they are."
         )
     return None
 

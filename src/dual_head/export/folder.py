@@ -43,9 +43,9 @@ def export(
     see `merge`; another tokenizer than the guides'; a folder that is not empty, without overwrite; a disk that is full.
     """
     output = Path(output_dir)
-    finished = already_merged(model, output, alpha=alpha, source=source, overwrite=overwrite)
-    if finished is not None:
-        return finished
+    previous = already_merged(model, output, alpha=alpha, source=source, overwrite=overwrite)
+    if previous is not None:
+        return previous
     model.require_same_tokenizer(tokenizer)
     with atomic_folder(output, replaces=MODEL_FILES if overwrite else ()) as staging:
         return write_merged(model, tokenizer, staging, alpha=alpha, source=source)
@@ -54,7 +54,7 @@ def export(
 def already_merged(
     model: AlignedModel, output: Path, *, alpha: Alpha, source: str | None, overwrite: bool
 ) -> Exported | None:
-    """The very merge that a folder holds; None where there is room for it. Errors: anything else is there."""
+    """The same merge, where the folder holds it already; None where it may be written. Errors: it holds other files."""
     parts = folded(model, alpha=alpha)
     reads = (source, model.config.backbone_name_or_path, model.backbone.config._name_or_path)
     identity = _identity(model, parts)
@@ -108,12 +108,12 @@ def bytes_in(folder: Path) -> int:
 def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = None) -> str:
     """Write the model card: front matter, what was merged, how to load it, and whose licence applies."""
     backbone = model.config.backbone_name_or_path
-    # A folder's path means nothing to others, and is no name on the hub.
+    # The path of a local folder is not a name on the hub, so the card leaves it out.
     base_model = [f"base_model: {backbone}"] if backbone and _shown(backbone) == backbone else []
-    named = f"`{_shown(backbone)}`" if backbone else f"a {type(model.backbone.lm).__name__}"
+    title = f"`{_shown(backbone)}`" if backbone else f"a {type(model.backbone.lm).__name__}"
     training = model.config.training or {}
-    recorded = {"method": training.get("method"), "trained on": training.get("dataset")}
-    facts = [f"- {label}: `{_shown(str(value))}`" for label, value in recorded.items() if value]
+    labels = {"method": training.get("method"), "trained on": training.get("dataset")}
+    facts = [f"- {label}: `{_shown(str(value))}`" for label, value in labels.items() if value]
     rows = [f"| {p.name} | {p.kind} | {p.alpha:g} | {p.rank or 'full'} |" for p in parts]
     lines = [
         "---",
@@ -122,9 +122,9 @@ def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = N
         "tags: [dual-head, merged]",
         "---",
         "",
-        f"# {named}, aligned",
+        f"# {title}, aligned",
         "",
-        f"{named} with guides folded into its lm_head by dual-head {__version__}"
+        f"{title} with guides folded into its lm_head by dual-head {__version__}"
         + (f", from `{_shown(source)}`." if source else "."),
         "Everything before the lm_head is the backbone's own.",
         "",
@@ -151,5 +151,5 @@ def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = N
 
 
 def _shown(name: str) -> str:
-    """A name for others to read: of a folder here only its own name."""
+    """A name for other readers: of a local folder only its last part."""
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name

@@ -36,8 +36,8 @@ def merge(model: AlignedModel, *, alpha: Alpha = None) -> PreTrainedModel:
 
     alpha: None for the defaults, a number, or {name: number}; a guide at 0 is left out. The new model is of the
     backbone's own class and shares the decoder's weights with it in memory, so it is frozen: export and load
-    it, or deepcopy it, to train. Only its lm_head [V, d] is new, and tied to nothing. Errors: what is no linear
-    map of h, or cannot be held by a plain lm_head, is refused with the reason.
+    it, or deepcopy it, to train. Only its lm_head [V, d] is new, and untied. Errors: a guide that is not a linear
+    map of h, or does not fit into a plain lm_head.
     """
     strengths = acting_strengths(model, alpha)
     head = plain_head(model.backbone)

@@ -40,7 +40,7 @@ class Objective(ABC):
 
     @property
     def metric_needs(self) -> frozenset[str]:
-        """What its metrics read besides; it may be missing, since not every step is looked at."""
+        """The scalars that its metrics read besides; they are missing in steps that are not logged."""
         return frozenset()
 
     @abstractmethod

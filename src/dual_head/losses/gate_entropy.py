@@ -52,8 +52,8 @@ def binary_entropy(s: Tensor) -> Tensor:
 
 def _per_pair(scored: Scored, values: Tensor) -> Tensor:
     chosen, rejected = Scored({"x": values}, scored.row, scored.pairs).sums("x")
-    of_chosen, of_rejected = split_sides(scored.lengths())
-    return (chosen + rejected) / (of_chosen + of_rejected).clamp_min(1)
+    chosen_tokens, rejected_tokens = split_sides(scored.lengths())
+    return (chosen + rejected) / (chosen_tokens + rejected_tokens).clamp_min(1)
 
 
 OBJECTIVE = GateEntropy

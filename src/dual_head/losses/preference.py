@@ -44,11 +44,11 @@ class Preference(Objective):
     def __call__(self, scored: Scored) -> Terms:
         """Preference loss of each pair, [B]."""
         chosen, rejected = scored.sums(f"{self.through}_logps")
-        looked_at = {}
+        over_backbone = {}
         if "base_logps" in scored.values:
             base_chosen, base_rejected = scored.sums("base_logps")
             over_base = self.beta * (chosen - base_chosen - rejected + base_rejected)
-            looked_at = {"accuracy_over_base": (over_base > 0).float()}
+            over_backbone = {"accuracy_over_base": (over_base > 0).float()}
             if not self.reference_free:
                 chosen, rejected = chosen - base_chosen, rejected - base_rejected
         margin = self.beta * (chosen - rejected)
@@ -57,7 +57,7 @@ class Preference(Objective):
             "margin": margin,
             "reward_chosen": self.beta * chosen,
             "reward_rejected": self.beta * rejected,
-            **looked_at,
+            **over_backbone,
         }
         return Terms(-F.logsigmoid(margin), metrics)
 

@@ -22,7 +22,7 @@ POLICY = "policy"  # all guides together, which a divergence is of where no seco
 
 @dataclass(frozen=True, kw_only=True)
 class SecondGuide:
-    """A guide that a method trains beside its own, where the option of that name is true."""
+    """A guide that a method trains beside its first, where the option of that name is true."""
 
     name: str
     guide: GuideConfig
@@ -53,12 +53,13 @@ class Method:
 
     def __post_init__(self) -> None:
         of = next((x.of for x in self.objectives if isinstance(x, Kl)), POLICY)
-        if of in (POLICY, *list(self.guides())[1:]):
-            return
         names = [POLICY] if self.second is None else [POLICY, self.second.name]
-        if of in names and self.second is not None:
+        if of not in names:
+            raise DualHeadError(
+                f"kl.of of {self.name} must be {' or '.join(names)}, not '{of}'.{did_you_mean(of, names)}"
+            )
+        if self.second is not None and of == self.second.name and not self.second.trained:
             raise DualHeadError(f"kl.of={of} needs the guide '{of}' to be trained. Add {self.second.option}=true.")
-        raise DualHeadError(f"kl.of of {self.name} must be {' or '.join(names)}, not '{of}'.{did_you_mean(of, names)}")
 
     def options(self) -> Iterator[tuple[str, Any]]:
         """List every option as (path, value)."""
@@ -73,36 +74,31 @@ class Method:
 
         Errors: an unknown path (the nearest is offered), a value of the wrong type.
         """
-        known = dict(self.options())
-        sections: dict[str, dict[str, Any]] = {}
+        paths = dict(self.options())
         plain: dict[str, Any] = {"fusion": self.fusion, **self._switch()}
-        for option, value in values.items():
-            path = self._path(option)
-            if path not in known:
-                raise DualHeadError(
-                    f"Unknown option '{option}' of {self.name}.{did_you_mean(option, [*known, *self.symbols])}"
-                )
+        sections = {
+            section: {f.name: getattr(part, f.name) for f in fields(part)} for section, part in self._sections().items()
+        }
+        chosen = {self.symbols.get(option, option): (option, value) for option, value in values.items()}
+        for path, (option, value) in chosen.items():
+            if path not in paths:
+                nearest = did_you_mean(option, [*paths, *self.symbols])
+                raise DualHeadError(f"Unknown option '{option}' of {self.name}.{nearest}")
             if path in plain:
                 plain[path] = _checked(path, value)
-                continue
-            section, name = path.split(".", 1)
-            sections.setdefault(section, {})[name] = value
-        parts = {
-            section: build(type(part), {**_shallow(part), **sections.get(section, {})})
-            for section, part in self._sections().items()
-        }
+            else:
+                section, name = path.split(".", 1)
+                sections[section][name] = value
+        parts = {section: build(type(part), sections[section]) for section, part in self._sections().items()}
         second = self.second and replace(self.second, trained=plain[self.second.option])
-        if second and second != self.second and "kl.of" not in map(self._path, values):
+        if second and second != self.second and "kl.of" not in chosen:
             parts["kl"] = replace(parts["kl"], of=second.name if second.trained else POLICY)
         objectives = tuple(parts[name_of(objective)] for objective in self.objectives)
-        changed: Any = {"guide": parts["guide"], "objectives": objectives, "peer": parts.get(PEER), "second": second}
-        return replace(self, fusion=plain["fusion"], **changed)
+        changes: Any = {"guide": parts["guide"], "objectives": objectives, "peer": parts.get(PEER), "second": second}
+        return replace(self, fusion=plain["fusion"], **changes)
 
     def _switch(self) -> dict[str, bool]:
         return {} if self.second is None else {self.second.option: self.second.trained}
-
-    def _path(self, option: str) -> str:
-        return self.symbols.get(option, option)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: {"method": name, "fusion": ..., "guide": {...}, "<objective>": {...}}."""
@@ -125,7 +121,3 @@ def _checked(path: str, value: Any) -> Any:
     elif not isinstance(value, bool):
         raise DualHeadError(f"{path} must be true or false, not {value!r}.")
     return value
-
-
-def _shallow(part: Any) -> dict[str, Any]:
-    return {f.name: getattr(part, f.name) for f in fields(part)}

@@ -47,7 +47,7 @@ def _reference(lm: Any, reference: Any) -> Any:
 
     if is_peft_model(lm):
         if "default" not in lm.peft_config:
-            raise DualHeadError("TRL's DPO trains the adapter named 'default', which this model has not.")
+            raise DualHeadError("TRL's DPO trains the adapter named 'default'. Give the model's adapter that name.")
         if "ref" in lm.peft_config:
             lm.delete_adapter("ref")  # an earlier trainer's reference; TRL makes a new one
         if reference is None:
@@ -59,7 +59,7 @@ def _reference(lm: Any, reference: Any) -> Any:
         reference.__dict__.pop("forward", None)
     trained = {parameter.data_ptr() for parameter in lm.parameters() if parameter.requires_grad}
     if trained & {parameter.data_ptr() for parameter in reference.parameters()}:
-        raise DualHeadError("The reference holds weights that are trained. Give a copy, or leave `reference` out.")
+        raise DualHeadError("The reference shares weights that are trained. Give a copy, or leave `reference` out.")
     return reference.requires_grad_(False).eval()
 
 

@@ -1,6 +1,6 @@
-"""What an evaluation found for every held-out pair, where transformers' Trainer keeps an average of batches.
+"""transformers' Trainer with errors that name options, and with metrics of every held-out pair.
 
-It knows trainers, and neither methods nor data.
+transformers' own keeps an average of batches. It knows neither methods nor data.
 """
 
 from typing import Any
@@ -13,19 +13,19 @@ from dual_head.files.reading import reading
 
 
 class StrictTrainer(Trainer):
-    """transformers' Trainer, which says of options that it cannot take what is wrong with them."""
+    """transformers' Trainer, whose errors about options name them."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         with reading("These options cannot go together", "Change or leave out what is named."):
             super().__init__(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
-        """Make the optimizer that the options say. Errors: options of it that it does not have."""
+        """Make the optimizer. Errors: options that it does not have."""
         with reading("The optimizer cannot be made", "Change --optim, --optim_args or what else is named."):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any):
-        """Make the schedule that the options say. Errors: options of it that it does not have."""
+        """Make the schedule. Errors: options that it does not have."""
         with reading("The schedule cannot be made", "Change --lr_scheduler_type or --lr_scheduler_kwargs."):
             return super().create_scheduler(*args, **kwargs)
 
@@ -78,9 +78,8 @@ class HeldOutTrainer(StrictTrainer):
         self.held_out = {}
 
     def evaluate_once(self) -> dict[str, float]:
-        """Evaluate, unless the last step already was: then return what it gave."""
-        last = self.state.log_history[-2:] if self.state.log_history else []
-        for row in last:
+        """Evaluate, or return the metrics of the last step where it was evaluated already."""
+        for row in self.state.log_history[-2:]:
             if "eval_loss" in row and row["step"] == self.state.global_step and self.held_out:
                 return {name: value for name, value in row.items() if name.startswith("eval_")}
         # Not `evaluate`, which logs: a tracker would begin a second run for what comes after training.

@@ -1,6 +1,6 @@
-"""Baselines that a peer's own trainer trains: TRL's, which each baseline names in its own file.
+"""Baselines that TRL's trainers train: each baseline names its trainer in its own file, `train.trl` builds it.
 
-It knows what `tuning` asks of a baseline. `trl` and `peft` are optional, and imported when a trainer is built.
+`trl` and `peft` are optional, and imported when a trainer is built.
 """
 
 import math
@@ -32,7 +32,7 @@ class Trl:
 
 @dataclass(frozen=True, kw_only=True)
 class PeerOptions(ABC):
-    """What can be chosen about a baseline of TRL's, and which trainer that is."""
+    """The options of a baseline that TRL trains, and its trainer."""
 
     has_reference: ClassVar[bool] = False  # whether it compares with a frozen model
 
@@ -41,7 +41,7 @@ class PeerOptions(ABC):
         """Import the trainer, for a model and a tokenizer with a padding token; reference: a frozen model, or None."""
 
     def prepare(self, tokenizer: Any) -> None:
-        """Change a tokenizer that is the run's own, where training needs it."""
+        """Change the run's own copy of a tokenizer, where training needs it."""
         del tokenizer
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardOptions(PeerOptions):
-    """-log sigmoid(r(x, y+) - r(x, y-)), which has nothing to choose."""
+    """-log sigmoid(r(x, y+) - r(x, y-)), which has no options."""
 
     def trl(self, lm: Any, tokenizer: Any, reference: Any) -> Trl:
         """RewardTrainer, with the metrics of our own preferences. Errors: padding that is EOS."""
@@ -39,7 +39,7 @@ class RewardOptions(PeerOptions):
         return Trl(RewardTrainer, RewardConfig, {"max_length": None}, collate=collate, mixins=(_pair_metrics(),))
 
     def prepare(self, tokenizer: Any) -> None:
-        """Pad with another token than EOS: the score is read at the last token that is no padding."""
+        """Pad with another token than EOS: the score is read at the last token that is not padding."""
         if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token
 

@@ -20,15 +20,14 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
 
 
 @dataclass
-class GuideTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults that suit a small head on a frozen backbone."""
+class HeadTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults that guides and classifiers share."""
 
     _argument_group_name: ClassVar[str] = "training (transformers' TrainingArguments; --help_all shows every one)"
 
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     eval_strategy: str = field(
-        default="epoch", metadata={"help": "When to look at the held-out pairs: no, steps, epoch."}
+        default="epoch", metadata={"help": "When to evaluate on held-out data: no, steps, epoch."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log the loss terms every so many steps."})
     save_total_limit: int | None = field(
@@ -41,10 +40,7 @@ class GuideTrainingArguments(TrainingArguments):
     )
     train_sampling_strategy: str = field(
         default="group_by_length",
-        metadata={"help": "Order of the pairs: group_by_length (shuffled, with little padding), random, sequential."},
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every parameter of a guide takes part in every step."}
+        metadata={"help": "Order of the rows: group_by_length (shuffled, with little padding), random, sequential."},
     )
 
     def __post_init__(self):
@@ -54,12 +50,25 @@ class GuideTrainingArguments(TrainingArguments):
         if self.eval_steps is not None and self.eval_strategy == "epoch":
             self.eval_strategy = "steps"
         require_possible(self)
-        if self.neftune_noise_alpha is not None:
-            raise DualHeadError("--neftune_noise_alpha adds noise to embeddings, which are frozen here. Leave it out.")
         self.report_to = trackers_of(self.report_to)
         with reading("These options cannot go together", "Change or leave out what is named."):
             super().__post_init__()
         one_device(self)
+
+
+@dataclass
+class GuideTrainingArguments(HeadTrainingArguments):
+    """The defaults that suit a small head on a frozen backbone."""
+
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every parameter of a guide takes part in every step."}
+    )
+
+    def __post_init__(self):
+        if self.neftune_noise_alpha is not None:
+            raise DualHeadError("--neftune_noise_alpha adds noise to embeddings, which are frozen here. Leave it out.")
+        super().__post_init__()
 
 
 def require_possible(args: TrainingArguments) -> None:
@@ -76,10 +85,11 @@ def require_possible(args: TrainingArguments) -> None:
         raise DualHeadError(f"--torch_compile_mode: {did_you_mean(args.torch_compile_mode, COMPILE_MODES).strip()}")
 
 
+# Least values, and values that are too large; -1 stands for none, of all others the least is 0.
 COUNTED = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 COUNTED += ("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor")
 COUNTED += ("ddp_bucket_cap_mb", "ddp_timeout")
-LEAST = {**dict.fromkeys(COUNTED, 1), "max_steps": -1, "local_rank": -1}  # -1 stands for none; of all others 0
+LEAST = {**dict.fromkeys(COUNTED, 1), "max_steps": -1, "local_rank": -1}
 BELOW = {
     **dict.fromkeys(("seed", "data_seed"), 2**32),  # numpy's generators take no more
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), 1),
@@ -88,22 +98,22 @@ BELOW = {
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 
-def trackers_of(said: str | Sequence[str] | None) -> list[str]:
-    """Names of trackers from a list of them, or from names with commas between. Errors: one that nobody has."""
-    listed = [said] if isinstance(said, str) else said or ["none"]
-    names = list(dict.fromkeys(name.strip() for one in listed for name in str(one).split(",") if name.strip()))
+def trackers_of(value: str | Sequence[str] | None) -> list[str]:
+    """Names of trackers from a list of them, or from names with commas between. Errors: an unknown one."""
+    entries = [value] if isinstance(value, str) else value or ["none"]
+    names = list(dict.fromkeys(name.strip() for entry in entries for name in str(entry).split(",") if name.strip()))
     choices = ("all", "none", *INTEGRATION_TO_CALLBACK)
     for name in names:
         if name not in choices:
-            raise DualHeadError(f"--report_to: there is no tracker '{name}'.{did_you_mean(name, choices)}")
+            raise DualHeadError(f"--report_to: unknown tracker '{name}'.{did_you_mean(name, choices)}")
         if name in choices[:2] and len(names) > 1:
-            raise DualHeadError(f"--report_to: '{name}' stands alone, and there is {', '.join(names)}. Leave one out.")
+            raise DualHeadError(f"--report_to: '{name}' stands alone, but {', '.join(names)} are named. Leave one out.")
     return names or ["none"]
 
 
 def require_trackers(args: TrainingArguments) -> None:
-    """Refuse a tracker whose package is not there, before anything is loaded."""
-    available = (*get_available_reporting_integrations(), "azure_ml", "flyte")  # two that are not looked for there
+    """Refuse a tracker whose package is not installed, before anything is loaded."""
+    available = (*get_available_reporting_integrations(), "azure_ml", "flyte")  # not looked for there
     for tracker in args.report_to or ():
         if tracker in TRACKERS:
             package = require(tracker, tracker)

@@ -1,23 +1,43 @@
-"""One training run of any kind: a folder that no other run holds, resuming, the clock and the report.
+"""What every kind of training shares: a run in a folder of its own, and a Trainer whose checkpoints resume.
 
-Everything on the way is printed. It knows the order of things; a kind of run says what is loaded, measured and written.
+A run prints everything on the way. It knows the order of things; a kind of run says what is loaded, measured and
+written.
 """
 
 import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from transformers import Trainer
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.console.terminal import Terminal
 from dual_head.files.places import atomic_folder
+from dual_head.methods.held_out import StrictTrainer
 from dual_head.train.arguments import require_trackers
-from dual_head.train.resume import DATA, begin, is_finished, require_same_data, resume_point, writable
+from dual_head.train.identity import DATA
+from dual_head.train.progress import brief
+from dual_head.train.resume import (
+    Sealing,
+    StoredCheckpoints,
+    begin,
+    is_finished,
+    kept_checkpoint,
+    load_stored,
+    read_state,
+    require_same_data,
+    resume_point,
+    save_stored,
+    writable,
+)
 
 REPORT_FILE = "report.json"
 
@@ -25,10 +45,10 @@ REPORT_FILE = "report.json"
 class Run(ABC):
     """One training run: `load`, `train`, `measure` and `write`, in this order, in a folder that no other run holds.
 
-    A kind of run says what is loaded, how its result is measured and what is written. The folder, resuming and the
-    clock are here. Errors: a folder that is not for this run, a killed run with other options or on other data.
+    Errors: a folder that is not for this run, a killed run with other options or on other data.
     """
 
+    model: Any
     trainer: Trainer
     kind: str  # `model_type` of what is written
 
@@ -43,13 +63,13 @@ class Run(ABC):
         self.seconds = 0.0
 
     def complete(self) -> None:
-        """Do what of the run is left to do."""
+        """Do the rest of the run: all of it, or what a killed run left."""
         self.load()
         begin(self.output, self.identity, self.processes, restart=self.options.restart)
         finished = bool(self.resume and is_finished(self.resume))
         self.train()
         if finished and all((self.output / name).is_file() for name in (REPORT_FILE, SAFE_WEIGHTS_NAME)):
-            return  # all of it is written; another evaluation would say the same
+            return  # all of it is written, and another evaluation would give the same
         self.measure()
         if self.main:
             self.write()
@@ -68,6 +88,11 @@ class Run(ABC):
             self.trainer.train(resume_from_checkpoint=str(self.resume) if self.resume else None)
         self.seconds = time.perf_counter() - started
 
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take up the state of a run that was trained to its end, and its weights: the best where those are kept."""
+        self.trainer.state = state = read_state(checkpoint)
+        load_stored(self.model, kept_checkpoint(checkpoint, state.best_model_checkpoint, self.args))
+
     def read_from(self, sources: dict[str, dict[str, Any]]) -> None:
         """Record what the data are. Errors: the run that is resumed read others."""
         self.identity[DATA] = sources
@@ -82,11 +107,7 @@ class Run(ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Read data, tokenizer and backbone, and make `trainer` of them."""
-
-    @abstractmethod
-    def load_finished(self, checkpoint: Path) -> None:
-        """Take up weights and state of a run that was trained to its end."""
+        """Read data, tokenizer and backbone, and build `model` and `trainer`."""
 
     @abstractmethod
     def measure(self) -> None:
@@ -95,3 +116,62 @@ class Run(ABC):
     @abstractmethod
     def write(self) -> None:
         """Write the model and its report, and say so; only the main process does."""
+
+
+# ---- the Trainer -------------------------------------------------------------------------------------------
+
+
+class ByLength(LengthGroupedSampler):
+    """transformers' sampler, whose order of an epoch depends on nothing but seed and epoch, so that runs resume."""
+
+    def __init__(self, batch_size: int, *, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
+
+    @classmethod
+    def of(cls, args: TrainingArguments, lengths: list[int]) -> "ByLength":
+        """Group all that one step of the optimizer sees, so that the order is the same however it is spread."""
+        seed = args.seed if args.data_seed is None else args.data_seed
+        at_once = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return cls(at_once, lengths=lengths, seed=seed)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
+
+
+class HeadTrainer(StrictTrainer, StoredCheckpoints):
+    """transformers' Trainer for what is trained beside a decoder; checkpoints hold what `stored` stores of itself.
+
+    Rows are grouped by length, held-out rows keep their order, and progress shows a few terms.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss weighs a batch by its share of the step's rows
+
+    def __init__(self, *, stored: Any, noun: str = "guide", processing_class: Any = None, **options: Any):
+        super().__init__(processing_class=processing_class, **options)
+        self.save_weights = partial(save_stored, stored, processing_class, noun=noun)
+        self.load_weights = partial(load_stored, stored)
+        brief(self)
+        self.add_callback(Sealing())
+
+    def row_lengths(self, dataset: Any) -> list[int]:
+        """Tokens of each row, by which rows are grouped."""
+        raise NotImplementedError
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        return ByLength.of(self.args, self.row_lengths(dataset))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return SequentialSampler(eval_dataset)  # each row keeps its place in `held_out`
+
+
+def rows_seen(args: TrainingArguments, count: int) -> float:
+    """How many rows a process sees in a whole run on `count` of them."""
+    if args.max_steps > 0:
+        return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+    return args.num_train_epochs * count / args.world_size

@@ -1,4 +1,4 @@
-"""Pictures of what was measured; needs the `plot` extra. It draws, and computes nothing."""
+"""Pictures of what was measured; needs the `plot` extra."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +30,11 @@ def training_curves(log: list[dict[str, Any]], file: Path) -> None:
         axis.set_axis_off()
     for axis, name in zip(axes.flat, names, strict=False):
         train = [(row["step"], row[name]) for row in log if name in row]
-        held = [(row["step"], row[f"eval_{name}"]) for row in log if f"eval_{name}" in row]
+        held_out = [(row["step"], row[f"eval_{name}"]) for row in log if f"eval_{name}" in row]
         if train:
             axis.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1.2, label="training")
-        if held:
-            axis.plot(*zip(*held, strict=True), "o", color="tab:orange", markersize=4, label="held out")
+        if held_out:
+            axis.plot(*zip(*held_out, strict=True), "o", color="tab:orange", markersize=4, label="held out")
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
@@ -65,8 +65,8 @@ def sweep_picture(points: Sequence[dict[str, Any]], file: Path, *, axis: str = "
         _name(over_alpha, f"reward {name}", axis)
         _frontier(against, alphas, [point["metrics"]["kl"] for point in points], values)
         _name(against, f"reward {name} against KL", "KL from the backbone, nats per reply")
-    said = f"{points[0]['prompts']} prompts, {points[0]['replies']} replies per strength, 95% intervals"
-    figure.suptitle(said, fontsize=10)
+    title = f"{points[0]['prompts']} prompts, {points[0]['replies']} replies per strength, 95% intervals"
+    figure.suptitle(title, fontsize=10)
     figure.savefig(file, dpi=120)
 
 

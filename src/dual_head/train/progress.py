@@ -1,4 +1,4 @@
-"""What a person watches while something trains: a few terms, by their names."""
+"""What is shown while something trains: a few terms, by their names."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from dual_head.console.gauge import SETTLED, duration
 
-# What a person watches while it trains; trackers and the report get everything.
+# Shown while it trains; trackers and the report get all terms.
 SHOWN = (
     "loss",
     "next_token",
@@ -34,7 +34,7 @@ def _shown(logs: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 class BriefProgress(ProgressCallback):
-    """transformers' progress bar, with the terms a person watches."""
+    """transformers' progress bar, with the terms that are shown."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar."""
@@ -57,7 +57,7 @@ class BriefProgress(ProgressCallback):
 
 
 class BriefPrinter(PrinterCallback):
-    """One line a log where there is no terminal or no bar is wanted, and once how long the run takes."""
+    """One line a log, without a terminal or with --disable_tqdm, and once how long the run takes."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Forget an earlier run."""
@@ -81,7 +81,7 @@ class BriefPrinter(PrinterCallback):
 
 
 def brief(trainer: Trainer) -> None:
-    """Let a trainer show the terms a person watches, and no others: by a bar on a terminal, else by lines."""
+    """Let a trainer show few terms: beside a bar on a terminal, else by lines."""
     bar = trainer.pop_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     if bar is not None:
         lines = trainer.args.disable_tqdm or not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""What a training run has to say for itself: a table on the screen, report.json, curves.png."""
+"""The report of a training run: a table on the screen, report.json, curves.png."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dual_head.methods import Method
 from dual_head.stats import bootstrap_mean, wilson
 
 SHARES = ("accuracy", "accuracy_over_base")
-MEASURED = ("preference", "kl")  # whether a guide prefers what it should, and what that costs: for every method
+MEASURED = ("preference", "kl")  # reported for every method: what a guide learns, and what that costs
 FEW = 20  # below, an interval of a share is wider than any difference between methods
 
 
@@ -39,8 +39,8 @@ def summarise(
     return {
         "method": method.as_dict(),
         "data": {
-            stage: {"rows": d.rows, "kept": d.kept, "dropped": dict(d.reasons), "notes": dict(d.notes)}
-            for stage, d in drops.items()
+            stage: {"rows": x.rows, "kept": x.kept, "dropped": dict(x.reasons), "notes": dict(x.notes)}
+            for stage, x in drops.items()
         },
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 2),
@@ -85,8 +85,8 @@ def _cells(value: dict[str, Any]) -> tuple[str, str]:
 
 
 def too_few(count: int, what: str) -> str:
-    """What to say where so few pairs or rows are held out that their averages tell nothing; else nothing."""
-    return f"Only {count} held-out {what}: under {FEW} they tell nothing. Hold out more." if count < FEW else ""
+    """A warning where so few pairs or rows are held out that their averages mean little; else an empty text."""
+    return f"Only {count} held-out {what}: averages under {FEW} mean little. Hold out more." if count < FEW else ""
 
 
 def draw(report: dict[str, Any], folder: Path) -> None:
@@ -94,5 +94,5 @@ def draw(report: dict[str, Any], folder: Path) -> None:
     try:
         from dual_head.train.plots import training_curves
     except ImportError:
-        return  # a picture is welcome, not needed; `pip install 'dual-head[plot]'` brings it
+        return  # the picture is optional: `pip install 'dual-head[plot]'`
     training_curves(report["log"], folder / "curves.png")

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 SEAL_FILE = "checksums.json"  # size and SHA-256 of a checkpoint's files, written when they all are
 
-# What a run goes on with exactly as if it had never stopped; the Trainer writes the state after the others, and goes on
-# without a word where it finds no optimizer, schedule or random numbers.
+# What a run needs to go on exactly as if it had never stopped. The Trainer writes its state last, and goes on silently
+# without an optimizer, a schedule or random numbers.
 CHECKPOINT_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
 
 
@@ -115,14 +115,14 @@ class Sealing(TrainerCallback):
 
 
 def missing_files(checkpoint: Path, processes: int) -> list[str]:
-    """What a checkpoint of so many processes lacks to go on from, files that were cut or changed among it."""
+    """Files that a checkpoint of so many processes lacks, those that were cut or changed among them."""
     numbers = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
     missing = [name for name in (*CHECKPOINT_FILES, *numbers) if not (checkpoint / name).is_file()]
     return missing + [f"whole {name}" for name in _damaged(checkpoint)]
 
 
 def _damaged(checkpoint: Path) -> list[str]:
-    """Files of a checkpoint that are not what its seal says, or of which it says nothing and that cannot be read."""
+    """Files of a checkpoint that differ from its seal, or that are not in the seal and cannot be read."""
     seal: dict[str, Any] = {}
     if (checkpoint / SEAL_FILE).is_file():
         try:
@@ -165,7 +165,7 @@ def is_finished(checkpoint: Path) -> bool:
 
 
 def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Path:
-    """The checkpoint whose weights a finished run keeps: the best one beside the last, whatever its folder was then."""
+    """The checkpoint whose weights a finished run keeps: the best one, beside the last wherever the folder is now."""
     return last.parent / Path(best).name if best and args.load_best_model_at_end else last
 
 

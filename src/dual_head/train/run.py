@@ -7,14 +7,11 @@ order of things; how each is done is elsewhere.
 import copy
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
 
 from dual_head.backbone.checkpoint import MODEL_TYPE
 from dual_head.errors import DualHeadError
@@ -33,7 +30,7 @@ from dual_head.train.inputs import StreamedInputs
 from dual_head.train.options import RunOptions
 from dual_head.train.progress import brief
 from dual_head.train.report import draw, print_report, summarise
-from dual_head.train.resume import Sealing, held, kept_checkpoint, load_stored, save_stored
+from dual_head.train.resume import Sealing, held, load_stored, save_stored
 from dual_head.train.trainer import GuideTrainer
 from dual_head.train.trl import preference_trainer
 
@@ -83,11 +80,6 @@ class GuideRun(Run):
         if method.peer is None and self.guide_trainer.loss.compiled:
             folder = compiled_folder()
             console.print(f"The first step compiles loops once (about 30 s). Later runs find them in {folder}.")
-
-    def load_finished(self, checkpoint: Path) -> None:
-        """See `Run`; the best weights where those are kept."""
-        self.trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        load_stored(self.model, kept_checkpoint(checkpoint, self.trainer.state.best_model_checkpoint, self.args))
 
     def train(self) -> None:
         """See `Run`; `guide_trainer` knows the state of the trainer that trained."""

@@ -1,4 +1,4 @@
-"""Training a guide with transformers' Trainer: our loss, its everything else.
+"""Training a guide with transformers' Trainer, which does all but the loss.
 
 The model that the Trainer wraps (and DDP or FSDP wraps in turn) is `GuidedLoss`, whose forward is the whole
 step from tokens to per-pair losses. Checkpoints hold the guides, the optimizer and the Trainer's state; a
@@ -7,54 +7,28 @@ run that was killed goes on from the last whole one. It knows methods and data s
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dual_head.data.tokenize import pair_lengths
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method
 from dual_head.methods.held_out import HeldOutTrainer
 from dual_head.model.aligned import AlignedModel
+from dual_head.train.base import HeadTrainer, rows_seen
 from dual_head.train.feature_cache import FeatureSet
-from dual_head.train.progress import brief
-from dual_head.train.resume import Sealing, StoredCheckpoints, load_stored, save_stored
 from dual_head.train.step import GuidedLoss
 
 
-class ByLength(LengthGroupedSampler):
-    """transformers' sampler, whose order of an epoch depends on nothing but seed and epoch, so that runs resume."""
-
-    def __init__(self, batch_size: int, *, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths)
-        self.seed = seed
-        self.set_epoch(0)
-
-    @classmethod
-    def of(cls, args: TrainingArguments, lengths: list[int]) -> "ByLength":
-        """Group all that one step of the optimizer sees, so that the order is the same however it is spread."""
-        seed = args.seed if args.data_seed is None else args.data_seed
-        at_once = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return cls(at_once, lengths=lengths, seed=seed)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch."""
-        self.generator = torch.Generator().manual_seed(self.seed + epoch)
-
-
-class GuideTrainer(HeldOutTrainer, StoredCheckpoints):
+class GuideTrainer(HeldOutTrainer, HeadTrainer):
     """transformers' Trainer for one guide of an aligned model.
 
     A step is a mean over its pairs, in however many batches they come. Logs every term and metric by name, saves the
     guides only, and never pickles its arguments.
     """
-
-    loss_is_scaled_for_ga = True  # compute_loss weighs a batch by its share of the step's pairs
 
     def __init__(
         self,
@@ -71,12 +45,13 @@ class GuideTrainer(HeldOutTrainer, StoredCheckpoints):
     ):
         self.aligned, self.objectives = model, method.objectives
         _require_same(model, method, guide or method.name)
-        self._of_steps: dict[str, list[tuple[float, Tensor]]] = defaultdict(list)  # a batch's share, and its mean
-        # Of a peer's guide only the held-out pairs are seen here, once.
+        self._shares: dict[str, list[tuple[float, Tensor]]] = defaultdict(list)  # a batch's share, and its mean
+        # A peer's guide is only measured here, once on the held-out pairs.
         pairs = eval_dataset or () if method.peer else train_dataset
         tokens = response_length(pairs) * (len(pairs) if method.peer else rows_seen(args, len(pairs)))
         self.loss = GuidedLoss(model, method, guide=guide or method.name, budget=budget, tokens=tokens)
         super().__init__(
+            stored=model,
             model=self.loss,
             args=args,
             train_dataset=train_dataset,
@@ -84,32 +59,23 @@ class GuideTrainer(HeldOutTrainer, StoredCheckpoints):
             data_collator=data_collator,
             processing_class=tokenizer,
         )
-        self.save_weights, self.load_weights = partial(save_stored, model, tokenizer), partial(load_stored, model)
-        brief(self)
-        self.add_callback(Sealing())
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(dataset)
-        lengths = dataset.pair_lengths() if isinstance(dataset, FeatureSet) else pair_lengths(dataset)
-        return ByLength.of(self.args, lengths)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return SequentialSampler(eval_dataset)  # in the order given: each pair keeps its place in `held_out`
+    def row_lengths(self, dataset: Any) -> list[int]:
+        """See `HeadTrainer`."""
+        return dataset.pair_lengths() if isinstance(dataset, FeatureSet) else pair_lengths(dataset)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Take a step; what nobody optimises is measured only where the step is logged."""
+        """Take a step; what only metrics read is measured where the step is logged."""
         step = self.state.global_step + 1
-        often = int(self.state.logging_steps) if self.args.logging_strategy == "steps" else 1
-        self.loss.looking = step == self.state.max_steps or step % max(1, often) == 0
+        interval = int(self.state.logging_steps) if self.args.logging_strategy == "steps" else 1
+        self.loss.looking = step == self.state.max_steps or step % max(1, interval) == 0
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         finally:
             self.loss.looking = True
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """How many pairs all batches of a step have; on every process as many, since accelerate fills them up."""
+        """Pairs in all batches of a step; every process has as many, since accelerate fills its batches up."""
         del device
         return sum(_pairs_of(batch) for batch in batch_samples)
 
@@ -120,34 +86,27 @@ class GuideTrainer(HeldOutTrainer, StoredCheckpoints):
         loss = outputs.pop("loss") * share
         if model.training:
             for name, value in outputs.items():
-                self._of_steps[name].append((share, value.mean()))
+                self._shares[name].append((share, value.mean()))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages since the last log, over all processes, to a training log."""
         last = "train_runtime" in logs  # a run shorter than logging_steps has no other log
-        if ("loss" in logs or last) and self._of_steps:
-            names = sorted(self._of_steps)
-            means = torch.stack([_mean(self._of_steps[name]) for name in names])
+        if ("loss" in logs or last) and self._shares:
+            names = sorted(self._shares)
+            means = torch.stack([_mean(self._shares[name]) for name in names])
             means = self.accelerator.reduce(means, reduction="mean").tolist()  # type: ignore[union-attr]
             logs = {**logs, **dict(zip(names, means, strict=True))}
-            self._of_steps.clear()
+            self._shares.clear()
         super().log(logs, start_time)
-
-
-def rows_seen(args: TrainingArguments, count: int) -> float:
-    """How many rows a process sees in a whole run on `count` of them."""
-    if args.max_steps > 0:
-        return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
-    return args.num_train_epochs * count / args.world_size
 
 
 def response_length(pairs: Any) -> float:
     """Tokens of both responses of a pair, averaged over the first thousand, or over all in a feature cache."""
     if isinstance(pairs, FeatureSet):
         return pairs.response_tokens() / max(1, len(pairs))
-    few = [pairs[i] for i in range(min(1000, len(pairs)))]
-    return sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in few) / max(1, len(few))
+    sample = [pairs[i] for i in range(min(1000, len(pairs)))]
+    return sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in sample) / max(1, len(sample))
 
 
 def _pairs_of(batch: Mapping[str, Any]) -> int:

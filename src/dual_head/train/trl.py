@@ -15,6 +15,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from dual_head.data import COLUMNS
 from dual_head.errors import DualHeadError, require
 from dual_head.methods.peer import PeerOptions
 from dual_head.train.resume import StoredCheckpoints
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 __all__ = ["preference_trainer"]
-
-COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def preference_trainer(

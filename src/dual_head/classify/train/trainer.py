@@ -8,61 +8,27 @@ neither files nor text.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
 
-from dual_head.backbone.checkpoint import load_strictly, read_weights
 from dual_head.classify.data.collate import ExampleCollator
 from dual_head.classify.data.tokenize import Tokenized
 from dual_head.classify.model import DualHeadReasoningModel
-from dual_head.files.reading import reading
-from dual_head.methods.held_out import StrictTrainer
-from dual_head.train.arguments import one_device, require_possible, trackers_of
-from dual_head.train.progress import brief
-from dual_head.train.resume import Sealing, kept_checkpoint, save_stored
-from dual_head.train.trainer import ByLength, rows_seen
+from dual_head.train.arguments import HeadTrainingArguments
+from dual_head.train.base import HeadTrainer, rows_seen
+from dual_head.train.resume import save_stored
 
 
 @dataclass
-class ClassifierTrainingArguments(TrainingArguments):
+class ClassifierTrainingArguments(HeadTrainingArguments):
     """transformers' TrainingArguments with the paper's defaults: AdamW 2e-4, decay 0.01, cosine, 3 epochs."""
-
-    _argument_group_name: ClassVar[str] = "training (transformers' TrainingArguments; --help_all shows every one)"
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=5, metadata={"help": "Steps of warm-up, or their share where below 1."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to classify the held-out rows."})
-    logging_steps: float = field(default=10, metadata={"help": "Log the losses every so many steps."})
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints that are kept: the last ones, the best one among them."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: our collator reads the rows."})
-    report_to: str | list[str] = field(  # in this order, so that the flag takes several
-        default_factory=lambda: ["none"],
-        metadata={"help": "Trackers to report to: tensorboard, wandb, mlflow, ..., several of them, all or none."},
-    )
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={"help": "Order of the rows: group_by_length (shuffled, with little padding), random, sequential."},
-    )
-
-    def __post_init__(self):
-        # Without this transformers refuses bf16 where there is only a CPU, and torch warns about pinned memory.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
-        require_possible(self)
-        self.report_to = trackers_of(self.report_to)
-        with reading("These options cannot go together", "Change or leave out what is named."):
-            super().__post_init__()
-        one_device(self)
 
 
 class _FromHere(TrainerCallback):
@@ -76,14 +42,11 @@ class _FromHere(TrainerCallback):
         self.trainer.take_losses()
 
 
-class ClassifierTrainer(StrictTrainer):
+class ClassifierTrainer(HeadTrainer):
     """transformers' Trainer for a `DualHeadReasoningModel`: logs both losses, keeps the held-out logits.
 
     held_out: (logits [N, K], labels) of the last evaluation, rows in the order given.
     """
-
-    # Both losses are already averaged over the whole step.
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -103,6 +66,8 @@ class ClassifierTrainer(StrictTrainer):
         model.reasoning_tokens = learnt * rows_seen(args, len(train_dataset))
         pad = tokenizer.pad_token_id if tokenizer is not None and isinstance(tokenizer.pad_token_id, int) else 0
         super().__init__(
+            stored=model,
+            noun="classifier",
             model=model,
             args=args,
             train_dataset=train_dataset,  # type: ignore[arg-type]
@@ -113,17 +78,10 @@ class ClassifierTrainer(StrictTrainer):
         )
         self.model_accepts_loss_kwargs = True
         self.add_callback(_FromHere(self))
-        brief(self)
-        self.add_callback(Sealing())
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(dataset)
-        return ByLength.of(self.args, [len(row.learnt) for row in dataset])
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return SequentialSampler(eval_dataset)
+    def row_lengths(self, dataset: Any) -> list[int]:
+        """See `HeadTrainer`."""
+        return [len(row.learnt) for row in dataset]
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Rows and tokens [2] that all batches of a step, on all processes, have together."""
@@ -197,32 +155,15 @@ class ClassifierTrainer(StrictTrainer):
         values = self._parts[name]
         return (torch.stack(values).sum().to(zero) if values else zero), zero + len(values)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        del state_dict
-        folder = output_dir or self.args.output_dir
-        assert folder is not None
-        if self.args.should_save:  # transformers asks every process
-            save_classifier(self.classifier, self.processing_class, folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        del model
-        load_strictly(self.classifier.stored(), read_weights(resume_from_checkpoint), resume_from_checkpoint)
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
         self.held_out = None  # of other weights
-
-    def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     @property
     def best_step(self) -> int | None:
         """The step whose weights `load_best_model_at_end` takes, None where the last ones are kept."""
         best = self.args.load_best_model_at_end and self.state.best_model_checkpoint
         return self.state.best_global_step if best else None
-
-    def load_finished(self, checkpoint: Path) -> None:
-        """Take up a run that was trained to its end, with its best weights where those are asked for."""
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        self._load_from_checkpoint(str(kept_checkpoint(checkpoint, self.state.best_model_checkpoint, self.args)))
 
 
 def save_classifier(model: DualHeadReasoningModel, tokenizer: Any, folder: str | Path) -> None:

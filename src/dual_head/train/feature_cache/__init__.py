@@ -10,7 +10,7 @@ Only `run` and `inputs` know methods and runs: to the others, `Needs` say which 
 from dual_head.train.feature_cache.head import load_head, save_head
 from dual_head.train.feature_cache.read import FeatureCache, FeatureCollator, FeatureSet
 from dual_head.train.feature_cache.store import ALL, RESPONSE, Layout, Needs, verify
-from dual_head.train.feature_cache.write import Plan, plan_shards, write_shards
+from dual_head.train.feature_cache.write import Plan, plan_shards
 
 __all__ = [
     "ALL",
@@ -25,5 +25,4 @@ __all__ = [
     "plan_shards",
     "save_head",
     "verify",
-    "write_shards",
 ]

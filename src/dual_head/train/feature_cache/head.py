@@ -28,7 +28,7 @@ class _Absent(nn.Module):
         self.source = source
 
     def get_input_embeddings(self) -> "_Absent":
-        """Answer transformers, which tells a language model by its having some."""
+        """Return this module: transformers recognises a language model by its embeddings."""
         return self
 
     def forward(self, input_ids: Any = None, position_ids: Any = None, **_options: Any) -> Any:
@@ -62,10 +62,10 @@ def load_head(
 ) -> PreTrainedModel:
     """Build the causal LM of a feature cache with its head and without its decoder, which cannot be run.
 
-    name_or_path: what the model goes by, the folder where not said.
+    name_or_path: the name of the model, by default the folder.
     """
     file = Path(folder) / HEAD_FILE
-    with reading(f"'{folder}' is no whole feature cache", "Write it with: dual-head cache."):
+    with reading(f"'{folder}' is not a whole feature cache", "Write it with: dual-head cache."):
         config = load_config(str(folder), trust_remote_code=trust_remote_code)
         tensors = load_file(file)
         dtype = next(iter(tensors.values())).dtype
@@ -89,8 +89,8 @@ def load_head(
 def outside(lm: PreTrainedModel) -> dict[str, Tensor]:
     """The parameters and buffers outside the decoder, the lm_head's even where they are tied to the embedding."""
     within = f"{lm.base_model_prefix}."
-    both = (*lm.named_parameters(remove_duplicate=False), *lm.named_buffers(remove_duplicate=False))
-    return {name: x for name, x in both if not name.startswith(within)}
+    tensors = (*lm.named_parameters(remove_duplicate=False), *lm.named_buffers(remove_duplicate=False))
+    return {name: x for name, x in tensors if not name.startswith(within)}
 
 
 def _from_config(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:

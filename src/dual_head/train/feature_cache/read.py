@@ -15,23 +15,19 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dual_head.data import RowReport
+from dual_head.data import COLUMNS, RowReport
 from dual_head.data.collate import PairCollator
 from dual_head.errors import DualHeadError
-from dual_head.files.places import file_digest
 from dual_head.files.reading import reading
 from dual_head.train.feature_cache.store import (
     ALL,
-    MANIFEST_FILE,
     RESPONSE,
     Layout,
     Needs,
-    read_manifest,
+    require_files,
+    require_manifest,
     unpack,
 )
-
-WRITE_AGAIN = "Delete it and run the same 'dual-head cache' command again: it writes only that."
-PART_NAMES = ("prompt", "chosen", "rejected")
 
 
 class FeatureCache:
@@ -39,16 +35,11 @@ class FeatureCache:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise DualHeadError(
-                f"'{folder}' holds no {MANIFEST_FILE}, so it is no feature cache. Write one: dual-head cache."
-            )
+        self.manifest = manifest = require_manifest(folder)
         if not manifest["complete"]:
             raise DualHeadError(
                 f"The feature cache '{folder}' is not finished. Run the 'dual-head cache' command again."
             )
-        self.manifest = manifest
         self.layout = Layout(positions=manifest["positions"], widths=manifest["widths"], dtype=manifest["dtype"])
         self.layers = tuple(int(name.split(".")[1]) for name in self.layout.widths if name != "hidden")
 
@@ -60,35 +51,29 @@ class FeatureCache:
     @property
     def drops(self) -> dict[str, RowReport]:
         """What became of the rows that were read."""
-        said = {stage: dict(values) for stage, values in self.manifest["drops"].items()}
         return {
             stage: RowReport(**{**values, "reasons": Counter(values["reasons"]), "notes": Counter(values["notes"])})
-            for stage, values in said.items()
+            for stage, values in self.manifest["drops"].items()
         }
 
     def require(self, needs: Needs, method: str) -> None:
         """Refuse guides that read more than is here."""
         last = self.manifest["backbone"]["fingerprint"]["num_layers"]
         missing = [i for i in needs.layers if i != last and i not in self.layers]
-        lacks = []
+        gaps = []
         if needs.positions == ALL and self.layout.positions == RESPONSE:
-            lacks.append("the hidden states of prompts, which a guide that looks back reads")
+            gaps.append("the hidden states of prompts, which a guide that looks back reads")
         if missing:
-            lacks.append(f"those of layers {', '.join(map(str, missing))}")
-        if lacks:
+            gaps.append(f"those of layers {', '.join(map(str, missing))}")
+        if gaps:
             raise DualHeadError(
-                f"The feature cache '{self.folder}' does not hold {', nor '.join(lacks)}. "
+                f"The feature cache '{self.folder}' does not hold {', nor '.join(gaps)}. "
                 f"Write one that does: dual-head cache --method {method} (with the same options of the method)."
             )
 
     def require_whole(self) -> None:
-        """Refuse files beside the shards that are not what was written; shards are looked at as they are read."""
-        for name, written in self.manifest["files"].items():
-            file = self.folder / name
-            with reading(f"Cannot read '{file}'", WRITE_AGAIN):
-                digest = file_digest(file)["sha256"]
-            if digest != written:
-                raise DualHeadError(f"'{file}' is not what was written. {WRITE_AGAIN}")
+        """Refuse files beside the shards that are not what was written; a shard is checked when it is first read."""
+        require_files(self.folder, self.manifest["files"])
 
     def pairs(self, part: str, needs: Needs, *, dtype: torch.dtype, by_length: bool = False) -> "FeatureSet":
         """The pairs of "train" or "held_out" with what is needed of them, in the order of the data or by length."""
@@ -122,12 +107,14 @@ class FeatureSet(Dataset):
         for file, shard in zip(self._files, shards, strict=True):
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
                 raise DualHeadError(f"'{file}' is cut short or missing. Run the same 'dual-head cache' command again.")
-        own = [self._lengths_in(file) for file in self._files]
-        self._lengths = torch.cat(own) if own else torch.zeros(0, 3, dtype=torch.long)
-        rows = [layout.rows(lengths) for lengths in own]
-        # Of every pair: which file, and where its rows begin there.
-        self._file = torch.arange(len(own)).repeat_interleave(torch.tensor([len(x) for x in own], dtype=torch.long))
-        self._start = torch.cat([x.cumsum(0) - x for x in rows]) if rows else torch.zeros(0, dtype=torch.long)
+        of_shards = [self._lengths_in(file) for file in self._files]
+        sizes = torch.tensor([len(lengths) for lengths in of_shards], dtype=torch.long)
+        rows = [layout.rows(lengths) for lengths in of_shards]
+        # Of every pair: its lengths, which file holds it, and where its rows begin there.
+        #     shard 0 [p p c c r | p c r r]   shard 1 [p c r]        file  0 0 1     start  0 5 0
+        self._lengths = torch.cat([torch.zeros(0, 3, dtype=torch.long), *of_shards])
+        self._file = torch.arange(len(sizes)).repeat_interleave(sizes)
+        self._start = torch.cat([torch.zeros(0, dtype=torch.long), *(x.cumsum(0) - x for x in rows)])
         tokens = self._lengths.sum(1).tolist()
         order = range(len(tokens))
         self._order = sorted(order, key=tokens.__getitem__) if by_length else list(order)
@@ -148,14 +135,16 @@ class FeatureSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one pair."""
-        at = self._order[index]
-        shard, start, lengths = self._whole(self._files[self._file[at]]), int(self._start[at]), self._lengths[at]
-        rows, picks, labels = _wanted(lengths.tolist(), start, self.layout.positions, self.needs.positions)
+        pair = self._order[index]
+        shard, lengths = self._checked(self._files[self._file[pair]]), self._lengths[pair]
+        rows, picks, labels = _rows_of(
+            lengths.tolist(), int(self._start[pair]), self.layout.positions, self.needs.positions
+        )
         hidden = self._read(shard, "hidden", rows, picks)
         layers = {
             i: hidden if i == self.last else self._read(shard, f"layers.{i}", rows, picks) for i in self.needs.layers
         }
-        return {"hidden": hidden, "layers": layers, "ids": _ids(shard, labels), "lengths": lengths}
+        return {"hidden": hidden, "layers": layers, "ids": shard.get_slice("ids")[labels].long(), "lengths": lengths}
 
     def _read(self, shard: Any, name: str, rows: slice, picks: Tensor | None) -> Tensor:
         x = shard.get_slice(name)[rows]
@@ -167,10 +156,10 @@ class FeatureSet(Dataset):
         with reading(f"Cannot read '{file}'", f"Run: dual-head cache --verify {file.parent}"):
             return self._shard(file).get_tensor("lengths").long()
 
-    def _whole(self, file: Path) -> Any:
-        """A shard whose bytes are those that were written, which is found out when the first of its pairs is read."""
-        if file in self._checksums and file_digest(file)["sha256"] != self._checksums.pop(file):
-            raise DualHeadError(f"'{file}' is not what was written. {WRITE_AGAIN}")
+    def _checked(self, file: Path) -> Any:
+        """A shard, whose checksum is computed when the first of its pairs is read. Errors: other bytes than written."""
+        if file in self._checksums:
+            require_files(file.parent, {file.name: self._checksums.pop(file)})
         return self._shard(file)
 
     def _shard(self, file: Path) -> Any:
@@ -180,24 +169,21 @@ class FeatureSet(Dataset):
         return self._open[file]
 
 
-def _wanted(lengths: list[int], start: int, kept: str, needed: str) -> tuple[slice, Tensor | None, slice]:
-    """Which rows of a shard to read for a pair, which of those to pick, and which ids go with them."""
+def _rows_of(lengths: list[int], start: int, stored: str, needed: str) -> tuple[slice, Tensor | None, slice]:
+    """Which rows of a shard to read for a pair, which of those to pick, and which ids go with them.
+
+    stored = ALL, needed = RESPONSE:   [p p p | c c | r r r]    what predicts c c r r r
+                                    rows   ^ ---------- ^
+                                    picks  0   1   0 3 4        the prompt's last token predicts c and r alike
+    """
     prompt, chosen, rejected = lengths
-    if kept == RESPONSE:
-        rows = slice(start, start + chosen + rejected)
+    if stored in (needed, RESPONSE):
+        rows = slice(start, start + (prompt if stored == ALL else 0) + chosen + rejected)
         return rows, None, rows
-    if needed == ALL:
-        rows = slice(start, start + prompt + chosen + rejected)
-        return rows, None, rows
-    # What predicts a response: the prompt's last token, then all of the response but its last.
     first = torch.zeros(1, dtype=torch.long)
     picks = torch.cat([torch.arange(chosen), first, torch.arange(chosen + 1, chosen + rejected)])
     begin = start + prompt
     return slice(begin - 1, begin + chosen + rejected - 1), picks, slice(begin, begin + chosen + rejected)
-
-
-def _ids(shard: Any, rows: slice) -> Tensor:
-    return shard.get_slice("ids")[rows].long()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,16 +200,15 @@ class FeatureCollator:
         batch: dict[str, Any] = _flat(pairs) if self.positions == RESPONSE else _padded(pairs)
         join = _joined if self.positions == RESPONSE else partial(_placed, batch)
         batch["hidden"] = join([pair["hidden"] for pair in pairs])
-        last: dict[int, Tensor] = {}
-        for i in pairs[0]["layers"]:
-            same = pairs[0]["layers"][i] is pairs[0]["hidden"]
-            last[i] = batch["hidden"] if same else join([pair["layers"][i] for pair in pairs])
-        if last:
-            batch["layers"] = last
-        return batch
+        layers = {
+            i: batch["hidden"] if x is pairs[0]["hidden"] else join([pair["layers"][i] for pair in pairs])
+            for i, x in pairs[0]["layers"].items()
+        }
+        return {**batch, "layers": layers} if layers else batch
 
 
 def _flat(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """[c c r r r C R R], what predicts each response token, with no row for a prompt."""
     lengths = torch.stack([pair["lengths"] for pair in pairs])[:, 1:]  # [B, 2]
     labels = torch.cat([pair["ids"] for pair in pairs])
     row = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
@@ -231,13 +216,10 @@ def _flat(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _padded(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    rows = [
-        dict(zip((f"{part}_ids" for part in PART_NAMES), map(Tensor.tolist, ids), strict=True))
-        for pair in pairs
-        for ids in [pair["ids"].split(pair["lengths"].tolist())]
-    ]
-    batch: dict[str, Any] = {**PairCollator(0, share_prompt=True)(rows)}
-    del batch["input_ids"]  # whoever finds them would run a decoder on them
+    """[p p p | c c | r r r | P P | C | R R], as `PairBatch` has shared prompts."""
+    ids = [[x.tolist() for x in pair["ids"].split(pair["lengths"].tolist())] for pair in pairs]
+    batch: dict[str, Any] = {**PairCollator(0, share_prompt=True)([dict(zip(COLUMNS, x, strict=True)) for x in ids])}
+    del batch["input_ids"]  # with them a model would run its decoder
     return batch
 
 
@@ -248,6 +230,6 @@ def _joined(rows: Sequence[Tensor]) -> Tensor:
 def _placed(batch: dict[str, Any], rows: Sequence[Tensor]) -> Tensor:
     """Each pair's hidden states where its tokens are, [R, T, d]."""
     placed = rows[0].new_zeros(batch["parts"].numel(), rows[0].shape[1])
-    for start, own in zip(batch["starts"], rows, strict=True):
-        placed[start : start + len(own)] = own
+    for start, states in zip(batch["starts"], rows, strict=True):
+        placed[start : start + len(states)] = states
     return placed.view(*batch["parts"].shape, -1)

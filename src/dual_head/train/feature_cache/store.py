@@ -10,8 +10,7 @@ It knows tensors and files; no backbone, no data set and no training.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dual_head.backbone.fingerprint import Fingerprint
+from dual_head.backbone.fingerprint import Fingerprint, digest
+from dual_head.data import COLUMNS
 from dual_head.errors import DualHeadError
-from dual_head.files.places import altered, file_digest, flush
+from dual_head.files.places import altered, atomic_folder, file_digest
 from dual_head.files.reading import read_json, reading
 from dual_head.options import build, fit
 
 VERSION = 1
 MANIFEST_FILE, HEAD_FILE = "manifest.json", "head.safetensors"
-DIGEST = "digest"  # of a manifest or of what is said beside a shard, in it
+DIGEST = "digest"  # of a manifest or of the record beside a shard, in it
 PARTS = {"train": "features", "held_out": "held_out"}  # what the names of their shards begin with
-WRITING = ".writing"  # the end of a name whose file is not whole yet
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 RESPONSE, ALL = "response", "all"  # positions: those that predict a response token, or every token
-# What every manifest says, and of what types; its digest tells whether anything of it was altered since.
+# The entries of every manifest and their types; its digest tells whether one was altered since.
 MANIFEST_TYPES = {
     "complete": bool,
     "positions": str,
@@ -48,6 +47,7 @@ MANIFEST_TYPES = {
     "parts": dict[str, dict],
 }
 ID_BYTES, SCALE_BYTES, LENGTH_BYTES = 4, 4, 12
+WRITE_AGAIN = "Delete it and run the same 'dual-head cache' command again: it writes only that."
 
 
 @dataclass(frozen=True)
@@ -116,37 +116,23 @@ def shard_name(part: str, index: int) -> str:
 
 
 def publish(folder: Path, name: str, tensors: Mapping[str, Tensor], *, pairs: int, rows: int, data: str) -> Shard:
-    """Write a shard whole or not at all: under another name, renamed, and only then with its checksum beside it."""
-    file, record = folder / f"{name}.safetensors", folder / f"{name}.json"
-    record.unlink(missing_ok=True)  # what it says is about to be wrong
-    with _written(file) as writing:
-        save_file({key: x.contiguous() for key, x in tensors.items()}, writing, metadata={"format": "pt"})
-        writing.chmod(0o644)  # safetensors makes it private
-        flush(writing)  # a power cut after the rename would leave a whole name on half a file
-        shard = Shard(file.name, pairs, rows, **file_digest(writing), data=data)
-    with _written(record) as writing:
-        writing.write_text(json.dumps({**asdict(shard), DIGEST: digest_of(asdict(shard))}, indent=2))
+    """Write a shard and, beside it, its record with a checksum: both or neither."""
+    with atomic_folder(folder) as staging:
+        file = staging / f"{name}.safetensors"
+        save_file({key: x.contiguous() for key, x in tensors.items()}, file, metadata={"format": "pt"})
+        file.chmod(0o644)  # safetensors makes it private
+        shard = Shard(file.name, pairs, rows, **file_digest(file), data=data)
+        (staging / f"{name}.json").write_text(json.dumps(_sealed(asdict(shard)), indent=2))
     return shard
 
 
-@contextmanager
-def _written(file: Path) -> Iterator[Path]:
-    """Yield another name, which becomes `file` when the block ends well, and is gone when it does not."""
-    writing = file.with_name(f".{file.name}{WRITING}")
-    try:
-        yield writing
-        writing.replace(file)
-    finally:
-        writing.unlink(missing_ok=True)
-
-
 def recorded(folder: Path, name: str) -> Shard | None:
-    """What is said beside a shard; None where it was never whole, or was altered. Its bytes are not read."""
+    """The record beside a shard; None where there is none, or it was altered. The shard's bytes are not read."""
     try:
         values = read_json(folder / f"{name}.json", "")
-        if values.pop(DIGEST, None) not in (None, digest_of(values)):
+        if not _is_sealed(values):
             return None
-        return build(Shard, values)
+        return build(Shard, {key: value for key, value in values.items() if key != DIGEST})
     except DualHeadError:
         return None
 
@@ -167,19 +153,27 @@ def is_there(folder: Path, shard: Shard) -> bool:
     return file.is_file() and file.stat().st_size == shard.bytes
 
 
-def digest(rows: Iterable[Mapping[str, list[int]]]) -> str:
+def pairs_digest(pairs: Iterable[Mapping[str, list[int]]]) -> str:
     """Hash token ids of pairs in their order, so that equal hashes mean equal pairs."""
     content = hashlib.sha256()
-    for row in rows:
-        ids = [row[f"{part}_ids"] for part in ("prompt", "chosen", "rejected")]
+    for pair in pairs:
+        ids = [pair[column] for column in COLUMNS]
         content.update(torch.tensor([*map(len, ids), *ids[0], *ids[1], *ids[2]], dtype=torch.int32).numpy().tobytes())
     return content.hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest into a folder, which is one that takes its place whole where the manifest counts."""
-    values = {**manifest, DIGEST: digest_of(manifest)}
-    (folder / MANIFEST_FILE).write_text(json.dumps(values, indent=2) + "\n")
+    (folder / MANIFEST_FILE).write_text(json.dumps(_sealed(manifest), indent=2) + "\n")
+
+
+def _sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {**values, DIGEST: digest({key: value for key, value in values.items() if key != DIGEST})}
+
+
+def _is_sealed(values: Mapping[str, Any]) -> bool:
+    """Whether values are those that were sealed; ones without a digest are taken as they are."""
+    return DIGEST not in values or values == _sealed(values)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -202,7 +196,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _require_unaltered(manifest: Mapping[str, Any]) -> None:
-    if manifest.get(DIGEST) not in (None, digest_of(manifest)):
+    if not _is_sealed(manifest):
         raise ValueError("it was altered after it was written")
     for key, kind in MANIFEST_TYPES.items():
         fit(manifest[key], kind, key)
@@ -212,37 +206,39 @@ def _require_unaltered(manifest: Mapping[str, Any]) -> None:
             build(Shard, shard)
 
 
-def digest_of(manifest: Mapping[str, Any]) -> str:
-    """sha256 of what a manifest says, in hexadecimal digits."""
-    values = {key: value for key, value in manifest.items() if key != DIGEST}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def require_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read a folder's manifest. Errors: see `read_manifest`; the folder is not a feature cache."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        problem = f"'{folder}' is not a feature cache: it has no {MANIFEST_FILE}."
+        raise DualHeadError(f"{problem} Write one: dual-head cache.")
+    return manifest
 
 
 def remove_shards(folder: Path) -> None:
-    """Delete a cache's shards, and nothing else that may lie beside them; by the manifest it is known as a cache."""
-    kinds = [f"{name}-[0-9][0-9][0-9][0-9][0-9].{end}" for name in PARTS.values() for end in ("safetensors", "json")]
-    for pattern in (*kinds, *(f".{kind}{WRITING}" for kind in kinds)):
-        for file in folder.glob(pattern):
-            file.unlink()
+    """Delete a cache's shards, and no file beside them; by the manifest it is known as a cache."""
+    for name in PARTS.values():
+        for file in folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].*"):
+            if file.suffix in (".safetensors", ".json"):
+                file.unlink()
+
+
+def require_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Compute checksums again. Errors: the first file, {name: SHA-256}, that differs from what was written."""
+    for name, written in digests.items():
+        file = folder / name
+        with reading(f"Cannot read '{file}'", WRITE_AGAIN):
+            if not file.is_file() or file_digest(file)["sha256"] != written:
+                problem = "is not what was written" if file.is_file() else "is missing"
+                raise DualHeadError(f"'{file}' {problem}. {WRITE_AGAIN}")
 
 
 def verify(folder: str | Path) -> int:
     """Compute every checksum again and return how many files there are. Errors: the first that differs, by name."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise DualHeadError(
-            f"'{folder}' holds no {MANIFEST_FILE}, so it is no feature cache. Write one: dual-head cache."
-        )
-    digests = dict(manifest["files"])
-    for part in manifest["parts"].values():
-        digests |= {shard["file"]: shard["sha256"] for shard in part["shards"]}
-    for name, recorded_digest in digests.items():
-        file = Path(folder) / name
-        if not file.is_file() or file_digest(file)["sha256"] != recorded_digest:
-            problem = "is not what was written" if file.is_file() else "is missing"
-            raise DualHeadError(
-                f"'{file}' {problem}. Delete it and run the same 'dual-head cache' command again: it writes only that."
-            )
+    manifest = require_manifest(folder)
+    shards = [shard for part in manifest["parts"].values() for shard in part["shards"]]
+    digests = {**manifest["files"], **{shard["file"]: shard["sha256"] for shard in shards}}
+    require_files(Path(folder), digests)
     if not manifest["complete"]:
         raise DualHeadError(f"'{folder}' is whole as far as it goes, but not finished. Run the same command again.")
     return len(digests)

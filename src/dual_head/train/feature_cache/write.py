@@ -1,4 +1,4 @@
-"""Pairs through a backbone to shards: which are missing, and each of them written the same whoever writes it.
+"""Pairs through a backbone to shards: which are missing, and each of them written alike by any process.
 
 A shard is a fixed number of pairs, and its batches are made of those alone, so that neither other processes nor an
 interruption show in its bytes. It knows a backbone and token ids; no method, and nothing of training.
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dual_head.backbone.decoder import Backbone
+from dual_head.data import COLUMNS
 from dual_head.data.collate import PairBatch, PairCollator
-from dual_head.data.tokenize import COLUMNS
 from dual_head.errors import DualHeadError
 from dual_head.ops.masks import additive, branch_mask
 from dual_head.train.feature_cache.store import (
@@ -22,10 +22,8 @@ from dual_head.train.feature_cache.store import (
     LENGTH_BYTES,
     Layout,
     Shard,
-    digest,
-    is_there,
     pack,
-    publish,
+    pairs_digest,
     recorded,
     shard_name,
 )
@@ -33,7 +31,7 @@ from dual_head.train.feature_cache.store import (
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to be: pairs start, start + 1, ... of a part; there: what is written of it already, if it is whole."""
+    """One shard to be: pairs start, start + 1, ... of a part; shard: the record of the one that is whole already."""
 
     part: str
     index: int
@@ -41,7 +39,7 @@ class Task:
     stop: int
     rows: int
     data: str
-    there: Shard | None
+    shard: Shard | None
 
     @property
     def name(self) -> str:
@@ -59,7 +57,7 @@ class Plan:
     @property
     def missing(self) -> list[Task]:
         """What is left to write."""
-        return [task for task in self.tasks if task.there is None]
+        return [task for task in self.tasks if task.shard is None]
 
     def bytes(self, tasks: Sequence[Task]) -> int:
         """What shards take on a disk, without their headers."""
@@ -77,24 +75,28 @@ def plan_shards(folder: Path | None, parts: dict[str, Any], layout: Layout, *, p
         count = -(-len(rows) // pairs_per_shard)
         for index in range(count):
             start = index * pairs_per_shard
-            plan.tasks.append(_task(folder, part, index, _pairs(rows, start, start + pairs_per_shard), start, layout))
+            plan.tasks.append(_task(folder, part, index, pairs_of(rows, start, start + pairs_per_shard), start, layout))
         if folder and recorded(folder, shard_name(part, count)) is not None:
             raise _other(folder, part, count * pairs_per_shard)
     return plan
 
 
 def _task(folder: Path | None, part: str, index: int, pairs: list[dict[str, Any]], start: int, layout: Layout) -> Task:
-    data, lengths = digest(pairs), _lengths(pairs)
-    previous = recorded(folder, shard_name(part, index)) if folder else None
-    if folder and previous and previous.data != data:
+    data = pairs_digest(pairs)
+    shard = recorded(folder, shard_name(part, index)) if folder else None
+    if folder and shard and shard.data != data:
         # The last shard of a data set that has grown since is written again, longer.
-        if previous.pairs >= len(pairs) or digest(pairs[: previous.pairs]) != previous.data:
+        if shard.pairs >= len(pairs) or pairs_digest(pairs[: shard.pairs]) != shard.data:
             raise _other(folder, part, start)
-        previous = None
-    if folder and previous and not is_there(folder, previous):
-        previous = None
-    rows = int(layout.rows(lengths).sum())
-    return Task(part, index, start, start + len(pairs), rows, data, previous)
+        shard = None
+    if folder and shard and not _is_whole(folder / shard.file, shard):
+        shard = None
+    rows = int(layout.rows(_lengths(pairs)).sum())
+    return Task(part, index, start, start + len(pairs), rows, data, shard)
+
+
+def _is_whole(file: Path, shard: Shard) -> bool:
+    return file.is_file() and file.stat().st_size == shard.bytes
 
 
 def _other(folder: Path, part: str, start: int) -> DualHeadError:
@@ -105,33 +107,14 @@ def _other(folder: Path, part: str, start: int) -> DualHeadError:
     )
 
 
-def _pairs(rows: Any, start: int, stop: int) -> list[dict[str, Any]]:
+def pairs_of(rows: Any, start: int, stop: int) -> list[dict[str, Any]]:
+    """Tokenised pairs start, ..., stop - 1 of a Dataset."""
     columns = rows[start:stop]
     return [dict(zip(COLUMNS, ids, strict=True)) for ids in zip(*(columns[name] for name in COLUMNS), strict=True)]
 
 
 def _lengths(pairs: Sequence[dict[str, Any]]) -> Tensor:
     return torch.tensor([[len(pair[column]) for column in COLUMNS] for pair in pairs])
-
-
-def write_shards(
-    folder: Path,
-    backbone: Backbone,
-    parts: dict[str, Any],
-    plan: Plan,
-    tasks: Sequence[Task],
-    *,
-    share_prompt: bool,
-    batch_tokens: int,
-    on_rows: Callable[[int], None] = lambda _: None,
-) -> Iterator[Shard]:
-    """Write shards one after the other, yielding each when it is whole; on_rows: is told how many a batch made."""
-    for task in tasks:
-        pairs = _pairs(parts[task.part], task.start, task.stop)
-        tensors = shard_of(
-            backbone, pairs, plan.layout, share_prompt=share_prompt, batch_tokens=batch_tokens, on_rows=on_rows
-        )
-        yield publish(folder, task.name, tensors, pairs=len(pairs), rows=task.rows, data=task.data)
 
 
 @torch.no_grad()
@@ -151,18 +134,19 @@ def shard_of(
     tensors: dict[str, Tensor] = {}
     ids = torch.empty(int(rows.sum()), dtype=torch.int32)
     collate = PairCollator(0, share_prompt=share_prompt)
-    for chosen in _batches(lengths.sum(1).tolist(), batch_tokens):
-        batch = collate([pairs[i] for i in chosen])
+    for batch_pairs in _batches(lengths.sum(1).tolist(), batch_tokens):
+        batch = collate([pairs[i] for i in batch_pairs])
         outputs = _run(backbone, batch, layout)
-        at = torch.cat(_own_rows(batch, lengths[chosen], layout))
-        where = torch.cat([torch.arange(starts[i], starts[i] + int(rows[i])) for i in chosen])
-        ids[where] = torch.cat([_ids(pairs[i], layout) for i in chosen])
+        # From the tokens of the batch, [p p p | c c | r r r] each pair, to the rows of the shard.
+        tokens = torch.cat(_tokens_of(batch, lengths[batch_pairs], layout))
+        target = torch.cat([torch.arange(starts[i], starts[i] + int(rows[i])) for i in batch_pairs])
+        ids[target] = torch.cat([_ids(pairs[i], layout) for i in batch_pairs])
         for name, x in outputs.items():
-            for key, packed in pack(name, x[at.to(x.device)], layout.dtype).items():
+            for key, packed in pack(name, x[tokens.to(x.device)], layout.dtype).items():
                 if key not in tensors:
                     tensors[key] = torch.empty(len(ids), *packed.shape[1:], dtype=packed.dtype)
-                tensors[key][where] = packed.cpu()
-        on_rows(len(where))
+                tensors[key][target] = packed.cpu()
+        on_rows(len(target))
     return {**tensors, "ids": ids, "lengths": lengths.int()}
 
 
@@ -200,8 +184,14 @@ def _run(backbone: Backbone, batch: PairBatch, layout: Layout) -> dict[str, Tens
     return {name: x.flatten(0, 1) for name, x in outputs.items()}
 
 
-def _own_rows(batch: PairBatch, lengths: Tensor, layout: Layout) -> list[Tensor]:
-    """Where each pair's rows are among the R T tokens of its batch."""
+def _tokens_of(batch: PairBatch, lengths: Tensor, layout: Layout) -> list[Tensor]:
+    """Which of the R T tokens of a batch are each pair's rows.
+
+    RESPONSE: what predicts a response token. ALL: every token once, where prompts are apart the first one alone:
+
+        [p p p c c .]     rows  p p p c c r r r
+        [. . . r r r]
+    """
     if layout.positions != ALL:
         return list(batch["at"].split(lengths[:, 1:].sum(1).tolist()))
     if "starts" in batch:
