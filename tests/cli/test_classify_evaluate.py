@@ -114,8 +114,8 @@ def test_what_is_no_folder_here_keeps_nothing(place, tmp_path, capsys, monkeypat
     given = ("--dataset", place / "test.jsonl", "--device", "cpu")
     assert "Say where to write with --output_dir" in refused(capsys, "org/name", *given)
     written = (*given, "--output_dir", "out", "--calibrate")
-    assert "'org/name' is none here" in refused(capsys, "org/name", *written)
-    assert "'org/name' is none here" in refused(capsys, place / "classifier", "org/name", *written)
+    assert "'org/name' is not a folder here" in refused(capsys, "org/name", *written)
+    assert "'org/name' is not a folder here" in refused(capsys, place / "classifier", "org/name", *written)
     assert not list(tmp_path.iterdir())
 
 

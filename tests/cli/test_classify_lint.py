@@ -35,7 +35,7 @@ def test_it_prints_the_account_of_the_rows_and_each_flaw(rows, capsys):
     [line] = [line for line in said.splitlines() if line.strip().startswith("word of its own label")]
     assert line.split()[5:7] == ["1", "50.0%"]
     assert "row 1: The answer is yes indeed." in line
-    assert "leak probe: none, not asked for" in said
+    assert "leak probe: none, switched off" in said
 
 
 def test_the_special_tokens_of_a_tokenizer_are_looked_for_too(backbone_folder, tmp_path, capsys):

@@ -82,13 +82,13 @@ class Calibration:
 def load_calibration(source: str | Path) -> Calibration:
     """Read calibration.json of a folder or of a name on the hub; T = 1 where a classifier has none of its own.
 
-    One that was fitted to other weights is left aside, with a warning. Errors: a file that is none.
+    One that was fitted to other weights is left aside, with a warning. Errors: a damaged file.
     """
     file = _file(source)
     if file is None:
         return Calibration()
     remedy = "Delete it, or fit it again."
-    with reading(f"'{file}' is no calibration", remedy):
+    with reading(f"'{file}' is not a calibration", remedy):
         calibration = build(Calibration, read_json(file, remedy))
     if calibration.weights == _digest(source):
         return calibration

@@ -93,12 +93,12 @@ def read_classifier_config(source: str, **hub: Any) -> DualHeadReasoningConfig:
     with reading(problem, remedy, source):
         config = DualHeadReasoningConfig.from_pretrained(source, **hub)
     if not isinstance(config, DualHeadReasoningConfig) or config.backbone_config is None:
-        raise DualHeadError(f"'{source}' is no classifier of ours. Train one with 'dual-head classify train'.")
+        raise DualHeadError(f"'{source}' is not a classifier of dual-head. Train one with 'dual-head classify train'.")
     return config
 
 
 def scope_of(scope: str) -> Any:
-    """The scope that is said, by the one name that each is recorded under."""
+    """The one name that a scope is recorded under."""
     return "continuation" if scope == "rationale + answer" else scope
 
 

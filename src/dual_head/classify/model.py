@@ -44,9 +44,9 @@ __all__ = ["DualHeadReasoningModel", "DualHeadReasoningOutput"]
 
 @dataclass
 class DualHeadReasoningOutput(ModelOutput):
-    """What a forward gives: logits [B, K]; with labels, loss and its two parts, each a mean [].
+    """The result of a forward: logits [B, K]; with labels, loss and its two parts, each a mean [].
 
-    hidden_states: where they were asked for, those of every layer [B, T, d], the embedding's first.
+    hidden_states: on request those of every layer [B, T, d], the embedding's first.
     """
 
     loss: Tensor | None = None

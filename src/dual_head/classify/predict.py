@@ -154,7 +154,7 @@ class Predictor:
         """Classify texts in their order, never reading further ahead than one window.
 
         Every text gets a prediction: one too long is cut and flagged, an empty one is classified like any other.
-        Spaces around a text are left out, as in training. Errors: what is no text.
+        Spaces around a text are left out, as in training. Errors: a text that is not a string.
         """
         for texts_read in _windows(texts, self.window):
             logits, cut = self._score(texts_read)
@@ -243,7 +243,9 @@ def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     while window := list(islice(rest, size)):
         for place, text in enumerate(window, before + 1):
             if not isinstance(text, str):
-                raise DualHeadError(f"Text {place} is no text but {str(text)[:60]}. Leave it out, or give '' for it.")
+                raise DualHeadError(
+                    f"Text {place} is not a string but {str(text)[:60]}. Leave it out, or give '' for it."
+                )
         before += len(window)
         yield window
 

@@ -22,7 +22,7 @@ class Example:
     """One thing to classify, and what is known about it.
 
     input: the text, with whatever question or template belongs to it; label: the index of its class, or a share or a
-    0 or 1 for each class; None where unknown; rationale: why, "" where nobody said; answer: the label as the
+    0 or 1 for each class; None where unknown; rationale: why, "" without one; answer: the label as the
     reasoning head writes it, "" for the label's name; group: rows that only count together share it (MultiRC's
     answers to one question); together: rows that are held out together share it (a premise's, a passage's).
     """
@@ -56,7 +56,7 @@ def classes_of(label: Label) -> tuple[int, ...]:
 
 
 def in_words(label: Label, names: Sequence[str]) -> str:
-    """The names of the classes that a label says, "none" where there is none of them; "" where it is unknown."""
+    """The names of the classes that a label says, "none" for an empty set; "" where it is unknown."""
     return "" if label is None else ", ".join(names[place] for place in classes_of(label)) or NO_LABEL
 
 

@@ -206,7 +206,7 @@ def test_every_row_is_kept_or_counted_under_a_reason(load):
         "malformed line": 1,
         "malformed row": 1,
         "empty input": 1,
-        "column 'input_text' is no text": 2,
+        "column 'input_text' is not text": 2,
         "missing column 'input_text'": 1,
         "no label": 1,
     }
@@ -405,7 +405,7 @@ def test_minus_one_is_a_name_and_no_place(load):
 def test_a_number_between_classes_is_no_label(load):
     loaded = load(triplet("a", 1), triplet("b", 0.4), triplet("c", {"x": 1}))
     assert labels_of(loaded) == [0]
-    assert loaded.drops.reasons == {"a label that is no class: 0.4": 1, "a label that is no class: {'x': 1}": 1}
+    assert loaded.drops.reasons == {"a label that is not a class: 0.4": 1, "a label that is not a class: {'x': 1}": 1}
 
 
 def test_shares_are_soft_labels(load):

@@ -119,7 +119,7 @@ def test_the_report_is_plain_json():
     said = json.loads(json.dumps(found.as_dict()))
     assert said["checks"]["word of a label"]["share"] == 0.5
     assert said["labels"] == {"entailment": 1, "not_entailment": 0, "neutral": 1}
-    assert (said["probe"], said["unprobed"]) == (None, "not asked for")
+    assert (said["probe"], said["unprobed"]) == (None, "switched off")
 
 
 def test_no_example_is_an_error():

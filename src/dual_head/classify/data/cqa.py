@@ -79,7 +79,7 @@ def _question(row: Row) -> tuple[str, Sequence[str], str | None]:
         case [str(), *_]:
             letters, listed = list(LETTERS[: len(choices)]), choices
         case _:
-            raise Dropped("choices that are no list")
+            raise Dropped("choices that are not a list")
     if len(listed) > len(LETTERS):
         raise Dropped(f"more than {len(LETTERS)} choices")
     options = [text({"choices": one}, "choices") for one in listed]

@@ -102,5 +102,5 @@ def _chains(folder: Path, split: str, drops: RowReport) -> list[Any]:
 def _array(file: Path, drops: RowReport) -> list[Any]:
     rows = [row for row, _ in rows_of_file(file, drops)]
     if None in rows:
-        raise DualHeadError(f"'{file}' is no whole JSON. Copy it again.")
+        raise DualHeadError(f"'{file}' is not whole JSON. Copy it again.")
     return rows

@@ -39,7 +39,7 @@ def _wsc(row: Row) -> Row:
     """Mark the pronoun, which a text may have more than once."""
     words, index = text(row, "text").split(), row.get("span2_index")
     if not isinstance(index, int) or not 0 <= index < len(words):
-        raise Dropped("span2_index is no place in the text")
+        raise Dropped("span2_index is not a place in the text")
     words[index] = f"*{words[index]}*"
     return {**row, "text": " ".join(words)}
 

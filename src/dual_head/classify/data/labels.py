@@ -189,7 +189,7 @@ def _as_text(raw: Any) -> str:
         return str(raw).lower()
     if isinstance(raw, (int, float)) and math.isfinite(raw) and raw == int(raw):
         return str(int(raw))
-    raise Dropped(f"a label that is no class: {str(raw)[:60]}")
+    raise Dropped(f"a label that is not a class: {str(raw)[:60]}")
 
 
 def _floats(raw: Sequence[Any]) -> bool:

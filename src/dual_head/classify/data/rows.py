@@ -125,7 +125,7 @@ def text(row: Row, column: str, default: str | None = None) -> str:
         value = str(value)
     # A lone surrogate is valid JSON, but no tokenizer takes it.
     if not isinstance(value, str) or value.encode(errors="replace").decode() != value:
-        raise Dropped(f"column '{column}' is no text")
+        raise Dropped(f"column '{column}' is not text")
     return value.strip()
 
 

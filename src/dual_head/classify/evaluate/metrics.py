@@ -44,7 +44,7 @@ class Rows:
         return int(self.group.max()) + 1
 
     def figures(self, times: Floats | None = None) -> dict[str, float]:
-        """Every metric, each group counted so many times [G]; once, where not said."""
+        """Every metric, each group counted so many times [G]; once by default."""
         times = np.ones(self.groups) if times is None else times
         return self.statistic(times[self.group], times)
 

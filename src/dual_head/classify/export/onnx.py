@@ -149,7 +149,7 @@ def metadata(config: DualHeadReasoningConfig, tokenizer: PreTrainedTokenizerBase
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what torch says while it traces, which nobody could act on."""
+    """Silence torch while it traces: its messages call for no action."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     output = io.StringIO()

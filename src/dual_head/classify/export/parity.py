@@ -49,7 +49,7 @@ def check_merged(model: DualHeadReasoningModel, pooled: Pooled) -> None:
         if not difference <= allowance(expected, model.dtype, tolerance=FOLDED):
             raise DualHeadError(
                 f"With its adapters folded in, the classifier gives other logits: they differ by {difference:.2g}. "
-                "Load it with dtype='float32', where rounding is no reason; if that does not help, please report this."
+                "Load it with dtype='float32', which rounds less; if that does not help, please report this."
             )
 
 

@@ -179,7 +179,7 @@ def own_padding(
 
 
 def text_notes(tokenizer: PreTrainedTokenizerBase, config: DualHeadReasoningConfig, temperature: float) -> list[str]:
-    """What whoever turns text into ids, and logits into probabilities, must know."""
+    """What one must know to turn text into ids, and logits into probabilities."""
     notes, text = [], config.text or {}
     if limit := text.get("max_input_length"):
         notes.append(f"It was trained on inputs of at most {limit} tokens; cut longer ones (truncation=True).")

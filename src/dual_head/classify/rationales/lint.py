@@ -73,7 +73,7 @@ def lint(
     probing: bool = True,
     seed: int = 0,
 ) -> Lint:
-    """Look for what is wrong with the rationales of `examples`.
+    """Check the rationales of `examples`.
 
     labels: names by index; held_out: where the leak probe is measured, 5-fold cross-validation where not given;
     form: whose prefixes must not stand in the texts; special: a tokenizer's special tokens, which must not stand in
@@ -86,7 +86,7 @@ def lint(
     lengths = sorted(len(rationale.split()) for rationale in rationales)
     times = Counter(map(_plain, rationales))
     shortcut = None
-    why = "" if probing else "not asked for"
+    why = "" if probing else "switched off"
     if probing:
         try:
             shortcut = probe(examples, held_out=held_out, seed=seed)

@@ -113,7 +113,7 @@ def _fit(fit: Sequence[Example], test: Sequence[Example], part: str, seed: int) 
 
 
 def _words(text: str) -> list[str]:
-    """One and two words that follow each other, each with its line: a word of a premise is none of a hypothesis."""
+    """One and two words that follow each other, each with its line: the same word in premise and hypothesis is two."""
     marked = []
     for number, line in enumerate(text.casefold().split("\n")):
         words = re.findall(r"\w+", line)

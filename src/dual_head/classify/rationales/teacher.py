@@ -25,7 +25,7 @@ __all__ = ["Ask", "TeacherOptions", "Written", "write_rationales"]
 
 Talk = list[Message]
 Ask = Callable[[Sequence[Talk]], Iterator[tuple[int, str | None]]]
-"""Answers conversations, in any order: (index, reply), or (index, None) where nobody answered."""
+"""Answers conversations, in any order: (index, reply), or (index, None) for one without a reply."""
 
 ANSWER = "Final Answer:"
 NO_RATIONALE, NO_ANSWER, OTHER, WORD = "no rationale", "no answer", "another answer", "label word"

@@ -1,7 +1,7 @@
 """One classifier trained under several controls at several seeds: the runs' records, and the figures of all of them.
 
 Every run is of the same options, rows and steps, and is judged on the same held-out rows. It knows runs and their
-folders; training is `run`'s, figures are `differences`', and tables are whoever prints them.
+folders; training is `run`'s, figures are `differences`', and tables are the command's.
 """
 
 import gc
@@ -70,7 +70,7 @@ class Record:
 
 
 def load_record(folder: Path, plan: Plan) -> Record | None:
-    """Read the record of a run; None where it is not done, or was another plan's. Errors: a file that is none."""
+    """Read the record of a run; None where it is not done, or was another plan's. Errors: a damaged file."""
     file = folder / HELD_OUT_FILE
     settle(folder)
     if not file.is_file():

@@ -76,7 +76,7 @@ def _unspoilt(control: str, rows: list[Example], controlled: list[Example]) -> s
 
 
 def _shuffled(rows: list[Example], rng: Random, *, in_class: bool) -> list[Example]:
-    """Every rationale one place further in a random order, so that nobody keeps their own; rows without one stay so."""
+    """Every rationale one place further in a random order, so that no row keeps its own; rows without one stay so."""
     groups: dict[Any, list[int]] = {}
     for i, row in enumerate(rows):
         if row.rationale.strip():

@@ -115,7 +115,7 @@ def _of_one_kind(train: list[Example], held_out: list[Example], classes: int) ->
 
 
 def lengths_of(options: ClassifyOptions) -> ClassifyTokenizeOptions:
-    """How long inputs and rationales may be: as said, or as the backbone's positions allow. Errors: more than those."""
+    """The longest inputs and rationales, by the options or the backbone's positions. Errors: more than those."""
     positions = load_context_length(options.model_name_or_path, trust_remote_code=options.trust_remote_code)
     room = positions or INPUT + REST
     inputs, rest = options.max_input_length, options.max_rationale_length

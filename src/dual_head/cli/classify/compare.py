@@ -59,7 +59,7 @@ class ComparisonOptions(Options):
 
     controls: list[Control] = option(CONTROLS, "default: all")
     seeds: list[int] = option([0, 1, 2], "one run of each control at each seed", least=0)
-    resamples: int = option(2000, "of the bootstrap", least=100, most=100_000)
+    resamples: int = option(2000, "resamples of the bootstrap", least=100, most=100_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

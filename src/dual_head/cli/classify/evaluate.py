@@ -1,7 +1,7 @@
 """`dual-head classify evaluate CLASSIFIER [OTHER ...]`: measure classifiers, with intervals and paired differences.
 
 Writes evaluation.json, predictions.jsonl, confusion.png and reliability.png. Several classifiers are compared with the
-first, row by row. A training config does as --config: the data that it holds out are evaluated.
+first, row by row. --config also takes a training config: its held-out data are evaluated.
 """
 
 import json
@@ -56,10 +56,10 @@ class EvaluateOptions(PredictorOptions):
     template: str | None = option(None, "how an input is written from columns; default: as in training")
     max_rows: int | None = option(None, "read at most so many rows", least=1)
     held_out: float | None = option(
-        None, "of training data, the share of inputs that training held out", above=0, below=1
+        None, "evaluate only the share of training inputs that training held out", above=0, below=1
     )
     calibrate: bool = option(False, "fit a temperature, and keep it with the classifier", heading="measuring")
-    resamples: int = option(2000, "of the bootstrap", least=100, most=100_000)
+    resamples: int = option(2000, "resamples of the bootstrap", least=100, most=100_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -256,12 +256,12 @@ def _figure(value: Mapping[str, Any] | None) -> str:
 
 
 def _require_places(args: EvaluateOptions) -> None:
-    """Refuse to keep anything with a classifier that is no folder here, as one on the hub."""
+    """Refuse to keep anything with a classifier that is not a folder here, such as one on the hub."""
     elsewhere = [place for place in args.classifier if not Path(place).is_dir()]
     if args.classifier[0] in elsewhere and not args.output_dir:
-        raise DualHeadError(f"'{args.classifier[0]}' is no folder here. Say where to write with --output_dir.")
+        raise DualHeadError(f"'{args.classifier[0]}' is not a folder here. Say where to write with --output_dir.")
     if elsewhere and args.calibrate:
         raise DualHeadError(
-            f"--calibrate keeps the temperature in the classifier's folder, and '{elsewhere[0]}' is none here. "
+            f"--calibrate keeps the temperature in the classifier's folder, and '{elsewhere[0]}' is not a folder here. "
             "Download it and give its folder."
         )

@@ -23,7 +23,7 @@ class ExportOptions(Options):
     classifier: str = option(help=CLASSIFIER, positional=True)
     output_dir: str = option(help="folder for what is written")
     onnx: bool = option(False, f"write {ONNX_FILE}: any head, any decoder torch can trace")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of a checkpoint's weights")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the weights, without --onnx")
     overwrite: bool = option(False, "replace the model in a folder that is not empty")
     backbone: str | None = option(None, "where the backbone is now, if not where training found it")
     trust_remote_code: bool = option(False, "run code that comes with the backbone")

@@ -34,12 +34,12 @@ class LintOptions(DatasetOptions):
     held_out: str | None = option(
         None, "rows to measure the leak probe on; default: 5-fold cross-validation", heading="looking"
     )
-    held_out_split: str | None = option(None, "their split, of --dataset where there is no --held_out")
+    held_out_split: str | None = option(None, "split of --held_out, or of --dataset without it")
     no_probe: bool = option(False, "leave out the leak probe, which needs scikit-learn")
     reason_prefix: str | None = option(None, "what stands before a rationale when it is trained on")
     answer_prefix: str | None = option(None, "what stands before an answer")
-    tokenizer: str | None = option(None, "the backbone's, whose special tokens no rationale should have")
-    seed: int = option(0, "of the sample that the probe is fitted on", least=0)
+    tokenizer: str | None = option(None, "tokenizer of the backbone: its special tokens are looked for in rationales")
+    seed: int = option(0, "draws the sample that the probe is fitted on", least=0)
     output: str | None = option(None, "also write all figures there, as JSON", metavar="FILE")
 
 

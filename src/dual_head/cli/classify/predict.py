@@ -46,10 +46,12 @@ class PredictOptions(PredictorOptions):
     kind: str = option("auto", "jsonl, json, parquet, csv, tsv, txt; default: by the name")
     column: str | None = option(None, "the text's column; default: input, input_text, sentence or text")
     template: str | None = option(None, "how a text is written from columns; default: as in training")
-    format: str | None = option(None, "format of the data that the rows are like, as in training: esnli, boolq, ...")
+    format: str | None = option(None, "format of the rows, if not that of training: esnli, boolq, ...")
     restart: bool = option(False, "write the output anew instead of going on")
-    temperature: float | None = option(None, "default: of calibration.json, or 1", heading="classifying", least=1e-6)
-    threshold: float = option(0.5, "where a row may have several labels", least=0, most=1)
+    temperature: float | None = option(
+        None, "divides the logits; default: that of calibration.json, or 1", heading="classifying", least=1e-6
+    )
+    threshold: float = option(0.5, "least probability of a label, where a row may have several", least=0, most=1)
 
 
 build_parser = partial(OptionParser, PredictOptions, command="classify predict", description=__doc__)

@@ -1,7 +1,7 @@
 """`dual-head classify rationales`: have a teacher write a rationale for each row, knowing its label.
 
-The teacher is a model behind any OpenAI-compatible endpoint. What it wrote is kept as it comes: the same command goes
-on where it stopped, and asks again for what had no reply.
+The teacher is a model behind any OpenAI-compatible endpoint. Replies are kept as they come: the same command goes on
+where it stopped, and asks again for rows without a reply.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,17 +31,17 @@ class RationaleOptions(DatasetOptions):
     teacher: str = option(help="address of the endpoint, as http://127.0.0.1:8000/v1", heading="teacher")
     model: str = option(help="the model's name there; the key is read from OPENAI_API_KEY")
     concurrency: int = option(8, "requests at once", least=1)
-    requests_per_minute: float | None = option(None, "at most so many", above=0)
-    max_retries: int = option(4, "after a timeout, 429 or 5xx", least=0)
+    requests_per_minute: float | None = option(None, "most requests a minute", above=0)
+    max_retries: int = option(4, "retries after a timeout, 429 or 5xx", least=0)
     timeout: float = option(120.0, "seconds for a reply", least=1e-3, most=10**6)
-    max_tokens: int = option(512, "of a reply", least=1)
-    temperature: float = option(0.0, "0 is greedy", least=0)
-    seed: int = option(0, "sent along, for endpoints that heed it", least=0)
+    max_tokens: int = option(512, "longest reply in tokens", least=1)
+    temperature: float = option(0.0, "temperature of its sampling; 0 is greedy", least=0)
+    seed: int = option(0, "sent with each request, for endpoints that read it", least=0)
     output: str = option(help="JSONL to write, or to go on with", heading="rationales", metavar="FILE")
     task: str | None = option(None, "a sentence for the teacher on what the labels mean")
     attempts: int = option(3, "how often a flawed rationale is asked for", least=1)
-    least_sentences: int = option(2, "of a rationale", least=1)
-    most_sentences: int = option(5, "of a rationale", least=1)
+    least_sentences: int = option(2, "fewest sentences of a rationale", least=1)
+    most_sentences: int = option(5, "most sentences of a rationale", least=1)
 
 
 build_parser = partial(OptionParser, RationaleOptions, command="classify rationales", description=__doc__)
