@@ -5,6 +5,12 @@ because they are the same layer objects. It knows no guide and no model.
 
     layers of one cache    [ 0 .. n-1 backbone | n .. guide "a" | .. guide "b" ]
     CacheSlot("a")                             [ 0 .. ]                             the same objects, numbered from 0
+
+Three caches over those layers, of which transformers has none; all of them append through `GrowingKV`:
+
+    LayerView       some layers, for the model of one guide
+    StackedCache    a layer of several models at once, for their joint forward
+    PrefixCache     all layers, and continuations that are read once and not stored
 """
 
 from collections.abc import Sequence
@@ -15,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-SPARE = 64  # tokens that fit behind the others before the tensors are made anew
+SPARE = 64  # tokens that fit behind the others before the tensors are allocated again
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,10 @@ class GrowingKV:
 
     def _with_spare(self, parts: list[Tensor], new: int) -> Tensor:
         rows, heads, _, width = parts[0].shape
-        whole = parts[0].new_empty(rows * len(parts), heads, self.length + new + SPARE, width)
-        for rows_of_layer, part in zip(whole.chunk(len(parts)), parts, strict=True):
-            rows_of_layer[:, :, : self.length] = part
-        return whole
+        buffer = parts[0].new_empty(rows * len(parts), heads, self.length + new + SPARE, width)
+        for layer_rows, part in zip(buffer.chunk(len(parts)), parts, strict=True):
+            layer_rows[:, :, : self.length] = part
+        return buffer
 
     def is_of(self, layers: Sequence[Any], new: int) -> bool:
         """Whether the layers still hold the views that were handed out last, and `new` more tokens fit."""
@@ -97,8 +103,8 @@ class GrowingKV:
         for layer, (keys, values) in zip(layers, self._views, strict=True):
             if layer.keys is not keys or layer.values is not values:
                 return False
-        frozen = self._keys.is_inference() and not torch.is_inference_mode_enabled()
-        return not frozen and self.length + new <= self._keys.shape[-2]
+        read_only = self._keys.is_inference() and not torch.is_inference_mode_enabled()
+        return not read_only and self.length + new <= self._keys.shape[-2]
 
     def append(self, layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """Write keys and values [layers B, heads, T, width], of which the layers keep the first `keep`; return all."""
@@ -107,9 +113,9 @@ class GrowingKV:
         self._values.narrow(2, self.length, new).copy_(values)
         all_keys, all_values = (x.narrow(2, 0, self.length + new) for x in (self._keys, self._values))
         self.length += keep
-        kept = [x if keep == new else x.narrow(2, 0, self.length) for x in (all_keys, all_values)]
-        one = len(layers) == 1
-        self._views = [tuple(kept)] if one else list(zip(*(x.chunk(len(layers)) for x in kept), strict=True))
+        views = [x if keep == new else x.narrow(2, 0, self.length) for x in (all_keys, all_values)]
+        count = len(layers)
+        self._views = [tuple(views)] if count == 1 else list(zip(*(x.chunk(count) for x in views), strict=True))
         for layer, (layer_keys, layer_values) in zip(layers, self._views, strict=True):
             layer.keys, layer.values = layer_keys, layer_values
         return all_keys, all_values
@@ -141,7 +147,7 @@ class StackedCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Append to layer `layer_idx` of every model, and return what all of them hold."""
-        del args, kwargs  # nothing for layers of this kind
+        del args, kwargs  # of other kinds of layers
         return append(self._groups[layer_idx], key_states, value_states)
 
 
@@ -164,13 +170,13 @@ class PrefixCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Return the stored keys and values followed by those that only look ahead, along the tokens."""
-        stored: Any = self._prefix.layers[layer_idx] if layer_idx < len(self._prefix.layers) else None
-        if self._new and grows(stored, self._prefix):
-            return append([stored], key_states, value_states, keep=self._new)
+        layer: Any = self._prefix.layers[layer_idx] if layer_idx < len(self._prefix.layers) else None
+        if self._new and grows(layer, self._prefix):
+            return append([layer], key_states, value_states, keep=self._new)
         keys, values = key_states[:, :, : self._new], value_states[:, :, : self._new]
         if self._new:
             keys, values = self._prefix.update(keys, values, layer_idx, *args, **kwargs)
         else:
-            keys, values = stored.keys, stored.values
+            keys, values = layer.keys, layer.values
         continuation_keys, continuation_values = key_states[:, :, self._new :], value_states[:, :, self._new :]
         return torch.cat([keys, continuation_keys], -2), torch.cat([values, continuation_values], -2)

@@ -1,6 +1,6 @@
 """Guides on disk: one safetensors file, written whole or not at all, read with the remedy in every error.
 
-It knows files and tensors, not models. Whoever only looks at files waits for no torch: what needs it imports it.
+It knows files and tensors, not models. Functions that need torch import it, so that reading a config starts fast.
 """
 
 import math
@@ -96,7 +96,7 @@ def require_finite(tensors: "Mapping[str, Tensor]", source: object) -> None:
 
 
 def _whole(path: object) -> Any:
-    """Say with the remedy what safetensors says of a file that is not whole."""
+    """Turn what safetensors raises for a file that is not whole into an error with the remedy."""
     return reading(f"'{path}' is not a whole safetensors file", WHOLE)
 
 
@@ -111,10 +111,10 @@ def read_values(source: str, **hub) -> dict[str, Any]:
             "or attach fresh guides with from_backbone."
         )
     # transformers writes keys of its own beside ours, so only what looks like one of ours mistyped is refused.
-    absent = [name for name in CONFIG_TYPES if name not in values]
+    missing_keys = [name for name in CONFIG_TYPES if name not in values]
     for key in values:
-        if near := get_close_matches(key, absent, n=1, cutoff=0.8):
-            raise DualHeadError(f"Unknown key '{key}' in '{path}'. Did you mean '{near[0]}'?")
+        if matches := get_close_matches(key, missing_keys, n=1, cutoff=0.8):
+            raise DualHeadError(f"Unknown key '{key}' in '{path}'. Did you mean '{matches[0]}'?")
     require_types(values, path)
     return values
 
@@ -144,7 +144,7 @@ def require_kind(folder: Path, kind: str) -> None:
     file = folder / CONFIG_NAME
     try:
         values = json_value(file.read_bytes()) if file.is_file() else None
-    except (OSError, ValueError):  # of no kind that could be told: it is what is mended by writing again
+    except (OSError, ValueError):  # a damaged config, which writing again will mend
         return
     other = values.get("model_type") if isinstance(values, dict) else kind
     if values is not None and other != kind:
@@ -192,9 +192,10 @@ def require_same_shapes(into: "Mapping[str, Tensor]", state: "Mapping[str, Tenso
     expected = {name: tuple(tensor.shape) for name, tensor in into.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != shapes:
-        wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+        mismatches = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+        first = mismatches[0]
         raise DualHeadError(
-            f"The weights in '{source}' do not fit its config.json: {len(wrong)} tensors differ, the first is "
-            f"'{wrong[0]}' (expected {expected.get(wrong[0], 'none')}, found {shapes.get(wrong[0], 'none')}). "
+            f"The weights in '{source}' do not fit its config.json: {len(mismatches)} tensors differ, the first is "
+            f"'{first}' (expected {expected.get(first, 'none')}, found {shapes.get(first, 'none')}). "
             "Restore the matching pair of files."
         )

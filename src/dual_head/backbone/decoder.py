@@ -45,7 +45,7 @@ class BackboneShape:
 
 
 class _Hidden:
-    """The output of a decoder that has nothing to say but its last hidden state.
+    """The output of a decoder of which only the last hidden state is read.
 
     Made for every token that is decoded, so no `ModelOutput`, which costs more than a small product.
     """
@@ -160,13 +160,13 @@ class Decoder(nn.Module):
     def _keeping(self, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
         """Keep the hidden states of some layers, through hooks on exactly those."""
         count, states = self.num_layers, {}
-        inner = [i for i in layers if i != count]
+        hooked = [i for i in layers if i != count]
         hooks = []
-        if inner:
-            if min(inner) < 0 or max(inner) > count:
-                raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(inner))}.")
+        if hooked:
+            if min(hooked) < 0 or max(hooked) > count:
+                raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(hooked))}.")
             stack = _layers(self.lm.base_model, count)
-            for i in inner:
+            for i in hooked:
                 if i:
                     hooks.append(stack[i - 1].register_forward_hook(_keep_output(states, i)))
                 else:
@@ -181,14 +181,14 @@ class Decoder(nn.Module):
         """Turn hidden states [..., d] into the model's logits [..., V], soft-capping and scales included."""
         # Of strided rows and a frozen weight torch makes a batched product, slower and rounded otherwise than the one
         # that a model loaded by itself, whose weights want a gradient, makes of the same rows. It reads the stride of a
-        # dimension of size 1 too, which is contiguous whatever it is; a view makes that stride anew.
+        # dimension of size 1 too, which is contiguous whatever it is; a view sets that stride again.
         rows = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
-        batched = rows.contiguous().view(rows.shape)
+        rows = rows.contiguous().view(rows.shape)
         if self._only_head:  # the model's own forward costs a token as much as a small product
-            out = self.lm.get_output_embeddings()(batched)  # pyright: ignore[reportOptionalCall]
+            logits = self.lm.get_output_embeddings()(rows)  # pyright: ignore[reportOptionalCall]
         else:
-            out = self._head_only[0](input_ids=None, inputs_embeds=batched, use_cache=False, return_dict=True).logits
-        return out if hidden.dim() == 3 else out.view(*hidden.shape[:-1], out.shape[-1])
+            logits = self._head_only[0](input_ids=None, inputs_embeds=rows, use_cache=False, return_dict=True).logits
+        return logits if hidden.dim() == 3 else logits.view(*hidden.shape[:-1], logits.shape[-1])
 
     def matrix(self) -> Tensor | None:
         """W [V, d] where logits are W h and nothing else; None where there is a bias, a scale or soft-capping."""
@@ -198,23 +198,23 @@ class Decoder(nn.Module):
 
     def fingerprint(self) -> Fingerprint:
         """Name this model by its sizes and a few values of every weight; the same in any floating dtype."""
-        named = [(n, p) for n, p in self.lm.named_parameters() if p.is_floating_point() and not p.is_meta]
+        weights = {name: p for name, p in self.lm.named_parameters() if p.is_floating_point() and not p.is_meta}
         return Fingerprint(
             architecture=type(self.lm).__name__,
             **asdict(self.shape),
-            sketch={name: sketch(parameter) for name, parameter in named},
+            sketch={name: sketch(weight) for name, weight in weights.items()},
         )
 
 
 class Backbone(Decoder):
-    """A decoder frozen in place: no gradient, no dropout, whatever is asked of it."""
+    """A decoder frozen in place: no gradient and no dropout, in any mode."""
 
     def __init__(self, lm: PreTrainedModel):
         super().__init__(lm)
         self.lm.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode whatever is asked: a frozen model has no dropout and no statistics to learn."""
+        """Stay in eval mode: a frozen model has no dropout and no statistics to learn."""
         del mode
         return super().train(False)
 
@@ -242,18 +242,21 @@ class Backbone(Decoder):
         embedding: Any = self.lm.get_input_embeddings()
         device = embedding.weight.device
         ids = torch.arange(1, 20, device=device)[None] % self.shape.vocab_size
-        # Two prompts of 5 and 3 tokens, with continuations of 4 and 3, and of 2 and 2.
+        # Two prompts of 5 and 3 tokens, with continuations of 4 and 3, and of 2 and 2, all in one row:
+        #   parts       [ 0 0 0 0 0 | 1 1 1 1 | 2 2 2 | 3 3 3 | 4 4 | 5 5 ]
+        #   positions   [ 0 1 2 3 4 | 5 6 7 8 | 5 6 7 | 0 1 2 | 3 4 | 3 4 ]
+        # Each of the four sequences must then have the hidden states that it has in a row by itself.
         parts = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3 + [3] * 3 + [4] * 2 + [5] * 2], device=device)
-        at = torch.tensor([[*range(9), *range(5, 8), *range(5), *range(3, 5)]], device=device)
+        positions = torch.tensor([[*range(9), *range(5, 8), *range(5), *range(3, 5)]], device=device)
         try:
             mask = additive(branch_mask(parts), self.lm.dtype)
-            both = self(ids, attention_mask=mask, position_ids=at)[0].last_hidden_state[0].float()
+            row = self(ids, attention_mask=mask, position_ids=positions)[0].last_hidden_state[0].float()
         except (ValueError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
             return f"its attention takes no mask of our own ({str(error).splitlines()[0]})"
         for tokens in ([*range(9)], [*range(5), *range(9, 12)], [*range(12, 17)], [*range(12, 15), 17, 18]):
             branch = torch.tensor(tokens, device=device)
-            whole = self(ids[:, branch], position_ids=at[:, branch])[0].last_hidden_state[0].float()
-            if (both[branch] - whole).norm() > BRANCH_TOLERANCE[self.lm.dtype.itemsize] * whole.norm():
+            sequence = self(ids[:, branch], position_ids=positions[:, branch])[0].last_hidden_state[0].float()
+            if (row[branch] - sequence).norm() > BRANCH_TOLERANCE[self.lm.dtype.itemsize] * sequence.norm():
                 return "it does not keep continuations of one prompt apart"
         return None
 
@@ -292,34 +295,34 @@ def _without_decoder(lm: PreTrainedModel) -> PreTrainedModel:
     return view
 
 
-class _Repeating(nn.Module):
-    """Stands where the lm_head stood, says what it is told to and keeps what it is asked."""
+class _StandIn(nn.Module):
+    """Stands where the lm_head stood: remembers its input and returns fixed logits."""
 
     def __init__(self, logits: Tensor):
         super().__init__()
-        self.logits, self.asked = logits, None
+        self.logits, self.input = logits, None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        self.asked = hidden
+        self.input = hidden
         return self.logits
 
 
 def _does_nothing_but_its_head(lm: PreTrainedModel) -> bool:
-    """Whether logits are what the lm_head says of the decoder's hidden states, with nothing before it or after it.
+    """Whether logits are the lm_head of the decoder's hidden states, with nothing before it or after it.
 
     Tried rather than looked up, with something in its place whose logits are large enough for anything to show.
     """
     head, view = lm.get_output_embeddings(), _without_decoder(lm)
     name = next((name for name, module in lm._modules.items() if module is head), None)
     hidden = torch.linspace(-1, 1, 6, dtype=lm.dtype, device="cpu").view(1, 2, 3)
-    stand_in = _Repeating(torch.linspace(-LOUD, LOUD, 8, dtype=lm.dtype, device="cpu").view(1, 2, 4))
+    stand_in = _StandIn(torch.linspace(-LOUD, LOUD, 8, dtype=lm.dtype, device="cpu").view(1, 2, 4))
     if name is None:
         return False
     view._modules[name] = stand_in
     try:
         with torch.no_grad():
             logits = view(input_ids=None, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
-    except Exception:  # whatever a model's own code needs of its head besides asking it
+    except Exception:  # a model's own code may need more of its head than a forward
         return False
-    pairs = ((stand_in.asked, hidden), (logits, stand_in.logits))
+    pairs = ((stand_in.input, hidden), (logits, stand_in.logits))
     return all(x is not None and x.dtype == y.dtype and x.tolist() == y.tolist() for x, y in pairs)

@@ -31,9 +31,9 @@ def require_dtype(name: str) -> None:
 
 def multiplies(dtype: torch.dtype) -> bool:
     """Whether the processor multiplies this format as fast as fp32 or faster."""
-    able = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities()
     return dtype not in PRODUCTS or (
-        torch.backends.mkldnn.is_available() and any(able.get(name) for name in PRODUCTS[dtype])
+        torch.backends.mkldnn.is_available() and any(capabilities.get(name) for name in PRODUCTS[dtype])
     )
 
 
@@ -58,7 +58,7 @@ def automatic_dtype(config: PreTrainedConfig, device_map: Any = None) -> torch.d
 
 @cache
 def announce(name: str, stored: torch.dtype) -> None:
-    """Say once of each model that it is not loaded as it is stored."""
+    """Warn once for each model that is not loaded in the dtype of its files."""
     kind = str(stored).removeprefix("torch.")
     logger.warning(
         "'%s' is stored in %s, which this processor has no instruction to multiply: it is loaded in float32, in which "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Features:
-    """What the backbone says about a batch of tokens; guides read this and nothing else.
+    """What the backbone computes of a batch of tokens; guides read this and nothing else.
 
     hidden: [B, T, d] input of the lm_head; layers: {index: [B, T, d]} the hidden states that guides read
     (0 is the embedding); mask: bool [B, 1, T, K], True where query t may look at key k, or None where causal
@@ -73,11 +73,11 @@ class Features:
         for start in range(0, len(self.hidden), size):
             at = slice(start, start + size)
             pick = lambda x, at=at: x if x is None or len(x) == 1 else x[at]  # noqa: E731
-            rest = {"mask": pick(self.mask), "padding": pick(self.padding), "keep": self.keep}
+            options = {"mask": pick(self.mask), "padding": pick(self.padding), "keep": self.keep}
             if self.shared is None:
-                yield partial(Features, self.hidden[at], **rest)
+                yield partial(Features, self.hidden[at], **options)
             else:
-                yield partial(_made_of, self.shared, at, **rest)
+                yield partial(_shared_rows, self.shared, at, **options)
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,17 @@ class Shared:
         return self.hidden.flatten(0, 1)[self.index]
 
     def part(self, at: slice) -> "Shared":
-        """Some of the rows made of them, and the tokens in those alone, as one row."""
+        """Some of the rows made of them, and the tokens in those alone, as one row.
+
+        index [[2, 3], [2, 9]] of many tokens: tokens 2, 3 and 9 as the row, and index [[0, 1], [0, 2]] of it.
+        """
         tokens, index = self.index[at].unique(return_inverse=True)
         return Shared(self.hidden.flatten(0, 1)[tokens][None], index)
 
 
-def _made_of(shared: Shared, at: slice, **rest: Any) -> Features:
+def _shared_rows(shared: Shared, at: slice, **options: Any) -> Features:
     part = shared.part(at)
-    return Features(part.rows(), shared=part, **rest)
+    return Features(part.rows(), shared=part, **options)
 
 
 @dataclass(frozen=True)

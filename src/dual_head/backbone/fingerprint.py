@@ -48,7 +48,7 @@ class Fingerprint:
     @property
     def short(self) -> str:
         """Twelve hexadecimal digits that name these sizes and weights on a screen."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return digest(self.as_dict(), 12)
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Say, one sentence each, where `other` is not this backbone; empty when it is."""
@@ -63,8 +63,8 @@ class Fingerprint:
 
     def _unlike(self, other: "Fingerprint") -> list[str]:
         # Quantised weights have no floats to compare: whatever both sides could sketch is compared.
-        shared = self.sketch.keys() & other.sketch.keys()
-        return sorted(name for name in shared if not all(map(_close, self.sketch[name], other.sketch[name])))
+        names = self.sketch.keys() & other.sketch.keys()
+        return sorted(name for name in names if not all(map(_close, self.sketch[name], other.sketch[name])))
 
 
 def _close(one: float, other: float) -> bool:
@@ -83,4 +83,4 @@ def sketch(parameter: "Tensor") -> list[float]:
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Name a tokenizer by its token strings and their ids: equal exactly when ids mean the same tokens."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+    return digest(vocabulary, 16)

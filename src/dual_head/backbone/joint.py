@@ -46,21 +46,21 @@ class JointLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, changes: Sequence[LowRank | None]):
         super().__init__()
-        self._layer = (layer,)  # the backbone's own, and no submodule
+        self._layer = (layer,)  # the backbone's, so not a submodule of this
         self._changes = tuple(changes)
 
     @property
     def weight(self) -> Tensor:
-        """The layer's own weight, which architectures look at."""
+        """The layer's weight, which architectures look at."""
         return self._layer[0].weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's own bias."""
         return self._layer[0].bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [rows, T, in] to [rows, T, out]."""
+        # rows of x and y   [ backbone | guide "a" | guide "b" ]; of y each chunk gets its own guide's change, in place
         (layer,) = self._layer
         y = product(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)  # type: ignore[arg-type]
         parts = len(self._changes)
@@ -88,7 +88,7 @@ class JointDecoder:
         self._watched = list(backbone.modules())
 
     def usable(self) -> bool:
-        """Whether no gradient and no graph is asked for, and no layer has a hook, which would miss these rows."""
+        """Whether there is no gradient, no graph, and no hook on a layer, which would miss these rows."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in self._watched)
@@ -108,14 +108,14 @@ class JointDecoder:
             input_ids = input_ids.repeat(n, 1)
             attention_mask = None if attention_mask is None else attention_mask.repeat(n, 1)
             position_ids = None if position_ids is None else position_ids.expand(rows, -1).repeat(n, 1)
-        output, kept = self._decoder(
+        output, hidden_layers = self._decoder(
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             layers=layers,
         )
-        return output.last_hidden_state, {i: x[:rows] for i, x in kept.items()}
+        return output.last_hidden_state, {i: x[:rows] for i, x in hidden_layers.items()}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [parts B, T, d] into the logits of every part [parts B, T, V]."""

@@ -31,16 +31,16 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Load a causal LM with transformers; the options are transformers' own.
 
-    dtype: "stored" is that of the files; "auto" too, but fp32 where a processor would be slow in it, which is said.
+    dtype: "stored" is that of the files; "auto" too, but fp32, with a warning, where a processor would be slow in it.
     Errors: a name that is neither a folder with a model nor a hub model is refused with what was tried.
     """
-    chosen = {
+    settings = {
         "device_map": device_map,
         "attn_implementation": attn_implementation,
         "quantization_config": quantization_config,
         "revision": revision,
     }
-    options = {name: value for name, value in chosen.items() if value is not None}
+    options = {name: value for name, value in settings.items() if value is not None}
     if isinstance(dtype, str):
         require_dtype(dtype)
     if not is_hub_name(name_or_path) and not Path(name_or_path).exists():
@@ -83,7 +83,7 @@ def load_config(name_or_path: str, **options: Any) -> PreTrainedConfig:
 
 
 def _require_sizes(name_or_path: str, **options: Any) -> None:
-    """Refuse a config that would be built without end, before anything is; one that is not there is left to others."""
+    """Refuse a config whose layers or heads could never be built, before anything is; a missing one is no matter here."""
     try:
         values, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=options.get("revision"))
     except OSError:
@@ -97,11 +97,11 @@ def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.d
     except DualHeadError:  # an adapter, which has none; or whatever loading it will say
         return "stored"
     with _loading(name_or_path):
-        chosen, stored = automatic_dtype(config, device_map), stored_dtype(config)
-    if chosen is None or stored is None or chosen == stored:
+        dtype, file_dtype = automatic_dtype(config, device_map), stored_dtype(config)
+    if dtype is None or file_dtype is None or dtype == file_dtype:
         return "stored"
-    announce(name_or_path, stored)
-    return chosen
+    announce(name_or_path, file_dtype)
+    return dtype
 
 
 def load_context_length(name_or_path: str, *, trust_remote_code: bool = False) -> int | None:
