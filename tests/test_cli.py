@@ -228,7 +228,7 @@ def test_a_data_file_with_broken_lines_trains_on_the_rest(backbone_folder, pairs
 def test_bad_generation_input_is_refused_with_the_remedy(guides, backbone_folder, tmp_path, capsys):
     said = {
         "The prompt is empty": ["--prompt", "  "],
-        "--alpha is a number": ["--prompt", "ask0", "--alpha", "much"],
+        "alpha must be a number": ["--prompt", "ask0", "--alpha", "much"],
         "Did you mean 'dual_head'?": ["--prompt", "ask0", "--alpha", "dualhead=1"],
         "NaN or infinity": ["--prompt", "ask0", "--alpha", "nan"],
         "names a guide twice": ["--prompt", "ask0", "--alpha", "dual_head=1,dual_head=2"],

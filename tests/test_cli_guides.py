@@ -129,8 +129,8 @@ def test_what_cannot_be_composed_is_refused_with_the_remedy(place, tmp_path, cap
     refused = {
         "is not NAME=SOURCE": [helpful],
         "Two guides have the same name": [f"a={helpful}", f"a={helpful}"],
-        "holds no model": [f"a={tmp_path}"],
-        "Say which backbone": [f"a={place / 'expert'}"],
+        "is not a model": [f"a={tmp_path}"],
+        "Name the backbone": [f"a={place / 'expert'}"],
         "Did you mean 'helpful'?": [f"helpful={helpful}", "--alpha", "helpfull=1"],
         "cannot name a guide": [f"a.b={helpful}"],
         "say which with source_name": [f"a={place / 'both'}"],

@@ -20,12 +20,12 @@ import dual_head
 from dual_head import LinearConfig, RewardHeadConfig, method
 from dual_head.backbone.decoder import Backbone
 from dual_head.cli import COMMANDS, classify, main
-from dual_head.cli.generate import parse_alpha
 from dual_head.data.formats import FORMATS, load_pairs
 from dual_head.guides import GuideConfig, guide_class, kind_of, kinds
 from dual_head.guides.base import Parameters
 from dual_head.methods import method_names
 from dual_head.options.flags import OptionParser
+from dual_head.options.texts import parse_alpha
 from dual_head.seed_names import FLAGS
 
 ROOT = Path(__file__).parents[1]

@@ -71,7 +71,7 @@ def test_bad_input_is_one_paragraph_and_nothing_is_written(classifier, backbone,
     cases = {
         "--head linear": [mlp],
         "Leave --dtype out": [classifier, "--onnx", "--dtype", "bfloat16"],
-        "There is no folder": [classifier, "--backbone", tmp_path / "nowhere"],
+        "does not exist": [classifier, "--backbone", tmp_path / "nowhere"],
         "is an input of this command": [classifier, "--output_dir", classifier, "--overwrite"],
         "not empty": [classifier, "--output_dir", mlp],
     }

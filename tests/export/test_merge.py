@@ -145,7 +145,7 @@ def test_another_tokenizer_and_a_bad_alpha_are_refused_and_nothing_is_written(gu
     other.add_tokens(["new"])
     with pytest.raises(DualHeadError, match="tokenizer"):
         export(AlignedModel.from_pretrained(guides), other, tmp_path / "out")
-    assert "--alpha is a number" in refused(capsys, guides, "--output_dir", tmp_path / "out", "--alpha", "much")
+    assert "alpha must be a number" in refused(capsys, guides, "--output_dir", tmp_path / "out", "--alpha", "much")
     assert not (tmp_path / "out").exists()
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dual_head.backbone.checkpoint import COPY, MODEL_TYPE, require_kind
-from dual_head.cli.generate import parse_alpha
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder, exclusive, require_place
@@ -21,20 +20,21 @@ from dual_head.files.reading import read_json
 from dual_head.options import Options, option
 from dual_head.options.fields import DTYPE_HELP
 from dual_head.options.flags import OptionParser
+from dual_head.options.texts import parse_alpha
 
 if TYPE_CHECKING:
     from dual_head.guides import GuideConfig
 
 MINUS = "-minus-"
-COMPOSE_FILE = "compose.json"  # what was put together, beside the guides
+COMPOSE_FILE = "compose.json"  # the sources, beside the guides
 
 
 @dataclass(kw_only=True)
 class ComposeOptions(Options):
-    """Which guides, on which backbone, and where to."""
+    """Which guides, on which backbone, and where they are written."""
 
-    sources: list[str] = option(help="a guide's name, and where it comes from", positional=True, metavar="NAME=SOURCE")
-    output_dir: str = option(help="folder for the guides together")
+    sources: list[str] = option(help="a guide's name and its source", positional=True, metavar="NAME=SOURCE")
+    output_dir: str = option(help="folder for all the guides together")
     alpha: str | None = option(None, "default strengths: a number, or name=number,...")
     model_name_or_path: str | None = option(None, "backbone; default: the one the first guides were trained on")
     tokenizer_name: str | None = option(None, "tokenizer, if it is not beside the backbone")
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _compose(args: ComposeOptions) -> int:
-    """Attach each, write."""
+    """Attach each guide, write all."""
     sources = dict(_pair(text) for text in args.sources)
     if len(sources) < len(args.sources):
         raise DualHeadError("Two guides have the same name. Give each its own: NAME=SOURCE.")
@@ -61,50 +61,44 @@ def _compose(args: ComposeOptions) -> int:
     strengths: dict[str, Any] = alpha if isinstance(alpha, dict) else dict.fromkeys(sources, alpha)
     for name in strengths:
         if name not in sources:
-            raise DualHeadError(f"--alpha names '{name}', which is no guide here.{did_you_mean(name, sources)}")
-    output, places = Path(args.output_dir), [_folder(part) for x in sources.values() for part in x.split(MINUS)]
-    require_place(output, record=COMPOSE_FILE, reads=(args.model_name_or_path, *places))
+            raise DualHeadError(f"--alpha names an unknown guide '{name}'.{did_you_mean(name, sources)}")
+    output, folders = Path(args.output_dir), [_folder(part) for x in sources.values() for part in x.split(MINUS)]
+    require_place(output, record=COMPOSE_FILE, reads=(args.model_name_or_path, *folders))
     require_kind(output, MODEL_TYPE)
     kinds = {source: _kind(source) for source in sources.values()}
-    # Imported late: a folder that is not there should not wait for torch.
+    # Imported late: a missing folder should be refused without loading torch.
     from dual_head.model.aligned import AlignedModel
     from dual_head.model.pretrained import load_tokenizer, read_config
 
     first = next((source for source, kind in kinds.items() if kind == "guides"), None)
     backbone = args.model_name_or_path or (first and read_config(_folder(first)).backbone_name_or_path)
     if not backbone:
-        raise DualHeadError("Say which backbone the guides steer with --model_name_or_path.")
+        raise DualHeadError("Name the backbone that the guides steer with --model_name_or_path.")
     fusion = read_config(_folder(first)).fusion if first else "logits"
     tokenizer = load_tokenizer(args.tokenizer_name or backbone, args.trust_remote_code)
-    model = AlignedModel.from_backbone(
-        backbone,
-        {},
-        fusion=fusion,
-        tokenizer=tokenizer,
-        dtype=args.dtype,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loading = {"tokenizer": tokenizer, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    model = AlignedModel.from_backbone(backbone, {}, fusion=fusion, **loading)
     for name, source in sources.items():
         config = _config(source)
         if config is not None:
             _require_same_tokens(source, tokenizer)
-        folder, _, chosen = source.partition(":")
-        model.attach(name, config or folder, source_name=chosen or None, alpha=strengths.get(name))
+        folder, _, guide = source.partition(":")
+        model.attach(name, config or folder, source_name=guide or None, alpha=strengths.get(name))
     with atomic_folder(output) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         (staging / COMPOSE_FILE).write_text(json.dumps({"guides": sources, "backbone": backbone}, indent=2))
     console = Terminal(soft_wrap=True)
     console.print(f"{len(sources)} guides written to {args.output_dir}: {', '.join(sources)}.")
-    shown = ",".join(f"{name}={strength:g}" for name, strength in (model.config.alpha or {}).items())
-    console.print(f"Try: dual-head generate {args.output_dir} --prompt '...' --alpha {shown}")
+    text = ",".join(f"{name}={strength:g}" for name, strength in (model.config.alpha or {}).items())
+    console.print(f"Try: dual-head generate {args.output_dir} --prompt '...' --alpha {text}")
     return 0
 
 
 def _pair(text: str) -> tuple[str, str]:
     name, separator, source = text.partition("=")
     if not separator or not source:
-        raise DualHeadError(f"'{text}' is not NAME=SOURCE.")
+        raise DualHeadError(f"'{text}' is not NAME=SOURCE. Give each guide a name, as in helpful=outputs/helpful.")
     return name, source
 
 
@@ -113,7 +107,7 @@ def _folder(source: str) -> str:
 
 
 def _kind(source: str) -> str:
-    """Tell guides, causal LMs, adapters, classifiers and pairs of LMs apart by what lies in the folder."""
+    """Tell guides, causal LMs, adapters, classifiers and pairs of LMs apart by the files in the folder."""
     if MINUS in source:
         return "pair"
     folder = Path(_folder(source))
@@ -121,7 +115,7 @@ def _kind(source: str) -> str:
         return "lm"
     file = folder / "config.json"
     if not file.is_file():
-        raise DualHeadError(f"'{folder}' holds no model: there is no config.json. Give a local folder.")
+        raise DualHeadError(f"'{folder}' is not a model: it has no config.json. Give a local folder.")
     values = read_json(file, COPY)
     if values.get("model_type") == "dual_head":
         return "guides"
@@ -130,7 +124,7 @@ def _kind(source: str) -> str:
 
 
 def _config(source: str) -> "GuideConfig | None":
-    """The config of a model as a guide; None for guides that were trained."""
+    """The config of a model as a guide; None for a folder of guides."""
     from dual_head.guides.language_model import LanguageModelConfig
     from dual_head.guides.reward_model import RewardModelConfig
 
@@ -145,12 +139,12 @@ def _config(source: str) -> "GuideConfig | None":
 
 
 def _require_same_tokens(source: str, tokenizer: Any) -> None:
-    """Refuse models that lie beside a tokenizer by which ids mean other tokens; more tokens are no difference."""
+    """Refuse a model whose tokenizer gives other tokens for the same ids; additional tokens are allowed."""
     from dual_head.model.pretrained import load_tokenizer
     from dual_head.model.vocabulary import compare_tokenizers
 
     for folder in source.split(MINUS, 1):
         if (Path(folder) / "tokenizer_config.json").is_file():
-            found = compare_tokenizers(load_tokenizer(folder), tokenizer)
-            if any(there is not None and here is not None for _, there, here in found.differing):
-                raise DualHeadError(f"The model in '{folder}' reads other tokens than the backbone: {found}.")
+            comparison = compare_tokenizers(load_tokenizer(folder), tokenizer)
+            if any(None not in tokens for _, *tokens in comparison.differing):
+                raise DualHeadError(f"The model in '{folder}' reads other tokens than the backbone: {comparison}.")

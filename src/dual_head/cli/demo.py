@@ -1,8 +1,7 @@
-"""`dual-head demo`: train and try guides in a small world, offline, in two minutes.
+"""`dual-head demo`: train and try guides in a small world, offline, in under three minutes on two cores.
 
-First a Dual-Head guide for everything at once, at five strengths; then one guide for help and one against harm,
-mixed while decoding. Needs no network: the backbone is shipped, the world's exact reward is a rule. Two cores
-take under three minutes.
+First a Dual-Head guide for the whole reward, at five strengths; then one guide for help and one against harm, mixed
+while decoding. Needs no network: the backbone is shipped, and the exact reward is a rule.
 """
 
 from collections.abc import Sequence

@@ -16,11 +16,11 @@ from rich.text import Text
 from dual_head.cli.loading import DeviceOptions, load_guided
 from dual_head.cli.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.console.terminal import Terminal, printable
-from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
 from dual_head.files.places import exclusive, require_unread
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
+from dual_head.options.texts import parse_alpha
 
 if TYPE_CHECKING:
     from dual_head.data import Prompt
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class GenerateOptions(PromptOptions, DeviceOptions):
-    """What to generate, and how; without prompts, from standard input."""
+    """What to generate, and how; prompts default to standard input."""
 
     alpha: str | None = option(
         None, "strength: a number, or name=number,...; 0 is the backbone, 1 as trained", heading="decoding"
@@ -37,7 +37,7 @@ class GenerateOptions(PromptOptions, DeviceOptions):
     max_new_tokens: int = option(128, "longest reply in tokens", least=1)
     temperature: float | None = option(None, "sample at this temperature; greedy without it", least=0)
     top_p: float | None = option(None, "nucleus sampling", least=0, most=1)
-    top_k: int | None = option(None, "sample among so many", least=1)
+    top_k: int | None = option(None, "sample among this many tokens", least=1)
     num_beams: int | None = option(None, "beam search", least=1)
     seed: int | None = option(None, "make sampling repeatable", least=0)
     batch_size: int = option(8, "prompts at a time", least=1)
@@ -50,7 +50,7 @@ build_parser = partial(OptionParser, GenerateOptions, command="generate", descri
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, and generate; a file that is written is held."""
+    """Parse, and generate; a file that is written to is held."""
     (args,) = build_parser().read(arguments)
     prompts = read_prompts(args, stdin=True)
     alpha = parse_alpha(args.alpha)
@@ -70,45 +70,31 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
     if args.seed is not None:
         torch.manual_seed(args.seed)
     console = Terminal(soft_wrap=True)
-    decoding = {
-        name: getattr(args, name)
-        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
-        if getattr(args, name) is not None
-    }
-    asked = conversations(prompts, args, tokenizer)
-    stream = len(prompts) == 1 and not (args.trace or args.output or args.no_stream or (args.num_beams or 1) > 1)
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if streams := len(prompts) == 1 and not (args.trace or args.output or args.no_stream or (args.num_beams or 1) > 1):
+        options["streamer"] = _streamer(tokenizer)
+    # Without the chat template, which `conversations` has decided on.
+    options |= {"tokenizer": tokenizer, "alpha": alpha, "chat_template": False, "return_trace": args.trace}
+    messages = conversations(prompts, args, tokenizer)
     empty = 0
     for start in range(0, len(prompts), args.batch_size):
-        batch = asked[start : start + args.batch_size]
-        if stream:
-            texts = model.generate(
-                batch,
-                tokenizer=tokenizer,
-                alpha=alpha,
-                chat_template=False,  # what is asked is known
-                streamer=_streamer(tokenizer),
-                **decoding,
-            )
-            empty += not texts[0].strip()
-            continue
-        result: Any = model.generate(
-            batch, tokenizer=tokenizer, alpha=alpha, chat_template=False, return_trace=args.trace, **decoding
-        )
-        texts = result.output if args.trace else result
-        traces: list[Any] = result.trace if args.trace else [None] * len(batch)
+        batch = slice(start, start + args.batch_size)
+        result: Any = model.generate(messages[batch], **options)
+        texts, traces = result if args.trace else (result, [None] * len(result))
         empty += sum(not text.strip() for text in texts)
-        for prompt, text, trace in zip(prompts[start : start + len(batch)], texts, traces, strict=True):
+        for prompt, text, trace in zip(prompts[batch], texts, traces, strict=True):
             if args.output:
                 row = {"prompt": prompt, "alpha": args.alpha, "output": text}
-                traced = {"trace": [asdict(token) for token in trace]} if trace else {}
-                line = json.dumps(row | traced, ensure_ascii=False)
+                tokens = {"trace": [asdict(token) for token in trace]} if trace else {}
+                line = json.dumps(row | tokens, ensure_ascii=False)
                 add_lines(Path(args.output), [line], remedy="Choose another --output.")
                 continue
             if len(prompts) > 1:
                 console.print(shown(prompt), style="bold")
             if trace:
                 console.print(show_trace(trace, tokenizer))
-            else:
+            elif not streams:
                 print(printable(text))  # rich would turn tabs into spaces
     if empty:
         print(f"{empty} of {len(prompts)} replies are empty: the model ended its turn at once.", file=sys.stderr)
@@ -116,7 +102,7 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
 
 
 def _streamer(tokenizer: Any) -> Any:
-    """What prints a reply piece by piece."""
+    """A streamer that prints a reply piece by piece."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -126,31 +112,16 @@ def _streamer(tokenizer: Any) -> Any:
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def parse_alpha(text: str | None) -> "Alpha":
-    """Read "1.0" or "helpful=0.8,harmless=0.2"; None leaves the guides' own defaults."""
-    if text is None:
-        return None
-    try:
-        if "=" not in text:
-            return float(text)
-        pairs = [(name.strip(), float(value)) for name, value in (part.split("=") for part in text.split(","))]
-    except ValueError as error:
-        raise DualHeadError(f"--alpha is a number, or name=number,..., not '{text}'.") from error
-    if len(dict(pairs)) < len(pairs):
-        raise DualHeadError(f"--alpha names a guide twice: '{text}'. Leave one out.")
-    return dict(pairs)
-
-
 def show_trace(trace, tokenizer) -> Text:
     """Colour each token by its gate, from blue (closed) to red (open), and list what guidance changed most."""
-    text, said = Text(), ""
+    text, before = Text(), ""
     for i, token in enumerate(trace):
         gate = sum(token.gates.values()) / max(1, len(token.gates))
         shade = f"rgb({int(255 * gate)},{int(90 * (1 - abs(2 * gate - 1)))},{int(255 * (1 - gate))})"
-        # Decoded with what precedes it: a token alone would lose the space before it.
-        whole = tokenizer.decode([t.token_id for t in trace[: i + 1]])
-        text.append(printable(whole[len(said) :].replace("\n", "\\n")), style=f"on {shade}")
-        said = whole
+        # Decoded with those before it: a token alone would lose its leading space.
+        reply = tokenizer.decode([t.token_id for t in trace[: i + 1]])
+        text.append(printable(reply[len(before) :].replace("\n", "\\n")), style=f"on {shade}")
+        before = reply
     text.append("\n\n")
     header = f"{'token':>14} {'gate':>6} {'log p base':>11} {'policy':>8} {'KL':>7}  promoted / demoted\n"
     text.append(header, style="bold")
@@ -165,7 +136,7 @@ def show_trace(trace, tokenizer) -> Text:
 
 
 def _piece(token_id: int, tokenizer) -> str:
-    """Show a token with the space it begins with, which decoding it alone would lose."""
-    named = tokenizer.convert_ids_to_tokens(token_id) or f"<{token_id}>"  # a backbone may have more ids than names
-    piece = named.replace("\u2581", " ").replace("\u0120", " ")
+    """Show a token with its leading space, which decoding it alone would lose."""
+    token = tokenizer.convert_ids_to_tokens(token_id) or f"<{token_id}>"  # a backbone may have more ids than tokens
+    piece = token.replace("\u2581", " ").replace("\u0120", " ")
     return printable(piece.replace("\u010a", "\\n").replace("<0x0A>", "\\n").replace("\n", "\\n"))

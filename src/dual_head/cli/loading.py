@@ -1,4 +1,4 @@
-"""How every command that runs guides finds them: the same options, loaded the same way."""
+"""Options and loading of guides, the same for every command that runs them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class GuidesOptions(Options):
-    """A folder of guides. Errors: there is none at that place."""
+    """A folder of guides. Errors: a place without guides."""
 
     guides: str = option(help="folder of guides (the output_dir of training), or a name on the hub", positional=True)
 
@@ -28,7 +28,7 @@ class GuidesOptions(Options):
 
 @dataclass(kw_only=True)
 class LoadingOptions(GuidesOptions):
-    """The guides, and where the rest of the model is."""
+    """The guides, the backbone, and how they are loaded."""
 
     backbone: str | None = option(
         None, "another backbone: a copy of the one trained on, or one to move the guides to", heading="loading"
@@ -45,7 +45,7 @@ class LoadingOptions(GuidesOptions):
 
 @dataclass(kw_only=True)
 class DeviceOptions(LoadingOptions):
-    """The same, for what runs on one device."""
+    """Loading for a command that runs on one device."""
 
     device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads", heading="loading")
 
@@ -57,24 +57,24 @@ def load_guided(args: LoadingOptions) -> "tuple[AlignedModel, PreTrainedTokenize
     from dual_head.model.pretrained import load_tokenizer
 
     trust = args.trust_remote_code
-    given = load_tokenizer(args.tokenizer, trust) if args.tokenizer else None
+    tokenizer = load_tokenizer(args.tokenizer, trust) if args.tokenizer else None
     model = AlignedModel.from_pretrained(
         args.guides,
         backbone=args.backbone,
         switch=args.backbone is not None,
         vocab_map=args.vocab_map,
-        tokenizer=given,
+        tokenizer=tokenizer,
         dtype=args.dtype,
         device_map=args.device_map,
         attn_implementation=args.attn_implementation,
         trust_remote_code=trust,
     )
     to_device(model, args)
-    return model, given or load_tokenizer(_tokenizer_home(args.guides, model), trust)
+    return model, tokenizer or load_tokenizer(_tokenizer_folder(args.guides, model), trust)
 
 
 def to_device(model: "AlignedModel", args: LoadingOptions) -> None:
-    """Move a model to --device, where that is said. Errors: there is no such device."""
+    """Move a model to --device, if given. Errors: a device that does not exist."""
     if device := getattr(args, "device", None):
         try:
             model.to(device)
@@ -82,8 +82,8 @@ def to_device(model: "AlignedModel", args: LoadingOptions) -> None:
             raise DualHeadError(f"Cannot use --device {device}: {str(error).splitlines()[0]}") from error
 
 
-def _tokenizer_home(guides: str, model: "AlignedModel") -> str:
-    """Prefer the tokenizer saved beside the guides; guides saved by hand, or moved, may have none of their own."""
+def _tokenizer_folder(guides: str, model: "AlignedModel") -> str:
+    """The folder of the guides if they bring a tokenizer that still fits, else that of the backbone."""
     saved = (Path(guides) / "tokenizer_config.json").is_file()
     moved = any(entry.get("vocab_map") for entry in (model.config.guides or {}).values())
     return guides if (saved and not moved) or not Path(guides).is_dir() else str(model.backbone.config._name_or_path)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dual_head.cli.generate import parse_alpha
 from dual_head.cli.loading import LoadingOptions, load_guided
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
@@ -14,6 +13,7 @@ from dual_head.files.places import MODEL_FILES, atomic_folder, exclusive, requir
 from dual_head.options import option
 from dual_head.options.fields import DTYPE_HELP
 from dual_head.options.flags import OptionParser
+from dual_head.options.texts import parse_alpha
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from dual_head.export.folder import Exported
     from dual_head.model.alpha import Alpha
 
-CHECKED = (2, 16)  # random rows and tokens that written and unmerged model are compared on
-TOLERANCE = 1e-5  # of the largest logit, in fp32; in a shorter format, so many of its roundings:
-ROUNDINGS = 16
+ROWS, TOKENS = 2, 16  # random input on which the written and the unmerged model are compared
+TOLERANCE = 1e-5  # of the largest logit, in fp32
+ROUNDINGS = 16  # of the largest logit, in a shorter format
 
 
 @dataclass(kw_only=True)
 class MergeOptions(LoadingOptions):
-    """What to merge, at which strength, and where to."""
+    """What to merge, at which strength, and where it is written."""
 
     output_dir: str = option(help="folder for the merged checkpoint")
     alpha: str | None = option(None, "strength: a number, or name=number,...; default: the guides' own")
     overwrite: bool = option(False, "replace the model in a folder that is not empty")
-    # What is written is of the dtype of what was read.
+    # The checkpoint is written in the dtype that was read.
     dtype: str = option("stored", DTYPE_HELP, heading="loading")
 
 
@@ -59,33 +59,32 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     require_empty(output, record=MERGE_FILE, overwrite=args.overwrite, reads=(args.guides, args.backbone))
     model, tokenizer = load_guided(args)
     model.require_same_tokenizer(tokenizer)
-    rows, length = CHECKED
-    length = min(length, context_length(model.backbone.config) or length)
-    ids = torch.randint(len(tokenizer), (rows, length), generator=torch.Generator().manual_seed(0))
+    length = min(TOKENS, context_length(model.backbone.config) or TOKENS)
+    ids = torch.randint(len(tokenizer), (ROWS, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         unmerged = model(ids.to(model.device), alpha=alpha).logits.float().cpu()
     options = {"alpha": alpha, "source": args.guides}
     loading = {"device_map": args.device_map, "trust_remote_code": args.trust_remote_code}
     exported = already_merged(model, output, overwrite=args.overwrite, **options)
     if exported is not None:
-        del model  # two of them may not fit
-        checked = check(output, ids, unmerged, **loading)
+        del model  # two models may not fit in memory
+        result = check(output, ids, unmerged, **loading)
     else:
         with atomic_folder(output, replaces=MODEL_FILES if args.overwrite else ()) as staging:
             exported = write_merged(model, tokenizer, staging, **options)
             del model
-            checked = check(staging, ids, unmerged, **loading)
+            result = check(staging, ids, unmerged, **loading)
     console = Terminal(soft_wrap=True)
-    for line in (*_said(exported, output), checked):
+    for line in (*_lines(exported, output), result):
         console.print(line)
     console.print(f'load it  AutoModelForCausalLM.from_pretrained("{output}")')
     return 0
 
 
 def check(folder: Path, ids: "Tensor", unmerged: "Tensor", *, device_map: str | None, trust_remote_code: bool) -> str:
-    """Load a written checkpoint back and compare logits [B, T, V] at `ids`; say how far apart they are.
+    """Load a written checkpoint and compare its logits [B, T, V] at `ids`; describe the difference.
 
-    Errors: further apart than rounding explains.
+    Errors: a difference larger than rounding explains.
     """
     import torch
 
@@ -93,13 +92,13 @@ def check(folder: Path, ids: "Tensor", unmerged: "Tensor", *, device_map: str | 
 
     lm = load_backbone(str(folder), dtype="stored", device_map=device_map, trust_remote_code=trust_remote_code)
     with torch.no_grad():
-        written = lm(ids.to(lm.device)).logits.float().cpu()
+        merged = lm(ids.to(lm.device)).logits.float().cpu()
     largest = unmerged.abs().max().item()
-    difference = (written - unmerged).abs().max().item()
+    difference = (merged - unmerged).abs().max().item()
     allowed = max(1.0, largest) * max(TOLERANCE, ROUNDINGS * torch.finfo(lm.dtype).eps)
     if not difference <= allowed:
         raise DualHeadError(
-            f"The merged checkpoint is not the guided model: its logits differ by {difference:.2g}, and rounding to "
+            f"The merged checkpoint differs from the guided model: logits differ by {difference:.2g}, and rounding to "
             f"{lm.dtype} explains {allowed:.2g}. Nothing was written; please report this with the name of the backbone."
         )
     return (
@@ -108,7 +107,7 @@ def check(folder: Path, ids: "Tensor", unmerged: "Tensor", *, device_map: str | 
     )
 
 
-def _said(exported: "Exported", output: Path) -> list[str]:
+def _lines(exported: "Exported", output: Path) -> list[str]:
     parts = [f"{p.name}: {p.kind}, alpha {p.alpha:g}, rank {p.rank or 'full'}" for p in exported.folded]
     lines = [f"folded   {part}" for part in parts or ["nothing: no guide acts at this alpha"]]
     if cost := exported.untied_bytes:

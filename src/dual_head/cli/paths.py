@@ -1,4 +1,4 @@
-"""Paths on the command line that are not there, told before a command is imported, and torch with it."""
+"""Missing paths on the command line, refused before a command and torch are imported."""
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -7,26 +7,26 @@ from pathlib import Path
 from dual_head.data.sources import is_data_name, is_hub_name
 from dual_head.errors import DualHeadError
 
-# What is read from each: a folder or file, or else a name on the hub.
+# Flags of places to read: a folder or file, or a name on the hub.
 MODELS = ("--model_name_or_path", "--backbone", "--tokenizer", "--tokenizer_name")
 DATA = ("--dataset_name", "--eval_dataset_name", "--dataset", "--source")
-FILES = ("--config", "--feature_cache")
+FILES = ("--config", "--feature_cache", "--presets")
 
 
 def require_paths(arguments: Sequence[str]) -> None:
-    """Refuse a flag's path that is not there and can be no name on the hub."""
+    """Refuse a path that does not exist and cannot be a name on the hub."""
     for flag, value in _values(arguments):
         if flag not in (*MODELS, *DATA, *FILES) or Path(value).expanduser().exists():
             continue
         if flag in MODELS and not is_hub_name(value):
             raise DualHeadError(
-                f"There is no folder '{value}' for {flag}. Give one that holds config.json, or a name on the hub, "
-                "which is owner/name."
+                f"The folder '{value}' of {flag} does not exist. Give a folder with config.json, or a name on the hub "
+                "(owner/name)."
             )
         if flag in DATA and (not is_hub_name(value) or is_data_name(value)):
-            raise DualHeadError(f"There is no file or folder '{value}'. Check the path; a hub name is owner/name.")
+            raise DualHeadError(f"'{value}' of {flag} does not exist. Check the path; a hub name is owner/name.")
         if flag in FILES:
-            raise DualHeadError(f"There is nothing at '{value}', which {flag} names. Check the path.")
+            raise DualHeadError(f"'{value}' of {flag} does not exist. Check the path.")
 
 
 def _values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

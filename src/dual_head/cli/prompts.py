@@ -1,7 +1,4 @@
-"""The prompts of `generate` and `sweep`: their options, their files, and what each one asks.
-
-It knows files and messages, and imports no tensor: a mistyped file should not wait for torch.
-"""
+"""The prompts of `generate` and `sweep`: their options, their files and their messages, all without torch."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +22,7 @@ ROW = 'a row is {"prompt": text or messages} or {"messages": [{"role": "user", "
 
 @dataclass(kw_only=True)
 class PromptOptions(Options):
-    """Where prompts are, and how they are read."""
+    """Where the prompts are, and how they are read."""
 
     prompt: list[str] | None = option(None, "a prompt; may be given several times", heading="prompts", repeat=True)
     prompts: str | None = option(
@@ -40,31 +37,30 @@ class PromptOptions(Options):
 
 
 def read_prompts(args: PromptOptions, *, stdin: bool = False) -> list[Prompt]:
-    """Collect the prompts of --prompt and --prompts, or else of standard input where that is read.
+    """Collect the prompts of --prompt and --prompts; without these, and with `stdin`, of standard input.
 
-    Errors: none, an empty one, a file or a row that cannot be read, options that exclude each other.
+    Errors: no prompt, an empty one, a file or a row that cannot be read, options that exclude each other.
     """
     if args.raw and (args.chat or args.system is not None):
         other = "--chat" if args.chat else "--system"
         raise DualHeadError(f"--raw continues a prompt as text, and {other} makes it a message. Leave one out.")
     prompts: list[Prompt] = [*(args.prompt or ())]
     if args.prompts:
-        in_file = list(_file_prompts(Path(args.prompts), raw=args.raw))
-        if not in_file:
-            raise DualHeadError(f"The prompt is empty: '{args.prompts}' holds none. Write one a line.")
-        prompts += in_file
+        rows = list(_file_prompts(Path(args.prompts), raw=args.raw))
+        if not rows:
+            raise DualHeadError(f"The file of prompts '{args.prompts}' is empty. Write one prompt a line.")
+        prompts += rows
     elif not prompts and stdin and not sys.stdin.isatty():
         prompts = [sys.stdin.read().strip("\n")]
     elif not prompts:
         raise DualHeadError("There are no prompts. Give one with --prompt, or a file with --prompts.")
-    texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
-    if not prompts or not all(text.strip() for text in texts):
+    if not all(shown(prompt).strip() for prompt in prompts):
         raise DualHeadError("The prompt is empty. Give at least one word.")
     return prompts
 
 
 def conversations(prompts: Sequence[Prompt], args: PromptOptions, tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
-    """What prompts ask under --raw, --chat and --system, by the one rule of `text.conversation_of`."""
+    """The conversations of prompts under --raw, --chat and --system, see `generate.conversation_of`."""
     from dual_head.model.generate import conversation_of
 
     if args.chat:
@@ -73,7 +69,7 @@ def conversations(prompts: Sequence[Prompt], args: PromptOptions, tokenizer: "Pr
 
 
 def shown(prompt: Prompt) -> str:
-    """A prompt in one text, for people: its last message."""
+    """A prompt as one text to print: its last message."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
@@ -89,7 +85,7 @@ def _file_prompts(file: Path, *, raw: bool) -> Iterator[Prompt]:
 
 
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
-    """Rows with their places; of a file of lines, each is JSON or a text."""
+    """Rows with their places; each line of a text file is JSON or a prompt."""
     if file.suffix.lower() != ".jsonl" and is_data_name(file.name) and file.exists():
         yield from rows_of_file(file, RowReport())
         return
@@ -103,12 +99,12 @@ def _rows(file: Path) -> Iterator[tuple[Any, str]]:
 
 
 def _line(line: str, where: str) -> Any:
-    """A line of JSON as its value, any other as it is; "[INST] ..." is a text."""
+    """The value of a line of JSON, or else the line: "[INST] ..." is a text."""
     try:
         value = json_value(line) if line.lstrip()[0] in "{[" else line
     except (ValueError, RecursionError) as error:
         if line.lstrip().startswith("{"):
-            raise DualHeadError(f"{where} is not whole JSON; {ROW}.") from error
+            raise DualHeadError(f"{where} is not valid JSON; {ROW}.") from error
         return line
     return value if isinstance(value, dict) or _is_messages(value) else line
 
@@ -127,14 +123,14 @@ def _prompt(row: Any, where: str) -> Prompt:
     for message in row:
         _require_message(message, where)
     if row[-1]["role"] == "assistant":
-        raise DualHeadError(f"{where} ends with the assistant's message, which is what is generated. Leave it out.")
+        raise DualHeadError(f"{where} ends with a message of the assistant, which is to be generated. Leave it out.")
     return row
 
 
 def _require_message(message: Message, where: str) -> None:
     if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
         raise DualHeadError(
-            f"{where}: a message has a role ({', '.join(ROLES)}) and a text as content, not {str(message)[:80]}."
+            f"{where}: a message must have a role ({', '.join(ROLES)}) and a text as content, not {str(message)[:80]}."
         )
-    if more := sorted(set(message) - {"role", "content"}):
-        raise DualHeadError(f"{where}: a message has {', '.join(more)}, which are not read here. Leave them out.")
+    if keys := sorted(set(message) - {"role", "content"}):
+        raise DualHeadError(f"{where}: a message has {', '.join(keys)}, which are not read here. Leave them out.")

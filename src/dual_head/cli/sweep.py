@@ -16,7 +16,6 @@ from rich import box
 from rich.table import Table
 
 from dual_head import __version__
-from dual_head.cli.generate import parse_alpha
 from dual_head.cli.loading import DeviceOptions, load_guided
 from dual_head.cli.prompts import PromptOptions, conversations, read_prompts
 from dual_head.console.gauge import Gauge
@@ -27,6 +26,7 @@ from dual_head.files.places import atomic_folder, exclusive, file_digest, weight
 from dual_head.files.reading import ANEW, json_value, read_json
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
+from dual_head.options.texts import parse_alpha
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from dual_head.errors import DualHeadError
 from dual_head.files.reading import yaml_value
 
 YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
@@ -59,3 +60,18 @@ def _mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"must be a mapping such as {{a: 1}}, not {text!r}")
     return value
+
+
+def parse_alpha(text: str | None) -> float | dict[str, float] | None:
+    """Read "1.0" or "helpful=0.8,harmless=0.2". Errors: any other text, a guide that is named twice."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [(name.strip(), float(value)) for name, value in (part.split("=") for part in text.split(","))]
+    except ValueError as error:
+        raise DualHeadError(f"alpha must be a number, or name=number,name=number, not '{text}'.") from error
+    if len(dict(pairs)) < len(pairs):
+        raise DualHeadError(f"alpha names a guide twice: '{text}'. Leave one out.")
+    return dict(pairs)

@@ -6,6 +6,7 @@ from typing import Any
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.model.alpha import LinearDecay, resolve_alpha
+from dual_head.options.texts import parse_alpha
 from dual_head.serve.openai.errors import Refused
 
 Strength = float | LinearDecay
@@ -34,14 +35,9 @@ def read_alpha(value: Any, config: AlignedConfig, param: str = "alpha") -> dict[
 def text_alpha(text: str, param: str) -> Any:
     """Read "0.8" or "helpful=0.8,harmless=0.2". Errors: any other text, a guide that is named twice."""
     try:
-        if "=" not in text:
-            return float(text)
-        pairs = [(name.strip(), float(value)) for name, value in (part.split("=") for part in text.split(","))]
-    except ValueError as error:
-        raise Refused(f"alpha as a text is a number, or name=number,name=number, not '{text}'.", param) from error
-    if len(dict(pairs)) < len(pairs):
-        raise Refused(f"alpha names a guide twice: '{text}'. Leave one out.", param)
-    return dict(pairs)
+        return parse_alpha(text)
+    except DualHeadError as error:
+        raise Refused(str(error), param) from error
 
 
 def shown_alpha(alpha: Mapping[str, Strength]) -> dict[str, Any]:
