@@ -11,7 +11,7 @@ from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.guides.reward_model import RewardModelConfig
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve import batch, paged, slots, versions
+from dual_head.serve import batch, paged, pages, versions
 from dual_head.serve.engine import Engine
 from dual_head.serve.types import EngineSettings, GenerationRequest
 
@@ -36,33 +36,41 @@ def test_companions_on_the_backbone_are_served(against):
         assert unequal_to_generate(engine, rounds=1) == []
 
 
-# Windows, a mix of windows and none, and learned positions.
-@pytest.mark.parametrize("architecture", ["mistral", "gemma3", "gpt2"])
+# Windows, a mix of windows and none, capped scores, and learned positions.
+@pytest.mark.parametrize("architecture", ["mistral", "gemma3", "gemma2", "gpt2"])
 def test_other_architectures_are_served(architecture):
     with small_engine(tiny_model("hidden", "gate", name=architecture)) as engine:
         assert unequal_to_generate(engine, rounds=1) == []
 
 
-def test_eager_attention_is_served_and_put_back():
+def test_eager_attention_is_served_as_it_is():
     model = tiny_model("gate")
     model.backbone.lm.set_attn_implementation("eager")
-    engine = small_engine(model)
-    assert model.backbone.lm.config._attn_implementation == "eager"
-    with engine:
-        assert unequal_to_generate_after(engine) == []
+    with small_engine(model) as engine:
+        assert unequal_to_generate(engine, rounds=1) == []
     assert model.backbone.lm.config._attn_implementation == "eager"
 
 
-def unequal_to_generate_after(engine: Engine) -> list[int]:
-    """Prompts whose tokens differ; generate runs after the engine has stopped, since both use one attention."""
-    asked = [GenerationRequest(prompt, 6, {"gate": 2.0}, GREEDY) for prompt in prompts()]
-    pieces = engine.generate(asked)
-    engine.stop()
-    return [
-        i
-        for i, (x, piece) in enumerate(zip(asked, pieces, strict=True))
-        if ids(piece) != generated(engine.model, x.prompt_ids, x.alpha, 6)
-    ]
+def test_other_attention_is_refused():
+    model = tiny_model("hidden")
+    model.backbone.lm.set_attn_implementation("flex_attention")
+    with pytest.raises(DualHeadError, match="attn_implementation='sdpa'"):
+        small_engine(model)
+
+
+def test_steps_of_single_tokens_have_a_row_for_each_request(monkeypatch):
+    shapes = []
+    by_row = pages.Pages.by_row
+
+    def seen(self):
+        made = by_row(self)
+        shapes.append(tuple(made.visible.shape))
+        return made
+
+    monkeypatch.setattr(pages.Pages, "by_row", seen)
+    with small_engine(tiny_model("hidden", "gate")) as engine:
+        engine.generate([GenerationRequest(prompt, 4, {}, GREEDY) for prompt in ([3] * 5, [4] * 20)])
+    assert shapes == [(2, 21), (2, 22), (2, 23)]  # the step of prompts has one row; then each request has its own
 
 
 def test_requests_that_are_put_off_go_on_as_they_were(monkeypatch):
@@ -116,13 +124,13 @@ def test_strengths_at_the_wrong_rows_are_caught(monkeypatch):
 
 
 def test_a_gate_without_history_is_caught(monkeypatch):
-    def forgetful(self, keys, values, layer=0):
-        return tuple(
-            x.new_zeros(1, x.shape[1], self._options["cu_seq_lens_k"][paged.FULL][-1], x.shape[3])
-            for x in (keys, values)
-        )
+    update = pages.PagedSlot.update
 
-    monkeypatch.setattr(slots.PagedSlot, "update", forgetful)
+    def forgetful(self, keys, values, layer=0):
+        kept = update(self, keys, values, layer)
+        return tuple(torch.cat([torch.zeros_like(x[..., :-1, :]), x[..., -1:, :]], -2) for x in kept)
+
+    monkeypatch.setattr(pages.PagedSlot, "update", forgetful)
     with small_engine(tiny_model("gate")) as engine:
         assert len(unequal_to_generate(engine, rounds=1)) >= 3
 
@@ -145,11 +153,6 @@ def test_a_reward_model_is_refused_with_the_reason():
     model = guided_lm({"scores": RewardModelConfig()})
     with pytest.raises(DualHeadError, match=r"'scores' cannot be served: a reward model reads candidates ahead"):
         small_engine(model)
-
-
-def test_capped_attention_is_refused_with_the_reason():
-    with pytest.raises(DualHeadError, match="Gemma2ForCausalLM caps its attention scores"):
-        small_engine(tiny_model("hidden", name="gemma2"))
 
 
 def test_an_untested_transformers_is_refused_with_the_line_that_installs_a_tested_one(monkeypatch):

@@ -48,7 +48,6 @@ class ContinuousBatch:
         self._manager.logit_processor = model.rows
         self._manager.output_router = _Outlet(deliver)
         self._manager.warmup()  # makes the pages here, where an error has a caller
-        self._switch_back()
         cache: Any = self._processor.cache
         fits = infer_max_single_request_tokens(cache)
         context = context_length(model.aligned.backbone.config)
@@ -98,15 +97,8 @@ class ContinuousBatch:
 
         cache.search_prefix_match = counted
 
-    def _switch_back(self) -> None:
-        """Leave eager attention as it was until the batch runs; transformers switches it as a manager is made."""
-        if (before := self._manager._original_attn_impl) is not None:
-            self._model.set_attn_implementation(before)
-            self._manager._original_attn_impl = None
-
     def start(self) -> None:
         """Run in a thread that does not keep the process alive."""
-        self._manager.switch_to_cb_friendly_attn(self._model, auto_switch_to_flash=False)
         # A thread is a daemon where the thread that starts it is one.
         starter = Thread(target=self._manager.start, daemon=True)
         starter.start()

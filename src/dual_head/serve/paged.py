@@ -27,9 +27,7 @@ from dual_head.errors import DualHeadError
 from dual_head.guides import States
 from dual_head.model import AlignedModel
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve.slots import PagedSlot, Shape
-
-FULL = "full_attention"
+from dual_head.serve.pages import FULL, PagedSlot, Pages, Shape
 
 
 @dataclass(eq=False)
@@ -68,6 +66,26 @@ class Step:
     states: dict[str, States]
     alpha: Tensor
     positions: Tensor
+
+
+@dataclass(frozen=True)
+class StepTokens:
+    """The tokens of a step [B, T], one row of all or a row for each request, and the pages they look at.
+
+    mask: of the backbone, added to its scores; full: of what looks at everything; at: where the rows' last tokens lie
+    in the one row, None where each has a row.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    mask: Any
+    full: Tensor | None
+    pages: Pages
+    at: Tensor | None
+
+    def at_rows(self, x: Tensor) -> Tensor:
+        """Of [B, T, *] the rows' last tokens, [n, *]."""
+        return x[:, 0] if self.at is None else x[0, self.at]
 
 
 class Rows(ContinuousBatchingLogitsProcessorList):
@@ -147,8 +165,7 @@ class PagedModel(nn.Module):
         return self.aligned.device
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Switch the backbone, as transformers asks of models with eager attention."""
-        self.aligned.backbone.lm.set_attn_implementation(attn_implementation)
+        """Let transformers believe what it needs to make masks; the backbone reads them with the attention it has."""
         self.config._attn_implementation = attn_implementation
 
     def _supports_logits_to_keep(self) -> bool:
@@ -174,47 +191,62 @@ class PagedModel(nn.Module):
     ) -> CausalLMOutput:
         """Scores [1, n, V] of the rows of a step; input_ids [1, T]; options are the paged cache's own."""
         rows, model = self.rows.current, self.aligned
-        for name in ("logits_to_keep", "logits_processor_args", "use_cache"):
-            options.pop(name, None)
-        options["cache"] = cache
-        masks = attention_mask if isinstance(attention_mask, dict) else {self._kind or FULL: attention_mask}
+        tokens = self._tokens(input_ids, position_ids, attention_mask, logits_indices, Pages(cache, options))
         active = [name for i, name in enumerate(self.names) if any(row.acts[i] for row in rows)]
         output, layers = model.backbone(
-            input_ids,
-            attention_mask=masks if self._kind is None else masks[self._kind],
-            position_ids=position_ids,
+            tokens.input_ids,
+            attention_mask=tokens.mask,
+            position_ids=tokens.positions,
+            past_key_values=tokens.pages,
             layers=model.guides.layers_read({*active, *self._places}),
-            options=options,
         )
-        hidden, at = output.last_hidden_state, logits_indices[: len(rows)]
-        kept = hidden[0, at]
-        # A guide that looks back sees every token, acting or not: other requests will read its pages.
-        features = None
-        if self._places:
-            full = masks[FULL]
-            features = Features(hidden, layers, full == 0, position_ids, input_ids, full, at, model.backbone.logits)
-        states = model.encode_features(features, tuple(self._places), self._slots(cache, options)) if features else {}
-        pick = lambda x: kept if x is hidden else x[0, at]  # noqa: E731 - one tensor stays one
-        states = {name: {key: pick(x) for key, x in each.items()} for name, each in states.items()}
+        hidden = output.last_hidden_state
+        kept, layers_kept = tokens.at_rows(hidden), {i: tokens.at_rows(x) for i, x in layers.items()}
+        states = {
+            name: {key: kept if x is hidden else tokens.at_rows(x) for key, x in each.items()}
+            for name, each in self._looking_back(tokens, hidden, layers).items()
+        }
         if not rows:
             return CausalLMOutput(logits=kept.new_zeros(1, 0, model.backbone.shape.vocab_size))  # pyright: ignore
-        states |= self._of_tokens([name for name in active if name not in self._places], kept, layers, at)
-        positions = position_ids[0, at]
-        alpha = self._strengths(rows, positions)[:, [self.names.index(name) for name in active]]
+        states |= self._of_tokens([name for name in active if name not in self._places], kept, layers_kept)
         states = {name: states[name] for name in active}
+        positions = position_ids[0, logits_indices[: len(rows)]]
+        alpha = self._strengths(rows, positions)[:, [self.names.index(name) for name in active]]
         logits = model.distributions(kept, states, alpha)["policy"].float()
         scores = self.choose(Step(rows, logits, kept, states, alpha, positions))
         return CausalLMOutput(logits=scores[None])  # pyright: ignore[reportArgumentType]
 
-    def _slots(self, cache: Any, options: dict[str, Any]) -> dict[str, CacheSlot]:
-        return {
-            name: PagedSlot(cache, first, shapes, self._page, options) for name, (first, shapes) in self._places.items()
-        }
+    def _tokens(
+        self, input_ids: Tensor, positions: Tensor, attention_mask: Any, logits_indices: Tensor, pages: Pages
+    ) -> "StepTokens":
+        """A row for each request where each has one token and looks at everything; else one row of all tokens."""
+        at = logits_indices[: len(self.rows.current)]
+        if input_ids.shape[1] == len(at) and pages.have_rows:
+            pages = pages.by_row()
+            mask = pages.mask(self.dtype)
+            return StepTokens(input_ids.T, positions.T, mask, mask, pages, None)
+        masks = attention_mask if isinstance(attention_mask, dict) else {self._kind or FULL: attention_mask}
+        mask = masks if self._kind is None else masks[self._kind]
+        return StepTokens(input_ids, positions, mask, masks.get(FULL), pages, at)
 
-    def _of_tokens(self, names: list[str], kept: Tensor, layers: dict[int, Tensor], at: Tensor) -> dict[str, States]:
+    def _looking_back(self, tokens: "StepTokens", hidden: Tensor, layers: dict[int, Tensor]) -> dict[str, States]:
+        """States of every guide that looks back, acting or not: other requests will read its pages."""
+        if not self._places:
+            return {}
+        slots: dict[str, CacheSlot] = {
+            name: PagedSlot(tokens.pages, first, shapes, self._page) for name, (first, shapes) in self._places.items()
+        }
+        full: Any = tokens.full
+        keep = slice(None) if tokens.at is None else tokens.at
+        features = Features(
+            hidden, layers, full == 0, tokens.positions, tokens.input_ids, full, keep, self.aligned.backbone.logits
+        )
+        return self.aligned.encode_features(features, tuple(self._places), slots)
+
+    def _of_tokens(self, names: list[str], kept: Tensor, layers: dict[int, Tensor]) -> dict[str, States]:
         """States [n, *] of guides that say of a token what it says by itself: computed at the rows only."""
         hidden = kept[None]
-        features = Features(hidden, {i: x[:, at] for i, x in layers.items()}, logits=self.aligned.backbone.logits)
+        features = Features(hidden, {i: x[None] for i, x in layers.items()}, logits=self.aligned.backbone.logits)
         states = self.aligned.encode_features(features, names)
         row = lambda x: kept if x is hidden else x[0]  # noqa: E731 - one tensor stays one
         return {name: {key: row(x) for key, x in each.items()} for name, each in states.items()}
@@ -233,12 +265,6 @@ def require_servable(model: AlignedModel) -> None:
     for name in model.config.guides or {}:
         if reason := model.guide(name).why_not_paged:
             raise DualHeadError(f"The guide '{name}' cannot be served: {reason}. Detach it, or use generate.")
-    config = model.backbone.config.get_text_config(decoder=True)
     attention = model.backbone.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise DualHeadError(f"Attention '{attention}' cannot be served. Load it with attn_implementation='sdpa'.")
-    if getattr(config, "attn_logit_softcapping", None):
-        raise DualHeadError(
-            f"{type(model.backbone.lm).__name__} caps its attention scores, and transformers' paged attention does "
-            "not. Use generate, or another backbone."
-        )

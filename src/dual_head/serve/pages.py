@@ -1,4 +1,10 @@
-"""A guide's part of the pages of a running batch: whatever the shape of its keys, cut to the backbone's."""
+"""The pages of a running batch as a step's models and guides see them: a cache of the tokens of all its requests.
+
+    step of prompts   [ p p p p | c | p p ]   one row of everything; through a mask each token looks at its own request
+    step of tokens    [ c ] [ c ] [ c ]       a row for each request, which looks at its own keys only
+
+Without the second, every token would be compared with the keys of all requests.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +16,71 @@ from transformers.cache_utils import Cache
 
 from dual_head.backbone.cache import CacheSlot
 
+FULL = "full_attention"
 Shape = tuple[int, int]  # heads, width of a head
+
+
+class Pages(Cache):
+    """One row of all tokens; options are what transformers' paged cache reads of a step."""
+
+    def __init__(self, cache: Any, options: dict[str, Any]):
+        super().__init__(layers=[])
+        self._pages, self._options = cache, options
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+        """Write keys and values [1, heads, T, width], and return those of all requests, one after the other."""
+        del args, kwargs
+        # The cache writes into its options, so that every call gets a copy.
+        return self._pages.update(key_states, value_states, layer_idx, dict(self._options))
+
+    @property
+    def have_rows(self) -> bool:
+        """Whether all layers look at everything, and there is something to look at."""
+        return list(self._options["cu_seq_lens_k"]) == [FULL] and self._options["read_index"][0].numel() > 0
+
+    def by_row(self) -> "RowPages":
+        """The same for a step of one token of each request."""
+        return RowPages(self._pages, self._options)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions are told, and a step has no length of its own."""
+        del layer_idx
+        return 0
+
+
+class RowPages(Pages):
+    """A row of one token for each of n requests, whose layers all look at everything.
+
+    read     [ 4 5 6 | 9 9 9 ]      places of three keys of the first request, and one of the second
+    visible  [ 1 1 1 | 1 0 0 ]
+    """
+
+    def __init__(self, cache: Any, options: dict[str, Any]):
+        super().__init__(cache, options)
+        (read,), (self._write,), (ends,) = (
+            options["read_index"],
+            options["write_index"],
+            options["cu_seq_lens_k"].values(),
+        )
+        lengths = ends.diff()
+        columns = torch.arange(int(lengths.max()), device=read.device)
+        self.visible = columns < lengths[:, None]
+        places = read[:1].repeat(self.visible.shape)  # what is not looked at is any place, so that it is a number
+        places[self.visible] = read
+        self._read = places.flatten()
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+        """Write keys and values [n, heads, 1, width], and return those of each request [n, heads, longest, width]."""
+        del args, kwargs
+        stored = self._pages.layer_to_allocator[layer_idx]
+        kept = stored.update(key_states[:, :, 0], value_states[:, :, 0], layer_idx, self._read, self._write)
+        keys, values = (x.unflatten(0, self.visible.shape).transpose(1, 2) for x in kept)
+        return keys, values
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """What is added to scores, [n, 1, 1, longest]."""
+        hidden = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
+        return hidden.masked_fill_(~self.visible, torch.finfo(dtype).min)[:, None, None]
 
 
 class PagedSlot(CacheSlot):
@@ -20,21 +90,19 @@ class PagedSlot(CacheSlot):
     two layers of the backbone's shape   [ 0 0 0 0   1 1 1 1 ] [ 2 2 2 2   . . . . ]        . zeros
     """
 
-    def __init__(self, cache: Any, first_layers: Sequence[int], shapes: Sequence[Shape], page: Shape, options: dict):
-        super().__init__(cache, first_layers[0])
-        vars(self).update(_first=first_layers, _shapes=shapes, _page=page, _options=options)
+    def __init__(self, pages: Pages, first_layers: Sequence[int], shapes: Sequence[Shape], page: Shape):
+        super().__init__(pages, first_layers[0])
+        vars(self).update(_first=first_layers, _shapes=shapes, _page=page)
 
     _first: Sequence[int]
     _shapes: Sequence[Shape]
     _page: Shape
-    _options: dict[str, Any]
 
     def update(self, keys: Tensor, values: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
-        """Write keys and values [1, heads, T, width] of a step, and return those of all its requests."""
+        """Write keys and values [B, heads, T, width] of a step, and return all that its tokens may look at."""
         first, shape = self._first[layer], self._shapes[layer]
-        parts: Any = zip(self._cut(keys), self._cut(values), strict=True)
-        # The cache writes into its options, so that every call gets a copy.
-        kept = [self.cache.update(k, v, first + i, dict(self._options)) for i, (k, v) in enumerate(parts)]
+        parts = zip(self._cut(keys), self._cut(values), strict=True)
+        kept = [self.cache.update(k, v, first + i) for i, (k, v) in enumerate(parts)]
         return _joined([k for k, _ in kept], shape), _joined([v for _, v in kept], shape)
 
     def view(self, count: int, offset: int = 0) -> "PagedView":  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -46,7 +114,7 @@ class PagedSlot(CacheSlot):
         heads, width = self._page
         if x.shape[1] == heads and x.shape[3] == width:
             return (x,)
-        flat = x.transpose(1, 2).flatten(2)  # [1, T, heads of the guide * width]
+        flat = x.transpose(1, 2).flatten(2)  # [B, T, heads of the guide * width]
         flat = F.pad(flat, (0, -flat.shape[-1] % (heads * width)))
         return tuple(part.unflatten(-1, self._page).transpose(1, 2) for part in flat.split(heads * width, -1))
 
@@ -66,11 +134,11 @@ class PagedView(Cache):
         self._slot, self._offset = slot, offset
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
-        """Write into layer `layer_idx` of the view, and return what all requests of the step hold there."""
+        """Write into layer `layer_idx` of the view, and return what the step's tokens may look at there."""
         del args, kwargs
         return self._slot.update(key_states, value_states, self._offset + layer_idx)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: positions are told, and a step has no length of its own."""
+        """0, as of all pages."""
         del layer_idx
         return 0
