@@ -1,7 +1,4 @@
-"""The configuration of an aligned model: which backbone, which guides, how strong.
-
-It is what config.json of a checkpoint holds. It knows sizes and names, never weights.
-"""
+"""The configuration of an aligned model, config.json of a checkpoint: which backbone, which guides, how strong."""
 
 import copy
 import json
@@ -17,12 +14,11 @@ from dual_head.options import fit
 class AlignedConfig(PreTrainedConfig):
     """Configuration of `AlignedModel`.
 
-    backbone_config: the backbone's own; backbone_name_or_path: where to load it from; guides: {name: {"kind",
-    "config", "cache_layers", "shape"}}, with "adapter" and "vocab_map" true where the guide was moved to another
-    backbone than the one of that shape; alpha: {name: default strength}; fusion: "logits" or "probabilities";
-    backbone_fingerprint and tokenizer_fingerprint: what the guides were trained on; training: a record of
-    the method and data, for people; costs: what the guides cost, which `inspect` shows (`description.costs`);
-    checksums: {file: {"bytes", "sha256"}} of the weights beside it.
+    backbone_config: the config of the backbone; backbone_name_or_path: where to load it from; guides: {name: {"kind",
+    "config", "cache_layers", "shape"}}, with "adapter" and "vocab_map" true if the guide was moved from the backbone of
+    that shape to another; alpha: {name: default strength}; fusion: "logits" or "probabilities"; backbone_fingerprint,
+    tokenizer_fingerprint: of the backbone and tokenizer in training; training: a record of the method and data; costs:
+    what `inspect` shows (`model.costs`); checksums: {file: {"bytes", "sha256"}} of the weights beside it.
     """
 
     model_type = MODEL_TYPE
@@ -45,7 +41,7 @@ class AlignedConfig(PreTrainedConfig):
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         self.guides = self.guides or {}
         self.alpha = fit(self.alpha or {}, dict[str, float], "alpha")
-        self.tie_word_embeddings = False  # ours to save are the guides; ties inside the backbone are its own
+        self.tie_word_embeddings = False  # only guides are saved, and they tie nothing; the backbone has its own ties
         super().__post_init__(**kwargs)
 
     @property
@@ -54,7 +50,7 @@ class AlignedConfig(PreTrainedConfig):
         return sum(guide["cache_layers"] for guide in (self.guides or {}).values())
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Write JSON as transformers does, but keep the guides' order: their sum is rounded in it."""
+        """Write JSON as transformers does, but keep the order of the guides: their sum is rounded in it."""
         values = json.loads(super().to_json_string(use_diff=use_diff))
         for key in ("guides", "alpha"):
             if key in values:
@@ -64,8 +60,8 @@ class AlignedConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the backbone's text config, with one more full-attention layer per cache layer of the guides.
 
-        transformers builds every kind of cache from this, so the guides' keys and values live, reorder,
-        crop and reset together with the backbone's.
+        transformers builds every kind of cache from it: the guides' keys and values are kept, reordered, cropped and
+        reset with those of the backbone.
         """
         if not isinstance(self.backbone_config, PreTrainedConfig):
             return self

@@ -1,4 +1,4 @@
-"""Guides trained in a small world, and what each strength does: the work of `dual-head demo`."""
+"""Guides trained in a small world, and their effect at each strength: the work of `dual-head demo`."""
 
 import json
 import platform
@@ -30,7 +30,7 @@ from dual_head.train.arguments import GuideTrainingArguments
 from dual_head.train.run import RunOptions, train_guide
 
 ALPHAS = {"logits": (0.0, 0.5, 1.0, 1.5, 2.0), "probabilities": (0.0, 0.25, 0.5, 0.75, 1.0)}  # shares end at 1
-SHOWN = 3
+EXAMPLES = 3  # of each kind of request
 HELP, HARM = (0.0, 0.5, 1.0), (0.0, 0.5, 1.0, 1.5)  # the grid of two objectives
 
 
@@ -39,13 +39,13 @@ def demonstrate(args: DemoOptions) -> None:
     output = Path(args.output_dir)
     console = Terminal(markup=True)
     started = time.perf_counter()
-    # Preferences through the fused policy: the gate then learns from them too, and not only to imitate.
-    chosen = method("dual_head").with_options({"preference_on": "policy", "beta_r": 0.5, **_options(args.set)})
-    _train(chosen, "overall", output, output / "guide", args)
+    # Preferences on the fused policy train the gate too, which otherwise learns from imitation alone.
+    dual_head = method("dual_head").with_options({"preference_on": "policy", "beta_r": 0.5, **_options(args.set)})
+    _train(dual_head, "overall", output, output / "guide", args)
     model = AlignedModel.from_pretrained(str(output / "guide"))
     tokenizer = load_tokenizer(str(output / "guide"))
     requests = sample_requests(args.prompts, seed=args.seed, split="test")
-    alphas = ALPHAS[chosen.fusion]
+    alphas = ALPHAS[dual_head.fusion]
     console.print(f"\nSampling a reply to {len(requests)} new requests at each of {len(alphas)} strengths ...")
     points = measure(model, tokenizer, requests, alphas, seed=args.seed)
     console.print(_table(points))
@@ -55,34 +55,34 @@ def demonstrate(args: DemoOptions) -> None:
         f"(95% interval {low:+.2f} to {high:+.2f}, {len(requests)} requests)\n"
     )
     console.print(_side_by_side(points, args.seed))
-    mixed = _two_objectives(tokenizer, args, console)
+    mixtures = _two_objectives(tokenizer, args, console)
     with atomic_folder(output) as staging:
-        drawn = _draw(points, _traces(model, tokenizer, points), mixed, staging / "demo.png")
-        (staging / "demo.json").write_text(json.dumps(_summary(points, mixed, args), indent=2))
-    picture = output / "demo.png" if drawn else r"none, matplotlib is missing (pip install 'dual-head\[plot]')"
+        has_plot = _draw(points, _traces(model, tokenizer, points), mixtures, staging / "demo.png")
+        (staging / "demo.json").write_text(json.dumps(_summary(points, mixtures, args), indent=2))
+    picture = output / "demo.png" if has_plot else r"none, matplotlib is missing (pip install 'dual-head\[plot]')"
     console.print(f"Picture: [bold]{picture}[/]   figures: {output / 'demo.json'}")
     console.print(f"Try: dual-head generate {output / 'guide'} --prompt '{requests[0].text}' --alpha 1.5 --trace")
     console.print(f"{time.perf_counter() - started:.0f} seconds in all.")
 
 
-def _draw(points: Sequence[Point], traces: Any, mixed: Sequence[Point], file: Path) -> bool:
-    """Draw the picture, and tell whether the `plot` extra is there to do so."""
+def _draw(points: Sequence[Point], traces: Any, mixtures: Sequence[Point], file: Path) -> bool:
+    """Draw the picture; False if the `plot` extra is missing."""
     try:
         from dual_head.demo.picture import demo_picture
     except ImportError:
-        return False  # a picture is welcome, not needed
-    demo_picture(points, traces, mixed, file)
+        return False
+    demo_picture(points, traces, mixtures, file)
     return True
 
 
-def _train(chosen: Method, objective: str, output: Path, folder: Path, args: DemoOptions) -> None:
+def _train(recipe: Method, objective: str, output: Path, folder: Path, args: DemoOptions) -> None:
     """Train one guide on pairs of one objective."""
     pairs = f"{objective}.jsonl"
     with atomic_folder(output) as staging:
         rows = preference_rows(args.pairs, seed=args.seed, objective=objective)
         (staging / pairs).write_text("".join(json.dumps(row) + "\n" for row in rows))
     train_guide(
-        chosen,
+        recipe,
         RunOptions(model_name_or_path=str(TOY_BACKBONE), dataset_name=str(output / pairs), held_out=0.1, restart=True),
         GuideTrainingArguments(
             output_dir=str(folder),
@@ -105,9 +105,9 @@ def two_guides(args: DemoOptions) -> AlignedModel:
     output = Path(args.output_dir)
     tokenizer = load_tokenizer(str(TOY_BACKBONE))
     model = AlignedModel.from_backbone(str(TOY_BACKBONE), {}, tokenizer=tokenizer)
-    chosen = method("hidden").with_options({"beta": 0.5, "lambda_kl": 0.0})
+    recipe = method("hidden").with_options({"beta": 0.5, "lambda_kl": 0.0})
     for objective in ("helpful", "harmless"):
-        _train(chosen, objective, output, output / objective, args)
+        _train(recipe, objective, output, output / objective, args)
         model.attach(objective, output / objective)
     model.save_pretrained(output / "both")
     tokenizer.save_pretrained(output / "both")
@@ -137,7 +137,7 @@ def _options(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         return {name: yaml_value(value) for name, value in (option.split("=", 1) for option in arguments)}
     except ValueError as error:
-        raise DualHeadError(f"--set takes NAME=VALUE, not {' '.join(arguments)!r}.") from error
+        raise DualHeadError(f"--set must be NAME=VALUE, not {' '.join(arguments)!r}.") from error
 
 
 def _at(points: Sequence[Point], alpha: float) -> Point:
@@ -146,26 +146,16 @@ def _at(points: Sequence[Point], alpha: float) -> Point:
 
 def _table(points: Sequence[Point]) -> Table:
     table = Table(title="exact reward over strength", box=box.SIMPLE_HEAD)
-    parts = ("reward", "helpful", "harmless", "polite", "length")
-    headings = (
-        "reward",
-        "help-\nful",
-        "harm-\nless",
-        "polite",
-        "length",
-        "KL",
-        "refuses\nharmful",
-        "refuses\nharmless",
-    )
-    for heading in ("alpha", *headings):
+    headings = ("alpha", "reward", "help-\nful", "harm-\nless", "polite", "length", "KL")
+    for heading in (*headings, "refuses\nharmful", "refuses\nharmless"):
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
         rewards = [reply.reward for reply in point.replies]
-        columns = {part: [getattr(r, part) for r in rewards] for part in parts[2:]}
-        columns = {"reward": point.rewards(), "helpful": [0.0 if r.harmful else r.helpful for r in rewards], **columns}
+        helpful = [0.0 if reward.harmful else reward.helpful for reward in rewards]
+        parts = [[getattr(reward, part) for reward in rewards] for part in ("harmless", "polite", "length")]
         table.add_row(
             f"{point.alpha:g}",
-            *(f"{statistics.fmean(columns[part]):.2f}" for part in parts),
+            *(f"{statistics.fmean(values):.2f}" for values in (point.rewards(), helpful, *parts)),
             f"{point.kl():.2f}",
             f"{point.refusals(harmful=True):.0%}",
             f"{point.refusals(harmful=False):.0%}",
@@ -174,15 +164,15 @@ def _table(points: Sequence[Point]) -> Table:
 
 
 def _side_by_side(points: Sequence[Point], seed: int) -> Table:
-    """Show some requests with the backbone's reply and the guided one."""
+    """Some requests with the backbone's reply and the guided one."""
     base, guided = points[0], _at(points, 1.0)
-    table = Table(title="replies, the backbone's own and guided (points in brackets)", show_lines=True)
+    table = Table(title="replies of the backbone and guided replies (points in brackets)", show_lines=True)
     for column, width in (("request", 24), ("alpha = 0", 42), ("alpha = 1", 42)):
         table.add_column(column, max_width=width)
     rng = random.Random(seed)
     for harmful in (True, False):
-        some = [i for i, reply in enumerate(base.replies) if reply.request.harmful == harmful]
-        for i in rng.sample(some, min(SHOWN, len(some))):
+        rows = [i for i, reply in enumerate(base.replies) if reply.request.harmful == harmful]
+        for i in rng.sample(rows, min(EXAMPLES, len(rows))):
             cells = (f"({p.replies[i].reward.total:+.1f}) {p.replies[i].text}" for p in (base, guided))
             table.add_row(base.replies[i].request.text, *cells)
     return table
@@ -201,10 +191,10 @@ def _traces(model: AlignedModel, tokenizer, points: Sequence[Point]) -> list[tup
     return traces
 
 
-def _summary(points: Sequence[Point], mixed: Sequence[Point], args: DemoOptions) -> dict:
+def _summary(points: Sequence[Point], mixtures: Sequence[Point], args: DemoOptions) -> dict[str, Any]:
     gain, interval = _at(points, 1.0).gain_over(points[0])
     return {
-        "command": "dual-head demo " + " ".join(_shown(asdict(args))),
+        "command": "dual-head demo " + " ".join(_flags(asdict(args))),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "gain_at_1": {"mean": gain, "interval": interval, "requests": len(points[0].replies)},
@@ -220,11 +210,11 @@ def _summary(points: Sequence[Point], mixed: Sequence[Point], args: DemoOptions)
         ],
         "two_objectives": [
             {"alpha": point.alpha, "help": frontier_point(point)[0], "harm_avoided": frontier_point(point)[1]}
-            for point in mixed
+            for point in mixtures
         ],
     }
 
 
-def _shown(args: dict[str, Any]) -> list[str]:
-    shown = {name: " ".join(value) if isinstance(value, list) else value for name, value in args.items()}
-    return [f"--{name} {value}" for name, value in shown.items() if name != "output_dir" and value != ""]
+def _flags(args: dict[str, Any]) -> list[str]:
+    texts = {name: " ".join(value) if isinstance(value, list) else value for name, value in args.items()}
+    return [f"--{name} {text}" for name, text in texts.items() if name != "output_dir" and text != ""]

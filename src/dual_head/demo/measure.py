@@ -1,6 +1,6 @@
-"""What guidance does in the demonstration world: exact rewards, divergence and refusals over alpha.
+"""The effect of guidance in the demonstration world: exact rewards, divergence and refusals over alpha.
 
-It samples replies and scores them by the world's rule. It knows one trained model, and no training.
+Replies are sampled from one trained model and scored by the world's rule.
 """
 
 import statistics
@@ -39,7 +39,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Point:
-    """All replies at one strength; the same requests in the same order at every other."""
+    """All replies at one strength; every strength has the same requests in the same order."""
 
     alpha: Strength
     replies: list[Reply]
@@ -79,8 +79,7 @@ def measure(
     step = max(1, ROWS // len(alphas))
     replies: list[list[Reply]] = [[] for _ in alphas]
     for start in range(0, len(requests), step):
-        some = requests[start : start + step]
-        rows = [(request, alpha) for request in some for alpha in alphas]
+        rows = [(request, alpha) for request in requests[start : start + step] for alpha in alphas]
         for i, reply in enumerate(_sample(model, tokenizer, rows)):
             replies[i % len(alphas)].append(reply)
     return [Point(alpha, texts) for alpha, texts in zip(alphas, replies, strict=True)]
@@ -108,7 +107,7 @@ def _sample(
 
 
 def frontier_point(point: Point) -> tuple[float, float]:
-    """Mean points for help to harmless requests, and for harm avoided on harmful ones; 0 where there are none."""
+    """Mean points for help on harmless requests, and for harm avoided on harmful ones; 0 without such requests."""
     means = (point.points("helpful", harmful=False), point.points("harmless", harmful=True))
     helped, avoided = (statistics.fmean(values) if values else 0.0 for values in means)
     return helped, avoided

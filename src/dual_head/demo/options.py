@@ -1,4 +1,4 @@
-"""What the demonstration may be told."""
+"""The options of the demonstration."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class DemoOptions(Options):
     learning_rate: float = option(3e-3, "peak learning rate", least=0)
     set: list[str] = option(
         [],
-        "options of dual_head over the demonstration's (preference_on=policy beta_r=0.5), as in training",
+        "options of the method dual_head; they override the demonstration's preference_on=policy beta_r=0.5",
         nargs="*",
         metavar="NAME=VALUE",
     )

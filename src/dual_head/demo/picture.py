@@ -1,4 +1,4 @@
-"""The demonstration's picture; needs the `plot` extra. It draws, and computes nothing but intervals."""
+"""The demonstration's picture; needs the `plot` extra."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from dual_head.stats import bootstrap_mean
 def demo_picture(
     points: Sequence[Point],
     traces: Sequence[tuple[str, list[tuple[str, float]]]],
-    mixed: Sequence[Point],
+    mixtures: Sequence[Point],
     file: Path,
 ) -> None:
     """Draw exact reward against divergence over alpha, the frontier of two objectives, and the gate over replies."""
@@ -23,7 +23,7 @@ def demo_picture(
     figure = Figure(figsize=(16, 5.6), layout="constrained")
     axes = figure.subplot_mosaic(rows, width_ratios=(1, 1, 1.25))
     _frontier(axes["frontier"], points)
-    _objectives(axes["objectives"], mixed)
+    _objectives(axes["objectives"], mixtures)
     for i, (prompt, tokens) in enumerate(traces):
         _gate_bars(axes[f"gate {i}"], prompt, tokens)
     figure.savefig(file, dpi=120)
@@ -32,10 +32,7 @@ def demo_picture(
 def _frontier(axis, points: Sequence[Point]) -> None:
     means = [statistics.fmean(point.rewards()) for point in points]
     intervals = [bootstrap_mean(point.rewards()) for point in points]
-    errors = [
-        [m - low for m, (low, _) in zip(means, intervals, strict=True)],
-        [h - m for m, (_, h) in zip(means, intervals, strict=True)],
-    ]
+    errors = [[abs(mean - bounds[side]) for mean, bounds in zip(means, intervals, strict=True)] for side in (0, 1)]
     divergences = [point.kl() for point in points]
     axis.errorbar(divergences, means, yerr=errors, fmt="o-", capsize=3, color="tab:blue")
     for point, x, y in zip(points, divergences, means, strict=True):
@@ -48,7 +45,7 @@ def _frontier(axis, points: Sequence[Point]) -> None:
 
 
 def _objectives(axis, points: Sequence[Point]) -> None:
-    """One line per strength of the guide for help, along the strengths of the guide against harm."""
+    """One line per strength of the guide for help, over the strengths of the guide against harm."""
     lines: dict[float, list[Point]] = {}
     for point in points:
         assert isinstance(point.alpha, Mapping)

@@ -1,7 +1,6 @@
 """The tables of the demonstration world: topics and their steps, phrasings, the sentences of replies.
 
-Words only. What they are worth, and how they are put together, is known to `world` alone. The harmful
-topics are cartoons on purpose: nothing here would work.
+`world` combines and scores them. The harmful topics are cartoons on purpose: nothing here would work.
 """
 
 from collections.abc import Mapping

@@ -1,13 +1,13 @@
 """A small world of requests and replies in which the exact reward of any reply is computable by rule.
 
-It knows the grammar of requests and replies, a mixed behaviour policy that answers well, badly, rudely or at
-length, and the reward of any text. It does not know models, guides or training.
+It has a grammar of requests and replies, a mixed behaviour policy that answers well, badly, rudely or at length, and a
+reward of any text.
 
-Everything is lower-case words separated by single spaces. `prompt + reply` is a whole text, with
+All texts are lower-case words separated by single spaces. `prompt + reply` is a whole text, with
 
     prompt = "user : how do i bake bread ? assistant :"        reply = " hello ! first knead the dough ."
 
-No text holds "</s>": as for any other data, tokenising ends a complete reply with it.
+No text contains "</s>": as for any other data, tokenising ends a complete reply with it.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant :{% endif %}"
 )
 
-# The behaviour policy: mixed on purpose, so that its mean reward is near zero and there is much to gain.
+# The behaviour policy: mixed on purpose, so that its mean reward is near zero and guidance can gain much.
 _HARMFUL_SHARE = 0.4
 _REFUSE = {False: 0.15, True: 0.55}  # keyed by Request.harmful
 _RIGHT_STEP = 0.7
@@ -73,7 +73,7 @@ class Reward:
 
     def of(self, objective: str) -> float:
         """The points of one of `OBJECTIVES`; "overall" is `total`. DualHeadError for any other name."""
-        _known(objective, OBJECTIVES, "objective")
+        _require_known(objective, OBJECTIVES, "objective")
         return {"overall": self.total, "helpful": self.helpful, "harmless": self.harmless}[objective]
 
 
@@ -139,7 +139,7 @@ def all_requests(split: str) -> tuple[Request, ...]:
 
     Every topic and every phrasing is in both. DualHeadError for any other split.
     """
-    _known(split, SPLITS, "split")
+    _require_known(split, SPLITS, "split")
     return tuple(
         Request(
             text=" ".join(phrasing.format(f"{topic} {circumstance}".strip()).split()),
@@ -160,7 +160,7 @@ def parse_request(text: str) -> Request:
         return _request_by_text()[request]
     except KeyError:
         raise DualHeadError(
-            f"No request of the demonstration world in {text!r}. "
+            f"The text {text!r} has no request of the demonstration world. "
             "Give a prompt such as 'user : how do i bake bread ? assistant :'."
         ) from None
 
@@ -192,7 +192,7 @@ def preference_rows(n: int, *, seed: int, objective: str = "overall", split: str
     chosen has more points of `objective`; a tie is dropped and drawn again, request and all, so that
     "harmless" rows are mostly about harmful requests. DualHeadError for an unknown objective or split.
     """
-    _known(objective, OBJECTIVES, "objective")
+    _require_known(objective, OBJECTIVES, "objective")
     rng = Random(f"preference:{objective}:{split}:{seed}")
     rows: list[dict[str, str]] = []
     while len(rows) < n:
@@ -233,9 +233,9 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     )
 
 
-def _known(name: str, options: tuple[str, ...], what: str) -> None:
-    if name not in options:
-        raise DualHeadError(f"Unknown {what} '{name}'.{did_you_mean(name, options)}")
+def _require_known(name: str, names: tuple[str, ...], noun: str) -> None:
+    if name not in names:
+        raise DualHeadError(f"Unknown {noun} '{name}'.{did_you_mean(name, names)}")
 
 
 def _sentences(reply: str) -> Iterator[tuple[str, int]]:
@@ -286,10 +286,10 @@ def _draw_steps(request: Request, rng: Random) -> list[str]:
     count = rng.randint(0, _MAX_STEPS)
     right = sum(rng.random() < _RIGHT_STEP for _ in range(count))
     steps = [lines[i] for i in sorted(rng.sample(range(len(lines)), right))]
-    others = [step for step in topics.TOPIC_OF if topics.TOPIC_OF[step] != request.topic]
+    other_steps = [step for step in topics.TOPIC_OF if topics.TOPIC_OF[step] != request.topic]
     for _ in range(count - right):
-        steps.insert(rng.randint(0, len(steps)), rng.choice(others))
-    # "first" only opens: it would tell the model nothing anywhere else.
+        steps.insert(rng.randint(0, len(steps)), rng.choice(other_steps))
+    # "first" only opens a reply; elsewhere it would tell the model nothing.
     connectors = [(topics.CONNECTORS[0],)] + [topics.CONNECTORS[1:]] * count
     return [
         f"{rng.choice(connectors[i])} {step} ." if rng.random() < _CONNECT else f"{step} ."
