@@ -115,7 +115,7 @@ def test_a_system_message_goes_before_a_conversation_once(tokenizer):
     assert told == [{"role": "system", "content": "be kind"}, *CONVERSATION]
     with pytest.raises(DualHeadError, match=r"has a system message already\. Leave out the other one"):
         conversation_of(told, tokenizer, system="be kind")
-    with pytest.raises(DualHeadError, match="a raw prompt is no message"):
+    with pytest.raises(DualHeadError, match="a raw prompt is not a message"):
         conversation_of("how", tokenizer, chat_template=False, system="be kind")
 
 
@@ -338,7 +338,7 @@ def test_half_a_character_is_refused(model, tokenizer):
 
 @pytest.mark.parametrize("setting", [{"max_new_tokens": 0}, {"max_new_tokens": 2, "temperature": -1.0}, {"top_k": -1}])
 def test_settings_out_of_range_are_refused_in_words(model, tokenizer, setting):
-    with pytest.raises(DualHeadError, match=f"Cannot generate so: .*{list(setting)[-1]}.* Change"):
+    with pytest.raises(DualHeadError, match=f"Cannot generate like this: .*{list(setting)[-1]}.* Change"):
         model.generate("how", tokenizer=tokenizer, do_sample=True, **setting)
 
 
@@ -354,7 +354,7 @@ def test_logits_that_are_no_numbers_are_never_silent(backbone_folder, tokenizer,
         "The model gave logits of NaN or infinity, so this text means nothing. Lower alpha, or load it with "
         "dtype='float32'."
     ]
-    with pytest.raises(DualHeadError, match=r"logits of NaN or infinity, and none can be sampled\..* Lower alpha"):
+    with pytest.raises(DualHeadError, match=r"logits of NaN or infinity, which cannot be sampled\..* Lower alpha"):
         spoilt.generate("how", tokenizer=tokenizer, alpha=1.0, temperature=1.0, max_new_tokens=2)
 
 

@@ -83,7 +83,7 @@ def load_config(name_or_path: str, **options: Any) -> PreTrainedConfig:
 
 
 def _require_sizes(name_or_path: str, **options: Any) -> None:
-    """Refuse a config whose layers or heads could never be built, before anything is; a missing one is no matter here."""
+    """Refuse a config whose layers or heads could never be built, before it is; others report a missing one."""
     try:
         values, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=options.get("revision"))
     except OSError:

@@ -68,8 +68,8 @@ def generate_text(
     request = {"tokenizer": tokenizer, "alpha": alpha, "return_trace": return_trace}
     result = generate_ids(model, batch["input_ids"], generation_config, **request, **options)
     output, trace = result if return_trace else (result, None)
-    new = getattr(output, "sequences", output)[:, batch["input_ids"].shape[1] :]
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    replies = getattr(output, "sequences", output)[:, batch["input_ids"].shape[1] :]
+    texts = tokenizer.batch_decode(replies, skip_special_tokens=True)
     text = texts if several or len(texts) > 1 else texts[0]
     return text if trace is None else Traced(text, trace)
 
@@ -106,9 +106,9 @@ def generate_ids(
         options = _within_context(model, length, generation_config, options)
     if tokenizer is not None:
         options["tokenizer"] = tokenizer
-    with requesting(model, guides, values), _watched(options) as watched:
+    with requesting(model, guides, values), _watched(options) as settings:
         generate: Any = GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue]
-        output = generate(model, input_ids, generation_config, alpha=values, guides=guides, **watched)
+        output = generate(model, input_ids, generation_config, alpha=values, guides=guides, **settings)
     if not return_trace:
         return output
     if input_ids is None:
@@ -128,14 +128,16 @@ def generate_ids(
 def conversation_of(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, chat_template: bool = True, system: str | None = None
 ) -> Prompt:
-    """What a prompt asks: a text is a user's message where the tokenizer has a chat template, else a text to continue.
+    """A prompt as a conversation: text is a user's message where the tokenizer has a chat template, or is continued.
 
     chat_template: False continues every text as it is. system: a system message before it, which makes any text a
     message. Errors: a system message beside another one, or beside chat_template=False.
     """
     if isinstance(prompt, str):
         if system is not None and not chat_template:
-            raise DualHeadError("A system prompt goes before messages, and a raw prompt is no message. Leave one out.")
+            raise DualHeadError(
+                "A system prompt goes before messages, and a raw prompt is not a message. Leave one out."
+            )
         if system is None and not (chat_template and tokenizer.chat_template):
             return prompt
         if spelled := special_tokens_in(prompt, tokenizer):
@@ -170,24 +172,24 @@ def prompt_ids(
     Errors: an empty prompt, one without tokens, a conversation that the chat template refuses.
     """
     rows = []
-    for prompt, written in zip(prompts, write([(prompt, ()) for prompt in prompts], tokenizer, tools), strict=True):
+    for prompt, example in zip(prompts, write([(prompt, ()) for prompt in prompts], tokenizer, tools), strict=True):
         contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         if not any(content.strip() for content in contents):
             raise DualHeadError("The prompt is empty. Give at least one word.")
-        if isinstance(written, Dropped):
-            raise DualHeadError(f"The prompt cannot be written: {written}. Change its messages or the template.")
-        if not written.prompt:
+        if isinstance(example, Dropped):
+            raise DualHeadError(f"The prompt cannot be written: {example}. Change its messages or the template.")
+        if not example.prompt:
             raise DualHeadError("A prompt has no tokens under this tokenizer. Give at least one word it knows.")
-        rows.append(written.prompt)
+        rows.append(example.prompt)
     return rows
 
 
 def _is_batch(inputs: Any) -> bool:
-    """Whether these are several prompts rather than one. Errors: none at all, or what is no prompt."""
+    """Whether these are several prompts rather than one. Errors: none at all, or something else than prompts."""
     if isinstance(inputs, str):
         return False
     if isinstance(inputs, Mapping):
-        raise DualHeadError("A mapping is no prompt. Give a tokenizer's output as generate(**batch).")
+        raise DualHeadError("A mapping is not a prompt. Give a tokenizer's output as generate(**batch).")
     if not hasattr(inputs, "__len__"):
         raise DualHeadError(_PROMPTS)
     if not len(inputs):
@@ -246,9 +248,9 @@ class _Finite(LogitsProcessor):
 
 @contextmanager
 def _watched(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield options of transformers' generate under which logits that are no numbers are told of.
+    """Yield options of transformers' generate under which logits of NaN or infinity are reported.
 
-    Errors: tokens are to be sampled from them; settings that transformers refuses.
+    Errors: sampling from such logits; settings that transformers refuses.
     """
     watch = _Finite()
     processors = LogitsProcessorList([watch, *(options.get("logits_processor") or ())])
@@ -258,13 +260,13 @@ def _watched(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if "probability tensor contains" not in str(error):
             raise
         raise DualHeadError(
-            f"The model gives logits of NaN or infinity, and none can be sampled. Raise a tiny temperature. {_LOWER}"
+            f"The model gives logits of NaN or infinity, which cannot be sampled. Raise a tiny temperature. {_LOWER}"
         ) from error
     except ValueError as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if not frame.f_globals["__name__"].startswith("transformers.generation"):
             raise
-        raise DualHeadError(f"Cannot generate so: {reason(error)} Change the setting that is named.") from error
+        raise DualHeadError(f"Cannot generate like this: {reason(error)} Change the setting that is named.") from error
     if watch.lost():
         logger.warning("The model gave logits of NaN or infinity, so this text means nothing. %s", _LOWER)
 

@@ -18,7 +18,7 @@ from dual_head.ops.small_matmul import product
 
 SLICE = 2048  # rows of a matrix at a time that are added up, or of a gradient in lower precision: what a cache keeps
 # The attribute of a weight that holds its sink. On GPUs backward passes, and what they compute again, run in other
-# threads, which see the weight and no context of the thread that began.
+# threads, which see the weight and not the context of the thread that began.
 SINK = "gradient_sink"
 
 
@@ -41,15 +41,17 @@ class Sink:
         if dy.dtype == self.weight.dtype:
             self.total = torch.mm(dy.T, x) if self.total is None else self.total.addmm_(dy.T, x)
             return
+        # In lower precision the product is cast as it is added, some rows of the weight at a time:
+        #   dy [n, out] = [ n x SLICE | n x SLICE | ... ],  total [out, in] = [ SLICE x in; SLICE x in; ... ]
         first, self.total = self.total is None, torch.empty_like(self.weight) if self.total is None else self.total
-        for out, part in zip(self.total.split(SLICE), dy.split(SLICE, dim=-1), strict=True):
+        for rows, part in zip(self.total.split(SLICE), dy.split(SLICE, dim=-1), strict=True):
             gradient = torch.mm(part.T, x)
-            out.copy_(gradient) if first else out.add_(gradient)
+            rows.copy_(gradient) if first else rows.add_(gradient)
 
 
 @contextmanager
 def accumulating(weights: Iterable[Tensor]) -> Iterator[list[Sink]]:
-    """Have `linear` add up the gradients of these weights; autograd gives None for them. In their order."""
+    """Have `linear` add up the gradients of these weights, in sinks of their order; autograd gives None for them."""
     sinks = [Sink(weight) for weight in weights]
     if any(hasattr(sink.weight, SINK) for sink in sinks):
         raise RuntimeError("The gradients of these weights are being added up already.")
@@ -96,10 +98,11 @@ class _Linear(torch.autograd.Function):
         if beside is None:
             torch.mm(rows, matrix.T, out=y)
         else:
-            # Some outputs at a time: the whole sum is never held, and what is of it meets its product in a cache.
-            both = torch.empty_like(matrix[:SLICE])
-            for out, part, other in zip(y.split(SLICE, 1), matrix.split(SLICE), beside.split(SLICE), strict=True):
-                torch.mm(rows, torch.add(part, other, out=both[: len(part)]).T, out=out)
+            # W + beside, some outputs at a time: the whole sum is never held, and each part of it is still in a cache
+            # when it is multiplied.
+            buffer = torch.empty_like(matrix[:SLICE])
+            for columns, part, other in zip(y.split(SLICE, 1), matrix.split(SLICE), beside.split(SLICE), strict=True):
+                torch.mm(rows, torch.add(part, other, out=buffer[: len(part)]).T, out=columns)
         return y.unflatten(0, x.shape[:-1])
 
     @staticmethod

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 PARTS = 3  # of a pair: prompt, chosen response, rejected response
-PADDING = -1  # what a token is part of that only fills a row
+PADDING = -1  # the part of a token that only fills a row
 
 
 def causal_mask(
@@ -19,6 +19,9 @@ def causal_mask(
 
     padding: [B, past + T] of ones and zeros, or None; length: T; guide_layer: the cache's first layer of the
     guides. None where plain causal attention over the T tokens is right.
+
+        padding    [ 0 1 1 1 ]        one query, at token 3 of a cache with room for 6
+        allowed    [ . x x x . . ]    what is written so far, less the padding
     """
     past = 0 if cache is None else cache.get_seq_length()
     width = length
@@ -35,9 +38,9 @@ def causal_mask(
     keys = torch.arange(width, device=device)[None, :]
     allowed = (keys <= queries)[None, None]
     if padding is not None:
-        seen = F.pad(padding.bool(), (0, width - padding.shape[1]), value=True)
+        tokens = F.pad(padding.bool(), (0, width - padding.shape[1]), value=True)
         # A padding query that may look at nothing would be NaN, so each may look at itself.
-        allowed = allowed & (seen[:, None, None, :] | (keys == queries))
+        allowed = allowed & (tokens[:, None, None, :] | (keys == queries))
     return allowed
 
 
@@ -50,8 +53,8 @@ def branch_mask(parts: Tensor) -> Tensor:
         r sees   x x x         x x                          its prompt and itself, as if c were not there
     """
     queries, keys = parts[:, None, :, None], parts[:, None, None, :]
-    at = torch.arange(parts.shape[1], device=parts.device)
-    return (at[:, None] >= at) & ((keys == queries) | (keys == queries - queries % PARTS))
+    columns = torch.arange(parts.shape[1], device=parts.device)
+    return (columns[:, None] >= columns) & ((keys == queries) | (keys == queries - queries % PARTS))
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

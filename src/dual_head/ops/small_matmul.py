@@ -38,12 +38,12 @@ def _plain(x: Tensor, weight: Tensor) -> bool:
 
 def _in_blocks(x: Tensor, weight: Tensor) -> Tensor:
     """x W' of [n, in] and [out, in], so many outputs at a time."""
+    # W [out, in]   [ block 0; block 1; ...; remainder ]        blocks of BLOCK outputs, multiplied as one batch
     count, rows = len(weight) // BLOCK, len(x)
-    whole = count * BLOCK
-    blocks = weight[:whole].view(count, BLOCK, -1)
+    outputs = count * BLOCK
+    blocks, remainder = weight[:outputs].view(count, BLOCK, -1), weight[outputs:]
     if rows <= TURNED:
-        y = torch.bmm(blocks, x.T.expand(count, -1, -1)).view(whole, rows).T
+        y = torch.bmm(blocks, x.T.expand(count, -1, -1)).view(outputs, rows).T
     else:
-        y = torch.bmm(x.expand(count, -1, -1), blocks.mT).transpose(0, 1).reshape(rows, whole)
-    rest = weight[whole:]
-    return torch.cat([y, torch.mm(x, rest.T)], 1) if len(rest) else y.contiguous()
+        y = torch.bmm(x.expand(count, -1, -1), blocks.mT).transpose(0, 1).reshape(rows, outputs)
+    return torch.cat([y, torch.mm(x, remainder.T)], 1) if len(remainder) else y.contiguous()

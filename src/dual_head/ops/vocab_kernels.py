@@ -75,7 +75,11 @@ class _Plan:
             start = stop
 
     def targets(self, leaves: Sequence[Any]) -> dict[int, Tensor]:
-        """Where the gradients of products go: with `compiled`, over the products that are wide."""
+        """Where the gradients of products go: with `compiled`, over the products that are wide.
+
+        products   base [z z z z]   weight [w]   logit_delta [x x x x]       of n tokens
+        targets                     weight [0]   logit_delta [x x x x]       a new column; the product's own memory
+        """
         over = {i for i in self.graded if self.compiled and _is_wide(leaves[i])}
         return {i: leaves[i] if i in over else torch.zeros_like(leaves[i]) for i in self.graded}
 
@@ -143,7 +147,8 @@ class _Reduced(torch.autograd.Function):
                     targets[i][at].zero_()
                 continue
             inputs = (pytree.tree_unflatten(part, plan.spec), residuals.part(at), plan.combine, scalars)
-            # What adds up along V first: the loops of what does not may then write over what both read.
+            # Weights and gates [n, 1] first, whose gradients add up along V: the loops of wide products [n, V] may then
+            # write over what both read.
             wide = tuple(i for i in graded if _is_wide(part[i]))
             narrow = tuple(i for i in graded if i not in wide)
             gradients = plain(*inputs, narrow) if narrow else {}
