@@ -437,7 +437,7 @@ def test_bad_input_is_one_paragraph(guides, here, capsys):
     (here / "empty.txt").write_text("\n")
     assert "--prompts" in refused(capsys, ["sweep", str(guides), "--output_dir", "out"])
     cases = {
-        "--alphas is numbers": ["--alphas", "0,one"],
+        "--alphas takes numbers": ["--alphas", "0,one"],
         "finite numbers": ["--alphas", "0,nan"],
         "Did you mean 'gated'?": ["--guide", "gatted"],
         "Cannot read the prompts": ["--prompts", "none.txt"],

@@ -1,13 +1,10 @@
 """`dual-head sweep GUIDES`: generate at many strengths, and measure what each does."""
 
-import hashlib
 import inspect
 import json
 import math
-import platform
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from dual_head import __version__
 from dual_head.cli.loading import DeviceOptions, load_guided
 from dual_head.cli.prompts import PromptOptions, conversations, read_prompts
 from dual_head.console.gauge import Gauge
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
+from dual_head.files.lines import add_lines
 from dual_head.files.places import atomic_folder, exclusive, file_digest, weights_in
 from dual_head.files.reading import ANEW, json_value, read_json
 from dual_head.options import option
@@ -60,8 +57,10 @@ class SweepOptions(PromptOptions, DeviceOptions):
     alphas: str = option(
         "0,0.5,1,1.5,2", "strengths to sweep; negative: --alphas=-1,0,1", heading="strengths", commas=True
     )
-    guide: str | None = option(None, "sweep this guide alone; else all of them together")
-    alpha: str | None = option(None, "strength of the others: a number, or name=number,...; default: their own")
+    guide: str | None = option(None, "sweep this guide alone; default: all of them together")
+    alpha: str | None = option(
+        None, "strength of the other guides: a number, or name=number,...; default: what their config says"
+    )
     max_new_tokens: int = option(128, "longest reply in tokens", heading="decoding", least=1)
     temperature: float = option(0.0, "0 is greedy; above it, sample", least=0)
     samples: int = option(1, "replies per prompt and strength, when sampling", least=1)
@@ -79,7 +78,7 @@ build_parser = partial(OptionParser, SweepOptions, command="sweep", description=
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse, and sweep into a folder that is held."""
+    """Parse, and sweep into a folder that no other command may write to meanwhile."""
     (args,) = build_parser().read(arguments)
     prompts, alphas, alpha = read_prompts(args), _numbers(args.alphas), parse_alpha(args.alpha)
     with exclusive(args.output_dir):
@@ -96,93 +95,90 @@ def _sweep(args: SweepOptions, prompts: "list[Prompt]", alphas: list[float], alp
 
     rewards = _rewards(args.reward or [], args.device or "cpu")
     model, tokenizer = load_guided(args)
-    asked = conversations(prompts, args, tokenizer)
+    questions = conversations(prompts, args, tokenizer)
     options: Any = {
-        "chat_template": False,  # what is asked is known
+        "chat_template": False,  # `conversations` has applied it
         "guide": args.guide,
         "alpha": alpha,
         "rewards": rewards,
         **{name: getattr(args, name) for name in ("max_new_tokens", "temperature", "samples", "seed")},
     }
-    replies = partial(sweep, model, tokenizer, asked, alphas, **options)
-    replies(start=len(asked))  # checks all and generates nothing: a mistake must not cost an earlier sweep its rows
-    identity = _identity(args, model, tokenizer, asked)
-    rows = _kept(output, identity, restart=args.restart, per_prompt=len(alphas) * args.samples)
-    rows += _rest(replies, output, identity, rows, len(asked))
+    replies = partial(sweep, model, tokenizer, questions, alphas, **options)
+    replies(start=len(questions))  # checks all and generates nothing: a mistake must not cost an earlier sweep its rows
+    identity = _identity(args, model, tokenizer, questions)
+    rows = _earlier_rows(output, identity, restart=args.restart, per_prompt=len(alphas) * args.samples)
+    rows += _sweep_rest(replies, output, identity, rows, len(questions))
     points = summarise(rows)
-    _write(output, points, command, model, swept=args.guide)
+    _write(output, points, command, model, guide=args.guide)
     _print(points, output)
     return 0
 
 
-def _rest(
-    replies: "Callable[..., list[Row]]", output: Path, identity: dict[str, Any], kept: "list[Row]", total: int
+def _sweep_rest(
+    replies: "Callable[..., list[Row]]", output: Path, identity: dict[str, Any], rows: "list[Row]", total: int
 ) -> "list[Row]":
-    """Sweep the prompts that are left, each written as soon as it is there; the first makes the output this sweep's."""
-    done = len({row.index for row in kept})
-    if done:
-        print(f"Going on after {done} of {total} prompts.")
-    begun = False
+    """Sweep the prompts that are left, and write each one's rows at once; the first makes the output this sweep's."""
+    start = len({row.index for row in rows})
+    if start:
+        print(f"Going on after {start} of {total} prompts.")
 
-    def keep(found: "list[Row]") -> None:
-        nonlocal begun
-        if not begun:
+    def write(prompt_rows: "list[Row]") -> None:
+        if prompt_rows[0].index == start:
             with atomic_folder(output) as staging:
                 (staging / RUN_FILE).write_text(json.dumps(identity, indent=2))
-                (staging / ROWS_FILE).write_text("".join(map(_line, kept)), encoding="utf-8")
-            begun = True
-        with (output / ROWS_FILE).open("a", encoding="utf-8") as stream:
-            stream.write("".join(map(_line, found)))
+                (staging / ROWS_FILE).write_text("".join(f"{_line(row)}\n" for row in rows), encoding="utf-8")
+        add_lines(output / ROWS_FILE, map(_line, prompt_rows))
         gauge.advance()
 
-    with Gauge("prompts", total, done=done) as gauge:
-        return replies(start=done, on_prompt=keep)
+    with Gauge("prompts", total, done=start) as gauge:
+        return replies(start=start, on_prompt=write)
 
 
 def _line(row: "Row") -> str:
-    return json.dumps(row.as_dict(), ensure_ascii=False) + "\n"
+    return json.dumps(asdict(row), ensure_ascii=False)
 
 
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise DualHeadError(f"--alphas is numbers with commas between, as 0,0.5,1, not '{text}'.") from error
+        raise DualHeadError(f"--alphas takes numbers with commas between, such as 0,0.5,1, not '{text}'.") from error
 
 
 def _rewards(specs: Sequence[str], device: str) -> dict[str, Any]:
     from dual_head.evaluate.rewards import load_reward
 
-    found: dict[str, Any] = {}
+    rewards: dict[str, Any] = {}
     for spec in specs:
         name, reward = load_reward(spec, device=device)
-        if name in found:
+        if name in rewards:
             raise DualHeadError(f"Two rewards are named '{name}'. Rename a function or a folder, or leave one out.")
-        found[name] = reward
-    return found
+        rewards[name] = reward
+    return rewards
 
 
 # ---- a sweep that may have been stopped --------------------------------------------------------------------
 
 
 def _identity(
-    args: SweepOptions, model: "AlignedModel", tokenizer: "PreTrainedTokenizerBase", asked: list[Any]
+    args: SweepOptions, model: "AlignedModel", tokenizer: "PreTrainedTokenizerBase", questions: list[Any]
 ) -> dict[str, Any]:
     """Collect what makes a sweep this sweep: one that goes on must agree on all of it."""
-    from dual_head.backbone.fingerprint import sketch, tokenizer_fingerprint
+    from dual_head.backbone.fingerprint import digest, sketch, tokenizer_fingerprint
 
-    said = ("guide", "alpha", "max_new_tokens", "temperature", "samples", "seed")
+    names = ("guide", "alpha", "max_new_tokens", "temperature", "samples", "seed")
     sketches = {name: sketch(tensor) for name, tensor in model.stored().items()}
+    place = Path(args.guides).resolve() if Path(args.guides).exists() else args.guides
     return {
-        "guides": f"{Path(args.guides).resolve() if Path(args.guides).exists() else args.guides}, {_digest(sketches)}",
+        "guides": f"{place}, {digest(sketches, 12)}",
         "backbone": model.backbone.fingerprint().short,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "dtype": str(model.dtype),
-        "prompts": f"{len(asked)}, {_digest(asked)}",
+        "prompts": f"{len(questions)}, {digest(questions, 12)}",
         "alphas": _numbers(args.alphas),
         "rewards": sorted(args.reward or []),
         "data": _sources(args),
-        **{name: getattr(args, name) for name in said},
+        **{name: getattr(args, name) for name in names},
     }
 
 
@@ -193,34 +189,22 @@ def _sources(args: SweepOptions) -> dict[str, Any]:
     specs = args.reward or []
     files = [file for place in (args.guides, *specs) if Path(place).is_dir() for file in weights_in(Path(place))]
     modules = [inspect.getmodule(load_reward(spec)[1]) for spec in specs if not Path(spec).is_dir()]
-    # Python's own builtins have no file.
+    # Python's builtin modules have no file.
     files += [Path(file) for module in modules if (file := getattr(module, "__file__", None))]
     return {str(file.resolve()): file_digest(file) for file in files}
 
 
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _kept(output: Path, identity: dict[str, Any], *, restart: bool, per_prompt: int) -> "list[Row]":
-    """The rows of prompts that are done, after checking that they are this sweep's; nothing is written."""
+def _earlier_rows(output: Path, identity: dict[str, Any], *, restart: bool, per_prompt: int) -> "list[Row]":
+    """The rows of prompts that are done, after checking that they are this sweep's; a cut line ends the reading."""
+    from dual_head.evaluate.sweep import Row
     from dual_head.train.identity import check_same_run
 
     file, record = output / ROWS_FILE, output / RUN_FILE
-    if restart:
+    if restart or not file.exists():
         return []
-    if file.exists():
-        recorded = read_json(record, ANEW) if record.is_file() else {}
-        check_same_run(recorded, identity, str(output))
-    return _whole_rows(file, per_prompt)
-
-
-def _whole_rows(file: Path, per_prompt: int) -> "list[Row]":
-    """Read back the rows of every prompt that has all of its own; a line that was cut ends the reading."""
-    from dual_head.evaluate.sweep import Row
-
+    check_same_run(read_json(record, ANEW) if record.is_file() else {}, identity, str(output))
     rows: list[Row] = []
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []:
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             rows.append(Row(**json_value(line)))
         except (ValueError, TypeError):
@@ -232,26 +216,18 @@ def _whole_rows(file: Path, per_prompt: int) -> "list[Row]":
 
 
 def _write(
-    output: Path, points: list[dict[str, Any]], command: str, model: "AlignedModel", *, swept: str | None
+    output: Path, points: list[dict[str, Any]], command: str, model: "AlignedModel", *, guide: str | None
 ) -> None:
-    import torch
-    import transformers
+    from dual_head.evaluate.report.tables import heading
 
-    names = [swept] if swept else list(model.config.alpha or {})
-    summary = {
-        "command": command,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {model.device}, {torch.get_num_threads()} threads",
-        "versions": {"dual_head": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "swept": names,
-        "points": points,
-    }
+    names = [guide] if guide else list(model.config.alpha or {})
+    summary = {**heading(command, str(model.device)), "swept": names, "points": points}
     with atomic_folder(output) as staging:
         (staging / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
         try:
             from dual_head.train.plots import sweep_picture
         except ImportError:
-            return  # a picture is welcome, not needed
+            return  # _print says so
         sweep_picture(
             points, staging / PICTURE_FILE, axis="alpha" + (f" of {names[0]}" if len(names) == 1 else " of all guides")
         )
@@ -264,19 +240,19 @@ def _print(points: list[dict[str, Any]], output: Path) -> None:
     table = Table("alpha", title=f"means over {points[0]['prompts']} prompts", box=box.SIMPLE_HEAD)
     for point in points:
         table.add_column(f"{point['alpha']:g}", justify="right", overflow="fold")
-    shown = {label: [point["metrics"][name] for point in points] for name, label in LABELS.items()}
-    shown |= {name: [point["rewards"][name] for point in points] for name in points[0]["rewards"]}
-    for label, figures in shown.items():
-        table.add_row(label, *(f"{x['mean']:.3g}" if math.isfinite(x["mean"]) else "-" for x in figures))
+    lines = {label: [point["metrics"][name]["mean"] for point in points] for name, label in LABELS.items()}
+    lines |= {name: [point["rewards"][name]["mean"] for point in points] for name in points[0]["rewards"]}
+    for label, means in lines.items():
+        table.add_row(label, *(f"{mean:.3g}" if math.isfinite(mean) else "-" for mean in means))
     console.print(table)
-    if lost := [label for label, figures in shown.items() if not all(math.isfinite(x["mean"]) for x in figures)]:
-        console.print(f"- is of a reply that the model gives NaN or infinity for: {', '.join(lost)}.", soft_wrap=True)
+    if infinite := [label for label, means in lines.items() if not all(map(math.isfinite, means))]:
+        console.print(f"- stands where a reply has NaN or infinity: {', '.join(infinite)}.", soft_wrap=True)
     if empty := {f"{point['alpha']:g}": point["empty"] for point in points if point["empty"]}:
-        of = ", ".join(f"{count} at {alpha}" for alpha, count in empty.items())
+        counts = ", ".join(f"{count} at {alpha}" for alpha, count in empty.items())
         total = sum(point["replies"] for point in points)
-        console.print(f"{sum(empty.values())} of {total} replies are empty, and these means hold them: {of}.")
+        console.print(f"{sum(empty.values())} of {total} replies are empty, and these means include them: {counts}.")
     console.print(f"replies   {output / ROWS_FILE}", soft_wrap=True)
     console.print(f"figures   {output / SUMMARY_FILE}, with 95% intervals", soft_wrap=True)
-    drawn = (output / PICTURE_FILE).is_file()
-    picture = output / PICTURE_FILE if drawn else "none: matplotlib is missing (pip install 'dual-head[plot]')"
-    console.print(f"picture   {picture}", soft_wrap=True)
+    picture = output / PICTURE_FILE
+    missing = "none: matplotlib is missing (pip install 'dual-head[plot]')"
+    console.print(f"picture   {picture if picture.is_file() else missing}", soft_wrap=True)

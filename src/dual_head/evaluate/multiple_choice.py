@@ -53,7 +53,8 @@ def evaluate_choices(
         scores[system.name] = _scores(benchmark, system, questions, output / "scores", console, options.batch_size)
         system.release()
     report = {
-        **heading(f"{benchmark.title}: {', '.join(scores)}", command, None),
+        "title": f"{benchmark.title}: {', '.join(scores)}",
+        **heading(command, None),
         "benchmark": about_questions(benchmark.name, options.source, questions, row_report),
         "systems": about_systems(systems),
         "quality": {

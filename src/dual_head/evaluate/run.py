@@ -100,7 +100,8 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     verdicts = _verdicts(judge, questions, answers, pairs, output, options, console) if judge else {}
     grades = _grades(judge, questions, answers, output, console) if judge and graded else {}
     report = {
-        **reporting.heading(f"{options.benchmark}: {', '.join(answers)}", command, options.device or "cpu"),
+        "title": f"{options.benchmark}: {', '.join(answers)}",
+        **reporting.heading(command, options.device or "cpu"),
         "benchmark": reporting.about_questions(options.benchmark, options.source, questions, row_report),
         "decoding": asdict(decoding),
         "systems": reporting.about_systems(systems),

@@ -1,15 +1,14 @@
 """What each strength does to the replies: divergence, length, repetition and rewards over alpha.
 
-All strengths of one prompt are generated in one batch, after one pass over the prompt that they share; one
-more pass over the finished sequences measures them against the backbone. Replies do not depend on where a
-sweep was stopped and resumed. It knows prompts, strengths and numbers; nothing of files, or of what a reward
-means.
+All strengths of one prompt are generated in one batch, after one pass over the prompt that they share. One more pass
+over the finished sequences measures them against the backbone. Replies do not depend on where a sweep was stopped and
+resumed.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +18,10 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from dual_head.backbone.load import context_length
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.evaluate.decode import end_tokens, pad_token, reply_text
 from dual_head.evaluate.rewards import Reward, score
 from dual_head.evaluate.text_metrics import distinct_n, diversity
+from dual_head.evaluate.types import Decoding
 from dual_head.model.generate import DEFAULT_NEW_TOKENS, Prompt, conversation_of, encode_prompts
 from dual_head.model.score import reply_scalars
 from dual_head.stats import bootstrap_mean
@@ -57,10 +58,6 @@ class Row:
     diversity: float
     rewards: dict[str, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for one line of JSON."""
-        return asdict(self)
-
 
 def sweep(
     model: "AlignedModel",
@@ -90,13 +87,14 @@ def sweep(
     unknown guide; a prompt longer than the context; a reward that fails or gives no number.
     """
     strengths = _swept_strengths(model, alphas, guide=guide, alpha=alpha)
-    decoding = _decoding(model, tokenizer, max_new_tokens, temperature, samples)
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature)
+    options = _generate_options(model, tokenizer, decoding, samples)
     model.require_same_tokenizer(tokenizer)
     prompts = [conversation_of(prompt, tokenizer, chat_template=chat_template) for prompt in prompts]
-    encoded = _encoded(model, tokenizer, prompts)
+    prompt_ids = _prompt_ids(model, tokenizer, prompts)
     labels = [
-        {"sample": sample, "alpha": float(swept), "alphas": {name: values[i] for name, values in strengths.items()}}
-        for i, swept in enumerate(alphas)
+        {"sample": sample, "alpha": float(strength), "alphas": {name: row[i] for name, row in strengths.items()}}
+        for i, strength in enumerate(alphas)
         for sample in range(samples)
     ]
     per_row = {name: [value for value in values for _ in range(samples)] for name, values in strengths.items()}
@@ -104,16 +102,16 @@ def sweep(
     for index in range(start, len(prompts)):
         if temperature:
             torch.manual_seed(seed + index)  # by prompt, so that a resumed sweep draws what an uninterrupted one does
-        ids, prompt = encoded[index].to(model.device), prompts[index]
-        sequences = shared_prompt_replies(model, ids, per_row, **decoding)
-        replies = _measured(model, tokenizer, sequences, ids.shape[1], per_row, message=not isinstance(prompt, str))
-        measured = [
+        ids, prompt = prompt_ids[index].to(model.device), prompts[index]
+        sequences = shared_prompt_replies(model, ids, per_row, **options)
+        replies = _figures(model, tokenizer, sequences, ids.shape[1], per_row, message=not isinstance(prompt, str))
+        prompt_rows = [
             Row(index=index, prompt=prompt, rewards=score(rewards or {}, prompt, reply["text"]), **label, **reply)
             for label, reply in zip(labels, replies, strict=True)
         ]
-        rows += measured
+        rows += prompt_rows
         if on_prompt is not None:
-            on_prompt(measured)
+            on_prompt(prompt_rows)
     return rows
 
 
@@ -131,13 +129,13 @@ def _swept_strengths(
         raise DualHeadError(f"The strengths to sweep are finite numbers, not {list(alphas)}.")
     if len(set(alphas)) < len(alphas):
         raise DualHeadError(f"A strength is there twice in {list(alphas)}. Give each once.")
-    defaults, swept = model.config.alpha or {}, [float(a) for a in alphas]
+    defaults, values = model.config.alpha or {}, [float(a) for a in alphas]
     if not defaults:
         raise DualHeadError("This model has no guide whose strength could be swept. Attach one.")
     if guide is None:
         if alpha is not None:
             raise DualHeadError("alpha is for the guides that are not swept. Say which guide is, with guide (--guide).")
-        strengths = dict.fromkeys(defaults, swept)
+        strengths = dict.fromkeys(defaults, values)
     else:
         if guide not in defaults:
             raise DualHeadError(f"No guide is named '{guide}'.{did_you_mean(guide, defaults)}")
@@ -145,10 +143,10 @@ def _swept_strengths(
             raise DualHeadError(f"'{guide}' is the guide that is swept. Leave it out of alpha (--alpha).")
         fixed = dict(defaults) if alpha is None else alpha
         fixed = fixed if isinstance(fixed, Mapping) else dict.fromkeys(defaults, fixed)
-        unknown = {name: value for name, value in fixed.items() if name not in defaults}
-        others = {name: [fixed.get(name, 0.0)] * len(swept) for name in defaults}
-        strengths = {**others, **unknown, guide: swept}
-    model.resolve_alpha(strengths, len(swept))  # refuses what generation would
+        unknown = {name: value for name, value in fixed.items() if name not in defaults}  # refused below
+        constant = {name: [fixed.get(name, 0.0)] * len(values) for name in defaults}
+        strengths = {**constant, **unknown, guide: values}
+    model.resolve_alpha(strengths, len(values))  # refuses what generation would
     return strengths
 
 
@@ -159,6 +157,7 @@ def shared_prompt_replies(
 
     The prompt goes through backbone and guides once, whatever R is. decoding: arguments of `generate`.
     """
+    # [p p p | p] once, then a row of the cache for each strength, which begins with the last p: [p | r r r]
     copies = len(next(iter(strengths.values())))
     acting, _ = model.resolve_alpha(strengths, copies)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -176,119 +175,105 @@ def shared_prompt_replies(
 def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Mean and 95% interval of every figure at each strength, strengths ascending.
 
-    The replies to one prompt are averaged first and prompts resampled, since they are what is independent:
+    The replies to one prompt are averaged first and prompts resampled, since prompts are what is independent:
     [{"alpha", "alphas", "prompts", "replies", "empty", "metrics": {name: {"mean", "interval"}}, "rewards": {...}}].
     """
     by_alpha: dict[float, list[Row]] = {}
     for row in rows:
         by_alpha.setdefault(row.alpha, []).append(row)
-    points = []
-    for alpha, own in sorted(by_alpha.items()):
-        points.append(
-            {
-                "alpha": alpha,
-                "alphas": own[0].alphas,
-                "prompts": len({row.index for row in own}),
-                "replies": len(own),
-                "empty": sum(not row.text.strip() for row in own),
-                "metrics": {name: _mean([(row.index, getattr(row, name)) for row in own]) for name in METRICS},
-                "rewards": {name: _mean([(row.index, row.rewards[name]) for row in own]) for name in own[0].rewards},
-            }
-        )
-    return points
+    return [
+        {
+            "alpha": alpha,
+            "alphas": group[0].alphas,
+            "prompts": len({row.index for row in group}),
+            "replies": len(group),
+            "empty": sum(not row.text.strip() for row in group),
+            "metrics": {name: _mean([(row.index, getattr(row, name)) for row in group]) for name in METRICS},
+            "rewards": {name: _mean([(row.index, row.rewards[name]) for row in group]) for name in group[0].rewards},
+        }
+        for alpha, group in sorted(by_alpha.items())
+    ]
 
 
 def _mean(values: Iterable[tuple[int, float]]) -> dict[str, Any]:
     by_prompt: dict[int, list[float]] = {}
     for index, value in values:
         by_prompt.setdefault(index, []).append(value)
-    means = [statistics.fmean(own) for own in by_prompt.values()]
+    means = list(map(statistics.fmean, by_prompt.values()))
     return {"mean": statistics.fmean(means), "interval": list(bootstrap_mean(means))}
 
 
-def _decoding(
-    model: "AlignedModel", tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float, samples: int
+def _generate_options(
+    model: "AlignedModel", tokenizer: PreTrainedTokenizerBase, decoding: Decoding, samples: int
 ) -> dict[str, Any]:
-    if samples < 1 or temperature < 0 or max_new_tokens < 1:
-        raise DualHeadError("samples and max_new_tokens are at least 1, and temperature at least 0.")
-    if samples > 1 and not temperature:
+    if samples < 1:
+        raise DualHeadError(f"samples must be at least 1, not {samples}.")
+    if samples > 1 and not decoding.temperature:
         raise DualHeadError("Greedy replies are all the same. Set temperature (--temperature 1), or draw one sample.")
-    pads = (model.generation_config.pad_token_id, tokenizer.pad_token_id, *_ends(model), 0)
-    decoding = {
-        "max_new_tokens": max_new_tokens,
-        "pad_token_id": next(pad for pad in pads if pad is not None),
+    options = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "pad_token_id": pad_token(model.generation_config, tokenizer, end_tokens(model)),
         "num_beams": 1,
         "num_return_sequences": 1,
     }
-    if not temperature:
-        return {**decoding, "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    # Nothing is cut off: the divergence is that of the whole policy.
-    return {**decoding, "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    if not decoding.temperature:
+        return {**options, "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    # Sampled from the whole policy, of which the divergence is measured.
+    return {**options, "do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
 
 
-def _encoded(model: "AlignedModel", tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """Token ids [1, P] of every prompt; all are looked at before anything is generated."""
+def _prompt_ids(model: "AlignedModel", tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Token ids [1, P] of every prompt; all are checked before anything is generated."""
     if not len(prompts):
         raise DualHeadError("There are no prompts. Give at least one.")
-    encoded: list[Tensor] = [encode_prompts([prompt], tokenizer)["input_ids"] for prompt in prompts]  # pyright: ignore[reportAssignmentType]
+    rows: list[Tensor] = [encode_prompts([prompt], tokenizer)["input_ids"] for prompt in prompts]  # pyright: ignore[reportAssignmentType]
     context = context_length(model.backbone.config)
-    for number, ids in enumerate(encoded, 1):
+    for number, ids in enumerate(rows, 1):
         if context is not None and ids.shape[1] >= context:
             raise DualHeadError(
                 f"Prompt {number} has {ids.shape[1]} tokens and the backbone's context is {context}. "
                 f"Shorten it to at most {context - 1} tokens, or leave it out."
             )
-    return encoded
+    return rows
 
 
-def _ends(model: "AlignedModel") -> list[int]:
-    ends: Any = model.generation_config.eos_token_id
-    return [] if ends is None else list(ends) if isinstance(ends, Sequence) else [ends]
-
-
-def _measured(
+def _figures(
     model: "AlignedModel",
     tokenizer: PreTrainedTokenizerBase,
     sequences: Tensor,
-    prompt: int,
+    width: int,
     strengths: Mapping[str, Sequence[float]],
     *,
     message: bool,
 ) -> list[dict[str, Any]]:
-    """What the sequences [R, P + new] of one prompt of `prompt` tokens say about their replies.
+    """Text and figures of each reply in the sequences [R, P + new] of one prompt.
+
+        [p p p | r r end pad]        width P; length 3, the end included; words r r
 
     message: replies answer a conversation, so that spaces around them mean nothing.
     """
-    new, ends = sequences[:, prompt:], _ends(model)
-    ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
-    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])  # the first end is a part of it
-    mask = torch.ones_like(sequences[:, :prompt])
-    away = reply_scalars(model, sequences, mask, alpha=dict(strengths), lengths=lengths, needs=("kl", "moved"))
-    shown = str(tokenizer.decode(sequences[0, :prompt], skip_special_tokens=True))
-    replies = []
-    for row, tokens in enumerate(lengths.tolist()):
-        whole = sequences[row, : prompt + tokens]
-        words = [token for token in whole[prompt:].tolist() if token not in ends]
-        text = _continuation(tokenizer, shown, whole, prompt)
+    new, ends = sequences[:, width:], end_tokens(model)
+    is_end = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
+    finished = is_end.any(1)
+    lengths = torch.where(finished, is_end.int().argmax(1) + 1, new.shape[1])
+    mask = torch.ones_like(sequences[:, :width])
+    scalars = reply_scalars(model, sequences, mask, alpha=dict(strengths), lengths=lengths, needs=("kl", "moved"))
+    prompt, replies = sequences[0, :width].tolist(), []
+    for row, length in enumerate(lengths.tolist()):
+        reply = new[row, :length].tolist()
+        words = [token for token in reply if token not in ends]
+        text = reply_text(tokenizer, prompt, reply)
         text = text.strip() if message else text
-        kl = max(0.0, away["kl"][row].item())  # rounding can pass below 0
+        kl = max(0.0, scalars["kl"][row].item())  # rounding can pass below 0
         replies.append(
             {
-                "text": text if ended[row].any() else Cut(text),
-                "tokens": tokens,
+                "text": text if finished[row] else Cut(text),
+                "tokens": length,
                 "kl": kl,
-                "kl_per_token": kl / tokens,
-                "moved": away["moved"][row].item() / tokens,
+                "kl_per_token": kl / length,
+                "moved": scalars["moved"][row].item() / length,
                 **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)},
                 "diversity": diversity(words),
             }
         )
     return replies
-
-
-def _continuation(tokenizer: PreTrainedTokenizerBase, shown: str, whole: Tensor, prompt: int) -> str:
-    """Text of the reply as it follows the prompt's; decoded alone it would lose the space it may begin with."""
-    text = str(tokenizer.decode(whole, skip_special_tokens=True))
-    if text.startswith(shown):
-        return text[len(shown) :]
-    return str(tokenizer.decode(whole[prompt:], skip_special_tokens=True))

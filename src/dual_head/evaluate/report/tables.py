@@ -55,11 +55,10 @@ def judged(
     return {"judge": {"name": judge.name, "used": used, "note": orders}, "pairs": rows}
 
 
-def heading(title: str, command: str, device: str | None) -> dict[str, Any]:
+def heading(command: str, device: str | None) -> dict[str, Any]:
     """What ran, when and on what."""
     machine = [platform.machine(), device, f"{torch.get_num_threads()} threads"]
     return {
-        "title": title,
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "machine": ", ".join(filter(None, machine)),

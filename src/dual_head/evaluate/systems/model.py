@@ -1,7 +1,7 @@
 """A model of this machine that answers: guides at a strength, a PEFT adapter, or a plain causal LM.
 
-What it is can be told from its files; the model is loaded when it is first asked. All of them are given the same token
-ids and decode in the same way, whatever their own settings say. It knows models and prompts; nothing of what is kept.
+Its files tell what it is; the model is loaded when it is first asked. All models are given the same token ids and
+decode in the same way, whatever their own settings say.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from dual_head.backbone.load import context_length, load_config
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.decode import end_tokens, pad_token, reply_text
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.systems.base import LoadOptions, System
 from dual_head.evaluate.systems.identity import made_of, tokenizer_identity
@@ -144,15 +145,11 @@ class ModelSystem(System):
             settings = model.generation_config
             ends = settings.eos_token_id if settings is not None else None
             ends = self.tokenizer.eos_token_id if ends is None else ends
-            # A model's own penalties and the like would make its decoding another than the others'.
-            model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self._pad(settings, ends))
+            # The model's own penalties and the like would make its decoding differ from the other systems'.
+            model.generation_config = GenerationConfig(eos_token_id=ends)
+            model.generation_config.pad_token_id = pad_token(settings, self.tokenizer, end_tokens(model))
             self._model = model.eval()
         return self._model
-
-    def _pad(self, settings: GenerationConfig | None, ends: Any) -> int:
-        first = ends[0] if isinstance(ends, list) else ends
-        pads = (getattr(settings, "pad_token_id", None), self.tokenizer.pad_token_id, first, 0)
-        return next(pad for pad in pads if isinstance(pad, int))
 
     def release(self) -> None:
         """Let go of the model."""
@@ -163,16 +160,16 @@ class ModelSystem(System):
     def why_not(self, question: Question, decoding: Decoding) -> str | None:
         """Say that a question leaves no room for replies of full length, or that the chat template refuses it."""
         _require_conversation(question)
-        whole = question.prompt
+        prompt = question.prompt
         for follow_up in question.follow_ups:
-            whole = _next_turn(whole, "", follow_up)
-        (written,) = write([(whole, ())], self.tokenizer)
-        if isinstance(written, Dropped):
-            return f"'{self.name}' cannot be asked it: {written}"
-        context, needed = self.context, len(question.asked) * decoding.max_new_tokens
-        if context is None or len(written.prompt) + needed <= context:
+            prompt = _next_turn(prompt, "", follow_up)
+        (conversation,) = write([(prompt, ())], self.tokenizer)
+        if isinstance(conversation, Dropped):
+            return f"'{self.name}' cannot be asked it: {conversation}"
+        context, new_tokens = self.context, len(question.asked) * decoding.max_new_tokens
+        if context is None or len(conversation.prompt) + new_tokens <= context:
             return None
-        return f"with {needed} new tokens it exceeds the {context} of '{self.name}'"
+        return f"with {new_tokens} new tokens it exceeds the {context} of '{self.name}'"
 
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
         """Answer one batch: greedy replies, or replies drawn from the decoding's seed and these very questions.
@@ -215,24 +212,18 @@ class ModelSystem(System):
         rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
         new = sequences[:, ids.shape[1] :].tolist()
         replies = {name: self._read(*row) for name, *row in zip(prompts, rows, new, strict=True)}
-        # The reply to a conversation is a message, as exports and judges have it; a text is continued to the letter.
-        messages = {name for name, prompt in prompts.items() if not isinstance(prompt, str)}
+        # The reply to a conversation is a message, whose outer spaces mean nothing; a text is continued to the letter.
         return {
-            name: reply._replace(text=reply.text.strip()) if name in messages else reply
+            name: reply if isinstance(prompts[name], str) else reply._replace(text=reply.text.strip())
             for name, reply in replies.items()
         }
 
     def _read(self, prompt: list[int], new: list[int]) -> _Reply:
-        """The reply as it continues the prompt; decoded alone it would lose the space it may begin with."""
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
+        """Cut what was generated at its first end."""
+        ends = end_tokens(self.model)
         tokens = next((i for i, token in enumerate(new, 1) if token in ends), len(new))
         finished = tokens > 0 and new[tokens - 1] in ends
-        words = new[: tokens - finished]
-        before, whole, alone = (
-            str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in (prompt, prompt + words, words)
-        )
-        return _Reply(whole[len(before) :] if whole.startswith(before) else alone, tokens, finished)
+        return _Reply(reply_text(self.tokenizer, prompt, new[: tokens - finished]), tokens, finished)
 
 
 def _answer(name: str, replies: Sequence[_Reply]) -> Answer:
