@@ -20,6 +20,8 @@ from dual_head.options.extensions import Extensions
 from dual_head.options.help import Help, listed
 from dual_head.options.texts import converter, flag_kind, truth, yaml_text
 
+SETTINGS = ("metavar", "choices", "nargs", "const", "help")  # of fields, as argparse names them
+
 
 class OptionParser(argparse.ArgumentParser):
     """A parser of the options that dataclasses declare; its messages show no secret.
@@ -40,10 +42,10 @@ class OptionParser(argparse.ArgumentParser):
         constants: Mapping[str, str] | None = None,
         listings: Mapping[str, Extensions] | None = None,
         translate: Callable[[dict[str, Any], Path, list[str]], dict[str, Any]] = lambda values, *_: values,
-        **more: Any,
+        **settings: Any,
     ):
         prog = f"dual-head {command}"
-        settings = {"formatter_class": Help, "allow_abbrev": False, **more}
+        settings = {"formatter_class": Help, "allow_abbrev": False, **settings}
         super().__init__(prog=prog, description=description, **settings)
         self.classes, self.sections, self.translate = classes, sections, translate
         self._declared: dict[str, tuple[Field, Any]] = {}  # by name: the field and its type
@@ -59,7 +61,7 @@ class OptionParser(argparse.ArgumentParser):
         )
 
     def read(self, arguments: Sequence[str]) -> tuple[Any, ...]:
-        """Read flags over the file of --config: one object of each class, then what other flags there are.
+        """Read flags over the file of --config: one object of each class, then the values of all other flags.
 
         Errors: an unknown flag or key (the nearest is offered), values of other types or out of bounds.
         """
@@ -73,7 +75,7 @@ class OptionParser(argparse.ArgumentParser):
         return argparse.Namespace(**{name: values[name] for name in values if name not in ("config", "allow_code")})
 
     def objects(self, namespace: argparse.Namespace) -> tuple[Any, ...]:
-        """Build one object of each class, then what other flags there are. Errors: values that cannot be."""
+        """Build one object of each class, then the values of all other flags. Errors: values out of bounds."""
         values, objects = dict(vars(namespace)), []
         for cls in self.classes:
             names = [f.name for f in fields(cls) if f.init and f.name in values]
@@ -87,7 +89,7 @@ class OptionParser(argparse.ArgumentParser):
         return (*objects, argparse.Namespace(**values)) if undeclared else tuple(objects)
 
     def take_file(self, arguments: Sequence[str]) -> None:
-        """Take the values of --config, where it is among the arguments, as defaults.
+        """Take the values of the file of --config, if it is among the arguments, as defaults.
 
         Errors: an unreadable file, an unknown key (the nearest is offered), an option given twice, code that is named
         without --allow_code.
@@ -168,15 +170,14 @@ class OptionParser(argparse.ArgumentParser):
     def _of_flag(self, action: argparse.Action, value: Any, file: Path) -> Any:
         convert = truth if action.nargs == 0 else action.type if callable(action.type) else str
         try:
-            if isinstance(value, (list, dict)):
-                raise ValueError("one value is needed")
-            typed = convert(str(value))
+            typed = None if isinstance(value, (list, dict)) else convert(str(value))
+            if typed is None or (action.choices is not None and typed not in action.choices):
+                raise ValueError
         except DualHeadError:
             raise
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-            raise DualHeadError(f"'{action.dest}' in '{file}' cannot be {value!r}.") from error
-        if action.choices is not None and typed not in action.choices:
-            raise DualHeadError(f"'{action.dest}' in '{file}' must be one of {', '.join(map(str, action.choices))}.")
+            choices = did_you_mean(value, map(str, action.choices)) if action.choices else ""
+            raise DualHeadError(f"'{action.dest}' in '{file}' cannot be {value!r}.{choices}") from error
         return typed
 
     # ---- flags ---------------------------------------------------------------------------------------------
@@ -214,9 +215,7 @@ class OptionParser(argparse.ArgumentParser):
             return  # an object: only Python can pass one
         self._declared[f.name] = f, hint
         required = f.default is MISSING and f.default_factory is MISSING
-        settings = {
-            name: f.metadata[name] for name in ("metavar", "choices", "nargs", "const", "help") if name in f.metadata
-        }
+        settings = {name: f.metadata[name] for name in SETTINGS if name in f.metadata}
         settings["default"] = None if required else f.default if f.default_factory is MISSING else f.default_factory()
         if kind is bool:
             settings |= {"type": truth, "nargs": "?", "const": True} if switch else {"action": "store_true"}
