@@ -224,7 +224,7 @@ def test_means_average_a_prompts_replies_first():
 def test_what_cannot_be_swept_is_refused_with_the_remedy(model, tokenizer):
     cases = {
         "There are no prompts": ([], [1], {}),
-        "The prompt is empty": ([PROMPTS[0], " "], [1], {}),
+        "The file of prompts": ([PROMPTS[0], " "], [1], {}),
         "no strengths to sweep": (PROMPTS, [], {}),
         "finite numbers": (PROMPTS, [0, float("nan")], {}),
         "there twice": (PROMPTS, [0, 1, 1.0], {}),
@@ -340,7 +340,7 @@ def test_the_command_writes_rows_means_and_a_picture(guides, here, capsys):
 
 
 def test_without_matplotlib_there_is_no_picture_and_the_line_that_brings_one(guides, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dual_head.train.plots", None)
+    monkeypatch.setitem(sys.modules, "dual_head.evaluate.sweep_plots", None)
     assert main(command(guides, tmp_path / "out", "--alphas", "0,1")) == 0
     assert "pip install 'dual-head[plot]'" in capsys.readouterr().out
     assert not (tmp_path / "out" / "sweep.png").exists()
@@ -441,7 +441,7 @@ def test_bad_input_is_one_paragraph(guides, here, capsys):
         "finite numbers": ["--alphas", "0,nan"],
         "Did you mean 'gated'?": ["--guide", "gatted"],
         "Cannot read the prompts": ["--prompts", "none.txt"],
-        "The prompt is empty": ["--prompts", "empty.txt"],
+        "The file of prompts": ["--prompts", "empty.txt"],
         "Cannot import the reward": ["--reward", "my_rewards:none"],
         "Two rewards are named": ["--reward", "my_rewards:words", "--reward", "my_rewards:words"],
     }

@@ -1,7 +1,4 @@
-"""Prompts and what continues them, as token ids: what a likelihood is asked of.
-
-It knows tokenizers and chat templates through `data.conversation`, and no model.
-"""
+"""Prompts and what continues them, as token ids: what a likelihood is computed of."""
 
 from collections.abc import Sequence
 
@@ -28,17 +25,17 @@ def continuation_ids(prompt: Prompt, continuation: str, tokenizer: PreTrainedTok
     """
     if not continuation:
         raise DualHeadError("A continuation is empty, so there is nothing to score. Leave it out.")
-    prompt_ids, ids = _written(prompt, Cut(continuation), tokenizer)
+    prompt_ids, ids = _ids(prompt, Cut(continuation), tokenizer)
     if not ids:
         raise DualHeadError(f"{continuation!r} cannot be scored as a continuation: it has no tokens. Leave it out.")
     return prompt_ids, ids
 
 
-def _written(prompt: Prompt, reply: str, tokenizer: PreTrainedTokenizerBase) -> Row:
-    (written,) = write([(prompt, (reply,))], tokenizer)
-    if isinstance(written, Dropped):
-        raise DualHeadError(f"{reply!r} cannot be scored as a continuation: {written}. Leave it out.")
-    return written.prompt or [beginning(tokenizer)], written.replies[0]
+def _ids(prompt: Prompt, reply: str, tokenizer: PreTrainedTokenizerBase) -> Row:
+    (conversation,) = write([(prompt, (reply,))], tokenizer)
+    if isinstance(conversation, Dropped):
+        raise DualHeadError(f"{reply!r} cannot be scored as a continuation: {conversation}. Leave it out.")
+    return conversation.prompt or [beginning(tokenizer)], conversation.replies[0]
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -68,9 +65,10 @@ def fit(row: Row, context: int | None) -> Row:
 
 
 def windows(ids: Ids, first: int, context: int | None) -> list[Row]:
-    """Cut a text so that each of its tokens is scored once: [(seen, scored)], the first token seen being `first`.
+    """Cut a text so that each of its tokens is scored once: [(tokens read, tokens scored)].
 
-    Windows score `context` tokens each; the last one scores the rest, and reads as far back as the context allows.
+    Windows score `context` tokens each; the last one scores the rest, and reads as far back as the context allows:
+    of 5 tokens in a context of 3, after the token `first`, (f | 1 2 3), (2 3 | 4 5).
     """
     size = max(1, len(ids)) if context is None else context
     text = [first, *ids]
@@ -104,6 +102,6 @@ def reply_rows(
     """Token ids of each conversation and its last reply, with the token that ended it; None for no token at all."""
     rows: list[Row | None] = []
     for question, answer in zip(questions, answers, strict=True):
-        row = _written(last_prompt(question, answer), answer.marked[-1], tokenizer)
+        row = _ids(last_prompt(question, answer), answer.marked[-1], tokenizer)
         rows.append(row if row[1] else None)
     return rows

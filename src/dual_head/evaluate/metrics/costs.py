@@ -1,7 +1,4 @@
-"""What follows from a system's parts: parameters, forwards per token, weights in memory. Nothing is run.
-
-It knows models and guides through what they say of themselves.
-"""
+"""What follows from a system's parts: parameters, forwards per token, weights in memory. Nothing is run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,8 +39,8 @@ def cost_of(model: Any, alpha: Alpha = None) -> Cost:
     base = Parameters.of(model.backbone.lm if aligned else model)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in _weights(model)) / MIB
     if not aligned:
-        whole = base.whole
-        return Cost(parameters=whole, added=0, trained=0, executed=whole, forwards=1, weights_mib=weights)
+        size = base.whole
+        return Cost(parameters=size, added=0, trained=0, executed=size, forwards=1, weights_mib=weights)
     acting, _ = model.resolve_alpha(alpha, 1)
     added = trained = executed = 0
     forwards = 1.0
@@ -67,14 +64,11 @@ def cost_of(model: Any, alpha: Alpha = None) -> Cost:
 
 
 def _weights(model: Any) -> Iterator[Tensor]:
-    """Every weight that a system reads, once: its own, and those its guides borrow."""
+    """Every weight that a system reads, once, those of the models that its guides use among them."""
     modules = [model]
     if isinstance(model, AlignedModel):
         modules.append(model.backbone.lm)
         guides = (model.guide(name) for name in model.config.guides or {})
         modules += [model for guide in guides if isinstance(guide, SecondModel) for model in guide.models]
-    seen: set[int] = set()
-    for tensor in (parameter for module in modules for parameter in module.parameters()):
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            yield tensor
+    by_address = {tensor.data_ptr(): tensor for module in modules for tensor in module.parameters()}
+    yield from by_address.values()

@@ -1,7 +1,9 @@
 """How fast systems are and how much memory they take, in turns in one run: prefill and decoding apart.
 
 A shared machine drifts by the minute, so every round runs each system once, each round begins with another one, and a
-ratio compares two times of one round. It knows models that generate; nothing of what they say.
+ratio compares two times of one round:
+
+    round 1: A B C      round 2: B C A      round 3: C A B
 """
 
 import ctypes
@@ -99,8 +101,8 @@ def _in_turns(
     seconds: list[list[_Seconds]] = [[] for _ in systems]
     for turn in range(rounds):
         for i in range(len(systems)):
-            which = (turn + i) % len(systems)
-            seconds[which].append(_timed(systems[which], batches[which], new_tokens, clock))
+            place = (turn + i) % len(systems)
+            seconds[place].append(_timed(systems[place], batches[place], new_tokens, clock))
     return [
         _row(system, times, seconds[0], peak, batch_size, len(prompts[0]), new_tokens)
         for system, times, peak in zip(systems, seconds, peaks, strict=True)
@@ -144,17 +146,17 @@ def _ratio(ratios: Sequence[float]) -> dict[str, float]:
 
 def _timed(system: System, ids: Tensor, new_tokens: int, clock: Callable[[], float]) -> _Seconds:
     gc.collect()  # so that no system pays for what another left
-    one = _seconds(lambda: _generate(system, ids, 1), ids.device, clock)
-    whole = _seconds(lambda: _generate(system, ids, new_tokens), ids.device, clock)
-    return _Seconds(max(LEAST, one), max(LEAST, whole - one) / (new_tokens - 1))
+    prefill = _seconds(lambda: _generate(system, ids, 1), ids.device, clock)
+    total = _seconds(lambda: _generate(system, ids, new_tokens), ids.device, clock)
+    return _Seconds(max(LEAST, prefill), max(LEAST, total - prefill) / (new_tokens - 1))
 
 
 def _seconds(run: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
     _settle(device)
-    started = clock()
+    start = clock()
     run()
     _settle(device)
-    return clock() - started
+    return clock() - start
 
 
 def _settle(device: torch.device) -> None:
@@ -166,7 +168,7 @@ def _generate(system: System, ids: Tensor, new_tokens: int) -> Tensor:
     name, model, tokenizer, alpha = system
     strength: dict[str, Any] = {"alpha": alpha} if isinstance(model, AlignedModel) else {}
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0  # there is nothing to pad
-    out = model.generate(
+    sequences = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         min_new_tokens=new_tokens,
@@ -180,10 +182,10 @@ def _generate(system: System, ids: Tensor, new_tokens: int) -> Tensor:
         pad_token_id=pad,
         **strength,
     )
-    made = out.shape[1] - ids.shape[1]
-    if made != new_tokens:
-        raise DualHeadError(f"'{name}' generated {made} tokens instead of {new_tokens}, so its time says nothing.")
-    return out
+    count = sequences.shape[1] - ids.shape[1]
+    if count != new_tokens:
+        raise DualHeadError(f"'{name}' generated {count} tokens instead of {new_tokens}, so its time says nothing.")
+    return sequences
 
 
 def _batch(system: System, prompt_ids: Sequence[int], batch_size: int) -> Tensor:

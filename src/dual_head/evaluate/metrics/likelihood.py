@@ -1,7 +1,7 @@
 """How likely a model holds a continuation: log p of given tokens, perplexity, and divergence from another model.
 
 Works for an `AlignedModel` at any strength and for any causal LM. Logits exist only where a continuation's token is
-predicted, a chunk at a time. It knows models and token ids; nothing of benchmarks or of what a number means.
+predicted, a chunk at a time.
 """
 
 import logging
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Guides' states and strengths, or those and hidden states of a base model.
 States = Any
-Said = Callable[[Tensor, States, Collection[str]], dict[str, Tensor]]  # hidden [n, d], states [n, *] to logits [n, V]
+# hidden [n, d], states [n, *] and names to logits {name: [n, V]}
+Logits = Callable[[Tensor, States, Collection[str]], dict[str, Tensor]]
 
 
 class Likelihood(NamedTuple):
@@ -73,18 +74,19 @@ def perplexity(
     The token that texts begin with is seen and not scored. Errors: a text without tokens.
     """
     rows: list[Row] = []
-    owner: list[int] = []
+    text_of_row: list[int] = []
     for number, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
             raise DualHeadError(f"Text {number + 1} has no tokens, so it has no perplexity. Leave it out.")
-        own = windows(ids, beginning(tokenizer), context_of(model))
-        rows += own
-        owner += [number] * len(own)
+        text_rows = windows(ids, beginning(tokenizer), context_of(model))
+        rows += text_rows
+        text_of_row += [number] * len(text_rows)
     logps, counts = [0.0] * len(texts), [0] * len(texts)
-    for number, found in zip(owner, score_ids(model, rows, alpha=alpha, batch_size=batch_size), strict=True):
-        logps[number] += found.logp
-        counts[number] += found.tokens
+    scores = score_ids(model, rows, alpha=alpha, batch_size=batch_size)
+    for number, score in zip(text_of_row, scores, strict=True):
+        logps[number] += score.logp
+        counts[number] += score.tokens
     return [math.exp(-logp / count) for logp, count in zip(logps, counts, strict=True)]
 
 
@@ -93,19 +95,18 @@ def score_ids(
     model: Any, rows: Sequence[Row], *, alpha: Alpha = None, batch_size: int = 16, budget: int = DEFAULT_BUDGET
 ) -> list[Likelihood]:
     """Score the second ids of each row given the first; see `continuation_logps`. budget: bytes of logits at a time."""
-    out = [Likelihood(0.0, 0, True)] * len(rows)
-    for which, batch in _batches(model, rows, batch_size):
-        tokens, said = _read(model, batch, alpha)
-        logps, missed = [], []
+    scores = [Likelihood(0.0, 0, True)] * len(rows)
+    for indices, batch in _batches(model, rows, batch_size):
+        tokens, logits = _forward(model, batch, alpha)
+        logps, misses = [], []
         for part in _chunks(tokens, _vocabulary(model), budget):
-            z = said(part.hidden, part.states, ("policy",))["policy"]
+            z = logits(part.hidden, part.states, ("policy",))["policy"]
             logps.append(z.gather(-1, part.labels[:, None])[:, 0] - z.logsumexp(-1))
-            missed.append(z.argmax(-1) != part.labels)
-        sums = _by_row(torch.cat(logps), tokens.row, len(which))
-        misses = _by_row(torch.cat(missed), tokens.row, len(which))
-        for i, logp, count in zip(which, sums, misses, strict=True):
-            out[i] = Likelihood(logp, len(rows[i][1]), not count)
-    return out
+            misses.append(z.argmax(-1) != part.labels)
+        sums, counts = (_by_row(torch.cat(parts), tokens.row, len(indices)) for parts in (logps, misses))
+        for i, logp, count in zip(indices, sums, counts, strict=True):
+            scores[i] = Likelihood(logp, len(rows[i][1]), not count)
+    return scores
 
 
 @torch.no_grad()
@@ -132,16 +133,16 @@ def divergences(
             f"The base has {_vocabulary(base)} logits and the model {_vocabulary(model)}: they do not speak of the "
             "same tokens. Give the model it was made of."
         )
-    out = [0.0] * len(rows)
-    for which, batch in _batches(model, rows, batch_size):
-        tokens, said = _read(model, batch, alpha)
+    divergences = [0.0] * len(rows)
+    for indices, batch in _batches(model, rows, batch_size):
+        tokens, logits = _forward(model, batch, alpha)
         if base is not None:
-            tokens, said = _beside(base, batch, tokens, said)
-        head = Head(said, lambda products, _: products)
-        found = reduce_tokens(tokens, head, ("kl",), budget=budget)["kl"]
-        for i, kl in zip(which, _by_row(found, tokens.row, len(which)), strict=True):
-            out[i] = max(0.0, kl)  # rounding can pass below 0
-    return out
+            tokens, logits = _with_base(base, batch, tokens, logits)
+        head = Head(logits, lambda products, _: products)
+        token_kl = reduce_tokens(tokens, head, ("kl",), budget=budget)["kl"]
+        for i, kl in zip(indices, _by_row(token_kl, tokens.row, len(indices)), strict=True):
+            divergences[i] = max(0.0, kl)  # rounding can pass below 0
+    return divergences
 
 
 def context_of(model: Any) -> int | None:
@@ -156,7 +157,10 @@ def context_of(model: Any) -> int | None:
 class _Batch:
     """Prompts padded on the left to `prompt` columns, then continuations without their last token: ids, mask [B, T].
 
-    What is at the places `at` [n], of B T, predicts labels [n] of rows [n].
+        [. p p | c c]        a continuation of three tokens, the last of which is only predicted
+        [p p p | . .]        a continuation of one token
+
+    at: places in B T whose logits predict labels; row: the row of each label; all [n].
     """
 
     ids: Tensor
@@ -173,38 +177,37 @@ class _Batch:
 
 
 def _batches(model: Any, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[list[int], _Batch]]:
-    """Rows of similar length together, longest first, so that memory is known at once: (which rows, batch)."""
+    """Rows of similar length together, longest first, so that too little memory shows at once: (row indices, batch)."""
     if model.training:
         raise DualHeadError("The model is in training mode, where dropout moves its numbers. Call model.eval() first.")
     if batch_size < 1:
-        raise DualHeadError(f"batch_size is at least 1, not {batch_size}.")
+        raise DualHeadError(f"batch_size must be at least 1, not {batch_size}.")
     context = context_of(model)
-    fitted = [fit(row, context) for row in rows]
-    cut = sum(len(new[0]) < len(old[0]) for new, old in zip(fitted, rows, strict=True))
-    if cut:
-        logger.warning("%d of %d prompts lost their beginning: the context has %s tokens.", cut, len(rows), context)
-    order = sorted(range(len(rows)), key=lambda i: -len(fitted[i][0]) - len(fitted[i][1]))
+    fits = [fit(row, context) for row in rows]
+    if cuts := sum(len(new[0]) < len(old[0]) for new, old in zip(fits, rows, strict=True)):
+        logger.warning("%d of %d prompts lost their beginning: the context has %s tokens.", cuts, len(rows), context)
+    order = sorted(range(len(rows)), key=lambda i: -len(fits[i][0]) - len(fits[i][1]))
     device = model.get_input_embeddings().weight.device
     for start in range(0, len(order), batch_size):
-        which = order[start : start + batch_size]
-        yield which, _batch([fitted[i] for i in which], device)
+        indices = order[start : start + batch_size]
+        yield indices, _batch([fits[i] for i in indices], device)
 
 
 def _batch(rows: list[Row], device: torch.device) -> _Batch:
     prompt, longest = (max(len(row[side]) for row in rows) for side in (0, 1))
     width = prompt + longest - 1
     ids, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
-    at, labels, of = [], [], []
-    for r, (seen, continuation) in enumerate(rows):
-        read = [*seen, *continuation[:-1]]
-        begin = prompt - len(seen)
-        ids[r, begin : begin + len(read)] = torch.tensor(read)
-        mask[r, begin : begin + len(read)] = 1
+    at, labels, row = [], [], []
+    for r, (prompt_ids, continuation) in enumerate(rows):
+        inputs = [*prompt_ids, *continuation[:-1]]
+        begin = prompt - len(prompt_ids)
+        ids[r, begin : begin + len(inputs)] = torch.tensor(inputs)
+        mask[r, begin : begin + len(inputs)] = 1
         at += [r * width + prompt - 1 + t for t in range(len(continuation))]
         labels += continuation
-        of += [r] * len(continuation)
-    places = (torch.tensor(x, device=device) for x in (at, labels, of))
-    return _Batch(ids.to(device), mask.to(device), prompt, *places)
+        row += [r] * len(continuation)
+    columns = (torch.tensor(column, device=device) for column in (at, labels, row))
+    return _Batch(ids.to(device), mask.to(device), prompt, *columns)
 
 
 def _chunks(tokens: Tokens, vocabulary: int, budget: int) -> Iterator[Tokens]:
@@ -221,22 +224,22 @@ def _by_row(values: Tensor, row: Tensor, rows: int) -> list[float]:
 # ---- models ----------------------------------------------------------------------------------------------
 
 
-def _read(model: Any, batch: _Batch, alpha: Alpha) -> tuple[Tokens, Said]:
-    """Run a model over a batch: what predicts its continuations, and what makes logits of it."""
+def _forward(model: Any, batch: _Batch, alpha: Alpha) -> tuple[Tokens, Logits]:
+    """Run a model over a batch: what predicts its continuations, and the function that makes logits of it."""
     if isinstance(model, AlignedModel):
-        return _read_aligned(model, batch, alpha)
+        return _forward_aligned(model, batch, alpha)
     if alpha is not None:
         raise DualHeadError("alpha is the strength of guides, and this model has none. Leave it out.")
     decoder = Decoder(model)
     output, _ = decoder(batch.ids, attention_mask=batch.mask, position_ids=batch.positions)
     tokens = pick_tokens(output.last_hidden_state, {}, batch.at, batch.labels, batch.row)
-    return tokens, lambda hidden, _states, _wanted: {"policy": decoder.logits(hidden).float()}
+    return tokens, lambda hidden, _states, _names: {"policy": decoder.logits(hidden).float()}
 
 
-def _read_aligned(model: AlignedModel, batch: _Batch, alpha: Alpha) -> tuple[Tokens, Said]:
+def _forward_aligned(model: AlignedModel, batch: _Batch, alpha: Alpha) -> tuple[Tokens, Logits]:
     acting, strengths = model.resolve_alpha(alpha, len(batch.ids), origin=batch.prompt)
     columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    encoded = model.encode(
+    encoding = model.encode(
         batch.ids,
         attention_mask=batch.mask,
         position_ids=batch.positions,
@@ -245,22 +248,23 @@ def _read_aligned(model: AlignedModel, batch: _Batch, alpha: Alpha) -> tuple[Tok
     )
     alphas = acting.at(strengths.to(batch.ids.device), columns).expand(-1, len(columns), -1)
 
-    def said(hidden: Tensor, states: States, wanted: Collection[str]) -> dict[str, Tensor]:
-        return model.distributions(hidden, states[0], states[1], wanted, upcast=True)
+    def logits(hidden: Tensor, states: States, names: Collection[str]) -> dict[str, Tensor]:
+        return model.distributions(hidden, states[0], states[1], names, upcast=True)
 
-    return pick_tokens(encoded.hidden, (encoded.states, alphas), batch.at, batch.labels, batch.row), said
+    return pick_tokens(encoding.hidden, (encoding.states, alphas), batch.at, batch.labels, batch.row), logits
 
 
-def _beside(base: Any, batch: _Batch, tokens: Tokens, said: Said) -> tuple[Tokens, Said]:
-    """Read a base model over the same batch, and say its logits beside the model's."""
-    theirs, base_said = _read(base.backbone.lm if isinstance(base, AlignedModel) else base, batch, None)
+def _with_base(base: Any, batch: _Batch, tokens: Tokens, logits: Logits) -> tuple[Tokens, Logits]:
+    """Run a base model over the same batch, and give its logits as "base" beside the model's."""
+    lm = base.backbone.lm if isinstance(base, AlignedModel) else base
+    base_tokens, base_logits = _forward(lm, batch, None)
 
-    def both(hidden: Tensor, states: States, wanted: Collection[str]) -> dict[str, Tensor]:
-        of_model, of_base = states
-        reference = base_said(of_base, {}, ("policy",))["policy"]
-        return {**said(hidden, of_model, set(wanted) - {"base"}), "base": reference}
+    def pair(hidden: Tensor, states: States, names: Collection[str]) -> dict[str, Tensor]:
+        model_states, base_hidden = states
+        reference = base_logits(base_hidden, {}, ("policy",))["policy"]
+        return {**logits(hidden, model_states, set(names) - {"base"}), "base": reference}
 
-    return replace(tokens, states=(tokens.states, theirs.hidden)), both
+    return replace(tokens, states=(tokens.states, base_tokens.hidden)), pair
 
 
 def _vocabulary(model: Any) -> int:

@@ -12,7 +12,7 @@ from dual_head.evaluate.types import Answer, Question
 def _rewards(questions: Sequence[Question], answers: Sequence[Answer], tools: Tools) -> dict[str, Values]:
     if not tools.rewards:
         raise Absent("no reward was given")
-    pairs = [(last_prompt(*both), both[1].marked[-1]) for both in zip(questions, answers, strict=True)]
+    pairs = [(last_prompt(q, answer), answer.marked[-1]) for q, answer in zip(questions, answers, strict=True)]
     return {f"reward:{name}": _rewarded(name, reward, pairs, tools) for name, reward in tools.rewards.items()}
 
 
@@ -22,9 +22,9 @@ def _rewarded(name: str, reward: Reward, pairs: Sequence[tuple[Prompt, str]], to
         return [called(name, reward, prompt, reply)[0] for prompt, reply in pairs]
     rows = [reward.encode(prompt, reply) for prompt, reply in pairs]
     values: Values = [None] * len(rows)
-    read = sorted((i for i, row in enumerate(rows) if 0 < len(row) <= reward.context), key=lambda i: -len(rows[i]))
-    for start in range(0, len(read), tools.batch_size):
-        batch = read[start : start + tools.batch_size]
+    order = sorted((i for i, row in enumerate(rows) if 0 < len(row) <= reward.context), key=lambda i: -len(rows[i]))
+    for start in range(0, len(order), tools.batch_size):
+        batch = order[start : start + tools.batch_size]
         for i, value in zip(batch, reward.score([rows[i] for i in batch]), strict=True):
             values[i] = value
     return values

@@ -20,7 +20,7 @@ def _divergence(questions: Sequence[Question], answers: Sequence[Answer], tools:
     values = divergences(
         tools.model, [row for row in rows if row], base=base, alpha=tools.alpha, batch_size=tools.batch_size
     )
-    sums = _where(rows, values)
+    sums = _in_place(rows, values)
     means = [kl and kl / len(row[1]) if row else None for kl, row in zip(sums, rows, strict=True)]
     return {"kl": sums, "kl_per_token": means}
 
@@ -32,7 +32,7 @@ def _perplexity(questions: Sequence[Question], answers: Sequence[Answer], tools:
         raise Absent("there is no model that the system was made of")
     rows = reply_rows(questions, answers, _tokenizer(tools))
     scores = score_ids(base, [row for row in rows if row], batch_size=tools.batch_size)
-    return _where(rows, [float(torch.tensor(-score.logp / score.tokens).exp()) for score in scores])
+    return _in_place(rows, [float(torch.tensor(-score.logp / score.tokens).exp()) for score in scores])
 
 
 def _tokenizer(tools: Tools) -> PreTrainedTokenizerBase:
@@ -41,10 +41,10 @@ def _tokenizer(tools: Tools) -> PreTrainedTokenizerBase:
     return tools.tokenizer
 
 
-def _where(rows: Sequence[Row | None], values: Sequence[float]) -> Values:
+def _in_place(rows: Sequence[Row | None], values: Sequence[float]) -> Values:
     """Put the values of the rows that are there back into their places."""
-    left = iter(values)
-    return [None if row is None else next(left) for row in rows]
+    rest = iter(values)
+    return [None if row is None else next(rest) for row in rows]
 
 
 METRICS = (
