@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from dual_head.classify.data.collate import ExampleCollator
 from dual_head.classify.data.tokenize import Tokenized
 from dual_head.classify.model import DualHeadReasoningModel
+from dual_head.errors import DualHeadError
 from dual_head.train.arguments import HeadTrainingArguments
 from dual_head.train.base import HeadTrainer, rows_seen
 from dual_head.train.resume import save_stored
@@ -30,16 +31,13 @@ class ClassifierTrainingArguments(HeadTrainingArguments):
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     warmup_steps: float = field(default=5, metadata={"help": "Steps of warm-up, or their share where below 1."})
 
-
-class _FromHere(TrainerCallback):
-    """Counts the steps of a log from where training begins, which after a resume is not 0."""
-
-    def __init__(self, trainer: "ClassifierTrainer"):
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Forget what came before."""
-        self.trainer.take_losses()
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_smoothing_factor:  # transformers smooths in its loss, and these losses are the model's
+            raise DualHeadError(
+                "--label_smoothing_factor has no effect on a classifier's losses. Leave it out, or give shares as "
+                "labels."
+            )
 
 
 class ClassifierTrainer(HeadTrainer):
@@ -61,7 +59,7 @@ class ClassifierTrainer(HeadTrainer):
         self.classifier = model
         self.held_out: tuple[Tensor, Tensor] | None = None
         self._parts: dict[str, list[Tensor]] = {"cls_loss": [], "lm_loss": []}
-        self._taken = 0  # the step up to which they were logged
+        self._steps = 0  # that these parts are of
         learnt = sum(sum(row.learnt) for row in train_dataset) / max(1, len(train_dataset))
         model.reasoning_tokens = learnt * rows_seen(args, len(train_dataset))
         pad = tokenizer.pad_token_id if tokenizer is not None and isinstance(tokenizer.pad_token_id, int) else 0
@@ -77,7 +75,6 @@ class ClassifierTrainer(HeadTrainer):
             compute_metrics=compute_metrics,
         )
         self.model_accepts_loss_kwargs = True
-        self.add_callback(_FromHere(self))
 
     def row_lengths(self, dataset: Any) -> list[int]:
         """See `HeadTrainer`."""
@@ -87,6 +84,7 @@ class ClassifierTrainer(HeadTrainer):
         """Rows and tokens [2] that all batches of a step, on all processes, have together."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
+        self._steps += 1
         parts = [self.classifier.loss_totals(batch["labels"], batch.get("lm_labels")) for batch in batch_samples]
         totals = torch.stack(parts).sum(0).to(device)
         if self.args.world_size > 1:
@@ -132,28 +130,21 @@ class ClassifierTrainer(HeadTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the two losses since the last log, over all processes."""
         if "loss" in logs or "train_runtime" in logs:
-            logs = {**logs, **self.take_losses()}
+            logs = {**logs, **self._mean_losses()}
         super().log(logs, start_time)
 
-    def take_losses(self) -> dict[str, float]:
-        """Both losses, means over the steps since they were last taken; one that no process had is left out."""
+    def _mean_losses(self) -> dict[str, float]:
+        """Both losses, means over the steps since the last call; one that no process had is left out."""
         zero = torch.zeros((), device=self.args.device)
-        sums = [part for name in self._parts for part in self._sum_and_count(name, zero)]
+        sums = [torch.stack(values).sum().to(zero) if values else zero for values in self._parts.values()]
+        counts = [zero + len(values) for values in self._parts.values()]
         # All four at once and always: a process without rationales takes part as well.
-        reduced: Any = self.accelerator.reduce(torch.stack(sums), reduction="mean")
-        steps = max(1, self.state.global_step - self._taken)
-        self._taken = self.state.global_step
+        reduced: Any = self.accelerator.reduce(torch.stack([*sums, *counts]), reduction="mean")
+        totals, present = reduced.view(2, -1).tolist()
+        steps, self._steps = max(1, self._steps), 0
         for values in self._parts.values():
             values.clear()
-        return {
-            name: total / steps
-            for name, (total, count) in zip(self._parts, reduced.view(-1, 2).tolist(), strict=True)
-            if count
-        }
-
-    def _sum_and_count(self, name: str, zero: Tensor) -> tuple[Tensor, Tensor]:
-        values = self._parts[name]
-        return (torch.stack(values).sum().to(zero) if values else zero), zero + len(values)
+        return {name: totals[i] / steps for i, name in enumerate(self._parts) if present[i]}
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(*args, **kwargs)

@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
             control: {seed: output / RUNS / f"{control}-seed{seed}" for seed in choices.seeds}
             for control in choices.controls
         }
-        records = _records(runs, plan, lambda flags: train.parsed(parser, [*arguments, *flags]), console, main=main)
+        records = _records(runs, plan, lambda flags: parser.read([*arguments, *flags]), console, main=main)
         if main:
             report = {
                 **about_run("classify", "compare", *arguments),
@@ -129,7 +129,7 @@ def _records(
     for number, (seed, control) in enumerate([(seed, control) for seed in seeds for control in runs], 1):
         folder = runs[control][seed]
         console.rule(f"{control}, seed {seed} ({number} of {len(seeds) * len(runs)})")
-        options, training, _ = parsed(["--control", control, "--seed", str(seed), "--output_dir", str(folder)])
+        options, training, *_ = parsed(["--control", control, "--seed", str(seed), "--output_dir", str(folder)])
         record = None if options.restart else comparison.load_record(folder, plan)
         if record is None:
             record = comparison.train_one(options, training, plan)
@@ -232,7 +232,7 @@ def _parsed(parser: OptionParser, arguments: Sequence[str]) -> tuple[Any, Any, C
     for name, remedy in OF_ONE_RUN.items():
         if any(argument.split("=")[0] == f"--{name}" for argument in arguments):
             raise DualHeadError(f"--{name} is of one run, and these are several. {remedy}")
-    options, training, choices = train.parsed(parser, arguments)
+    options, training, choices, *_ = parser.read(arguments)
     if training.resume_from_checkpoint:
         raise DualHeadError("--resume_from_checkpoint is of one run. Leave it out: what was stopped goes on by itself.")
     return options, training, choices

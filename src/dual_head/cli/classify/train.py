@@ -29,17 +29,10 @@ def run(arguments: Sequence[str]) -> int:
     if "--help_all" in arguments:
         parser.print_help()
         return 0
-    options, training, _ = parsed(parser, arguments)
+    options, training, *_ = parser.read(arguments)
     train_classifier(options, training)
     end_processes()
     return 0
-
-
-def parsed(parser: OptionParser, arguments: Sequence[str]) -> tuple[ClassifyOptions, ClassifierTrainingArguments, Any]:
-    """Read flags, and the file of --config below them: our options, transformers', and what else the parser has."""
-    options, training, other, *_ = parser.read(arguments)
-    _require_no_smoothing(training)
-    return options, training, other
 
 
 def build_parser(*more: type, help_all: bool = False, **wording: Any) -> OptionParser:
@@ -86,10 +79,3 @@ def _is_cpu(device: str) -> bool:
             f"CUDA_VISIBLE_DEVICES={index} dual-head classify train ... --device {kind}."
         )
     return False
-
-
-def _require_no_smoothing(training: ClassifierTrainingArguments) -> None:
-    if training.label_smoothing_factor:  # transformers smooths in its own loss, and ours are the model's
-        raise DualHeadError(
-            "--label_smoothing_factor has no effect on a classifier's losses. Leave it out, or give shares as labels."
-        )
