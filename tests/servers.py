@@ -1,6 +1,7 @@
 """Servers in this process, on a free port: over the engine, or over a script of what an engine does."""
 
 import asyncio
+import gc
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ from dual_head import AlignedModel
 from dual_head.serve.server import listening, open_api, web_server
 from dual_head.serve.settings import ServerSettings
 from dual_head.serve.types import EngineStats, EngineStopped, GenerationRequest, Piece, TokenRecord
+
+gc.freeze()  # an engine searches for garbage when it stops: not among half a million objects of imports
 
 CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 

@@ -1,6 +1,7 @@
 """`dual-head serve` without its command line: a model behind OpenAI's routes, until a signal ends it."""
 
 import errno
+import gc
 import json
 import math
 import shlex
@@ -66,6 +67,7 @@ def serve(
     api = open_api(model, lambda model: Engine(model, tokenizer, sizes), tokenizer, name, settings)
     if settings.host not in LOCAL and not settings.api_key:
         note("whoever reaches this address may use the server; with --api_key, only who has the key may")
+    gc.freeze()  # what was loaded stays: a search for garbage among it would hold up every request
     try:
         web_server(api, lambda: _announce(api, listener, say)).run(sockets=[listener])
     finally:
