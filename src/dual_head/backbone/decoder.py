@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         if not layers:
             return self.lm.base_model(**inputs), {}
         if past_key_values is not None and past_key_values.is_compileable:
-            # Hooks cannot come and go inside a graph, where what nobody reads costs nothing.
+            # Hooks cannot come and go inside a graph, where layers that are not read cost nothing.
             output = self.lm.base_model(**inputs, output_hidden_states=True)
             return output, {i: output.hidden_states[i] for i in layers}
         with self._keeping(layers) as states:

@@ -48,11 +48,11 @@ def automatic_dtype(config: PreTrainedConfig, device_map: Any = None) -> torch.d
 
     None where its config does not say. A model goes to the accelerator where there is one, unless device_map is "cpu".
     """
-    stored = stored_dtype(config)
+    dtype = stored_dtype(config)
     on_processor = device_map == "cpu" or not torch.accelerator.is_available()
     quantised = getattr(config, "quantization_config", None) is not None
-    if stored is None or quantised or not on_processor or multiplies(stored):
-        return stored
+    if dtype is None or quantised or not on_processor or multiplies(dtype):
+        return dtype
     return torch.float32
 
 

@@ -24,7 +24,7 @@ class Features:
 
     hidden: [B, T, d] input of the lm_head; layers: {index: [B, T, d]} the hidden states that guides read
     (0 is the embedding); mask: bool [B, 1, T, K], True where query t may look at key k, or None where causal
-    attention over those of the T tokens that are no padding is right; positions: [B, T] or None; input_ids: [B, T]
+    attention over the T tokens without padding is right; positions: [B, T] or None; input_ids: [B, T]
     or None where embeddings were given; padding: [B, past + T] of ones and zeros, or None; keep: the positions whose
     logits are computed; logits: hidden states [..., d] to the backbone's logits [..., V].
     """

@@ -94,7 +94,7 @@ def _require_sizes(name_or_path: str, **options: Any) -> None:
 def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.dtype | str:
     try:
         config = load_config(name_or_path, **options)
-    except DualHeadError:  # an adapter, which has none; or whatever loading it will say
+    except DualHeadError:  # an adapter, which has none; or what loading will refuse
         return "stored"
     with _loading(name_or_path):
         dtype, file_dtype = automatic_dtype(config, device_map), stored_dtype(config)

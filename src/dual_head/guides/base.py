@@ -1,4 +1,4 @@
-"""What a guide is: a sequence part that encodes, and a token-local part that says something about each token.
+"""What a guide is: a sequence part that encodes, and a token-local part that scores each token.
 
 A guide turns the backbone's features into states (token by token, through a cache of its own), and states
 into one of two deltas: a logit delta [V], added to the logits, or a hidden delta [d], added to the hidden state
@@ -120,7 +120,7 @@ class Guide(nn.Module):
     def executed(self, stored: int, backbone: "Parameters") -> int:
         """How many parameters it reads per token, beyond those that the backbone reads by itself.
 
-        stored: how many of its own it has. What runs twice is read twice.
+        stored: how many it stores. What runs twice is read twice.
         """
         del backbone
         return stored
@@ -148,7 +148,7 @@ class Guide(nn.Module):
     def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """Do what is as wide as the vocabulary: token-local states [n, *] to [n, V].
 
-        base: the backbone's logits [n, V] where `reads_base` says they are read; else perhaps None.
+        base: the backbone's logits [n, V] where `reads_base` is True; else perhaps None.
         """
         raise NotImplementedError(f"{type(self).__name__} has no logit delta: it changes the hidden state")
 
@@ -192,7 +192,7 @@ class Guide(nn.Module):
         del states, base
         return None
 
-    # ---- what is kept of it ----------------------------------------------------------------------------
+    # ---- what is stored of it ----------------------------------------------------------------------------
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds; what the guide borrows from elsewhere is not among them."""
@@ -201,6 +201,6 @@ class Guide(nn.Module):
     def linear_map(self) -> tuple[Tensor, Tensor | None]:
         """W and b of a logit delta W h + b (or hidden delta, W [d, d]) with the gate multiplied in.
 
-        Errors: a guide that is no linear map of h_t says why.
+        Errors: a guide that is not a linear map of h_t, with the reason.
         """
         raise DualHeadError(f"{type(self).__name__} is not a linear map of the hidden state, so it cannot be merged.")

@@ -63,8 +63,8 @@ class LanguageModelConfig(SecondModelConfig):
 
     def moved_from(self, backbone: str | None) -> "LanguageModelConfig":
         """Stay on the models it was made of: a tuned model goes on being measured against what it was tuned from."""
-        moved = super().moved_from(backbone)
-        return replace(moved, against=moved.model) if self.model is None and self.against == BACKBONE else moved
+        config = super().moved_from(backbone)
+        return replace(config, against=config.model) if self.model is None and self.against == BACKBONE else config
 
 
 class LanguageModel(SecondModel):

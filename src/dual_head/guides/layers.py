@@ -129,7 +129,7 @@ def _matrices(maps: Sequence[LinearMap]) -> list[Tensor]:
 def weighted_sum(maps: Sequence[LinearMap], x: Tensor, weights: Tensor) -> Tensor | None:
     """Compute sum_k w_k B_k A_k x of x [..., in] and weights [..., K], as `Stacked` does.
 
-    None where that is no help: with a gradient, of a single map, of full ranks, biases or several dtypes.
+    None where that does not help: with a gradient, of a single map, of full ranks, biases or several dtypes.
     """
     matrices = _matrices(maps)
     low_rank = len(maps) > 1 and len(matrices) == 2 * len(maps) and all(m.up.bias is None for m in maps)

@@ -66,10 +66,10 @@ class Multilayer(Guide):
     def __init__(self, config: MultilayerConfig, shape: BackboneShape):
         super().__init__(config, shape)
         self.width = config.width or min(shape.hidden_size, MAV_WIDTH)
-        inner = config.mlp_width or (MAV_MLP_WIDTH if self.width == MAV_WIDTH else 2 * self.width)
+        mlp_width = config.mlp_width or (MAV_MLP_WIDTH if self.width == MAV_WIDTH else 2 * self.width)
         self.fusion = nn.Linear(len(self.hidden_layers) * self.width, self.width)
-        self.mlp = nn.Linear(self.width, inner)
-        self.head = LinearMap(inner, shape.vocab_size, rank=config.rank, bias=True)
+        self.mlp = nn.Linear(self.width, mlp_width)
+        self.head = LinearMap(mlp_width, shape.vocab_size, rank=config.rank, bias=True)
         self.dropout = nn.Dropout(config.dropout)
 
     @property

@@ -118,7 +118,7 @@ class RewardModel(SecondModel):
         """
         config = copy.deepcopy(self._decoder.config)
         config.num_labels = 1
-        # The score is read at the last token that is no padding, whose id is named, as a backbone's may be EOS.
+        # The score is read at the last token that is not padding, whose id is None here, as a backbone's may be EOS.
         config.get_text_config().pad_token_id = None
         try:
             with torch.device("meta"):
@@ -160,7 +160,7 @@ class RewardModel(SecondModel):
 
     @torch.no_grad()
     def encode(self, features: Features, cache: CacheSlot | None) -> States:
-        """Score the candidates of every position that is asked for: ids and rewards [B, T, k]."""
+        """Score the candidates of every position in `keep`: ids and rewards [B, T, k]."""
         if features.input_ids is None or features.logits is None:
             raise DualHeadError("A reward-model guide reads token ids, so inputs_embeds are not enough for it.")
         ids, layers = features.input_ids, self._decoder.config.get_text_config(decoder=True).num_hidden_layers
@@ -279,10 +279,9 @@ def _load(name: str, backbone: Backbone) -> Any:
     if model.config.num_labels != 1 or not hasattr(model, "score"):
         raise DualHeadError(f"'{name}' is not a reward model: it needs one label and a score head on a decoder.")
     if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+        keys = sorted(info["missing_keys"])
         raise DualHeadError(
-            f"'{name}' is not a whole reward model: it lacks {len(missing)} weights, the first is '{missing[0]}'. "
-            f"{OWN_PLACE}"
+            f"'{name}' is not a whole reward model: it lacks {len(keys)} weights, the first is '{keys[0]}'. {OWN_PLACE}"
         )
     return model.requires_grad_(False).eval().to(backbone.output_device)
 

@@ -128,8 +128,8 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
             raise DualHeadError("vocab_map and adapter say how guides move to another backbone: add switch=True.")
         source, load = str(pretrained_model_name_or_path), pretrained.load_options(options)
         hub = {**pretrained.hub_options(options, cls.from_pretrained, load_backbone), "revision": revision}
-        moving = {"vocab_map": vocab_map, "adapter": adapter, "tokenizer": tokenizer} if switch else None
-        model = build.stored_model(cls, source, backbone, config, load=load, hub=hub, moving=moving)
+        move_options = {"vocab_map": vocab_map, "adapter": adapter, "tokenizer": tokenizer} if switch else None
+        model = build.stored_model(cls, source, backbone, config, load=load, hub=hub, moving=move_options)
         info = {"missing_keys": set(), "unexpected_keys": set()}
         return (model, info) if output_loading_info else model
 
@@ -168,7 +168,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         return self.guides[name]
 
     def transfer(self, name: str) -> Transfer | None:
-        """Return what stands between the guide of that name and the backbone; None where it fits as it is."""
+        """Return what stands between the guide of that name and the backbone; None where nothing does."""
         return self.guides.transfer(name)
 
     def attach(
@@ -182,7 +182,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         """Add a guide under `name`: a fresh one from its config, or a trained one from a checkpoint's folder.
 
         source_name: which of the checkpoint's guides, where it holds several; alpha: default strength, that of
-        the checkpoint (or 1) where not said. Errors: a name that is taken; another backbone, tokenizer or
+        the checkpoint (or 1) where None. Errors: a name that is taken; another backbone, tokenizer or
         fusion than the guide was trained with.
         """
         require_guide_name(name)
@@ -223,9 +223,9 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         tokenizers = {"tokenizer": tokenizer, "trained_tokenizer": trained_tokenizer}
         places = (self.config.backbone_name_or_path,)
         move = move_guides(self.config, lm, places, vocab_map=vocab_map, adapter=adapter, **tokenizers)
-        moved = build.moved_model(type(self), move, lm, self.stored())
+        model = build.moved_model(type(self), move, lm, self.stored())
         for part in ("backbone", "guides", "transfers", "config", "generation_config", "_tokenizer"):
-            setattr(self, part, getattr(moved, part))
+            setattr(self, part, getattr(model, part))
         return move.comparison
 
     # ---- one pass --------------------------------------------------------------------------------------

@@ -43,17 +43,17 @@ def fresh_model(
         require_guide_name(name)
     alphas = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
     require_default(alphas, names=guides)
-    frozen = Backbone(pretrained.load_lm(backbone, **load))
+    decoder = Backbone(pretrained.load_lm(backbone, **load))
     config = AlignedConfig(
-        backbone_config=copy.deepcopy(frozen.config),
-        backbone_name_or_path=pretrained.absolute(frozen.config._name_or_path),
-        backbone_fingerprint=frozen.fingerprint().as_dict(),
+        backbone_config=copy.deepcopy(decoder.config),
+        backbone_name_or_path=pretrained.absolute(decoder.config._name_or_path),
+        backbone_fingerprint=decoder.fingerprint().as_dict(),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer) if tokenizer else None,
-        guides={name: entry_of(guide, frozen.shape) for name, guide in guides.items()},
+        guides={name: entry_of(guide, decoder.shape) for name, guide in guides.items()},
         alpha={name: float(value) for name, value in alphas.items()},
         fusion=fusion,
     )
-    model = cls(config, frozen.lm)
+    model = cls(config, decoder.lm)
     if tokenizer is not None:
         model.require_same_tokenizer(tokenizer)
         model._tokenizer = tokenizer
@@ -78,15 +78,15 @@ def stored_model(
     config = config or pretrained.read_config(source, **hub)
     backbone = backbone or pretrained.recorded_backbone(config, source)
     lm = backbone if isinstance(backbone, nn.Module) else pretrained.load_lm(backbone, **load)
-    building = reading(f"Cannot build the guides of '{source}' from its config.json", COPY)
+    building_errors = reading(f"Cannot build the guides of '{source}' from its config.json", COPY)
     if moving is not None and not pretrained.is_same_backbone(config, lm):
         weights = read_weights(source, **hub)
-        with building:
+        with building_errors:
             move = move_guides(config, lm, (source, config.backbone_name_or_path), **moving)
             model = moved_model(cls, move, lm, weights)
         logger.warning("Moved the guides of '%s' to '%s': %s.", source, lm.config._name_or_path, move.comparison)
     else:
-        with building:
+        with building_errors:
             model = cls(config, lm)
         pretrained.require_same_backbone(model.config, model.backbone, source)
         load_strictly(model.stored(), read_weights(source, **hub), source)

@@ -52,7 +52,7 @@ class JointStep:
         cache: Cache | None,
         layers: tuple[int, ...],
     ) -> Encoded | None:
-        """Run the step; None where there is no guide to join, or this is no step of a plain dynamic cache."""
+        """Run the step; None without a guide to join, or for anything but a step of a plain dynamic cache."""
         if not guides or input_ids is None or cache is None or not _is_step(input_ids, mask, position_ids):
             return None
         groups = _groups(cache, self._backbone.num_layers, [slots[name] for name in guides])

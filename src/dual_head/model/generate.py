@@ -36,7 +36,7 @@ NOT_PAGED = (
     "generate() has no paged cache, and transformers' own batching gives no request a strength. For many prompts at "
     "once use generate_batch() or dual-head serve; for generate(), the default cache or cache_implementation='static'."
 )
-TRANSFORMERS_NEW_TOKENS = 20  # what transformers generates where nothing says how much
+TRANSFORMERS_NEW_TOKENS = 20  # transformers' default
 
 
 class Traced(NamedTuple):

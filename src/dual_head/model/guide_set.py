@@ -84,7 +84,7 @@ class GuideSet(nn.ModuleDict):
         return guide
 
     def transfer(self, name: str) -> Transfer | None:
-        """Return what stands between a guide and the backbone; None where it fits as it is."""
+        """Return what stands between a guide and the backbone; None where nothing does."""
         transfer = self.transfers[name] if name in self.transfers else None  # noqa: SIM401 - ModuleDict has no get
         assert transfer is None or isinstance(transfer, Transfer)
         return transfer
@@ -110,8 +110,8 @@ class GuideSet(nn.ModuleDict):
         if tensors is None:
             return
         try:
-            named = {f"{name}.{key}": x for key, x in tensors.items()}
-            load_strictly({key: x for key, x in self.stored().items() if key.startswith(f"{name}.")}, named, source)
+            places = {key: x for key, x in self.stored().items() if key.startswith(f"{name}.")}
+            load_strictly(places, {f"{name}.{key}": x for key, x in tensors.items()}, source)
         except DualHeadError:
             self.remove(name)
             raise
@@ -257,7 +257,7 @@ class GuideSet(nn.ModuleDict):
             return Masks(attention_mask)
         if attention_mask is not None and (isinstance(attention_mask, dict) or attention_mask.dim() != 2):
             raise DualHeadError("attention_mask must be a padding mask [B, past + T] of ones and zeros.")
-        # Only a guide that looks back reads a mask, and such a guide has keys of its own.
+        # Only a guide that looks back reads a mask, and such a guide has layers of the cache.
         looks_back = any(self.entries[name]["cache_layers"] for name in names)
         mask = self._mask(attention_mask, tokens.shape[1], cache, tokens.device) if looks_back else None
         return Masks(attention_mask, mask, attention_mask)
@@ -284,7 +284,7 @@ class GuideSet(nn.ModuleDict):
         embeds, padding = inputs["inputs_embeds"], inputs["attention_mask"]
         mask = self._mask(padding, embeds.shape[1], inputs["past_key_values"], embeds.device)
         if padding is not None and mask is not None:
-            # As wide at every step, or a compiled step would be compiled anew for every token.
+            # As wide at every step, or a step would be compiled again for every token.
             padding = F.pad(padding, (0, mask.shape[-1] - padding.shape[1]))
         return masks | {GUIDES_MASK: mask, PADDING: padding}
 

@@ -33,7 +33,7 @@ from dual_head.guides import GuideConfig
 from dual_head.model.fusion import require_fusion
 from dual_head.model.guide_set import entry_of
 
-CODE_NAME = "modeling_dual_head.py"  # what transformers runs to find our classes, where it is told to trust the folder
+CODE_NAME = "modeling_dual_head.py"  # what transformers runs to find our classes, with trust_remote_code
 AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # the auto classes' own, of no use to us
 # What the auto classes and PushToHubMixin hand on, besides what save_pretrained names.
 SAVE_OPTIONS = ("repo_id", "token", "max_shard_size", "safe_serialization", "is_main_process")
@@ -58,7 +58,7 @@ def hub_options(options: Mapping[str, Any], *loaders: Callable[..., Any]) -> dic
 
 
 def save_checkpoint(model: Any, folder: str | Path, *, push_to_hub: bool = False, **hub: Any) -> None:
-    """Write what a model says is stored of it, and its config, whole or not at all, and to the hub where asked for.
+    """Write the tensors of `model.stored()` and its config, whole or not at all, and push them to the hub.
 
     hub: what transformers hands to save_pretrained. Errors: an option that is not its protocol; a folder of another
     kind of model.
@@ -157,8 +157,8 @@ def guide_to_attach(
     if isinstance(guide, GuideConfig):
         return AttachedGuide(entry_of(guide, backbone.shape))
     source = str(guide)
-    trained = read_config(source)
-    guides = trained.guides or {}
+    checkpoint = read_config(source)
+    guides = checkpoint.guides or {}
     if name is None and len(guides) == 1:
         (name,) = guides
     if name is None or name not in guides:
@@ -166,8 +166,8 @@ def guide_to_attach(
         raise DualHeadError(f"'{source}' {problem}: say which with source_name ({', '.join(guides)}).")
     prefix = f"{name}."
     tensors = {key.removeprefix(prefix): x for key, x in read_weights(source).items() if key.startswith(prefix)}
-    require_fitting(config, backbone, trained, source)
-    return AttachedGuide(guides[name], (trained.alpha or {}).get(name, 1.0), tensors)
+    require_fitting(config, backbone, checkpoint, source)
+    return AttachedGuide(guides[name], (checkpoint.alpha or {}).get(name, 1.0), tensors)
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -74,13 +74,13 @@ def reply_scalars(
     tokens = response_tokens(encoded.hidden, (encoded.states, alphas), sequences, responses)
 
     guides, fusion = model.guides, model.config.fusion
-    acting = [guides[name] for name in strengths.names]
+    acting_guides = [guides[name] for name in strengths.names]
 
     def products(hidden: Tensor, states: tuple[dict[str, States], Tensor], rows: Mapping[str, int]) -> Products:
         return policy.products(guides.backbone, guides.active(*states), hidden, rows, fusion=fusion)
 
-    def combine(made: Products, names: frozenset[str]) -> dict[str, Tensor]:
-        return policy.combine(acting, made, names, fusion=fusion, upcast=True)
+    def combine(at_tokens: Products, names: frozenset[str]) -> dict[str, Tensor]:
+        return policy.combine(acting_guides, at_tokens, names, fusion=fusion, upcast=True)
 
     scalars = reduce_tokens(tokens, Head(products, combine), needs)
     return {name: x.new_zeros(len(sequences)).index_add(0, tokens.row, x) for name, x in scalars.items()}

@@ -40,7 +40,7 @@ class Move:
     token_ids: Tensor
 
     def fill(self, stored: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-        """Copy the guides' tensors of before into those `stored` of the moved model, and map tokens where asked for."""
+        """Copy the guides' tensors into those `stored` of the moved model, and map tokens where that is an option."""
         for name, entry in (self.config.guides or {}).items():
             if entry["vocab_map"]:
                 last_map = tensors.get(f"{name}.transfer.vocab_map")  # of a guide that was moved before
@@ -135,8 +135,8 @@ def _chained(last_map: Tensor, ids: Tensor) -> Tensor:
     ids [2, -1, 0] after last_map [7, 8, 9] is [9, -1, 7].
     """
     last_map = last_map.to(ids.device)
-    mapped = (ids != UNMAPPED) & (ids < len(last_map))
-    return torch.where(mapped, last_map[ids.clamp(0, len(last_map) - 1)], UNMAPPED)
+    has_token = (ids != UNMAPPED) & (ids < len(last_map))
+    return torch.where(has_token, last_map[ids.clamp(0, len(last_map) - 1)], UNMAPPED)
 
 
 def _tokenizers(
@@ -160,7 +160,7 @@ def _tokenizers(
 def _tokenizer_at(
     places: Sequence[str | None], argument: str, fingerprint: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Find a tokenizer, or say with which argument to give it."""
+    """Find a tokenizer. Errors: there is none, and the argument that takes one."""
     if tokenizer := find_tokenizer(places, fingerprint):
         return tokenizer
     problem = "the one the guides were trained with is not" if fingerprint else "there is none"

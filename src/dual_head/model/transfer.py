@@ -64,6 +64,6 @@ class Transfer(nn.Module):
         """Bring a logit delta [n, V guide] to [n, V backbone]; 0 for tokens the guide does not know."""
         if self.vocab_map is not None:
             assert isinstance(self.vocab_map, Tensor)
-            mapped = self.vocab_map != UNMAPPED
-            return logit_delta[..., self.vocab_map.clamp_min(0)] * mapped
+            has_token = self.vocab_map != UNMAPPED
+            return logit_delta[..., self.vocab_map.clamp_min(0)] * has_token
         return F.pad(logit_delta, (0, self.backbone.vocab_size - logit_delta.shape[-1]))  # a negative number cuts

@@ -13,7 +13,7 @@ from dual_head.model.guide_set import GuideSet
 
 
 class Aligned(Protocol):
-    """An aligned model, for functions that `AlignedModel` calls: the class says what each of these does."""
+    """An aligned model, for functions that `AlignedModel` calls: the class documents each of these."""
 
     config: AlignedConfig
     guides: GuideSet

@@ -1,6 +1,6 @@
 """Gradients of weights that many chunks of tokens share, added up in one buffer per weight.
 
-autograd makes the gradient of every chunk anew, as large as the weight, before it is added to the last one. A weight of
+autograd allocates the gradient of every chunk, as large as the weight, before it is added to the last one. A weight of
 [V, d] is larger than a chunk of its logits, so that is where the memory of a step goes, and a tenth of its time. Inside
 `accumulating`, `linear` adds its weight's gradient where the others are. It knows weights, and neither guides nor
 losses.

@@ -32,7 +32,7 @@ def causal_mask(
     if padding is None and isinstance(past, int) and (past == 0 or length == 1) and width == past + length:
         return None
     if padding is not None and isinstance(past, int) and length == 1 and width == past + 1:
-        # A step of decoding: what was no padding, and the token itself.
+        # A step of decoding: all tokens but padding, and the token itself.
         return F.pad(padding[:, :-1].bool(), (0, 1), value=True)[:, None, None]
     queries = torch.arange(length, device=device)[:, None] + past
     keys = torch.arange(width, device=device)[None, :]

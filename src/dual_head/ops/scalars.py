@@ -135,7 +135,7 @@ SCALARS: dict[str, Scalar] = {
     "moved": TotalVariation("policy"),
     "delta_norm": SquaredNorm("delta"),
 }
-DELTA = "delta"  # the one entry that is no distribution, so that it is not normalised
+DELTA = "delta"  # the one entry that is not a distribution, so that it is not normalised
 
 
 def _one_hot(labels: Tensor, logits: Tensor) -> Tensor:
