@@ -202,6 +202,23 @@ def test_a_cancelled_task_frees_its_row_and_disturbs_nobody(engine):
     assert quiet(engine)
 
 
+def test_a_request_whose_cancelling_was_missed_is_cancelled_at_its_next_token(engine, monkeypatch):
+    missed = []
+    cancel = engine._batch.cancel
+    monkeypatch.setattr(engine._batch, "cancel", lambda name: missed.append(name) if not missed else cancel(name))
+
+    async def leave() -> None:
+        stream = engine.stream(request(100))
+        await anext(stream)
+        await stream.aclose()
+
+    before = engine.stats().generated_tokens
+    asyncio.run(leave())
+    assert quiet(engine)
+    assert missed
+    assert engine.stats().generated_tokens - before < 100
+
+
 def test_counts_are_of_what_went_through(engine):
     before = engine.stats()
     engine.generate([request(5), request(7)])

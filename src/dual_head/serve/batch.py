@@ -17,6 +17,7 @@ from dual_head.errors import DualHeadError
 from dual_head.serve.paged import PagedModel, Row
 from dual_head.serve.types import EngineSettings
 
+LONGEST_STEP = 60.0  # seconds that a stop waits for the step that runs
 CPU_SHARE, DEVICE_SHARE = 0.1, 0.8  # of the free memory, where nothing is set
 
 
@@ -120,21 +121,24 @@ class ContinuousBatch:
         return self._manager.background_thread_status.fatal_error
 
     def stop(self, drain: float) -> None:
-        """Take no more requests, let those that run finish within so many seconds, and end the thread."""
+        """Take no more requests, let those that run finish within so many seconds, end, and free the pages."""
+        thread = self._manager._generation_thread
+        if thread is None:
+            return
         if drain > 0 and self.runs:
             self._manager.background_thread_status.request_stop(BackgroundThreadStatus.FLUSH_AND_STOP, 0)
             self._manager._wake_up_loop.set()
-            self._manager._generation_thread.join(drain)  # pyright: ignore[reportOptionalMemberAccess]
-        self._manager.stop(block=True, timeout=30, hard_stop=True)
+            thread.join(drain)
+        self._manager.stop(block=True, timeout=LONGEST_STEP, hard_stop=True)
 
     def add(self, row: Row, tokens: Sequence[int], *, max_tokens: int, end_tokens: Sequence[int]) -> bool:
         """Put a request into the queue, without waiting; False where none are taken any more."""
         request = {"max_new_tokens": max_tokens, "eos_token_id": list(end_tokens) or -1, "streaming": True}
         return self._manager.add_request(list(tokens), row.id, **request, row=row) is not None
 
-    def cancel(self, row: Row) -> None:
+    def cancel(self, request_id: str) -> None:
         """Take a request out before the next step."""
-        self._manager.cancel_request(row.id)
+        self._manager.cancel_request(request_id)
 
     def counts(self) -> tuple[int, int, float]:
         """Requests in rows, in the queue, and the used share of the pages."""

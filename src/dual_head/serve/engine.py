@@ -70,10 +70,11 @@ class Engine:
         self._grammars = Grammars(tokenizer, model.backbone.shape.vocab_size, self.end_tokens)
         self._running: dict[str, RunningRequest] = {}
         self._numbers = count()
-        self._prompt_tokens = self._generated_tokens = 0
+        self._prompt_tokens = self._generated_tokens = self._hits = 0  # hits: of batches before this one
         self._batch = self._new_batch()
         self._stopped = False
         self._death: str | None = None  # what the last requests were told that failed together
+        atexit.register(_stop, weakref.ref(self))
 
     def _new_batch(self) -> ContinuousBatch:
         return ContinuousBatch(self._paged, self.settings, self._deliver)
@@ -85,11 +86,12 @@ class Engine:
         if self.alive:
             return
         if self._stopped:
+            self._batch.stop(0.0)  # what died holds its pages until then
+            self._hits += self._batch.prefix_hit_tokens
             self._batch = self._new_batch()
         self._death = None
         self._stopped = True  # whatever ends this batch, it is not started again
         self._batch.start()
-        atexit.register(_stop, weakref.ref(self))
 
     @property
     def alive(self) -> bool:
@@ -115,7 +117,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counts of now, and of tokens since the engine was made."""
         running, waiting, usage = self._batch.counts()
-        hits = self._batch.prefix_hit_tokens
+        hits = self._hits + self._batch.prefix_hit_tokens
         return EngineStats(running, waiting, usage, hits, self._prompt_tokens, self._generated_tokens)
 
     # ---- requests --------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ class Engine:
     def _leave(self, running: RunningRequest) -> None:
         """Take a request out, unless it has finished."""
         if self._running.pop(running.id, None) is not None:
-            self._batch.cancel(running)
+            self._batch.cancel(running.id)
 
     def _require(self, condition: bool) -> None:
         if not condition:
@@ -272,6 +274,8 @@ class Engine:
             self._death = output.error or self._death
             running = self._running.get(output.request_id)
             if running is None:
+                if not output.is_finished():  # its cancelling came before the request itself was seen
+                    self._batch.cancel(output.request_id)
                 continue
             news = (output.is_finished(), output.error)
             if running.loop is None:
