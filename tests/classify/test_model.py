@@ -82,3 +82,11 @@ def test_an_option_that_nobody_knows_is_not_ignored(tmp_path):
         model.save_pretrained(tmp_path / "again", safe_serialisation=True)
     model.save_pretrained(tmp_path / "again", safe_serialization=True)
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "again").num_labels == 2
+
+
+def test_a_backbone_is_loaded_with_the_options_of_load_backbone(tmp_path):
+    tiny_lm("llama").save_pretrained(tmp_path)
+    model = DualHeadReasoningModel.from_backbone(tmp_path, 2, dtype="bfloat16", attn_implementation="eager")
+    assert (model.decoder.lm.dtype, model.decoder.config._attn_implementation) == (torch.bfloat16, "eager")
+    with pytest.raises(DualHeadError, match=r"Unknown option 'atn_implementation'.*Did you mean 'attn_implementation'"):
+        DualHeadReasoningModel.from_backbone(tmp_path, 2, atn_implementation="eager")

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from dual_head.classify.data.tokenize import Tokenized
 from dual_head.classify.model import DualHeadReasoningModel
 from dual_head.classify.train.trainer import ClassifierTrainer, ClassifierTrainingArguments
+from dual_head.errors import DualHeadError
 from dual_head.train.arguments import GuideTrainingArguments
 
 ROWS = [Tokenized([5 + i, 7], [9, 4 + i], [False, True, True, True], i % 2, i) for i in range(8)]
@@ -56,3 +57,22 @@ def test_what_was_measured_of_other_weights_is_measured_again(tmp_path):
     one._load_from_checkpoint(str(tmp_path / "checkpoint-2"))
     assert one.held_out is None
     assert torch.equal(one.evaluate_once()[0], after)
+
+
+def test_options_that_a_classifier_has_no_use_for_are_refused_in_python_too(tmp_path):
+    with pytest.raises(DualHeadError, match="label_smoothing_factor has no effect"):
+        ClassifierTrainingArguments(str(tmp_path), label_smoothing_factor=0.1)
+    ClassifierTrainingArguments(str(tmp_path), neftune_noise_alpha=5.0)  # which guides refuse
+
+
+def test_losses_are_logged_as_means_over_steps_of_several_batches(tmp_path):
+    options = {"max_steps": 2, "logging_steps": 2, "learning_rate": 0.0, "train_sampling_strategy": "sequential"}
+    whole = trainer(tmp_path / "whole", per_device_train_batch_size=4, **options)
+    parts = trainer(tmp_path / "parts", per_device_train_batch_size=2, gradient_accumulation_steps=2, **options)
+    logs = []
+    for one in (whole, parts):
+        one.train()
+        logs.append(next(row for row in one.state.log_history if "loss" in row))
+    assert logs[0]["cls_loss"] == pytest.approx(logs[1]["cls_loss"], rel=1e-5)
+    assert logs[0]["loss"] == pytest.approx(logs[0]["cls_loss"] + logs[0]["lm_loss"], rel=1e-3)
+    assert logs[1]["loss"] == pytest.approx(logs[1]["cls_loss"] + logs[1]["lm_loss"], rel=1e-3)

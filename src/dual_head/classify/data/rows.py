@@ -92,13 +92,14 @@ class Format:
         else:
             content = "\n".join(text(ready, column) for column in self.inputs)
         columns = [column for column in self.rationales if column in row]
+        more: dict[str, Any] = {name: text(ready, column, "") for name, column in self.texts.items() if name != "id"}
         return RawExample(
             content,
             row.get(self.label),
             # A blank one keeps its place: of three, the third is asked for by its number.
             rationales=tuple(one for column in columns for one in texts(row, column) or ("",)),
-            **{name: text(ready, column, "") for name, column in self.texts.items() if name != "id"},
             id=_id(ready, self.texts.get("id", "")),
+            **more,
         )
 
 

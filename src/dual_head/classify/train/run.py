@@ -32,7 +32,7 @@ from dual_head.errors import DualHeadError
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.train.base import Run
 from dual_head.train.report import too_few
-from dual_head.train.resume import held
+from dual_head.train.resume import output_lock
 
 
 class ClassifierRun(Run):
@@ -190,7 +190,7 @@ class ClassifierRun(Run):
 
 def train_classifier(options: ClassifyOptions, args: ClassifierTrainingArguments) -> ClassifierTrainer:
     """Train one classifier and write it with its report; go on where a killed run of the same options stopped."""
-    with held(args):
+    with output_lock(args):
         run = ClassifierRun(options, args)
         run.complete()
     return run.trainer
