@@ -165,7 +165,7 @@ def test_a_model_does_not_judge_itself(guides, tmp_path, capsys):
         "--output_dir",
         str(tmp_path),
     )
-    assert "no independent judge" in said
+    assert "not an independent judge" in said
     assert "--force" in said
 
 

@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_a_flaw(raw_server, status, body, headers):
 )
 def test_what_is_no_reply_at_all_is_one_paragraph(raw_server, sent):
     raw_server.answer = lambda: [sent]
-    with pytest.raises(DualHeadError, match=f"Nobody answers at {raw_server.url}") as refused:
+    with pytest.raises(DualHeadError, match=f"Nothing answers at {raw_server.url}") as refused:
         asked(raw_server)
     assert "\n" not in str(refused.value)
 
@@ -148,7 +148,7 @@ def test_a_redirection_is_not_followed_and_the_other_address_named(raw_server, e
     with pytest.raises(DualHeadError) as refused:
         asked(raw_server)
     there = endpoint.url.replace("://", "://***@")
-    assert f"sends requests on to {there}/chat, which is not followed" in str(refused.value)
+    assert f"redirects to {there}/chat, and redirections are not followed" in str(refused.value)
     assert not endpoint.bodies
 
 

@@ -29,7 +29,7 @@ def folders(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("judge", ["reward:{}/reward", "{}/copy of reward", "lm:{}/backbone", "lm:{}/copy of guides"])
 def test_what_a_system_is_made_of_is_refused_as_its_judge(folders, judge):
     systems = [open_system(spec) for spec in parse_systems([f"guided={folders / 'guides'}"])]
-    with pytest.raises(DualHeadError, match=r"part of 'guided'.*no independent judge.*--force"):
+    with pytest.raises(DualHeadError, match=r"part of 'guided'.*not an independent judge.*--force"):
         require_independent(systems, ["", judge.format(folders)])
 
 

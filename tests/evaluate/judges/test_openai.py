@@ -184,7 +184,7 @@ def test_what_is_no_completion_is_no_answer(endpoint, nonsense):
     endpoint.answer = lambda number, body: nonsense
     verdict = one_verdict(endpoint)
     assert verdict.value is None
-    assert verdict.flaw.startswith("no answer: what came is no chat completion")
+    assert verdict.flaw.startswith("no answer: the reply is not a chat completion")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_reply_that_is_no_text_is_no_answer(endpoint, reply):
     endpoint.answer = lambda number, body: reply
     verdict = one_verdict(endpoint)
     assert verdict.value is None
-    assert verdict.flaw.startswith("no answer: what came is no chat completion")
+    assert verdict.flaw.startswith("no answer: the reply is not a chat completion")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_an_endpoint_that_knows_the_limit_by_another_name_stops_at_once(endpoint
     endpoint.answer = lambda number, body: endpoint.failure(400, said)
     with pytest.raises(DualHeadError) as refused:
         list(judge_at(endpoint, concurrency=2, limit=limit).compare(pairs(50)))
-    assert f"takes no {limit} for 'tiny' (400: {said}" in str(refused.value)
+    assert f"does not take {limit} for 'tiny' (400: {said}" in str(refused.value)
     assert remedy in str(refused.value)
     assert len(endpoint.bodies) < 10
 
@@ -353,7 +353,7 @@ def test_an_account_without_credit_stops_at_once(endpoint):
 
 def test_an_address_where_nobody_answers_is_named(endpoint):
     endpoint.close()
-    with pytest.raises(DualHeadError, match=f"Nobody answers at {endpoint.url} .*Start the endpoint"):
+    with pytest.raises(DualHeadError, match=f"Nothing answers at {endpoint.url} .*Start the endpoint"):
         list(judge_at(endpoint, max_retries=0).compare(pairs(3)))
 
 

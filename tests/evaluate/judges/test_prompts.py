@@ -171,9 +171,9 @@ def test_a_template_that_cannot_work_is_refused(change, remedy, tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", '{"name": "x"}', "\x00"])
 def test_a_file_that_is_no_template_is_refused(content, tmp_path):
     (tmp_path / "mine.json").write_text(content)
-    with pytest.raises(DualHeadError, match="is no judge's template"):
+    with pytest.raises(DualHeadError, match="is not a judge's template"):
         load_family(str(tmp_path / "mine.json"))
-    with pytest.raises(DualHeadError, match="is no judge's template"):
+    with pytest.raises(DualHeadError, match="is not a judge's template"):
         load_family(str(tmp_path / "absent.json"))
 
 

@@ -124,7 +124,7 @@ def test_the_demonstration_world_is_judged_by_its_exact_reward():
         (verdict,) = graded(judge, best, question=question)
         assert verdict.value == world.reward(request, best).total
         assert [v.value for v in compared(judge, (best, " nonsense"), (" nonsense", best), question=question)] == [1, 0]
-    with pytest.raises(DualHeadError, match=r"cannot judge replies to 'ask0 ask1'.*rule:module:function"):
+    with pytest.raises(DualHeadError, match=r"own requests only, not to 'ask0 ask1'.*rule:module:function"):
         graded(judge, "good0")
 
 
@@ -236,7 +236,7 @@ def test_every_kind_of_judge_says_how_it_is_asked_for():
         ("rule:no_such:words", {}, "Cannot import"),
         ("reward:no/such/folder", {}, "There is no folder 'no/such/folder'"),
         ("reward:", {}, "There is no folder ''"),
-        ("lm:", {}, "Which model is to judge?"),
+        ("lm:", {}, "The judge lm needs a model"),
     ],
 )
 def test_what_is_no_judge_is_refused_with_the_remedy(spec, options, remedy):
@@ -246,6 +246,6 @@ def test_what_is_no_judge_is_refused_with_the_remedy(spec, options, remedy):
 
 
 def test_options_that_cannot_be_are_refused(reward_model):
-    for options, remedy in (({"batch_size": 0}, "at least 1"), ({"device": "abacus"}, "is no device")):
+    for options, remedy in (({"batch_size": 0}, "at least 1"), ({"device": "abacus"}, "is not a device")):
         with pytest.raises(DualHeadError, match=remedy):
             load_judge(f"reward:{reward_model}", **options)

@@ -133,11 +133,10 @@ def test_answers_are_graded_in_the_questions_order():
     def say(reply):
         return Verdict(None, said="?", flaw="unparsable") if reply == "a1" else float(reply[1])
 
-    used = {"requests": 1}
-    assert grade_all(Told(say), QUESTIONS[:3][::-1], A)[1:] == [
-        Graded(question="q1", grade=None, turns=(None,), said="?", flaw="unparsable"),
-        Graded(question="q0", grade=0, turns=(0,), said="0.0", used=used),
-    ]
+    _, unread, graded = grade_all(Told(say), QUESTIONS[:3][::-1], A)
+    assert unread == Graded(question="q1", grade=None, turns=(None,), said="?", flaw="unparsable")
+    assert graded == Graded(question="q0", grade=0, turns=(0,), said="0.0")
+    assert (unread.used, graded.used) == ({}, {"requests": 1})
 
 
 def test_grades_may_be_any_finite_number_and_preferences_may_not():

@@ -90,7 +90,7 @@ def test_a_password_in_the_address_is_in_no_path(endpoint):
 
 def test_an_endpoint_does_not_judge_itself(endpoint):
     it = system(endpoint)
-    with pytest.raises(DualHeadError, match="is the system 'tiny', so it is no independent judge"):
+    with pytest.raises(DualHeadError, match="is the system 'tiny', so it is not an independent judge"):
         require_independent([it], [it.path])
     require_independent([it], ["openai:other"])
 

@@ -1,6 +1,6 @@
 """A model behind an OpenAI-compatible endpoint, asked for replies through the official client.
 
-It knows requests: how many at once and a minute, what failed and whether to go on, what they cost. What is asked,
+It decides how many requests run at once and a minute, what to do about failures, and what replies cost. What is asked,
 and what a reply means, is the caller's.
 """
 
@@ -97,7 +97,7 @@ class Pace:
 
 
 class _Stop(Exception):
-    """The endpoint refuses, or is not there: to ask for more would be useless. The text has the remedy."""
+    """The endpoint refuses, or is not there, so that further requests are useless; the text names the remedy."""
 
 
 class Endpoint:
@@ -135,13 +135,13 @@ class Endpoint:
         key, does not know the model, or has no reply `FAILURES` times in a row; what came before was yielded by then.
         """
         client, pool = self._connect(), ThreadPoolExecutor(self.options.concurrency, thread_name_prefix=self._noun)
-        waiting = {pool.submit(self._ask, client, request): index for index, request in enumerate(requests)}
+        indices = {pool.submit(self._ask, client, request): index for index, request in enumerate(requests)}
         failures, stop = 0, None
         try:
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    index = waiting.pop(future)
+            while indices:
+                finished, _ = wait(indices, return_when=FIRST_COMPLETED)
+                for future in sorted(finished, key=lambda future: indices[future]):
+                    index = indices.pop(future)
                     try:
                         reply = future.result()
                     except _Stop as error:
@@ -153,8 +153,8 @@ class Endpoint:
                         yield index, reply
                 if stop is not None:
                     pool.shutdown(wait=False, cancel_futures=True)
-                    # One that never began is cancelled without a word, and would be waited for.
-                    waiting = {future: index for future, index in waiting.items() if not future.cancelled()}
+                    # `wait` would wait for ever for a request that was cancelled before it began.
+                    indices = {future: index for future, index in indices.items() if not future.cancelled()}
             if stop is not None:
                 raise DualHeadError(f"{stop} {AGAIN}") from stop.__cause__
         finally:
@@ -188,46 +188,49 @@ class Endpoint:
                 **request.parameters,
             )
         except openai.APITimeoutError:
-            return self._nothing(f"no whole reply came within {self.options.timeout:g} s")
+            return self._no_reply(f"no whole reply came within {self.options.timeout:g} s")
         except openai.APIConnectionError as error:
             why = self._shown(error.__cause__ or error)
-            raise _Stop(f"Nobody answers at {self.url} ({why}). Start the endpoint.") from error
+            raise _Stop(f"Nothing answers at {self.url} ({why}). Start the endpoint.") from error
         except openai.APIStatusError as error:
             if remedy := self._remedy(error):
                 raise _Stop(remedy) from error
             options = f" (see the {self._noun}'s options limit and max_tokens)" if self._about_limit(error) else ""
-            return self._nothing(f"{error.status_code}: {self._brief(error)}{options}")
+            return self._no_reply(f"{error.status_code}: {self._brief(error)}{options}")
         except openai.OpenAIError as error:
-            return self._nothing(self._shown(error))
+            return self._no_reply(self._shown(error))
         try:
             completion = raw.parse()
             choice, used = completion.choices[0], self._used(completion.usage)
             return Reply(without(text_of(choice.message.content), *self._secrets), used=used, choice=choice)
         except Exception as error:  # whatever reading raises: there is no end to what a server may send
-            return self._nothing(f"what came is no chat completion ({type(error).__name__})")
+            return self._no_reply(f"the reply is not a chat completion ({type(error).__name__})")
 
     def _before_request(self) -> None:
         self._sent.requests += 1
         self._pace.take_turn()
 
-    def _nothing(self, why: str) -> Reply:
-        return Reply(flaw=why, used={"requests": float(self._sent.requests)})
+    def _no_reply(self, reason: str) -> Reply:
+        return Reply(flaw=reason, used={"requests": float(self._sent.requests)})
 
     def _used(self, usage: Any) -> dict[str, float]:
-        read, wrote = (count_of(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
-        used = {"requests": float(self._sent.requests), "input_tokens": read, "output_tokens": wrote}
+        tokens_in, tokens_out = (
+            count_of(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens")
+        )
+        usage = {"requests": float(self._sent.requests), "input_tokens": tokens_in, "output_tokens": tokens_out}
         prices = (self.options.input_price, self.options.output_price)
         if prices != (None, None):
-            used["cost"] = (read * (prices[0] or 0.0) + wrote * (prices[1] or 0.0)) / 1e6
-        return used
+            usage["cost"] = (tokens_in * (prices[0] or 0.0) + tokens_out * (prices[1] or 0.0)) / 1e6
+        return usage
 
     def _remedy(self, error: Any) -> str:
-        """What to do about an error that everybody would get; "" for one that may be this question's."""
+        """What to do about an error that any request would get; "" for one that may be this request's alone."""
         code, words = error.status_code, self._brief(error)
         if 300 <= code < 400:
-            there = self._shown(error.response.headers.get("location", "nowhere"))
+            location = self._shown(error.response.headers.get("location", "nowhere"))
             return (
-                f"{self.url} sends requests on to {there}, which is not followed. If you trust it, give that address."
+                f"{self.url} redirects to {location}, and redirections are not followed. If you trust it, give that "
+                "address."
             )
         if code in (401, 403):
             return (
@@ -235,17 +238,17 @@ class Endpoint:
             )
         if code == 404:
             return (
-                f"{self.url} knows no model '{self.model}' ({code}: {words}). Check the model's name, and the address: "
+                f"{self.url} has no model '{self.model}' ({code}: {words}). Check the model's name, and the address: "
                 "most end in /v1."
             )
         if code == 429 and getattr(error, "code", None) == "insufficient_quota":
             return f"The account at {self.url} has no credit left ({words})."
         if self._about_limit(error) and any(phrase in words.lower() for phrase in NOT_TAKEN):
             limit = self.options.limit
-            other = "max_completion_tokens" if limit == "max_tokens" else "max_tokens"
-            remedy = f"Give the {self._noun}'s option limit: {self._flag} limit={other}, or limit=none."
+            alternative = "max_completion_tokens" if limit == "max_tokens" else "max_tokens"
+            remedy = f"Give the {self._noun}'s option limit: {self._flag} limit={alternative}, or limit=none."
             return (
-                f"{self.url} takes no {limit} for '{self.model}' ({code}: {words}). "
+                f"{self.url} does not take {limit} for '{self.model}' ({code}: {words}). "
                 f"{remedy if self._flag else 'Ask another model.'}"
             )
         return ""
@@ -259,13 +262,13 @@ class Endpoint:
         )
 
     def _brief(self, error: Any) -> str:
-        """What the server said."""
+        """What the server said of an error."""
         body = error.body
         words = body.get("message") if isinstance(body, dict) else body
         return self._shown(words or error.message)
 
     def _shown(self, words: Any) -> str:
-        """Somebody else's words on one line, short and without our secrets."""
+        """The server's words on one line, short and without secrets."""
         return " ".join(masked(str(words)[: 20 * BRIEF], *self._secrets).split())[:BRIEF]
 
     def _down(self, failures: int, flaw: str) -> str:

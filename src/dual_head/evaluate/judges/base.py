@@ -1,6 +1,7 @@
-"""What judges share: how one is made, and judges that score each reply by itself and compare the scores.
+"""What judges share: judges that score each reply by itself and compare the scores, and batches for those that read.
 
-It knows verdicts, not where scores come from, and how texts are batched for those who read them with a model.
+A judge's class has `form`, how it is written, its file's name first; `Options`, a dataclass; and is made of what stands
+behind the name and of its options: `kind(where, options)`.
 """
 
 import json
@@ -8,13 +9,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
 
 import torch
 
 from dual_head.data import Cut, Message
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.types import Comparison, Judge, Question, Replies, Verdict
+from dual_head.evaluate.types import Comparison, Question, Replies, Verdict
 from dual_head.model.generate import Prompt
 
 TIE = 1e-9  # scores that differ by less are equal: sums of tenths differ in their last bits
@@ -22,20 +22,6 @@ WINDOW = 16  # batches sorted by length together: long enough to save padding, s
 NO_ANSWER = "no answer: "  # begins the flaw of a verdict that is worth asking for again
 
 Shown = tuple[Prompt, str]  # a prompt, or the conversation so far, and the reply to it, a `Cut` where it has no end
-
-
-class JudgeKind(Protocol):
-    """A kind of judge: made of where it is and of its options.
-
-    form: how it is written, its file's name first; Options: a dataclass.
-    """
-
-    form: ClassVar[str]
-    Options: ClassVar[type[Any]]
-
-    def __call__(self, where: str, options: Any) -> Judge:
-        """Make one."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +34,7 @@ def chosen_device(name: str) -> torch.device:
     try:
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
-        raise DualHeadError(f"'{name}' is no device. Give auto, cpu, cuda or cuda:1.") from error
+        raise DualHeadError(f"'{name}' is not a device. Give auto, cpu, cuda or cuda:1.") from error
 
 
 def batches_by_length(lengths: Mapping[int, int], size: int) -> Iterator[list[int]]:
@@ -60,17 +46,17 @@ def batches_by_length(lengths: Mapping[int, int], size: int) -> Iterator[list[in
 def shown_turns(question: Question, replies: Replies) -> list[Shown]:
     """Each reply with the conversation that it answers: the prompt itself in the first turn."""
     require_whole(question, replies)
-    shown: list[Shown] = [(question.prompt, replies[0])]
     prompt = question.prompt
+    turns: list[Shown] = [(prompt, replies[0])]
     talk: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
     for follow_up, before, reply in zip(question.follow_ups, replies, replies[1:], strict=False):
         talk = [*talk, {"role": "assistant", "content": before}, {"role": "user", "content": follow_up}]
-        shown.append((talk, reply))
-    return shown
+        turns.append((talk, reply))
+    return turns
 
 
 def require_whole(question: Question, replies: Replies) -> None:
-    """Refuse an answer that has not one reply for each turn of its question."""
+    """Refuse an answer that lacks a reply to a turn of its question, or has one too many."""
     if len(replies) != len(question.asked):
         raise DualHeadError(
             f"Question '{question.id}' has {len(question.asked)} turns and an answer to it {len(replies)} replies. "
@@ -102,17 +88,16 @@ class ScoreJudge(ABC):
     def grade(self, answers: Sequence[tuple[Question, Replies]]) -> Iterator[tuple[int, Verdict]]:
         """Give each answer the mean score of its replies; a text that is there twice is scored once."""
         places: dict[str, list[tuple[int, int]]] = {}
-        texts: list[Shown] = []
+        texts: dict[str, Shown] = {}
         scores: list[dict[int, float | str]] = [{} for _ in answers]
         for index, (question, replies) in enumerate(answers):
-            for turn, shown in enumerate(shown_turns(question, replies)):
-                key = json.dumps([shown, isinstance(shown[1], Cut)])
-                if key not in places:
-                    texts.append(shown)
+            for turn, text in enumerate(shown_turns(question, replies)):
+                key = json.dumps([text, isinstance(text[1], Cut)])
+                texts[key] = text
                 places.setdefault(key, []).append((index, turn))
-        where = list(places.values())
-        for number, score in self.scores(texts):
-            for index, turn in where[number]:
+        keys = list(texts)
+        for number, score in self.scores(list(texts.values())):
+            for index, turn in places[keys[number]]:
                 scores[index][turn] = score
                 if len(scores[index]) == len(answers[index][1]):
                     yield index, _graded([scores[index][turn] for turn in sorted(scores[index])])
@@ -120,14 +105,12 @@ class ScoreJudge(ABC):
     def compare(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Verdict]]:
         """Prefer the answer of the higher score, as soon as both are known."""
         answers = [(c.question, replies) for c in comparisons for replies in (c.first, c.second)]
-        waiting: dict[int, Verdict] = {}
+        grades: dict[int, Verdict] = {}
         for number, verdict in self.grade(answers):
-            index, second = divmod(number, 2)
-            if index not in waiting:
-                waiting[index] = verdict
-                continue
-            other = waiting.pop(index)
-            yield index, _preferred(*((other, verdict) if second else (verdict, other)))
+            grades[number] = verdict
+            first, second = number - number % 2, number - number % 2 + 1
+            if first in grades and second in grades:
+                yield number // 2, _preferred(grades.pop(first), grades.pop(second))
 
 
 def _graded(scores: list[float | str]) -> Verdict:
@@ -143,9 +126,9 @@ def _finite(score: float | str) -> bool:
 
 
 def _preferred(first: Verdict, second: Verdict) -> Verdict:
-    for which, verdict in (("first", first), ("second", second)):
+    for ordinal, verdict in (("first", first), ("second", second)):
         if verdict.value is None:
-            return Verdict(None, flaw=f"{which}: {verdict.flaw}")
+            return Verdict(None, flaw=f"{ordinal}: {verdict.flaw}")
     assert first.value is not None
     assert second.value is not None
     lead = first.value - second.value

@@ -1,6 +1,6 @@
-"""Who may judge: no model that guided a system, or is a part of it, measures it, for it would praise what it asked for.
+"""Which models may judge: none that guided a system or is a part of it, for it would praise what it asked for.
 
-Models are told by their files, wherever a copy of them lies. It knows systems and folders, and nothing of verdicts.
+Models are compared by their files, so that a copy in another folder is found too.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dual_head.evaluate.systems.identity import made_of
 from dual_head.model.pretrained import read_config
 
 KINDS = ("reward:", "lm:")
-REMEDY = "Take another, trained on other prompts, or add --force to look at it all the same."
+REMEDY = "Take a judge trained on other prompts, or add --force to use this one all the same."
 
 
 def require_independent(systems: Sequence[System], judges: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def require_independent(systems: Sequence[System], judges: Sequence[str]) -> Non
     for system in systems:
         if system.path in judges:
             raise DualHeadError(
-                f"'{system.path}' is the system '{system.name}', so it is no independent judge. {REMEDY}"
+                f"'{system.path}' is the system '{system.name}', so it is not an independent judge. {REMEDY}"
             )
     folders = {place for judge in judges if (place := _folder(judge))}
     if not folders:
@@ -32,7 +32,7 @@ def require_independent(systems: Sequence[System], judges: Sequence[str]) -> Non
             system, place = parts[_name(folder)]
             copy = "" if folder.samefile(place) else f", as it holds what '{place}' does"
             raise DualHeadError(
-                f"'{folder}' is a part of '{system}'{copy}, so it is no independent judge of it. {REMEDY}"
+                f"'{folder}' is a part of '{system}'{copy}, so it is not an independent judge of it. {REMEDY}"
             )
 
 
@@ -58,5 +58,5 @@ def _parts_of(system: System) -> list[Path]:
     except DualHeadError:  # a plain model
         return [folder]
     guides = [entry["config"].get("model") for entry in (config.guides or {}).values()]
-    named = [config.backbone_name_or_path, *guides]
-    return [folder, *(Path(name) for name in named if name and Path(name).is_dir())]
+    names = [config.backbone_name_or_path, *guides]
+    return [folder, *(Path(name) for name in names if name and Path(name).is_dir())]

@@ -1,7 +1,8 @@
 """A local causal LM as judge: it is made to begin its verdict, and the likelihoods of what may follow are compared.
 
-One forward a batch and no generation, so that a verdict says how sure the model is and can always be read. It knows
-tokens; what is asked is `prompts`.
+One forward a batch and no generation, so that a verdict says how sure the model is and can always be read:
+
+    [system user ... | Rating: [[ | 7 ]]]      read | opening, read too | one choice of several, compared by log p
 """
 
 import math
@@ -69,7 +70,7 @@ class LanguageModelJudge(PromptedJudge):
     def __init__(self, where: str, options: LanguageModelOptions | None = None):
         self.options = options = options or LanguageModelOptions()
         if not where:
-            raise DualHeadError(f"Which model is to judge? Say it: {self.form}.")
+            raise DualHeadError(f"The judge lm needs a model: {self.form}.")
         super().__init__(options.template)
         lm = load_backbone(where, dtype=options.dtype)
         self._model = Backbone(lm).to(chosen_device(options.device))
@@ -111,8 +112,8 @@ class LanguageModelJudge(PromptedJudge):
     def _reading(self, messages: list[Message], pattern: Pattern) -> Reading:
         """Tokenise each choice behind the whole prompt: where tokens end may depend on what follows."""
         replies = [Cut(pattern.opening + choice) for choice in pattern.choices]
-        written = _written(messages, replies, self._tokenizer)
-        rows = [written.prompt + ids for ids in written.replies]
+        conversation = _conversation(messages, replies, self._tokenizer)
+        rows = [conversation.prompt + ids for ids in conversation.replies]
         columns = zip(*rows, strict=False)
         shared = next((n for n, column in enumerate(columns) if len(set(column)) > 1), min(map(len, rows)))
         tails = {choice: tuple(row[shared:]) for choice, row in zip(pattern.choices, rows, strict=True)}
@@ -145,21 +146,21 @@ def _tokenizer_of(where: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(where)
 
 
-def _written(messages: list[Message], replies: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Written:
+def _conversation(messages: list[Message], replies: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Written:
     """The conversation and its replies as the model reads them; a template may take no system message."""
     merged = [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]
-    written, as_request = write([(messages, replies), (merged, replies)], tokenizer)
-    for form in (written, as_request):
+    forms = write([(messages, replies), (merged, replies)], tokenizer)
+    for form in forms:
         if isinstance(form, Written):
             return form
-    raise DualHeadError(f"The judge's chat template refuses its prompt ({written}). Take another model or template.")
+    raise DualHeadError(f"The judge's chat template refuses its prompt ({forms[0]}). Take another model or template.")
 
 
 def _told_apart(choice: str, tails: dict[str, Ids]) -> Ids:
     """The first tokens of a choice that no other choice begins with."""
-    ids, others = tails[choice], [tail for other, tail in tails.items() if other != choice]
+    ids, rivals = tails[choice], [tail for name, tail in tails.items() if name != choice]
     for n in range(1, len(ids) + 1):
-        if all(tail[:n] != ids[:n] for tail in others):
+        if all(tail[:n] != ids[:n] for tail in rivals):
             return ids[:n]
     raise DualHeadError(
         f"The judge's tokenizer does not tell {choice!r} from the other verdicts. Take another model or template."
@@ -170,10 +171,10 @@ def _verdict(pattern: Pattern, likelihoods: dict[str, float]) -> Verdict:
     """Expected value over the choices. Source: soft preferences as AlpacaEval 2 reads them from log-probabilities."""
     highest = max(likelihoods.values())
     weights = {choice: math.exp(logp - highest) for choice, logp in likelihoods.items()}
-    whole = sum(weights.values())
-    if not math.isfinite(whole):
+    total = sum(weights.values())
+    if not math.isfinite(total):
         return Verdict(None, flaw="the model's likelihoods are not finite")
-    shares = {choice: weight / whole for choice, weight in weights.items()}
+    shares = {choice: weight / total for choice, weight in weights.items()}
     text = " ".join(f"{choice.rstrip(']')} {share:.3f}" for choice, share in shares.items())
     likeliest = max(shares, key=lambda choice: shares[choice])
     if pattern.kind == "pairwise" and pattern.choices[likeliest] == 0.5:

@@ -1,7 +1,4 @@
-"""A language model behind an OpenAI-compatible endpoint as judge.
-
-It knows how verdicts are asked for and read; requests are `endpoints`', and what is asked is `prompts`.
-"""
+"""A language model behind an OpenAI-compatible endpoint as judge."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +45,7 @@ class EndpointJudge(PromptedJudge):
         super().__init__(options.template)
         self.name = self._endpoint.model
         parts: list[Any] = [options.temperature, options.seed, options.max_tokens, self.family.identity]
-        # Verdicts that were kept before there was a choice stay theirs.
+        # The default adds nothing: verdicts from before the option existed are still found.
         parts += [] if options.limit == "max_tokens" else [options.limit]
         self.identity = f"openai:{self.name}@{self._endpoint.url}:{digest([parts], 16)}"
 
@@ -70,8 +67,9 @@ class EndpointJudge(PromptedJudge):
         try:
             return Verdict(_value(pattern, reply), said=reply.text, used=reply.used)
         except Unreadable as error:
-            cut = f"; it was cut at {self.options.max_tokens} tokens" if reply.choice.finish_reason == "length" else ""
-            return Verdict(None, said=reply.text, flaw=f"unparsable: {error}{cut}", used=reply.used)
+            at_limit = reply.choice.finish_reason == "length"
+            end = f"; it was cut at {self.options.max_tokens} tokens" if at_limit else ""
+            return Verdict(None, said=reply.text, flaw=f"unparsable: {error}{end}", used=reply.used)
 
 
 def _value(pattern: Pattern, reply: Reply) -> float:
@@ -83,10 +81,10 @@ def _value(pattern: Pattern, reply: Reply) -> float:
     for token, probability in likely:
         if token.strip() in mass:
             mass[token.strip()] += probability
-    whole = sum(mass.values())
-    if not whole:
+    total = sum(mass.values())
+    if not total:
         raise Unreadable(f"neither {' nor '.join(mass)} is likely")
-    return sum(pattern.choices[choice] * share for choice, share in mass.items()) / whole
+    return sum(pattern.choices[choice] * share for choice, share in mass.items()) / total
 
 
 JUDGE = EndpointJudge

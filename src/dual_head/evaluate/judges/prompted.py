@@ -1,7 +1,4 @@
-"""A judge that is asked in words: a template for each comparison or answer, and a verdict read from the reply.
-
-It knows templates and items; who reads them is the judge's.
-"""
+"""A judge that is asked in words: a template for each comparison or answer, and a verdict read from the reply."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,4 @@
-"""A reward model as judge: a sequence classifier with one label scores each reply.
-
-It knows batches of token ids. Whether the same model guided one of the systems is for whoever compares them to know.
-"""
+"""A reward model as judge: a sequence classifier with one label scores each reply."""
 
 import json
 from collections.abc import Iterator, Sequence

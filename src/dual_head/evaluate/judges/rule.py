@@ -1,7 +1,4 @@
-"""A rule as judge: the exact reward of the demonstration world, what words alone say, or any function of your own.
-
-It knows where rules are found; how scores become verdicts is `base`.
-"""
+"""A rule as judge: the exact reward of the demonstration world, a figure of words alone, or a function of your own."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -31,8 +28,8 @@ class RuleJudge(ScoreJudge):
         del options
         if where:
             if ":" not in where and where not in RULES:
-                known = f"{did_you_mean(where, RULES)} {OWN_RULE} A reward model is reward:PATH."
-                raise DualHeadError(f"'rule:{where}' is no rule.{known}")
+                hint = did_you_mean(where, RULES)
+                raise DualHeadError(f"Unknown rule '{where}'.{hint} {OWN_RULE} A reward model is reward:PATH.")
             self.name, self._rule = (where, RULES[where]) if where in RULES else load_reward(where)
             sources: list[Any] = [inspect.getmodule(self._rule)]
         else:
@@ -61,7 +58,7 @@ def _demonstration_world(prompt: Prompt, reply: str) -> float:
         request = parse_request(text)
     except DualHeadError:
         raise DualHeadError(
-            f"The rule of the demonstration world cannot judge replies to {text!r}: it knows its own requests only. "
+            f"The rule of the demonstration world judges replies to the world's own requests only, not to {text!r}. "
             f"{OWN_RULE}"
         ) from None
     return reward(request, reply).total

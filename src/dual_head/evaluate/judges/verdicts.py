@@ -1,7 +1,4 @@
-"""Verdicts on whole sets of answers: both orders asked for, each verdict kept as it comes, none asked for twice.
-
-It knows comparisons and what becomes of them; not who judges, nor how verdicts are counted over many questions.
-"""
+"""Verdicts on whole sets of answers: both orders asked for, each verdict kept as it comes, none asked for twice."""
 
 import json
 import math
@@ -18,7 +15,7 @@ from dual_head.evaluate.judges.base import NO_ANSWER, TIE, require_whole
 from dual_head.evaluate.types import Answer, Comparison, Judge, Question, Replies, Verdict
 from dual_head.files.lines import add_lines, rows_by_key
 
-__all__ = ["FILE", "Graded", "Outcome", "Result", "Usage", "grade_all", "judge_pairs", "spent"]
+__all__ = ["FILE", "Graded", "Judged", "Outcome", "Result", "Usage", "grade_all", "judge_pairs", "spent"]
 
 FILE = "verdicts.jsonl"
 EXAMPLES = 3  # question ids that an error names
@@ -29,7 +26,7 @@ Shown = Comparison | tuple[Question, Replies]
 
 @dataclass(frozen=True)
 class Usage:
-    """What one verdict cost, under the key of all that it depends on; kept: it was there from before."""
+    """What one verdict cost, under the key of all that it depends on; kept: whether it was read from the file."""
 
     key: str
     used: Mapping[str, float]
@@ -37,29 +34,41 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Judged:
+    """What a judge made of one question, with the costs of its verdicts, whenever they were asked for."""
+
+    question: str
+    costs: tuple[Usage, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The costs together."""
+        return _sum(cost.used for cost in self.costs)
+
+    @property
+    def kept(self) -> int:
+        """How many verdicts were read from the file."""
+        return sum(cost.kept for cost in self.costs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Judged):
     """What became of two answers to one question, seen from A.
 
     orders: how far A is preferred, 0 to 1, where A was read first and where it was read second (one number where one
     order was asked for); None where no verdict could be read, with its flaw in `flaws`. said: the judge's words.
-    used: what the verdicts cost, whenever they were asked for; kept: how many were there from before; costs: the same
-    verdict by verdict, see `spent`. identical: the replies are the same, which is a tie that nobody was asked about.
+    identical: the replies are the same, which is a tie that no judge was asked about.
     """
 
-    question: str
     orders: tuple[float | None, ...]
     said: tuple[str, ...] = ()
     flaws: tuple[str, ...] = ()
-    used: dict[str, float] = field(default_factory=dict)
-    kept: int = 0
     identical: bool = False
-    costs: tuple[Usage, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def preference(self) -> float | None:
         """How far A is preferred: the mean over the orders; None where one of them has no verdict."""
-        read = [value for value in self.orders if value is not None]
-        return sum(read) / len(read) if len(read) == len(self.orders) else None
+        return _mean(self.orders)
 
     @property
     def result(self) -> Result:
@@ -76,21 +85,17 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graded:
-    """A judge's grade of one answer; None where none could be read, with its `flaw`. The others: see `Outcome`.
+class Graded(Judged):
+    """A judge's grade of one answer; None where none could be read, with its `flaw`.
 
-    grade: the mean of `turns`, one for each reply of the answer; of a judge that scores, its one score of them all.
+    grade: the mean of `turns`, one for each reply of the answer; a judge that scores gives one score of them all.
     Source: MT-Bench (Zheng et al. 2023), which averages over turns.
     """
 
-    question: str
     grade: float | None
     turns: tuple[float | None, ...] = ()
     said: str = ""
     flaw: str = ""
-    used: dict[str, float] = field(default_factory=dict)
-    kept: int = 0
-    costs: tuple[Usage, ...] = field(default=(), compare=False, repr=False)
 
 
 def judge_pairs(
@@ -118,8 +123,8 @@ def judge_pairs(
         require_whole(question, second)
         pairs = [] if first == second else [(first, second), (second, first)][:orders]
         pairs_of[question.id] = [(_key(judge, question, *pair), Comparison(question, *pair)) for pair in pairs]
-    shown = {key: comparison for keyed in pairs_of.values() for key, comparison in keyed}
-    verdicts = _ask(judge, judge.compare, shown, folder, on_progress, highest=1.0)
+    items = {key: comparison for keyed in pairs_of.values() for key, comparison in keyed}
+    verdicts = _ask(judge, judge.compare, items, folder, on_progress, highest=1.0)
     return [_outcome(id, [(key, *verdicts[key]) for key, _ in keyed]) for id, keyed in pairs_of.items()]
 
 
@@ -142,23 +147,37 @@ def grade_all(
         replies = answers[question.id].marked
         require_whole(question, replies)
         parts = [question] if judge.symmetric else question.by_turn
-        shown_parts = [(part, replies[: len(part.asked)]) for part in parts]
-        parts_of[question.id] = {_key(judge, *one): one for one in shown_parts}
-    shown = {key: part for keyed in parts_of.values() for key, part in keyed.items()}
-    verdicts = _ask(judge, judge.grade, shown, folder, on_progress, lowest=-math.inf, highest=math.inf)
+        pairs = [(part, replies[: len(part.asked)]) for part in parts]
+        parts_of[question.id] = {_key(judge, *pair): pair for pair in pairs}
+    items = {key: part for keyed in parts_of.values() for key, part in keyed.items()}
+    verdicts = _ask(judge, judge.grade, items, folder, on_progress, lowest=-math.inf, highest=math.inf)
     return [_graded(id, [(key, *verdicts[key]) for key in keyed]) for id, keyed in parts_of.items()]
 
 
-def spent(judged: Iterable[Outcome | Graded]) -> dict[str, float]:
-    """What verdicts cost together: one that was kept and counts for several systems is counted once."""
-    used: Counter[str] = Counter()
-    counted: set[str] = set()
-    for cost in (cost for row in judged for cost in row.costs):
-        # One that had no answer is kept nowhere, and was asked for again.
-        if cost.key not in counted or not cost.kept:
-            used.update(cost.used)  # pyright: ignore[reportArgumentType, reportCallIssue] - counters add floats as well
-        counted.add(cost.key)
-    return dict(used)
+def spent(rows: Iterable[Judged]) -> dict[str, float]:
+    """What verdicts cost together; one that was kept and serves several systems is counted once."""
+    costs: list[Usage] = []
+    keys: set[str] = set()
+    for cost in (cost for row in rows for cost in row.costs):
+        # A verdict without an answer is never kept, and was asked for again.
+        if cost.key not in keys or not cost.kept:
+            costs.append(cost)
+        keys.add(cost.key)
+    return _sum(cost.used for cost in costs)
+
+
+def _sum(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for cost in costs:
+        for name, amount in cost.items():
+            total[name] = total.get(name, 0) + amount
+    return total
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values, None where one is missing."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
 
 
 def _side(value: float) -> Result:
@@ -168,27 +187,18 @@ def _side(value: float) -> Result:
 def _graded(question: str, keyed: list[tuple[str, Verdict, bool]]) -> Graded:
     verdicts = [verdict for _, verdict, _ in keyed]
     turns = tuple(verdict.value for verdict in verdicts)
-    known = [value for value in turns if value is not None]
     return Graded(
         question=question,
-        grade=sum(known) / len(known) if len(known) == len(turns) else None,
+        grade=_mean(turns),
         turns=turns,
         said="\n\n".join(verdict.said for verdict in verdicts),
         flaw="; ".join(verdict.flaw for verdict in verdicts if verdict.flaw),
-        **_bill(keyed),
+        costs=_costs(keyed),
     )
 
 
-def _bill(keyed: list[tuple[str, Verdict, bool]]) -> dict[str, Any]:
-    """What verdicts cost, as `Outcome` has it."""
-    used: Counter[str] = Counter()
-    for _, verdict, _ in keyed:
-        used.update(verdict.used)  # pyright: ignore[reportArgumentType] - counters add floats as well
-    return {
-        "used": dict(used),
-        "kept": sum(old for _, _, old in keyed),
-        "costs": tuple(Usage(key, verdict.used, old) for key, verdict, old in keyed),
-    }
+def _costs(keyed: list[tuple[str, Verdict, bool]]) -> tuple[Usage, ...]:
+    return tuple(Usage(key, verdict.used, kept) for key, verdict, kept in keyed)
 
 
 def _outcome(question: str, keyed: list[tuple[str, Verdict, bool]]) -> Outcome:
@@ -202,7 +212,7 @@ def _outcome(question: str, keyed: list[tuple[str, Verdict, bool]]) -> Outcome:
         orders=(values[0], *(None if value is None else 1.0 - value for value in values[1:])),
         said=tuple(verdict.said for verdict in verdicts),
         flaws=tuple(verdict.flaw for verdict in verdicts if verdict.flaw),
-        **_bill(keyed),
+        costs=_costs(keyed),
     )
 
 
@@ -210,18 +220,16 @@ def _require_same_questions(questions: Sequence[Question], a: Mapping[str, Answe
     ids = [question.id for question in questions]
     if not ids:
         raise DualHeadError("There are no questions to judge answers to. Give at least one.")
-    if twice := [id for id, times in Counter(ids).items() if times > 1]:
-        raise DualHeadError(f"{len(twice)} questions are there twice ({_examples(twice)}). Give each once.")
-    for one, other, which in ((a, b, "second"), (b, a, "first")):
-        if missing := [id for id in one if id not in other]:
+    if repeats := [id for id, times in Counter(ids).items() if times > 1]:
+        raise DualHeadError(f"{len(repeats)} questions are there twice ({_examples(repeats)}). Give each once.")
+    for first, second, ordinal in ((a, b, "second"), (b, a, "first")):
+        if gaps := [id for id in first if id not in second]:
             raise DualHeadError(
-                f"The systems did not answer the same questions: {len(missing)} of them ({_examples(missing)}) have no "
-                f"answer by the {which} one. Let it answer them, or leave them out for both."
+                f"The systems did not answer the same questions: {len(gaps)} of them ({_examples(gaps)}) have no "
+                f"answer by the {ordinal} one. Let it answer them, or leave them out for both."
             )
-    if missing := [id for id in ids if id not in a]:
-        raise DualHeadError(
-            f"{len(missing)} questions have no answer ({_examples(missing)}). Answer or leave them out."
-        )
+    if gaps := [id for id in ids if id not in a]:
+        raise DualHeadError(f"{len(gaps)} questions have no answer ({_examples(gaps)}). Answer or leave them out.")
 
 
 def _examples(ids: Sequence[str]) -> str:
@@ -231,30 +239,30 @@ def _examples(ids: Sequence[str]) -> str:
 def _key(judge: Judge, question: Question, *replies: Replies) -> str:
     """Name all that a verdict depends on."""
     prompt = question.prompt if isinstance(question.prompt, str) else list(question.prompt)
-    shown: list[Any] = [prompt, question.follow_ups, question.category, question.references, replies]
-    cut = [[isinstance(reply, Cut) for reply in turns] for turns in replies]
-    shown += [cut] if any(map(any, cut)) else []
-    return digest([judge.identity, *shown])
+    content: list[Any] = [prompt, question.follow_ups, question.category, question.references, replies]
+    cuts = [[isinstance(reply, Cut) for reply in turns] for turns in replies]
+    content += [cuts] if any(map(any, cuts)) else []
+    return digest([judge.identity, *content])
 
 
 def _ask(
     judge: Judge,
     ask: Callable[[Any], Iterator[tuple[int, Verdict]]],
-    shown: Mapping[str, Shown],
+    items: Mapping[str, Shown],
     folder: Path | str | None,
     on_progress: Progress | None,
     *,
     lowest: float = 0.0,
     highest: float,
 ) -> dict[str, tuple[Verdict, bool]]:
-    """Verdicts on what is shown: {key: (verdict, whether it was kept from before)}."""
+    """Verdicts on all items: {key: (verdict, whether it was read from the file)}."""
     file = None if folder is None else Path(folder) / FILE
-    kept = rows_by_key(file, _verdict) if file else {}
-    verdicts = {key: (kept[key], True) for key in shown if key in kept}
-    missing = [key for key in shown if key not in verdicts]
-    if file and missing:
+    rows = rows_by_key(file, _verdict) if file else {}
+    verdicts = {key: (rows[key], True) for key in items if key in rows}
+    keys = [key for key in items if key not in verdicts]
+    if file and keys:
         add_lines(file, ())  # refuses a place that cannot be written before anything is asked
-    for index, verdict in ask([shown[key] for key in missing]) if missing else ():
+    for index, verdict in ask([items[key] for key in keys]) if keys else ():
         value = verdict.value
         if value is not None and not (lowest <= value <= highest and math.isfinite(value)):
             raise DualHeadError(
@@ -262,13 +270,13 @@ def _ask(
                 "cannot be judged has the value None and a flaw."
             )
         if file and (value is not None or not verdict.flaw.startswith(NO_ANSWER)):
-            add_lines(file, [json.dumps({"key": missing[index], "judge": judge.name, **asdict(verdict)})])
-        verdicts[missing[index]] = (verdict, False)
+            add_lines(file, [json.dumps({"key": keys[index], "judge": judge.name, **asdict(verdict)})])
+        verdicts[keys[index]] = (verdict, False)
         if on_progress is not None:
-            on_progress(len(verdicts), len(shown))
-    if len(verdicts) < len(shown):
+            on_progress(len(verdicts), len(items))
+    if len(verdicts) < len(items):
         raise DualHeadError(
-            f"The judge '{judge.name}' gave no verdict on {len(shown) - len(verdicts)} of {len(shown)}."
+            f"The judge '{judge.name}' gave no verdict on {len(items) - len(verdicts)} of {len(items)}."
         )
     return verdicts
 

@@ -1,7 +1,7 @@
 """What a judge is told: templates in JSON files, in families, and the one that a question needs.
 
 A file is {"name", "family", "kind": "pairwise" or "single", "turns", "references", "verdict", "system", "template",
-"source"}. It knows questions and text, not who reads them.
+"source"}.
 """
 
 import re
@@ -60,10 +60,10 @@ class Template:
             refuse("has no turns. Give at least 1.")
         blank = ("",) * self.turns
         references = blank if self.references else ()
-        known = _places([*blank], references, dict.fromkeys(SIDES[self.kind], blank))
+        texts = _places([*blank], references, dict.fromkeys(SIDES[self.kind], blank))
         places = set(_PLACE.findall(self.template))
-        if unknown := places - known.keys():
-            refuse(f"has a place {{{min(unknown)}}}.{did_you_mean(min(unknown), known)}")
+        if unknown := places - texts.keys():
+            refuse(f"has a place {{{min(unknown)}}}.{did_you_mean(min(unknown), texts)}")
         for side in (*SIDES[self.kind], *(["ref_answer"] if self.references else [])):
             if not any(place.startswith(side) for place in places):
                 refuse(f"does not show {{{side}}}. Put it where the judge is to read it.")
@@ -79,18 +79,18 @@ class Template:
             require_whole(question, replies)
         turns = [conversation(question.prompt), *question.follow_ups]
         sides = dict(zip(SIDES[self.kind], answers, strict=True))
-        known = _places(turns, question.references, sides)
+        texts = _places(turns, question.references, sides)
         # In one pass, so that braces in an answer stay what they are.
-        text = _PLACE.sub(lambda place: known[place[1]], self.template)
+        text = _PLACE.sub(lambda place: texts[place[1]], self.template)
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": text}]
 
 
 def _places(turns: list[str], references: Replies, sides: Mapping[str, Replies]) -> dict[str, str]:
     """What stands in the places of a template: {name: text}."""
-    named = {"question": tuple(turns), "ref_answer": references, **sides}
-    places = {f"{name}_{turn}": text for name, texts in named.items() for turn, text in enumerate(texts, 1)}
-    return places if len(turns) > 1 else {**places, **{name: texts[0] for name, texts in named.items() if texts}}
+    columns = {"question": tuple(turns), "ref_answer": references, **sides}
+    places = {f"{name}_{turn}": text for name, texts in columns.items() for turn, text in enumerate(texts, 1)}
+    return places if len(turns) > 1 else {**places, **{name: texts[0] for name, texts in columns.items() if texts}}
 
 
 def conversation(prompt: Prompt) -> str:
@@ -127,10 +127,10 @@ class Family:
         """
         turns = len(question.asked)
         fits = [t for t in self.templates if t.kind == kind and t.turns == turns]
-        shown = [t for t in fits if t.references and len(question.references) >= turns]
+        with_references = [t for t in fits if t.references and len(question.references) >= turns]
         plain = [t for t in fits if not t.references]
-        if shown and (not plain or question.category in REFERENCED):
-            return shown[0]
+        if with_references and (not plain or question.category in REFERENCED):
+            return with_references[0]
         if plain:
             return plain[0]
         needs = " It needs a reference for each turn." if fits else ""
@@ -143,7 +143,7 @@ class Family:
 def load_family(name: str) -> Family:
     """Templates by family ("mt-bench", "scores-v1", "alpaca") or by name, or of a JSON file or a folder of such.
 
-    Errors: an unknown name, a file that is none of ours.
+    Errors: an unknown name, a file of another layout.
     """
     path = Path(name)
     if path.suffix == ".json" or path.is_dir():
@@ -152,24 +152,22 @@ def load_family(name: str) -> Family:
             raise DualHeadError(f"There is no template (*.json) in '{name}'.")
         return Family(path.stem, tuple(_read(file, str(file)) for file in paths))
     packaged = sorted((f for f in files(__name__).iterdir() if f.name.endswith(".json")), key=lambda f: f.name)
-    return _named(name, [_read(file, file.name) for file in packaged])
-
-
-def _named(name: str, templates: Iterable[Template]) -> Family:
-    every = list(templates)
-    matches = tuple(t for t in every if t.family == name) or tuple(t for t in every if t.name == name)
+    templates = [_read(file, file.name) for file in packaged]
+    matches = tuple(t for t in templates if t.family == name) or tuple(t for t in templates if t.name == name)
     if not matches:
-        known = {label for t in every for label in (t.family, t.name)}
-        raise DualHeadError(f"There are no judge's templates '{name}'.{did_you_mean(name, known)} Or name a JSON file.")
+        labels = {label for t in templates for label in (t.family, t.name)}
+        raise DualHeadError(
+            f"There are no judge's templates '{name}'.{did_you_mean(name, labels)} Or name a JSON file."
+        )
     return Family(name, matches)
 
 
 def _read(file: Any, where: str) -> Template:
-    with reading(f"'{where}' is no judge's template", "It is a JSON object with name, kind, verdict and template."):
+    with reading(f"'{where}' is not a judge's template", "Write a JSON object with name, kind, verdict and template."):
         values = json_value(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not a JSON object")
         try:
             return build(Template, values)
         except DualHeadError as error:
-            raise DualHeadError(f"'{where}' is no judge's template: {error}") from error
+            raise DualHeadError(f"'{where}' is not a judge's template: {error}") from error

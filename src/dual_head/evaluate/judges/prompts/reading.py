@@ -1,7 +1,4 @@
-"""Verdicts in a judge's own words: what to look for, and what to do with nonsense.
-
-It knows text only. What cannot be read is never a tie.
-"""
+"""Verdicts in a judge's own words: how each is written and read. What cannot be read is never a tie."""
 
 import re
 from collections.abc import Callable, Mapping
