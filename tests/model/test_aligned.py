@@ -102,6 +102,14 @@ def test_a_loaded_backbone_or_another_place_of_it_will_do(saved, backbone_folder
         assert torch.equal(DualHeadModel.from_pretrained(str(saved), backbone=backbone)(ids).logits, model(ids).logits)
 
 
+def test_options_of_loading_beside_a_loaded_backbone_are_refused():
+    lm = tiny_lm("llama")
+    with pytest.raises(DualHeadError, match="already loaded, so dtype would do nothing"):
+        DualHeadModel.from_backbone(lm, dtype=torch.bfloat16)
+    with pytest.raises(DualHeadError, match="already loaded, so revision, dtype would do nothing"):
+        DualHeadModel.from_backbone(lm).switch_backbone(lm, revision="main", dtype=torch.bfloat16)
+
+
 def test_a_wrong_backbone_is_refused_with_what_differs(saved, tmp_path):
     other = write_backbone(tmp_path / "other", seed=1)
     with pytest.raises(DualHeadError, match="same sizes but other weights"):

@@ -25,6 +25,7 @@ from dual_head.ops.token_scores import (
     Scored,
     Tokens,
     auto_budget,
+    map_tokens,
     reduce_tokens,
     response_tokens,
     split_sides,
@@ -446,3 +447,10 @@ def test_split_sides_splits_rows_and_nothing_else(shape):
     chosen, rejected = split_sides(per_row)
     assert torch.equal(torch.stack([chosen, rejected], 1).flatten(0, 1), per_row)
     assert chosen.shape == rejected.shape
+
+
+def test_a_state_that_is_the_hidden_state_itself_stays_one_tensor():
+    hidden = torch.arange(6.0).view(1, 3, 2)
+    last, states = map_tokens(lambda x: x[:, -1:], hidden, {"g": {"hidden": hidden, "gate_logit": hidden[..., 0]}})
+    assert states["g"]["hidden"] is last
+    assert (last.tolist(), states["g"]["gate_logit"].tolist()) == ([[[4, 5]]], [[4]])
