@@ -47,9 +47,10 @@ def main() -> None:
         )
         ClassifierTrainer(model, arguments, train_dataset=rows, tokenizer=tokenizer).train()
         save_classifier(model.eval(), tokenizer, folder)
-        asked = sample_requests(6, seed=1, split="test")
-        for request, found in zip(asked, Predictor.load(folder).predict(r.prompt for r in asked), strict=True):
-            print(f"{found.label:<9} {max(found.probabilities.values()):.2f}  {request.prompt}")
+        requests = sample_requests(6, seed=1, split="test")
+        predictions = Predictor.load(folder).predict(request.prompt for request in requests)
+        for request, prediction in zip(requests, predictions, strict=True):
+            print(f"{prediction.label:<9} {max(prediction.probabilities.values()):.2f}  {request.prompt}")
 
 
 if __name__ == "__main__":

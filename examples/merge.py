@@ -52,6 +52,6 @@ if __name__ == "__main__":
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--prompt", default="user : how do i bake bread ? assistant :")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as fresh:
-        output = args.output_dir or Path(fresh, "merged")
-        merge(Path(fresh), output, steps=args.steps, alpha=args.alpha, prompt=args.prompt)
+    with tempfile.TemporaryDirectory() as folder:
+        output = args.output_dir or Path(folder, "merged")
+        merge(Path(folder), output, steps=args.steps, alpha=args.alpha, prompt=args.prompt)

@@ -41,7 +41,7 @@ if __name__ == "__main__":
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0])
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as fresh:
+    with tempfile.TemporaryDirectory() as folder:
         if not args.guides:
-            train(Path(fresh), steps=args.steps)
-        steer(args.guides or Path(fresh), args.prompt, args.alpha)
+            train(Path(folder), steps=args.steps)
+        steer(args.guides or Path(folder), args.prompt, args.alpha)

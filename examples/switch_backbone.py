@@ -53,5 +53,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--width", type=int, default=192)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as fresh:
-        move(Path(fresh), args.steps, args.width)
+    with tempfile.TemporaryDirectory() as folder:
+        move(Path(folder), args.steps, args.width)

@@ -1,4 +1,4 @@
-"""Trace what guidance did to each new token: the gate, log-probabilities, who rose and who fell.
+"""Trace what guidance did to each new token: the gate, log-probabilities, which tokens rose and fell.
 
     python examples/trace.py --alpha 1.5
     python examples/trace.py --guides toy-guide --prompt "how do i make coffee ?"
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as fresh:
+    with tempfile.TemporaryDirectory() as folder:
         if not args.guides:
-            train(Path(fresh), steps=args.steps)
-        trace(args.guides or Path(fresh), args.prompt, args.alpha)
+            train(Path(folder), steps=args.steps)
+        trace(args.guides or Path(folder), args.prompt, args.alpha)

@@ -43,9 +43,9 @@ def mix(folder: Path, steps: int, prompts: int, alphas: list[float]) -> None:
     points = measure(model, tokenizer, sample_requests(prompts, seed=1, split="test"), grid, seed=0)
     print(f"\n{'helpful':>8} {'harmless':>8}   {'help given':>10} {'harm avoided':>12} {'KL, nats':>8}")
     for alpha, point in zip(grid, points, strict=True):
-        given = statistics.fmean(point.points("helpful", harmful=False))
-        avoided = statistics.fmean(point.points("harmless", harmful=True))
-        print(f"{alpha['helpful']:8g} {alpha['harmless']:8g}   {given:10.2f} {avoided:12.2f} {point.kl():8.2f}")
+        helpful = statistics.fmean(point.points("helpful", harmful=False))
+        harmless = statistics.fmean(point.points("harmless", harmful=True))
+        print(f"{alpha['helpful']:8g} {alpha['harmless']:8g}   {helpful:10.2f} {harmless:12.2f} {point.kl():8.2f}")
 
 
 if __name__ == "__main__":
@@ -54,5 +54,5 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.0, 0.5, 1.0])
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as fresh:
-        mix(Path(fresh), args.steps, args.prompts, args.alpha)
+    with tempfile.TemporaryDirectory() as folder:
+        mix(Path(folder), args.steps, args.prompts, args.alpha)

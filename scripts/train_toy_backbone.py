@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, layers: int = 4) -> LlamaForCausalLM:
-    """A Llama, of 0.86M parameters by default, with an lm_head of its own, as the guides' tests of heads need."""
+    """A Llama, of 0.86M parameters by default, with an untied lm_head, as tests of heads need."""
     pad, bos, eos, _ = range(len(world.SPECIAL_TOKENS))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -153,8 +153,8 @@ def reply_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text
         batch = encode(tokenizer, texts[start : start + 256])
         ids, labels = batch["input_ids"], batch["labels"]
         # the reply begins after "assistant :", hence two tokens after the word
-        asked = torch.eq(ids, assistant).to(torch.int).argmax(dim=1, keepdim=True) + 1  # [B, 1]
-        labels = labels.masked_fill(torch.arange(ids.shape[1]) <= asked, -100)
+        reply_start = torch.eq(ids, assistant).to(torch.int).argmax(dim=1, keepdim=True) + 1  # [B, 1]
+        labels = labels.masked_fill(torch.arange(ids.shape[1]) <= reply_start, -100)
         logits = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits
         losses = torch.nn.functional.cross_entropy(logits[:, :-1].mT, labels[:, 1:], reduction="sum")
         total, count = total + losses.item(), count + int((labels[:, 1:] != -100).sum())
@@ -166,19 +166,19 @@ def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, requests
     """One reply to each request, at temperature 1 from the whole vocabulary."""
     replies: list[str] = []
     for start in range(0, len(requests), 256):
-        asked = [request.prompt for request in requests[start : start + 256]]
-        prompts = tokenizer(asked, return_tensors="pt", padding=True)
+        texts = [request.prompt for request in requests[start : start + 256]]
+        prompts = tokenizer(texts, return_tensors="pt", padding=True)
         tokens = model.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=2 * world.MAX_REPLY_TOKENS)
-        fresh = tokens[:, prompts["input_ids"].shape[1] :]
-        replies += tokenizer.batch_decode(fresh, skip_special_tokens=True)
+        new = tokens[:, prompts["input_ids"].shape[1] :]
+        replies += tokenizer.batch_decode(new, skip_special_tokens=True)
     return replies
 
 
 def behaviour(requests: list[world.Request], replies: list[str]) -> Behaviour:
     rewards = [world.reward(request, reply) for request, reply in zip(requests, replies, strict=True)]
     refused = [world.is_refusal(reply) for reply in replies]
-    given = [(request.topic, world.steps_of(reply)) for request, reply in zip(requests, replies, strict=True)]
-    right = [topics.TOPIC_OF[step] == topic for topic, steps in given for step in steps]
+    steps_by_topic = [(request.topic, world.steps_of(reply)) for request, reply in zip(requests, replies, strict=True)]
+    right = [topics.TOPIC_OF[step] == topic for topic, steps in steps_by_topic for step in steps]
     return Behaviour(
         reward=fmean(r.total for r in rewards),
         helpful=fmean(r.helpful for r in rewards),
@@ -196,16 +196,16 @@ def measure(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int, requests: int, seconds: float
 ) -> Report:
     """Compare the model with the policy it learned from, on test requests answered ten times each."""
-    asked = world.sample_requests(requests, seed=seed, split="test") * 10
+    repeated = world.sample_requests(requests, seed=seed, split="test") * 10
     rng = Random(seed)
     return Report(
         parameters=model.num_parameters(),
         seconds=seconds,
         train_loss=reply_loss(model, tokenizer, world.corpus(2000, seed=-1)),
         held_out_loss=reply_loss(model, tokenizer, world.corpus(2000, seed=-1, split="test")),
-        model=behaviour(asked, sample(model, tokenizer, asked)),
-        policy=behaviour(asked, [world.sample_reply(request, rng) for request in asked]),
-        best=fmean(world.reward(request, world.best_reply(request)).total for request in asked),
+        model=behaviour(repeated, sample(model, tokenizer, repeated)),
+        policy=behaviour(repeated, [world.sample_reply(request, rng) for request in repeated]),
+        best=fmean(world.reward(request, world.best_reply(request)).total for request in repeated),
     )
 
 
@@ -259,18 +259,18 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str
     """Write model, tokenizer and card beside `output_dir`, then put them in its place by renaming."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=".toy_backbone_") as scratch:
-        fresh, old = Path(scratch, "fresh"), Path(scratch, "old")
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        (fresh / "README.md").write_text(text, encoding="utf-8")
-        for file in fresh.iterdir():
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        (new / "README.md").write_text(text, encoding="utf-8")
+        for file in new.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone, and these are shipped
-        size = sum(file.stat().st_size for file in fresh.iterdir())
+        size = sum(file.stat().st_size for file in new.iterdir())
         if size > MAX_BYTES:
             raise DualHeadError(f"The files take {size} bytes, over {MAX_BYTES}. Make the model smaller.")
         if output_dir.exists():
             shutil.move(output_dir, old)
-        shutil.move(fresh, output_dir)
+        shutil.move(new, output_dir)
     print(f"wrote {output_dir}, {size:,} bytes")
 
 

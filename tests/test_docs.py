@@ -144,11 +144,11 @@ def test_the_figures_of_the_page_on_guides_are_counted():
     assert method("dpo").guide == method("simpo").guide
     for row, name in named.items():
         trained, executed, forwards, layers = count_at_7b(method(name).guide)
-        said_trained, said_executed, said_forwards, said_layers = stated[row]
-        assert said_trained == f"{trained:,}", name
-        assert ("the same" if executed == trained else f"{executed:,}") in said_executed, name
-        assert float(said_forwards) == forwards, name
-        assert said_layers.split(",")[0] == ("L" if layers == 32 else str(layers)), name
+        stated_trained, stated_executed, stated_forwards, stated_layers = stated[row]
+        assert stated_trained == f"{trained:,}", name
+        assert ("the same" if executed == trained else f"{executed:,}") in stated_executed, name
+        assert float(stated_forwards) == forwards, name
+        assert stated_layers.split(",")[0] == ("L" if layers == 32 else str(layers)), name
     for config in (LinearConfig(rank=64), RewardHeadConfig(rank=64)):
         assert f"{count_at_7b(config)[0]:,}" in GUIDES_PAGE
 
@@ -190,9 +190,9 @@ def test_a_config_says_what_is_not_the_default_and_where_it_is_from(file):
         for name, value in section.items()
     }
     chosen.with_options(options)
-    said = {key: value for key, value in values.items() if not isinstance(value, dict)} | options
-    defaults = {key: known[path] for key in said if (path := chosen.symbols.get(key, key)) in known}
-    assert not [key for key, value in defaults.items() if yaml_number(said[key]) == value]
+    stated = {key: value for key, value in values.items() if not isinstance(value, dict)} | options
+    defaults = {key: known[path] for key in stated if (path := chosen.symbols.get(key, key)) in known}
+    assert not [key for key, value in defaults.items() if yaml_number(stated[key]) == value]
 
 
 def yaml_number(value):
@@ -227,8 +227,8 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize(("letter", "count"), [("D", 15), ("I", 7), ("M", 6)])
 def test_the_errata_are_numbered_without_a_gap(letter, count):
     text = (ROOT / "docs" / "provenance" / "differences.md").read_text()
-    found = re.findall(rf"^\*\*{letter}(\d+)\.", text, flags=re.MULTILINE)
-    assert found == [str(i) for i in range(1, count + 1)]
+    numbers = re.findall(rf"^\*\*{letter}(\d+)\.", text, flags=re.MULTILINE)
+    assert numbers == [str(i) for i in range(1, count + 1)]
 
 
 def test_the_reference_of_python_has_every_public_name():
@@ -247,8 +247,8 @@ def test_every_format_has_an_example():
     assert [name for name, _, _ in EXAMPLES] == list(FORMATS)
 
 
-@pytest.mark.parametrize(("name", "said", "row"), EXAMPLES, ids=lambda part: part.split("\n")[0][:20])
-def test_an_example_row_is_read_as_its_own_format(name, said, row, tmp_path):
+@pytest.mark.parametrize(("name", "text", "row"), EXAMPLES, ids=lambda part: part.split("\n")[0][:20])
+def test_an_example_row_is_read_as_its_own_format(name, text, row, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(json.loads(row)))
     objective = "harmless" if FORMATS[name].objectives else None
@@ -264,5 +264,5 @@ def test_no_file_names_where_it_was_written():
     files = [*ROOT.glob("*.md"), *(file for folder in folders for file in folder.rglob("*"))]
     texts = {file: file.read_text() for file in files if file.suffix in (".md", ".py", ".yaml", ".toml")}
     assert len(texts) > 20
-    found = [(file.name, word) for file, text in texts.items() for word in WORKPLACE if re.search(word, text)]
-    assert not found
+    named = [(file.name, word) for file, text in texts.items() for word in WORKPLACE if re.search(word, text)]
+    assert not named

