@@ -62,11 +62,10 @@ class Prediction:
 class Predictor:
     """A classifier at work: `load` it, then `predict` as often as there are texts.
 
-    temperature: probabilities are softmax(l / T); threshold: from which probability on a label is given, where a text
-    may have several; batch_tokens: of a batch, padding included (8192, or
-    1024 on a CPU, where not given); max_rows_per_batch; window: how many texts are read,
-    and sorted by length, at a time; autocast: multiply in bf16, whatever the weights are. How texts are written and
-    cut is the classifier's own (config.text). Errors: options out of range.
+    temperature: probabilities are softmax(l / T); threshold: least probability of a label, where a text may have
+    several; batch_tokens: of a batch, padding included (by default 8192, 1024 on a CPU); window: texts that are read,
+    and sorted by length, at a time; autocast: multiply in bf16, whatever the weights are. Texts are written and cut as
+    in training (config.text). Errors: options out of range.
     """
 
     def __init__(
@@ -205,7 +204,12 @@ class Predictor:
             start += rows
 
     def _run(self, ids: list[list[int]]) -> Tensor:
-        """Logits [B, K] of one batch, the longest row first."""
+        """Logits [B, K] of one batch, the longest row first, each row pooled at its last token.
+
+        i i i i i        no mask: a causal decoder never looks at the padding behind
+        i i i . .
+        i i . . .
+        """
         device, longest = self.model.get_input_embeddings().weight.device, len(ids[0])
         lengths = torch.tensor([len(row) for row in ids])
         padded = torch.tensor([row + [self._fill] * (longest - len(row)) for row in ids])

@@ -13,6 +13,9 @@ from dual_head.classify.types import as_shares
 class ExampleCollator:
     """Pad [input | rest] rows to one length.
 
+        row 0   i i i | r r        pool_at [2, 1]     the last token of each input
+        row 1   i i | r . .        lm_at [2, 3, 6]    places in the flat batch that predict r r r, where r is learnt
+
     pad_id: any id, since padding is known by its mask; side: "right" or "left"; learn: whether the reasoning head's
     positions go along. Gives input_ids and attention_mask [B, T], pool_at [B], labels ([B] or [B, K]), and with
     `learn` lm_at and lm_labels [n].

@@ -55,21 +55,21 @@ def run(arguments: Sequence[str]) -> int:
     from dual_head.classify.rationales.lint import lint
 
     loaded = load_dataset(args)
-    held = None
+    held_out = None
     if args.held_out or args.held_out_split:
-        other = {"name": args.held_out or args.dataset, "split": args.held_out_split or args.split}
-        held = load_dataset(args, labels=loaded.labels, **other)
+        source = {"name": args.held_out or args.dataset, "split": args.held_out_split or args.split}
+        held_out = load_dataset(args, labels=loaded.labels, **source).examples
     form = TextForm(**{name: getattr(args, name) for name in ("reason_prefix", "answer_prefix") if getattr(args, name)})
     result = lint(
         loaded.examples,
         loaded.labels,
-        held_out=held.examples if held else None,
+        held_out=held_out,
         form=form,
         special=_special(args.tokenizer),
         probing=not args.no_probe,
         seed=args.seed,
     )
-    shared = len(overlap(loaded.examples, held.examples)) if held else None
+    shared = None if held_out is None else len(overlap(loaded.examples, held_out))
     if args.output:
         with exclusive(args.output):
             _write(Path(args.output), result, loaded, shared, arguments)
@@ -100,7 +100,8 @@ def _print(result: "Lint", loaded: "Loaded", shared: int | None, output: str | N
     console = Terminal()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.print(f"{loaded.drops.table()}\nread as {loaded.format}; rows of each label: {_counts(result.labels)}")
+    counts = ", ".join(f"{name} {count}" for name, count in result.labels.items())
+    console.print(f"{loaded.drops.table()}\nread as {loaded.format}; rows of each label: {counts}")
     table = Table(title=f"{result.rationales} rationales in {result.rows} rows", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for name in ("rows", "share"):
@@ -148,7 +149,3 @@ def _print_probe(result: "Lint", console: Console) -> None:
 def _figures(score: "Accuracy") -> tuple[str, str]:
     low, high = score.interval
     return f"{score.value:.1%}", f"{low:.1%} to {high:.1%}"
-
-
-def _counts(labels: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in labels.items())
