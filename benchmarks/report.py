@@ -220,7 +220,7 @@ def draw(points: Iterable[Mapping[str, Any]], picture: Path = PICTURE) -> None:
 
 
 def _panel(panel: Any, points: list[Mapping[str, Any]], colours: Mapping[str, Any], names: tuple[str, str]) -> None:
-    from dual_head.train import plots
+    from dual_head.evaluate.sweep_plots import interval_line, label_panel
 
     if not points:
         panel.set_axis_off()
@@ -230,8 +230,8 @@ def _panel(panel: Any, points: list[Mapping[str, Any]], colours: Mapping[str, An
     for side in sides:
         own = sorted((point for point in points if point["side"] == side), key=lambda point: point["at"])
         values = [{"mean": point["median"], "interval": point["spread"]} for point in own]
-        plots._line(panel, [point["at"] for point in own], values, side)
-    plots._name(panel, *names)
+        interval_line(panel, [point["at"] for point in own], values, side)
+    label_panel(panel, *names)
     panel.set_ylim(bottom=0)  # so that twice as high is twice as much
 
 

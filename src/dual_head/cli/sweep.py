@@ -225,7 +225,7 @@ def _write(
     with atomic_folder(output) as staging:
         (staging / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
         try:
-            from dual_head.train.plots import sweep_picture
+            from dual_head.evaluate.sweep_plots import sweep_picture
         except ImportError:
             return  # _print says so
         sweep_picture(

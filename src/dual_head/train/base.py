@@ -29,8 +29,8 @@ from dual_head.train.resume import (
     Sealing,
     StoredCheckpoints,
     begin,
+    final_checkpoint,
     is_finished,
-    kept_checkpoint,
     load_stored,
     read_state,
     require_same_data,
@@ -91,7 +91,7 @@ class Run(ABC):
     def load_finished(self, checkpoint: Path) -> None:
         """Take up the state of a run that was trained to its end, and its weights: the best where those are kept."""
         self.trainer.state = state = read_state(checkpoint)
-        load_stored(self.model, kept_checkpoint(checkpoint, state.best_model_checkpoint, self.args))
+        load_stored(self.model, final_checkpoint(checkpoint, state.best_model_checkpoint, self.args))
 
     def read_from(self, sources: dict[str, dict[str, Any]]) -> None:
         """Record what the data are. Errors: the run that is resumed read others."""

@@ -164,7 +164,7 @@ def is_finished(checkpoint: Path) -> bool:
     return state.global_step >= state.max_steps
 
 
-def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Path:
+def final_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Path:
     """The checkpoint whose weights a finished run keeps: the best one, beside the last wherever the folder is now."""
     return last.parent / Path(best).name if best and args.load_best_model_at_end else last
 
@@ -172,12 +172,12 @@ def kept_checkpoint(last: Path, best: str | None, args: TrainingArguments) -> Pa
 # ---- the folder of a run -----------------------------------------------------------------------------------
 
 
-def held(args: TrainingArguments) -> AbstractContextManager[None]:
+def output_lock(args: TrainingArguments) -> AbstractContextManager[None]:
     """Hold the output of a run against other runs, in its main process. Errors: none is named, another run holds it."""
-    return exclusive(_named(args.output_dir), main=PartialState(cpu=args.use_cpu).is_main_process)
+    return exclusive(_output_of(args.output_dir), main=PartialState(cpu=args.use_cpu).is_main_process)
 
 
-def _named(output_dir: str | None) -> Path:
+def _output_of(output_dir: str | None) -> Path:
     if not output_dir:
         raise DualHeadError("Say where to write with --output_dir.")
     return Path(output_dir)
@@ -191,7 +191,7 @@ def writable(
     kind: model_type of what is written; record: by which the run knows the folder as its own; reads: what it reads.
     Errors: no folder is named; one that cannot be written, or holds what another command wrote.
     """
-    output = _named(output_dir)
+    output = _output_of(output_dir)
     require_place(output, record=record, reads=reads)
     for checkpoint in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         settle(checkpoint)

@@ -30,7 +30,7 @@ from dual_head.train.inputs import StreamedInputs
 from dual_head.train.options import RunOptions
 from dual_head.train.progress import brief
 from dual_head.train.report import draw, print_report, summarise
-from dual_head.train.resume import Sealing, held, load_stored, save_stored
+from dual_head.train.resume import Sealing, load_stored, output_lock, save_stored
 from dual_head.train.trainer import GuideTrainer
 from dual_head.train.trl import preference_trainer
 
@@ -44,6 +44,7 @@ class GuideRun(Run):
     """Trains one guide: preference pairs or a feature cache, and a method."""
 
     kind = MODEL_TYPE
+    held_out: Any
 
     def __init__(self, method: Method, options: RunOptions, args: GuideTrainingArguments):
         if options.move_guides:
@@ -121,19 +122,16 @@ class GuideRun(Run):
             model = AlignedModel.from_backbone(lm, method.guides(), fusion=method.fusion, tokenizer=self.tokenizer)
         if isinstance(inputs, CachedInputs):
             model.config.backbone_fingerprint = inputs.backbone["fingerprint"]  # of all weights, not of the head's
-        model.config.training = {
-            **method.as_dict(),
-            "dataset": options.dataset_name,
-            "objective": options.objective,
-        }
+        model.config.training = {**method.as_dict(), "dataset": options.dataset_name, "objective": options.objective}
         return model
 
     def _describe(self) -> None:
         """Print how many parameters are trained, and a low rank where they are many."""
         shape, lm = self.model.backbone.shape, self.model.backbone.lm
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        whole = isinstance(self.inputs, StreamedInputs)
-        frozen = sum(p.numel() for p in lm.parameters()) if whole else self.inputs.backbone["parameters"]
+        frozen = sum(p.numel() for p in lm.parameters())
+        if isinstance(self.inputs, CachedInputs):
+            frozen = self.inputs.backbone["parameters"]  # of the whole backbone
         self.console.print(f"{trained:,} parameters to train beside {frozen:,} frozen ({trained / frozen:.1%}).")
         full_rank = getattr(self.method.guide, "rank", 0) is None and not self.options.move_guides
         if trained > LARGE * frozen and full_rank:
@@ -170,7 +168,7 @@ class GuideRun(Run):
 
 def train_guide(method: Method, options: RunOptions, args: GuideTrainingArguments) -> GuideTrainer:
     """Train one guide and write it with its report; go on where a killed run of the same options stopped."""
-    with held(args):
+    with output_lock(args):
         run = GuideRun(method, options, args)
         run.complete()
     return run.guide_trainer

@@ -41,13 +41,7 @@ class GuidedLoss(nn.Module):
     accepts_loss_kwargs = False
 
     def __init__(
-        self,
-        model: AlignedModel,
-        method: Method,
-        *,
-        guide: str,
-        budget: int | None = None,
-        tokens: float = math.inf,
+        self, model: AlignedModel, method: Method, *, guide: str, budget: int | None = None, tokens: float = math.inf
     ):
         super().__init__()
         self.model = model
@@ -55,8 +49,10 @@ class GuidedLoss(nn.Module):
         self.guide = guide
         self.names = (guide, *list(method.guides())[1:])
         shape = model.backbone.shape
-        kept = KEPT if any(model.guide(name).cache_layers for name in self.names) else 0  # for a gate's backward pass
-        self.budget = budget or auto_budget(shape.vocab_size, shape.hidden_size, kept=kept)
+        has_gate = any(
+            model.guide(name).cache_layers for name in self.names
+        )  # which keeps memory for its backward pass
+        self.budget = budget or auto_budget(shape.vocab_size, shape.hidden_size, kept=KEPT if has_gate else 0)
         self.looking = True  # False leaves out what is computed for metrics alone
         self._head = _head_of(model, self.names, compiled=worth_compiling(shape.vocab_size, tokens))
 
@@ -217,20 +213,20 @@ def _head_of(model: AlignedModel, names: tuple[str, ...], *, compiled: bool) -> 
     guides = {name: model.guide(name) for name in names}
 
     def products(hidden: Tensor, states: Mapping[str, States], lengths: Mapping[str, int]) -> list[Products | None]:
-        made: list[Products | None] = []
+        results: list[Products | None] = []
         for group in groups:
             rows = {group.gives[name]: count for name, count in lengths.items() if name in group.gives}
             active = [ActiveGuide(guides[name], states[name], 1.0, model.transfer(name)) for name in group.names]
-            made.append(policy.products(backbone, active, hidden, rows, fusion=fusion) if rows else None)
-        return made
+            results.append(policy.products(backbone, active, hidden, rows, fusion=fusion) if rows else None)
+        return results
 
-    def combine(made: list[Products | None], distributions: frozenset[str]) -> dict[str, Tensor]:
-        out = {}
-        for group, part in zip(groups, made, strict=True):
+    def combine(results: list[Products | None], distributions: frozenset[str]) -> dict[str, Tensor]:
+        logits = {}
+        for group, part in zip(groups, results, strict=True):
             names = {group.gives[name]: name for name in distributions if name in group.gives}
             if part is not None and names:
                 z = policy.combine([guides[name] for name in group.names], part, names, fusion=fusion, upcast=True)
-                out |= {names[name]: x for name, x in z.items()}
-        return out
+                logits |= {names[name]: x for name, x in z.items()}
+        return logits
 
     return Head(products, combine, compiled=compiled)

@@ -21,11 +21,14 @@ from dual_head.errors import DualHeadError
 from dual_head.files.reading import reading
 from dual_head.train.feature_cache.store import (
     ALL,
+    HIDDEN,
     RESPONSE,
     Layout,
     Needs,
+    layer_name,
     require_files,
     require_manifest,
+    scale_name,
     unpack,
 )
 
@@ -41,7 +44,7 @@ class FeatureCache:
                 f"The feature cache '{folder}' is not finished. Run the 'dual-head cache' command again."
             )
         self.layout = Layout(positions=manifest["positions"], widths=manifest["widths"], dtype=manifest["dtype"])
-        self.layers = tuple(int(name.split(".")[1]) for name in self.layout.widths if name != "hidden")
+        self.last = manifest["backbone"]["fingerprint"]["num_layers"]  # its hidden states are "hidden" itself
 
     @property
     def options(self) -> dict[str, Any]:
@@ -58,8 +61,7 @@ class FeatureCache:
 
     def require(self, needs: Needs, method: str) -> None:
         """Refuse guides that read more than is here."""
-        last = self.manifest["backbone"]["fingerprint"]["num_layers"]
-        missing = [i for i in needs.layers if i != last and i not in self.layers]
+        missing = [i for i in needs.layers if i != self.last and i not in self.layout.layers]
         gaps = []
         if needs.positions == ALL and self.layout.positions == RESPONSE:
             gaps.append("the hidden states of prompts, which a guide that looks back reads")
@@ -77,9 +79,7 @@ class FeatureCache:
 
     def pairs(self, part: str, needs: Needs, *, dtype: torch.dtype, by_length: bool = False) -> "FeatureSet":
         """The pairs of "train" or "held_out" with what is needed of them, in the order of the data or by length."""
-        last = self.manifest["backbone"]["fingerprint"]["num_layers"]
-        shards = self.manifest["parts"][part]["shards"]
-        return FeatureSet(self.folder, shards, self.layout, needs, last=last, dtype=dtype, by_length=by_length)
+        return FeatureSet(self, part, needs, dtype=dtype, by_length=by_length)
 
 
 class FeatureSet(Dataset):
@@ -89,27 +89,18 @@ class FeatureSet(Dataset):
     response token; ids are those of the same tokens, or of the response tokens predicted.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        shards: Sequence[dict[str, Any]],
-        layout: Layout,
-        needs: Needs,
-        *,
-        last: int,
-        dtype: torch.dtype,
-        by_length: bool,
-    ):
-        self.layout, self.needs, self.last, self.dtype = layout, needs, last, dtype
-        self._files = [folder / shard["file"] for shard in shards]
+    def __init__(self, cache: FeatureCache, part: str, needs: Needs, *, dtype: torch.dtype, by_length: bool):
+        self.layout, self.needs, self.dtype, self.last = cache.layout, needs, dtype, cache.last
+        shards = {cache.folder / shard["file"]: shard for shard in cache.manifest["parts"][part]["shards"]}
+        self._files = list(shards)
         self._open: dict[Path, Any] = {}
-        self._checksums = {folder / shard["file"]: shard["sha256"] for shard in shards}  # of files not yet read
-        for file, shard in zip(self._files, shards, strict=True):
+        self._checksums = {file: shard["sha256"] for file, shard in shards.items()}  # of files not yet read
+        for file, shard in shards.items():
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
                 raise DualHeadError(f"'{file}' is cut short or missing. Run the same 'dual-head cache' command again.")
         of_shards = [self._lengths_in(file) for file in self._files]
         sizes = torch.tensor([len(lengths) for lengths in of_shards], dtype=torch.long)
-        rows = [layout.rows(lengths) for lengths in of_shards]
+        rows = [self.layout.rows(lengths) for lengths in of_shards]
         # Of every pair: its lengths, which file holds it, and where its rows begin there.
         #     shard 0 [p p c c r | p c r r]   shard 1 [p c r]        file  0 0 1     start  0 5 0
         self._lengths = torch.cat([torch.zeros(0, 3, dtype=torch.long), *of_shards])
@@ -140,15 +131,15 @@ class FeatureSet(Dataset):
         rows, picks, labels = _rows_of(
             lengths.tolist(), int(self._start[pair]), self.layout.positions, self.needs.positions
         )
-        hidden = self._read(shard, "hidden", rows, picks)
+        hidden = self._read(shard, HIDDEN, rows, picks)
         layers = {
-            i: hidden if i == self.last else self._read(shard, f"layers.{i}", rows, picks) for i in self.needs.layers
+            i: hidden if i == self.last else self._read(shard, layer_name(i), rows, picks) for i in self.needs.layers
         }
         return {"hidden": hidden, "layers": layers, "ids": shard.get_slice("ids")[labels].long(), "lengths": lengths}
 
     def _read(self, shard: Any, name: str, rows: slice, picks: Tensor | None) -> Tensor:
         x = shard.get_slice(name)[rows]
-        scale = shard.get_slice(f"{name}.scale")[rows] if self.layout.dtype == "int8" else None
+        scale = shard.get_slice(scale_name(name))[rows] if self.layout.dtype == "int8" else None
         x = unpack(x, scale, self.dtype)
         return x if picks is None else x[picks]
 

@@ -28,14 +28,16 @@ from dual_head.train.feature_cache import ALL, FeatureCache, Layout, plan_shards
 from dual_head.train.feature_cache.head import outside
 from dual_head.train.feature_cache.inputs import needs_of, require_cacheable
 from dual_head.train.feature_cache.store import (
+    HIDDEN,
     MANIFEST_FILE,
     PARTS,
     STORED,
     VERSION,
     forget_altered,
+    layer_name,
     publish,
     read_manifest,
-    recorded,
+    read_record,
     remove_shards,
     write_manifest,
 )
@@ -114,8 +116,8 @@ class CacheRun:
                 )
             dtype = names[0]
         inner = self.backbone.config.get_text_config(decoder=True).hidden_size
-        layers = {f"layers.{i}": inner for i in needs.layers if i != shape.num_layers}  # the last is "hidden" itself
-        return Layout(positions=needs.positions, widths={"hidden": shape.hidden_size, **layers}, dtype=dtype)
+        layers = {layer_name(i): inner for i in needs.layers if i != shape.num_layers}  # the last is HIDDEN itself
+        return Layout(positions=needs.positions, widths={HIDDEN: shape.hidden_size, **layers}, dtype=dtype)
 
     def _manifest(self) -> dict[str, Any]:
         """Everything that is known before the first shard is written."""
@@ -223,7 +225,7 @@ class CacheRun:
         """Collect the records of all shards into the manifest."""
         parts: dict[str, dict[str, Any]] = {part: {"pairs": 0, "shards": []} for part in PARTS}
         for task in self.plan.tasks:
-            shard = recorded(self.folder, task.name)
+            shard = read_record(self.folder, task.name)
             if shard is None or shard.data != task.data:
                 file = self.folder / task.name
                 raise DualHeadError(f"'{file}' was changed while it was written. Run the same command again.")

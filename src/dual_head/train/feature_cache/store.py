@@ -31,6 +31,7 @@ MANIFEST_FILE, HEAD_FILE = "manifest.json", "head.safetensors"
 DIGEST = "digest"  # of a manifest or of the record beside a shard, in it
 PARTS = {"train": "features", "held_out": "held_out"}  # what the names of their shards begin with
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+HIDDEN = "hidden"  # the tensor of what the lm_head reads
 RESPONSE, ALL = "response", "all"  # positions: those that predict a response token, or every token
 # The entries of every manifest and their types; its digest tells whether one was altered since.
 MANIFEST_TYPES = {
@@ -60,7 +61,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What is kept of every token: positions, {tensor: width} ("hidden", "layers.3", ...), and the stored dtype."""
+    """What is kept of every token: positions, {tensor: width} of `HIDDEN` and `layer_name(i)`, and the stored dtype."""
 
     positions: str
     widths: dict[str, int]
@@ -69,6 +70,11 @@ class Layout:
     def rows(self, lengths: Tensor) -> Tensor:
         """Rows of pairs whose prompt, chosen and rejected lengths are [n, 3]."""
         return lengths.sum(1) if self.positions == ALL else lengths[:, 1:].sum(1)
+
+    @property
+    def layers(self) -> dict[int, str]:
+        """The layers that are kept beside the last, each with the name of its tensor."""
+        return {int(name.split(".")[1]): name for name in self.widths if name != HIDDEN}
 
     @property
     def row_bytes(self) -> int:
@@ -89,6 +95,16 @@ class Shard:
     data: str
 
 
+def layer_name(index: int) -> str:
+    """Name the tensor of a layer's hidden states; those of the last layer are `HIDDEN`."""
+    return f"layers.{index}"
+
+
+def scale_name(name: str) -> str:
+    """Name the scales of a tensor that is stored as int8."""
+    return f"{name}.scale"
+
+
 # ---- numbers -----------------------------------------------------------------------------------------------
 
 
@@ -99,7 +115,7 @@ def pack(name: str, x: Tensor, dtype: str) -> dict[str, Tensor]:
     x = x.float()
     scale = x.abs().amax(-1) / 127
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return {name: (x / scale[:, None]).round().to(torch.int8), f"{name}.scale": scale}
+    return {name: (x / scale[:, None]).round().to(torch.int8), scale_name(name): scale}
 
 
 def unpack(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -126,7 +142,7 @@ def publish(folder: Path, name: str, tensors: Mapping[str, Tensor], *, pairs: in
     return shard
 
 
-def recorded(folder: Path, name: str) -> Shard | None:
+def read_record(folder: Path, name: str) -> Shard | None:
     """The record beside a shard; None where there is none, or it was altered. The shard's bytes are not read."""
     try:
         values = read_json(folder / f"{name}.json", "")
@@ -140,17 +156,11 @@ def recorded(folder: Path, name: str) -> Shard | None:
 def forget_altered(folder: Path) -> list[str]:
     """Forget shards whose bytes are not those that were written, so that they are written again; return their names."""
     names = [file.stem for part in PARTS.values() for file in folder.glob(f"{part}-*.json")]
-    shards = [shard for name in names if (shard := recorded(folder, name))]
+    shards = [shard for name in names if (shard := read_record(folder, name))]
     forgotten = altered(folder, {shard.file: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards})
     for file in forgotten:
         (folder / file).with_suffix(".json").unlink()
     return forgotten
-
-
-def is_there(folder: Path, shard: Shard) -> bool:
-    """Whether a shard's file has the size it should have."""
-    file = folder / shard.file
-    return file.is_file() and file.stat().st_size == shard.bytes
 
 
 def pairs_digest(pairs: Iterable[Mapping[str, list[int]]]) -> str:

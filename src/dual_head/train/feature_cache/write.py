@@ -19,12 +19,13 @@ from dual_head.errors import DualHeadError
 from dual_head.ops.masks import additive, branch_mask
 from dual_head.train.feature_cache.store import (
     ALL,
+    HIDDEN,
     LENGTH_BYTES,
     Layout,
     Shard,
     pack,
     pairs_digest,
-    recorded,
+    read_record,
     shard_name,
 )
 
@@ -76,14 +77,14 @@ def plan_shards(folder: Path | None, parts: dict[str, Any], layout: Layout, *, p
         for index in range(count):
             start = index * pairs_per_shard
             plan.tasks.append(_task(folder, part, index, pairs_of(rows, start, start + pairs_per_shard), start, layout))
-        if folder and recorded(folder, shard_name(part, count)) is not None:
+        if folder and read_record(folder, shard_name(part, count)) is not None:
             raise _other(folder, part, count * pairs_per_shard)
     return plan
 
 
 def _task(folder: Path | None, part: str, index: int, pairs: list[dict[str, Any]], start: int, layout: Layout) -> Task:
     data = pairs_digest(pairs)
-    shard = recorded(folder, shard_name(part, index)) if folder else None
+    shard = read_record(folder, shard_name(part, index)) if folder else None
     if folder and shard and shard.data != data:
         # The last shard of a data set that has grown since is written again, longer.
         if shard.pairs >= len(pairs) or pairs_digest(pairs[: shard.pairs]) != shard.data:
@@ -167,14 +168,13 @@ def _run(backbone: Backbone, batch: PairBatch, layout: Layout) -> dict[str, Tens
     device: Any = backbone.lm.get_input_embeddings().weight.device
     parts = batch.get("parts")
     mask = None if parts is None else additive(branch_mask(parts.to(device)), backbone.lm.dtype)
-    layers = {name: int(name.split(".")[1]) for name in layout.widths if name != "hidden"}
     output, states = backbone(
         batch["input_ids"].to(device),
         attention_mask=mask,
         position_ids=batch["position_ids"].to(device),
-        layers=tuple(layers.values()),
+        layers=tuple(layout.layers),
     )
-    outputs = {"hidden": output.last_hidden_state, **{name: states[i] for name, i in layers.items()}}
+    outputs = {HIDDEN: output.last_hidden_state, **{name: states[i] for i, name in layout.layers.items()}}
     for name, x in outputs.items():
         if not x.isfinite().all():
             raise DualHeadError(
