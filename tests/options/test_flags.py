@@ -32,7 +32,7 @@ class Brew(Kettle):
     milk: Milk | str = option("none", "beside it")
     guest: list[str] | None = option(None, "who drinks", repeat=True)
     times: list[int] = option([3, 4], "minutes", least=1)
-    note: str | dict[str, int] | None = option(None, "for the guest")
+    note: str | dict[str, int] | None = option(None, "for the guest", metavar="TEXT")
     herbs: str | None = option(None, "with commas between", commas=True)
     iced: bool = option(False, "cold")
 
@@ -160,6 +160,7 @@ def test_help_shows_headings_bounds_and_defaults(capsys):
     assert "--leaves, --tea VALUE what to brew" in shown
     assert "--kind {black,green} colour [black]" in shown
     assert "--times VALUE minutes [3 4]" in shown
+    assert "--note TEXT for the guest" in shown
 
 
 @pytest.mark.parametrize(

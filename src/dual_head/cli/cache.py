@@ -22,10 +22,10 @@ from dual_head.train.options import CacheOptions
 class Reader(Options):
     """The method that the cache is for, or a cache to verify."""
 
-    method: str = option("dual_head", f"whose guides will read it: one of {', '.join(method_names())}")
+    method: str = option("dual_head", f"method to train from the cache: one of {', '.join(method_names())}")
     verify: str | None = option(
         None,
-        "FOLDER, or --output_dir: only compute all its checksums again",
+        "only check all files of a cache against their checksums; default: the one in --output_dir",
         nargs="?",
         const="",
         metavar="FOLDER",

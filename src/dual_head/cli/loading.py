@@ -38,7 +38,7 @@ class LoadingOptions(GuidesOptions):
     )
     tokenizer: str | None = option(None, "tokenizer, if not the one saved with the guides or beside --backbone")
     dtype: str = option("auto", DTYPE_HELP)
-    device_map: str | None = option(None, "as transformers has it, e.g. auto")
+    device_map: str | None = option(None, "where transformers places the backbone, e.g. auto")
     attn_implementation: str | None = option(None, "attention of the backbone: sdpa, eager, flash_attention_2")
     trust_remote_code: bool = option(False, "run code that comes with the backbone")
 

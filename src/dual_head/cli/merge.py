@@ -31,7 +31,7 @@ class MergeOptions(LoadingOptions):
     """What to merge, at which strength, and where it is written."""
 
     output_dir: str = option(help="folder for the merged checkpoint")
-    alpha: str | None = option(None, "strength: a number, or name=number,...; default: the guides' own")
+    alpha: str | None = option(None, "strength: a number, or name=number,...; default: what the guides' config says")
     overwrite: bool = option(False, "replace the model in a folder that is not empty")
     # The checkpoint is written in the dtype that was read.
     dtype: str = option("stored", DTYPE_HELP, heading="loading")

@@ -21,4 +21,4 @@ class DemoOptions(Options):
         metavar="NAME=VALUE",
     )
     prompts: int = option(300, "requests to measure on", least=1)
-    seed: int = option(0, "seed of everything", least=0)
+    seed: int = option(0, "seed of the data, of training and of sampling", least=0)

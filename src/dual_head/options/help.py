@@ -17,9 +17,9 @@ class Help(argparse.HelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         flags = [flag for flag in action.option_strings if "-" not in flag.removeprefix("--")]
-        choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else "VALUE"
-        bare = action.nargs in (0, "?")  # a switch may be followed by true or false, but rarely is
-        return ", ".join(flags or action.option_strings) + ("" if bare else f" {choices}")
+        value = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.metavar or "VALUE"
+        switch = action.nargs == 0 or (action.nargs == "?" and action.metavar is None)  # it rarely takes true or false
+        return ", ".join(flags or action.option_strings) + ("" if switch else f" {value}")
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = (action.help or "").replace("%", "%%")
