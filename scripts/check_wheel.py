@@ -29,7 +29,12 @@ def main() -> None:
     home = Path(dual_head.__file__).parent
     if not home.is_relative_to(sys.prefix):
         sys.exit(f"This is the source in {home}, not an installed wheel.")
-    for name in ("py.typed", "demo/toy_backbone/model.safetensors", "evaluate/judges/prompts"):
+    for name in (
+        "py.typed",
+        "demo/toy_backbone/model.safetensors",
+        "evaluate/judges/prompts",
+        "serve/playground/page.js",
+    ):
         if not (home / name).exists():
             sys.exit(f"The wheel lacks {name}.")
     modules = import_all(dual_head)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, TOOLS = METADATA["project"], METADATA["tool"]
 NAME = re.compile(r"^[\w.-]+")
 
 
@@ -56,7 +57,7 @@ def declared(name: str, requirements: set[str]) -> bool:
 
 
 SOURCES = {file: ast.parse(file.read_text()) for file in (ROOT / "src" / "dual_head").rglob("*.py")}
-# Imported inside a function: modules that draw, where `plot` is there, and those of the server, after it required `serve`.
+# Imported late: modules that draw, where `plot` is there, and those of the server, after it required `serve`.
 DRAW = {"matplotlib"}
 SERVER = {"openai", "playground"}
 
@@ -92,6 +93,21 @@ def test_a_package_that_no_metadata_names_is_seen():
     assert not declared("pytest", CORE.union(*EXTRAS.values()))
     assert list(asked_for(tree)) == [("trl", "plot")]
     assert not declared("trl", EXTRAS["plot"])
+
+
+def test_every_file_that_is_not_python_is_in_the_wheel():
+    package_data = TOOLS["setuptools"]["package-data"]
+    root = ROOT / "src" / "dual_head"
+    packed = {
+        file
+        for package, globs in package_data.items()
+        for glob in globs
+        for file in (ROOT / "src" / package.replace(".", "/")).glob(glob)
+    }
+    tracked = subprocess.run(["git", "ls-files", root], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a clone")
+    assert {ROOT / name for name in tracked.stdout.split() if not name.endswith(".py")} == packed
 
 
 @pytest.mark.slow
