@@ -77,11 +77,11 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
     # Without the chat template, which `conversations` has decided on.
     options |= {"tokenizer": tokenizer, "alpha": alpha, "chat_template": False, "return_trace": args.trace}
     messages = conversations(prompts, args, tokenizer)
-    generate: Any = model.generate  # of texts, or of texts and traces
     empty = 0
     for start in range(0, len(prompts), args.batch_size):
         batch = slice(start, start + args.batch_size)
-        result = generate(messages[batch], **options)
+        result: Any = model.generate(messages[batch], **options)
+        traces: list[Any]
         texts, traces = result if args.trace else (result, [None] * len(result))
         empty += sum(not text.strip() for text in texts)
         for prompt, text, trace in zip(prompts[batch], texts, traces, strict=True):
