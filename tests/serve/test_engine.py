@@ -317,7 +317,9 @@ def test_a_stopped_engine_takes_no_request():
         small_engine(tiny_model(*NAMES)).generate([request()])
 
 
-@pytest.mark.parametrize("setting", ["page_size", "num_blocks", "max_batch_tokens", "max_rows", "memory_share"])
+@pytest.mark.parametrize(
+    "setting", ["page_size", "num_blocks", "max_batch_tokens", "max_rows", "memory_share", "context_length"]
+)
 def test_sizes_below_one_are_refused(setting):
     with pytest.raises(DualHeadError, match=setting):
         EngineSettings(**{setting: 0})

@@ -8,6 +8,7 @@ from engines import TOKENIZER, generated, ids, prompts, tiny_model
 
 from dual_head.errors import DualHeadError
 from dual_head.model.alpha import LinearDecay
+from dual_head.serve import offline
 from dual_head.serve.types import EngineSettings
 
 SETTINGS = EngineSettings(page_size=8, num_blocks=64, max_batch_tokens=48, max_rows=8)
@@ -69,6 +70,16 @@ def test_no_more_is_generated_than_the_context_holds(model, caplog):
     (piece,) = model.generate_batch([prompts()[6]], **{**OPTIONS, "max_new_tokens": 1000})
     assert len(piece.tokens) == 128 - 61
     assert "max_new_tokens reduced from 1000 to 67" in caplog.text
+
+
+def test_pages_are_made_for_the_prompts_there_are(model, monkeypatch):
+    engines = []
+    start = offline.Engine.start
+    monkeypatch.setattr(offline.Engine, "start", lambda self: engines.append(self) or start(self))
+    pieces = model.generate_batch(TEXTS, tokenizer=TOKENIZER, max_new_tokens=6)
+    assert [len(piece.tokens) for piece in pieces] == [6] * 4
+    # 16 characters and 6 more for each of four rows, in pages of 32 tokens: 3, and one that is being filled.
+    assert (engines[0].context_length, engines[0]._batch._manager.continuous_batching_config.num_blocks) == (22, 4)
 
 
 def test_no_prompts_give_nothing(model):

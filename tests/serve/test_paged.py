@@ -183,6 +183,13 @@ def test_pages_keep_to_their_share_of_the_memory(monkeypatch):
         small_engine(tiny_model("hidden"), num_blocks=None, memory_share=0.0001)
 
 
+def test_a_shorter_context_takes_fewer_pages():
+    engine = Engine(tiny_model("hidden"), TOKENIZER, EngineSettings(max_rows=4, context_length=64))
+    assert (engine.context_length, engine._batch._processor.cache.num_blocks) == (64, 9)
+    longer = Engine(tiny_model("hidden"), TOKENIZER, EngineSettings(max_rows=4, context_length=1000))
+    assert longer.context_length == 128
+
+
 def test_a_context_wider_than_the_pages_ends_with_them():
     engine = small_engine(tiny_model("hidden"), num_blocks=4)
     assert engine.context_length == 32

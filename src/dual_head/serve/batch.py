@@ -17,6 +17,7 @@ from dual_head.errors import DualHeadError
 from dual_head.serve.paged import PagedModel, Row
 from dual_head.serve.types import EngineSettings
 
+UNKNOWN_CONTEXT = 4096  # tokens
 LONGEST_STEP = 60.0  # seconds that a stop waits for the step that runs
 CPU_SHARE, DEVICE_SHARE = 0.1, 0.8  # of the free memory, where nothing is set
 
@@ -51,8 +52,7 @@ class ContinuousBatch:
         self._manager.warmup()  # makes the pages here, where an error has a caller
         cache: Any = self._processor.cache
         fits = infer_max_single_request_tokens(cache)
-        context = context_length(model.aligned.backbone.config)
-        self.context_length = fits if context is None else min(fits, context)
+        self.context_length = min(fits, self._context() or fits)
         self._count_hits(cache)
 
     def _batching(self) -> ContinuousBatchingConfig:
@@ -66,7 +66,7 @@ class ContinuousBatch:
             share = settings.memory_share or (CPU_SHARE if on_cpu else DEVICE_SHARE)
             # Beside keys and values, every token of the pages has a column in the masks of a step.
             each = self._model.bytes_per_token() + 2 * tokens * self._model.dtype.itemsize
-            useful = rows * (context_length(self._model.aligned.backbone.config) or 4096)
+            useful = rows * (self._context() or UNKNOWN_CONTEXT)
             blocks = min(ceil(useful / settings.page_size) + 1, int(free * share / each / settings.page_size))
             if blocks < 2:
                 raise DualHeadError(
@@ -83,6 +83,11 @@ class ContinuousBatch:
             use_async_batching=False,
             auto_switch_to_flash=False,
         )
+
+    def _context(self) -> int | None:
+        """Of the settings and the backbone the shorter; None where neither says one."""
+        lengths = (self._settings.context_length, context_length(self._model.aligned.backbone.config))
+        return min((length for length in lengths if length is not None), default=None)
 
     @property
     def _processor(self) -> Any:

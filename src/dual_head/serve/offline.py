@@ -17,6 +17,7 @@ from dual_head.serve.engine import Engine
 from dual_head.serve.types import EngineSettings, GenerationRequest, Piece, Sampling
 
 logger = logging.getLogger(__name__)
+FEW = 16  # prompts, of which each gets a row
 
 
 def generate_batch(
@@ -41,7 +42,10 @@ def generate_batch(
     encoded = [_ids(prompt, tokenizer, chat_template) for prompt in prompts]
     if not encoded:
         return []
-    engine = Engine(model, tokenizer, settings)
+    # Pages for what there is, and not for a server.
+    longest = max(map(len, encoded)) + max_new_tokens
+    fitting = EngineSettings(context_length=max(1, longest), max_rows=len(encoded) if len(encoded) < FEW else None)
+    engine = Engine(model, tokenizer, settings or fitting)
     chosen = Sampling(**{"temperature": 0.0, **sampling})
     requests = []
     for i, ids in enumerate(encoded):

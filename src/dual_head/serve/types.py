@@ -21,7 +21,8 @@ class EngineSettings:
 
     page_size: tokens of a page; num_blocks: how many pages there are of each layer; max_batch_tokens: of a step, into
     which prompts go in chunks (256 on a CPU, 2048 elsewhere); max_rows: requests at once (16, 64); memory_share: of
-    the free memory, that pages may take (0.1, 0.8).
+    the free memory, that pages may take (0.1, 0.8); context_length: the most tokens of a prompt and its reply, at most
+    the backbone's.
     """
 
     page_size: int = 32
@@ -29,11 +30,12 @@ class EngineSettings:
     max_batch_tokens: int | None = None
     max_rows: int | None = None
     memory_share: float | None = None
+    context_length: int | None = None
 
     def __post_init__(self):
         if self.page_size < 4:
             raise DualHeadError(f"page_size must be at least 4, not {self.page_size}.")
-        for name in ("num_blocks", "max_batch_tokens", "max_rows"):
+        for name in ("num_blocks", "max_batch_tokens", "max_rows", "context_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DualHeadError(f"{name} must be at least 1, not {value}.")
