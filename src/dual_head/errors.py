@@ -15,8 +15,8 @@ class DualHeadError(ValueError):
 def did_you_mean(name: object, options: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" with the nearest of `options`, or list all of them if none is near."""
     choices = sorted(map(str, options))
-    near = get_close_matches(str(name), choices, n=1, cutoff=0.6)
-    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(choices)}."
+    matches = get_close_matches(str(name), choices, n=1, cutoff=0.6)
+    return f" Did you mean '{matches[0]}'?" if matches else f" Known: {', '.join(choices)}."
 
 
 def require(package: str, extra: str):

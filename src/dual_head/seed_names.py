@@ -31,9 +31,9 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
     Errors: a name without a counterpart, and both spellings of one option.
     """
-    command, others = _command(arguments)
+    command, options = _command(arguments)
     key = " ".join(command[:2] if command[:1] == ["classify"] else command[:1])
-    line = [*command, *_options(others, FLAGS.get(key, {}))]
+    line = [*command, *_options(options, FLAGS.get(key, {}))]
     if line != list(arguments):
         note(f"in our spelling: {command_line('dual-head', *line)}")
     return line

@@ -38,8 +38,8 @@ def run(arguments: Sequence[str]) -> int:
     values = parser.namespace(arguments)
     if values.verify is not None:
         return _verify(values.verify or values.output_dir)
-    options, reader, others = parser.objects(values)
-    cache_features(with_method_options(method(reader.method), others), options)
+    options, reader, method_options = parser.objects(values)
+    cache_features(with_method_options(method(reader.method), method_options), options)
     end_processes()
     return 0
 
@@ -58,7 +58,7 @@ def _verify(folder: str | None) -> int:
     return 0
 
 
-def build_parser(chosen: Method) -> OptionParser:
+def build_parser(recipe: Method) -> OptionParser:
     """Make the parser: the options of a cache, and those of the method that say what its guides read."""
     parser = OptionParser(
         CacheOptions,
@@ -68,7 +68,7 @@ def build_parser(chosen: Method) -> OptionParser:
         description="Write the hidden states that a method's guides are trained from. It takes as long as one epoch "
         "streams through the backbone, so it pays from the second epoch or run on; for one, train without it.",
     )
-    add_method_options(parser, chosen, section="guide.")  # no other option changes what is kept
+    add_method_options(parser, recipe, section="guide.")  # no other option changes what is kept
     names = {f.name for f in fields(CacheOptions)}
-    parser.set_defaults(**{key: value for key, value in chosen.run.items() if key in names})
+    parser.set_defaults(**{key: value for key, value in recipe.run.items() if key in names})
     return parser

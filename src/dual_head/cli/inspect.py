@@ -105,16 +105,16 @@ def _costs(source: str, sizes: dict[str, int]) -> dict[str, Any]:
 
 def _describe(name: str, values: dict[str, Any], costs: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
     entry, cost = values["guides"][name], costs["guides"][name]
-    stored = {key: size for key, size in sizes.items() if key.startswith(f"{name}.")}
-    parameters = {key: size for key, size in stored.items() if not key.endswith(VOCAB_MAP)}
+    tensors = {key: size for key, size in sizes.items() if key.startswith(f"{name}.")}
+    parameters = {key: size for key, size in tensors.items() if not key.endswith(VOCAB_MAP)}
     # A guide that was moved is frozen; only the map of hidden states before it is trained.
-    trained = {key: size for key, size in parameters.items() if not entry.get("adapter") or ".transfer." in key}
+    trainable = {key: size for key, size in parameters.items() if not entry.get("adapter") or ".transfer." in key}
     return {
         "kind": entry["kind"],
         "config": entry["config"],
         "alpha": (values.get("alpha") or {}).get(name, 1.0),
-        "trained": sum(trained.values()),
-        "stored": sum(stored.values()),
+        "trained": sum(trainable.values()),
+        "stored": sum(tensors.values()),
         "executed": cost["executed"],
         "share_of_backbone": cost["executed"] / costs["backbone"]["parameters"],
         "forwards": cost["forwards"],

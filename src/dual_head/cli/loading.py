@@ -84,6 +84,6 @@ def to_device(model: "AlignedModel", args: LoadingOptions) -> None:
 
 def _tokenizer_folder(guides: str, model: "AlignedModel") -> str:
     """The folder of the guides if they bring a tokenizer that still fits, else that of the backbone."""
-    saved = (Path(guides) / "tokenizer_config.json").is_file()
-    moved = any(entry.get("vocab_map") for entry in (model.config.guides or {}).values())
-    return guides if (saved and not moved) or not Path(guides).is_dir() else str(model.backbone.config._name_or_path)
+    remapped = any(entry.get("vocab_map") for entry in (model.config.guides or {}).values())
+    fits = (Path(guides) / "tokenizer_config.json").is_file() and not remapped
+    return guides if fits or not Path(guides).is_dir() else str(model.backbone.config._name_or_path)

@@ -26,8 +26,8 @@ def run(arguments: Sequence[str]) -> int:
     from dual_head.train.feature_cache.inputs import cached_options
     from dual_head.train.run import train_guide
 
-    chosen = method(name)
-    parser = build_parser(chosen, help_all="--help_all" in arguments)
+    recipe = method(name)
+    parser = build_parser(recipe, help_all="--help_all" in arguments)
     parser.take_file(arguments[1:])
     if cache := before_parsing(arguments[1:], "feature_cache").feature_cache or parser.get_default("feature_cache"):
         # Its backbone and data are the defaults, below the file's, so that any other that is named is meant.
@@ -35,8 +35,8 @@ def run(arguments: Sequence[str]) -> int:
     if "--help_all" in arguments:
         parser.print_help()
         return 0
-    options, training, values = parser.read(arguments[1:])
-    train_guide(with_method_options(chosen, values), options, training)
+    options, training, method_options = parser.read(arguments[1:])
+    train_guide(with_method_options(recipe, method_options), options, training)
     end_processes()
     return 0
 

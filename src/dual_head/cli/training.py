@@ -18,7 +18,7 @@ COMMON += ("bf16", "activation_checkpointing", "logging_steps", "eval_strategy",
 COMMON += ("save_total_limit", "report_to", "resume_from_checkpoint", "push_to_hub")
 
 
-def build_parser(chosen: "Method", *, help_all: bool = False) -> OptionParser:
+def build_parser(recipe: "Method", *, help_all: bool = False) -> OptionParser:
     """Make the parser of one method: our options, the method's, and transformers' with the method's defaults."""
     from dual_head.methods import METHODS
     from dual_head.train.arguments import GuideTrainingArguments
@@ -27,23 +27,23 @@ def build_parser(chosen: "Method", *, help_all: bool = False) -> OptionParser:
     parser = OptionParser(
         RunOptions,
         GuideTrainingArguments,
-        command=f"train {chosen.name}",
+        command=f"train {recipe.name}",
         usage="--model_name_or_path M --dataset_name D --output_dir O [options]",
-        description=METHODS.description(chosen.name),
-        constants={"method": chosen.name},
+        description=METHODS.description(recipe.name),
+        constants={"method": recipe.name},
     )
     hide_rare(parser, GuideTrainingArguments, help_all=help_all)
-    add_method_options(parser, chosen)
-    parser.set_defaults(**chosen.training, **chosen.run)
+    add_method_options(parser, recipe)
+    parser.set_defaults(**recipe.training, **recipe.run)
     return parser
 
 
-def add_method_options(parser: argparse.ArgumentParser, chosen: "Method", *, section: str = "") -> None:
+def add_method_options(parser: argparse.ArgumentParser, recipe: "Method", *, section: str = "") -> None:
     """Add a flag for every option of the method, or of one section, under its path and the paper's symbols."""
-    group = parser.add_argument_group(f"options of {chosen.name}")
-    for path, value in chosen.options():
+    group = parser.add_argument_group(f"options of {recipe.name}")
+    for path, value in recipe.options():
         if path.startswith(section):
-            symbols = [symbol for symbol, target in chosen.symbols.items() if target == path]
+            symbols = [symbol for symbol, target in recipe.symbols.items() if target == path]
             group.add_argument(
                 *(f"--{flag}" for flag in (*symbols, path)),
                 dest=OPTION + path,
@@ -54,10 +54,10 @@ def add_method_options(parser: argparse.ArgumentParser, chosen: "Method", *, sec
             )
 
 
-def with_method_options(chosen: "Method", values: argparse.Namespace) -> "Method":
+def with_method_options(recipe: "Method", values: argparse.Namespace) -> "Method":
     """Return the method with the options on the command line or in the file."""
     options = {key.removeprefix(OPTION): value for key, value in vars(values).items() if key.startswith(OPTION)}
-    return chosen.with_options(options)
+    return recipe.with_options(options)
 
 
 def hide_rare(parser: argparse.ArgumentParser, arguments: type, *, help_all: bool) -> None:

@@ -282,14 +282,14 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def _held(lock: Path, *, blocking: bool = True) -> Iterator[None]:
+def _held(path: Path, *, blocking: bool = True) -> Iterator[None]:
     """Hold a lock file for as long as the block lasts. Errors: TimeoutError if it is held and `blocking` is off."""
     from filelock import FileLock  # slow to import, and commands that write nothing need none
 
-    held = FileLock(lock, thread_local=False)
-    held.acquire(blocking=blocking)
+    lock = FileLock(path, thread_local=False)
+    lock.acquire(blocking=blocking)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: a process that waits for it sees this, and makes another
-        held.release()
+        path.unlink(missing_ok=True)  # while it is held: a process that waits for it sees this, and makes another
+        lock.release()
