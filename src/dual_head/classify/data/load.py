@@ -51,7 +51,7 @@ def load_examples(
 
     name: a path, a name on the hub, or a format that is a data set there, such as "boolq"; columns: which column is
     the "input" (or several), "label", "rationale", "answer", "group", "id", "together"; labels: the classes in order,
-    those of the data where not given; rows of others are dropped; template: the input, as "{premise} {hypothesis}"
+    by default those of the data; rows of others are dropped; template: the input, as "{premise} {hypothesis}"
     of the row's own columns; explanation: which of a row's rationales, from 1, or "all" for an example of each;
     multi_label: a row may have several labels; labelled: false keeps rows without a label.
     Errors: an unknown source, split, format or column, and no example left.
@@ -92,7 +92,7 @@ def same_input(text: str) -> str:
 
 
 def _source(name: str, split: str, data_dir: str | None, format: str, drops: RowReport) -> tuple[str, Rows]:
-    """The format that the source itself tells, or the one asked for, and the rows."""
+    """The format that the files or the name tell, else the one of the option, and the rows."""
     if format not in (*FORMATS, "auto"):
         raise DualHeadError(f"There is no format '{format}'.{did_you_mean(format, [*FORMATS, 'auto'])}")
     root = Path(name).expanduser() / (data_dir or "")
@@ -102,12 +102,11 @@ def _source(name: str, split: str, data_dir: str | None, format: str, drops: Row
             if rows is not None:
                 return candidate.name, rows
     for candidate in FORMATS.values():
-        # Its copy on the hub has many tasks, and the format says which.
-        chosen = name == candidate.name or (
-            format == candidate.name and candidate.hub and name == candidate.hub[0] and not data_dir
-        )
-        if chosen and candidate.hub and not root.exists():
-            return candidate.name, hub_rows(candidate.hub[0], split, configuration=candidate.hub[1])
+        if candidate.hub and not root.exists():
+            home, configuration = candidate.hub
+            by_format = format == candidate.name and name == home and not data_dir  # a data set of many tasks
+            if name == candidate.name or by_format:
+                return candidate.name, hub_rows(home, split, configuration=configuration)
     return format, rows_of(name, split, data_dir, drops)
 
 
@@ -128,7 +127,7 @@ def _detected(head: list[Any], source: str, template: str | None) -> str:
     """The format that most of the first rows match; where several do, the one that the source is named for."""
     rows = [row for row, _ in head if isinstance(row, Mapping)]
     if not rows:
-        return "triplets"  # nothing to go by, and nothing to lose: the table will tell
+        return "triplets"  # any would do: the account of the rows says what is wrong
     counts = {candidate.name: sum(candidate.fits(row) for row in rows) for candidate in FORMATS.values()}
     best = [candidate for candidate, count in counts.items() if count and count == max(counts.values())]
     if not best and template:
@@ -139,10 +138,10 @@ def _detected(head: list[Any], source: str, template: str | None) -> str:
             f"No format has the columns {columns}. Say which is which, as in --columns input=text,label=class, or "
             f"name a format: {', '.join(FORMATS)}."
         )
-    named = [candidate for candidate in best if candidate in source.lower().replace(".", "/").split("/")]
-    if len(best) > 1 and len(named) != 1:
+    in_path = [candidate for candidate in best if candidate in source.lower().replace(".", "/").split("/")]
+    if len(best) > 1 and len(in_path) != 1:
         raise DualHeadError(f"The columns {columns} could be {' or '.join(best)}. Say which with --format.")
-    return (named or best)[0]
+    return (in_path or best)[0]
 
 
 def _usable(
