@@ -6,6 +6,7 @@ And nothing in the repository names where it was written.
 import contextlib
 import io
 import json
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -241,6 +242,29 @@ def test_the_packages_of_the_page_on_the_source_are_there():
     named = {name for row in TABLE_ROW.findall(table) for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     packages = {file.parent.name for file in (ROOT / "src" / "dual_head").glob("*/__init__.py")}
     assert named == packages
+
+
+# Of our own tree; pages on provenance name other trees too, and tests/papers/test_provenance.py reads them.
+SOURCE_PAGES = [ROOT / "CONTRIBUTING.md", *(page for page in PAGES if page.parent.name not in ("provenance", "commands"))]
+TREE = ("src/dual_head", "tests", "examples", "experiments", "benchmarks", "scripts", "configs")
+PLACE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TREE)})/[\w./-]*\w")
+DOTTED = re.compile(r"(?<![\w/])dual_head(?:\.[A-Za-z_]\w*)+")
+GROUPS = {f"dual_head.{name}" for name in ("benchmarks", "systems", "judges")}  # entry points of no module's name
+
+
+@pytest.mark.parametrize("page", SOURCE_PAGES, ids=lambda page: page.name)
+def test_every_file_and_module_that_a_page_names_is_there(page):
+    text = page.read_text()
+    assert [place for place in PLACE.findall(text) if not place.endswith("/x.py") and not (ROOT / place).exists()] == []
+    assert [name for name in set(DOTTED.findall(text)) - GROUPS if not is_there(name)] == []
+
+
+def is_there(name: str) -> bool:
+    """Tell whether a dotted name is a module, or an attribute of one."""
+    with contextlib.suppress(ImportError, AttributeError):
+        pkgutil.resolve_name(name)
+        return True
+    return False
 
 
 def test_every_format_has_an_example():
