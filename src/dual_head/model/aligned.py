@@ -131,7 +131,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         move_options = {"vocab_map": vocab_map, "adapter": adapter, "tokenizer": tokenizer} if switch else None
         model = build.stored_model(cls, source, backbone, config, load=load, hub=hub, moving=move_options)
         info = {"missing_keys": set(), "unexpected_keys": set()}
-        return (model, info) if output_loading_info else model
+        return (model, info) if output_loading_info else model  # pyright: ignore[reportReturnType] - as transformers
 
     def save_pretrained(
         self, save_directory: str | Path, *, state_dict: Any = None, push_to_hub: bool = False, **hub: Any
