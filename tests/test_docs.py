@@ -245,7 +245,9 @@ def test_the_packages_of_the_page_on_the_source_are_there():
 
 
 # Of our own tree; pages on provenance name other trees too, and tests/papers/test_provenance.py reads them.
-SOURCE_PAGES = [ROOT / "CONTRIBUTING.md", *(page for page in PAGES if page.parent.name not in ("provenance", "commands"))]
+SOURCE_PAGES = [page for page in PAGES if page.parent.name not in ("provenance", "commands")] + [
+    ROOT / "CONTRIBUTING.md"
+]
 TREE = ("src/dual_head", "tests", "examples", "experiments", "benchmarks", "scripts", "configs")
 PLACE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TREE)})/[\w./-]*\w")
 DOTTED = re.compile(r"(?<![\w/])dual_head(?:\.[A-Za-z_]\w*)+")
