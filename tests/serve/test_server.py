@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dual_head.errors import DualHeadError
 from dual_head.serve.openai import middleware
 from dual_head.serve.server import listening
 from dual_head.serve.settings import ServerSettings
+from dual_head.serve.types import EngineSettings
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,12 @@ def test_keys_come_from_the_environment_too(monkeypatch):
     monkeypatch.setenv("DUAL_HEAD_API_KEY", "from-there")
     assert ServerSettings().api_key == "from-there"
     assert ServerSettings(api_key="said").api_key == "said"
+
+
+def test_every_size_of_the_engine_is_an_option_with_the_same_default():
+    settings = ServerSettings()
+    for size in fields(EngineSettings):
+        assert getattr(settings, size.name) == size.default
 
 
 def test_a_large_body_is_refused_before_it_is_read(serve):
@@ -153,24 +161,26 @@ def test_the_page_loads_nothing_from_elsewhere(serve):
 # ---- clients that leave ----------------------------------------------------------------------------------
 
 
-def left_early(server, engine, **fields) -> None:
-    """Ask, and close the connection while the reply is made."""
+def left_early(server, engine, *, read: bool, **fields) -> None:
+    """Ask, and close the connection while the reply is made; read: only when some of it has come."""
     body = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 50, **fields}).encode()
     with socket.create_connection(("127.0.0.1", server.http.base_url.port)) as connection:
         head = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
         until(lambda: engine.running)
-        if fields.get("stream"):
+        if read:
             assert connection.recv(10)
 
 
-@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"n": 3}, {"n": 3, "stream": True}])
-def test_the_request_of_a_client_that_left_is_cancelled(serve, fields):
-    engine = ScriptedEngine(pause=0.05)
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(("stream", "read", "pause"), [(False, False, 0.05), (True, True, 0.05), (True, False, 100.0)])
+def test_the_request_of_a_client_that_left_is_cancelled(serve, stream, read, pause, n):
+    engine = ScriptedEngine()
     with serve(engine) as server:
-        left_early(server, engine, **fields)
+        engine.pause = pause  # the warm-up was quick
+        left_early(server, engine, read=read, stream=stream, n=n)
         until(lambda: engine.running == 0)
-        assert engine.cancelled == fields.get("n", 1)
+        assert engine.cancelled == n
         until(lambda: server.api.host.admitted == 0)
         until(lambda: 'request_success_total{finished_reason="abort"} 1.0' in server.http.get("/metrics").text)
 

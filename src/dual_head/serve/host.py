@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, Protocol
 
-from dual_head.errors import DualHeadError
 from dual_head.model.aligned import AlignedModel
 from dual_head.serve.openai.errors import Refused
 from dual_head.serve.types import EngineStats, EngineStopped, GenerationRequest, Piece, Sampling
@@ -135,7 +134,7 @@ class EngineHost:
         try:
             await self._warm_up()
             self._state = "ready"
-        except DualHeadError:  # the worker died of its first tokens
+        except Exception:  # the worker died of its first tokens
             await self._restarted()
         ready()
         while True:
@@ -201,7 +200,7 @@ class EngineHost:
         edit()
         try:
             self._replace()
-        except DualHeadError:
+        except Exception:
             undo()
             self._replace()
             raise

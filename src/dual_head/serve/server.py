@@ -71,7 +71,8 @@ def serve(
     try:
         web_server(api, lambda: _announce(api, listener, say)).run(sockets=[listener])
     finally:
-        api.host.engine.stop(0.0)
+        if api.host.engine.alive:  # the server ended before it began
+            api.host.engine.stop(0.0)
 
 
 def open_api(

@@ -27,7 +27,10 @@ class ServerSettings(Options):
     request_timeout: float = option(300.0, "seconds until a request is ended", above=0)
     drain: float = option(30.0, "seconds that requests have to end when the server stops", least=0)
 
-    page_size: int = option(32, "tokens of a page of the cache", least=4, heading="engine")
+    context_length: int | None = option(
+        None, "most tokens of a prompt and its reply [the backbone's context]", least=2, heading="engine"
+    )
+    page_size: int = option(32, "tokens of a page of the cache", least=4)
     num_blocks: int | None = option(None, "pages of the cache [what --memory_share holds]", least=1)
     max_batch_tokens: int | None = option(None, "tokens of one step [256 on a CPU, else 2048]", least=1)
     max_rows: int | None = option(None, "choices in one step [16 on a CPU, else 64]", least=1)

@@ -54,9 +54,11 @@ def model_card(
     model: str, alpha: Mapping[str, Strength], name: str, config: AlignedConfig, context: int, created: int
 ) -> dict[str, Any]:
     """One entry of /v1/models: OpenAI's fields, the strengths of this name, and every guide with its default."""
+    entries = config.guides or {}  # which may be changing: what has both an entry and a strength is there
     guides = {
-        guide: {"kind": entry["kind"], "alpha": (config.alpha or {})[guide]}
-        for guide, entry in (config.guides or {}).items()
+        guide: {"kind": entries[guide]["kind"], "alpha": default}
+        for guide, default in (config.alpha or {}).items()
+        if guide in entries
     }
     return {
         "id": model,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dual_head.serve.openai.records import RequestRecord
 from dual_head.serve.openai.replies import CompletionForm, Form, usage
 from dual_head.serve.types import EngineStopped, GenerationRequest, Piece
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 GRACE = 10.0  # seconds beyond its time that a stream has to be read
 DONE = b"data: [DONE]\n\n"
@@ -155,6 +157,8 @@ async def events(
         if heading.include_usage:
             yield event(usage=usage(heading.prompt_tokens, tokens))
     except Exception as error:
+        if not isinstance(error, Refused):
+            logger.exception("A stream failed.")
         yield _event(refusal_of(error).body())
     yield DONE
 
