@@ -51,7 +51,7 @@ WRITERS = {
         *["--max_rows", "2", "--max_retries", "0", "--output", "OUT/rationales.jsonl"],
     ],
 }
-READERS = {"inspect": ["inspect", "{guides}"]}
+READERS = {"inspect": ["inspect", "{guides}"], "serve": ["serve", "{guides}"]}
 
 
 def every_command() -> set[str]:
