@@ -155,6 +155,14 @@ def test_a_reward_model_is_refused_with_the_reason():
         small_engine(model)
 
 
+def test_layers_without_pages_are_refused_by_name():
+    model = tiny_model("hidden")
+    model.backbone.config.attention_chunk_size = 8
+    model.backbone.config.layer_types = ["full_attention", "chunked_attention"]
+    with pytest.raises(DualHeadError, match=r"LlamaForCausalLM cannot be served: .* no layers of chunked_attention"):
+        small_engine(model)
+
+
 def test_an_untested_transformers_is_refused_with_the_line_that_installs_a_tested_one(monkeypatch):
     for version in ("5.22.9", "5.24.0", "6.0.0.dev0"):
         monkeypatch.setattr(versions.transformers, "__version__", version)

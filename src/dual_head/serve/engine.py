@@ -160,7 +160,7 @@ class Engine:
         reply = self._reply(running)
         try:
             self._submit(running)
-            given = 0
+            position = 0
             while True:
                 try:
                     news = [await asyncio.wait_for(outputs.get(), WATCH)]
@@ -169,7 +169,7 @@ class Engine:
                     continue
                 while not outputs.empty():
                     news.append(outputs.get_nowait())
-                piece, given = self._piece(running, reply, given, news)
+                piece, position = self._piece(running, reply, position, news)
                 yield piece
                 if piece.finish_reason:
                     return
@@ -187,7 +187,7 @@ class Engine:
         runs = [self._prepare(request) for request in requests]
         replies = [self._reply(running) for running in runs]
         pieces: list[list[Piece]] = [[] for _ in runs]
-        given, left = [0] * len(runs), set(range(len(runs)))
+        position, left = [0] * len(runs), set(range(len(runs)))
         try:
             for i, running in enumerate(runs):
                 running.deliver = lambda news, i=i: outputs.put((i, news))
@@ -200,7 +200,7 @@ class Engine:
                     continue
                 if i not in left:
                     continue  # it came to a stop string, and what came after it does not count
-                piece, given[i] = self._piece(runs[i], replies[i], given[i], [news])
+                piece, position[i] = self._piece(runs[i], replies[i], position[i], [news])
                 pieces[i].append(piece)
                 if piece.finish_reason:
                     left.discard(i)
@@ -251,19 +251,19 @@ class Engine:
             raise _stopped(self._death) from self._batch.fatal_error
 
     def _piece(
-        self, running: RunningRequest, reply: Reply, given: int, news: list[tuple[bool, str | None]]
+        self, running: RunningRequest, reply: Reply, position: int, news: list[tuple[bool, str | None]]
     ) -> tuple[Piece, int]:
-        """What the outputs brought, and how many tokens were read by now."""
+        """What the outputs brought behind that position of the reply, and the position after it."""
         finished, error = news[-1]
         if error is not None:
             self._running.pop(running.id, None)
             raise _stopped(error)
         if running.error is not None:
             raise DualHeadError(running.error)
-        records = running.records[given : given + len(news)]
+        records = running.records[position : position + len(news)]
         if finished:
             self._running.pop(running.id, None)
-        return reply.add(records, finished=finished), given + len(records)
+        return reply.add(records, finished=finished), position + len(records)
 
     # ---- in the generation thread ----------------------------------------------------------------------
 

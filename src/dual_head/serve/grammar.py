@@ -22,7 +22,7 @@ class Grammars:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_tokens: list[int]):
         self._tokenizer, self._vocabulary, self._end_tokens = tokenizer, vocabulary, end_tokens
-        self._made: Any = None
+        self._tokens: Any = None
         self._compiled = lru_cache(maxsize=64)(self._compile)
 
     def matcher(self, grammar: Grammar) -> Matcher:
@@ -40,13 +40,13 @@ class Grammars:
                 )
         except ValueError as error:
             raise _refused(grammar, str(error)) from error
-        matcher = llguidance.LLMatcher(self._for_tokens(), text)
+        matcher = llguidance.LLMatcher(self._token_bytes(), text)
         if matcher.is_error():
             raise _refused(grammar, matcher.get_error())
         return matcher
 
-    def _for_tokens(self) -> Any:
-        if self._made is None:
+    def _token_bytes(self) -> Any:
+        if self._tokens is None:
             if not isinstance(self._tokenizer, PreTrainedTokenizerFast):
                 raise DualHeadError("A grammar needs a fast tokenizer (tokenizer.json), and this model has none.")
             if not self._end_tokens:
@@ -55,12 +55,12 @@ class Grammars:
                 )
             make = require("llguidance.hf", "serve").from_tokenizer
             try:
-                self._made = make(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end_tokens)
+                self._tokens = make(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end_tokens)
             except ValueError as error:
                 raise DualHeadError(
                     f"A grammar needs a tokenizer whose tokens are bytes of the text: {error}. Leave the grammar out."
                 ) from error
-        return self._made
+        return self._tokens
 
 
 def _refused(grammar: Grammar, reason: str) -> DualHeadError:

@@ -134,15 +134,15 @@ class PagedModel(nn.Module):
         entries = [(name, entry["cache_layers"]) for name, entry in model.guides.entries.items()]
         if not any(count for _, count in entries):
             return places
-        # Seen rather than declared: what a guide puts into a cache at one token.
+        # Looked up rather than declared: what a guide puts into a cache at one token.
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         with torch.no_grad():
             model.encode(
                 torch.zeros(1, 1, dtype=torch.long, device=self.device), past_key_values=cache, guides=self.names
             )
-        seen: Any = iter(cache.layers[model.backbone.num_layers :])
+        cached: Any = iter(cache.layers[model.backbone.num_layers :])
         for name, count in entries:
-            shapes = [(keys.shape[1], keys.shape[3]) for keys in (next(seen).keys for _ in range(count))]
+            shapes = [(keys.shape[1], keys.shape[3]) for keys in (next(cached).keys for _ in range(count))]
             first = []
             for shape in shapes:
                 first.append(layer)
@@ -268,3 +268,9 @@ def require_servable(model: AlignedModel) -> None:
     attention = model.backbone.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise DualHeadError(f"Attention '{attention}' cannot be served. Load it with attn_implementation='sdpa'.")
+    kinds = set(get_layer_types_and_kwargs(model.backbone.config.get_text_config(decoder=True))[0])
+    if others := kinds - {FULL, "sliding_attention"}:
+        raise DualHeadError(
+            f"{type(model.backbone.lm).__name__} cannot be served: pages hold no layers of "
+            f"{', '.join(sorted(others))}. Use generate, or another backbone."
+        )

@@ -55,9 +55,9 @@ def penalised(logits: Tensor, settings: Sequence[Sampling], counts: Sequence[Map
     """
     entries = [
         (i, token, count, s.repetition_penalty, s.frequency_penalty * count + s.presence_penalty * (count > 0))
-        for i, (s, seen) in enumerate(zip(settings, counts, strict=True))
-        if seen
-        for token, count in seen.items()
+        for i, (s, row_counts) in enumerate(zip(settings, counts, strict=True))
+        if row_counts
+        for token, count in row_counts.items()
     ]
     biases = [(i, token, bias) for i, s in enumerate(settings) for token, bias in s.logit_bias.items()]
     if not entries and not biases:
@@ -86,15 +86,15 @@ def scores_of(logits: Tensor, settings: Sequence[Sampling], seeds: Sequence[int]
     if not sampled:
         return logits
     device = logits.device
-    chosen = [settings[i] for i in sampled]
+    asking = [settings[i] for i in sampled]
     whole = len(sampled) == len(settings)
     at = torch.tensor(sampled, device=device)
     z = logits if whole else logits[at]
     # The largest at 0, so that a tiny temperature does not overflow.
-    z = (z - z.amax(-1, keepdim=True)).div_(_column([s.temperature for s in chosen], z))
-    z = _where(z, [s.top_k > 0 for s in chosen], lambda x, s: top_k(x, [k.top_k for k in s]), chosen)
-    z = _where(z, [s.top_p < 1 for s in chosen], lambda x, s: top_p(x, [p.top_p for p in s]), chosen)
-    z = _where(z, [s.min_p > 0 for s in chosen], lambda x, s: min_p(x, [p.min_p for p in s]), chosen)
+    z = (z - z.amax(-1, keepdim=True)).div_(_column([s.temperature for s in asking], z))
+    z = _where(z, [s.top_k > 0 for s in asking], lambda x, s: top_k(x, [k.top_k for k in s]), asking)
+    z = _where(z, [s.top_p < 1 for s in asking], lambda x, s: top_p(x, [p.top_p for p in s]), asking)
+    z = _where(z, [s.min_p > 0 for s in asking], lambda x, s: min_p(x, [p.min_p for p in s]), asking)
     z += gumbel([seeds[i] for i in sampled], positions if whole else positions[at], z.shape[-1])
     return z if whole else logits.index_copy(0, at, z)
 
