@@ -11,37 +11,49 @@ from dual_head.backbone.checkpoint import MODEL_TYPE, require_sizes
 from dual_head.options import fit
 
 
-class AlignedConfig(PreTrainedConfig):
-    """Configuration of `AlignedModel`.
+class BackboneConfig(PreTrainedConfig):
+    """What the config of a model beside a frozen decoder says of that decoder.
 
-    backbone_config: the config of the backbone; backbone_name_or_path: where to load it from; guides: {name: {"kind",
-    "config", "cache_layers", "shape"}}, with "adapter" and "vocab_map" true if the guide was moved from the backbone of
-    that shape to another; alpha: {name: default strength}; fusion: "logits" or "probabilities"; backbone_fingerprint,
-    tokenizer_fingerprint: of the backbone and tokenizer in training; training: a record of the method and data; costs:
-    what `inspect` shows (`model.costs`); checksums: {file: {"bytes", "sha256"}} of the weights beside it.
+    backbone_config: the config of the backbone; backbone_name_or_path: where to load it from; backbone_fingerprint,
+    tokenizer_fingerprint: of the backbone and tokenizer in training; checksums: {file: {"bytes", "sha256"}} of the
+    weights beside it.
     """
 
-    model_type = MODEL_TYPE
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] - as transformers' own configs
 
     backbone_config: dict | PreTrainedConfig | None = None
     backbone_name_or_path: str | None = None
     backbone_fingerprint: dict | None = None
     tokenizer_fingerprint: str | None = None
-    guides: dict | None = None
-    alpha: dict | None = None
-    fusion: str = "logits"
-    training: dict | None = None
-    costs: dict | None = None
     checksums: dict | None = None
 
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.backbone_config, dict):
             require_sizes(self.backbone_config)
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+        self.tie_word_embeddings = False  # nothing that is saved is tied; the backbone has its own ties
+        super().__post_init__(**kwargs)
+
+
+class AlignedConfig(BackboneConfig):
+    """Configuration of `AlignedModel`.
+
+    guides: {name: {"kind", "config", "cache_layers", "shape"}}, with "adapter" and "vocab_map" true if the guide was
+    moved from the backbone of that shape to another; alpha: {name: default strength}; fusion: "logits" or
+    "probabilities"; training: a record of the method and data; costs: what `inspect` shows (`model.costs`).
+    """
+
+    model_type = MODEL_TYPE
+
+    guides: dict | None = None
+    alpha: dict | None = None
+    fusion: str = "logits"
+    training: dict | None = None
+    costs: dict | None = None
+
+    def __post_init__(self, **kwargs: Any):
         self.guides = self.guides or {}
         self.alpha = fit(self.alpha or {}, dict[str, float], "alpha")
-        self.tie_word_embeddings = False  # only guides are saved, and they tie nothing; the backbone has its own ties
         super().__post_init__(**kwargs)
 
     @property

@@ -5,9 +5,7 @@ It is what config.json of a checkpoint holds. It knows sizes and names, never we
 
 from typing import Any, Literal, get_args
 
-from transformers import AutoConfig, PreTrainedConfig
-
-from dual_head.backbone.checkpoint import require_sizes
+from dual_head.config import BackboneConfig
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.reading import reading
 from dual_head.options import fit
@@ -21,27 +19,20 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 
 
-class DualHeadReasoningConfig(PreTrainedConfig):
+class DualHeadReasoningConfig(BackboneConfig):
     """Configuration of `DualHeadReasoningModel`.
 
-    backbone_config: the backbone's own; backbone_name_or_path: where to load it from, unless all of it is trained;
-    backbone_fingerprint, tokenizer_fingerprint: what the rest was trained on; head: the class head, "linear" or a
-    two-layer "mlp" of head_width (None: as wide as the backbone) with dropout; class_weights: one for each label (of
-    several a row: how much its presence weighs, binary cross-entropy's pos_weight), or None; cls_weight, lm_weight: of
-    the two losses; lm_scope: what the reasoning head learns to write, "everything" (the input too, as published),
+    backbone_name_or_path: where to load the backbone from, unless all of it is trained; head: "linear" or a two-layer
+    "mlp" of head_width (None: as wide as the backbone) with dropout; class_weights: one for each label (of several a
+    row: how much its presence weighs, binary cross-entropy's pos_weight), or None; cls_weight, lm_weight: of the two
+    losses; lm_scope: what the reasoning head learns to write, "everything" (the input too, as published),
     "continuation" ("rationale + answer") or "rationale"; tune: what is trained beside the class head, a "lora" (lora:
     PEFT's r, alpha, dropout, targets), the "full" backbone, or nothing ("frozen"); text: how inputs, rationales and
-    answers are written, so that what is classified reads as what was trained on; checksums: {file: {"bytes", "sha256"}}
-    of the weights beside it.
+    answers are written, so that what is classified reads as what was trained on.
     """
 
     model_type = "dual_head_reasoning"
-    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] - as transformers' own configs
 
-    backbone_config: dict | PreTrainedConfig | None = None
-    backbone_name_or_path: str | None = None
-    backbone_fingerprint: dict | None = None
-    tokenizer_fingerprint: str | None = None
     head: str = "mlp"
     head_width: int | None = None
     dropout: float = 0.1
@@ -52,12 +43,8 @@ class DualHeadReasoningConfig(PreTrainedConfig):
     tune: str = "lora"
     lora: dict | None = None
     text: dict | None = None
-    checksums: dict | None = None
 
     def __post_init__(self, **kwargs: Any):
-        if isinstance(self.backbone_config, dict):
-            require_sizes(self.backbone_config)
-            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         for name, options in (("head", HeadKind), ("lm_scope", LmScope), ("tune", Tune)):
             if (value := getattr(self, name)) not in get_args(options):
                 raise DualHeadError(f"Unknown {name} '{value}'.{did_you_mean(str(value), get_args(options))}")
@@ -71,7 +58,6 @@ class DualHeadReasoningConfig(PreTrainedConfig):
             raise DualHeadError("cls_weight and lm_weight are at least 0, and not both 0.")
         self.lm_scope = scope_of(self.lm_scope)
         self.lora = {"r": 16, "alpha": 32, "dropout": 0.1, "targets": None} | (self.lora or {})
-        self.tie_word_embeddings = False  # ours to save are heads and adapters; ties in the backbone are its own
         super().__post_init__(**kwargs)
         if self.problem_type not in (None, *get_args(ProblemType)):
             raise DualHeadError(f"Unknown problem_type.{did_you_mean(str(self.problem_type), get_args(ProblemType))}")

@@ -269,8 +269,7 @@ class DualHeadReasoningModel(PreTrainedModel):
             with reading(f"Cannot build the classifier of '{source}' from its config.json", COPY):
                 lm = AutoModelForCausalLM.from_config(config.backbone_config, **building)
         elif not isinstance(backbone, nn.Module):
-            place: Any = backbone or recorded_backbone(config, source)  # type: ignore[arg-type]
-            lm = load_backbone(str(place), **load)
+            lm = load_backbone(str(backbone or recorded_backbone(config, source)), **load)
         if config.tune != "full":
             require_same_backbone(config, lm, source)
         with reading(f"Cannot build the classifier of '{source}' from its config.json", COPY):

@@ -25,7 +25,7 @@ from dual_head.backbone.checkpoint import (
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.backbone.load import load_backbone
-from dual_head.config import AlignedConfig
+from dual_head.config import AlignedConfig, BackboneConfig
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder
 from dual_head.files.reading import reading
@@ -215,8 +215,8 @@ def load_lm(backbone: str | Path | PreTrainedModel, **options: Any) -> PreTraine
     return backbone
 
 
-def recorded_backbone(config: AlignedConfig, source: str) -> str:
-    """Where the backbone of the guides in `source` is. Errors: it was not recorded."""
+def recorded_backbone(config: BackboneConfig, source: str) -> str:
+    """Where the backbone of what lies in `source` is. Errors: it was not recorded."""
     if not config.backbone_name_or_path:
         raise DualHeadError(f"'{source}' does not say where its backbone is. Pass backbone=NAME_OR_FOLDER.")
     return config.backbone_name_or_path
