@@ -167,7 +167,7 @@ def own(prompt, reply, **changes):
     return json.dumps({**row, "finished": [True], "identity": "i", "decoding": {"max_new_tokens": 4}, **changes}) + "\n"
 
 
-def test_our_own_written_filegives_what_was_said_last_and_how_it_was_decoded(tmp_path):
+def test_our_own_file_gives_what_was_said_last_and_how_it_was_decoded(tmp_path):
     file = tmp_path / "base.jsonl"
     file.write_text(own("a", "old") + own("b", "b") + own("a", "new") + '{"question": "c", "pro')
     recorded = read_answers(file)
@@ -210,26 +210,26 @@ ANNOTATED = json.dumps(
 @pytest.mark.parametrize(
     ("name", "content", "remedy"),
     [
-        ("a.jsonl", own("a", "x", replies="text"), "is no answer"),
+        ("a.jsonl", own("a", "x", replies="text"), "is not an answer"),
         ("a.jsonl", own("a", "x", identity="j") + own("b", "x"), "several models"),
         ("a.jsonl", own("a", "x", decoding={"max_new_tokens": 5}) + own("b", "x"), "several decodings"),
-        ("a.jsonl", '{"cut": \n' + own("a", "x"), "no whole JSON"),
-        ("a.jsonl", '{"question_id": 1, "model_id": "m", "choices": []}\n', "is no answer"),
-        ("a.jsonl", arena_2({"answer": None}), r'is no answer .*or "uid", "messages"'),
+        ("a.jsonl", '{"cut": \n' + own("a", "x"), "not whole JSON"),
+        ("a.jsonl", '{"question_id": 1, "model_id": "m", "choices": []}\n', "is not an answer"),
+        ("a.jsonl", arena_2({"answer": None}), r'is not an answer .*or "uid", "messages"'),
         ("a.jsonl", arena_2("text"), "no message has an answer"),
-        ("a.jsonl", arena_2({"answer": "b"}, messages=None), "is no answer"),
-        ("a.jsonl", "[]\n[]\n", "is no answer"),
+        ("a.jsonl", arena_2({"answer": "b"}, messages=None), "is not an answer"),
+        ("a.jsonl", "[]\n[]\n", "is not an answer"),
         ("a.json", '[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}]', "Keep one of them"),
-        ("a.json", '[{"instruction": "a", "output": "b"', "no whole JSON"),
-        ("a.json", '[{"instruction": "a"}]', "is no answer"),
+        ("a.json", '[{"instruction": "a", "output": "b"', "not whole JSON"),
+        ("a.json", '[{"instruction": "a"}]', "is not an answer"),
         ("a.json", ANNOTATED, r"the answers of two: ref and mine\. Give the model_outputs\.json of one"),
         ("a.csv", "instruction,output_1,output_2\na,b,c\n", "the answers of two"),
-        ("a.json", '["text"]', "is no answer but text"),
+        ("a.json", '["text"]', "is not an answer but text"),
         ("a.csv", 'instruction,output\na,"b\n', "ends within quotation marks"),
         ("a.json", "[]", "There is no answer in"),
     ],
 )
-def test_a_written_filethat_cannot_be_believed_is_refused(tmp_path, name, content, remedy):
+def test_a_file_that_cannot_be_believed_is_refused(tmp_path, name, content, remedy):
     (tmp_path / name).write_text(content)
     with pytest.raises(DualHeadError, match=remedy):
         read_answers(tmp_path / name)

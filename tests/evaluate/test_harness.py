@@ -217,7 +217,7 @@ def test_tasks_that_are_not_there_are_refused(tasks, plain, tokenizer, monkeypat
 
 @pytest.mark.parametrize("size", ["auto", "auto:4", "8", 0, -1, 2.0, True, None])
 def test_a_batch_size_that_is_no_number_of_rows_is_refused(plain, tokenizer, size):
-    with pytest.raises(DualHeadError, match=r"batch_size is a whole number of at least 1, not .*such as 16"):
+    with pytest.raises(DualHeadError, match=r"batch_size must be a whole number of at least 1, not .*such as 16"):
         run_harness(plain, tokenizer, ["counting"], batch_size=size)
 
 

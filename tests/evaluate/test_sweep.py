@@ -224,7 +224,7 @@ def test_means_average_a_prompts_replies_first():
 def test_what_cannot_be_swept_is_refused_with_the_remedy(model, tokenizer):
     cases = {
         "There are no prompts": ([], [1], {}),
-        "The file of prompts": ([PROMPTS[0], " "], [1], {}),
+        "The prompt is empty": ([PROMPTS[0], " "], [1], {}),
         "no strengths to sweep": (PROMPTS, [], {}),
         "finite numbers": (PROMPTS, [0, float("nan")], {}),
         "there twice": (PROMPTS, [0, 1, 1.0], {}),

@@ -19,6 +19,7 @@ from dual_head.data.sources import is_hub_name
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks import BENCHMARKS, load_benchmark
 from dual_head.evaluate.judges import JUDGES
+from dual_head.evaluate.metrics import METRICS
 from dual_head.evaluate.options import EvaluationOptions
 from dual_head.files.places import exclusive, require_place
 from dual_head.options import option
@@ -41,7 +42,7 @@ build_parser = partial(
     EvalOptions,
     command="eval",
     description=__doc__,
-    listings={"benchmarks": BENCHMARKS, "judges": JUDGES},
+    listings={"benchmarks": BENCHMARKS, "judges": JUDGES, "metrics": METRICS},
 )
 
 

@@ -20,7 +20,7 @@ def pad_token(settings: Any, tokenizer: PreTrainedTokenizerBase, ends: Sequence[
     return next(pad for pad in pads if isinstance(pad, int))
 
 
-def reply_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], reply: Sequence[int]) -> str:
+def reply_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], reply: list[int]) -> str:
     """Text of a reply as it continues its prompt; decoded alone, it may lose the space that it begins with.
 
     prompt "the sky is" | reply " blue" | the reply decoded alone "blue"

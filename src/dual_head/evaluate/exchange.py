@@ -28,7 +28,7 @@ _SPEAKERS = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
 
 @dataclass(frozen=True)
 class Recorded:
-    """The answers in a file: who gave them, how they were decoded where it says so, and each by what names it.
+    """The answers in a file: the model, the decoding where the file says so, and each answer by its name.
 
     answers: by ("id", question id), ("instruction", text) or ("content", prompt and follow-ups as JSON).
     """
@@ -84,10 +84,10 @@ def read_answers(file: str | Path) -> Recorded:
     decodings: dict[str, dict[str, Any] | None] = {}
     for row, where in _rows(Path(file)):
         try:
-            name, answer, model, decoding = _read(row)
+            name, answer, model, decoding = _parse(row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DualHeadError(f"{where} is no answer ({type(error).__name__}: {error}). {_FORMS}") from error
-        # Our own files are appended to: what was asked again counts.
+            raise DualHeadError(f"{where} is not an answer ({type(error).__name__}: {error}). {_FORMS}") from error
+        # Our own files are appended to: the later answer counts.
         if name[0] != "content" and answers.get(name, answer).replies != answer.replies:
             raise DualHeadError(f"{where} is another answer to the question '{name[1][:60]}'. Keep one of them.")
         answers[name] = answer
@@ -95,10 +95,10 @@ def read_answers(file: str | Path) -> Recorded:
         decodings[json.dumps(decoding, sort_keys=True)] = decoding
     if not answers:
         raise DualHeadError(f"There is no answer in '{file}'. {_FORMS}")
-    for what, names in (("models", models), ("decodings", decodings)):
+    for noun, names in (("models", models), ("decodings", decodings)):
         if len(names) > 1:
             raise DualHeadError(
-                f"'{file}' holds answers of several {what}: {', '.join(list(names)[:3])}. Give a file for each."
+                f"'{file}' holds answers of several {noun}: {', '.join(list(names)[:3])}. Give a file for each."
             )
     return Recorded(next(iter(models)), next(iter(decodings.values())), answers)
 
@@ -112,9 +112,11 @@ def _rows(file: Path) -> Iterator[tuple[Any, str]]:
     for row, where in rows:
         if row is None:
             notes = "".join(f" {note}." for note in drops.notes)
-            raise DualHeadError(f"{where} is no whole JSON, or no whole row of a table.{notes} Copy the file again.")
+            raise DualHeadError(
+                f"{where} is not whole JSON, or not a whole row of a table.{notes} Copy the file again."
+            )
         if not isinstance(row, dict):
-            raise DualHeadError(f"{where} is no answer but {str(row)[:60]}. {_FORMS}")
+            raise DualHeadError(f"{where} is not an answer but {str(row)[:60]}. {_FORMS}")
         if row.keys() >= _ANNOTATED:
             raise DualHeadError(
                 f"{where} is an annotation of AlpacaEval, which holds the answers of two: {row.get('generator_1')} and "
@@ -124,8 +126,8 @@ def _rows(file: Path) -> Iterator[tuple[Any, str]]:
         yield row, where
 
 
-def _read(row: Any) -> tuple[tuple[str, str], Answer, str, dict[str, Any] | None]:
-    """What names the question, the answer, who gave it and how it was decoded."""
+def _parse(row: Any) -> tuple[tuple[str, str], Answer, str, dict[str, Any] | None]:
+    """The question's name, the answer, the model that gave it and how it was decoded."""
     if "replies" in row:
         name = json.dumps([row["prompt"], row.get("follow_ups", [])], ensure_ascii=False, sort_keys=True)
         answer = Answer(
@@ -149,7 +151,7 @@ def _read(row: Any) -> tuple[tuple[str, str], Answer, str, dict[str, Any] | None
 
 
 def _of_messages(row: Any) -> Answer:
-    """The answer in a row of Arena-Hard 2.0; what a model thought before it, or was told before, is none."""
+    """The answer in a row of Arena-Hard 2.0, without thoughts and earlier turns."""
     contents = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
     replies = _texts([content["answer"] for content in contents if isinstance(content, dict)])
     if not replies:
@@ -161,5 +163,5 @@ def _of_messages(row: Any) -> Answer:
 
 def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{values!r:.60} is no list of texts")
+        raise TypeError(f"{values!r:.60} is not a list of texts")
     return tuple(values)

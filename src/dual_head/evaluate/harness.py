@@ -1,7 +1,6 @@
 """EleutherAI's lm-evaluation-harness on a guided model: its whole catalogue of tasks, at any strength.
 
-The harness is optional (extra "harness"). Prompts, tokenisation, stop strings and scores of tasks are the harness's
-own; what it asks of a model is answered here. This file knows no task.
+The harness is optional (extra "harness"). Prompts, tokenisation, stop strings and scores of tasks are the harness's.
 """
 
 import copy
@@ -62,8 +61,8 @@ def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, alpha: Alph
     """
     if type(batch_size) is not int or batch_size < 1:
         raise DualHeadError(
-            f"batch_size is a whole number of at least 1, not {batch_size!r}; no size is searched for. Give how many "
-            "rows go into the model at a time, such as 16."
+            f"batch_size must be a whole number of at least 1, not {batch_size!r}. Give the number of rows in a batch, "
+            "such as 16; none is searched for."
         )
     require("lm_eval", EXTRA)
     huggingface: Any = require("lm_eval.models.huggingface", EXTRA)
@@ -119,11 +118,11 @@ def _task_manager(tasks: Sequence[str], include_path: str | Path | None) -> Any:
     manager = task_manager(**places)
     for task in tasks:
         if task not in manager.all_tasks:
-            raise DualHeadError(f"The harness has no task '{task}'.{_near(task, manager.all_tasks)}")
+            raise DualHeadError(f"The harness has no task '{task}'.{_hint(task, manager.all_tasks)}")
     return manager
 
 
-def _near(task: str, known: Sequence[str]) -> str:
+def _hint(task: str, tasks: Sequence[str]) -> str:
     """The nearest name; of thousands of tasks no list helps."""
-    hint = did_you_mean(task, known)
+    hint = did_you_mean(task, tasks)
     return hint if hint.startswith(" Did") else " 'lm-eval ls tasks' lists them."

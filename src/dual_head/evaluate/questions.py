@@ -1,7 +1,6 @@
 """Benchmarks as questions: from a file, a folder or the hub, all of them or a seeded sample.
 
-Every row that became no question is counted. It knows how many are wanted; where rows are and what they hold is the
-benchmark's, and nothing here knows of systems, answers or judges.
+Every row that is no question is counted. Where rows are and what they hold is the benchmark's.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ def load_questions(
     """
     benchmark, report = load_benchmark(name), RowReport()
     if num_samples is not None and num_samples < 1:
-        raise DualHeadError(f"num_samples is at least 1, not {num_samples}. Leave it out for all questions.")
+        raise DualHeadError(f"num_samples must be at least 1, not {num_samples}. Leave it out for all questions.")
     file, rows = benchmark.rows(source, split, num_samples, seed, report)
     questions = _questions(benchmark, rows, report, chat)
     if not questions:
@@ -96,6 +95,6 @@ def _question(benchmark: Benchmark, row: Any, where: str, chat: bool | None) -> 
         return replace(question, prompt=benchmark.as_chat(question, row))
     if len(question.prompt) > 1 or question.follow_ups:
         raise DualHeadError(
-            f"A question of '{benchmark.name}' is a conversation, which is no plain text. Ask it as chat."
+            f"A question of '{benchmark.name}' is a conversation, which cannot be asked as plain text. Ask it as chat."
         )
     return replace(question, prompt=question.asked[0])

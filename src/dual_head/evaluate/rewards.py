@@ -1,7 +1,6 @@
 """Rewards of finished replies: a Python function, or a reward model from a folder.
 
-A reward is any (prompt, reply) -> number. It knows how to find one and what counts as a number; nothing of
-guides, or of who asks.
+A reward is any (prompt, reply) -> number.
 """
 
 import importlib
@@ -45,7 +44,7 @@ def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, 
         return Path(spec).resolve().name, Classifier(spec, device=device)
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
-        raise DualHeadError(f"'{spec}' is no reward. {FORMS}")
+        raise DualHeadError(f"'{spec}' is not a reward. {FORMS}")
     if "" not in sys.path:
         sys.path.append("")  # the current directory, after what is installed; a console script has it not
     try:

@@ -1,7 +1,6 @@
 """One evaluation: questions, systems and a judge in; answers, verdicts, measures and a report out.
 
-Everything costly is kept under what it depends on, so that a killed run goes on and a second one costs nothing. It
-knows the order of things; how each is done is elsewhere.
+All that is costly is stored under what it depends on, so that a killed run goes on and a second one costs nothing.
 """
 
 import random
@@ -146,7 +145,7 @@ def _judge(options: EvaluationOptions, benchmark: Benchmark, notes: list[str]) -
     if options.judge == "rule" and spec == Benchmark.rule:
         notes.append(
             "The rule of real text is 'diverse': the reply that repeats itself less wins. It says nothing of what "
-            "replies mean; for that give reward:PATH, lm:PATH, openai:MODEL, or a rule of your own as "
+            "replies mean. To judge that, give reward:PATH, lm:PATH, openai:MODEL, or a rule of your own as "
             "rule:module:function."
         )
     return load_judge(spec, **judge_options)
@@ -167,14 +166,14 @@ def _base(systems: Sequence[System], name: str | None) -> System | None:
 def _questions(
     options: EvaluationOptions, benchmark: Benchmark, systems: Sequence[System], decoding: Decoding
 ) -> tuple[list[Question], RowReport]:
-    drawn, count = benchmark.drawn, None if benchmark.drawn else options.num_samples
+    count = None if benchmark.drawn else options.num_samples
     chat = True if options.chat else False if options.raw else None
-    if chat is None and not drawn and any(system.chats for system in systems):
+    if chat is None and not benchmark.drawn and any(system.chats for system in systems):
         chat = True  # as generate reads a text; the same for all systems
     questions, report = load_questions(
         options.benchmark,
         options.source,
-        num_samples=options.num_samples if drawn else None,
+        num_samples=options.num_samples if benchmark.drawn else None,
         seed=options.seed,
         split=options.split,
         chat=chat,
@@ -182,18 +181,18 @@ def _questions(
     places = list(range(len(questions)))
     if count is not None:
         random.Random(f"{options.benchmark}:{options.seed}").shuffle(places)
-    kept, misfits = fits([questions[i] for i in places], systems, decoding, count=count)
-    if len(kept) == count:
+    fitting, misfits = fits([questions[i] for i in places], systems, decoding, count=count)
+    if len(fitting) == count:
         report.notes[f"a random {count} of those that fit, seed {options.seed}"] += 1
     elif count is not None:
-        report.notes[f"asked for {count} questions; {len(kept)} fit"] += 1
-    ids = {question.id for question in kept}
-    kept = [question for question in questions if question.id in ids]
-    report.kept = len(kept)
+        report.notes[f"asked for {count} questions; {len(fitting)} fit"] += 1
+    ids = {question.id for question in fitting}
+    fitting = [question for question in questions if question.id in ids]
+    report.kept = len(fitting)
     for reason, times in misfits.reasons.items():
         report.reasons[reason] += times
         report.first.setdefault(reason, misfits.first[reason])
-    return kept, report
+    return fitting, report
 
 
 # ---- judging -----------------------------------------------------------------------------------------------
@@ -242,10 +241,12 @@ def _efficiency(
 
     models = [system for system in systems if isinstance(system, ModelSystem)]
     if not models:
-        raise DualHeadError("Only models have a speed, and these are files of answers. Leave out --efficiency.")
+        raise DualHeadError(
+            "--efficiency needs a model of this machine, and these are files of answers or endpoints. Leave it out."
+        )
     prompts = sorted((question.prompt for question in questions), key=lambda prompt: len(str(prompt)))
     usual = [prompts[len(prompts) // 2]]
-    # Each in its own tokens, and as many of them: what is compared is systems, and not tokenizers.
+    # Each system reads its own tokens and as many as the others: systems are compared, not tokenizers.
     prompt_ids: list[list[int]] = [encode_prompts(usual, m.tokenizer)["input_ids"][0].tolist() for m in models]  # type: ignore[index]
     ids = [[tokens[i % len(tokens)] for i in range(len(prompt_ids[0]))] for tokens in prompt_ids]
     timed = [(system.name, system.model, system.tokenizer, dict(system.alpha) or None) for system in models]
@@ -255,5 +256,6 @@ def _efficiency(
     finally:
         for system in models:
             system.release()
-    named = [{**row, "system": f"{row['system']}, batch {row['batch_size']}"} for row in rows]
-    return {"efficiency": rows if len(sizes) == 1 else named}
+    if len(sizes) > 1:
+        rows = [{**row, "system": f"{row['system']}, batch {row['batch_size']}"} for row in rows]
+    return {"efficiency": rows}

@@ -1,7 +1,7 @@
-"""The nouns of evaluation: what is asked, what a system answers, who judges and what is said of it.
+"""The types of evaluation: questions, answers, comparisons, verdicts and judges.
 
-`questions` reads benchmarks, `systems` answers them, `answers` keeps what was answered, `judges` decide, `verdicts`
-asks them in both orders, `win_rates` counts. This file knows none of them: it stands below all.
+`questions` reads benchmarks, `systems` answer them, `store` keeps the answers, `judges` decide, `verdicts` asks them in
+both orders, `win_rates` counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -76,9 +76,9 @@ class Answer:
 
     @property
     def marked(self) -> Replies:
-        """The replies, those that stopped at the limit of tokens as `Cut`; one that nothing is known of is whole."""
-        ended = self.finished or (True,) * len(self.replies)
-        return tuple(reply if end else Cut(reply) for reply, end in zip(self.replies, ended, strict=True))
+        """The replies, those that stopped at the limit of tokens as `Cut`; an unknown end counts as an end."""
+        ends = self.finished or (True,) * len(self.replies)
+        return tuple(reply if end else Cut(reply) for reply, end in zip(self.replies, ends, strict=True))
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ def _writable(text: str) -> str:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Whoever prefers one answer to another, or grades one.
+    """Prefers one answer to another, or grades one.
 
     name: as tables show it; identity: all that its verdicts depend on beside what it is shown, so that they can be
     kept; symmetric: whether showing the two in the other order can only turn the verdict round, so that one order
@@ -133,7 +133,7 @@ class Judge(Protocol):
     symmetric: bool
 
     def require(self, questions: Sequence[Question], kinds: Sequence[str]) -> None:
-        """Refuse questions whose answers it could not compare ("pairwise") or grade ("single"); it asks nobody."""
+        """Refuse questions whose answers it could not compare ("pairwise") or grade ("single"); no model is asked."""
         ...
 
     def compare(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Verdict]]:

@@ -11,7 +11,7 @@ from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.demo import world
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.benchmarks.refusals import is_refusal
-from dual_head.evaluate.metrics import Metric, Tools, load_metrics
+from dual_head.evaluate.metrics import METRICS, Metric, Tools, load_metrics
 from dual_head.evaluate.metrics.continuations import last_prompt, reply_rows
 from dual_head.evaluate.metrics.measures import about, measure
 from dual_head.evaluate.rewards import load_reward
@@ -313,3 +313,20 @@ def test_what_several_metrics_share_is_computed_once(tokenizer, monkeypatch):
     found = measure(QUESTIONS[:1], ANSWERS, tools, metrics=["kl", "kl_per_token"])
     assert set(found.values) == {"kl", "kl_per_token"}
     assert len(calls) == 1
+
+
+def test_another_package_brings_a_metric_and_a_broken_one_is_left_out(tmp_path, monkeypatch):
+    (tmp_path / "acme_marks.py").write_text(
+        "from dual_head.evaluate.metrics import Metric\n\n"
+        "def _marks(questions, answers, tools):\n    return [answer.replies[-1].count('!') for answer in answers]\n\n"
+        'METRICS = (Metric("marks", "exclamation marks of a reply", _marks, better="lower"),)\n'
+    )
+    (tmp_path / "acme_blank.py").write_text("METRICS = 'none'\n")
+    info = tmp_path / "acme-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[dual_head.metrics]\nmarks = acme_marks\nblank = acme_blank\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    answers = {"a": Answer(question="a", replies=("no! never!",))}
+    assert measure(QUESTIONS[:1], answers, metrics=["marks"]).values == {"marks": {"a": 2.0}}
+    assert "METRICS is not a tuple" in METRICS.summaries()["blank"]

@@ -165,7 +165,7 @@ def test_what_cannot_be_kept_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     cases = {
         "same id": ([QUESTIONS[0], Question("q0", "b")], tmp_path, 1),
-        "batch_size is at least 1": (QUESTIONS, tmp_path, 0),
+        "batch_size must be at least 1": (QUESTIONS, tmp_path, 0),
         "Choose another output folder": (QUESTIONS, tmp_path / "file", 1),
     }
     for remedy, (questions, folder, size) in cases.items():

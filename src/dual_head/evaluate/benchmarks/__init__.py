@@ -9,8 +9,8 @@ __all__ = ["BENCHMARKS", "Benchmark", "load_benchmark"]
 
 
 def _flaw(value: Any) -> str | None:
-    whole = isinstance(value, type) and issubclass(value, Benchmark)
-    return None if whole else "BENCHMARK is not a subclass of dual_head.evaluate.benchmarks.Benchmark"
+    is_benchmark = isinstance(value, type) and issubclass(value, Benchmark)
+    return None if is_benchmark else "BENCHMARK is not a subclass of dual_head.evaluate.benchmarks.Benchmark"
 
 
 BENCHMARKS = discover(__name__, "BENCHMARK", noun="benchmark", check=_flaw)

@@ -116,8 +116,7 @@ class Benchmark:
         files = sorted(folder.glob(self.reference_files)) if self.reference_files else []
         if not files:
             return list(questions)
-        recorded = read_answers(files[-1])
-        answers = [recorded.of(question) for question in questions]
+        answers = map(read_answers(files[-1]).of, questions)
         return [
             replace(question, references=answer.replies) if answer and answer.replies else question
             for question, answer in zip(questions, answers, strict=True)

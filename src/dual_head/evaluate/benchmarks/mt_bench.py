@@ -30,8 +30,8 @@ class MTBench(Benchmark):
     def export_row(self, question: Question, answer: Answer, system: str) -> dict[str, Any]:
         """A row of MT-Bench's model_answer/MODEL.jsonl."""
         # MT-Bench's tools join by the id, and its own ids are numbers.
-        number = int(question.id) if question.id.isdecimal() else None
-        id = number if str(number) == question.id else question.id
+        is_number = question.id.isdecimal() and str(int(question.id)) == question.id
+        id = int(question.id) if is_number else question.id
         return choices_row(id, [reply.strip() for reply in answer.replies], system)
 
 

@@ -1,6 +1,6 @@
-"""What several objectives leave to choose from: the points that nothing beats, and the volume that they cover.
+"""Frontiers of several objectives: the points that no other beats, and the volume that they cover.
 
-More is better in every objective. It knows nothing of what the objectives are or how the points came about.
+More is better in every objective.
 """
 
 from dataclasses import dataclass
@@ -46,9 +46,9 @@ def hypervolume_interval(
     """Hypervolume of the means of values [n, questions, k] over questions, questions resampled for all points alike."""
     array = _finite(values, 3, "values", "[n, questions, k]")
     origin = _reference(reference, array.shape[2])
-    drawn = _resampled(array, origin, resamples, seed)
+    volumes = _resampled(array, origin, resamples, seed)
     volume = hypervolume(array.mean(1), origin)
-    return Hypervolume(questions=array.shape[1], volume=volume, interval=percentiles(drawn))
+    return Hypervolume(questions=array.shape[1], volume=volume, interval=percentiles(volumes))
 
 
 def hypervolume_difference(
@@ -66,9 +66,9 @@ def hypervolume_difference(
             f"{b.shape[2]}. Compare them on the same."
         )
     origin = _reference(reference, a.shape[2])
-    drawn = _resampled(a, origin, resamples, seed) - _resampled(b, origin, resamples, seed)
+    differences = _resampled(a, origin, resamples, seed) - _resampled(b, origin, resamples, seed)
     volume = hypervolume(a.mean(1), origin) - hypervolume(b.mean(1), origin)
-    return Hypervolume(questions=a.shape[1], volume=volume, interval=percentiles(drawn))
+    return Hypervolume(questions=a.shape[1], volume=volume, interval=percentiles(differences))
 
 
 def _resampled(
@@ -78,24 +78,25 @@ def _resampled(
     questions = values.shape[1]
     volumes = []
     for block in draws(questions, resamples=resamples, seed=seed):
-        for drawn in block:
-            copies = np.bincount(drawn, minlength=questions)
+        for draw in block:
+            copies = np.bincount(draw, minlength=questions)
             volumes.append(_volume(np.einsum("q,nqk->nk", copies, values) / questions - reference))
     return np.array(volumes)
 
 
 def _volume(points: NDArray[np.float64]) -> float:
     """Hypervolume over the origin of points [n, k]."""
-    inside = points[(points > 0).all(1)]
-    if not len(inside):
+    points = points[(points > 0).all(1)]
+    if not len(points):
         return 0.0
-    if inside.shape[1] == 1:
-        return float(inside.max())
-    ordered = inside[np.argsort(-inside[:, -1], kind="stable")]
-    heights = ordered[:, -1] - np.append(ordered[1:, -1], 0.0)
-    if inside.shape[1] == 2:
-        return float(heights @ np.maximum.accumulate(ordered[:, 0]))
-    return float(sum(height * _volume(ordered[: i + 1, :-1]) for i, height in enumerate(heights) if height))
+    if points.shape[1] == 1:
+        return float(points.max())
+    # Slices along the last objective, from the top: slice i lies below points 0 to i, and has the area that they cover.
+    points = points[np.argsort(-points[:, -1], kind="stable")]
+    heights = points[:, -1] - np.append(points[1:, -1], 0.0)
+    if points.shape[1] == 2:
+        return float(heights @ np.maximum.accumulate(points[:, 0]))
+    return float(sum(height * _volume(points[: i + 1, :-1]) for i, height in enumerate(heights) if height))
 
 
 def _finite(numbers: ArrayLike, axes: int, name: str, shape: str) -> NDArray[np.float64]:

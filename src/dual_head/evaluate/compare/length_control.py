@@ -1,6 +1,5 @@
 """Length-controlled win rates: what the judge would prefer, had both answers been equally long.
 
-It knows preferences, lengths and how hard each instruction is; nothing of judges, models or texts.
 Source: Dubois, Galambosi, Liang, Hashimoto, "Length-Controlled AlpacaEval" (2024).
 """
 
@@ -73,9 +72,9 @@ def length_controlled(
     places = np.unique(np.arange(len(rows)) if questions is None else list(questions), return_inverse=True)[1]
     count = int(places.max()) + 1
     rates = [
-        fit(np.bincount(drawn, minlength=count)[places].astype(float))[0]
+        fit(np.bincount(draw, minlength=count)[places].astype(float))[0]
         for block in draws(count, resamples=resamples, seed=seed)
-        for drawn in block
+        for draw in block
     ]
     return LengthControlled(
         rate=rate,
@@ -173,11 +172,11 @@ def _preferences_with(features: Floats, moments: tuple[float, float]) -> Floats:
     target, weights = np.asarray(moments, dtype=float), np.zeros(2)
     for _ in range(50):
         preferences = _sigmoid(features @ weights)
-        missing = target - features.T @ preferences
-        if np.abs(missing).max() < 1e-9 * len(features):
+        residual = target - features.T @ preferences
+        if np.abs(residual).max() < 1e-9 * len(features):
             return preferences
         curvature = (features * (preferences * (1 - preferences))[:, None]).T @ features
-        weights = weights + np.linalg.lstsq(curvature, missing)[0]
+        weights = weights + np.linalg.lstsq(curvature, residual)[0]
     raise DualHeadError(f"No preferences in [0, 1] have the moments {tuple(moments)}. Give those of these baselines.")
 
 

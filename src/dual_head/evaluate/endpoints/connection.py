@@ -1,7 +1,4 @@
-"""An HTTP client for the official one whose requests end: with a reply of limited size, within a time, at one address.
-
-It knows requests and replies as bytes; what is asked, and what to make of a reply, is `client`.
-"""
+"""An HTTP client for the package openai whose requests end: in time, at one address, with a reply of limited size."""
 
 import sys
 import threading
@@ -40,8 +37,9 @@ def bounded_client(openai: Any, *, seconds: float, before: Callable[[], None], *
     """Make the HTTP client that the package `openai` asks with; `before` is called ahead of each request.
 
     A request that takes longer than `seconds` in all, however it is spread, is the client's own timeout, and tried
-    again. A redirection is not followed: whoever is asked gets the key and the questions. Errors, `openai.OpenAIError`
-    with what happened as its text: a reply of more than `LARGEST` bytes, one that cannot be unpacked.
+    again. A redirection is not followed, since its target would get the key and the questions. Errors:
+    `openai.OpenAIError`, whose text says what happened: a reply of more than `LARGEST` bytes, or one that cannot be
+    unpacked.
     """
     http: Any = sys.modules[openai.DefaultHttpxClient.__base__.__module__.partition(".")[0]]  # httpx, or its heir
 
@@ -93,5 +91,5 @@ def bounded_client(openai: Any, *, seconds: float, before: Callable[[], None], *
 def _resolve(reply: Future[Any], send: Callable[[], Any]) -> None:
     try:
         reply.set_result(send())
-    except BaseException as error:  # whoever waits raises it
+    except BaseException as error:  # `send`, which waits, raises it
         reply.set_exception(error)

@@ -12,8 +12,8 @@ __all__ = ["METRICS", "Measured", "Metric", "Tools", "load_metrics"]
 
 
 def _flaw(value: Any) -> str | None:
-    whole = isinstance(value, tuple) and all(isinstance(metric, Metric) for metric in value)
-    return None if whole else "METRICS is not a tuple of dual_head.evaluate.metrics.Metric"
+    are_metrics = isinstance(value, tuple) and all(isinstance(metric, Metric) for metric in value)
+    return None if are_metrics else "METRICS is not a tuple of dual_head.evaluate.metrics.Metric"
 
 
 METRICS = discover(__name__, "METRICS", noun="file of metrics", check=_flaw)

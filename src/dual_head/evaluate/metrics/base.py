@@ -6,15 +6,17 @@ judge, and it never compares systems.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from dual_head.evaluate.benchmarks.refusals import is_refusal
-from dual_head.evaluate.metrics.embedding import Embedder
-from dual_head.evaluate.rewards import Reward
 from dual_head.evaluate.types import Answer, Question
-from dual_head.model.alpha import Alpha
+
+if TYPE_CHECKING:  # the command lists metrics without waiting for torch
+    from transformers import PreTrainedTokenizerBase
+
+    from dual_head.evaluate.metrics.embedding import Embedder
+    from dual_head.evaluate.rewards import Reward
+    from dual_head.model.alpha import Alpha
 
 __all__ = ["Absent", "Measured", "Metric", "Tools", "Values"]
 
@@ -32,11 +34,11 @@ class Tools:
     """
 
     model: Any = None
-    alpha: Alpha = None
+    alpha: "Alpha" = None
     base: Any = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-    rewards: Mapping[str, Reward] = field(default_factory=dict)
-    embedder: str | Embedder | None = None
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    rewards: "Mapping[str, Reward]" = field(default_factory=dict)
+    embedder: "str | Embedder | None" = None
     refuses: Callable[[str], bool] = is_refusal
     device: str | None = None
     batch_size: int = 16

@@ -1,4 +1,4 @@
-"""The report of an evaluation as plain values, in the form that `page` lays out. It knows what was found, not how."""
+"""The report of an evaluation as plain values, in the form that `page` lays out."""
 
 import platform
 import time
@@ -43,7 +43,7 @@ def judged(
     """Win rates of every pair that has any verdict, with what the judge used, for grades too."""
     if judge is None:
         return {}
-    used = spent(chain(*verdicts.values(), *grades.values()))
+    costs = spent(chain(*verdicts.values(), *grades.values()))
     rows = []
     for (a, b), outcomes in verdicts.items():
         if all(outcome.result == "unparsable" for outcome in outcomes):
@@ -52,7 +52,7 @@ def judged(
         rate = asdict(win_rate(outcomes, lengths=lengths))
         rows.append({"a": a, "b": b, **rate, "interval": list(rate["interval"])})
     orders = "one order is enough for a score" if judge.symmetric else "both orders, a win only where both agree"
-    return {"judge": {"name": judge.name, "used": used, "note": orders}, "pairs": rows}
+    return {"judge": {"name": judge.name, "used": costs, "note": orders}, "pairs": rows}
 
 
 def heading(command: str, device: str | None) -> dict[str, Any]:
@@ -92,19 +92,22 @@ def quality(
     A measure is over the questions that every system which has it has a value for, and no others.
     """
     names, values = [system.name for system in systems], _values(systems, questions, measured, grades)
-    kept: dict[str, dict[str, Values]] = {}
+    by_metric: dict[str, dict[str, Values]] = {}
     for metric in dict.fromkeys(metric for metrics in values.values() for metric in metrics):
-        known = {name: metrics[metric] for name, metrics in values.items() if _there(metrics.get(metric, {}))}
-        shared = set.intersection(*map(_there, known.values())) if known else set()
-        if shared:
-            kept[metric] = {n: {id: v if id in shared else None for id, v in row.items()} for n, row in known.items()}
-    if not kept:
+        columns = {name: metrics[metric] for name, metrics in values.items() if _present(metrics.get(metric, {}))}
+        if shared := set.intersection(*map(_present, columns.values())) if columns else set():
+            by_metric[metric] = {
+                name: {id: value if id in shared else None for id, value in column.items()}
+                for name, column in columns.items()
+            }
+    if not by_metric:
         return {}
     rows = [
-        {"system": n, "values": {m: summary(rows[n].values()) for m, rows in kept.items() if n in rows}} for n in names
+        {"system": n, "values": {m: summary(rows[n].values()) for m, rows in by_metric.items() if n in rows}}
+        for n in names
     ]
-    metrics = [JUDGED if metric == JUDGED["name"] else about(metric) for metric in kept]
-    return {"metrics": metrics, "rows": rows, **_differences(names, kept)}
+    metrics = [JUDGED if metric == JUDGED["name"] else about(metric) for metric in by_metric]
+    return {"metrics": metrics, "rows": rows, **_differences(names, by_metric)}
 
 
 def _values(
@@ -113,7 +116,7 @@ def _values(
     measured: Mapping[str, Measured],
     grades: Mapping[str, Sequence[Graded]],
 ) -> dict[str, dict[str, Values]]:
-    """What is known of each system: {system: {metric: {question: value}}}, None where one is missing."""
+    """Values of each system: {system: {metric: {question: value}}}, None where one is missing."""
     ids, values = {question.id for question in questions}, {}
     for system in systems:
         metrics: dict[str, Values] = {}
@@ -128,19 +131,19 @@ def _values(
     return values
 
 
-def _there(values: Values) -> set[str]:
+def _present(values: Values) -> set[str]:
     return {id for id, value in values.items() if value is not None}
 
 
-def _differences(names: Sequence[str], kept: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
+def _differences(names: Sequence[str], by_metric: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
     """How far every other system is from the first, question by question, as a table."""
     first, *others = names
-    metrics = [metric for metric, rows in kept.items() if first in rows and len(rows) > 1]
+    metrics = [metric for metric, rows in by_metric.items() if first in rows and len(rows) > 1]
     if not metrics:
         return {}
 
     def cell(name: str, metric: str) -> str:
-        columns = kept[metric]
+        columns = by_metric[metric]
         return paired_difference(columns[name], columns[first]).text(".3g") if name in columns else ""
 
     return {
@@ -191,29 +194,29 @@ def tables(
 def frontier(names: Sequence[str], measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """Which systems no other beats in every reward, and how much they cover, where there are several of both."""
     rewards = list(dict.fromkeys(m for system in measured.values() for m in system.values if m.startswith(REWARD)))
-    known = {name: measured[name].values for name in names if name in measured}
-    known = {name: values for name, values in known.items() if values.keys() >= set(rewards)}
-    if len(rewards) < 2 or len(known) < 2:
+    by_system = {name: measured[name].values for name in names if name in measured}
+    by_system = {name: values for name, values in by_system.items() if values.keys() >= set(rewards)}
+    if len(rewards) < 2 or len(by_system) < 2:
         return []
-    shared = set.intersection(*(_there(system[metric]) for system in known.values() for metric in rewards))
+    shared = set.intersection(*(_present(system[metric]) for system in by_system.values() for metric in rewards))
     if not shared:
         return []
     # [systems, questions, rewards], of which a frontier is that of the means
     values = np.array(
-        [[[system[m][id] for m in rewards] for id in sorted(shared)] for system in known.values()], dtype=float
+        [[[system[m][id] for m in rewards] for id in sorted(shared)] for system in by_system.values()], dtype=float
     )
     points = values.mean(1)
-    covered, best = hypervolume_interval(values, points.min(0)), pareto(points)
-    low, high = covered.interval
+    volume, best = hypervolume_interval(values, points.min(0)), pareto(points)
+    low, high = volume.interval
     return [
         {
             "title": "Frontier of the rewards",
-            "about": f"systems that none beats in every reward; together they cover {covered.volume:.3g} ({low:.3g} to "
-            f"{high:.3g}) beyond the worst of each, over {covered.questions} questions",
+            "about": f"systems that none beats in every reward; together they cover {volume.volume:.3g} ({low:.3g} to "
+            f"{high:.3g}) beyond the worst of each, over {volume.questions} questions",
             "columns": ["system", *(metric.removeprefix(REWARD) for metric in rewards), "on the frontier"],
             "rows": [
                 [name, *(f"{value:+.3g}" for value in points[i]), "yes" if i in best else ""]
-                for i, name in enumerate(known)
+                for i, name in enumerate(by_system)
             ],
         }
     ]
@@ -256,11 +259,11 @@ def warnings(
     answers: Answers,
     measured: Mapping[str, Measured],
 ) -> list[str]:
-    """What somebody who reads the tables should know: silence, verdicts that nobody could read, a judge that turns."""
+    """What a reader of the tables should know: empty replies, unreadable verdicts, a judge that changes its mind."""
     lines = []
     for name, system in answers.items():
         if empty := sum(not any(reply.strip() for reply in answer.replies) for answer in system.values()):
-            lines.append(f"{name} answered nothing to {empty} of {len(system)} questions; they are judged as they are.")
+            lines.append(f"{name} gave an empty answer to {empty} of {len(system)} questions; these are judged too.")
     for (a, b), outcomes in verdicts.items():
         if one_sided([(sum(answers[a][o.question].lengths), sum(answers[b][o.question].lengths)) for o in outcomes]):
             lines.append(
@@ -269,23 +272,23 @@ def warnings(
             )
         flaws = Counter(flaw for outcome in outcomes for flaw in outcome.flaws if flaw)
         if flaws:
-            listed = "; ".join(f"{flaw} ({count})" for flaw, count in flaws.most_common(3))
-            lines.append(f"{a} against {b}: {sum(flaws.values())} verdicts could not be read: {listed}.")
+            commonest = "; ".join(f"{flaw} ({count})" for flaw, count in flaws.most_common(3))
+            lines.append(f"{a} against {b}: {sum(flaws.values())} verdicts could not be read: {commonest}.")
         if judge and not judge.symmetric and len(outcomes):
-            turned = sum(outcome.inconsistent for outcome in outcomes) / len(outcomes)
-            if turned > TURNED:
+            share = sum(outcome.inconsistent for outcome in outcomes) / len(outcomes)
+            if share > TURNED:
                 lines.append(
-                    f"{judge.name} changed its mind with the order in {turned:.0%} of {a} against {b}: its preference "
+                    f"{judge.name} changed its mind with the order in {share:.0%} of {a} against {b}: its preference "
                     "depends on the place more than is good. Such questions count as ties."
                 )
     for name, graded in grades.items():
-        if flawed := sum(grade.grade is None for grade in graded):
-            lines.append(f"{name}: {flawed} of {len(graded)} answers have no grade.")
-    noted: dict[str, list[str]] = {}
+        if flaws := sum(grade.grade is None for grade in graded):
+            lines.append(f"{name}: {flaws} of {len(graded)} answers have no grade.")
+    systems_of: dict[str, list[str]] = {}
     for name, system in measured.items():
         for note in system.notes:
             if NO_QUESTION not in note:
-                noted.setdefault(note, []).append(name)
-    for note, names in noted.items():
+                systems_of.setdefault(note, []).append(name)
+    for note, names in systems_of.items():
         lines.append(note if len(names) == len(answers) else f"{', '.join(names)}: {note}")
     return lines

@@ -13,8 +13,8 @@ __all__ = ["SYSTEMS", "LoadOptions", "System", "SystemSpec", "fits", "open_syste
 
 
 def _flaw(value: Any) -> str | None:
-    whole = isinstance(value, type) and issubclass(value, System)
-    return None if whole else "SYSTEM is not a subclass of dual_head.evaluate.systems.System"
+    is_system = isinstance(value, type) and issubclass(value, System)
+    return None if is_system else "SYSTEM is not a subclass of dual_head.evaluate.systems.System"
 
 
 SYSTEMS = discover(__name__, "SYSTEM", noun="kind of system", check=_flaw)

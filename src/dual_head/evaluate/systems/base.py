@@ -1,7 +1,6 @@
 """What every system has: what answers questions, be it a model, an endpoint, or a file of answers.
 
-What a system is can be told without loading it, so that answers that were kept need no model. It knows that systems
-are asked and may be too small for a question; nothing of how a model replies, of what is kept, or of judges.
+What a system is can be told without loading it, so that stored answers need no model.
 """
 
 from abc import ABC, abstractmethod
@@ -28,14 +27,17 @@ class LoadOptions:
 
 
 class System(ABC):
-    """What answers. One kind is one file here, which ends in `SYSTEM = Its Class`.
+    """A system that answers. One kind is one file here, which ends in `SYSTEM = Its Class`.
 
     name: as tables show it; path: where it is; alpha: the strength of each guide, {} where there are none; recorded:
     how its answers were decoded, where they were given before and this is known; stored: whether they were; chats:
-    whether a text is a message to it; context: the tokens that it reads at once, None where this is unknown.
+    whether it takes a text as a user's message; context: the tokens that it reads at once, None where this is unknown.
     """
 
     stored: ClassVar[bool] = False
+    recorded: Mapping[str, Any] | None = None
+    chats: bool = False
+    context: int | None = None
     why_no_alpha: ClassVar[str] = "has no guides, so it has no alpha"
 
     def __init__(self, spec: SystemSpec, load: LoadOptions):
@@ -54,27 +56,12 @@ class System(ABC):
         return {}
 
     @property
-    def recorded(self) -> Mapping[str, Any] | None:
-        """See the class."""
-        return None
-
-    @property
-    def chats(self) -> bool:
-        """See the class."""
-        return False
-
-    @property
-    def context(self) -> int | None:
-        """See the class."""
-        return None
-
-    @property
     @abstractmethod
     def identity(self) -> str:
-        """Sixty-four hexadecimal digits of all that replies depend on beside question and decoding."""
+        """64 hexadecimal digits of all that replies depend on, beside question and decoding."""
 
     def why_not(self, question: Question, decoding: Decoding) -> str | None:
-        """Say why it cannot be asked this with room for its replies; None where it can."""
+        """Say why it cannot answer a question with room for replies of full length; None where it can."""
         del question, decoding
 
     @abstractmethod
@@ -92,20 +79,20 @@ def fits(
 
     count: how many are enough; those after them are not looked at. Errors: none is left.
     """
-    kept, report = [], RowReport(rows=len(questions))
+    fitting, report = [], RowReport(rows=len(questions))
     for question in questions:
-        if len(kept) == count:
+        if len(fitting) == count:
             break
         reasons = (system.why_not(question, decoding) for system in systems)
         reason = next(filter(None, reasons), None)
         if reason is None:
-            kept.append(question)
+            fitting.append(question)
         else:
             report.drop(reason, question.id)
-    report.kept = len(kept)
-    if not kept:
+    report.kept = len(fitting)
+    if not fitting:
         raise DualHeadError(
             "No question is left that every system can be asked. Ask shorter ones, lower max_new_tokens "
             f"({decoding.max_new_tokens}), or leave a system out.\n{report.table()}"
         )
-    return kept, report
+    return fitting, report

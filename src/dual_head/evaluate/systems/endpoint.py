@@ -14,10 +14,12 @@ from dual_head.options import build
 
 
 class EndpointSystem(System):
-    """Answers conversations by requests. Its identity is its name and address: what is behind them, no file tells.
+    """Answers conversations by requests. Its identity is its name and address, as its weights are not known.
 
-    Errors: as of `Endpoint`; a question without a reply after its retries; top_k, which the protocol has not.
+    Errors: as of `Endpoint`; a question without a reply after its retries; top_k, which the protocol lacks.
     """
+
+    chats = True  # the protocol has messages alone
 
     why_no_alpha = "is behind an endpoint, which has no alpha"
 
@@ -31,11 +33,6 @@ class EndpointSystem(System):
     def reads(cls, path: str) -> bool:
         """Whether it begins with "openai:"."""
         return path.startswith(ENDPOINT)
-
-    @property
-    def chats(self) -> bool:
-        """The protocol has messages alone."""
-        return True
 
     @property
     def identity(self) -> str:

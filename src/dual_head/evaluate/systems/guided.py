@@ -35,8 +35,8 @@ class GuidedSystem(ModelSystem):
             acting, strengths = resolve_alpha(spec.alpha, defaults=defaults, rows=1, fusion=config.fusion)
         except DualHeadError as error:
             raise DualHeadError(f"The system '{self.name}': {error}") from error
-        named = dict(zip(acting.names, strengths[0].tolist(), strict=True))
-        return {name: named.get(name, 0.0) for name in defaults}
+        by_name = dict(zip(acting.names, strengths[0].tolist(), strict=True))
+        return {name: by_name.get(name, 0.0) for name in defaults}
 
     @property
     def base_path(self) -> str:

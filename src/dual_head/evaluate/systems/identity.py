@@ -1,7 +1,6 @@
 """What a model's replies depend on, told from its files alone: no weight is loaded into a model.
 
-Two folders with the same files are the same model, wherever they are. It knows guides, adapters, plain models and
-what each is made of; nothing of questions, or of how replies are decoded.
+Two folders with the same files are the same model, wherever they are.
 """
 
 import hashlib
@@ -103,10 +102,10 @@ def sources_digest(modules: Sequence[ModuleType | None]) -> str:
 def file_sha256(file: Path) -> str:
     """SHA-256 of a file, which is read once as long as its size and time stay."""
     stat = file.stat()
-    return _remembered(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+    return _sha256(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _remembered(path: str, size: int, time: int) -> str:
+def _sha256(path: str, size: int, time: int) -> str:
     del size, time  # they are the key
     return file_digest(Path(path))["sha256"]

@@ -1,4 +1,4 @@
-"""What people write to name the systems to compare: name=PATH@ALPHA. It knows texts and paths, and loads nothing."""
+"""Systems as they are written on the command line: name=PATH@ALPHA. Nothing is loaded."""
 
 import math
 import re
@@ -22,7 +22,7 @@ _FORM = (
 
 @dataclass(frozen=True)
 class SystemSpec:
-    """A system as someone named it; alpha: a strength for all its guides, or by name, None for their own."""
+    """A system as it was written; alpha: a strength for all its guides, or by name, None for those of their config."""
 
     name: str
     path: str
@@ -41,7 +41,7 @@ def parse_systems(texts: Sequence[str]) -> list[SystemSpec]:
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
-            raise DualHeadError(f"Two systems are named '{name}'. Give each a name of its own: NAME=PATH.")
+            raise DualHeadError(f"Two systems are named '{name}'. Give each another name: NAME=PATH.")
     return specs
 
 
@@ -73,15 +73,15 @@ def _strength(place: str) -> tuple[str, float | dict[str, float] | None]:
     path, at, text = place.rpartition("@")
     if not at or "/" in text or Path(place).expanduser().exists():
         return place, None
-    named = [part.partition(":") for part in text.split("+")] if ":" in text else []
+    pairs = [part.partition(":") for part in text.split("+")] if ":" in text else []
     try:
-        if not named:
+        if not pairs:
             return path, _number(text)
-        if len({name.strip() for name, _, _ in named}) < len(named):
+        if len({name.strip() for name, _, _ in pairs}) < len(pairs):
             raise ValueError("a guide is there twice")
-        return path, {name.strip(): _number(value) for name, _, value in named}
+        return path, {name.strip(): _number(value) for name, _, value in pairs}
     except ValueError as error:
-        raise DualHeadError(f"'{text}' in '{place}' is no strength ({error}). {_FORM}") from error
+        raise DualHeadError(f"'{text}' in '{place}' is not a strength ({error}). {_FORM}") from error
 
 
 def _number(text: str) -> float:

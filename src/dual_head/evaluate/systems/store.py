@@ -1,7 +1,6 @@
-"""Answers that are kept: what a system said once is not generated again, and only like is compared with like.
+"""Answers that are stored: no answer is generated twice, and only like is compared with like.
 
-An answer is kept under all it depends on, so that a changed model, strength, prompt or decoding is asked anew. It
-knows systems only as what answers, and nothing of judges or scores.
+An answer is stored under all that it depends on, so that a changed model, strength, prompt or decoding is asked anew.
 """
 
 import json
@@ -46,41 +45,41 @@ def answer_all(
     that was stopped ends like one that was not. Errors: two questions of one id, a folder that cannot be written.
     """
     if batch_size < 1:
-        raise DualHeadError(f"batch_size is at least 1, not {batch_size}.")
+        raise DualHeadError(f"batch_size must be at least 1, not {batch_size}.")
     if len({question.id for question in questions}) < len(questions):
         raise DualHeadError("Two questions have the same id. Give each an id of its own.")
     if system.stored:
         return {answer.question: answer for answer in system.answer(questions, decoding)}
     file = answers_file(folder, system)
-    kept, named = rows_by_key(file, _answer), {}
+    stored, answers = rows_by_key(file, _answer), {}
     for batch in _batches(questions, batch_size):
         keys = _keys(system.identity, batch, decoding)
-        if not all(key in kept for key in keys):
-            answers = system.answer(batch, decoding)
-            _append(file, system, batch, keys, answers, decoding)
-            kept.update(zip(keys, answers, strict=True))
+        if not all(key in stored for key in keys):
+            replies = system.answer(batch, decoding)
+            _append(file, system, batch, keys, replies, decoding)
+            stored.update(zip(keys, replies, strict=True))
         for question, key in zip(batch, keys, strict=True):
-            named[question.id] = replace(kept[key], question=question.id)
+            answers[question.id] = replace(stored[key], question=question.id)
         if on_progress is not None:
-            on_progress(len(named), len(questions))
-    return {question.id: named[question.id] for question in questions}
+            on_progress(len(answers), len(questions))
+    return {question.id: answers[question.id] for question in questions}
 
 
 def _batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
     """Questions of like length together, to pad little; the longest first, so that too little memory shows at once."""
-    # By what is asked rather than by id, which another benchmark may give otherwise.
-    ordered = sorted(((content_of(question), question) for question in questions), key=lambda x: (-len(x[0]), x[0]))
-    return [[question for _, question in ordered[i : i + size]] for i in range(0, len(ordered), size)]
+    # By content rather than by id, which another benchmark may give otherwise.
+    pairs = sorted(((content_of(question), question) for question in questions), key=lambda x: (-len(x[0]), x[0]))
+    return [[question for _, question in pairs[i : i + size]] for i in range(0, len(pairs), size)]
 
 
 def _keys(identity: str, batch: Sequence[Question], decoding: Decoding) -> list[str]:
     """Name each answer by all that it depends on; what is drawn depends on the whole batch, which shares a seed."""
     contents = [content_of(question) for question in batch]
-    drawn_with = contents if decoding.temperature else None
-    return [digest([VERSION, identity, _read_by(decoding), content, drawn_with]) for content in contents]
+    batch_contents = contents if decoding.temperature else None
+    return [digest([VERSION, identity, _settings(decoding), content, batch_contents]) for content in contents]
 
 
-def _read_by(decoding: Decoding) -> dict[str, float]:
+def _settings(decoding: Decoding) -> dict[str, float]:
     """The settings that replies depend on: greedy ones on few."""
     settings = asdict(decoding)
     return settings if decoding.temperature else {name: settings[name] for name in ("max_new_tokens", "temperature")}
@@ -101,7 +100,7 @@ def _append(
         {
             "key": key,
             "identity": system.identity,
-            "decoding": _read_by(decoding),
+            "decoding": _settings(decoding),
             "question": question.id,
             "prompt": question.prompt,
             "follow_ups": question.follow_ups,
@@ -130,25 +129,25 @@ def require_comparable(
     answers: {system: {question id: answer}}. An empty reply is an answer. Errors: a system that lacks some, unless
     `allow_missing` leaves such questions out for all; no question that all have answered.
     """
-    lacking = {
+    gaps_of = {
         name: [question.id for question in questions if not _is_whole(question, system.get(question.id))]
         for name, system in answers.items()
     }
-    lacking = {name: ids for name, ids in lacking.items() if ids}
+    gaps_of = {name: ids for name, ids in gaps_of.items() if ids}
     gaps = "; ".join(
         f"'{name}' lacks {len(ids)} of {len(questions)} ({', '.join(ids[:EXAMPLES])}{', ...' * (len(ids) > EXAMPLES)})"
-        for name, ids in lacking.items()
+        for name, ids in gaps_of.items()
     )
-    if lacking and not allow_missing:
+    if gaps_of and not allow_missing:
         raise DualHeadError(
             f"Systems are compared on the same questions only, and {gaps}. Complete the answers, or leave those "
             "questions out for every system with allow_missing (--allow_missing)."
         )
-    missing = {name for ids in lacking.values() for name in ids}
-    kept = [question for question in questions if question.id not in missing]
-    if not kept:
+    ids = {id for names in gaps_of.values() for id in names}
+    shared = [question for question in questions if question.id not in ids]
+    if not shared:
         raise DualHeadError(f"No question was answered by every system: {gaps or 'none was asked'}.")
-    return kept, {name: {question.id: system[question.id] for question in kept} for name, system in answers.items()}
+    return shared, {name: {question.id: system[question.id] for question in shared} for name, system in answers.items()}
 
 
 def _is_whole(question: Question, answer: Answer | None) -> bool:
@@ -167,11 +166,11 @@ def require_same_decoding(systems: Sequence[System], decoding: Decoding, *, forc
         if system.recorded is None:
             notes.append(f"'{system.path}' does not say how its answers were decoded")
             continue
-        settings = _read_by(decoding)
-        other = [name for name in settings if system.recorded.get(name, settings[name]) != settings[name]]
-        if not other:
+        settings = _settings(decoding)
+        names = [name for name in settings if system.recorded.get(name, settings[name]) != settings[name]]
+        if not names:
             continue
-        differences = ", ".join(f"{name} {system.recorded[name]} there and {settings[name]} here" for name in other)
+        differences = ", ".join(f"{name} {system.recorded[name]} there and {settings[name]} here" for name in names)
         notes.append(f"'{system.path}' was decoded otherwise: {differences}")
         if not force:
             raise DualHeadError(
