@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo check check-tests test test-slow real docs bench bench-gpu lint clean
+.PHONY: demo check check-tests test test-slow real docs bench bench-gpu bench-serve lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
 
@@ -45,6 +45,10 @@ bench: .venv/.installed
 
 bench-gpu: .venv/.installed
 	$(BIN)/python benchmarks/gpu.py
+
+# Serving at several loads, on the real model; about ten minutes.
+bench-serve: .venv/.installed real
+	$(BIN)/python benchmarks/serve.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
