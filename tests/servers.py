@@ -13,7 +13,7 @@ import httpx2
 from openai import OpenAI
 
 from dual_head import AlignedModel
-from dual_head.serve.server import listening, open_api, web_server
+from dual_head.serve.server import listen, open_api, web_server
 from dual_head.serve.settings import ServerSettings
 from dual_head.serve.types import EngineStats, EngineStopped, GenerationRequest, Piece, TokenRecord
 
@@ -97,7 +97,7 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """A server of a model named "toy", ready unless `wait` is off."""
     options = ServerSettings(**{"port": 0, "drain": 5.0, **settings})
-    listener = listening(options)
+    listener = listen(options)
     api = open_api(model, build, tokenizer, "toy", options)
     server = web_server(api)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

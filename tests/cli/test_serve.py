@@ -57,9 +57,9 @@ def test_without_a_folder_the_demonstrations_guides_are_trained_once(served, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "DemoOptions", partial(command.DemoOptions, pairs=40, steps=1, batch_size=4))
     assert main(["serve", "--port", "0"]) == 0
-    said = capsys.readouterr().err
-    assert "trained first" in said
-    assert "dual-head serve FOLDER" in said
+    words = capsys.readouterr().err
+    assert "trained first" in words
+    assert "dual-head serve FOLDER" in words
     assert main(["serve", "--port", "0"]) == 0
     assert "serving the demonstration's guides of demo-out/both" in capsys.readouterr().err
     for model, _, name, *_ in served:
@@ -68,7 +68,7 @@ def test_without_a_folder_the_demonstrations_guides_are_trained_once(served, tmp
 
 def test_a_port_in_use_is_refused_before_the_model_is_loaded(guides, capsys, monkeypatch):
     monkeypatch.setattr(command, "load_guided", None)
-    with server.listening(ServerSettings(port=0)) as listener:
+    with server.listen(ServerSettings(port=0)) as listener:
         port = listener.getsockname()[1]
         assert f"127.0.0.1:{port} is in use" in refused(capsys, guides, "--port", port)
 

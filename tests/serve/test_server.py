@@ -17,7 +17,7 @@ from servers import CHAT, ScriptedEngine, running_server, until
 from dual_head import AlignedModel
 from dual_head.errors import DualHeadError
 from dual_head.serve.openai import middleware
-from dual_head.serve.server import listening
+from dual_head.serve.server import listen
 from dual_head.serve.settings import ServerSettings
 from dual_head.serve.types import EngineSettings
 
@@ -45,7 +45,7 @@ def serve(model, tokenizer):
     return run
 
 
-def asked_for(engine, count: int = 1):
+def wait_for_requests(engine, count: int = 1):
     """Wait for so many requests beside that of the warm-up."""
     until(lambda: len(engine.requests) > count)
 
@@ -140,12 +140,12 @@ def test_pages_of_other_origins_may_ask_only_where_that_is_said(serve):
 
 
 def test_a_port_in_use_is_told():
-    with listening(ServerSettings(port=0)) as first:
+    with listen(ServerSettings(port=0)) as first:
         port = first.getsockname()[1]
         with pytest.raises(DualHeadError, match=rf"127.0.0.1:{port} is in use. Choose another --port"):
-            listening(ServerSettings(port=port))
+            listen(ServerSettings(port=port))
     with pytest.raises(DualHeadError, match="Cannot listen at 203"):
-        listening(ServerSettings(host="203.0.113.1", port=0))
+        listen(ServerSettings(host="203.0.113.1", port=0))
 
 
 def test_the_page_loads_nothing_from_elsewhere(serve):
@@ -205,7 +205,7 @@ def test_what_runs_when_the_server_stops_is_answered(serve):
     with serve(engine) as server, ThreadPoolExecutor(2) as pool:
         whole = pool.submit(server.chat, max_tokens=10)
         streamed = pool.submit(server.chat, max_tokens=10, stream=True)
-        asked_for(engine, 2)
+        wait_for_requests(engine, 2)
         server.server.should_exit = True
         assert len(whole.result().json()["choices"][0]["message"]["content"].split()) == 10
         assert streamed.result().text.endswith("data: [DONE]\n\n")
@@ -220,7 +220,7 @@ def test_a_dead_worker_is_told_and_another_one_answers(serve):
             whole = pool.submit(server.chat, max_tokens=30)
             create = client.chat.completions.create
             streamed = pool.submit(lambda: list(create(model="toy", messages=messages, max_tokens=30, stream=True)))
-            asked_for(dead, 2)
+            wait_for_requests(dead, 2)
             time.sleep(0.3)
             dead.die()
             refused = whole.result()

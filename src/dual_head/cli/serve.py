@@ -56,10 +56,10 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, take the port, load and serve."""
     (options,) = build_parser().read(arguments)
     # Imported late: a mistyped option should not wait for torch.
-    from dual_head.serve.server import listening, require_server, serve
+    from dual_head.serve.server import listen, require_server, serve
 
     require_server()
-    with listening(options) as listener:  # before the model is loaded, which may take minutes
+    with listen(options) as listener:  # before the model is loaded, which may take minutes
         if options.untrained:
             _train_guides()
             options.guides = str(DEMO / "both")

@@ -65,7 +65,7 @@ class EngineHost:
     # ---- requests --------------------------------------------------------------------------------------
 
     @contextmanager
-    def admitted_rows(self, rows: int) -> Iterator[None]:
+    def reserve_rows(self, rows: int) -> Iterator[None]:
         """Count so many choices for as long as the block lasts. Errors: no engine (503), too many choices (429)."""
         self._require_ready()
         if self.admitted + rows > self.max_queue:
@@ -77,7 +77,7 @@ class EngineHost:
             self.admitted -= rows
 
     @asynccontextmanager
-    async def running_engine(self) -> AsyncIterator[RunningEngine]:
+    async def hold_engine(self) -> AsyncIterator[RunningEngine]:
         """The engine, whose guides stay as they are for as long as the block lasts; waits while they change."""
         while not self._open.is_set():
             await self._open.wait()
@@ -106,7 +106,7 @@ class EngineHost:
 
     def start(self, ready: Callable[[], None] = lambda: None) -> None:
         """Generate a few tokens, call `ready`, and watch the engine from now on."""
-        self._watch = asyncio.create_task(self._watched(ready))
+        self._watch = asyncio.create_task(self._watch_worker(ready))
 
     async def stop(self, drain: float = 0.0) -> None:
         """Let requests end for so many seconds, and stop."""
@@ -130,20 +130,20 @@ class EngineHost:
         async for _ in self.engine.stream(request):
             pass
 
-    async def _watched(self, ready: Callable[[], None]) -> None:
+    async def _watch_worker(self, ready: Callable[[], None]) -> None:
         try:
             await self._warm_up()
             self._state = "ready"
         except Exception:  # the worker died of its first tokens
-            await self._restarted()
+            await self._restart()
         ready()
         while True:
             await asyncio.sleep(WATCH)
             if not self.engine.alive and not self._change.locked():
                 async with self._change:
-                    await self._restarted()
+                    await self._restart()
 
-    async def _restarted(self) -> None:
+    async def _restart(self) -> None:
         """Make engines until one generates; the pause between two attempts doubles."""
         self._state, pause = "restarting", WATCH
         while self._state == "restarting":
@@ -172,13 +172,13 @@ class EngineHost:
         def edit() -> None:
             self.model.attach(name, source, source_name=source_name, alpha=alpha)
 
-        await self._changed(edit, lambda: self.model.detach(name))
+        await self._change_guides(edit, lambda: self.model.detach(name))
 
     async def detach(self, name: str) -> None:
         """Remove a guide when what runs has ended. Errors: an unknown name."""
-        await self._changed(lambda: self.model.detach(name), lambda: None)
+        await self._change_guides(lambda: self.model.detach(name), lambda: None)
 
-    async def _changed(self, edit: Callable[[], None], undo: Callable[[], None]) -> None:
+    async def _change_guides(self, edit: Callable[[], None], undo: Callable[[], None]) -> None:
         """Hold back new requests, wait for those that run, change the model, and go on with a new engine.
 
         A change that is refused leaves the engine, or one with the guides of before.
@@ -188,7 +188,7 @@ class EngineHost:
             self._open.clear()
             try:
                 await asyncio.wait_for(self._idle.wait(), self.patience)
-                await asyncio.to_thread(self._edited, edit, undo)
+                await asyncio.to_thread(self._apply, edit, undo)
             except TimeoutError as error:
                 raise Refused(
                     f"Requests had not ended after {self.patience:g} s. Try again later.", status=503, retry_after=5
@@ -196,7 +196,7 @@ class EngineHost:
             finally:
                 self._open.set()
 
-    def _edited(self, edit: Callable[[], None], undo: Callable[[], None]) -> None:
+    def _apply(self, edit: Callable[[], None], undo: Callable[[], None]) -> None:
         edit()
         try:
             self._replace()

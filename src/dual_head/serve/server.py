@@ -35,7 +35,7 @@ def require_server() -> None:
         require(package, "serve")
 
 
-def listening(settings: ServerSettings) -> socket.socket:
+def listen(settings: ServerSettings) -> socket.socket:
     """A socket at the address of the settings. Errors: a port that is in use, an address that is not this machine's."""
     place = f"{settings.host}:{settings.port}"
     try:

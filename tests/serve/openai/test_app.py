@@ -49,12 +49,12 @@ def messages(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def expected(model, text: str, alpha, tokens: int = TOKENS) -> str:
+def library_text(model, text: str, alpha, tokens: int = TOKENS) -> str:
     """What the library says, alone."""
     return model.generate(messages(text), alpha=alpha, max_new_tokens=tokens, do_sample=False)
 
 
-def asked(client, text: str, alpha, tokens: int = TOKENS, *, extra=None, **more):
+def complete(client, text: str, alpha, tokens: int = TOKENS, *, extra=None, **more):
     extra = {**({} if alpha is None else {"alpha": alpha}), **(extra or {})}
     settings = {"model": "toy", "temperature": 0, "max_tokens": tokens, **more}
     return client.chat.completions.create(messages=messages(text), extra_body=extra, **settings)
@@ -66,14 +66,14 @@ def asked(client, text: str, alpha, tokens: int = TOKENS, *, extra=None, **more)
 def test_concurrent_texts_of_other_strengths_are_the_librarys_streamed_and_not(model, client):
     pairs = [(0.0, 0.0), (1.0, 0.0), (0.3, 1.2), (2.0, -0.5)]
     cases = [(text, {"hidden": a, "even_gate": b}) for text in PROMPTS for a, b in pairs]
-    texts = [expected(model, text, alpha) for text, alpha in cases]
+    texts = [library_text(model, text, alpha) for text, alpha in cases]
     assert len(set(texts)) > len(cases) // 2
 
     def whole(case):
-        return asked(client, *case).choices[0].message.content
+        return complete(client, *case).choices[0].message.content
 
     def streamed(case):
-        chunks = list(asked(client, *case, stream=True))
+        chunks = list(complete(client, *case, stream=True))
         assert chunks[0].choices[0].delta.role == "assistant"
         assert chunks[0].alpha == case[1]
         assert chunks[-1].choices[0].finish_reason == "length"
@@ -86,9 +86,9 @@ def test_concurrent_texts_of_other_strengths_are_the_librarys_streamed_and_not(m
 
 def test_a_strength_that_decays_is_the_librarys(model, client):
     decay = {"hidden": {"start": 2.0, "end": 0.0, "tokens": 4}}
-    reply = asked(client, PROMPTS[0], decay)
-    text = expected(model, PROMPTS[0], {"hidden": LinearDecay(2.0, 0.0, 4)})
-    assert reply.choices[0].message.content == text != expected(model, PROMPTS[0], {"hidden": 2.0})
+    reply = complete(client, PROMPTS[0], decay)
+    text = library_text(model, PROMPTS[0], {"hidden": LinearDecay(2.0, 0.0, 4)})
+    assert reply.choices[0].message.content == text != library_text(model, PROMPTS[0], {"hidden": 2.0})
     assert reply.alpha == {**decay, "even_gate": 0.0}
 
 
@@ -102,26 +102,26 @@ def test_a_strength_that_decays_is_the_librarys(model, client):
     ],
 )
 def test_the_name_of_the_model_says_the_strengths(model, client, name, alpha):
-    reply = asked(client, PROMPTS[2], None, model=name)
+    reply = complete(client, PROMPTS[2], None, model=name)
     assert (reply.model, reply.alpha) == (name, alpha)
-    assert reply.choices[0].message.content == expected(model, PROMPTS[2], alpha)
+    assert reply.choices[0].message.content == library_text(model, PROMPTS[2], alpha)
 
 
 def test_a_preset_may_decay(client):
     decay = {"start": 2.0, "end": 0.0, "tokens": 4}
-    assert asked(client, PROMPTS[2], None, model="toy:fading").alpha == {"hidden": decay, "even_gate": 0.0}
+    assert complete(client, PROMPTS[2], None, model="toy:fading").alpha == {"hidden": decay, "even_gate": 0.0}
 
 
 @pytest.mark.parametrize("alpha", ["hidden=0.3, even_gate=1.2", {"hidden": 0.3, "even_gate": 1.2}])
 def test_vllm_xargs_mean_the_same(model, client, alpha):
-    reply = asked(client, PROMPTS[1], None, extra={"vllm_xargs": {"alpha": alpha}})
+    reply = complete(client, PROMPTS[1], None, extra={"vllm_xargs": {"alpha": alpha}})
     assert reply.alpha == {"hidden": 0.3, "even_gate": 1.2}
-    assert reply.choices[0].message.content == expected(model, PROMPTS[1], reply.alpha)
+    assert reply.choices[0].message.content == library_text(model, PROMPTS[1], reply.alpha)
 
 
 def test_a_number_is_for_every_guide(client):
-    assert asked(client, PROMPTS[1], 0.7).alpha == {"hidden": 0.7, "even_gate": 0.7}
-    assert asked(client, PROMPTS[1], None, extra={"vllm_xargs": {"alpha": "0.7"}}).alpha["hidden"] == 0.7
+    assert complete(client, PROMPTS[1], 0.7).alpha == {"hidden": 0.7, "even_gate": 0.7}
+    assert complete(client, PROMPTS[1], None, extra={"vllm_xargs": {"alpha": "0.7"}}).alpha["hidden"] == 0.7
 
 
 def test_a_system_prompt_and_turns_before_are_read(model, client):
@@ -144,7 +144,7 @@ def test_a_system_prompt_and_turns_before_are_read(model, client):
 
 def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(client):
     def sampled(seed):
-        return asked(client, PROMPTS[0], 1.0, temperature=1.0, top_p=0.9, seed=seed).choices[0].message.content
+        return complete(client, PROMPTS[0], 1.0, temperature=1.0, top_p=0.9, seed=seed).choices[0].message.content
 
     alone = sampled(7)
     with ThreadPoolExecutor(6) as pool:
@@ -154,7 +154,7 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(client):
 
 
 def test_choices_of_one_seed_differ_and_come_again(client):
-    first, again = (asked(client, PROMPTS[0], 1.0, temperature=1.0, seed=3, n=3) for _ in range(2))
+    first, again = (complete(client, PROMPTS[0], 1.0, temperature=1.0, seed=3, n=3) for _ in range(2))
     texts = [choice.message.content for choice in first.choices]
     assert len(set(texts)) == 3
     assert texts == [choice.message.content for choice in again.choices]
@@ -164,9 +164,9 @@ def test_choices_of_one_seed_differ_and_come_again(client):
 
 def test_streamed_choices_are_the_whole_ones(client):
     settings = {"temperature": 1.0, "seed": 3, "n": 3}
-    whole = asked(client, PROMPTS[0], 1.0, **settings)
+    whole = complete(client, PROMPTS[0], 1.0, **settings)
     texts = ["", "", ""]
-    chunks = list(asked(client, PROMPTS[0], 1.0, stream=True, stream_options={"include_usage": True}, **settings))
+    chunks = list(complete(client, PROMPTS[0], 1.0, stream=True, stream_options={"include_usage": True}, **settings))
     for chunk in chunks[:-1]:
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
@@ -176,18 +176,18 @@ def test_streamed_choices_are_the_whole_ones(client):
 
 
 def test_a_stop_string_ends_the_text_before_it(model, client):
-    text = expected(model, PROMPTS[3], None)
+    text = library_text(model, PROMPTS[3], None)
     stop = text[4:6]
     for settings in ({"stop": stop}, {"stop": ["no such text", stop]}):
-        (choice,) = asked(client, PROMPTS[3], None, **settings).choices
+        (choice,) = complete(client, PROMPTS[3], None, **settings).choices
         assert (choice.message.content, choice.finish_reason) == (text[: text.index(stop)], "stop")
 
 
 def test_a_biased_token_is_chosen_and_a_penalised_one_is_not_repeated(client):
-    biased = asked(client, PROMPTS[0], 0, logit_bias={"40": 100})
+    biased = complete(client, PROMPTS[0], 0, logit_bias={"40": 100})
     assert len(set(biased.choices[0].message.content)) == 1
     settings = {"logit_bias": {"40": 20, "41": 19}, "frequency_penalty": 2}
-    assert len(set(asked(client, PROMPTS[0], 0, **settings).choices[0].message.content)) > 1
+    assert len(set(complete(client, PROMPTS[0], 0, **settings).choices[0].message.content)) > 1
 
 
 @pytest.fixture(scope="module")
@@ -202,12 +202,14 @@ def ending(tokenizer):
 def test_a_format_is_kept(ending):
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["ab", "cd"]}}}
     with ending.client() as client:
-        text = asked(client, PROMPTS[0], 1.0, 40, response_format=form).choices[0].message.content
+        text = complete(client, PROMPTS[0], 1.0, 40, response_format=form).choices[0].message.content
         assert json.loads(text) in ("ab", "cd")
-        (choice,) = asked(client, PROMPTS[0], 1.0, 40, response_format={"type": "regex", "regex": "(ab){3}"}).choices
+        (choice,) = complete(client, PROMPTS[0], 1.0, 40, response_format={"type": "regex", "regex": "(ab){3}"}).choices
         assert (choice.message.content, choice.finish_reason) == ("ababab", "stop")
-        text = asked(client, PROMPTS[0], 1.0, 100, response_format={"type": "json_object"}).choices[0].message.content
-        assert text.lstrip().startswith("{")
+        text = (
+            complete(client, PROMPTS[0], 1.0, 100, response_format={"type": "json_object"}).choices[0].message.content
+        )
+        assert choice.message.content.lstrip().startswith("{")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -222,7 +224,7 @@ def test_a_format_that_cannot_be_is_refused(ending, form, stream):
 
 
 def test_log_probabilities_are_those_of_the_policy(model, tokenizer, client):
-    reply = asked(client, PROMPTS[0], 1.0, logprobs=True, top_logprobs=3)
+    reply = complete(client, PROMPTS[0], 1.0, logprobs=True, top_logprobs=3)
     content = reply.choices[0].logprobs.content
     assert "".join(entry.token for entry in content) == reply.choices[0].message.content
     assert all(bytes(entry.bytes).decode() == entry.token for entry in content)
@@ -239,8 +241,8 @@ def test_a_trace_tells_gates_divergence_and_promoted_tokens(model, tokenizer, cl
     def traced(entries):
         return [entry["dual_head"] for entry in entries]
 
-    whole = asked(client, PROMPTS[0], 1.0, extra={"trace": True}).choices[0].logprobs.model_dump()["content"]
-    chunks = asked(client, PROMPTS[0], 1.0, extra={"trace": True}, stream=True)
+    whole = complete(client, PROMPTS[0], 1.0, extra={"trace": True}).choices[0].logprobs.model_dump()["content"]
+    chunks = complete(client, PROMPTS[0], 1.0, extra={"trace": True}, stream=True)
     streamed = [
         entry
         for chunk in chunks
@@ -311,7 +313,7 @@ def test_models_are_listed_with_their_strengths(client):
 
 def test_metrics_count_tokens_and_requests(client, server):
     before = [server.metric(name) for name in ("prompt_tokens_total", "generation_tokens_total")]
-    reply = asked(client, PROMPTS[0], {"hidden": 1.0})
+    reply = complete(client, PROMPTS[0], {"hidden": 1.0})
     after = [server.metric(name) for name in ("prompt_tokens_total", "generation_tokens_total")]
     assert [b - a for a, b in zip(before, after, strict=True)] == [reply.usage.prompt_tokens, TOKENS]
     text = server.http.get("/metrics").text
@@ -466,18 +468,18 @@ def test_fields_that_ask_for_nothing_are_taken(client):
         "safety_identifier": "x",
         "reasoning_effort": "none",
     }
-    assert asked(client, PROMPTS[0], None, **settings).choices[0].message.content
+    assert complete(client, PROMPTS[0], None, **settings).choices[0].message.content
 
 
 def test_openais_client_raises_its_own_errors(client):
     with pytest.raises(BadRequestError, match="No guide is named 'nobody'") as caught:
-        asked(client, PROMPTS[0], {"nobody": 1})
+        complete(client, PROMPTS[0], {"nobody": 1})
     assert caught.value.param == "alpha"
     with pytest.raises(NotFoundError) as caught:
-        asked(client, PROMPTS[0], None, model="gpt")
+        complete(client, PROMPTS[0], None, model="gpt")
     assert caught.value.param == "model"
     with pytest.raises(BadRequestError):
-        asked(client, PROMPTS[0], {"nobody": 1}, stream=True)
+        complete(client, PROMPTS[0], {"nobody": 1}, stream=True)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +511,7 @@ def test_an_error_in_a_stream_is_an_event(client, server, monkeypatch):
     """The status has been sent by then."""
     monkeypatch.setattr(server.api.host.engine, "stream", _broken)
     with pytest.raises(APIError, match="boom"):
-        list(asked(client, PROMPTS[0], None, stream=True))
+        list(complete(client, PROMPTS[0], None, stream=True))
 
 
 async def _broken(request):

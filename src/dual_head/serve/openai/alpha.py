@@ -40,7 +40,7 @@ def text_alpha(text: str, param: str) -> Any:
         raise Refused(str(error), param) from error
 
 
-def shown_alpha(alpha: Mapping[str, Strength]) -> dict[str, Any]:
+def alpha_json(alpha: Mapping[str, Strength]) -> dict[str, Any]:
     """Strengths as JSON has them, which `read_alpha` reads."""
     return {name: vars(value) if isinstance(value, LinearDecay) else value for name, value in alpha.items()}
 

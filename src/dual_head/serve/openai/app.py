@@ -18,14 +18,14 @@ from dual_head import __version__
 from dual_head.errors import DualHeadError
 from dual_head.serve.host import EngineHost
 from dual_head.serve.openai import protocol
-from dual_head.serve.openai.alpha import Strength, shown_alpha
+from dual_head.serve.openai.alpha import Strength, alpha_json
 from dual_head.serve.openai.bodies import ChatBody, CompletionBody, GuideBody, TokenizeBody
 from dual_head.serve.openai.errors import Refused, json_response, refuse
 from dual_head.serve.openai.metrics import Metrics
 from dual_head.serve.openai.middleware import Keys, WholeBody
 from dual_head.serve.openai.models import model_card, read_presets, served_models
 from dual_head.serve.openai.protocol import Limits
-from dual_head.serve.openai.records import LEFT, Recorded, RequestLog, RequestRecord
+from dual_head.serve.openai.records import CLIENT_LEFT, RequestLog, RequestRecord, RequestRecords
 from dual_head.serve.openai.replies import ChatForm, CompletionForm, Form, TokenTexts, ToolParser, usage
 from dual_head.serve.openai.streams import ClientLeft, EventStream, Heading, events, pieces, unless_left, whole_choices
 from dual_head.serve.playground import add_page
@@ -60,9 +60,9 @@ class Api:
         return [model_card(model, alpha, *rest) for model, alpha in self.models().items()]
 
     async def prompts(self, body: ChatBody | CompletionBody | TokenizeBody) -> list[list[int]]:
-        """Token ids of the prompts of a body. Errors: see `protocol.encoded_prompts`."""
+        """Token ids of the prompts of a body. Errors: see `protocol.encode_prompts_of`."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, protocol.encoded_prompts, body, self.tokenizer)
+        return await loop.run_in_executor(self._writer, protocol.encode_prompts_of, body, self.tokenizer)
 
     # ---- generation ------------------------------------------------------------------------------------
 
@@ -71,28 +71,28 @@ class Api:
         record: RequestRecord = request.scope["state"]["record"]
         async with AsyncExitStack() as stack:
             try:
-                return await self._answered(body, request, record, stack)
+                return await self._reply(body, request, record, stack)
             except ClientLeft:
-                return PlainTextResponse("", LEFT)
+                return PlainTextResponse("", CLIENT_LEFT)
 
-    async def _answered(
+    async def _reply(
         self, body: ChatBody | CompletionBody, request: Request, record: RequestRecord, stack: AsyncExitStack
     ) -> Response:
         protocol.require_model(body.model, self.models())
         count = len(body.prompt) if isinstance(body, CompletionBody) and _several(body.prompt) else 1
         rows = protocol.require_choices(body, count, self.limits)
-        stack.enter_context(self.host.admitted_rows(rows))
+        stack.enter_context(self.host.reserve_rows(rows))
         prompts = await unless_left(request.receive, self.prompts(body))
         protocol.require_tokens(prompts, self.limits)
-        engine = await unless_left(request.receive, stack.enter_async_context(self.host.running_engine()))
-        model, alpha = protocol.chosen_alpha(body, self.models(), self.host.model.config)
+        engine = await unless_left(request.receive, stack.enter_async_context(self.host.hold_engine()))
+        model, alpha = protocol.request_alpha(body, self.models(), self.host.model.config)
         requests = protocol.generation_requests(body, prompts, alpha, self.limits)
         record.admitted(model, alpha, prompts)
         form = self._form(body, prompts)
         run = pieces(engine, requests, record, self.settings.request_timeout)
         stack.push_async_callback(run.aclose)
         head = {"id": f"{form.prefix}-{record.id}", "created": int(time.time()), "model": model}
-        echo = {"alpha": shown_alpha(alpha)}
+        echo = {"alpha": alpha_json(alpha)}
         prompt_tokens = record.prompt_tokens
         if body.stream:
             # The first piece before the status: what the engine refuses is refused with a status of its own.
@@ -156,7 +156,7 @@ def build_app(api: Api, ready: Callable[[], None] = lambda: None) -> FastAPI:
     add_page(app)
     app.add_middleware(WholeBody, most=api.settings.max_body_bytes)
     app.add_middleware(Keys, api_key=api.settings.api_key, admin_key=api.settings.admin_key)
-    app.add_middleware(Recorded, metrics=api.metrics, log=api.log)
+    app.add_middleware(RequestRecords, metrics=api.metrics, log=api.log)
     if api.settings.allow_origin:
         headers = ["Authorization", "Content-Type"]
         app.add_middleware(

@@ -69,10 +69,10 @@ class WholeBody:
             return None
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def replayed() -> Message:
+        async def replay() -> Message:
             return whole.pop() if whole else await receive()
 
-        return await self.app(scope, replayed, send)
+        return await self.app(scope, replay, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         length = dict(scope["headers"]).get(b"content-length", b"0")

@@ -13,7 +13,7 @@ from typing import Any
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import read_yaml
-from dual_head.serve.openai.alpha import Strength, read_alpha, shown_alpha
+from dual_head.serve.openai.alpha import Strength, alpha_json, read_alpha
 from dual_head.serve.openai.errors import Refused
 
 BASE = "base"
@@ -67,6 +67,6 @@ def model_card(
         "owned_by": "dual-head",
         "parent": None if model == name else name,
         "max_model_len": context,
-        "alpha": shown_alpha(alpha),
+        "alpha": alpha_json(alpha),
         "guides": guides,
     }

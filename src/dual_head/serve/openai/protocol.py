@@ -42,7 +42,7 @@ class Limits:
 # ---- prompts ---------------------------------------------------------------------------------------------
 
 
-def encoded_prompts(body: ChatBody | CompletionBody | TokenizeBody, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+def encode_prompts_of(body: ChatBody | CompletionBody | TokenizeBody, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """Token ids of every prompt of a body. Errors: an empty one, what the chat template refuses."""
     messages = getattr(body, "messages", None)
     param = "prompt" if messages is None else "messages"
@@ -119,7 +119,7 @@ def _require_text(value: Any, param: str) -> None:
 # ---- strengths -------------------------------------------------------------------------------------------
 
 
-def chosen_alpha(
+def request_alpha(
     body: GenerationBody, models: Mapping[str, Mapping[str, Strength]], config: AlignedConfig
 ) -> tuple[str, dict[str, Strength]]:
     """The name of the model that answers, and the strength of each guide: the body's, or else that of the name.
@@ -168,7 +168,7 @@ def generation_requests(
             stop=stop,
             ignore_eos=bool(body.ignore_eos),
         )
-        requests += [replace(request, sampling=_seeded(sampling, body.seed, choice)) for choice in range(n)]
+        requests += [replace(request, sampling=_with_seed(sampling, body.seed, choice)) for choice in range(n)]
     return requests
 
 
@@ -183,7 +183,7 @@ def require_choices(body: ChatBody | CompletionBody, prompts: int, limits: Limit
     return n * prompts
 
 
-def _seeded(sampling: Sampling, seed: int | None, choice: int) -> Sampling:
+def _with_seed(sampling: Sampling, seed: int | None, choice: int) -> Sampling:
     # Choices of one seed are different texts, the same ones each time.
     return sampling if seed is None else replace(sampling, seed=(seed + choice) % SEEDS)
 

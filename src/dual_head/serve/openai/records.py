@@ -17,12 +17,12 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve.openai.alpha import Strength, shown_alpha
+from dual_head.serve.openai.alpha import Strength, alpha_json
 from dual_head.serve.openai.metrics import Metrics
 from dual_head.serve.types import Piece
 
-LOGGED = ("/v1/", "/tokenize")
-LEFT = 499  # as nginx has it
+LOG_PATHS = ("/v1/", "/tokenize")
+CLIENT_LEFT = 499  # as nginx has it
 BACKLOG = 10_000  # lines that wait for a slow disk or pipe before lines are lost
 
 
@@ -114,7 +114,7 @@ class RequestRecord:
             "path": self.path,
             "status": status,
             "model": self.model,
-            "alpha": shown_alpha(self.alpha),
+            "alpha": alpha_json(self.alpha),
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "first_token_seconds": None if self.first is None else round(self.first, 6),
@@ -123,7 +123,7 @@ class RequestRecord:
         }
 
 
-class Recorded:
+class RequestRecords:
     """Plain ASGI around every route that takes work: a record that the route fills, and its line at the end."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log: RequestLog):
@@ -131,19 +131,19 @@ class Recorded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, and write the line; 499 is the status of a client that left before the answer."""
-        if scope["type"] != "http" or not scope["path"].startswith(LOGGED):
+        if scope["type"] != "http" or not scope["path"].startswith(LOG_PATHS):
             return await self.app(scope, receive, send)
         record = RequestRecord(self.metrics, "".join(re.findall(r"[\w/.:-]", scope["path"]))[:200])
         scope.setdefault("state", {})["record"] = record
-        status = LEFT
+        status = CLIENT_LEFT
 
-        async def noted(message: Message) -> None:
+        async def watch_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.app(scope, receive, watch_status)
         finally:
             self.log.write(record.line(status))

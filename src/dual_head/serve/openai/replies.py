@@ -82,7 +82,7 @@ class ChatForm:
     def _token(self, record: TokenRecord) -> dict[str, Any]:
         top = [self.texts.entry(token, logprob) for token, logprob in record.top]
         entry = {**self.texts.entry(record.id, record.logprob), "top_logprobs": top}
-        return entry | ({"dual_head": _traced(record, self.texts)} if record.trace else {})
+        return entry | ({"dual_head": _trace_entry(record, self.texts)} if record.trace else {})
 
 
 class CompletionForm:
@@ -120,7 +120,7 @@ class CompletionForm:
             "text_offset": offsets,
         }
         if any(record.trace for record in records):
-            logprobs["dual_head"] = [_traced(record, self.texts) if record.trace else None for record in records]
+            logprobs["dual_head"] = [_trace_entry(record, self.texts) if record.trace else None for record in records]
         return logprobs
 
 
@@ -133,7 +133,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
-def _traced(record: TokenRecord, texts: TokenTexts) -> dict[str, Any]:
+def _trace_entry(record: TokenRecord, texts: TokenTexts) -> dict[str, Any]:
     """What guidance did at a token: gates, KL(policy || base) in nats, the tokens whose probability rose most."""
     assert record.trace is not None
     promoted = [{"token": texts.of(token), "gain": gain} for token, gain in record.trace.promoted]

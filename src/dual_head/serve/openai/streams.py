@@ -108,10 +108,10 @@ async def whole_choices(run: AsyncIterator[tuple[int, Piece]], count: int) -> li
     parts: list[list[Piece]] = [[] for _ in range(count)]
     async for index, piece in run:
         parts[index].append(piece)
-    return [joined(part) for part in parts]
+    return [join_pieces(part) for part in parts]
 
 
-def joined(parts: Sequence[Piece]) -> Piece:
+def join_pieces(parts: Sequence[Piece]) -> Piece:
     """Pieces of one choice as one."""
     tokens = tuple(token for part in parts for token in part.tokens)
     reason = parts[-1].finish_reason if parts else None
@@ -153,7 +153,7 @@ async def events(
                 continue
             whole.setdefault(index, []).append(piece)
             if piece.finish_reason:
-                yield event(form.called(index, joined(whole.pop(index))))
+                yield event(form.called(index, join_pieces(whole.pop(index))))
         if heading.include_usage:
             yield event(usage=usage(heading.prompt_tokens, tokens))
     except Exception as error:
