@@ -43,4 +43,4 @@ def test_a_mean_that_is_no_number_is_a_dash_with_its_reason(tmp_path, capsys):
     sweep._print([point], tmp_path)
     shown = capsys.readouterr().out
     assert "nan" not in shown.lower().replace("nan or infinity", "")
-    assert "- is of a reply that the model gives NaN or infinity for: KL, nats." in shown
+    assert "- stands where a reply has NaN or infinity: KL, nats." in shown

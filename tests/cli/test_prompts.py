@@ -64,7 +64,10 @@ def test_a_line_in_brackets_that_is_no_conversation_is_a_text(tmp_path):
     [
         ('{"prompt": "cut', "is not valid JSON; a row is"),
         ('{"question": "how"}', "has no prompt; a row is"),
-        ('{"messages": [{"role": "narrator", "content": "a"}]}', "a message must have a role (system, user, assistant)"),
+        (
+            '{"messages": [{"role": "narrator", "content": "a"}]}',
+            "a message must have a role (system, user, assistant)",
+        ),
         ('{"messages": [{"role": "user", "content": ["a"]}]}', "and a text as content"),
         ('{"messages": [{"role": "user", "content": "a", "tool_calls": []}]}', "a message has tool_calls"),
         (json.dumps(TALK[:2]), "ends with a message of the assistant"),

@@ -122,7 +122,7 @@ def test_flags_that_cannot_be_are_refused_by_name(arguments, refusal):
         ("cups: [1, 2]", "cannot be [1, 2]"),
         ("cups: .nan", "cannot be nan"),
         ("water: .nan", "must be a finite number"),
-        ("kind: red", "cannot be 'red'. Known: black, green."),
+        ("kind: red", "cannot be 'red'. It must be one of black, green."),
         ("tea: a\nleaves: b", "gives 'leaves' twice, as tea and as leaves"),
         ("config: other.yaml", "Unknown key 'config'"),
         ("[1]", "must be a mapping of options to values"),

@@ -176,7 +176,7 @@ class OptionParser(argparse.ArgumentParser):
         except DualHeadError:
             raise
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-            choices = did_you_mean(value, map(str, action.choices)) if action.choices else ""
+            choices = f" It must be one of {', '.join(map(str, action.choices))}." if action.choices else ""
             raise DualHeadError(f"'{action.dest}' in '{file}' cannot be {value!r}.{choices}") from error
         return typed
 
