@@ -206,9 +206,7 @@ def test_a_format_is_kept(ending):
         assert json.loads(text) in ("ab", "cd")
         (choice,) = complete(client, PROMPTS[0], 1.0, 40, response_format={"type": "regex", "regex": "(ab){3}"}).choices
         assert (choice.message.content, choice.finish_reason) == ("ababab", "stop")
-        text = (
-            complete(client, PROMPTS[0], 1.0, 100, response_format={"type": "json_object"}).choices[0].message.content
-        )
+        (choice,) = complete(client, PROMPTS[0], 1.0, 100, response_format={"type": "json_object"}).choices
         assert choice.message.content.lstrip().startswith("{")
 
 
