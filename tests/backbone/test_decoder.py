@@ -102,11 +102,11 @@ def test_hidden_layers_asked_for_come_back_and_the_last_is_the_heads_input(name)
 def test_each_layer_is_the_models_own_hidden_state(name, index):
     backbone = Backbone(tiny_lm(name))
     with torch.no_grad():
-        theirs = backbone.lm(some_ids(), output_hidden_states=True).hidden_states
-    _, ours = backbone(some_ids(), layers=(index,))
-    assert len(theirs) == 3
-    assert list(ours) == [index]
-    assert torch.equal(ours[index], theirs[index])
+        hidden_states = backbone.lm(some_ids(), output_hidden_states=True).hidden_states
+    _, layers = backbone(some_ids(), layers=(index,))
+    assert len(hidden_states) == 3
+    assert list(layers) == [index]
+    assert torch.equal(layers[index], hidden_states[index])
 
 
 def test_only_the_layers_asked_for_are_kept_and_nothing_after_the_pass():
@@ -186,9 +186,9 @@ def test_a_head_narrower_than_the_layers_is_read_at_its_own_width():
     sizes = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48, "num_hidden_layers": 2}
     lm = OPTForCausalLM(OPTConfig(vocab_size=VOCAB, num_attention_heads=4, max_position_embeddings=64, **sizes))
     assert Backbone(lm).shape.hidden_size == 16
-    own = copy.deepcopy(lm).eval()
+    lm_copy = copy.deepcopy(lm).eval()
     model, ids = AlignedModel.from_backbone(lm, {"g": LinearConfig(init_std=0.5)}), torch.arange(5)[None] + 3
-    assert torch.equal(model(ids, alpha=0.0).logits, own(ids).logits)
+    assert torch.equal(model(ids, alpha=0.0).logits, lm_copy(ids).logits)
     assert not torch.equal(model(ids, alpha=1.0).logits, lm(ids).logits)
 
 
@@ -282,10 +282,10 @@ def test_a_missing_folder_is_refused_with_what_to_give(tmp_path, monkeypatch):
 @pytest.fixture
 def asked_of_transformers(monkeypatch):
     """Arguments of the last AutoModelForCausalLM.from_pretrained, which loads a tiny model whatever they are."""
-    asked = {}
+    options = {}
 
     def load(name, *, output_loading_info, **given):
-        asked.update(given, name=name)
+        options.update(given, name=name)
         return tiny_lm("llama"), {"missing_keys": set()}
 
     def nowhere(*_args, **_options):
@@ -294,7 +294,7 @@ def asked_of_transformers(monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     for reader in ("AutoConfig.from_pretrained", "PreTrainedConfig.get_config_dict"):
         monkeypatch.setattr(f"dual_head.backbone.load.{reader}", nowhere)  # and nobody asks the hub
-    return asked
+    return options
 
 
 def test_remote_code_is_not_trusted_unless_asked(asked_of_transformers):
@@ -305,15 +305,15 @@ def test_remote_code_is_not_trusted_unless_asked(asked_of_transformers):
 
 
 def test_options_reach_transformers_as_given(asked_of_transformers):
-    given = {
+    options = {
         "dtype": torch.bfloat16,
         "device_map": "auto",
         "attn_implementation": "eager",
         "quantization_config": object(),
         "revision": "main",
     }
-    load_backbone("org/model", **given)
-    assert asked_of_transformers == {"name": "org/model", "trust_remote_code": False, **given}
+    load_backbone("org/model", **options)
+    assert asked_of_transformers == {"name": "org/model", "trust_remote_code": False, **options}
 
 
 def test_a_saved_backbone_loads_with_its_bits(tmp_path):
@@ -382,15 +382,15 @@ def test_soft_capping_scales_and_biases_leave_no_matrix(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_model_is_run_for_its_head_alone_only_where_it_does_more(architecture, monkeypatch):
     backbone, hidden = Backbone(tiny_lm(architecture)), 30 * torch.randn(1, 3, HIDDEN)
-    logits, (view,), asked = backbone.logits(hidden), backbone._head_only, []
+    logits, (view,), calls = backbone.logits(hidden), backbone._head_only, []
     backbone._only_head = False
     assert torch.equal(logits, backbone.logits(hidden))  # by the model's own forward
     does_more = architecture in ("gemma2", "gemma3", "granite", "cohere")  # soft-capping, and scales
     assert Backbone(tiny_lm(architecture))._only_head != does_more
     backbone._only_head = not does_more
-    monkeypatch.setattr(view, "forward", lambda **given: asked.append(given) or type(view).forward(view, **given))
+    monkeypatch.setattr(view, "forward", lambda **given: calls.append(given) or type(view).forward(view, **given))
     backbone.logits(hidden)
-    assert bool(asked) == does_more
+    assert bool(calls) == does_more
 
 
 @torch.no_grad()
@@ -406,10 +406,10 @@ def test_what_a_model_does_before_its_head_is_done():
 
 
 def test_nothing_is_asked_of_a_head_to_find_out():
-    lm, asked = tiny_lm("llama"), []
-    lm.lm_head.register_forward_hook(lambda *_: asked.append(1))
+    lm, calls = tiny_lm("llama"), []
+    lm.lm_head.register_forward_hook(lambda *_: calls.append(1))
     assert Backbone(lm).matrix() is not None
-    assert not asked
+    assert not calls
 
 
 # ---- files that are damaged --------------------------------------------------------------------------------

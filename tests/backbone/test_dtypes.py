@@ -57,10 +57,10 @@ def test_a_short_format_is_loaded_in_fp32_where_the_processor_has_no_products_of
         load_backbone(str(folder))
     assert {p.dtype for p in lm.parameters()} == {torch.float32}
     name = str(stored).removeprefix("torch.")
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1, "said once"
-    assert f"is stored in {name}" in said[0]
-    assert f"--dtype {name}" in said[0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1, "said once"
+    assert f"is stored in {name}" in messages[0]
+    assert f"--dtype {name}" in messages[0]
 
 
 @pytest.mark.parametrize("dtype", ["stored", "float16", torch.bfloat16])

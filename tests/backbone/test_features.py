@@ -29,13 +29,13 @@ def test_what_rows_share_is_computed_once_and_is_the_same():
 
 
 def test_gradients_of_what_rows_share_add_up():
-    found = []
+    results = []
     for together in (2, 1):
         linear = torch.nn.Linear(HIDDEN, 3, bias=False)
         torch.nn.init.eye_(linear.weight)
         rows_that_share_prompts(together).of_each(linear).square().sum().backward()
-        found.append(linear.weight.grad)
-    torch.testing.assert_close(*found)
+        results.append(linear.weight.grad)
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])

@@ -85,8 +85,8 @@ def test_two_rewards_add_up():
     model = guided_lm({"help": method("genarm").guide, "harm": method("genarm").guide})
     one, other = (with_lora(model, name)(IDS).logits.log_softmax(-1) for name in ("help", "harm"))
     mixed = tiny_lm("llama").eval()(IDS).logits.log_softmax(-1) + 0.7 * one + 0.4 * other
-    given = model(IDS, alpha={"help": 0.7, "harm": 0.4}).logits
-    torch.testing.assert_close(given.softmax(-1), mixed.softmax(-1), **CLOSE)
+    logits = model(IDS, alpha={"help": 0.7, "harm": 0.4}).logits
+    torch.testing.assert_close(logits.softmax(-1), mixed.softmax(-1), **CLOSE)
 
 
 # ---- what is shared, and what is trained --------------------------------------------------------------------
@@ -112,8 +112,8 @@ def test_training_moves_the_lora_and_no_bit_of_the_backbone():
     model.guide("g").logit_delta(states, None).log_softmax(-1)[..., 3].sum().backward()
     optimizer.step()
     assert all(not torch.equal(value, before[name]) for name, value in model.guide("g").stored().items())
-    own = tiny_lm("llama").state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in model.backbone.lm.state_dict().items())
+    weights = tiny_lm("llama").state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in model.backbone.lm.state_dict().items())
     with torch.no_grad():
         assert torch.equal(model(IDS, alpha=0.0).logits, tiny_lm("llama").eval()(IDS).logits)
     assert not any(p.requires_grad or p.grad is not None for p in model.backbone.parameters())
@@ -127,14 +127,14 @@ def switched_on(model: AlignedModel) -> set[str]:
 @torch.no_grad()
 def test_only_the_loras_dropout_acts_and_only_while_it_trains():
     model = guided_lm({"g": LanguageModelConfig(dropout=0.5)}, "gpt2")
-    kept, base = (model(IDS, alpha=alpha).logits for alpha in (1.0, 0.0))
+    guided, base = (model(IDS, alpha=alpha).logits for alpha in (1.0, 0.0))
     model.train()
     assert {name for name in switched_on(model) if "lora_dropout" not in name} == set()
     one, other = (model.guide("g").logit_delta(model.encode(IDS, guides=("g",)).states["g"], None) for _ in range(2))
     assert not torch.equal(one, other)
     assert torch.equal(model(IDS, alpha=0.0).logits, base)  # GPT-2 has dropout of its own
     model.eval()
-    assert torch.equal(model(IDS, alpha=1.0).logits, kept)
+    assert torch.equal(model(IDS, alpha=1.0).logits, guided)
 
 
 @torch.no_grad()
@@ -189,13 +189,13 @@ def test_another_model_from_a_folder_speaks_for_itself_and_moves_with_the_guide(
 @pytest.mark.parametrize("where", ["the backbone", "another model"])
 def test_a_peft_adapter_shares_the_base_it_was_made_on_where_that_is_the_backbone(where, tmp_path):
     backbone, other = on_disk(tmp_path / "backbone"), on_disk(tmp_path / "other", seed=3)
-    own = where == "the backbone"
-    adapter, tuned = adapter_on(backbone if own else other, tmp_path / "adapter")
+    is_backbone = where == "the backbone"
+    adapter, tuned = adapter_on(backbone if is_backbone else other, tmp_path / "adapter")
     config = LanguageModelConfig(model=adapter, tune="none", against="backbone")
     model = AlignedModel.from_backbone(backbone, {"g": config})
     torch.testing.assert_close(model(IDS, alpha=1.0).logits, tuned(IDS).logits, **CLOSE)
     assert torch.equal(model(IDS, alpha=0.0).logits, loaded(backbone)(IDS).logits)
-    assert shares(model) == own
+    assert shares(model) == is_backbone
 
 
 @torch.no_grad()
@@ -224,9 +224,9 @@ def test_against_another_model_it_is_the_expert_less_the_antiexpert(tmp_path):
 def test_a_guided_model_steers_by_all_it_says_or_by_what_its_guides_add(tmp_path):
     weak = AlignedModel.from_backbone(on_disk(tmp_path / "weak", seed=3), {"iav": LinearConfig(init_std=0.3)})
     weak.save_pretrained(tmp_path / "guides")
-    said, unguided = (weak(IDS, alpha=alpha).logits for alpha in (1.0, 0.0))
+    guided, unguided = (weak(IDS, alpha=alpha).logits for alpha in (1.0, 0.0))
     base = tiny_lm("llama").eval()(IDS).logits
-    for against, delta in ((None, said), ("unguided", said - unguided)):
+    for against, delta in ((None, guided), ("unguided", guided - unguided)):
         config = LanguageModelConfig(model=str(tmp_path / "guides"), tune="none", against=against)
         strong = guided_lm({"g": config})
         torch.testing.assert_close(strong(IDS, alpha=0.5).logits, base + 0.5 * delta, **CLOSE)

@@ -221,14 +221,14 @@ def test_a_gate_that_is_asked_at_some_positions_says_there_what_it_says_everywhe
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_what_a_gate_computes_again_row_by_row_has_the_same_gradients(masked, monkeypatch):
-    found = []
+    results = []
     for kept in (layers.KEPT, 0):
         monkeypatch.setattr(layers, "KEPT", kept)
         gate, hidden, mask = a_gate()
         features = Features(hidden, mask=mask if masked else None, padding=PADDING, keep=slice(-3, None))
         gate(features, None).square().sum().backward()
-        found.append([p.grad for p in gate.parameters()])
-    for kept, again in zip(*found, strict=True):
+        results.append([p.grad for p in gate.parameters()])
+    for kept, again in zip(*results, strict=True):
         assert kept.any()
         torch.testing.assert_close(kept, again)
 

@@ -50,8 +50,8 @@ def test_layers_are_normalised_pooled_fused_and_mapped(normalise):
     fused = max(0.0, 2 * u[0] - u[1] + 0.5)
     inner = [max(0.0, fused + 0.25), max(0.0, -3 * fused + 4)]
     by_hand = [inner[0] + 2 * inner[1], -inner[1] + 10]
-    given = delta(guide, {0: torch.tensor([[first]]), 2: torch.tensor([[last]])})
-    assert given[0, 0].tolist() == pytest.approx(by_hand, rel=1e-5)
+    output = delta(guide, {0: torch.tensor([[first]]), 2: torch.tensor([[last]])})
+    assert output[0, 0].tolist() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_all_three_steps_bend():
@@ -101,9 +101,9 @@ def test_dropout_acts_while_training_only():
 def test_in_a_model_it_reads_the_backbones_own_hidden_states():
     model = guided_lm({"mav": MultilayerConfig(layers="custom", layer_indices=[0, 1, -1], width=8)})
     ids = torch.randint(3, VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
-    theirs = model.backbone.lm(ids, output_hidden_states=True).hidden_states
-    expected = theirs[-1] @ model.backbone.lm.lm_head.weight.T + 0.5 * delta(
-        model.guide("mav"), dict(enumerate(theirs))
+    hidden_states = model.backbone.lm(ids, output_hidden_states=True).hidden_states
+    expected = hidden_states[-1] @ model.backbone.lm.lm_head.weight.T + 0.5 * delta(
+        model.guide("mav"), dict(enumerate(hidden_states))
     )
     torch.testing.assert_close(model(ids, alpha=0.5).logits, expected, atol=1e-4, rtol=1e-4)
 
@@ -111,13 +111,13 @@ def test_in_a_model_it_reads_the_backbones_own_hidden_states():
 def test_the_backbone_keeps_only_the_layers_it_reads(monkeypatch):
     custom = MultilayerConfig(layers="custom", layer_indices=[1])
     model = guided_lm({"mav": custom, "other": MultilayerConfig(layers="custom", layer_indices=[-1])})
-    asked, own = [], model.backbone.forward
+    calls, forward = [], model.backbone.forward
     monkeypatch.setattr(
-        model.backbone, "forward", lambda *args, layers, **kwargs: asked.append(layers) or own(*args, layers=layers)
+        model.backbone, "forward", lambda *args, layers, **kwargs: calls.append(layers) or forward(*args, layers=layers)
     )
     for alpha in ({"mav": 1.0}, {"other": 1.0}, 1.0, 0.0):
         model(torch.tensor([[5, 6]]), alpha=alpha)
-    assert asked == [(1,), (2,), (1, 2), ()]
+    assert calls == [(1,), (2,), (1, 2), ()]
 
 
 # ---- which layers ------------------------------------------------------------------------------------------
@@ -154,8 +154,8 @@ def test_every_choice_of_layers_can_be_attached_to_a_backbone(options):
 
 @pytest.mark.parametrize("index", [5, -6])
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are(index):
-    said = rf"layer_indices \[0, {index}\] do not fit a backbone of 4 layers: 0 \(the embedding\) to 4, or -5 to -1"
-    with pytest.raises(DualHeadError, match=said):
+    message = rf"layer_indices \[0, {index}\] do not fit a backbone of 4 layers: 0 \(the embedding\) to 4, or -5 to -1"
+    with pytest.raises(DualHeadError, match=message):
         layers_of(4, layers="custom", layer_indices=[0, index])
 
 

@@ -71,11 +71,11 @@ def alike(given: Tensor, expected: Tensor) -> None:
 @every_kind_of_attention
 def test_every_candidate_at_every_position_is_scored_as_a_forward_of_its_own_would(architecture, tune):
     model, ids = args_lm(architecture, tune=tune), prompts(2)
-    given = model(ids, alpha=[1.0, -0.5]).logits
+    logits = model(ids, alpha=[1.0, -0.5]).logits
     lm, classifier = tiny_lm(architecture).eval(), model.guide("g").tuned
     for row, alpha in enumerate((1.0, -0.5)):
-        alike(given[row], naive(lm, classifier, ids[row], alpha=alpha))
-    assert (given > RULED_OUT).sum(-1).unique().tolist() == [K]
+        alike(logits[row], naive(lm, classifier, ids[row], alpha=alpha))
+    assert (logits > RULED_OUT).sum(-1).unique().tolist() == [K]
 
 
 @torch.no_grad()
@@ -86,10 +86,10 @@ def test_left_padding_of_a_row_changes_none_of_its_rewards(architecture):
     padded = torch.stack([alone[0], torch.cat([torch.zeros(3, dtype=torch.long), alone[1]])])
     mask = torch.tensor([[1] * 12, [0] * 3 + [1] * 9])
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    given = model(padded, attention_mask=mask, position_ids=positions, alpha=1.0).logits
+    logits = model(padded, attention_mask=mask, position_ids=positions, alpha=1.0).logits
     lm, classifier = tiny_lm(architecture).eval(), model.guide("g").tuned
-    alike(given[0], naive(lm, classifier, alone[0]))
-    alike(given[1, 3:], naive(lm, classifier, alone[1]))
+    alike(logits[0], naive(lm, classifier, alone[0]))
+    alike(logits[1, 3:], naive(lm, classifier, alone[1]))
 
 
 @torch.no_grad()
@@ -109,9 +109,9 @@ def test_greedy_decoding_picks_the_best_of_the_candidates_at_every_step(architec
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_a_row_at_alpha_0_keeps_all_its_tokens_and_bits(architecture):
     model, ids = args_lm(architecture), prompts(2)
-    given, base = model(ids, alpha=[0.0, 1.0]).logits, tiny_lm(architecture).eval()(ids).logits
-    assert torch.equal(given[0], base[0])
-    assert (given[1] == RULED_OUT).sum(-1).unique().tolist() == [VOCAB - K]
+    logits, base = model(ids, alpha=[0.0, 1.0]).logits, tiny_lm(architecture).eval()(ids).logits
+    assert torch.equal(logits[0], base[0])
+    assert (logits[1] == RULED_OUT).sum(-1).unique().tolist() == [VOCAB - K]
 
 
 @torch.no_grad()
@@ -154,10 +154,10 @@ def test_a_step_is_one_forward_whatever_k_and_rows_and_the_prompt_is_read_once(r
 
 
 def test_candidates_come_from_the_logits_that_a_step_needs_anyway():
-    model, asked = args_lm(k=2), []
-    model.get_output_embeddings().register_forward_hook(lambda *_: asked.append(1))
+    model, calls = args_lm(k=2), []
+    model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
     model.generate(prompts(2), alpha=1.0, do_sample=False, max_new_tokens=3)
-    assert len(asked) == 2 + 1 + 1  # a prompt's candidates are found first, and its last token is decoded after
+    assert len(calls) == 2 + 1 + 1  # a prompt's candidates are found first, and its last token is decoded after
 
 
 @torch.no_grad()
@@ -192,14 +192,14 @@ def test_a_classifier_from_a_folder(architecture, tmp_path):
     folder = on_disk(tmp_path / "reward", architecture)
     model, ids = args_lm(model=folder), prompts(2)
     classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    given = model(ids, alpha=1.0).logits
+    logits = model(ids, alpha=1.0).logits
     for row in range(2):
-        alike(given[row], naive(tiny_lm("llama").eval(), classifier, ids[row]))
+        alike(logits[row], naive(tiny_lm("llama").eval(), classifier, ids[row]))
     guide = model.guide("g")
     assert (guide.stored(), list(guide.parameters()), guide.cache_layers) == ({}, [], LAYERS)
     model.save_pretrained(tmp_path / "saved")
     again = AlignedModel.from_pretrained(tmp_path / "saved", backbone=tiny_lm("llama"))
-    assert torch.equal(again(ids, alpha=1.0).logits, given)
+    assert torch.equal(again(ids, alpha=1.0).logits, logits)
 
 
 @pytest.mark.parametrize("tune", ["none", "lora", "full"])

@@ -23,17 +23,17 @@ def test_outside_it_is_a_linear_map_of_torch_to_the_bit():
 def test_chunks_add_up_to_the_gradient_of_the_whole():
     weight, x, c = parts()
     (F.linear(x, weight) * c).sum().backward()
-    found = []
+    results = []
     with accumulating([weight]) as (sink,):
         for at in (slice(0, 4), slice(4, 6)):
-            own = x[at].detach().requires_grad_()
-            y = linear(own, weight)
-            assert torch.equal(y, F.linear(own, weight))
-            dx, dw = torch.autograd.grad((y * c[at]).sum(), [own, weight], allow_unused=True)
+            rows = x[at].detach().requires_grad_()
+            y = linear(rows, weight)
+            assert torch.equal(y, F.linear(rows, weight))
+            dx, dw = torch.autograd.grad((y * c[at]).sum(), [rows, weight], allow_unused=True)
             assert dw is None  # autograd has nothing left to add
-            found.append(dx)
+            results.append(dx)
     torch.testing.assert_close(sink.total, weight.grad)
-    torch.testing.assert_close(torch.cat(found), x.grad)
+    torch.testing.assert_close(torch.cat(results), x.grad)
 
 
 def test_the_second_chunk_is_added_where_the_first_one_is():

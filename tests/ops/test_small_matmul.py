@@ -34,13 +34,13 @@ def test_whatever_stands_before_the_last_axis_stays():
 
 @pytest.mark.parametrize("outputs", [5, LONG])
 def test_gradients_reach_everything(outputs):
-    given = [x.requires_grad_() for x in operands(2, outputs)]
-    (product(*given) ** 2).sum().backward()
-    mine = [x.grad for x in given]
-    for x in given:
+    operand_pair = [x.requires_grad_() for x in operands(2, outputs)]
+    (product(*operand_pair) ** 2).sum().backward()
+    mine = [x.grad for x in operand_pair]
+    for x in operand_pair:
         x.grad = None
-    (F.linear(*given) ** 2).sum().backward()
-    assert all(torch.equal(own, x.grad) for own, x in zip(mine, given, strict=True))
+    (F.linear(*operand_pair) ** 2).sum().backward()
+    assert all(torch.equal(own, x.grad) for own, x in zip(mine, operand_pair, strict=True))
 
 
 @pytest.mark.parametrize("outputs", [5, LONG])

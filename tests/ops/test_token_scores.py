@@ -124,17 +124,17 @@ def assert_as_close_as(share: float, ours: dict[str, Tensor], theirs: dict[str, 
 
 @both_fusions
 def test_scalars_are_those_of_full_logits_in_float64(fusion):
-    ours, theirs = Example(), Example()
-    theirs.guide.double()
-    assert_as_close_as(1e-5, ours.scalars(fusion=fusion), theirs.in_float64(fusion))
+    example, reference = Example(), Example()
+    reference.guide.double()
+    assert_as_close_as(1e-5, example.scalars(fusion=fusion), reference.in_float64(fusion))
 
 
 @both_fusions
 def test_gradients_are_those_of_plain_autograd_for_every_parameter(fusion):
-    ours, theirs = Example(), Example()
-    theirs.guide.double()
-    gradients = ours.gradients_of(ours.scalars(fusion=fusion, rows_at_a_time=3))
-    assert_as_close_as(1e-5, gradients, theirs.gradients_of(theirs.in_float64(fusion)))
+    example, reference = Example(), Example()
+    reference.guide.double()
+    gradients = example.gradients_of(example.scalars(fusion=fusion, rows_at_a_time=3))
+    assert_as_close_as(1e-5, gradients, reference.gradients_of(reference.in_float64(fusion)))
     assert len(gradients) == 8
     assert all(g.any() for g in gradients.values())
 
@@ -313,10 +313,10 @@ def test_tokens_are_put_group_by_group_and_chosen_first(counts, size):
     groups = groups_of(counts, size, chosen_bytes=1, rejected_bytes=1)
     ordered = row[group_order(groups, row)].tolist()
     for group in groups:
-        own = ordered[group.start : group.stop]
-        assert own == sorted(own, key=lambda r: (r % 2, r))
-        assert sum(r % 2 == 0 for r in own) == group.chosen
-        assert {r // 2 for r in own} <= set(range(group.first, group.first + group.pairs))
+        group_rows = ordered[group.start : group.stop]
+        assert group_rows == sorted(group_rows, key=lambda r: (r % 2, r))
+        assert sum(r % 2 == 0 for r in group_rows) == group.chosen
+        assert {r // 2 for r in group_rows} <= set(range(group.first, group.first + group.pairs))
 
 
 def test_pairs_share_a_group_as_far_as_what_their_tokens_hold_fits():

@@ -21,9 +21,13 @@ LABELS = torch.tensor([3, 0, 36, 3, 12])
 
 def products(dtype=torch.float64) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    said = {"base": torch.randn(TOKENS, WORDS), "own": torch.randn(TOKENS, WORDS), "head": torch.randn(TOKENS, WORDS)}
-    said["weight"] = torch.rand(TOKENS, 1)
-    return {name: x.to(dtype).requires_grad_(name != "base") for name, x in said.items()}
+    tensors = {
+        "base": torch.randn(TOKENS, WORDS),
+        "own": torch.randn(TOKENS, WORDS),
+        "head": torch.randn(TOKENS, WORDS),
+    }
+    tensors["weight"] = torch.rand(TOKENS, 1)
+    return {name: x.to(dtype).requires_grad_(name != "base") for name, x in tensors.items()}
 
 
 def combine(said: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
@@ -55,8 +59,8 @@ def gradients(scalars: dict[str, Tensor], said: dict[str, Tensor]) -> dict[str, 
     weights = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
     loss = sum((i + 1) * (weights.to(x.dtype) * x).sum() for i, (_, x) in enumerate(sorted(scalars.items())))
     moving = [name for name, x in said.items() if x.requires_grad]
-    found = torch.autograd.grad(loss, [said[name] for name in moving], allow_unused=True, materialize_grads=True)
-    return dict(zip(moving, found, strict=True))
+    grads = torch.autograd.grad(loss, [said[name] for name in moving], allow_unused=True, materialize_grads=True)
+    return dict(zip(moving, grads, strict=True))
 
 
 def reduced(said, wanted=TRAINED, **options) -> dict[str, Tensor]:
@@ -65,32 +69,32 @@ def reduced(said, wanted=TRAINED, **options) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("wanted", [TRAINED, *((name,) for name in TRAINED)], ids="+".join)
 def test_scalars_and_gradients_are_those_of_plain_autograd(wanted):
-    ours, theirs = products(), products()
-    known = {name: x for name, x in the_long_way(theirs).items() if name in wanted}
-    scalars = reduced(ours, wanted)
-    torch.testing.assert_close(scalars, known)
+    inputs, reference = products(), products()
+    expected = {name: x for name, x in the_long_way(reference).items() if name in wanted}
+    scalars = reduced(inputs, wanted)
+    torch.testing.assert_close(scalars, expected)
     if wanted != ("base_logps",):
-        torch.testing.assert_close(gradients(scalars, ours), gradients(known, theirs))
+        torch.testing.assert_close(gradients(scalars, inputs), gradients(expected, reference))
 
 
 def test_what_is_measured_only_is_measured_right_and_trains_nothing():
-    said = products()
-    scalars = reduced(said, ("moved", "policy_logps"))
-    torch.testing.assert_close(scalars["moved"], the_long_way(said)["moved"].detach())
+    inputs = products()
+    scalars = reduced(inputs, ("moved", "policy_logps"))
+    torch.testing.assert_close(scalars["moved"], the_long_way(inputs)["moved"].detach())
     assert not scalars["moved"].requires_grad
     assert scalars["policy_logps"].requires_grad
-    assert not reduced(said, ("kl",), measured=frozenset({"kl"}))["kl"].requires_grad
+    assert not reduced(inputs, ("kl",), measured=frozenset({"kl"}))["kl"].requires_grad
 
 
 @pytest.mark.heavy
 def test_compiled_loops_give_the_same_and_write_gradients_over_their_products():
-    ours, theirs = products(torch.float32), products(torch.float32)
-    wide = {name: x.clone() for name, x in ours.items()}  # as matrix products are: no leaves
-    scalars, plain = reduced(wide, compiled=True), reduced(theirs)
+    inputs, reference = products(torch.float32), products(torch.float32)
+    wide = {name: x.clone() for name, x in inputs.items()}  # as matrix products are: no leaves
+    scalars, plain = reduced(wide, compiled=True), reduced(reference)
     torch.testing.assert_close(scalars, plain)
-    torch.testing.assert_close(gradients(scalars, ours), gradients(plain, theirs))
-    assert torch.equal(wide["base"], ours["base"])
-    assert not torch.equal(wide["own"], ours["own"])
+    torch.testing.assert_close(gradients(scalars, inputs), gradients(plain, reference))
+    assert torch.equal(wide["base"], inputs["base"])
+    assert not torch.equal(wide["own"], inputs["own"])
 
 
 FIRST = {"kl": 3, "policy_logps": 3, "delta_norm": 2}  # of the five tokens
@@ -103,26 +107,26 @@ def test_what_is_wanted_of_the_first_tokens_alone_is_as_long_and_the_same(compil
     whole, first = products(dtype), products(dtype)
     for name in ("weight", "head"):
         first[name] = first[name].detach()[:3].requires_grad_()
-    wanted = ("delta_norm", "kl", "policy_logps", "reward_logps")
-    known = {name: x[: FIRST.get(name, TOKENS)] for name, x in the_long_way(whole).items() if name in wanted}
-    said = {name: x.clone() for name, x in first.items()}
-    scalars = reduced(said, wanted, rows=FIRST, compiled=compiled)
-    torch.testing.assert_close(scalars, known)
-    ours, theirs = (
+    scalars_read = ("delta_norm", "kl", "policy_logps", "reward_logps")
+    expected = {name: x[: FIRST.get(name, TOKENS)] for name, x in the_long_way(whole).items() if name in scalars_read}
+    inputs = {name: x.clone() for name, x in first.items()}
+    scalars = reduced(inputs, scalars_read, rows=FIRST, compiled=compiled)
+    torch.testing.assert_close(scalars, expected)
+    inputs, reference = (
         torch.autograd.grad(sum((i + 1) * x.sum() for i, (_, x) in enumerate(sorted(found.items()))), moving)
-        for found, moving in ((scalars, list(first.values())[1:]), (known, list(whole.values())[1:]))
+        for found, moving in ((scalars, list(first.values())[1:]), (expected, list(whole.values())[1:]))
     )
-    for own, plain in zip(ours, theirs, strict=True):
+    for own, plain in zip(inputs, reference, strict=True):
         torch.testing.assert_close(own, plain[: len(own)])
         assert not plain[len(own) :].any()
 
 
 def test_a_product_read_by_what_is_only_measured_gets_no_gradient():
-    said = products()
-    scalars = reduced(said, ("moved", "reward_logps"), rows={"reward_logps": 2})
+    inputs = products()
+    scalars = reduced(inputs, ("moved", "reward_logps"), rows={"reward_logps": 2})
     scalars["reward_logps"].sum().backward()
-    assert said["own"].grad[:2].any()
-    assert not said["own"].grad[2:].any()
+    assert inputs["own"].grad[:2].any()
+    assert not inputs["own"].grad[2:].any()
 
 
 def test_thefast_exponential_is_right_to_a_rounding_wherever_a_loop_asks_for_it():
@@ -220,16 +224,16 @@ def test_a_new_scalar_is_one_entry_with_its_value_and_derivative(monkeypatch, in
         monkeypatch.setitem(SCALARS, name, scalar)
     loops = (vocab_kernels._values, vocab_kernels._gradients, vocab_kernels._gradients_in_place)
     monkeypatch.setattr(vocab_kernels, "_compiled", lambda: loops)  # as the compiler's, less the wait for it
-    ours, theirs = products(), products()
-    z = combine(theirs, frozenset({"policy", "base"}))
+    inputs, reference = products(), products()
+    z = combine(reference, frozenset({"policy", "base"}))
     logp, base = z["policy"].log_softmax(-1), z["base"].log_softmax(-1)
-    known = {
+    expected = {
         "entropy": -(logp.exp() * logp).sum(-1),
         "renyi": (2 * logp - base).logsumexp(-1),
-        "kl": the_long_way(theirs)["kl"],
+        "kl": the_long_way(reference)["kl"],
     }
-    wide = {name: x.clone() for name, x in ours.items()}
-    scalars = reduced(wide, tuple(known), compiled=in_place)
-    torch.testing.assert_close(scalars, known)
-    torch.testing.assert_close(gradients(scalars, ours), gradients(known, theirs))
-    assert torch.equal(wide["own"], ours["own"]) is not in_place
+    wide = {name: x.clone() for name, x in inputs.items()}
+    scalars = reduced(wide, tuple(expected), compiled=in_place)
+    torch.testing.assert_close(scalars, expected)
+    torch.testing.assert_close(gradients(scalars, inputs), gradients(expected, reference))
+    assert torch.equal(wide["own"], inputs["own"]) is not in_place
