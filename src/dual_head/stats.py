@@ -56,8 +56,8 @@ def percentiles(statistics: ArrayLike, *, interpolate: bool = False) -> tuple[fl
     if interpolate:
         low, high = np.percentile(np.asarray(statistics, dtype=float), [2.5, 97.5])
         return float(low), float(high)
-    ordered = np.sort(np.asarray(statistics, dtype=float))
-    return float(ordered[int(0.025 * len(ordered))]), float(ordered[max(0, int(0.975 * len(ordered)) - 1)])
+    ranks = np.sort(np.asarray(statistics, dtype=float))
+    return float(ranks[int(0.025 * len(ranks))]), float(ranks[max(0, int(0.975 * len(ranks)) - 1)])
 
 
 def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

@@ -69,15 +69,15 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _require_places(models: Sequence[str]) -> None:
-    """Refuse a system whose path is not there, and can be no name on the hub."""
+    """Refuse a system whose path is not there, and that is not the form of a hub name."""
     from dual_head.evaluate.systems.specs import ENDPOINT, parse_systems
 
     for spec in parse_systems(models):
-        there = spec.path.startswith(ENDPOINT) or Path(spec.path).expanduser().exists()
-        if not there and not is_hub_name(spec.path):
+        exists = spec.path.startswith(ENDPOINT) or Path(spec.path).expanduser().exists()
+        if not exists and not is_hub_name(spec.path):
             raise DualHeadError(
-                f"There is no system at '{spec.path}': there is no such folder or file. Give a folder of guides, a "
-                "causal LM (folder or hub name), a PEFT adapter, or a file of answers."
+                f"There is no system at '{spec.path}': no such folder or file. Give a folder of guides, a causal LM "
+                "(folder or hub name), a PEFT adapter, or a file of answers."
             )
 
 

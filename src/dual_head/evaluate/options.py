@@ -86,7 +86,7 @@ class EvaluationOptions(Decoding):
         """Fields of the judge's `Options`. Errors: there is no judge."""
         if self.judge_option and not self.judge:
             raise DualHeadError("--judge_option needs --judge. Name a judge with --judge, or leave out --judge_option.")
-        return _named("judge_option", self.judge_option)
+        return _assignments("judge_option", self.judge_option)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ class EvaluationOptions(Decoding):
     @property
     def load(self) -> dict[str, Any]:
         """Fields of `LoadOptions`."""
-        endpoint = _named("endpoint_option", self.endpoint_option)
+        endpoint = _assignments("endpoint_option", self.endpoint_option)
         names = ("dtype", "device", "trust_remote_code")
         return {name: getattr(self, name) for name in names} | {"endpoint_options": endpoint}
 
@@ -119,7 +119,7 @@ class EvaluationOptions(Decoding):
             )
 
 
-def _named(flag: str, texts: list[str] | None) -> dict[str, Any]:
+def _assignments(flag: str, texts: list[str] | None) -> dict[str, Any]:
     """Read NAME=VALUE, values as YAML; which names exist is checked where they are used."""
     if wrong := [text for text in texts or () if "=" not in text]:
         raise DualHeadError(f"--{flag} takes NAME=VALUE, such as concurrency=8, not '{wrong[0]}'.")

@@ -94,8 +94,8 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
             system.release()  # one model in memory at a time
     count = len(questions)
     questions, answers = require_comparable(questions, answers, allow_missing=options.allow_missing)
-    if left := count - len(questions):
-        notes.append(f"{left} of {count} questions were left out, since some system has no answer to them")
+    if gaps := count - len(questions):
+        notes.append(f"{gaps} of {count} questions were left out, since some system has no answer to them")
     verdicts = _verdicts(judge, questions, answers, pairs, output, options, console) if judge else {}
     grades = _grades(judge, questions, answers, output, console) if judge and graded else {}
     report = {

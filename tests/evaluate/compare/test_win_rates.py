@@ -116,7 +116,7 @@ def test_answers_as_long_as_each_other_are_on_no_side():
 def test_what_cannot_be_counted_is_refused():
     with pytest.raises(DualHeadError, match="None of the 3 comparisons"):
         win_rate(outcomes(unparsable=3))
-    with pytest.raises(DualHeadError, match="'won' is no result"):
+    with pytest.raises(DualHeadError, match="unknown result 'won'"):
         win_rate([Judged("q", 1.0, "won")])
     with pytest.raises(DualHeadError, match="2 comparisons and lengths of 1"):
         win_rate(outcomes(win=2), lengths=[(1, 2)])

@@ -137,8 +137,8 @@ class Benchmark:
         """
         if not self.export:
             return
-        if missing := [question.id for question in questions if question.id not in answers]:
-            raise DualHeadError(f"There is no answer to '{missing[0]}'. Write only the questions that were answered.")
+        if gaps := [question.id for question in questions if question.id not in answers]:
+            raise DualHeadError(f"There is no answer to '{gaps[0]}'. Write only the questions that were answered.")
         rows = [self.export_row(question, answers[question.id], system) for question in questions]
         file = folder / self.export.format(system)
         if file.suffix == ".json":

@@ -22,8 +22,8 @@ class MTBench(Benchmark):
         """Read both turns."""
         first, *rest = texts_of(row.get("turns") or row.get("prompt"))
         category = str(row.get("category") or "")
-        shown = row.get("reference") if category in WITH_REFERENCE else None
-        references = tuple(texts_of(shown)) if shown else ()
+        replies = row.get("reference") if category in WITH_REFERENCE else None
+        references = tuple(texts_of(replies)) if replies else ()
         id = column_of(row, "question_id", "prompt_id")
         return Question(id, user_message(first), tuple(rest), category=category, references=references)
 

@@ -94,11 +94,11 @@ def _of_table(row: Row) -> ChoiceQuestion:
 
 
 def _of_choices(row: Row) -> ChoiceQuestion:
-    single, many = row["mc1_targets"], row["mc2_targets"]
-    (best,) = (answer for answer, true in single.items() if true)
-    true, false = (tuple(answer for answer, mark in many.items() if bool(mark) == side) for side in (True, False))
-    rest = tuple(answer for answer in single if answer != best)
-    return ChoiceQuestion(id="", prompt=text(row["question"]), best=best, true=true, false=false, single=rest)
+    mc1, mc2 = row["mc1_targets"], row["mc2_targets"]
+    (best,) = (answer for answer, mark in mc1.items() if mark)
+    true, false = (tuple(answer for answer, mark in mc2.items() if bool(mark) == side) for side in (True, False))
+    rivals = tuple(answer for answer in mc1 if answer != best)
+    return ChoiceQuestion(id="", prompt=text(row["question"]), best=best, true=true, false=false, single=rivals)
 
 
 BENCHMARK = TruthfulQA

@@ -96,15 +96,15 @@ def win_rate(
     """
     counts = {result: sum(outcome.result == result for outcome in outcomes) for result in RESULTS}
     if sum(counts.values()) < len(outcomes):
-        odd = next(outcome.result for outcome in outcomes if outcome.result not in counts)
-        raise DualHeadError(f"'{odd}' is no result of a comparison. Known: {', '.join(RESULTS)}.")
-    decided = [outcome for outcome in outcomes if outcome.result in SCORES]
-    if not decided:
+        result = next(outcome.result for outcome in outcomes if outcome.result not in counts)
+        raise DualHeadError(f"A comparison has the unknown result '{result}'. Known: {', '.join(RESULTS)}.")
+    readable = [outcome for outcome in outcomes if outcome.result in SCORES]
+    if not readable:
         raise DualHeadError(
             f"None of the {len(outcomes)} comparisons has a verdict that could be read, so there is no win rate. "
-            "Look at what the judge said, and give it a prompt or a model that answers as it is asked to."
+            "Read the judge's words, and give it another template, or take another model."
         )
-    scores, trials = _by_question(decided)
+    scores, trials = _by_question(readable)
     controlled = None if lengths is None else _controlled(outcomes, lengths, seed)
     return WinRate(
         questions=len({outcome.question for outcome in outcomes}),
@@ -113,7 +113,7 @@ def win_rate(
         losses=counts["loss"],
         unparsable=counts["unparsable"],
         inconsistent=sum(outcome.inconsistent for outcome in outcomes),
-        rate=(counts["win"] + counts["tie"] / 2) / len(decided),
+        rate=(counts["win"] + counts["tie"] / 2) / len(readable),
         interval=_ratio_interval(scores, trials, resamples, seed),
         p_value=sign_test(int((scores > trials / 2).sum()), int((scores < trials / 2).sum())),
         length_controlled=controlled and controlled.rate,
@@ -129,19 +129,19 @@ def paired_difference(
     A question whose score is None for either is left out. Errors: no scores; questions that only one of the two has; a
     score that is not finite.
     """
-    missing = {id for scores in (scores_a, scores_b) for id, score in scores.items() if score is None}
-    a, b = ({i: s for i, s in scores.items() if s is not None and i not in missing} for scores in (scores_a, scores_b))
+    gaps = {id for scores in (scores_a, scores_b) for id, score in scores.items() if score is None}
+    a, b = ({i: s for i, s in scores.items() if s is not None and i not in gaps} for scores in (scores_a, scores_b))
     if not a and not b:
         raise DualHeadError("There are no scores to compare. Give at least one question's.")
-    if alone := sorted(a.keys() ^ b.keys()):
-        lacking = "second" if alone[0] in a else "first"
+    if ids := sorted(a.keys() ^ b.keys()):
+        ordinal = "second" if ids[0] in a else "first"
         raise DualHeadError(
-            f"{len(alone)} questions have a score in only one of the two; the {lacking} lacks '{alone[0]}'. Both must "
+            f"{len(ids)} questions have a score in only one of the two; the {ordinal} lacks '{ids[0]}'. Both must "
             "answer the same questions: run the one that is incomplete again, or leave the question out of both."
         )
-    if odd := [id for id in a if not (math.isfinite(a[id]) and math.isfinite(b[id]))]:
+    if ids := [id for id in a if not (math.isfinite(a[id]) and math.isfinite(b[id]))]:
         raise DualHeadError(
-            f"A score of question '{odd[0]}' is not finite: {a[odd[0]]} and {b[odd[0]]}. Look at what scored it, or "
+            f"A score of question '{ids[0]}' is not finite: {a[ids[0]]} and {b[ids[0]]}. Look at what scored it, or "
             "leave the question out of both."
         )
     differences = [a[id] - b[id] for id in sorted(a)]
@@ -162,11 +162,11 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**trials)
 
 
-def _by_question(decided: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _by_question(outcomes: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum of scores and number of outcomes of each question."""
-    places = {id: i for i, id in enumerate(dict.fromkeys(outcome.question for outcome in decided))}
-    at = [places[outcome.question] for outcome in decided]
-    scores = np.bincount(at, [SCORES[outcome.result] for outcome in decided])
+    places = {id: i for i, id in enumerate(dict.fromkeys(outcome.question for outcome in outcomes))}
+    at = [places[outcome.question] for outcome in outcomes]
+    scores = np.bincount(at, [SCORES[outcome.result] for outcome in outcomes])
     return scores.astype(np.float64), np.bincount(at).astype(np.float64)
 
 

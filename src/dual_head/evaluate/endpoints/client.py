@@ -201,7 +201,7 @@ class Endpoint:
             return self._no_reply(self._shown(error))
         try:
             completion = raw.parse()
-            choice, used = completion.choices[0], self._used(completion.usage)
+            choice, used = completion.choices[0], self._usage(completion.usage)
             return Reply(without(text_of(choice.message.content), *self._secrets), used=used, choice=choice)
         except Exception as error:  # whatever reading raises: there is no end to what a server may send
             return self._no_reply(f"the reply is not a chat completion ({type(error).__name__})")
@@ -213,7 +213,7 @@ class Endpoint:
     def _no_reply(self, reason: str) -> Reply:
         return Reply(flaw=reason, used={"requests": float(self._sent.requests)})
 
-    def _used(self, usage: Any) -> dict[str, float]:
+    def _usage(self, usage: Any) -> dict[str, float]:
         tokens_in, tokens_out = (
             count_of(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens")
         )

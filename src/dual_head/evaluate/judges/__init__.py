@@ -13,8 +13,8 @@ __all__ = ["JUDGES", "load_judge"]
 
 
 def _flaw(kind: Any) -> str | None:
-    missing = [name for name in ("form", "Options") if not hasattr(kind, name)]
-    return f"JUDGE has no {' and no '.join(missing)}" if missing else None
+    gaps = [name for name in ("form", "Options") if not hasattr(kind, name)]
+    return f"JUDGE has no {' and no '.join(gaps)}" if gaps else None
 
 
 JUDGES = discover(__name__, "JUDGE", noun="judge", check=_flaw)

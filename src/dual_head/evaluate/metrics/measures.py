@@ -60,7 +60,7 @@ class Measures:
         for spec in self.rewards:
             if spec not in self._loaded:
                 name, reward = load_reward(spec, device=self.device or "cpu")
-                if name in {_name(other) for other in self._loaded}:
+                if name in map(_name, self._loaded):
                     raise DualHeadError(f"Two rewards are named '{name}'. Give each folder or function another name.")
                 self._loaded[spec] = reward
         models: dict[str, Any] = {}
@@ -104,13 +104,13 @@ def measure(
 
     NaN, infinity and unanswered questions are missing: counted, never averaged. Errors: an unknown metric.
     """
-    tools, known = tools or Tools(), load_metrics()
+    tools, by_name = tools or Tools(), load_metrics()
     for name in metrics or ():
-        _require_metric(name, known)
+        _require_metric(name, by_name)
     values: dict[str, dict[str, float | None]] = {}
     notes: list[str] = []
     results: dict[tuple[Any, tuple[str, ...]], Any] = {}  # by function and question ids: metrics may share a function
-    for metric in known.values() if metrics is None else [known[name] for name in metrics]:
+    for metric in by_name.values() if metrics is None else [by_name[name] for name in metrics]:
         applicable = [question for question in questions if metric.applies(question)]
         replied = [question for question in applicable if question.id in answers]
         if not replied:
@@ -140,10 +140,10 @@ def about(name: str) -> dict[str, str]:
     return {"name": name, "unit": metric.unit, "better": metric.better, "about": metric.about}
 
 
-def _require_metric(name: str, known: Mapping[str, Metric]) -> Metric:
-    if name not in known:
-        raise DualHeadError(f"Unknown metric '{name}'.{did_you_mean(name, known)}")
-    return known[name]
+def _require_metric(name: str, metrics: Mapping[str, Metric]) -> Metric:
+    if name not in metrics:
+        raise DualHeadError(f"Unknown metric '{name}'.{did_you_mean(name, metrics)}")
+    return metrics[name]
 
 
 def _finite(value: float | None) -> float | None:

@@ -24,16 +24,16 @@ def _length(_questions: Sequence[Question], answers: Sequence[Answer], _tools: T
 
 
 def _tokens(_questions: Sequence[Question], answers: Sequence[Answer], _tools: Tools) -> Values:
-    return _recorded([answer.tokens for answer in answers], "how many tokens they have")
+    return _turn_means([answer.tokens for answer in answers], "how many tokens they have")
 
 
 def _finished(_questions: Sequence[Question], answers: Sequence[Answer], _tools: Tools) -> Values:
-    return _recorded([answer.finished for answer in answers], "whether they ended by themselves")
+    return _turn_means([answer.finished for answer in answers], "whether they ended by themselves")
 
 
-def _recorded(parts: Sequence[Sequence[float]], what: str) -> Values:
+def _turn_means(parts: Sequence[Sequence[float]], fact: str) -> Values:
     if not any(parts):
-        raise Absent(f"the answers do not say {what}")
+        raise Absent(f"the answers do not say {fact}")
     return [fmean(part) if part else None for part in parts]
 
 
