@@ -112,9 +112,10 @@ def test_log_probabilities_are_those_of_generate(engine):
 
 
 def test_traces_are_those_of_generate(engine):
-    pieces = engine.generate([*crowd()[:3], request(6, replace(GREEDY, trace=True)), *crowd()[3:]])
+    one = GenerationRequest(PROMPT, 6, {"hidden": 1.0, "gate": -0.5}, replace(GREEDY, trace=True))
+    pieces = engine.generate([*crowd()[:3], one, *crowd()[3:]])
     output = engine.model.generate(
-        torch.tensor([PROMPT]), alpha=1.0, max_new_tokens=6, do_sample=False, return_trace=True
+        torch.tensor([PROMPT]), alpha=one.alpha, max_new_tokens=6, do_sample=False, return_trace=True
     )
     for token, trace in zip(pieces[3].tokens, output.trace[0], strict=True):
         assert token.trace.token_id == token.id == trace.token_id
