@@ -251,7 +251,8 @@ SOURCE_PAGES = [page for page in PAGES if page.parent.name not in ("provenance",
 TREE = ("src/dual_head", "tests", "examples", "experiments", "benchmarks", "scripts", "configs")
 PLACE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TREE)})/[\w./-]*\w")
 DOTTED = re.compile(r"(?<![\w/])dual_head(?:\.[A-Za-z_]\w*)+")
-GROUPS = {f"dual_head.{name}" for name in ("benchmarks", "systems", "judges", "metrics")}  # entry points of no module's name
+# Groups of entry points, which are no modules.
+GROUPS = {f"dual_head.{name}" for name in ("benchmarks", "systems", "judges", "metrics")}
 
 
 @pytest.mark.parametrize("page", SOURCE_PAGES, ids=lambda page: page.name)
