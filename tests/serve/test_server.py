@@ -87,6 +87,21 @@ def test_every_size_of_the_engine_is_an_option_with_the_same_default():
         assert getattr(settings, size.name) == size.default
 
 
+def test_a_page_that_points_its_own_name_at_this_machine_is_refused(serve):
+    local = ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "127.0.0.2")
+    foreign = ("example.org", "example.org:8000", "localhost.example.org", "127.0.0.1.example.org", "[::1", "a b")
+    with serve(ScriptedEngine()) as server:
+        for name in local:
+            assert server.http.get("/v1/models", headers={"Host": name}).status_code == 200
+        for name in foreign:
+            for path in ("/", "/v1/models", "/health"):
+                response = server.http.get(path, headers={"Host": name})
+                assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
+    with serve(ScriptedEngine(), api_key="key") as server:  # a page of elsewhere has no key
+        response = server.http.get("/v1/models", headers={"Host": "example.org", "Authorization": "Bearer key"})
+        assert response.status_code == 200
+
+
 def test_a_large_body_is_refused_before_it_is_read(serve):
     with serve(ScriptedEngine(), max_body_bytes=1000) as server:
         assert server.chat("x" * 2000).status_code == 413
@@ -98,7 +113,7 @@ def test_a_large_body_is_refused_before_it_is_read(serve):
 def test_a_body_that_does_not_come_is_not_waited_for(serve, monkeypatch):
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.1)
     with serve(ScriptedEngine()) as server, socket.create_connection(("127.0.0.1", server.http.base_url.port)) as slow:
-        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
         assert slow.recv(1000).startswith(b"HTTP/1.1 408")
 
 
@@ -165,7 +180,7 @@ def left_early(server, engine, *, read: bool, **fields) -> None:
     """Ask, and close the connection while the reply is made; read: only when some of it has come."""
     body = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 50, **fields}).encode()
     with socket.create_connection(("127.0.0.1", server.http.base_url.port)) as connection:
-        head = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
         until(lambda: engine.running)
         if read:

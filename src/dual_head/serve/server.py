@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.console.terminal import note, printable
 from dual_head.errors import DualHeadError, require
 from dual_head.model.aligned import AlignedModel
-from dual_head.serve.settings import ServerSettings
+from dual_head.serve.settings import ServerSettings, is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 WAITING = 2048  # connections that the system keeps until they are taken
-LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def require_server() -> None:
@@ -65,7 +64,7 @@ def serve(
 
     sizes = EngineSettings(**{f.name: getattr(settings, f.name) for f in fields(EngineSettings)})
     api = open_api(model, lambda model: Engine(model, tokenizer, sizes), tokenizer, name, settings)
-    if settings.host not in LOCAL and not settings.api_key:
+    if not is_loopback(settings.host) and not settings.api_key:
         note("whoever reaches this address may use the server; with --api_key, only who has the key may")
     gc.freeze()  # what was loaded stays: a search for garbage among it would hold up every request
     try:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
@@ -42,3 +43,11 @@ class ServerSettings(Options):
         super().__post_init__()
         if "" in (self.host, self.served_model_name):
             raise DualHeadError("--host and --served_model_name cannot be empty. Leave them out.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is reached at an address or name."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

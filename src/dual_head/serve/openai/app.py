@@ -22,14 +22,14 @@ from dual_head.serve.openai.alpha import Strength, alpha_json
 from dual_head.serve.openai.bodies import ChatBody, CompletionBody, GuideBody, TokenizeBody
 from dual_head.serve.openai.errors import Refused, json_response, refuse
 from dual_head.serve.openai.metrics import Metrics
-from dual_head.serve.openai.middleware import Keys, WholeBody
+from dual_head.serve.openai.middleware import Keys, LocalNames, WholeBody
 from dual_head.serve.openai.models import model_card, read_presets, served_models
 from dual_head.serve.openai.protocol import Limits
 from dual_head.serve.openai.records import CLIENT_LEFT, RequestLog, RequestRecord, RequestRecords
 from dual_head.serve.openai.replies import ChatForm, CompletionForm, Form, TokenTexts, ToolParser, usage
 from dual_head.serve.openai.streams import ClientLeft, EventStream, Heading, events, pieces, unless_left, whole_choices
 from dual_head.serve.playground import add_page
-from dual_head.serve.settings import ServerSettings
+from dual_head.serve.settings import ServerSettings, is_loopback
 
 
 class Api:
@@ -156,6 +156,8 @@ def build_app(api: Api, ready: Callable[[], None] = lambda: None) -> FastAPI:
     add_page(app)
     app.add_middleware(WholeBody, most=api.settings.max_body_bytes)
     app.add_middleware(Keys, api_key=api.settings.api_key, admin_key=api.settings.admin_key)
+    if is_loopback(api.settings.host) and not api.settings.api_key:
+        app.add_middleware(LocalNames)
     app.add_middleware(RequestRecords, metrics=api.metrics, log=api.log)
     if api.settings.allow_origin:
         headers = ["Authorization", "Content-Type"]

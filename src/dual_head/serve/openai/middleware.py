@@ -1,4 +1,4 @@
-"""What stands before every route: the key, and the size of the body.
+"""What stands before every route: the name that is asked for, the key, and the size of the body.
 
 Plain ASGI: behind a middleware that wraps requests and responses, a route never learns that its client has left.
 """
@@ -7,14 +7,39 @@ import asyncio
 import hmac
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dual_head.serve.openai.errors import Refused
+from dual_head.serve.settings import is_loopback
 
 OPEN = ("/", "/health")  # and what the page at / consists of
 ADMIN = "/v1/guides"
 BODY_SECONDS = 60.0
+
+
+class LocalNames:
+    """Answers only as this machine: a page of elsewhere can point a name of its own at 127.0.0.1 (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse with 403."""
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1") if scope["type"] == "http" else ""
+        if host and not is_loopback(_name(host)):
+            words = f"Without --api_key, this server answers only as localhost, not as '{host}'. Start it with a key."
+            return await Refused(words, status=403).response()(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+def _name(host: str) -> str:
+    """A Host header without its port; "" for what is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 class Keys:
