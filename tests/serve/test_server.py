@@ -387,6 +387,7 @@ def test_a_guide_that_does_not_fit_is_refused_and_nothing_changes(serve, model, 
         answer = post_guide(server, **{**body, "source": str(trained / body["source"])})
         assert answer.status_code == 400, answer.text
         assert words in answer.json()["error"]["message"]
+        assert answer.json()["error"]["param"] == ("name" if body["name"] in ("base", "a.b") else "source")
         assert list(model.config.guides) == ["hidden"]
         assert server.chat().status_code == 200
         assert engine.alive

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from engines import character_tokenizer, small_engine, tiny_model
+from jsonschema import Draft202012Validator
 from models import EOS
 from openai import APIError, BadRequestError, NotFoundError
 from servers import CHAT, running_server
@@ -13,6 +14,7 @@ from dual_head import LinearDecay
 
 PROMPTS = ["how are you?", "Bake bread!", "a b c d", "rivers run; where to?"]
 TOKENS = 12
+CHAT_BODY = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 PRESETS = "strong: {hidden: 1.5, even_gate: 0.5}\nfading:\n  hidden: {start: 2.0, end: 0.0, tokens: 4}\n"
 
 
@@ -503,6 +505,57 @@ def test_what_is_no_route_is_refused_in_the_same_form(server):
     for path, method, status in (("/v1/embeddings", "POST", 404), ("/v1/chat/completions", "GET", 405)):
         response = server.http.request(method, path)
         assert (response.status_code, list(response.json())) == (status, ["error"])
+    assert response.headers["allow"] == "POST"
+
+
+def test_the_schema_names_the_types_that_routes_send(server):
+    paths = server.http.get("/openapi.json").json()["paths"]
+
+    def documented(path, method):
+        return set(paths[path][method]["responses"]["200"]["content"])
+
+    def sent(response):
+        return response.headers["content-type"].split(";")[0]
+
+    assert documented("/metrics", "get") == {sent(server.http.get("/metrics"))}
+    for path, prompt in (("/v1/chat/completions", {"messages": messages("a")}), ("/v1/completions", {"prompt": "a"})):
+        bodies = [{**prompt, "max_tokens": 1, "stream": stream} for stream in (False, True)]
+        assert documented(path, "post") == {sent(server.post(path, body)) for body in bodies}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": "a"}),
+        ("/tokenize", {"prompt": "a", "messages": None}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}),
+        ("/tokenize", {}),
+        ("/tokenize", {"messages": [{"role": "user"}]}),
+        ("/tokenize", {"messages": [{"role": "user", "content": None}]}),
+        ("/tokenize", {"messages": [{"role": "user", "content": None, "tool_calls": []}]}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "repetition_penalty": 0.001}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "repetition_penalty": 0.0001}),
+        ("/v1/completions", {"prompt": [[5.0, 6], "a"], "max_tokens": 1.0, "n": 2.0, "seed": 3.0}),
+        ("/v1/completions", {"prompt": [5.5], "max_tokens": 1}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1.5}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": "1"}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": True}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "logit_bias": {"5": 1}}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "logit_bias": {"word": 1}}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "stream_options": {"include_usage": True}}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "stream_options": {}, "stream": True}),
+        ("/v1/chat/completions", {**CHAT_BODY, "top_logprobs": 0}),
+        ("/v1/chat/completions", {**CHAT_BODY, "top_logprobs": 2}),
+        ("/v1/chat/completions", {**CHAT_BODY, "top_logprobs": 2, "logprobs": True}),
+    ],
+    ids=str,
+)
+def test_a_body_is_refused_where_the_schema_refuses_it(server, path, body):
+    schemas = server.http.get("/openapi.json").json()
+    name = schemas["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    valid = Draft202012Validator({"$ref": name, **schemas}).is_valid(body)
+    assert server.post(path, body).status_code == (200 if valid else 400)
 
 
 def test_an_error_in_a_stream_is_an_event(client, server, monkeypatch):

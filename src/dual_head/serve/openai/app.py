@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head import __version__
 from dual_head.errors import DualHeadError
+from dual_head.model.guide_set import require_guide_name
 from dual_head.serve.host import EngineHost
 from dual_head.serve.openai import protocol
 from dual_head.serve.openai.alpha import Strength, alpha_json
@@ -167,12 +168,15 @@ def build_app(api: Api, ready: Callable[[], None] = lambda: None) -> FastAPI:
     return app
 
 
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # beside JSON
+
+
 def _add_generation(app: FastAPI, api: Api) -> None:
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         return await api.answer(body, request)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMED)
     async def completions(body: CompletionBody, request: Request) -> Response:
         return await api.answer(body, request)
 
@@ -200,6 +204,10 @@ def _add_models(app: FastAPI, api: Api) -> None:
         if body.name in ("base", *api.presets):
             raise Refused(f"'{body.name}' is the name of a model. Choose another name.", "name")
         try:
+            require_guide_name(body.name)
+        except DualHeadError as error:
+            raise Refused(str(error), "name") from error
+        try:
             await api.host.attach(body.name, body.source, body.source_name, body.alpha)
         except DualHeadError as error:
             raise Refused(str(error), "source") from error
@@ -219,6 +227,6 @@ def _add_operations(app: FastAPI, api: Api) -> None:
         state = api.host.state
         return json_response({"status": state}, 200 if state == "ready" else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return PlainTextResponse(api.metrics.text(), media_type="text/plain; version=0.0.4")

@@ -6,13 +6,22 @@ that asks for nothing, since its clients send them.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+
+def _integer(value: Any) -> Any:
+    """16.0 as 16, which are one number in JSON; a list entry by entry."""
+    if isinstance(value, list):
+        return [_integer(entry) for entry in value] if any(type(entry) is float for entry in value) else value
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[Integer, Field(ge=1)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Tokens = Annotated[list[Token], Field(min_length=1)]
+Tokens = Annotated[list[Token], Field(min_length=1), BeforeValidator(_integer)]
 
 MOST_CHOICES, MOST_STOPS, MOST_TOP, MOST_BIASES = 16, 16, 20, 1024
 
@@ -27,6 +36,26 @@ _BY_GUIDE = {"type": "object", "additionalProperties": {"anyOf": [{"type": "numb
 Alpha = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "number"}, _BY_GUIDE, {"type": "null"}]})]
 AlphaText = Annotated[
     Any, WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, _BY_GUIDE, {"type": "null"}]})
+]
+GuideName = Annotated[Text, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
+
+
+def _with(**properties: Any) -> dict[str, Any]:
+    """The schema of an object whose fields are so, and are there unless they may be null."""
+    return {
+        "properties": properties,
+        "required": [name for name in properties if properties[name] not in (_NULL, _ZERO)],
+    }
+
+
+_NULL, _ZERO = {"type": "null"}, {"enum": [0, None]}
+# Read by `protocol`, which says what is missing.
+_CONTENT_OR_CALLS = [_with(content={"type": ["string", "array"]}), _with(tool_calls={"type": "array", "minItems": 1})]
+_STREAM_OPTIONS = [_with(stream_options=_NULL), _with(stream={"const": True})]
+_TOP_LOGPROBS = [_with(top_logprobs=_ZERO), _with(logprobs={"const": True})]
+_TEXT_OR_CHAT = [
+    _with(prompt={"type": "string"}, messages=_NULL),
+    _with(messages={"type": "array"}, prompt=_NULL),
 ]
 
 
@@ -61,6 +90,7 @@ class ToolCall(Body):
 class Message(Body):
     """One message; developer is another word for system."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": _CONTENT_OR_CALLS})
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
@@ -141,6 +171,7 @@ class Extra(Body):
 class GenerationBody(Body):
     """What both routes take."""
 
+    model_config = ConfigDict(json_schema_extra={"allOf": [{"anyOf": _STREAM_OPTIONS}]})
     model: str | None = None
     alpha: Alpha = None
     vllm_xargs: Extra | None = None
@@ -148,20 +179,20 @@ class GenerationBody(Body):
     max_tokens: Count | None = None
     temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
+    seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None = None
+    repetition_penalty: Annotated[Finite, Field(ge=1e-3, le=10)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     logit_bias: (
         Annotated[
             dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[Finite, Field(ge=-100, le=100)]],
-            Field(max_length=MOST_BIASES),
+            Field(max_length=MOST_BIASES, json_schema_extra={"additionalProperties": False}),
         ]
         | None
     ) = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[Integer, Field(ge=1, le=MOST_CHOICES)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -177,10 +208,11 @@ class GenerationBody(Body):
 class ChatBody(GenerationBody):
     """The body of /v1/chat/completions."""
 
+    model_config = ConfigDict(json_schema_extra={"allOf": [{"anyOf": _STREAM_OPTIONS}, {"anyOf": _TOP_LOGPROBS}]})
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=MOST_TOP)] | None = None
     response_format: (
         Annotated[TextFormat | JsonFormat | SchemaFormat | RegexFormat, Field(discriminator="type")] | None
     ) = None
@@ -201,7 +233,7 @@ class CompletionBody(GenerationBody):
     """The body of /v1/completions."""
 
     prompt: Text | Tokens | Annotated[list[Text | Tokens], Field(min_length=1)]
-    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    logprobs: Annotated[Integer, Field(ge=0, le=MOST_TOP)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
@@ -210,6 +242,7 @@ class CompletionBody(GenerationBody):
 class TokenizeBody(Body):
     """The body of /tokenize: a text as it is, or a conversation by the chat template."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": _TEXT_OR_CHAT})
     model: str | None = None
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
@@ -219,7 +252,7 @@ class TokenizeBody(Body):
 class GuideBody(Body):
     """The body of POST /v1/guides: a guide of a folder or hub name, its name here and its default strength."""
 
-    name: Text
+    name: GuideName
     source: Text
     source_name: str | None = None
     alpha: Finite | None = None

@@ -26,11 +26,23 @@ _UNSUPPORTED = ("extra_forbidden", "none_required")
 
 
 class Refused(Exception):
-    """A request that is not answered; retry_after: seconds until it may be worth another try."""
+    """A request that is not answered; retry_after: seconds until another try may help; headers: of the answer."""
 
-    def __init__(self, message: str, param: str | None = None, *, status: int = 400, retry_after: int | None = None):
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        *,
+        status: int = 400,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(message)
-        self.param, self.status, self.retry_after = param, status, retry_after
+        self.param, self.status, self.headers = param, status, dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
@@ -39,10 +51,7 @@ class Refused(Exception):
 
     def response(self) -> Response:
         """The whole answer."""
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return json_response(self.body(), self.status, headers)
+        return json_response(self.body(), self.status, self.headers)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -57,7 +66,8 @@ def refusal_of(error: Exception) -> Refused:
     if isinstance(error, RequestValidationError):
         return _invalid(error.errors())
     if isinstance(error, HTTPException):
-        return Refused(_WORDS.get(error.status_code, str(error.detail)), status=error.status_code)
+        words = _WORDS.get(error.status_code, str(error.detail))
+        return Refused(words, status=error.status_code, headers=error.headers)
     return Refused("The server failed on this request. Its log says how.", status=500)
 
 
