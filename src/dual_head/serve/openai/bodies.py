@@ -16,6 +16,14 @@ def _integer(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
+def _boolean(value: Any) -> Any:
+    """False and not 0, which are the same in Python."""
+    if not isinstance(value, bool):
+        raise ValueError("it should be a valid boolean")
+    return value
+
+
+Off, On = Annotated[Literal[False], BeforeValidator(_boolean)], Annotated[Literal[True], BeforeValidator(_boolean)]
 Integer = Annotated[int, BeforeValidator(_integer)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
@@ -109,7 +117,7 @@ class Function(Body):
     name: Text
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: Off | None = None
 
 
 class Tool(Body):
@@ -159,7 +167,7 @@ class StreamOptions(Body):
     """What a stream ends with."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Off | None = None
 
 
 class Extra(Body):
@@ -201,7 +209,7 @@ class GenerationBody(Body):
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    store: Literal[False] | None = None
+    store: Off | None = None
     service_tier: Literal["auto", "default"] | None = None
 
 
@@ -218,7 +226,7 @@ class ChatBody(GenerationBody):
     ) = None
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: On | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: Literal["medium"] | None = None
     reasoning_effort: Literal["none"] | None = None
@@ -234,8 +242,8 @@ class CompletionBody(GenerationBody):
 
     prompt: Text | Tokens | Annotated[list[Text | Tokens], Field(min_length=1)]
     logprobs: Annotated[Integer, Field(ge=0, le=MOST_TOP)] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    echo: Off | None = None
+    best_of: Annotated[Integer, Field(ge=1, le=1)] | None = None
     suffix: None = None
 
 
