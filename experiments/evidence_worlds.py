@@ -7,7 +7,8 @@ reward models that were trained on other prompts. Neither knows guides, training
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from dual_head.model.generate import Prompt, encode_prompts
 from dual_head.model.pretrained import load_tokenizer
 
 DEV_SHARE = 0.25  # of the demonstration world's test requests
-EXACT = Decoding(max_new_tokens=56, temperature=1.0)  # the policy itself: longer than any reply of the world
-SPOKEN = Decoding(max_new_tokens=96, temperature=0.7)  # so small a model wanders off at 1
+EXACT = partial(Decoding, max_new_tokens=56, temperature=1.0)  # the policy itself: longer than any reply of the world
+SPOKEN = partial(Decoding, max_new_tokens=96, temperature=0.7)  # so small a model wanders off at 1
 Rewards = dict[str, list[float]]
 
 
@@ -43,7 +44,7 @@ class Demo:
     name: str = "demo"
     about: str = "overall"
     backbone: str = str(TOY_BACKBONE)
-    decoding: Decoding = EXACT
+    decoding: Decoding = field(default_factory=EXACT)
     pairs_each: int = 4000
     batch: int = 32
     max_length: int = 128
@@ -88,7 +89,7 @@ class Dialogues:
     backbone: str
     about: str = "overall"
     name: str = "hh"
-    decoding: Decoding = SPOKEN
+    decoding: Decoding = field(default_factory=SPOKEN)
     batch: int = 16
     max_length: int = 256
     most: int | None = None  # pairs read of a file

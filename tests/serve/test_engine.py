@@ -251,7 +251,6 @@ def test_progress_is_told(engine):
         ({"alpha": {"hidden": LinearDecay(1.0, float("inf"), 4)}}, "finite"),
         ({"sampling": Sampling(temperature=-1.0)}, "temperature"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_generated_is_refused(engine, change, words):
     bad = replace(request(), **change)

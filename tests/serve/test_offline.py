@@ -34,7 +34,6 @@ def model():
             lambda i: [{"gate": 2.0}, 1.0, None, LinearDecay(2.0, 0.0, 3)][i],
         ),
     ],
-    ids=str,
 )
 def test_texts_are_those_of_generate_one_by_one(model, alpha, of_prompt):
     pieces = model.generate_batch(TEXTS, alpha=alpha, **OPTIONS)
@@ -94,7 +93,6 @@ def test_no_prompts_give_nothing(model):
         ({"alpha": {"hiden": 1.0}}, "Did you mean 'hidden'"),
         ({"temperature": -1.0}, "temperature"),
     ],
-    ids=str,
 )
 def test_wrong_options_are_refused(model, options, words):
     with pytest.raises(DualHeadError, match=words):
