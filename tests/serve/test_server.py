@@ -15,7 +15,9 @@ from openai import APIError, InternalServerError
 from servers import CHAT, ScriptedEngine, running_server, until
 
 from dual_head import AlignedModel
+from dual_head.backbone.checkpoint import find_file
 from dual_head.errors import DualHeadError
+from dual_head.serve import host
 from dual_head.serve.openai import middleware
 from dual_head.serve.server import listen
 from dual_head.serve.settings import ServerSettings
@@ -407,6 +409,26 @@ def test_a_guide_that_the_engine_does_not_take_is_taken_out_again(model, tokeniz
         assert "Rows cannot hold" in answer.json()["error"]["message"]
         assert list(model.config.guides) == ["hidden"]
         assert server.chat().status_code == 200
+
+
+def test_requests_are_answered_while_a_guide_is_fetched(serve, trained, monkeypatch):
+    fetching, fetched = threading.Event(), threading.Event()
+
+    def slow(source, name):
+        fetching.set()
+        assert fetched.wait(20)
+        return find_file(source, name)
+
+    monkeypatch.setattr(host, "find_file", slow)
+    with serve(ScriptedEngine(), admin_key="admin-key") as server, ThreadPoolExecutor(1) as pool:
+        attached = pool.submit(post_guide, server, name="safe", source=str(trained / "linear"))
+        try:
+            assert fetching.wait(20)
+            assert server.chat().status_code == 200
+        finally:
+            fetched.set()
+        assert attached.result().status_code == 200
+        server.http.delete("/v1/guides/safe", headers={"Authorization": "Bearer admin-key"})
 
 
 def test_guides_that_cannot_change_in_time_stay(serve, model, trained):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, Protocol
 
+from dual_head.backbone.checkpoint import CONFIG_NAME, SAFE_WEIGHTS_NAME, find_file
 from dual_head.model.aligned import AlignedModel
 from dual_head.serve.openai.errors import Refused
 from dual_head.serve.types import EngineStats, EngineStopped, GenerationRequest, Piece, Sampling
@@ -168,6 +169,8 @@ class EngineHost:
 
     async def attach(self, name: str, source: str, source_name: str | None, alpha: float | None) -> None:
         """Add a guide when what runs has ended. Errors: see `AlignedModel.attach`; guides that are not served."""
+        for file in (CONFIG_NAME, SAFE_WEIGHTS_NAME):  # a download holds nobody up
+            await asyncio.to_thread(find_file, source, file)
 
         def edit() -> None:
             self.model.attach(name, source, source_name=source_name, alpha=alpha)
