@@ -539,6 +539,8 @@ def test_the_schema_names_the_types_that_routes_send(server):
         ("/v1/completions", {"prompt": [[5.0, 6], "a"], "max_tokens": 1.0, "n": 2.0, "seed": 3.0}),
         ("/v1/completions", {"prompt": [5.5], "max_tokens": 1}),
         ("/v1/completions", {"prompt": "a", "max_tokens": 1.5}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 0}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "n": 17}),
         ("/v1/completions", {"prompt": "a", "max_tokens": "1"}),
         ("/v1/completions", {"prompt": "a", "max_tokens": True}),
         ("/v1/completions", {"prompt": "a", "max_tokens": 1, "echo": False, "store": False, "best_of": 1}),

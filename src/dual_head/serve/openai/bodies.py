@@ -24,12 +24,12 @@ def _boolean(value: Any) -> Any:
 
 
 Off, On = Annotated[Literal[False], BeforeValidator(_boolean)], Annotated[Literal[True], BeforeValidator(_boolean)]
-Integer = Annotated[int, BeforeValidator(_integer)]
+WHOLE = BeforeValidator(_integer)  # behind a Field: before it, the limits would be missing from the schema
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[Integer, Field(ge=1)]
+Count = Annotated[int, Field(ge=1), WHOLE]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Tokens = Annotated[list[Token], Field(min_length=1), BeforeValidator(_integer)]
+Tokens = Annotated[list[Token], Field(min_length=1), WHOLE]
 
 MOST_CHOICES, MOST_STOPS, MOST_TOP, MOST_BIASES = 16, 16, 20, 1024
 
@@ -187,9 +187,9 @@ class GenerationBody(Body):
     max_tokens: Count | None = None
     temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Integer, Field(ge=-1, lt=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), WHOLE] | None = None
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     repetition_penalty: Annotated[Finite, Field(ge=1e-3, le=10)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
@@ -200,7 +200,7 @@ class GenerationBody(Body):
         ]
         | None
     ) = None
-    n: Annotated[Integer, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -220,7 +220,7 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Integer, Field(ge=0, le=MOST_TOP)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP), WHOLE] | None = None
     response_format: (
         Annotated[TextFormat | JsonFormat | SchemaFormat | RegexFormat, Field(discriminator="type")] | None
     ) = None
@@ -241,9 +241,9 @@ class CompletionBody(GenerationBody):
     """The body of /v1/completions."""
 
     prompt: Text | Tokens | Annotated[list[Text | Tokens], Field(min_length=1)]
-    logprobs: Annotated[Integer, Field(ge=0, le=MOST_TOP)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP), WHOLE] | None = None
     echo: Off | None = None
-    best_of: Annotated[Integer, Field(ge=1, le=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
     suffix: None = None
 
 
