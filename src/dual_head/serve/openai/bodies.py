@@ -23,7 +23,8 @@ def _boolean(value: Any) -> Any:
     return value
 
 
-Off, On = Annotated[Literal[False], BeforeValidator(_boolean)], Annotated[Literal[True], BeforeValidator(_boolean)]
+Off = Annotated[Literal[False], BeforeValidator(_boolean)]
+On = Annotated[Literal[True], BeforeValidator(_boolean)]
 WHOLE = BeforeValidator(_integer)  # behind a Field: before it, the limits would be missing from the schema
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
@@ -58,10 +59,13 @@ def _with(**properties: Any) -> dict[str, Any]:
 
 _NULL, _ZERO = {"type": "null"}, {"enum": [0, None]}
 # Read by `protocol`, which says what is missing.
-_CONTENT_OR_CALLS = [_with(content={"type": ["string", "array"]}), _with(tool_calls={"type": "array", "minItems": 1})]
-_STREAM_OPTIONS = [_with(stream_options=_NULL), _with(stream={"const": True})]
-_TOP_LOGPROBS = [_with(top_logprobs=_ZERO), _with(logprobs={"const": True})]
-_TEXT_OR_CHAT = [
+_CONTENT_OR_CALLS: Any = [
+    _with(content={"type": ["string", "array"]}),
+    _with(tool_calls={"type": "array", "minItems": 1}),
+]
+_STREAM_OPTIONS: Any = [_with(stream_options=_NULL), _with(stream={"const": True})]
+_TOP_LOGPROBS: Any = [_with(top_logprobs=_ZERO), _with(logprobs={"const": True})]
+_TEXT_OR_CHAT: Any = [
     _with(prompt={"type": "string"}, messages=_NULL),
     _with(messages={"type": "array"}, prompt=_NULL),
 ]
