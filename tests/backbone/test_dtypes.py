@@ -103,6 +103,7 @@ def test_a_merge_writes_the_format_that_the_backbone_is_stored_in(short, process
     assert load_backbone(str(tmp_path / "merged"), dtype="stored").dtype == short[1]
 
 
+@pytest.mark.heavy
 def test_a_cache_is_written_and_trained_from_in_the_format_that_was_loaded(
     short, processor, pairs_file, tmp_path, capfd
 ):

@@ -99,6 +99,7 @@ def test_without_eos_the_remedy_is_told():
         tokenised(Pair("a", "b", "c"), words(eos=False))
 
 
+@pytest.mark.heavy
 def test_more_pairs_than_a_batch_stay_in_order():
     letters = ["a", "b", "c", "d", "e", "f"]
     pairs = [Pair(" ".join([letters[n % 6]] * (n + 1)), " b", " c") for n in range(1200)]

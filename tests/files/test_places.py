@@ -100,6 +100,7 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
     assert (tmp_path / "out").read_text() == "a file"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("replaces", ["", "*.txt"], ids=["beside", "instead"])
 def test_a_kill_before_any_file_operation_leaves_the_old_files_or_the_new_ones(tmp_path, replaces):
     """Old files are a.txt and the others; the new ones lack a.txt."""
@@ -133,6 +134,7 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
     assert texts(tmp_path) == {"config.json": "mine", "other.json": "other"}
 
 
+@pytest.mark.heavy
 def test_many_processes_write_into_one_folder_at_once(tmp_path):
     with ThreadPoolExecutor(12) as pool:
         runs = list(pool.map(lambda i: run(tmp_path, str(i), *FILES), range(12)))

@@ -57,6 +57,7 @@ def keeps_gates_apart_from_0_and_1(loss_of) -> bool:
     return bool((after - 0.5).abs().mean() < 0.5 * (before - 0.5).abs().mean())
 
 
+@pytest.mark.heavy
 def test_d1_the_default_opens_gates_and_the_printed_sign_collapses_them():
     assert keeps_gates_apart_from_0_and_1(ours("maximise"))
     for collapsing in (ours("as_printed"), seeds_gate_loss):
