@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo check check-tests test test-slow real docs bench bench-gpu bench-serve lint clean
+.PHONY: demo check check-tests test all-tests test-slow real docs bench bench-gpu bench-serve lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
 
@@ -20,7 +20,10 @@ check: .venv/.installed
 check-tests: .venv/.installed
 	$(BIN)/pytest -n 2 -m fast tests
 
-test: .venv/.installed lint real
+test: .venv/.installed real
+	$(MAKE) --jobs 2 lint all-tests
+
+all-tests: .venv/.installed
 	$(BIN)/pytest -n 2
 
 test-slow: .venv/.installed
