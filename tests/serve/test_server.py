@@ -348,7 +348,8 @@ def test_guides_come_and_go_under_load_and_no_request_is_lost(trained, tokenizer
                 attached = post_guide(server, name="safe", source=str(trained / "linear"), alpha=0.5)
                 assert attached.status_code == 200, attached.text
                 assert "toy:safe" in [card["id"] for card in attached.json()["data"]]
-                assert server.chat("abc", alpha={"safe": 3.0}, max_tokens=2).json()["alpha"] == {"hidden": 0.0, "safe": 3.0}
+                reply = server.chat("abc", alpha={"safe": 3.0}, max_tokens=2).json()
+                assert reply["alpha"] == {"hidden": 0.0, "safe": 3.0}
                 wait_for_answers()
                 deleted = server.http.delete("/v1/guides/safe", headers={"Authorization": "Bearer admin-key"})
                 assert deleted.status_code == 200
