@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich import box
-from rich.table import Table
 
 from dual_head.console.secrets import is_secret, masked_values
-from dual_head.console.terminal import Terminal
+from dual_head.console.terminal import Terminal, figures_table
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive
 from dual_head.files.reading import read_json, reading
@@ -220,12 +218,7 @@ def _write(output: Path, plan: Mapping[str, Any], rows: list[dict[str, Any]], co
     with atomic_folder(output) as staging:
         (staging / TABLE).write_text(json.dumps({"plan": masked_values(plan), "rows": rows}, indent=2))
         (staging / PAGE).write_text(f"{title}\n\n{page}\n")
-    table = Table("variant", title=title, box=box.SIMPLE_HEAD)
-    for name in heads[1:]:
-        table.add_column(name, justify="right", overflow="fold")
-    for cells in lines:
-        table.add_row(*cells)
-    console.print(table)
+    console.print(figures_table(title, heads, lines))
     console.print(f"table   {output / PAGE}\nfigures {output / TABLE}", soft_wrap=True)
 
 

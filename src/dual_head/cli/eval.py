@@ -55,9 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     if isinstance(load_benchmark(options.benchmark), ChoiceBenchmark):
         options.require_of_choices()
     _require_places(options.models)
-    console = Terminal()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = Terminal(plain_width=PLAIN_WIDTH)
     output = Path(options.output_dir)
     with exclusive(options.output_dir):
         require_place(output, record=PAGE_FILE, writes=REPORTS)

@@ -234,9 +234,7 @@ def _write(
 
 
 def _print(points: list[dict[str, Any]], output: Path) -> None:
-    console = Terminal()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = Terminal(plain_width=PLAIN_WIDTH)
     table = Table("alpha", title=f"means over {points[0]['prompts']} prompts", box=box.SIMPLE_HEAD)
     for point in points:
         table.add_column(f"{point['alpha']:g}", justify="right", overflow="fold")

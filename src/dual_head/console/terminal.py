@@ -3,12 +3,16 @@
 import os
 import re
 import sys
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from dual_head.console.secrets import masked
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # C0 except newline and tab, DEL, C1; overrides of text direction; halves of characters, which no stream can write.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -31,11 +35,29 @@ def note(line: str) -> None:
 
 
 class Terminal(Console):
-    """A console that prints texts as they are: without markup and emoji codes, with control characters escaped."""
+    """A console that prints texts as they are: without markup and emoji codes, with control characters escaped.
 
-    def __init__(self, **options: Any):
+    plain_width: columns where the output is not a terminal; rich's own where it is None.
+    """
+
+    def __init__(self, *, plain_width: int | None = None, **options: Any):
         super().__init__(**{"highlight": False, "markup": False, "emoji": False, **options})
+        if plain_width is not None and not self.is_terminal:
+            self.width = plain_width
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Turn a string, also of a table's cell, into text that is safe to print."""
         return super().render_str(printable(text), **options)
+
+
+def figures_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
+    """A table whose first column names what the figures of its row are of."""
+    from rich import box  # most commands print no table
+    from rich.table import Table
+
+    table = Table(columns[0], title=title, box=box.SIMPLE_HEAD)
+    for name in columns[1:]:
+        table.add_column(name, justify="right", overflow="fold")
+    for cells in rows:
+        table.add_row(*cells)
+    return table

@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from accelerate import PartialState
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from dual_head.classify.train import compare as comparison
 from dual_head.classify.train.controls import Control
 from dual_head.cli.classify import train
 from dual_head.cli.classify.evaluate import PLAIN_WIDTH, about_run
 from dual_head.cli.training import end_processes
-from dual_head.console.terminal import Terminal
+from dual_head.console.terminal import Terminal, figures_table
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive
 from dual_head.files.reading import ANEW, read_json
@@ -78,9 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     plan = comparison.plan_of(options, training, choices.controls)
     processes = PartialState(cpu=training.use_cpu)
     main = processes.is_main_process
-    console = Terminal(quiet=not main)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = Terminal(quiet=not main, plain_width=PLAIN_WIDTH)
     with exclusive(training.output_dir, main=main):
         output = _begin(training.output_dir, plan, processes, restart=options.restart)
         runs = {
@@ -199,12 +195,7 @@ def _write(output: Path, report: Mapping[str, Any]) -> None:
 
 def _print(console: Console, output: Path, report: Mapping[str, Any]) -> None:
     columns, rows = table(report)
-    shown = Table(columns[0], title=_about(report), box=box.SIMPLE_HEAD)
-    for name in columns[1:]:
-        shown.add_column(name, justify="right", overflow="fold")
-    for cells in rows:
-        shown.add_row(*cells)
-    console.print(shown)
+    console.print(figures_table(_about(report), columns, rows))
     console.print(f"table   {output / PAGE}\nfigures {output / FIGURES}", soft_wrap=True)
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from dual_head.cli.classify.evaluate_config import options_of
 from dual_head.cli.classify.loading import CLASSIFIER, PredictorOptions, load_predictor
 from dual_head.console.gauge import gauged
 from dual_head.console.secrets import command_line
-from dual_head.console.terminal import Terminal
+from dual_head.console.terminal import Terminal, figures_table
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive
 from dual_head.options import option
@@ -89,9 +88,7 @@ def _evaluate(args: EvaluateOptions, output: Path, about: dict[str, Any]) -> int
     # Imported late: a mistyped flag should not wait for torch.
     from dual_head.classify.evaluate.run import require_same_rows, summarise
 
-    console = Terminal()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = Terminal(plain_width=PLAIN_WIDTH)
     results: dict[str, Measured] = {}
     drops: dict[str, RowReport] = {}
     for name, folder in zip(_names(args.classifier), args.classifier, strict=True):
@@ -240,12 +237,9 @@ def _table(summary: dict[str, Any]) -> Table:
         columns[f"always {majority['label']}"] = majority
     groups = f" in {first['groups']} groups" if "groups" in first else ""
     title = f"{data['name']}, {data['split']}: {first['rows']} rows{groups}, 95% intervals"
-    table = Table("", title=title, box=box.SIMPLE_HEAD)
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
-    for metric in (key for key, value in first.items() if isinstance(value, dict) and "mean" in value):
-        table.add_row(metric, *(_figure(figures.get(metric)) for figures in columns.values()))
-    return table
+    metrics = [key for key, value in first.items() if isinstance(value, dict) and "mean" in value]
+    rows = ([metric, *(_figure(figures.get(metric)) for figures in columns.values())] for metric in metrics)
+    return figures_table(title, ["", *columns], rows)
 
 
 def _figure(value: Mapping[str, Any] | None) -> str:

@@ -97,9 +97,7 @@ def _write(file: Path, result: "Lint", loaded: "Loaded", shared: int | None, arg
 
 
 def _print(result: "Lint", loaded: "Loaded", shared: int | None, output: str | None) -> None:
-    console = Terminal()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = Terminal(plain_width=PLAIN_WIDTH)
     counts = ", ".join(f"{name} {count}" for name, count in result.labels.items())
     console.print(f"{loaded.drops.table()}\nread as {loaded.format}; rows of each label: {counts}")
     table = Table(title=f"{result.rationales} rationales in {result.rows} rows", box=box.SIMPLE_HEAD)
