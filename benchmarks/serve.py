@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatching
 
 from dual_head import AlignedModel, HiddenConfig, LinearConfig, RewardHeadConfig
 from dual_head.serve.engine import Engine
-from dual_head.serve.types import EngineSettings, GenerationRequest, Sampling
+from dual_head.serve.settings import EngineSettings
+from dual_head.serve.types import GenerationRequest, Sampling
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "serve.json"

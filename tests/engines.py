@@ -13,7 +13,8 @@ from dual_head.guides.linear import LinearConfig
 from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.serve.engine import Engine
-from dual_head.serve.types import EngineSettings, GenerationRequest, Piece, Sampling
+from dual_head.serve.settings import EngineSettings
+from dual_head.serve.types import GenerationRequest, Piece, Sampling
 
 GREEDY = Sampling(temperature=0.0)
 GUIDES = {

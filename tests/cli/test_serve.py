@@ -37,10 +37,10 @@ def refused(capsys, *arguments) -> str:
 
 
 def test_a_folder_of_guides_is_served_under_its_name(guides, served):
-    assert main(["serve", str(guides), "--port", "0", "--max_queue", "3"]) == 0
-    ((model, tokenizer, name, settings, listener),) = served
+    assert main(["serve", str(guides), "--port", "0", "--max_queue", "3", "--max_rows", "5"]) == 0
+    ((model, tokenizer, name, settings, sizes, listener),) = served
     assert list(model.config.guides) == ["kind"]
-    assert (name, settings.max_queue) == (guides.name, 3)
+    assert (name, settings.max_queue, sizes.max_rows) == (guides.name, 3, 5)
     assert tokenizer.eos_token == "</s>"
     assert listener.fileno() == -1  # the port is free again
 

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from dual_head import AlignedModel, HiddenConfig
 from dual_head.serve.engine import Engine
-from dual_head.serve.types import EngineSettings, GenerationRequest, Piece, Sampling
+from dual_head.serve.settings import EngineSettings
+from dual_head.serve.types import GenerationRequest, Piece, Sampling
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

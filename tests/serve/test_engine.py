@@ -11,7 +11,8 @@ from models import EOS
 
 from dual_head.errors import DualHeadError
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve.types import EngineSettings, EngineStopped, GenerationRequest, Sampling
+from dual_head.serve.settings import EngineSettings
+from dual_head.serve.types import EngineStopped, GenerationRequest, Sampling
 
 NAMES = ("hidden", "gate")
 PROMPT = prompts()[1]

@@ -9,7 +9,7 @@ from engines import TOKENIZER, generated, ids, prompts, tiny_model
 from dual_head.errors import DualHeadError
 from dual_head.model.alpha import LinearDecay
 from dual_head.serve import offline
-from dual_head.serve.types import EngineSettings
+from dual_head.serve.settings import EngineSettings
 
 SETTINGS = EngineSettings(page_size=8, num_blocks=64, max_batch_tokens=48, max_rows=8)
 OPTIONS = {"tokenizer": TOKENIZER, "max_new_tokens": 6, "settings": SETTINGS}

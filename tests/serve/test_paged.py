@@ -13,7 +13,8 @@ from dual_head.guides.reward_model import RewardModelConfig
 from dual_head.model.alpha import LinearDecay
 from dual_head.serve import batch, paged, pages, versions
 from dual_head.serve.engine import Engine
-from dual_head.serve.types import EngineSettings, GenerationRequest
+from dual_head.serve.settings import EngineSettings
+from dual_head.serve.types import GenerationRequest
 
 SEVERAL = ("hidden", "linear", "gate")
 

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 from browser import CHROMIUM, Browser, open_browser
-from engines import character_tokenizer, small_engine, tiny_model
-from servers import CHAT, ScriptedEngine, running_server, until
+from engines import small_engine, tiny_model
+from servers import ScriptedEngine, running_server, until
 
 MARKUP = '<img src=x onerror="document.title=1"><b>bold</b>'
 
@@ -20,13 +20,6 @@ pytestmark = [
 def browser():
     with open_browser() as window:
         yield window
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    characters = character_tokenizer()
-    characters.chat_template = CHAT
-    return characters
 
 
 @pytest.fixture(scope="module")

@@ -9,26 +9,19 @@ from dataclasses import fields
 
 import pytest
 import torch
-from engines import GUIDES, character_tokenizer, small_engine, tiny_model
+from engines import GUIDES, small_engine, tiny_model
 from models import tiny_lm
 from openai import APIError, InternalServerError
-from servers import CHAT, ScriptedEngine, running_server, until
+from servers import ScriptedEngine, running_server, until
 
 from dual_head import AlignedModel
 from dual_head.backbone.checkpoint import find_file
+from dual_head.cli.serve import ServeOptions
 from dual_head.errors import DualHeadError
 from dual_head.serve import host
 from dual_head.serve.openai import middleware
 from dual_head.serve.server import listen
-from dual_head.serve.settings import ServerSettings
-from dual_head.serve.types import EngineSettings
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    characters = character_tokenizer()
-    characters.chat_template = CHAT
-    return characters
+from dual_head.serve.settings import EngineSettings, ServerSettings
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +77,9 @@ def test_keys_come_from_the_environment_too(monkeypatch):
 
 
 def test_every_size_of_the_engine_is_an_option_with_the_same_default():
-    settings = ServerSettings()
+    defaults = {option.name: option.default for option in fields(ServeOptions)}
     for size in fields(EngineSettings):
-        assert getattr(settings, size.name) == size.default
+        assert defaults[size.name] == size.default
 
 
 def test_a_page_that_points_its_own_name_at_this_machine_is_refused(serve):

@@ -20,7 +20,7 @@ from dual_head.files.places import exclusive
 from dual_head.files.reading import read_json
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
-from dual_head.serve.settings import ServerSettings
+from dual_head.serve.settings import EngineSettings, ServerSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ YOURS = "To serve a model of yours: dual-head serve FOLDER_OR_HUB_NAME."
 
 
 @dataclass(kw_only=True)
-class ServeOptions(ServerSettings, DeviceOptions):
+class ServeOptions(ServerSettings, EngineSettings, DeviceOptions):
     """What to serve, and how. Errors: there is no model at that place."""
 
     guides: str = option(
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
             _train_guides()
             options.guides = str(DEMO / "both")
         model, tokenizer = _load(options)
-        serve(model, tokenizer, _name(options), options, listener)
+        serve(model, tokenizer, _name(options), options, options, listener)
     return 0
 
 

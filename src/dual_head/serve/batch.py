@@ -15,7 +15,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
 from dual_head.serve.paged import PagedModel, Row
-from dual_head.serve.types import EngineSettings
+from dual_head.serve.settings import EngineSettings
 
 UNKNOWN_CONTEXT = 4096  # tokens
 LONGEST_STEP = 60.0  # seconds that a stop waits for the step that runs

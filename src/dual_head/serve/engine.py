@@ -12,47 +12,28 @@ import queue
 import secrets
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError
 from dual_head.model import AlignedModel
 from dual_head.model.alpha import LinearDecay
-from dual_head.model.trace import trace_tokens
 from dual_head.serve import sampling
-from dual_head.serve.grammar import Grammars, Matcher, allowed_tokens
+from dual_head.serve.grammar import Grammars
 from dual_head.serve.reply import Reply
-from dual_head.serve.types import EngineSettings, EngineStats, EngineStopped, GenerationRequest, Piece, TokenRecord
+from dual_head.serve.settings import EngineSettings
+from dual_head.serve.types import EngineStats, EngineStopped, GenerationRequest, Piece
 from dual_head.serve.versions import require_tested_transformers
 
 require_tested_transformers()
 from dual_head.serve.batch import ContinuousBatch  # noqa: E402
-from dual_head.serve.paged import PagedModel, Row, Step, strength_numbers  # noqa: E402
+from dual_head.serve.choice import RunningRequest, choose_tokens  # noqa: E402
+from dual_head.serve.paged import PagedModel, Step, strength_numbers  # noqa: E402
 
 WATCH = 1.0  # seconds between looks at whether the generation thread lives
-
-
-@dataclass(eq=False)
-class RunningRequest(Row):
-    """A request in the batch: what its next token depends on, and the tokens it has.
-
-    deliver: called in the generation thread with (finished, error); counts: see `sampling.penalised`.
-    """
-
-    request: GenerationRequest
-    end_tokens: list[int]
-    seed: int
-    matcher: Matcher | None
-    deliver: Callable[[tuple[bool, str | None]], None]
-    loop: asyncio.AbstractEventLoop | None = None
-    counts: dict[int, int] | None = None
-    records: list[TokenRecord] = field(default_factory=list)
-    error: str | None = None
 
 
 class Engine:
@@ -287,45 +268,8 @@ class Engine:
                 loop.call_soon_threadsafe(_call_all, calls)
 
     def _choose(self, step: Step) -> Tensor:
-        """Scores of a step's rows, by the settings of each; the tokens they mean are recorded."""
-        rows: Sequence[RunningRequest] = step.rows
-        settings = [row.request.sampling for row in rows]
-        logits = sampling.penalised(step.logits, settings, [row.counts for row in rows])
-        constrained = [i for i, row in enumerate(rows) if row.matcher is not None]
-        if constrained:
-            logits = self._constrained(logits, constrained, rows)
-        scores = sampling.scores_of(logits, settings, [row.seed for row in rows], step.positions)
-        tokens = scores.argmax(-1)
-        chances = sampling.logprobs(step.logits, tokens).tolist()
-        tops = sampling.top_logprobs(step.logits, [s.top_logprobs for s in settings])
-        traced = [i for i, s in enumerate(settings) if s.trace]
-        traces = dict(zip(traced, self._traces(step, traced, tokens), strict=True)) if traced else {}
-        for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            row.records.append(TokenRecord(token, chances[i], tops[i], traces.get(i)))
-            if row.counts is not None:
-                row.counts[token] = row.counts.get(token, 0) + 1
-            if row.matcher is not None and not row.matcher.consume_token(token):
-                row.error = f"The grammar allows no further token: {row.matcher.get_error()}"
-            if chances[i] != chances[i]:  # NaN
-                row.error = _NOT_A_NUMBER
-        self._generated_tokens += len(rows)
-        return scores
-
-    def _constrained(self, logits: Tensor, at: list[int], rows: Sequence[RunningRequest]) -> Tensor:
-        allowed = allowed_tokens([rows[i].matcher for i in at], logits.shape[-1]).to(logits.device)
-        index = torch.tensor(at, device=logits.device)
-        return logits.index_copy(0, index, logits[index].masked_fill(~allowed, sampling.NEVER))
-
-    def _traces(self, step: Step, at: list[int], tokens: Tensor) -> list[Any]:
-        index = torch.tensor(at, device=tokens.device)
-        states = {name: {key: x[index] for key, x in each.items()} for name, each in step.states.items()}
-        return trace_tokens(self.model, step.hidden[index], states, step.alpha[index], tokens[index])
-
-
-_NOT_A_NUMBER = (
-    "The model gives logits of NaN or infinity, so this text means nothing. Lower alpha, or load the model with "
-    "dtype='float32'."
-)
+        self._generated_tokens += len(step.rows)
+        return choose_tokens(self.model, step)
 
 
 def _stopped(reason: str | None) -> EngineStopped:

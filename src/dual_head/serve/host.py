@@ -135,7 +135,8 @@ class EngineHost:
         try:
             await self._warm_up()
             self._state = "ready"
-        except Exception:  # the worker died of its first tokens
+        except Exception as error:  # the worker died of its first tokens
+            logger.warning("The engine generated no first tokens (%s).", error)
             await self._restart()
         ready()
         while True:

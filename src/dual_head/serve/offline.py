@@ -14,7 +14,8 @@ from dual_head.model import AlignedModel
 from dual_head.model.alpha import Alpha
 from dual_head.model.generate import DEFAULT_NEW_TOKENS, conversation_of, encode_prompts
 from dual_head.serve.engine import Engine
-from dual_head.serve.types import EngineSettings, GenerationRequest, Piece, Sampling
+from dual_head.serve.settings import EngineSettings
+from dual_head.serve.types import GenerationRequest, Piece, Sampling
 
 logger = logging.getLogger(__name__)
 FEW = 16  # prompts, of which each gets a row
@@ -44,7 +45,7 @@ def generate_batch(
         return []
     # Pages for what there is, and not for a server.
     longest = max(map(len, encoded)) + max_new_tokens
-    fitting = EngineSettings(context_length=max(1, longest), max_rows=len(encoded) if len(encoded) < FEW else None)
+    fitting = EngineSettings(context_length=max(2, longest), max_rows=len(encoded) if len(encoded) < FEW else None)
     engine = Engine(model, tokenizer, settings or fitting)
     chosen = Sampling(**{"temperature": 0.0, **sampling})
     requests = []

@@ -27,6 +27,7 @@ from dual_head.errors import DualHeadError
 from dual_head.guides import States
 from dual_head.model import AlignedModel
 from dual_head.model.alpha import LinearDecay
+from dual_head.ops.token_scores import map_tokens
 from dual_head.serve.pages import FULL, PagedSlot, Pages, Shape
 
 
@@ -201,11 +202,8 @@ class PagedModel(nn.Module):
             layers=model.guides.layers_read({*active, *self._places}),
         )
         hidden = output.last_hidden_state
-        kept, layers_kept = tokens.at_rows(hidden), {i: tokens.at_rows(x) for i, x in layers.items()}
-        states = {
-            name: {key: kept if x is hidden else tokens.at_rows(x) for key, x in each.items()}
-            for name, each in self._looking_back(tokens, hidden, layers).items()
-        }
+        kept, states = map_tokens(tokens.at_rows, hidden, self._looking_back(tokens, hidden, layers))
+        layers_kept = {i: tokens.at_rows(x) for i, x in layers.items()}
         if not rows:
             return CausalLMOutput(logits=kept.new_zeros(1, 0, model.backbone.shape.vocab_size))  # pyright: ignore
         states |= self._of_tokens([name for name in active if name not in self._places], kept, layers_kept)
@@ -248,8 +246,7 @@ class PagedModel(nn.Module):
         hidden = kept[None]
         features = Features(hidden, {i: x[None] for i, x in layers.items()}, logits=self.aligned.backbone.logits)
         states = self.aligned.encode_features(features, names)
-        row = lambda x: kept if x is hidden else x[0]  # noqa: E731 - one tensor stays one
-        return {name: {key: row(x) for key, x in each.items()} for name, each in states.items()}
+        return {name: {key: kept if x is hidden else x[0] for key, x in each.items()} for name, each in states.items()}
 
     def _strengths(self, rows: Sequence[Row], positions: Tensor) -> Tensor:
         """Strengths [n, guides] of the rows' next tokens."""

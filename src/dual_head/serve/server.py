@@ -8,7 +8,6 @@ import shlex
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.console.terminal import note, printable
 from dual_head.errors import DualHeadError, require
 from dual_head.model.aligned import AlignedModel
-from dual_head.serve.settings import ServerSettings, is_loopback
+from dual_head.serve.settings import EngineSettings, ServerSettings, is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
@@ -51,18 +50,17 @@ def serve(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     settings: ServerSettings,
+    sizes: EngineSettings,
     listener: socket.socket,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
 ) -> None:
     """Answer requests at a socket until a signal comes; what runs then has `settings.drain` seconds to end.
 
-    name: of the model in requests; say: how the lines of the start are shown. Errors: a model that cannot be served,
-    presets that cannot be.
+    name: of the model in requests; sizes: of the engine; say: how the lines of the start are shown. Errors: a model
+    that cannot be served, presets that cannot be.
     """
     from dual_head.serve.engine import Engine
-    from dual_head.serve.types import EngineSettings
 
-    sizes = EngineSettings(**{f.name: getattr(settings, f.name) for f in fields(EngineSettings)})
     api = open_api(model, lambda model: Engine(model, tokenizer, sizes), tokenizer, name, settings)
     if not is_loopback(settings.host) and not settings.api_key:
         note("whoever reaches this address may use the server; with --api_key, only who has the key may")

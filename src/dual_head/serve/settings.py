@@ -1,4 +1,4 @@
-"""What a server is told: where it listens, whom it lets in, how much it takes at once."""
+"""What a server is told: where it listens, whom it lets in, how much it takes at once; and the sizes of its engine."""
 
 import os
 from dataclasses import dataclass
@@ -28,6 +28,18 @@ class ServerSettings(Options):
     request_timeout: float = option(300.0, "seconds until a request is ended", above=0)
     drain: float = option(30.0, "seconds that requests have to end when the server stops", least=0)
 
+    def __post_init__(self) -> None:
+        self.api_key = self.api_key or os.environ.get("DUAL_HEAD_API_KEY") or None
+        self.admin_key = self.admin_key or os.environ.get("DUAL_HEAD_ADMIN_KEY") or None
+        super().__post_init__()
+        if "" in (self.host, self.served_model_name):
+            raise DualHeadError("--host and --served_model_name cannot be empty. Leave them out.")
+
+
+@dataclass(kw_only=True)
+class EngineSettings(Options):
+    """Sizes of the running batch; what is None follows from the model, its context and the free memory."""
+
     context_length: int | None = option(
         None, "most tokens of a prompt and its reply [the backbone's context]", least=2, heading="engine"
     )
@@ -35,14 +47,9 @@ class ServerSettings(Options):
     num_blocks: int | None = option(None, "pages of the cache [what --memory_share holds]", least=1)
     max_batch_tokens: int | None = option(None, "tokens of one step [256 on a CPU, else 2048]", least=1)
     max_rows: int | None = option(None, "choices in one step [16 on a CPU, else 64]", least=1)
-    memory_share: float | None = option(None, "share of the free memory for pages [0.1 on a CPU, else 0.8]", above=0)
-
-    def __post_init__(self) -> None:
-        self.api_key = self.api_key or os.environ.get("DUAL_HEAD_API_KEY") or None
-        self.admin_key = self.admin_key or os.environ.get("DUAL_HEAD_ADMIN_KEY") or None
-        super().__post_init__()
-        if "" in (self.host, self.served_model_name):
-            raise DualHeadError("--host and --served_model_name cannot be empty. Leave them out.")
+    memory_share: float | None = option(
+        None, "share of the free memory for pages [0.1 on a CPU, else 0.8]", above=0, most=0.95
+    )
 
 
 def is_loopback(host: str) -> bool:

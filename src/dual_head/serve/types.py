@@ -16,34 +16,6 @@ class EngineStopped(DualHeadError):
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """Sizes of the running batch; what is None follows from the model, its context and the free memory.
-
-    page_size: tokens of a page; num_blocks: how many pages there are of each layer; max_batch_tokens: of a step, into
-    which prompts go in chunks (256 on a CPU, 2048 elsewhere); max_rows: requests at once (16, 64); memory_share: of
-    the free memory, that pages may take (0.1, 0.8); context_length: the most tokens of a prompt and its reply, at most
-    the backbone's.
-    """
-
-    page_size: int = 32
-    num_blocks: int | None = None
-    max_batch_tokens: int | None = None
-    max_rows: int | None = None
-    memory_share: float | None = None
-    context_length: int | None = None
-
-    def __post_init__(self):
-        if self.page_size < 4:
-            raise DualHeadError(f"page_size must be at least 4, not {self.page_size}.")
-        for name in ("num_blocks", "max_batch_tokens", "max_rows", "context_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise DualHeadError(f"{name} must be at least 1, not {value}.")
-        if self.memory_share is not None and not 0 < self.memory_share <= 0.95:
-            raise DualHeadError(f"memory_share must lie above 0 and at most at 0.95, not {self.memory_share}.")
-
-
-@dataclass(frozen=True)
 class Grammar:
     """What the text must be: any JSON object ("json", without text), JSON of a schema, or a match of a regex."""
 

@@ -4,11 +4,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from engines import character_tokenizer, small_engine, tiny_model
+from engines import small_engine, tiny_model
 from jsonschema import Draft202012Validator
 from models import EOS
 from openai import APIError, BadRequestError, NotFoundError
-from servers import CHAT, running_server
+from servers import running_server
 
 from dual_head import LinearDecay
 
@@ -16,13 +16,6 @@ PROMPTS = ["how are you?", "Bake bread!", "a b c d", "rivers run; where to?"]
 TOKENS = 12
 CHAT_BODY = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 PRESETS = "strong: {hidden: 1.5, even_gate: 0.5}\nfading:\n  hidden: {start: 2.0, end: 0.0, tokens: 4}\n"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    characters = character_tokenizer()
-    characters.chat_template = CHAT
-    return characters
 
 
 @pytest.fixture(scope="module")
