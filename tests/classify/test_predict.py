@@ -185,11 +185,11 @@ def test_one_text_is_no_list_of_texts(predictor):
 
 
 def test_what_is_no_text_is_refused_with_its_place(predictor):
-    for texts, said in (
+    for texts, words in (
         ([None], "Text 1 is not a string but None"),
         (["good1"] * 20 + [7], "Text 21 is not a string but 7"),
     ):
-        with pytest.raises(DualHeadError, match=said):
+        with pytest.raises(DualHeadError, match=words):
             list(predictor.predict(texts))
 
 

@@ -40,7 +40,7 @@ def test_gradients_reach_everything(outputs):
     for x in operand_pair:
         x.grad = None
     (F.linear(*operand_pair) ** 2).sum().backward()
-    assert all(torch.equal(own, x.grad) for own, x in zip(mine, operand_pair, strict=True))
+    assert all(torch.equal(gradient, x.grad) for gradient, x in zip(mine, operand_pair, strict=True))
 
 
 @pytest.mark.parametrize("outputs", [5, LONG])

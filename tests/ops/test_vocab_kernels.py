@@ -113,12 +113,12 @@ def test_what_is_wanted_of_the_first_tokens_alone_is_as_long_and_the_same(compil
     scalars = reduced(inputs, scalars_read, rows=FIRST, compiled=compiled)
     torch.testing.assert_close(scalars, expected)
     inputs, reference = (
-        torch.autograd.grad(sum((i + 1) * x.sum() for i, (_, x) in enumerate(sorted(found.items()))), moving)
-        for found, moving in ((scalars, list(first.values())[1:]), (expected, list(whole.values())[1:]))
+        torch.autograd.grad(sum((i + 1) * x.sum() for i, (_, x) in enumerate(sorted(values.items()))), moving)
+        for values, moving in ((scalars, list(first.values())[1:]), (expected, list(whole.values())[1:]))
     )
-    for own, plain in zip(inputs, reference, strict=True):
-        torch.testing.assert_close(own, plain[: len(own)])
-        assert not plain[len(own) :].any()
+    for some, plain in zip(inputs, reference, strict=True):
+        torch.testing.assert_close(some, plain[: len(some)])
+        assert not plain[len(some) :].any()
 
 
 def test_a_product_read_by_what_is_only_measured_gets_no_gradient():

@@ -97,21 +97,21 @@ def test_strength_zero_is_the_backbone():
 def test_a_strength_that_decays_does_so_from_the_first_new_token():
     decay, model = LinearDecay(3.0, -1.0, 7), tiny_model("hidden", "gate")
     with small_engine(model) as engine:
-        asked = [GenerationRequest(p, 12, {"hidden": decay, "gate": 1.0}, GREEDY) for p in prompts()]
-        pieces = engine.generate(asked)
-    tokens = [generated(model, x.prompt_ids, dict(x.alpha), 12) for x in asked]
+        requests = [GenerationRequest(p, 12, {"hidden": decay, "gate": 1.0}, GREEDY) for p in prompts()]
+        pieces = engine.generate(requests)
+    tokens = [generated(model, x.prompt_ids, dict(x.alpha), 12) for x in requests]
     assert [ids(piece) for piece in pieces] == tokens
-    assert tokens != [generated(model, x.prompt_ids, {"hidden": 3.0, "gate": 1.0}, 12) for x in asked]
+    assert tokens != [generated(model, x.prompt_ids, {"hidden": 3.0, "gate": 1.0}, 12) for x in requests]
 
 
 def test_fused_probabilities_are_served():
     model = tiny_model("hidden", "linear", fusion="probabilities")
-    asked = [
+    requests = [
         GenerationRequest(p, 8, {"hidden": 0.9 - 0.1 * i, "linear": 0.1 * i}, GREEDY) for i, p in enumerate(prompts())
     ]
     with small_engine(model) as engine:
-        pieces = engine.generate(asked)
-    assert [ids(piece) for piece in pieces] == [generated(model, x.prompt_ids, x.alpha, 8) for x in asked]
+        pieces = engine.generate(requests)
+    assert [ids(piece) for piece in pieces] == [generated(model, x.prompt_ids, x.alpha, 8) for x in requests]
 
 
 # ---- the check itself catches what goes wrong --------------------------------------------------------------

@@ -38,42 +38,42 @@ def told(probabilities: dict[str, float]):
 
 def test_mc1_and_mc2_are_those_computed_by_hand():
     chances = {"Blue": 0.1, "It is blue": 0.5, "Green": 0.2, "Red": 0.2, "One": 0.3, "Nine": 0.1, "Seven": 0.2}
-    found = TRUTHFULQA.score(told(chances), [SKY, CAT])
+    result = TRUTHFULQA.score(told(chances), [SKY, CAT])
     # Blue, the best answer, is less likely than green; both true answers together have 0.6 of 1.0.
-    assert found.questions == [(0.0, pytest.approx(0.6)), (1.0, pytest.approx(0.3 / 0.6))]
-    assert found.mc1["mean"] == 0.5
-    assert found.mc2["mean"] == pytest.approx(0.55)
-    assert found.mc2["interval"] == pytest.approx([0.5, 0.6])
-    assert (found.mc2["n"], found.mc2["missing"]) == (2, 0)
-    assert found.categories == {
+    assert result.questions == [(0.0, pytest.approx(0.6)), (1.0, pytest.approx(0.3 / 0.6))]
+    assert result.mc1["mean"] == 0.5
+    assert result.mc2["mean"] == pytest.approx(0.55)
+    assert result.mc2["interval"] == pytest.approx([0.5, 0.6])
+    assert (result.mc2["n"], result.mc2["missing"]) == (2, 0)
+    assert result.categories == {
         "Animals": {"mc1": 1.0, "mc2": pytest.approx(0.5), "n": 1},
         "Sky": {"mc1": 0.0, "mc2": pytest.approx(0.6), "n": 1},
     }
 
 
 def test_the_best_answer_need_not_be_likelier_than_other_true_ones():
-    found = TRUTHFULQA.score(told({"Blue": 0.3, "It is blue": 0.5, "Green": 0.1, "Red": 0.1}), [SKY])
-    assert found.questions == [(1.0, pytest.approx(0.8))]
+    result = TRUTHFULQA.score(told({"Blue": 0.3, "It is blue": 0.5, "Green": 0.1, "Red": 0.1}), [SKY])
+    assert result.questions == [(1.0, pytest.approx(0.8))]
 
 
 def test_a_model_that_finds_all_answers_alike_is_not_truthful():
-    found = TRUTHFULQA.score(lambda pairs: [-3.0] * len(pairs), [SKY, CAT])
-    assert found.questions == [(0.0, pytest.approx(2 / 4)), (0.0, pytest.approx(1 / 3))]
+    result = TRUTHFULQA.score(lambda pairs: [-3.0] * len(pairs), [SKY, CAT])
+    assert result.questions == [(0.0, pytest.approx(2 / 4)), (0.0, pytest.approx(1 / 3))]
 
 
 def test_very_unlikely_answers_still_have_shares():
-    found = TRUTHFULQA.score(lambda pairs: [-5000.0 - i for i in range(len(pairs))], [CAT])
+    result = TRUTHFULQA.score(lambda pairs: [-5000.0 - i for i in range(len(pairs))], [CAT])
     by_hand = 1 / (1 + math.exp(-1) + math.exp(-2))
-    assert found.questions == [(1.0, pytest.approx(by_hand))]
+    assert result.questions == [(1.0, pytest.approx(by_hand))]
 
 
 def test_a_log_probability_that_is_no_number_is_counted_and_not_averaged():
     def broken(pairs):
         return [math.nan if "cat" in prompt else -1.0 - len(answer) for prompt, answer in pairs]
 
-    found = TRUTHFULQA.score(broken, [SKY, CAT])
-    assert found.questions[1] == (None, None)
-    assert (found.mc1["n"], found.mc1["missing"], found.mc1["mean"]) == (1, 1, found.questions[0][0])
+    result = TRUTHFULQA.score(broken, [SKY, CAT])
+    assert result.questions[1] == (None, None)
+    assert (result.mc1["n"], result.mc1["missing"], result.mc1["mean"]) == (1, 1, result.questions[0][0])
     nothing = TRUTHFULQA.score(broken, [CAT])
     assert (nothing.mc1["mean"], nothing.mc1["n"], nothing.categories["Animals"]["mc2"]) == (None, 0, None)
     impossible = TRUTHFULQA.score(lambda pairs: [-math.inf] * len(pairs), [CAT])
@@ -81,15 +81,15 @@ def test_a_log_probability_that_is_no_number_is_counted_and_not_averaged():
 
 
 def test_questions_are_asked_after_the_published_examples_and_each_answer_once():
-    asked = []
+    requests = []
 
     def watched(pairs):
-        asked.extend(pairs)
+        requests.extend(pairs)
         return [-1.0] * len(pairs)
 
     TRUTHFULQA.score(watched, [SKY])
-    assert [answer for _, answer in asked] == [" Blue", " Green", " Red", " It is blue"]
-    prompt = asked[0][0]
+    assert [answer for _, answer in requests] == [" Blue", " Green", " Red", " It is blue"]
+    prompt = requests[0][0]
     assert prompt.endswith("Q: What colour is the sky?\nA:")
     assert prompt.count("Q: ") == 7
     assert prompt.startswith("Q: What is human life expectancy in the United States?\nA: Human life")
@@ -100,14 +100,14 @@ def test_a_tiny_model_is_asked_through_its_likelihoods(monkeypatch):
     monkeypatch.setattr(TRUTHFULQA, "primer", "")
     lm, tokenizer = tiny_lm("llama").eval(), word_tokenizer()
     question = choice("can i ask0 ?", ("good1", "good2 good3"), ("bad1",))
-    found = TRUTHFULQA.score(
+    result = TRUTHFULQA.score(
         lambda pairs: [score.logp for score in continuation_logps(lm, tokenizer, pairs)], [question]
     )
     answers = ("good1", "good2 good3", "bad1")
     scores = continuation_logps(lm, tokenizer, [("Q: can i ask0 ?\nA:", f" {answer}") for answer in answers])
     one, two, wrong = (math.exp(score.logp) for score in scores)
-    assert found.mc2["mean"] == pytest.approx((one + two) / (one + two + wrong))
-    assert found.mc1["mean"] == float(one > wrong)
+    assert result.mc2["mean"] == pytest.approx((one + two) / (one + two + wrong))
+    assert result.mc1["mean"] == float(one > wrong)
 
 
 # ---- files -----------------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def test_a_table_and_a_list_of_choices_are_read(tmp_path):
     row = {"question": SKY.prompt, "mc1_targets": {"Blue": 1, "Red": 0}}
     row["mc2_targets"] = {"Blue": 1, "It is blue": 1, "Green": 0, "Red": 0}
     (tmp_path / "mc_task.json").write_text(json.dumps([row]))
-    (found,) = loaded(tmp_path)
-    assert (found.single, found.false, found.category) == (("Red",), ("Green", "Red"), "Sky")
+    (question,) = loaded(tmp_path)
+    assert (question.single, question.false, question.category) == (("Red",), ("Green", "Red"), "Sky")
 
 
 def test_other_files_are_refused_with_what_is_expected(tmp_path):

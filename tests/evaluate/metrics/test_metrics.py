@@ -273,8 +273,8 @@ def test_a_question_without_an_answer_is_missing():
 
 
 def test_a_mean_has_an_interval_over_questions():
-    found = summary([0.0, 1.0, None])
-    assert found == {"mean": 0.5, "interval": [0.0, 1.0], "n": 2, "missing": 1}
+    mean = summary([0.0, 1.0, None])
+    assert mean == {"mean": 0.5, "interval": [0.0, 1.0], "n": 2, "missing": 1}
 
 
 def test_a_metric_is_one_function(monkeypatch):
