@@ -10,11 +10,11 @@ from models import guided_lm, tiny_lm
 from dual_head import DualHeadError, RewardHeadConfig
 from dual_head.demo import world
 from dual_head.evaluate import Answer, Question
-from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.metrics import METRICS, Metric, Tools, load_metrics
 from dual_head.evaluate.metrics.continuations import last_prompt, reply_rows
 from dual_head.evaluate.metrics.measures import about, measure
 from dual_head.evaluate.rewards import load_reward
+from dual_head.replies.refusals import is_refusal
 from dual_head.stats import summary
 
 CHAT = [{"role": "user", "content": "ask1"}]

@@ -17,10 +17,10 @@ from dual_head.data.files import kind_of, rows_of_file
 from dual_head.data.sources import rows_of
 from dual_head.data.turns import text, transcript
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.exchange import read_answers
 from dual_head.evaluate.types import Answer, Question
 from dual_head.files.places import atomic_folder
+from dual_head.replies.refusals import is_refusal
 
 __all__ = [
     "Benchmark",

@@ -10,6 +10,7 @@ from dual_head.evaluate.rewards import Reward, called, load_reward
 from dual_head.evaluate.systems.identity import sources_digest
 from dual_head.evaluate.text_metrics import diversity
 from dual_head.model.generate import Prompt
+from dual_head.replies import rules
 
 OWN_RULE = "Name a rule of your own with rule:module:function, called with prompt and reply, which returns a number."
 
@@ -21,7 +22,7 @@ class RuleJudge(ScoreJudge):
     flaw of that verdict. Errors: no such function, one that fails, a question that is not of the demonstration world.
     """
 
-    form = "rule (the benchmark's), rule:diverse, rule:longer or rule:module:function"
+    form = "rule (the benchmark's), rule:NAME such as rule:concise, or rule:module:function"
     Options = NoOptions
 
     def __init__(self, where: str, options: NoOptions | None = None):
@@ -73,5 +74,9 @@ def _longer(_prompt: Prompt, reply: str) -> float:
     return len(reply)
 
 
-RULES: dict[str, Reward] = {"diverse": _diverse, "longer": _longer}
+RULES: dict[str, Reward] = {
+    "diverse": _diverse,
+    "longer": _longer,
+    **{name: rule.score for name, rule in rules.RULES.items()},
+}
 JUDGE = RuleJudge

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dual_head.evaluate.benchmarks.refusals import is_refusal
 from dual_head.evaluate.types import Answer, Question
+from dual_head.replies.refusals import is_refusal
 
 if TYPE_CHECKING:  # the command lists metrics without waiting for torch
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,64 @@
+"""Sampled replies of a model to prompts, many rows at a time, in a way that can be taken up again."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from dual_head.data import Cut, Prompt
+from dual_head.model.aligned import AlignedModel
+from dual_head.model.alpha import Alpha
+from dual_head.model.generate import encode_prompts
+
+
+@torch.no_grad()
+def sample_replies(
+    model: AlignedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    count: int = 4,
+    alpha: Alpha = None,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    rows: int = 64,
+    done: Collection[int] = (),
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (index of a prompt, `count` replies), those that reached the limit of tokens as `Cut`.
+
+    Prompts of like lengths share a batch of at most `rows`, which has a seed of its own: what is in `done` is not
+    sampled again, and the rest is what it would have been.
+    """
+    lengths = [encode_prompts([prompt], tokenizer)["input_ids"].shape[1] for prompt in prompts]  # pyright: ignore[reportAttributeAccessIssue]
+    order = sorted(range(len(prompts)), key=lambda i: lengths[i])
+    step = max(1, rows // count)
+    for start in range(0, len(order), step):
+        indices = order[start : start + step]
+        if all(i in done for i in indices):
+            continue
+        set_seed(seed * len(order) + start)
+        batch = encode_prompts([prompts[i] for i in indices for _ in range(count)], tokenizer)
+        ids: Any = batch["input_ids"]
+        sequences = model.generate(
+            ids.to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            alpha=alpha,
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=0,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        texts = [_text(row, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
+        for position, i in enumerate(indices):
+            if i not in done:
+                yield i, texts[position * count : (position + 1) * count]
+
+
+def _text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    text: Any = tokenizer.decode(ids, skip_special_tokens=True)
+    return text if tokenizer.eos_token_id in ids else Cut(text)

@@ -1,0 +1,46 @@
+"""Sampled replies come for every prompt, repeat by seed, and can be taken up again."""
+
+import pytest
+
+from dual_head import AlignedModel
+from dual_head.data import Cut
+from dual_head.demo import TOY_BACKBONE
+from dual_head.model.pretrained import load_tokenizer
+from dual_head.replies import sample_replies
+
+PROMPTS = ["user : name a place assistant :", "user : write a greeting please assistant :", "user : hello assistant :"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AlignedModel.from_backbone(str(TOY_BACKBONE), {})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(str(TOY_BACKBONE))
+
+
+def sample(model, tokenizer, **options):
+    return dict(sample_replies(model, tokenizer, PROMPTS, count=2, max_new_tokens=6, rows=4, **options))
+
+
+def test_every_prompt_has_its_replies_and_a_seed_repeats_them(model, tokenizer):
+    replies = sample(model, tokenizer, seed=3)
+    assert sorted(replies) == [0, 1, 2]
+    assert all(len(texts) == 2 for texts in replies.values())
+    assert replies == sample(model, tokenizer, seed=3) != sample(model, tokenizer, seed=4)
+
+
+def test_what_is_done_is_left_out_and_moves_nothing_else(model, tokenizer):
+    replies = sample(model, tokenizer)
+    for index in range(3):
+        rest = sample(model, tokenizer, done={index})
+        assert rest == {i: texts for i, texts in replies.items() if i != index}
+
+
+def test_a_reply_at_the_limit_is_cut(model, tokenizer):
+    replies = dict(sample_replies(model, tokenizer, PROMPTS, count=8, max_new_tokens=2))
+    assert all(isinstance(text, Cut) for texts in replies.values() for text in texts)
+    ended = dict(sample_replies(model, tokenizer, PROMPTS, count=8, max_new_tokens=64))
+    assert any(not isinstance(text, Cut) for texts in ended.values() for text in texts)
