@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo check check-tests test all-tests test-slow real docs bench bench-gpu bench-serve lint clean
+.PHONY: demo check check-tests test all-tests test-slow real docs bench bench-gpu bench-serve fuzz-serve load-serve lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
 
@@ -26,7 +26,7 @@ test: .venv/.installed real
 all-tests: .venv/.installed
 	$(BIN)/pytest -n 2
 
-test-slow: .venv/.installed
+test-slow: .venv/.stress
 	$(BIN)/pytest -m slow
 
 # A real chat model for the tests marked `real`, fetched once. Where that fails, they are skipped and the others run.
@@ -52,6 +52,17 @@ bench-gpu: .venv/.installed
 # Serving at several loads, on the real model; about ten minutes.
 bench-serve: .venv/.installed real
 	$(BIN)/python benchmarks/serve.py
+
+.venv/.stress: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[stress]'
+	touch $@
+
+# What it answers to broken requests, and to twice as many as it can answer; 40 and 12 minutes.
+fuzz-serve: .venv/.stress
+	$(BIN)/python benchmarks/fuzz.py
+
+load-serve: .venv/.stress
+	$(BIN)/python benchmarks/load.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
