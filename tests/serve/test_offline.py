@@ -5,10 +5,14 @@ import logging
 import pytest
 import torch
 from engines import TOKENIZER, generated, ids, prompts, tiny_model
+from models import guided_lm
+from transformers import GenerationConfig
 
 from dual_head.errors import DualHeadError
+from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve import offline
+from dual_head.serve import offline, versions
+from dual_head.serve.engine import Engine
 from dual_head.serve.settings import EngineSettings
 
 SETTINGS = EngineSettings(page_size=8, num_blocks=64, max_batch_tokens=48, max_rows=8)
@@ -73,8 +77,8 @@ def test_no_more_is_generated_than_the_context_holds(model, caplog):
 
 def test_pages_are_made_for_the_prompts_there_are(model, monkeypatch):
     engines = []
-    start = offline.Engine.start
-    monkeypatch.setattr(offline.Engine, "start", lambda self: engines.append(self) or start(self))
+    start = Engine.start
+    monkeypatch.setattr(Engine, "start", lambda self: engines.append(self) or start(self))
     pieces = model.generate_batch(TEXTS, tokenizer=TOKENIZER, max_new_tokens=6)
     assert [len(piece.tokens) for piece in pieces] == [6] * 4
     # 16 characters and 6 more for each of four rows, in pages of 32 tokens: 3, and one that is being filled.
@@ -97,3 +101,33 @@ def test_no_prompts_give_nothing(model):
 def test_wrong_options_are_refused(model, options, words):
     with pytest.raises(DualHeadError, match=words):
         model.generate_batch(TEXTS, **{**OPTIONS, **options})
+
+
+# ---- where it is used instead of generate --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "settings", "faster"),
+    [
+        (2, {"max_new_tokens": 6}, {}, True),
+        (1, {"max_new_tokens": 6}, {}, False),
+        (2, {"temperature": 0.0}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}, True),
+        (2, {}, {"do_sample": True, "temperature": 0.6}, False),
+        (2, {"temperature": 1.0}, {}, False),
+        (2, {"num_beams": 2}, {}, False),
+        (2, {}, {"repetition_penalty": 1.1}, False),
+    ],
+)
+def test_several_prompts_decoded_greedily_are_faster_in_a_batch(model, monkeypatch, prompts, options, settings, faster):
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=2, pad_token_id=0, **settings))
+    assert offline.is_faster(model, prompts, **options) is faster
+
+
+def test_what_cannot_be_served_is_not_faster(model, monkeypatch):
+    assert not offline.is_faster(guided_lm({"companion": LanguageModelConfig(rank=4)}), 2)
+    assert not offline.is_faster(model.backbone.lm, 2)
+    flexible = tiny_model("hidden")
+    flexible.backbone.lm.set_attn_implementation("flex_attention")
+    assert not offline.is_faster(flexible, 2)
+    monkeypatch.setattr(versions.transformers, "__version__", "5.24.0")
+    assert not offline.is_faster(model, 2)

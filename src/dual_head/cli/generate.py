@@ -5,7 +5,7 @@ Prompts come from --prompt and --prompts, or else from standard input.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from dual_head.files.places import exclusive, require_unread
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
 from dual_head.options.texts import parse_alpha
+from dual_head.serve.settings import EngineSettings
 
 if TYPE_CHECKING:
     from dual_head.data import Prompt
@@ -40,7 +41,7 @@ class GenerateOptions(PromptOptions, DeviceOptions):
     top_k: int | None = option(None, "sample among this many tokens", least=1)
     num_beams: int | None = option(None, "beam search", least=1)
     seed: int | None = option(None, "make sampling repeatable", least=0)
-    batch_size: int = option(8, "prompts at a time", least=1)
+    batch_size: int = option(16, "prompts at a time", least=1)
     trace: bool = option(False, "colour tokens by the gate and list what guidance changed", heading="output")
     output: str | None = option(None, "append JSONL here instead of printing", metavar="FILE")
     no_stream: bool = option(False, "print when finished")
@@ -74,32 +75,49 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if streams := len(prompts) == 1 and not (args.trace or args.output or args.no_stream or (args.num_beams or 1) > 1):
         options["streamer"] = _streamer(tokenizer)
-    # Without the chat template, which `conversations` has decided on.
-    options |= {"tokenizer": tokenizer, "alpha": alpha, "chat_template": False, "return_trace": args.trace}
-    messages = conversations(prompts, args, tokenizer)
     empty = 0
-    for start in range(0, len(prompts), args.batch_size):
-        batch = slice(start, start + args.batch_size)
-        result: Any = model.generate(messages[batch], **options)
-        traces: list[Any]
-        texts, traces = result if args.trace else (result, [None] * len(result))
-        empty += sum(not text.strip() for text in texts)
-        for prompt, text, trace in zip(prompts[batch], texts, traces, strict=True):
-            if args.output:
-                row = {"prompt": prompt, "alpha": args.alpha, "output": text}
-                tokens = {"trace": [asdict(token) for token in trace]} if trace else {}
-                line = json.dumps(row | tokens, ensure_ascii=False)
-                add_lines(Path(args.output), [line], remedy="Choose another --output.")
-                continue
-            if len(prompts) > 1:
-                console.print(shown(prompt), style="bold")
-            if trace:
-                console.print(show_trace(trace, tokenizer))
-            elif not streams:
-                print(printable(text))  # rich would turn tabs into spaces
+    replies = _replies(args, model, tokenizer, conversations(prompts, args, tokenizer), alpha, options)
+    for prompt, (text, trace) in zip(prompts, replies, strict=True):
+        empty += not text.strip()
+        if args.output:
+            row = {"prompt": prompt, "alpha": args.alpha, "output": text}
+            tokens = {"trace": [asdict(token) for token in trace]} if trace else {}
+            line = json.dumps(row | tokens, ensure_ascii=False)
+            add_lines(Path(args.output), [line], remedy="Choose another --output.")
+            continue
+        if len(prompts) > 1:
+            console.print(shown(prompt), style="bold")
+        if trace:
+            console.print(show_trace(trace, tokenizer))
+        elif not streams:
+            print(printable(text))  # rich would turn tabs into spaces
     if empty:
         print(f"{empty} of {len(prompts)} replies are empty: the model ended its turn at once.", file=sys.stderr)
     return 0
+
+
+def _replies(
+    args: GenerateOptions,
+    model: Any,
+    tokenizer: Any,
+    messages: "Sequence[Prompt]",
+    alpha: "Alpha",
+    options: dict[str, Any],
+) -> Iterator[tuple[str, Any]]:
+    """Reply and trace (None without --trace) of each prompt, in order, each as soon as it is there."""
+    from dual_head.serve.offline import generate_in_order, is_faster
+
+    # Without the chat template, which `conversations` has decided on.
+    request = {"tokenizer": tokenizer, "alpha": alpha, "chat_template": False}
+    if not args.trace and is_faster(model, len(messages), **options):
+        request |= {"max_new_tokens": args.max_new_tokens, "settings": EngineSettings(max_rows=args.batch_size)}
+        for piece in generate_in_order(model, messages, **request):
+            yield tokenizer.decode([token.id for token in piece.tokens], skip_special_tokens=True), None
+        return
+    for start in range(0, len(messages), args.batch_size):
+        batch = messages[start : start + args.batch_size]
+        result: Any = model.generate(batch, return_trace=args.trace, **request, **options)
+        yield from zip(*result, strict=True) if args.trace else ((text, None) for text in result)
 
 
 def _streamer(tokenizer: Any) -> Any:

@@ -11,7 +11,7 @@ import atexit
 import queue
 import secrets
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Self
 
@@ -164,6 +164,18 @@ class Engine:
 
         Errors: as `stream`; one request that could not be generated refuses all.
         """
+        pieces = {}
+        for i, piece in self.as_they_end(requests):
+            pieces[i] = piece
+            if progress:
+                progress(len(pieces))
+        return [pieces[i] for i in range(len(requests))]
+
+    def as_they_end(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Piece]]:
+        """Number and whole piece of each request, in the order in which they end; leaving it cancels the others.
+
+        Errors: as `generate`.
+        """
         outputs: queue.SimpleQueue[tuple[int, tuple[bool, str | None]]] = queue.SimpleQueue()
         runs = [self._prepare(request) for request in requests]
         replies = [self._reply(running) for running in runs]
@@ -186,12 +198,10 @@ class Engine:
                 if piece.finish_reason:
                     left.discard(i)
                     self._leave(runs[i])
-                    if progress:
-                        progress(len(runs) - len(left))
+                    yield i, _whole(pieces[i])
         finally:
             for i in left:
                 self._leave(runs[i])
-        return [_whole(parts) for parts in pieces]
 
     def _prepare(self, request: GenerationRequest) -> RunningRequest:
         self.check(request)
