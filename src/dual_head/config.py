@@ -40,7 +40,8 @@ class AlignedConfig(BackboneConfig):
 
     guides: {name: {"kind", "config", "cache_layers", "shape"}}, with "adapter" and "vocab_map" true if the guide was
     moved from the backbone of that shape to another; alpha: {name: default strength}; fusion: "logits" or
-    "probabilities"; training: a record of the method and data; costs: what `inspect` shows (`model.costs`).
+    "probabilities"; training: a record of the method and data; costs: what `inspect` shows (`model.costs`);
+    backbone_probe: what the backbone says of fixed tokens, by which another precision of it is known.
     """
 
     model_type = MODEL_TYPE
@@ -50,6 +51,7 @@ class AlignedConfig(BackboneConfig):
     fusion: str = "logits"
     training: dict | None = None
     costs: dict | None = None
+    backbone_probe: dict | None = None
 
     def __post_init__(self, **kwargs: Any):
         self.guides = self.guides or {}

@@ -28,6 +28,7 @@ CONFIG_TYPES: dict[str, Any] = {
     "backbone_config": dict | None,
     "backbone_name_or_path": str | None,
     "backbone_fingerprint": dict | None,
+    "backbone_probe": dict | None,
     "tokenizer_fingerprint": str | None,
     "guides": dict[str, dict] | None,
     "alpha": dict[str, float] | None,

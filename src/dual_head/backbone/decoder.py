@@ -115,6 +115,11 @@ class Decoder(nn.Module):
         return BackboneShape(width, head.weight.shape[0], self.num_layers)
 
     @property
+    def has_decoder(self) -> bool:
+        """Whether it can be run; what a feature cache keeps of a model cannot."""
+        return next(self.lm.base_model.parameters(), None) is not None
+
+    @property
     def output_device(self) -> torch.device:
         """Where hidden states leave the decoder: the lm_head's device."""
         head: Any = self.lm.get_output_embeddings()

@@ -6,6 +6,7 @@ It knows weights and vocabularies as values, and nothing of models.
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +53,24 @@ class Fingerprint:
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Say, one sentence each, where `other` is not this backbone; empty when it is."""
-        differences = [
+        differences = self.size_differences(other)
+        if not differences and (names := self._unlike(other)):
+            differences.append(f"the same sizes but other weights ({', '.join(names[:3])})")
+        return differences
+
+    def size_differences(self, other: "Fingerprint") -> list[str]:
+        """Say where architecture and sizes of `other` are not these."""
+        return [
             f"{name} {getattr(self, name)} against {getattr(other, name)}"
             for name in ("architecture", "hidden_size", "vocab_size", "num_layers")
             if getattr(self, name) != getattr(other, name)
         ]
-        if not differences and (names := self._unlike(other)):
-            differences.append(f"the same sizes but other weights ({', '.join(names[:3])})")
-        return differences
+
+    def distance(self, other: "Fingerprint", names: Iterable[str]) -> float:
+        """How far the sketched values of these weights are apart: |w - w'| / |w|, infinite where there are none."""
+        pairs = [pair for name in names for pair in zip(self.sketch[name], other.sketch[name], strict=True)]
+        size = math.hypot(*(one for one, _ in pairs))
+        return math.hypot(*(one - two for one, two in pairs)) / size if size else math.inf
 
     def _unlike(self, other: "Fingerprint") -> list[str]:
         # Quantised weights have no floats to compare: whatever both sides could sketch is compared.

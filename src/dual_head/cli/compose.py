@@ -18,7 +18,7 @@ from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder, exclusive, require_place
 from dual_head.files.reading import read_json
 from dual_head.options import Options, option
-from dual_head.options.fields import DTYPE_HELP
+from dual_head.options.fields import DTYPE_HELP, OTHER_PRECISION_HELP
 from dual_head.options.flags import OptionParser
 from dual_head.options.texts import parse_alpha
 
@@ -38,6 +38,7 @@ class ComposeOptions(Options):
     alpha: str | None = option(None, "default strengths: a number, or name=number,...")
     model_name_or_path: str | None = option(None, "backbone; default: the one the first guides were trained on")
     tokenizer_name: str | None = option(None, "tokenizer, if it is not beside the backbone")
+    other_precision: bool = option(False, OTHER_PRECISION_HELP)
     dtype: str = option("auto", DTYPE_HELP)
     trust_remote_code: bool = option(False, "run code that comes with the backbone")
 
@@ -76,7 +77,8 @@ def _compose(args: ComposeOptions) -> int:
         raise DualHeadError("Name the backbone that the guides steer with --model_name_or_path.")
     fusion = read_config(_folder(first)).fusion if first else "logits"
     tokenizer = load_tokenizer(args.tokenizer_name or backbone, args.trust_remote_code)
-    loading = {"tokenizer": tokenizer, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    names = ("other_precision", "dtype", "trust_remote_code")
+    loading = {"tokenizer": tokenizer, **{name: getattr(args, name) for name in names}}
     model = AlignedModel.from_backbone(backbone, {}, fusion=fusion, **loading)
     for name, source in sources.items():
         config = _config(source)

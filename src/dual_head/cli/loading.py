@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dual_head.backbone.checkpoint import CONFIG_NAME, find_file
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
-from dual_head.options.fields import DTYPE_HELP
+from dual_head.options.fields import DTYPE_HELP, OTHER_PRECISION_HELP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +36,7 @@ class LoadingOptions(GuidesOptions):
     vocab_map: bool = option(
         False, "move to a backbone of another tokenizer: tokens are matched by their strings, others get delta 0"
     )
+    other_precision: bool = option(False, OTHER_PRECISION_HELP)
     tokenizer: str | None = option(None, "tokenizer, if not the one saved with the guides or beside --backbone")
     dtype: str = option("auto", DTYPE_HELP)
     device_map: str | None = option(None, "where transformers places the backbone, e.g. auto")
@@ -61,9 +62,10 @@ def load_guided(args: LoadingOptions) -> "tuple[AlignedModel, PreTrainedTokenize
     model = AlignedModel.from_pretrained(
         args.guides,
         backbone=args.backbone,
-        switch=args.backbone is not None,
+        switch=args.backbone is not None and not args.other_precision,
         vocab_map=args.vocab_map,
         tokenizer=tokenizer,
+        other_precision=args.other_precision,
         dtype=args.dtype,
         device_map=args.device_map,
         attn_implementation=args.attn_implementation,

@@ -34,6 +34,7 @@ from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.features import Features
 from dual_head.backbone.load import load_backbone
+from dual_head.backbone.probe import probe
 from dual_head.config import AlignedConfig
 from dual_head.data import Prompt
 from dual_head.errors import DualHeadError
@@ -67,6 +68,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
     }
     _tokenizer: PreTrainedTokenizerBase | None = None  # of `from_backbone`, or found when text first needs one
     _source: str | None = None  # the checkpoint of the guides
+    _other_precision: bool = False  # whether its guides may be of this backbone in another precision
 
     def __init__(self, config: AlignedConfig, lm: PreTrainedModel):
         config = copy.deepcopy(config)  # attach and switch_backbone change this one, and not the caller's
@@ -91,15 +93,18 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         alpha: Mapping[str, float] | None = None,
         fusion: str = "logits",
         tokenizer: PreTrainedTokenizerBase | None = None,
+        other_precision: bool = False,
         **load: Any,
     ) -> "AlignedModel":
         """Attach fresh guides to a backbone: a name, a folder or a loaded model, which is frozen in place.
 
         guides: {name: config}; alpha: default strengths, else 1; fusion: "logits" or "probabilities"; tokenizer:
-        recorded, so that a wrong one is refused later; load: options of `load_backbone` (dtype, device_map,
-        attn_implementation, quantization_config, trust_remote_code, revision). Errors: unknown fusion or options.
+        recorded, so that a wrong one is refused later; other_precision: `attach` takes guides of the same backbone in
+        another precision; load: options of `load_backbone` (dtype, device_map, attn_implementation,
+        quantization_config, trust_remote_code, revision). Errors: unknown fusion or options.
         """
-        return build.fresh_model(cls, backbone, guides, alpha=alpha, fusion=fusion, tokenizer=tokenizer, load=load)
+        options: Any = {"alpha": alpha, "fusion": fusion, "tokenizer": tokenizer, "other_precision": other_precision}
+        return build.fresh_model(cls, backbone, guides, load=load, **options)
 
     @classmethod
     def from_pretrained(
@@ -113,23 +118,31 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         vocab_map: bool = False,
         adapter: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        other_precision: bool = False,
         output_loading_info: bool = False,
         **options: Any,
     ) -> Self:
         """Load guides and the backbone they were trained on.
 
         backbone: another place of the same backbone, or the loaded model; with `switch`, also another backbone, to
-        which the guides then move: vocab_map, adapter and tokenizer as in `switch_backbone`. revision: of the guides;
+        which the guides then move: vocab_map, adapter and tokenizer as in `switch_backbone`. other_precision: the
+        backbone may be the same model in another precision, see `require_other_precision`. revision: of the guides;
         output_loading_info: also return what transformers does then, which is always empty; options: those of
         `load_backbone` for the backbone (an explicit dtype is the guides' too), and the hub's for the guides. Errors:
         files that are absent, corrupt or do not fit; a backbone whose fingerprint is not the one trained on.
         """
         if (vocab_map or adapter) and not switch:
             raise DualHeadError("vocab_map and adapter say how guides move to another backbone: add switch=True.")
+        if other_precision and switch:
+            raise DualHeadError(
+                "other_precision keeps guides on their own backbone, and switch moves them to another. Choose one."
+            )
         source, load = str(pretrained_model_name_or_path), pretrained.load_options(options)
         hub = {**pretrained.hub_options(options, cls.from_pretrained, load_backbone), "revision": revision}
         move_options = {"vocab_map": vocab_map, "adapter": adapter, "tokenizer": tokenizer} if switch else None
-        model = build.stored_model(cls, source, backbone, config, load=load, hub=hub, moving=move_options)
+        model = build.stored_model(
+            cls, source, backbone, config, load=load, hub=hub, moving=move_options, other_precision=other_precision
+        )
         info = {"missing_keys": set(), "unexpected_keys": set()}
         return (model, info) if output_loading_info else model  # pyright: ignore[reportReturnType] - as transformers
 
@@ -141,8 +154,14 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         state_dict and the hub's options are transformers' protocol; only the guides' tensors are written.
         """
         del state_dict
+        self.record_probe()
         self.config.costs = recorded_costs(self.config, {name: x.numel() for name, x in self.stored().items()})
         pretrained.save_checkpoint(self, save_directory, push_to_hub=push_to_hub, **hub)
+
+    def record_probe(self) -> None:
+        """Record what the backbone says of a few tokens, where that is not recorded and it can be run."""
+        if self.config.backbone_probe is None and self.backbone.has_decoder:
+            self.config.backbone_probe = probe(self.backbone).as_dict()
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds, see `GuideSet.stored`."""
@@ -188,7 +207,10 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         require_guide_name(name)
         if name in self.guides:
             raise DualHeadError(f"There is a guide '{name}' already. Detach it first, or choose another name.")
-        part = pretrained.guide_to_attach(self.config, self.backbone, guide, source_name)
+        other_precision = self._other_precision
+        part = pretrained.guide_to_attach(
+            self.config, self.backbone, guide, source_name, other_precision=other_precision
+        )
         alphas = {name: part.alpha if alpha is None else alpha}
         require_default(alphas, names=alphas, fusion=self.config.fusion)
         self.guides.add(name, part.entry, part.tensors, "" if isinstance(guide, GuideConfig) else str(guide))

@@ -35,6 +35,7 @@ def fresh_model(
     alpha: Mapping[str, float] | None,
     fusion: str,
     tokenizer: PreTrainedTokenizerBase | None,
+    other_precision: bool,
     load: Mapping[str, Any],
 ) -> Any:
     """A `cls` with fresh guides, as `AlignedModel.from_backbone` has it."""
@@ -54,6 +55,7 @@ def fresh_model(
         fusion=fusion,
     )
     model = cls(config, decoder.lm)
+    model._other_precision = other_precision
     if tokenizer is not None:
         model.require_same_tokenizer(tokenizer)
         model._tokenizer = tokenizer
@@ -69,11 +71,12 @@ def stored_model(
     load: Mapping[str, Any],
     hub: Mapping[str, Any],
     moving: Mapping[str, Any] | None,
+    other_precision: bool,
 ) -> Any:
     """A `cls` with the guides of the checkpoint `source`, as `AlignedModel.from_pretrained` has it.
 
     load: options of `load_backbone`; hub: those of the checkpoint's files; moving: those of `move_guides`, where guides
-    may move to another backbone.
+    may move to another backbone; other_precision: whether the backbone may be the same in another precision.
     """
     config = config or pretrained.read_config(source, **hub)
     backbone = backbone or pretrained.recorded_backbone(config, source)
@@ -88,12 +91,12 @@ def stored_model(
     else:
         with building_errors:
             model = cls(config, lm)
-        pretrained.require_same_backbone(model.config, model.backbone, source)
+        pretrained.require_same_backbone(model.config, model.backbone, source, other_precision=other_precision)
         load_strictly(model.stored(), read_weights(source, **hub), source)
     if load.get("dtype", "auto") not in ("auto", "stored"):
         model.guides.to(model.dtype)
         model.transfers.to(model.dtype)
-    model._source = source
+    model._source, model._other_precision = source, other_precision
     return model
 
 

@@ -32,6 +32,7 @@ from dual_head.files.reading import reading
 from dual_head.guides import GuideConfig
 from dual_head.model.fusion import require_fusion
 from dual_head.model.guide_set import entry_of
+from dual_head.model.precision import require_other_precision
 
 CODE_NAME = "modeling_dual_head.py"  # what transformers runs to find our classes, with trust_remote_code
 AUTO_OPTIONS = ("adapter_kwargs", "code_revision")  # the auto classes' own, of no use to us
@@ -88,18 +89,29 @@ def _code(classes: Iterable[str]) -> str:
     )
 
 
-def require_same_backbone(config: AlignedConfig, backbone: Backbone, source: str) -> None:
-    """Refuse guides of `source`, whose config this is, that were trained on another backbone."""
+def require_same_backbone(
+    config: AlignedConfig, backbone: Backbone, source: str, *, other_precision: bool = False
+) -> None:
+    """Refuse guides of `source`, whose config this is, that were trained on another backbone.
+
+    other_precision: take the same model in another precision too, see `require_other_precision`.
+    """
     if config.backbone_fingerprint is None:
         return
-    differences = Fingerprint.from_dict(config.backbone_fingerprint).differences(backbone.fingerprint())
-    if differences:
-        raise DualHeadError(
-            f"The guides in '{source}' were trained on another backbone than '{backbone.config._name_or_path}': "
-            f"{'; '.join(differences)}. Load them with the backbone they were trained on "
-            f"({config.backbone_name_or_path or 'its name was not recorded'}), or move them to this one with "
-            "switch_backbone (--backbone on the command line)."
-        )
+    recorded, current = Fingerprint.from_dict(config.backbone_fingerprint), backbone.fingerprint()
+    if not (differences := recorded.differences(current)):
+        return
+    if other_precision:
+        require_other_precision(config, backbone, source)
+        return
+    remedy = f"Load them with the backbone they were trained on ({config.backbone_name_or_path or 'not recorded'})"
+    if not recorded.size_differences(current):
+        remedy += ", say other_precision=True (--other_precision) if this is the same model in another precision"
+    raise DualHeadError(
+        f"The guides in '{source}' were trained on another backbone than '{backbone.config._name_or_path}': "
+        f"{'; '.join(differences)}. {remedy}, or move them to this one with switch_backbone (--backbone on the command "
+        "line)."
+    )
 
 
 def is_same_backbone(config: AlignedConfig, lm: PreTrainedModel) -> bool:
@@ -123,7 +135,9 @@ def require_same_tokenizer(config: AlignedConfig, vocabulary: int, tokenizer: Pr
         )
 
 
-def require_fitting(config: AlignedConfig, backbone: Backbone, other: AlignedConfig, source: str) -> None:
+def require_fitting(
+    config: AlignedConfig, backbone: Backbone, other: AlignedConfig, source: str, *, other_precision: bool = False
+) -> None:
     """Refuse guides of `source`, whose config is `other`, that do not fit a model of this config and backbone."""
     if other.fusion != config.fusion:
         raise DualHeadError(
@@ -135,7 +149,7 @@ def require_fitting(config: AlignedConfig, backbone: Backbone, other: AlignedCon
         raise DualHeadError(
             f"The guides in '{source}' were trained with another tokenizer than this model's. Use guides of its own."
         )
-    require_same_backbone(other, backbone, source)
+    require_same_backbone(other, backbone, source, other_precision=other_precision)
 
 
 @dataclass(frozen=True)
@@ -148,11 +162,17 @@ class AttachedGuide:
 
 
 def guide_to_attach(
-    config: AlignedConfig, backbone: Backbone, guide: GuideConfig | str | Path, name: str | None
+    config: AlignedConfig,
+    backbone: Backbone,
+    guide: GuideConfig | str | Path,
+    name: str | None,
+    *,
+    other_precision: bool = False,
 ) -> AttachedGuide:
     """What to attach to a model of this config and backbone: a fresh guide, or one of a checkpoint's folder.
 
-    name: which of several. Errors: no guide of that name, or several and no name; one that does not fit.
+    name: which of several; other_precision: as `require_same_backbone` has it. Errors: no guide of that name, or
+    several and no name; one that does not fit.
     """
     if isinstance(guide, GuideConfig):
         return AttachedGuide(entry_of(guide, backbone.shape))
@@ -166,7 +186,7 @@ def guide_to_attach(
         raise DualHeadError(f"'{source}' {problem}: say which with source_name ({', '.join(guides)}).")
     prefix = f"{name}."
     tensors = {key.removeprefix(prefix): x for key, x in read_weights(source).items() if key.startswith(prefix)}
-    require_fitting(config, backbone, checkpoint, source)
+    require_fitting(config, backbone, checkpoint, source, other_precision=other_precision)
     return AttachedGuide(guides[name], (checkpoint.alpha or {}).get(name, 1.0), tensors)
 
 

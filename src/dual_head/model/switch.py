@@ -73,7 +73,7 @@ def move_guides(
     new_config = copy.deepcopy(config)
     new_config.guides, new_config.backbone_config = entries, copy.deepcopy(backbone.config)
     new_config.backbone_name_or_path = absolute(backbone.config._name_or_path or None)
-    new_config.backbone_fingerprint = backbone.fingerprint().as_dict()
+    new_config.backbone_fingerprint, new_config.backbone_probe = backbone.fingerprint().as_dict(), None
     new_config.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
     token_ids = vocabulary_map(trained_tokenizer, tokenizer, backbone.shape.vocab_size)
     return Move(new_config, tokenizer, comparison, token_ids)

@@ -11,6 +11,7 @@ from typing import Any
 from dual_head.errors import DualHeadError
 
 DTYPE_HELP = "auto (as stored, but float32 where the processor is slow in that), stored, float32, bfloat16 or float16"
+OTHER_PRECISION_HELP = "take a backbone that is the one trained on in another precision, which is checked"
 LARGEST = 2**53  # whole numbers from here on are not exact in a float
 BOUNDS = {
     "least": ("at least", operator.ge),

@@ -122,6 +122,8 @@ class GuideRun(Run):
             model = AlignedModel.from_backbone(lm, method.guides(), fusion=method.fusion, tokenizer=self.tokenizer)
         if isinstance(inputs, CachedInputs):
             model.config.backbone_fingerprint = inputs.backbone["fingerprint"]  # of all weights, not of the head's
+            model.config.backbone_probe = inputs.backbone.get("probe")
+        model.record_probe()  # now: when it is saved, processes may share the backbone, and one alone cannot run it
         model.config.training = {**method.as_dict(), "dataset": options.dataset_name, "objective": options.objective}
         return model
 

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from dual_head import __version__
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
+from dual_head.backbone.probe import probe
 from dual_head.console.gauge import Gauge, duration
 from dual_head.console.terminal import Terminal
 from dual_head.data import RowReport
@@ -135,6 +136,7 @@ class CacheRun:
                 "parameters": sum(p.numel() for p in self.backbone.lm.parameters()),
                 "prompts_run_twice_because": self.obstacle,
                 "fingerprint": self.backbone.fingerprint().as_dict(),
+                "probe": probe(self.backbone).as_dict(),
             },
             "versions": {
                 "dual_head": __version__,
