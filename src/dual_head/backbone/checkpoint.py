@@ -178,6 +178,15 @@ def find_file(source: str, name: str, **hub) -> str:
     return str(path)
 
 
+def guide_folders(place: str | Path) -> dict[str, str]:
+    """{name: folder} of the guides side by side in a folder, by name; empty where it holds none, or is itself one."""
+    folder = Path(place)
+    if not folder.is_dir() or (folder / CONFIG_NAME).exists():
+        return {}
+    parts = [part for part in sorted(folder.iterdir()) if not part.name.startswith("checkpoint-")]  # of a training
+    return {part.name: str(part) for part in parts if (part / CONFIG_NAME).is_file()}
+
+
 def load_strictly(into: "dict[str, Tensor]", state: "dict[str, Tensor]", source: str) -> None:
     """Copy tensors into those of the same name; every name and shape must match."""
     import torch

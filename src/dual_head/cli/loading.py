@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dual_head.backbone.checkpoint import CONFIG_NAME, find_file
+from dual_head.backbone.checkpoint import CONFIG_NAME, find_file, guide_folders
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
 from dual_head.options.fields import DTYPE_HELP, OTHER_PRECISION_HELP
@@ -22,14 +22,23 @@ class GuidesOptions(Options):
     guides: str = option(help="folder of guides (the output_dir of training), or a name on the hub", positional=True)
 
     def __post_init__(self) -> None:
-        find_file(self.guides, CONFIG_NAME)
+        if not self.folders():
+            find_file(self.guides, CONFIG_NAME)
         super().__post_init__()
+
+    def folders(self) -> dict[str, str]:
+        """{name: folder} where the place holds folders of guides side by side, for a command that takes them."""
+        return {}
 
 
 @dataclass(kw_only=True)
 class LoadingOptions(GuidesOptions):
-    """The guides, the backbone, and how they are loaded."""
+    """The guides, the backbone, and how they are loaded. Errors: a place without guides."""
 
+    guides: str = option(
+        help="folder of guides (the output_dir of training), of such folders side by side, or a name on the hub",
+        positional=True,
+    )
     backbone: str | None = option(
         None, "another backbone: a copy of the one trained on, or one to move the guides to", heading="loading"
     )
@@ -43,6 +52,10 @@ class LoadingOptions(GuidesOptions):
     attn_implementation: str | None = option(None, "attention of the backbone: sdpa, eager, flash_attention_2")
     trust_remote_code: bool = option(False, "run code that comes with the backbone")
 
+    def folders(self) -> dict[str, str]:
+        """See `GuidesOptions`."""
+        return guide_folders(self.guides)
+
 
 @dataclass(kw_only=True)
 class DeviceOptions(LoadingOptions):
@@ -55,24 +68,24 @@ def load_guided(args: LoadingOptions) -> "tuple[AlignedModel, PreTrainedTokenize
     """Load the guides on their backbone, or moved to --backbone, and the tokenizer that goes with it."""
     # Imported late: a mistyped prompt file should not wait for torch.
     from dual_head.model.aligned import AlignedModel
+    from dual_head.model.collection import load_collection
     from dual_head.model.pretrained import load_tokenizer
 
     trust = args.trust_remote_code
     tokenizer = load_tokenizer(args.tokenizer, trust) if args.tokenizer else None
-    model = AlignedModel.from_pretrained(
-        args.guides,
-        backbone=args.backbone,
-        switch=args.backbone is not None and not args.other_precision,
-        vocab_map=args.vocab_map,
-        tokenizer=tokenizer,
-        other_precision=args.other_precision,
-        dtype=args.dtype,
-        device_map=args.device_map,
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=trust,
-    )
+    names = ("backbone", "other_precision", "dtype", "device_map", "attn_implementation", "trust_remote_code")
+    options: dict[str, Any] = {"tokenizer": tokenizer, **{name: getattr(args, name) for name in names}}
+    if folders := args.folders():
+        if args.vocab_map:
+            raise DualHeadError("Guides side by side stay on their backbone. With --vocab_map, name one of them.")
+        model = load_collection(folders, **options)
+        tokenizer = model.own_tokenizer()
+    else:
+        switch = args.backbone is not None and not args.other_precision
+        model = AlignedModel.from_pretrained(args.guides, switch=switch, vocab_map=args.vocab_map, **options)
+        tokenizer = tokenizer or load_tokenizer(_tokenizer_folder(args.guides, model), trust)
     to_device(model, args)
-    return model, tokenizer or load_tokenizer(_tokenizer_folder(args.guides, model), trust)
+    return model, tokenizer
 
 
 def to_device(model: "AlignedModel", args: LoadingOptions) -> None:

@@ -1,7 +1,8 @@
 """`dual-head serve [GUIDES]`: answer OpenAI's clients over HTTP, each request at a strength of its own.
 
-GUIDES is a folder of guides, or a plain model, which is served with no guide. Without it, the demonstration's two
-guides are served: from demo-out/both, or trained there first, in some minutes.
+GUIDES is a folder of guides, one of such folders side by side, or a plain model, which is served with no guide. Without
+it, the published guides are served where their chat model is on this machine ('dual-head demo --real' fetches it). Else
+the demonstration's two guides are served: from demo-out/both, or trained there first, in some minutes.
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dual_head.backbone.checkpoint import CONFIG_NAME, MODEL_TYPE, find_file
+from dual_head.backbone.checkpoint import CONFIG_NAME, MODEL_TYPE, find_file, guide_folders
 from dual_head.cli.loading import DeviceOptions, load_guided, to_device
 from dual_head.console.terminal import note
-from dual_head.demo import TOY_BACKBONE
+from dual_head.demo import PUBLISHED_GUIDES, TOY_BACKBONE
+from dual_head.demo.chat_model import find_chat_model
 from dual_head.demo.options import DemoOptions
 from dual_head.errors import DualHeadError
 from dual_head.files.places import exclusive
@@ -36,17 +38,28 @@ class ServeOptions(ServerSettings, EngineSettings, DeviceOptions):
     """What to serve, and how. Errors: there is no model at that place."""
 
     guides: str = option(
-        None, "folder of guides or of a plain model, or a name on the hub [the demonstration's guides]", positional=True
+        None, "folder of guides or of a plain model, or a name on the hub [guides that are there]", positional=True
     )
     untrained: bool = field(default=False, init=False)  # the demonstration's guides are not there yet
 
     def __post_init__(self) -> None:
-        if not self.guides:
+        if not self.guides and not self._take_published():
             self.untrained = not (DEMO / "both" / CONFIG_NAME).is_file()
             self.guides = str(TOY_BACKBONE if self.untrained else DEMO / "both")
             if not self.untrained:
                 note(f"serving the demonstration's guides of {self.guides}. {YOURS}")
         super().__post_init__()
+
+    def _take_published(self) -> bool:
+        """Choose the published guides, if they and their chat model are there."""
+        model = find_chat_model() if guide_folders(PUBLISHED_GUIDES) else None
+        if model is None:
+            return False
+        self.guides = str(PUBLISHED_GUIDES)
+        if self.backbone is None:
+            self.backbone, self.other_precision = model.place, model.other_precision or self.other_precision
+        note(f"serving the published guides on {self.backbone}: nothing acts until a strength is asked for. {YOURS}")
+        return True
 
 
 build_parser = partial(OptionParser, ServeOptions, command="serve", description=__doc__, usage="[GUIDES] [options]")
@@ -71,15 +84,16 @@ def run(arguments: Sequence[str]) -> int:
 def _train_guides() -> None:
     from dual_head.demo.demonstration import two_guides
 
-    note(f"no {DEMO}/both here: the demonstration's two guides are trained first, in some minutes. {YOURS}")
+    state = f"{DEMO} is half made" if DEMO.is_dir() else f"no {DEMO}/both here"
+    note(f"{state}: the demonstration's two guides are trained first, in some minutes. {YOURS}")
     with exclusive(str(DEMO)):
         two_guides(DemoOptions(output_dir=str(DEMO)))
 
 
 def _load(options: ServeOptions) -> "tuple[AlignedModel, PreTrainedTokenizerBase]":
     """The guides on their backbone, or a plain model without any."""
-    config = read_json(find_file(options.guides, CONFIG_NAME), "Give a folder that save_pretrained wrote.")
-    if config.get("model_type") == MODEL_TYPE:
+    remedy = "Give a folder that save_pretrained wrote."
+    if options.folders() or read_json(find_file(options.guides, CONFIG_NAME), remedy).get("model_type") == MODEL_TYPE:
         return load_guided(options)
     if options.backbone or options.vocab_map:
         raise DualHeadError(f"'{options.guides}' is a plain model, which has no other --backbone. Leave it out.")

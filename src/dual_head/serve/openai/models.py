@@ -2,7 +2,7 @@
 
 NAME          the guides' own default strengths
 NAME:base     the backbone
-NAME:GUIDE    one guide alone
+NAME:GUIDE    one guide alone, at its default strength, or 1 where that is 0
 NAME:PRESET   strengths of the file of presets
 """
 
@@ -28,7 +28,7 @@ def served_models(name: str, config: AlignedConfig, presets: Mapping[str, Any]) 
         return models
     models[f"{name}:{BASE}"] = dict.fromkeys(alpha, 0.0)
     for guide, strength in alpha.items():
-        models[f"{name}:{guide}"] = {**dict.fromkeys(alpha, 0.0), guide: strength}
+        models[f"{name}:{guide}"] = {**dict.fromkeys(alpha, 0.0), guide: strength or 1.0}
     for preset, value in presets.items():
         if not isinstance(value, Mapping) or value.keys() <= alpha.keys():
             models[f"{name}:{preset}"] = read_alpha(value, config)
