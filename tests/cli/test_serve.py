@@ -55,6 +55,7 @@ def test_a_plain_model_is_served_without_guides(backbone_folder, served, capsys)
 @pytest.mark.heavy
 def test_without_a_folder_the_demonstrations_guides_are_trained_once(served, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "find_chat_model", lambda: None)
     monkeypatch.setattr(command, "DemoOptions", partial(command.DemoOptions, pairs=40, steps=1, batch_size=4))
     assert main(["serve", "--port", "0"]) == 0
     words = capsys.readouterr().err
