@@ -2,6 +2,7 @@
 
     python experiments/evidence.py --world demo --output_dir evidence/demo --jobs 2
     python experiments/evidence.py --world hh --chat chat --strong strong --output_dir evidence/hh --jobs 2
+    python experiments/evidence.py --world real --replies real --data DATA --backbone B --about plain --output_dir out
     python experiments/evidence.py --world demo --output_dir evidence/demo --stage report --page docs/results/methods.md
 
 Search of the learning rate on prompts of its own, then several seeds at the best; two objectives mixed, ablations, weak
@@ -17,17 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence_runs import ABLATED, Plan
+from evidence_runs import ABLATED, METHODS, Plan
 from evidence_script import circumstances, parsed, publish, same_plan
 from evidence_stages import Evidence
 from evidence_summary import summary
 from evidence_tables import tables
 from evidence_transfer import Siblings
-from evidence_worlds import Demo, Dialogues
+from evidence_worlds import Demo, Dialogues, World
+from real_world import Questions
 
 from dual_head.errors import DualHeadError
+from dual_head.replies import RULES
 
-STEPS = {"demo": 200, "hh": 120}
+STEPS = {"demo": 200, "hh": 120, "real": 75}
 WEAK_STEPS = 1200
 STAGES = ("all", "judge", "train", "answer", "costs", "report")
 SMALL = {"seeds": 2, "rates": 1, "steps": 2, "prompts": 6, "dev_prompts": 4, "two_prompts": 4}
@@ -47,6 +50,8 @@ def main() -> None:
     if args.small:
         plan = replace(plan, methods=SMALL_METHODS, ablations=SMALL_ABLATIONS,
                        alphas=(0.5, 1.0), grid=(0.0, 1.0), max_new_tokens=SMALL_NEW_TOKENS)  # fmt: skip
+    if args.methods:
+        plan = replace(plan, methods=tuple(args.methods))
     if args.alphas:
         plan = replace(plan, alphas=tuple(args.alphas))
     small: dict = {"judge_steps": 2, "weak_steps": 4, "timing": {"new_tokens": 2, "rounds": 1}} if args.small else {}
@@ -95,16 +100,23 @@ def _identity(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _world(args: argparse.Namespace, folder: Path) -> Demo | Dialogues:
+def _world(args: argparse.Namespace, folder: Path) -> World:
     if args.world == "demo":
         return Demo(folder=folder, pairs_each=200 if args.small else 4000)
+    if args.world == "real":
+        if not (args.replies and args.data and args.backbone):
+            raise DualHeadError("The world real needs --replies, --data and --backbone, as real_replies.py has them.")
+        return Questions(
+            folder=folder, replies=args.replies, data=args.data, backbone=str(Path(args.backbone).resolve()),
+            about="concise" if args.about == "overall" else args.about, most=16 if args.small else None,
+        )  # fmt: skip
     if not args.chat:
         raise DualHeadError("Say with --chat where experiments/chat_backbone.py wrote its backbone.")
     backbone = str(Path(args.chat).resolve())
     return Dialogues(folder=folder, backbone=backbone, about=args.about, most=64 if args.small else None)
 
 
-def _siblings(args: argparse.Namespace, folder: Path, world: Demo | Dialogues) -> Siblings | None:
+def _siblings(args: argparse.Namespace, folder: Path, world: World) -> Siblings | None:
     if isinstance(world, Demo):
         return Siblings(weak=str((folder / "weak").resolve()), strong=world.backbone)
     return Siblings(weak=world.backbone, strong=str(Path(args.strong).resolve())) if args.strong else None
@@ -117,13 +129,17 @@ def _for_others() -> list[str]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", required=True, choices=("demo", "hh"))
+    parser.add_argument("--world", required=True, choices=tuple(STEPS))
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--stage", choices=STAGES, default="all")
     parser.add_argument("--chat", help="backbone of the hh world, as chat_backbone.py writes it")
     parser.add_argument("--strong", help="a larger sibling of --chat, for weak to strong in the hh world")
-    parser.add_argument("--about", choices=("overall", "helpful", "harmless"), default="overall",
-                        help="what methods are compared by in the hh world")  # fmt: skip
+    parser.add_argument("--replies", type=Path, help="folder of the real world's replies, as real_replies.py writes it")
+    parser.add_argument("--data", type=Path, help="folder that holds the real world's questions")
+    parser.add_argument("--backbone", help="the real world's chat model")
+    parser.add_argument("--about", choices=("overall", "helpful", "harmless", *RULES), default="overall",
+                        help="objective of people, or rule of the real world, to compare by")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="some methods, not all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=int, choices=(1, 2, 3), default=3, help="learning rates tried of each method")
     parser.add_argument("--steps", type=int, help="of every run")

@@ -59,7 +59,7 @@ def answered(
     rows = replies(model(), tokenizer, asked, alphas, world.decoding, seed=seed, limit=max_new_tokens)
     by_id = {one.id: one for one in asked}
     mixed = any(isinstance(alpha, Mapping) for alpha in alphas)
-    objectives = ("overall", "helpful", "harmless") if mixed else ("overall",)
+    objectives = ("overall", *world.mixed) if mixed else ("overall",)
     scores = world.score([by_id[row["id"]] for row in rows], rows, objectives)
     for i, row in enumerate(rows):
         row["rewards"] = {name: round(values[i], 5) for name, values in scores.items()}

@@ -15,6 +15,7 @@ from evidence_data import write_json
 from evidence_worlds import World
 
 from dual_head import GuideTrainingArguments, method
+from dual_head.train.feature_cache.inputs import cached_options
 from dual_head.train.run import RunOptions, train_guide
 
 # Options beside each method's own, and the middle one of the learning rates that are tried. Every weight of a
@@ -35,6 +36,16 @@ SETTINGS: Mapping[str, Mapping[str, tuple[dict[str, Any], float]]] = {
         "iav": ({"beta": 0.1}, 1e-3),
         "mav": ({"beta": 0.1}, 1e-3),
         "hidden": ({"beta": 0.1}, 3e-3),
+        "genarm": ({"beta": 0.1}, 1e-3),
+        "reward": ({}, 1e-3),
+        "dpo": ({"beta": 0.1}, 1e-3),
+        "simpo": ({}, 3e-4),
+    },
+    "real": {
+        "dual_head": ({"preference_on": "policy", "beta_r": 0.1}, 1e-3),
+        "iav": ({"beta": 0.1}, 1e-3),
+        "mav": ({"beta": 0.1}, 1e-3),
+        "hidden": ({"beta": 0.1, "rank": 64}, 3e-3),
         "genarm": ({"beta": 0.1}, 1e-3),
         "reward": ({}, 1e-3),
         "dpo": ({"beta": 0.1}, 1e-3),
@@ -77,7 +88,7 @@ PAPERS = (
     "MAV, last layer only",
     "IAV without KL",
 )
-ABLATED = {"demo": tuple(ABLATIONS), "hh": PAPERS}
+ABLATED = {"demo": tuple(ABLATIONS), "hh": PAPERS, "real": PAPERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +147,7 @@ class Plan:
             for seed in range(self.seeds)
             for name in TWO
             if name in self.methods
-            for objective in ("helpful", "harmless")
+            for objective in self.world.mixed
         ]
 
     def ablated(self, rates: Mapping[str, float]) -> list[Run]:
@@ -153,6 +164,22 @@ class Plan:
         return self.folder / "runs" / run.key
 
 
+def _inputs(world: World, run: Run) -> RunOptions:
+    """What a run reads: the world's kept hidden states where it has them, or the pairs beside a backbone."""
+    features = None if run.backbone or run.move else world.features(run.method, run.objective)
+    if features:
+        return RunOptions(**cached_options(features), feature_cache=str(features), restart=True)
+    return RunOptions(
+        model_name_or_path=run.backbone or world.backbone,
+        dataset_name=str(world.pairs(run.objective, run.seed)),
+        held_out=0.05,
+        max_length=world.max_length,
+        max_pairs=world.most,
+        restart=True,
+        move_guides=run.move or None,
+    )
+
+
 def train(plan: Plan, run: Run) -> dict[str, Any]:
     """Train one run; what it was and how long it took, read again where it is there already."""
     folder, world = plan.place(run), plan.world
@@ -163,15 +190,7 @@ def train(plan: Plan, run: Run) -> dict[str, Any]:
     started, processor = time.perf_counter(), time.process_time()
     trainer = train_guide(
         method(run.method).with_options(options),
-        RunOptions(
-            model_name_or_path=run.backbone or world.backbone,
-            dataset_name=str(world.pairs(run.objective, run.seed)),
-            held_out=0.05,
-            max_length=world.max_length,
-            max_pairs=world.most,
-            restart=True,
-            move_guides=run.move or None,
-        ),
+        _inputs(world, run),
         GuideTrainingArguments(
             output_dir=str(folder),
             max_steps=plan.steps,

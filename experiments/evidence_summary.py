@@ -31,18 +31,24 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
         | {"at": compared(own, base, alphas)}
         for name, own in rows.items()
     }
-    others = {name: preferred(rows["dual_head"], own, ("1", "1")) for name, own in rows.items() if name != "dual_head"}
+    first = plan.methods[0]
+    wins = {"the backbone": preferred(rows[first], base, ("1", "0"))} | {
+        name: preferred(rows[first], own, ("1", "1")) for name, own in rows.items() if name != first
+    }
     return {
         "about": about,
         "judge": _judge(evidence),
         "search": {name: {"tried": own, "rate": rates[name]} for name, own in evidence.tried().items()},
         "main": main,
-        "wins": {"the backbone": preferred(rows["dual_head"], base, ("1", "0")), **others},
+        "wins": {"of": first, "over": wins},
         "quality": {
             "the backbone": compared(base, base, ["0"])["0"],
             **{n: own["at"]["1"] for n, own in main.items()},
         },
-        "two": frontiers({name: [evidence.two(name, seed) for seed in range(plan.seeds)] for name in evidence.mixed()}),
+        "two": frontiers(
+            {name: [evidence.two(name, seed) for seed in range(plan.seeds)] for name in evidence.mixed()},
+            plan.world.mixed,
+        ),
         "ablation": _ablation(evidence, rates, base, rows),
         "transfer": _transfer(evidence, rates),
         "costs": json.loads(costs.read_text()) if (costs := evidence.folder / "costs.json").is_file() else {},

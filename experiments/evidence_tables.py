@@ -96,8 +96,8 @@ def preferred(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], a
     }
 
 
-def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]]) -> dict[str, Any]:
-    """Mean (helpful, harmless) at every pair of strengths of each method over its seeds, and the area they dominate.
+def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: tuple[str, str]) -> dict[str, Any]:
+    """Mean of two objectives at every pair of strengths of each method over its seeds, and the area they dominate.
 
     The area is measured from the worst of all points in either objective, the same for every method; nothing of none.
     """
@@ -108,13 +108,10 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]]) -> dict[str, Any]:
     for name, by_seed in rows.items():
         alphas[name] = list(dict.fromkeys(row["alpha"] for row in by_seed[0]))
         values[name] = np.stack(
-            [
-                np.stack([table_of(by_seed, alpha, objective) for objective in ("helpful", "harmless")], -1)
-                for alpha in alphas[name]
-            ]
+            [np.stack([table_of(by_seed, alpha, objective) for objective in objectives], -1) for alpha in alphas[name]]
         )  # [points, seeds, prompts, 2]
     reference = np.min([own.mean((1, 2)).min(0) for own in values.values()], axis=0)
-    found: dict[str, Any] = {"reference": reference.tolist(), "methods": {}}
+    found: dict[str, Any] = {"objectives": list(objectives), "reference": reference.tolist(), "methods": {}}
     for name, own in values.items():
         points = own.mean((1, 2))
         found["methods"][name] = {
@@ -242,10 +239,10 @@ def _main(summary: Mapping[str, Any]) -> str:
 
 def _wins(summary: Mapping[str, Any]) -> str:
     rows = [
-        [f"dual_head over {name}", str(own["wins"]), str(own["ties"]), str(own["losses"]),
+        [f"{summary['wins']['of']} over {name}", str(own["wins"]), str(own["ties"]), str(own["losses"]),
          f"{100 * own['rate']:.1f}% ({100 * own['interval'][0]:.1f} to {100 * own['interval'][1]:.1f})",
          "" if own["length_controlled"] is None else f"{100 * own['length_controlled']:.1f}%"]
-        for name, own in summary["wins"].items()
+        for name, own in summary["wins"]["over"].items()
     ]  # fmt: skip
     return markdown(["", "wins", "ties", "losses", "win + tie / 2 (95%)", "length-controlled"], rows)
 
@@ -266,7 +263,12 @@ def _two(summary: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     low = summary["two"]["reference"]
     note = f"Area over the worst of all points, ({low[0]:+.2f}, {low[1]:+.2f})."
-    columns = ["method", "hypervolume (95%)", "points no other beats", "(helpful, harmless) at these"]
+    columns = [
+        "method",
+        "hypervolume (95%)",
+        "points no other beats",
+        f"({', '.join(summary['two']['objectives'])}) at these",
+    ]
     return f"{markdown(columns, rows)}\n\n{note}"
 
 

@@ -37,13 +37,13 @@ def work(folder: Path, tasks: Sequence[Task]) -> None:
 
 
 @contextmanager
-def claimed(file: Path) -> Iterator[bool]:
-    """Whether this process is the only one that holds a file; one that dies gives it back."""
+def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process is the only one that holds a file, or wait until it is; one that dies gives it back."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(file, os.O_CREAT | os.O_RDWR)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             yield False
         else:

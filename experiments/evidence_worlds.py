@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from evidence_data import part_of, write_text
 
@@ -51,6 +51,10 @@ class Demo:
     most: int | None = None  # pairs read of a file
     bf16: bool = False  # training under autocast
     judge: str = "the world's exact reward"
+    mixed: tuple[str, str] = ("helpful", "harmless")
+
+    def features(self, name: str, objective: str) -> None:
+        """No hidden states are kept: so small a backbone computes them anew."""
 
     def pairs(self, objective: str, seed: int) -> Path:
         """A file of preference pairs of one objective, drawn anew for every seed."""
@@ -96,6 +100,10 @@ class Dialogues:
     bf16: bool = True  # as its backbone was trained
     longest_prompt: int = 160  # tokens; what a dialogue leaves for its reply
     judge: str = "reward models trained on other prompts"
+    mixed: tuple[str, str] = ("helpful", "harmless")
+
+    def features(self, name: str, objective: str) -> None:
+        """No hidden states are kept: so small a backbone computes them anew."""
 
     def pairs(self, objective: str, seed: int) -> Path:  # noqa: ARG002 - people wrote them once
         """The pairs of one objective for training."""
@@ -137,7 +145,35 @@ class Dialogues:
         return {name: judged(places[self.meant(name)], prompts, rows) for name in objectives}
 
 
-World = Demo | Dialogues
+class World(Protocol):
+    """What the evidence asks of a world; `Demo`, `Dialogues` and real_world.Questions are three."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def about(self) -> str: ...
+    @property
+    def mixed(self) -> tuple[str, str]: ...
+    @property
+    def decoding(self) -> Decoding: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def most(self) -> int | None: ...
+    @property
+    def bf16(self) -> bool: ...
+    @property
+    def judge(self) -> str: ...
+    def pairs(self, objective: str, seed: int) -> Path: ...
+    def features(self, name: str, objective: str) -> Path | None: ...
+    def asked(self, part: str, count: int) -> list[Asked]: ...
+    def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards: ...
 
 
 def _ids(prompt: Any, tokenizer: Any) -> list[int]:

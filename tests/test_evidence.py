@@ -226,7 +226,8 @@ def test_frontiers_are_measured_from_the_worst_of_all_points():
         return [row(i, 0.0, alpha=alpha, helpful=helpful, harmless=harmless) for i in ("a", "b")]
 
     found = evidence_tables.frontiers(
-        {"one": [[*at("x", 0.0, 2.0), *at("y", 2.0, 1.0), *at("z", 1.0, 1.0)]], "other": [at("x", 1.0, 0.0)]}
+        {"one": [[*at("x", 0.0, 2.0), *at("y", 2.0, 1.0), *at("z", 1.0, 1.0)]], "other": [at("x", 1.0, 0.0)]},
+        ("helpful", "harmless"),
     )
     assert found["reference"] == [0.0, 0.0]
     assert found["methods"]["one"]["frontier"] == ["x", "y"]
@@ -238,7 +239,8 @@ def test_seeds_that_disagree_widen_the_interval_of_a_frontier():
     def seed(value: float):
         return [row(i, 0.0, alpha="x", helpful=value, harmless=value) for i in ("a", "b")]
 
-    found = evidence_tables.frontiers({"one": [seed(1.0), seed(3.0)], "worst": [seed(0.0), seed(0.0)]})
+    rows = {"one": [seed(1.0), seed(3.0)], "worst": [seed(0.0), seed(0.0)]}
+    found = evidence_tables.frontiers(rows, ("helpful", "harmless"))
     assert found["methods"]["one"]["hypervolume"] == 4.0  # of (2, 2), the mean of both seeds
     assert found["methods"]["one"]["interval"] == (1.0, 9.0)
 

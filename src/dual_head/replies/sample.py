@@ -22,7 +22,7 @@ def sample_replies(
     alpha: Alpha = None,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
-    top_p: float = 1.0,
+    top_k: int = 0,
     seed: int = 0,
     rows: int = 64,
     done: Collection[int] = (),
@@ -49,8 +49,7 @@ def sample_replies(
             max_new_tokens=max_new_tokens,
             do_sample=True,
             temperature=temperature,
-            top_p=top_p,
-            top_k=0,
+            top_k=top_k,
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         texts = [_text(row, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]

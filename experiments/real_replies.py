@@ -1,0 +1,158 @@
+"""Replies of a real chat model to people's prompts, scored by every rule, and the pairs of each objective.
+
+    python experiments/real_replies.py --backbone .venv/real/smollm2 --data DATA --output_dir real
+
+Prompts for training are the openings of HH-RLHF's dialogues, in the part that no test reads; prompts for testing are
+AlpacaEval's instructions, and HH-RLHF's harmful openings for refusals. Replies are appended as they are sampled: the
+same command goes on where it was stopped.
+"""
+
+import argparse
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from evidence_data import OBJECTIVES, opening, part_of, write_json, write_text
+from tqdm import tqdm
+
+from dual_head import AlignedModel, load_pairs
+from dual_head.data import Cut
+from dual_head.errors import DualHeadError
+from dual_head.files.lines import add_lines
+from dual_head.model.pretrained import load_tokenizer
+from dual_head.replies import RULES, best_with_worst, sample_replies
+
+LONGEST_PROMPT = 64  # tokens of a training prompt, without the template's own
+PROMPTS = {"helpful": 320, "harmless": 120}
+COUNT, NEW_TOKENS, TEMPERATURE, TOP_K = 4, 128, 0.9, 50
+KINDS = {"refuses": "harmless"}  # whose prompts an objective learns from; helpful for the others
+DEV_SHARE = 0.25  # of the instructions kept for testing
+
+
+def kind_of(objective: str) -> str:
+    """Whose prompts an objective is trained and measured on."""
+    return KINDS.get(objective, "helpful")
+
+
+def openings(data: Path, kind: str, part: str) -> list[str]:
+    """What people first said in one part of HH-RLHF's dialogues, each once, in an order of its own."""
+    prompts: dict[str, None] = {}
+    for name in OBJECTIVES[kind]:
+        file = data / "hh_rlhf" / f"{name}.test.jsonl.gz"
+        if not file.is_file():
+            raise DualHeadError(f"There is no file '{file}'. Give the folder that holds hh_rlhf and eval with --data.")
+        prompts |= {opening(pair.prompt): None for pair in load_pairs(str(file))[0] if part_of(pair.prompt) == part}
+    texts = sorted(text for text in prompts if text.strip())
+    Random(0).shuffle(texts)
+    return texts
+
+
+def instructions(data: Path, part: str) -> list[str]:
+    """AlpacaEval's instructions for the search ("dev") or for every table ("test"), each once."""
+    file = data / "eval" / "alpaca_eval" / "gpt4_1106_preview_outputs.json.gz"
+    if not file.is_file():
+        raise DualHeadError(f"There is no file '{file}'. Give the folder that holds hh_rlhf and eval with --data.")
+    with gzip.open(file, "rt", encoding="utf-8") as stream:
+        texts = sorted({row["instruction"] for row in json.load(stream)})
+    shares = {"dev": DEV_SHARE, "test": 1 - DEV_SHARE}
+    chosen = [text for text in texts if part_of(text, shares) == part]
+    Random(0).shuffle(chosen)
+    return chosen
+
+
+def conversation(text: str) -> tuple[dict[str, str], ...]:
+    """One question of a user."""
+    return ({"role": "user", "content": text},)
+
+
+def training_prompts(data: Path, tokenizer: Any, counts: dict[str, int]) -> list[tuple[str, str]]:
+    """(kind, text) of the prompts that are sampled from, short ones, the same for the same counts."""
+    chosen = []
+    for kind, count in counts.items():
+        texts = [text for text in openings(data, kind, "train") if len(tokenizer(text).input_ids) <= LONGEST_PROMPT]
+        if len(texts) < count:
+            raise DualHeadError(f"There are {len(texts)} short prompts of the kind {kind}, and {count} are wanted.")
+        chosen += [(kind, text) for text in texts[:count]]
+    return chosen
+
+
+def sample(backbone: str, data: Path, folder: Path, counts: dict[str, int], count: int, new_tokens: int) -> None:
+    """Append replies.jsonl, a row to a prompt, until every prompt has its replies."""
+    tokenizer: Any = load_tokenizer(backbone)
+    prompts, file = training_prompts(data, tokenizer, counts), folder / "replies.jsonl"
+    rows = {(row["kind"], row["prompt"]) for row in read(file)}
+    done = {i for i, prompt in enumerate(prompts) if prompt in rows}
+    if len(done) == len(prompts):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    model = AlignedModel.from_backbone(backbone, {}, tokenizer=tokenizer)
+    replies = sample_replies(
+        model, tokenizer, [conversation(text) for _, text in prompts], count=count, max_new_tokens=new_tokens,
+        temperature=TEMPERATURE, top_k=TOP_K, done=done,
+    )  # fmt: skip
+    for i, texts in tqdm(replies, total=len(prompts), initial=len(done), desc="prompts", mininterval=10):
+        kind, text = prompts[i]
+        row = {"kind": kind, "prompt": text, "replies": texts, "cut": [isinstance(reply, Cut) for reply in texts]}
+        add_lines(file, [json.dumps(row, ensure_ascii=False)], remedy="Choose another --output_dir.")
+
+
+def read(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of replies, those that were cut as `Cut`."""
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").split("\n"):
+            with suppress(ValueError):  # the end of the file, or a line that a killed run cut
+                row = json.loads(line)
+                row["replies"] = [Cut(x) if cut else x for x, cut in zip(row["replies"], row["cut"], strict=True)]
+                yield row
+
+
+def write_pairs(folder: Path, objectives: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Write pairs-OBJECTIVE.jsonl; say how many there are, of how many prompts, and how far apart."""
+    about = {}
+    for objective in objectives:
+        rule, pairs, gaps, prompts = RULES[objective].score, [], [], 0
+        for row in read(folder / "replies.jsonl"):
+            if row["kind"] != kind_of(objective):
+                continue
+            prompts += 1
+            prompt = conversation(row["prompt"])
+            scores = [rule(prompt, reply) for reply in row["replies"]]
+            if pair := best_with_worst(prompt, row["replies"], scores):
+                pairs.append(pair)
+                gaps.append(max(scores) - min(scores))
+        write_text(
+            folder / f"pairs-{objective}.jsonl",
+            "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs),
+        )
+        about[objective] = {"prompts": prompts, "pairs": len(pairs), "mean_gap": sum(gaps) / max(1, len(gaps))}
+    return about
+
+
+def main() -> None:
+    """Sample what is not there, and write the pairs of every rule."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", required=True, help="a chat model, as scripts/real_backbone.py writes it")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds hh_rlhf and eval")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--helpful", type=int, default=PROMPTS["helpful"], help="prompts of that kind")
+    parser.add_argument("--harmless", type=int, default=PROMPTS["harmless"])
+    parser.add_argument("--count", type=int, default=COUNT, help="replies to a prompt")
+    parser.add_argument("--max_new_tokens", type=int, default=NEW_TOKENS)
+    args = parser.parse_args()
+    counts = {"helpful": args.helpful, "harmless": args.harmless}
+    sample(args.backbone, args.data, args.output_dir, counts, args.count, args.max_new_tokens)
+    about = write_pairs(args.output_dir, list(RULES))
+    write_json(args.output_dir / "pairs.json", about)
+    for objective, figures in about.items():
+        print(objective, figures)
+    lengths = Counter(cut for row in read(args.output_dir / "replies.jsonl") for cut in row["cut"])
+    print(f"{lengths[True]} of {lengths.total()} replies stopped at the limit of tokens.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The third world of the evidence: people's questions to a real chat model, whose replies a rule scores.
+
+The pairs are the model's replies, best against worst by the rule, so the training signal and the judge are the same
+and neither is noise. It knows no guides, no training and no tables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evidence_work import claimed
+from evidence_worlds import Asked, Rewards
+from real_replies import NEW_TOKENS, conversation, instructions, kind_of, openings
+
+from dual_head import method
+from dual_head.data import Cut
+from dual_head.errors import DualHeadError
+from dual_head.evaluate import Decoding
+from dual_head.model.generate import encode_prompts
+from dual_head.model.pretrained import load_tokenizer
+from dual_head.replies import RULES
+from dual_head.train.feature_cache.run import cache_features
+from dual_head.train.options import CacheOptions
+
+HELD_OUT = 0.05
+LONGEST_PROMPT = 160  # tokens
+CACHED = {"dual_head": "dual_head", "iav": "dual_head", "hidden": "dual_head", "mav": "mav"}  # whose features serve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """A real chat model's replies by one rule; `replies`: the folder that real_replies.py wrote.
+
+    about: the rule that methods are trained for and compared by. mixed: the two rules whose guides are mixed.
+    """
+
+    folder: Path
+    replies: Path
+    data: Path
+    backbone: str
+    about: str = "concise"
+    mixed: tuple[str, str] = ("concise", "positive")
+    name: str = "real"
+    decoding: Decoding = field(default_factory=partial(Decoding, max_new_tokens=NEW_TOKENS, temperature=0.7))
+    batch: int = 8
+    max_length: int = 256
+    most: int | None = None  # pairs read of a file
+    bf16: bool = False
+    judge: str = "a rule of the reply's words"
+
+    def pairs(self, objective: str, seed: int) -> Path:  # noqa: ARG002 - sampled once
+        """The pairs of one objective for training."""
+        file = self.replies / f"pairs-{self.meant(objective)}.jsonl"
+        if not file.is_file():
+            raise DualHeadError(f"There is no file '{file}'. Make --replies with experiments/real_replies.py.")
+        return file
+
+    def meant(self, objective: str) -> str:
+        """The rule that stands for "overall" here, or the one itself."""
+        return self.about if objective == "overall" else objective
+
+    def features(self, name: str, objective: str) -> Path | None:
+        """The backbone's hidden states beside the pairs, written once for all runs; None for a method without them."""
+        if name not in CACHED:
+            return None
+        folder = self.folder.parent / "features" / f"{self.meant(objective)}-{CACHED[name]}-{self.most or 'all'}"
+        with claimed(folder.with_suffix(".claim"), wait=True):
+            options = CacheOptions(
+                output_dir=str(folder),
+                model_name_or_path=self.backbone,
+                dataset_name=str(self.pairs(objective, 0)),
+                held_out=HELD_OUT,
+                max_length=self.max_length,
+                max_pairs=self.most,
+            )
+            cache_features(method(CACHED[name]), options)
+        return folder
+
+    def asked(self, part: str, count: int) -> list[Asked]:
+        """Short questions of a part, "dev" or "test", each once: instructions, or harmful openings for refusals."""
+        tokenizer = load_tokenizer(self.backbone)
+        kind = kind_of(self.about)
+        texts = openings(self.data, kind, part) if kind == "harmless" else instructions(self.data, part)
+        asked = [
+            Asked(f"{kind}-{i}", conversation(text), self.about)
+            for i, text in enumerate(texts)
+            if _length(text, tokenizer) <= LONGEST_PROMPT
+        ]
+        if len(asked) < count:
+            raise DualHeadError(f"The part {part} has {len(asked)} questions, and {count} are wanted. Ask --prompts.")
+        return asked[:count]
+
+    def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
+        """Every rule's score of each reply, which costs nothing, and that of `about` as "overall"."""
+        del objectives
+        replies = [row["reply"] if row["finished"] else Cut(row["reply"]) for row in rows]
+        scores = {
+            name: [rule.score(one.prompt, reply) for one, reply in zip(asked, replies, strict=True)]
+            for name, rule in RULES.items()
+        }
+        return {"overall": scores[self.about], **scores}
+
+
+def _length(text: str, tokenizer: Any) -> int:
+    return encode_prompts([conversation(text)], tokenizer)["input_ids"].shape[1]  # pyright: ignore[reportAttributeAccessIssue]
