@@ -14,6 +14,7 @@ from servers import until
 from dual_head import HiddenConfig
 from dual_head.cli import main
 from dual_head.cli import serve as command
+from dual_head.demo import demonstration
 from dual_head.serve import server
 from dual_head.serve.settings import ServerSettings
 
@@ -52,14 +53,25 @@ def test_a_plain_model_is_served_without_guides(backbone_folder, served, capsys)
     assert "has no other --backbone" in refused(capsys, backbone_folder, "--port", "0", "--backbone", backbone_folder)
 
 
+def interrupted(recipe, objective, output, folder, options):
+    """A training that was stopped in its middle."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    raise KeyboardInterrupt
+
+
 @pytest.mark.heavy
 def test_without_a_folder_the_demonstrations_guides_are_trained_once(served, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "find_chat_model", lambda: None)
     monkeypatch.setattr(command, "DemoOptions", partial(command.DemoOptions, pairs=40, steps=1, batch_size=4))
+    with monkeypatch.context() as context:
+        context.setattr(demonstration, "_train", interrupted)
+        assert main(["serve", "--port", "0"]) == 130
+    assert "no demo-out/both here: the demonstration's two guides are trained first" in capsys.readouterr().err
     assert main(["serve", "--port", "0"]) == 0
     words = capsys.readouterr().err
-    assert "trained first" in words
+    assert "demo-out is half made: the demonstration's two guides are trained first" in words
     assert "dual-head serve FOLDER" in words
     assert main(["serve", "--port", "0"]) == 0
     assert "serving the demonstration's guides of demo-out/both" in capsys.readouterr().err
