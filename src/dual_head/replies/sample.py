@@ -52,12 +52,13 @@ def sample_replies(
             top_k=top_k,
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        texts = [_text(row, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
+        texts = [reply_text(row, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
         for position, i in enumerate(indices):
             if i not in done:
                 yield i, texts[position * count : (position + 1) * count]
 
 
-def _text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def reply_text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a reply's tokens; without an end token, a `Cut`."""
     text: Any = tokenizer.decode(ids, skip_special_tokens=True)
     return text if tokenizer.eos_token_id in ids else Cut(text)
