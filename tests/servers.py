@@ -1,12 +1,16 @@
-"""Servers in this process, on a free port: over the engine, or over a script of what an engine does."""
+"""Servers on a free port: in this process over an engine or a script of what one does, or as a process."""
 
 import asyncio
 import gc
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,6 +24,27 @@ from dual_head.serve.types import EngineStats, EngineStopped, GenerationRequest,
 gc.freeze()  # an engine searches for garbage when it stops: not among half a million objects of imports
 
 CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+
+TOOLS_CHAT = (
+    "{% if tools %}{% for t in tools %}#{{ t.function.name }};{% endfor %}{% endif %}"
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}!{{ c.function.name }}{{ c.function.arguments.n }}{% endfor %};{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+CALLS = {  # how a reply of that template calls
+    "start_anchor": "a:",
+    "defaults": {"role": "assistant"},
+    "fields": {
+        "content": {},
+        "tool_calls": {
+            "open_pattern": r"!(?P<name>\w+)",
+            "close": "/",
+            "content": "json",
+            "repeats": True,
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+    },
+}
 
 
 class ScriptedEngine:
@@ -112,6 +137,41 @@ def running_server(
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+class ServerProcess:
+    """`dual-head serve` as a process of its own, whose log is a file."""
+
+    def __init__(self, process: subprocess.Popen, url: str, log: Path):
+        self.process, self.url, self.log = process, url, log
+
+    @property
+    def port(self) -> int:
+        """The port it listens at."""
+        return int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of its log."""
+        return self.log.read_text().splitlines()
+
+
+@contextmanager
+def server_process(guides: Path | str, log: Path, *options: object, port: int = 0) -> Iterator[ServerProcess]:
+    """Serve a folder on one thread and offline, ready when the block begins; it is killed when the block ends."""
+    command = [sys.executable, "-m", "dual_head", "serve", guides, "--port", port, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("a") as stderr:
+        process = subprocess.Popen(
+            [str(word) for word in command], stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
+        )
+    try:
+        ready = process.stdout.readline() if process.stdout else ""
+        assert ready.startswith("ready"), log.read_text()
+        yield ServerProcess(process, ready.split()[1].rstrip("/"), log)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:

@@ -1,5 +1,8 @@
 """What a server does at its limits: too many requests, clients that leave, a dying worker, guides that change."""
 
+import errno
+import http.client
+import io
 import json
 import socket
 import threading
@@ -102,6 +105,10 @@ def test_a_large_body_is_refused_before_it_is_read(serve):
         assert server.chat("x" * 2000).status_code == 413
         chunks = server.http.post("/v1/completions", content=iter([b"x" * 600] * 3))  # without a length
         assert (chunks.status_code, chunks.json()["error"]["type"]) == (413, "invalid_request_error")
+        late = http.client.HTTPConnection("127.0.0.1", server.http.base_url.port)
+        late.request("POST", "/v1/completions", b"x" * 20_000_000)  # is not cut off while it sends
+        assert late.getresponse().status == 413
+        late.close()
         assert server.chat().status_code == 200
 
 
@@ -290,14 +297,34 @@ def test_one_line_of_json_tells_of_each_request_and_of_no_prompt(serve, capfd):
     assert lines[1]["model"] is None
 
 
-def test_a_full_disk_for_the_log_stops_no_request(serve, monkeypatch):
-    full = open("/dev/full", "w")  # noqa: PTH123, SIM115 - closing it fails too
-    monkeypatch.setattr("sys.stderr", full)
+class Disk(io.RawIOBase):
+    """A file on a disk that may be full."""
+
+    def __init__(self):
+        self.full, self.content = True, b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.content += content
+        return len(content)
+
+
+def test_a_full_disk_for_the_log_stops_no_request_and_is_told_once_when_it_has_room(serve, monkeypatch):
+    disk = Disk()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.BufferedWriter(disk), line_buffering=True))  # as it is made
     with serve(ScriptedEngine()) as server:
-        assert [server.chat().status_code for _ in range(3)] == [200] * 3
-    monkeypatch.undo()
-    with pytest.raises(OSError, match="No space"):
-        full.close()  # so lines were written to it
+        assert [server.chat().status_code for _ in range(100)] == [200] * 100
+        until(lambda: server.metric("log_lines_unwritten_total") == 100)
+        disk.full = False
+        assert [server.chat().status_code for _ in range(2)] == [200] * 2
+    lines = [json.loads(line) for line in disk.content.splitlines()]
+    assert [line["unwritten_lines"] for line in lines if "unwritten_lines" in line] == [100]
+    assert "unwritten_lines" in lines[-2]
+    assert len(lines) < 100  # of those that were not written, a buffer keeps a few
 
 
 # ---- guides that change ----------------------------------------------------------------------------------

@@ -495,7 +495,8 @@ def test_a_body_that_is_no_json_object_is_refused(server, content, kind):
 
 
 def test_what_is_no_route_is_refused_in_the_same_form(server):
-    for path, method, status in (("/v1/embeddings", "POST", 404), ("/v1/chat/completions", "GET", 405)):
+    unknown = (("/v1/embeddings", "POST", 404), ("/tokenize/", "POST", 404), ("/v1/chat/completions", "GET", 405))
+    for path, method, status in unknown:
         response = server.http.request(method, path)
         assert (response.status_code, list(response.json())) == (status, ["error"])
     assert response.headers["allow"] == "POST"

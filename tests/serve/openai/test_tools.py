@@ -4,30 +4,10 @@ import json
 
 import pytest
 from engines import character_tokenizer, tiny_model
-from servers import ScriptedEngine, running_server
+from servers import CALLS, TOOLS_CHAT, ScriptedEngine, running_server
 
 from dual_head.serve.types import Piece, TokenRecord
 
-TEMPLATE = (
-    "{% if tools %}{% for t in tools %}#{{ t.function.name }};{% endfor %}{% endif %}"
-    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}!{{ c.function.name }}{{ c.function.arguments.n }}{% endfor %};{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
-)
-RESPONSES = {
-    "start_anchor": "a:",
-    "defaults": {"role": "assistant"},
-    "fields": {
-        "content": {},
-        "tool_calls": {
-            "open_pattern": r"!(?P<name>\w+)",
-            "close": "/",
-            "content": "json",
-            "repeats": True,
-            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
-        },
-    },
-}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 CALL = 'Wait!add{"n": 1}/'
 
@@ -48,7 +28,7 @@ class Speaking(ScriptedEngine):
 @pytest.fixture
 def tokenizer():
     characters = character_tokenizer()
-    characters.chat_template = TEMPLATE
+    characters.chat_template = TOOLS_CHAT
     return characters
 
 
@@ -87,7 +67,7 @@ def test_without_a_response_template_the_reply_is_the_text(speaking):
 
 
 def test_calls_of_a_reply_are_found_by_the_response_template(speaking, tokenizer):
-    tokenizer.response_template = RESPONSES
+    tokenizer.response_template = CALLS
     _, server = speaking(CALL)
     with server as server, server.client() as client:
         ask = {"model": "toy", "messages": [{"role": "user", "content": "a"}], "tools": [TOOL]}
@@ -104,7 +84,7 @@ def test_calls_of_a_reply_are_found_by_the_response_template(speaking, tokenizer
 
 
 def test_a_reply_that_calls_nothing_is_the_text(speaking, tokenizer):
-    tokenizer.response_template = RESPONSES
+    tokenizer.response_template = CALLS
     _, server = speaking("Hello!add{")
     with server as server:
         (choice,) = server.chat(tools=[TOOL]).json()["choices"]

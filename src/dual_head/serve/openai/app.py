@@ -41,7 +41,8 @@ class Api:
         self.created = int(time.time())
         self.presets = read_presets(settings.presets, host.model.config) if settings.presets else {}
         self.texts = TokenTexts(tokenizer)
-        self.metrics, self.log = Metrics(host), RequestLog()
+        self.metrics = Metrics(host)
+        self.log = RequestLog(self.metrics.log_lines_unwritten)
         # Tokenizers keep settings while they work: one thread for all prompts, and the loop goes on meanwhile.
         self._writer = ThreadPoolExecutor(1, "prompts")
 
@@ -148,6 +149,7 @@ def build_app(api: Api, ready: Callable[[], None] = lambda: None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # a page that loads its parts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to wherever the Host header says
         responses=dict(errors),
         exception_handlers=dict.fromkeys((Refused, RequestValidationError, HTTPException, Exception), refuse),
     )

@@ -57,6 +57,7 @@ class Metrics:
         self.time_to_first_token = seconds("time_to_first_token_seconds", "From the request to its first token.")
         self.inter_token_latency = seconds("inter_token_latency_seconds", "Between two tokens of a choice.")
         self.e2e_request_latency = seconds("e2e_request_latency_seconds", "From the request to its end.")
+        self.log_lines_unwritten = counter("log_lines_unwritten", "Lines of the log that a full disk kept from it.")
         self.alpha = Histogram(
             "dual_head_alpha", "Strength of each guide.", ["guide"], buckets=ALPHAS, registry=self.registry
         )

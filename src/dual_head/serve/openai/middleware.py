@@ -6,7 +6,7 @@ Plain ASGI: behind a middleware that wraps requests and responses, a route never
 import asyncio
 import hmac
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,7 +16,7 @@ from dual_head.serve.settings import is_loopback
 
 OPEN = ("/", "/health")  # and what the page at / consists of
 ADMIN = "/v1/guides"
-BODY_SECONDS = 60.0
+BODY_SECONDS, LINGER_SECONDS = 60.0, 5.0
 
 
 class LocalNames:
@@ -118,7 +118,20 @@ class WholeBody:
     def _large(self) -> Refused:
         return Refused(f"The body is larger than {self.most} bytes. Send less, or raise --max_body_bytes.", status=413)
 
-    async def _close(self, error: Refused, *connection: Any) -> None:
-        response = error.response()
-        response.headers["Connection"] = "close"  # the rest of the body is not read
-        await response(*connection)
+    async def _close(self, error: Refused, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, read on for a while, and end the connection: who is cut off while sending never sees the answer."""
+        answer = error.response()
+        answer.headers["Connection"] = "close"
+
+        async def linger(message: Message) -> None:
+            ends = message["type"] == "http.response.body"
+            await send({**message, "more_body": True} if ends else message)
+            if not ends:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while (await receive()).get("more_body"):
+                        pass
+            await send({"type": "http.response.body"})
+
+        await answer(scope, receive, linger)

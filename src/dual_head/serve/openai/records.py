@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dual_head.model.alpha import LinearDecay
@@ -27,11 +28,15 @@ BACKLOG = 10_000  # lines that wait for a slow disk or pipe before lines are los
 
 
 class RequestLog:
-    """Writes lines to stderr from a thread of its own: a full disk, or a pipe that nobody reads, stops no request."""
+    """Writes lines to stderr from a thread of its own: a full disk, or a pipe that nobody reads, stops no request.
 
-    def __init__(self) -> None:
+    Lines that cannot be written when they come are counted, and told of when one can be written again.
+    """
+
+    def __init__(self, unwritten: Counter) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(BACKLOG)
-        self._listener = logging.handlers.QueueListener(self._queue, _Stderr())
+        self._listener = logging.handlers.QueueListener(self._queue, _Stderr(unwritten))
+        self._unwritten = unwritten
 
     def start(self) -> None:
         """Begin to write."""
@@ -46,15 +51,24 @@ class RequestLog:
         try:
             self._queue.put_nowait(logging.makeLogRecord({"msg": json.dumps(line)}))
         except queue.Full:
-            return
+            self._unwritten.inc()
 
 
 class _Stderr(logging.Handler):
+    def __init__(self, unwritten: Counter) -> None:
+        super().__init__()
+        self._unwritten, self._told = unwritten, 0
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             print(record.msg, file=sys.stderr, flush=True)
+            (metric,) = self._unwritten.collect()
+            count = int(metric.samples[0].value)
+            if count > self._told:
+                print(json.dumps({"time": _now(), "unwritten_lines": count - self._told}), file=sys.stderr, flush=True)
+                self._told = count
         except (OSError, ValueError):  # a full disk, a reader that has left, a stream that is closed
-            return
+            self._unwritten.inc()
 
 
 class RequestRecord:
@@ -109,7 +123,7 @@ class RequestRecord:
         elif status >= 400:
             self.metrics.request_refused.labels(str(status)).inc()
         return {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "time": _now(),
             "id": self.id,
             "path": self.path,
             "status": status,
@@ -121,6 +135,10 @@ class RequestRecord:
             "seconds": round(seconds, 6),
             "finish_reasons": reasons,
         }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 class RequestRecords:
