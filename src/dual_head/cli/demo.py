@@ -2,24 +2,36 @@
 
 First a Dual-Head guide for the whole reward, at five strengths; then one guide for help and one against harm, mixed
 while decoding. Needs no network: the backbone is shipped, and the exact reward is a rule.
+
+With --real, two published guides on a real chat model, which is fetched once: six questions at four strengths, mixed,
+and where the guides break, in two minutes. With --train, a guide of your own from that model's replies.
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-from dual_head.demo.options import DemoOptions
+from dual_head.demo.options import DemoOptions, RealOptions
 from dual_head.files.places import exclusive
 from dual_head.options.flags import OptionParser
 
-build_parser = partial(OptionParser, DemoOptions, command="demo", description=__doc__)
+build_parser = partial(OptionParser, DemoOptions, RealOptions, command="demo", description=__doc__)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, and demonstrate in a folder that is held."""
-    (options,) = build_parser().read(arguments)
-    # Imported late: a mistyped option should not wait for torch.
-    from dual_head.demo.demonstration import demonstrate
-
+    options, real = build_parser().read(arguments)
     with exclusive(options.output_dir):
-        demonstrate(options)
+        # Imported late: a mistyped option should not wait for torch.
+        if real.train:
+            from dual_head.demo.own_guide import train_own
+
+            train_own(real, options.output_dir, options.seed)
+        elif real.real:
+            from dual_head.demo.real import show_guides
+
+            show_guides(real, options.output_dir, options.seed)
+        else:
+            from dual_head.demo.demonstration import demonstrate
+
+            demonstrate(options)
     return 0

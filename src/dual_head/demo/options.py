@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
 
 
@@ -22,3 +23,29 @@ class DemoOptions(Options):
     )
     prompts: int = option(300, "requests to measure on", least=1)
     seed: int = option(0, "seed of the data, of training and of sampling", least=0)
+
+
+@dataclass(kw_only=True)
+class RealOptions(Options):
+    """The demonstration on a real chat model. Errors: options of it without --real or --train."""
+
+    real: bool = option(
+        False, "show two published guides on a real chat model, which is fetched once", heading="a real chat model"
+    )
+    train: bool = option(False, "train a guide of your own from that model's replies, in about ten minutes")
+    guides: str | None = option(None, "folder of guides side by side [the published ones]")
+    backbone: str | None = option(None, "folder of the chat model [where it is, or is fetched to]")
+    other_precision: bool = option(False, "take a --backbone that is the model of the guides in another precision")
+    show: list[str] = option([], "names of the guides to show, one or two", nargs="*", metavar="NAME")
+    rule: str = option("concise", "with --train: what replies are scored by")
+    questions: str | None = option(None, "with --train: text file, a question a line [60 plain ones]", metavar="FILE")
+    max_new_tokens: int = option(96, "longest reply in tokens", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.real and self.train:
+            raise DualHeadError("--real shows guides and --train makes one. Give one of them.")
+        if not (self.real or self.train) and (self.guides or self.backbone or self.show or self.questions):
+            raise DualHeadError("--guides, --backbone, --show and --questions go with --real or --train. Add one.")
+        if len(self.show) > 2:
+            raise DualHeadError(f"--show takes one or two names, not {len(self.show)}.")

@@ -1,0 +1,218 @@
+"""Published guides on a real chat model: what they do at each strength, mixed, and where they break."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dual_head.backbone.checkpoint import guide_folders
+from dual_head.console.terminal import Terminal
+from dual_head.demo import PUBLISHED_GUIDES
+from dual_head.demo.answers import QUESTIONS, Answer, answer
+from dual_head.demo.chat_model import ChatModel, fetch_chat_model
+from dual_head.demo.options import RealOptions
+from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.files.places import atomic_folder
+from dual_head.model.collection import load_collection
+from dual_head.replies import RULES
+
+ALPHAS = (-1.0, 0.0, 1.0, 2.0)
+STRONG = (3.0, 5.0)  # beyond what guides are measured at
+STRONG_QUESTIONS = QUESTIONS[2:5]
+LONGEST = 280  # characters of a reply that are printed
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Answers to the same questions: {guide: {alpha: answers}}, and of both guides at 1."""
+
+    alone: dict[str, dict[float, list[Answer]]]
+    mixed: list[Answer]
+
+    @property
+    def names(self) -> list[str]:
+        """The guides."""
+        return list(self.alone)
+
+    def break_of(self, name: str) -> tuple[float, Answer] | None:
+        """The least strength at which a reply of a guide falls apart that held together without it, and that reply."""
+        held = {reply.question for reply in self.alone[name][0.0] if reply.collapse is None}
+        for alpha, replies in self.alone[name].items():
+            for reply in replies:
+                if alpha > 0 and reply.question in held and reply.collapse:
+                    return alpha, reply
+        return None
+
+
+def show_guides(options: RealOptions, output_dir: str, seed: int) -> None:
+    """Show two guides; write into a folder that the caller holds."""
+    started = time.perf_counter()
+    folders = guides_to_show(options)
+    chat = chat_model(options)
+    model = load_collection(folders, chat.place, other_precision=chat.other_precision)
+    show(model, options, chat, Path(output_dir), seed=seed)
+    place = Path(next(iter(folders.values()))).parent
+    say_how_to_serve(place, chat, list(folders), by_default=options.guides is None and options.backbone is None)
+    print(f"{time.perf_counter() - started:.0f} seconds in all.")
+
+
+def say_how_to_serve(place: Path, chat: ChatModel, names: Sequence[str], *, by_default: bool) -> None:
+    """Print the commands that serve the guides in a folder and that write one reply."""
+    console = Terminal(soft_wrap=True)
+    command, alpha = f"{place} {chat.flags}", ",".join(f"{name}=1" for name in names)
+    console.print(f"Serve them, with a page to try them: dual-head serve{'' if by_default else f' {command}'}")
+    console.print(f"One reply: dual-head generate {command} --prompt '{QUESTIONS[2]}' --alpha {alpha}")
+
+
+def chat_model(options: RealOptions) -> ChatModel:
+    """The chat model that is named, or found, or fetched."""
+    return ChatModel(options.backbone, options.other_precision) if options.backbone else fetch_chat_model()
+
+
+def guides_to_show(options: RealOptions) -> dict[str, str]:
+    """{name: folder} of the guides to show, the first two where none are named. Errors: none there, or no rule."""
+    place = options.guides or str(PUBLISHED_GUIDES)
+    folders = {name: folder for name, folder in guide_folders(place).items() if name in RULES}
+    if not folders:
+        raise DualHeadError(
+            f"'{place}' holds no folders of guides that are named after a rule ({', '.join(RULES)}). Give one with "
+            "--guides, or make a guide with --train."
+        )
+    for name in options.show:
+        if name not in folders:
+            raise DualHeadError(f"There is no guide '{name}' in '{place}'.{did_you_mean(name, folders)}")
+    names = options.show or [name for name in RULES if name in folders][:2]
+    return {name: folders[name] for name in names}
+
+
+def show(model: Any, options: RealOptions, chat: ChatModel, output: Path, *, seed: int) -> None:
+    """Ask, print, draw and write figures."""
+    console = Terminal(plain_width=120)
+    names = list(model.guides)
+    rows = rows_of(names)
+    console.print(f"Sampling {len(rows)} replies of {chat.place} ...")
+    answers = answer(model, model.own_tokenizer(), rows, max_new_tokens=options.max_new_tokens, seed=seed)
+    findings = findings_of(names, answers)
+    for question in QUESTIONS:
+        console.print(_side_by_side(findings, question))
+    console.print(_means(findings))
+    for name in names:
+        console.print(_break(findings, name))
+    with atomic_folder(output) as staging:
+        has_plot = _draw(findings, staging / "real.png")
+        (staging / "real.json").write_text(json.dumps(_summary(findings, chat), indent=2))
+    picture = str(output / "real.png") if has_plot else "none, matplotlib is missing (pip install 'dual-head[plot]')"
+    console.print(f"Picture: {picture}   figures: {output / 'real.json'}")
+
+
+def rows_of(names: Sequence[str]) -> list[tuple[str, dict[str, float]]]:
+    """Every question without a guide, with each guide at each strength and with all at 1; some at more."""
+    rows = [(question, dict.fromkeys(names, 0.0)) for question in QUESTIONS]
+    for name in names:
+        rows += [(question, {name: alpha}) for alpha in ALPHAS if alpha for question in QUESTIONS]
+        rows += [(question, {name: alpha}) for alpha in STRONG for question in STRONG_QUESTIONS]
+    if len(names) > 1:
+        rows += [(question, dict.fromkeys(names, 1.0)) for question in QUESTIONS]
+    return rows
+
+
+def findings_of(names: Sequence[str], answers: Sequence[Answer]) -> Findings:
+    """Sort answers by guide and strength."""
+    base = [reply for reply in answers if not any(reply.strengths.values())]
+    alone: dict[str, dict[float, list[Answer]]] = {}
+    for name in names:
+        by_alpha = {alpha: [r for r in answers if r.strengths == {name: alpha}] for alpha in (*ALPHAS, *STRONG)}
+        alone[name] = {**by_alpha, 0.0: base}
+    mixed = [reply for reply in answers if len(reply.strengths) > 1 and all(reply.strengths.values())]
+    return Findings(alone, mixed)
+
+
+# ---- what is printed -----------------------------------------------------------------------------------------
+
+
+def _side_by_side(findings: Findings, question: str) -> Table:
+    table = Table(title=question, title_justify="left", show_lines=True)
+    table.add_column("alpha", justify="right", no_wrap=True)
+    for name in findings.names:
+        table.add_column(f"{name} ({RULES[name].about})", ratio=1)
+    for alpha in ALPHAS:
+        replies = [_to(question, findings.alone[name][alpha]) for name in findings.names]
+        cells = [_cell(reply, [name]) for name, reply in zip(findings.names, replies, strict=True)]
+        table.add_row(f"{alpha:g}", *cells)
+    if findings.mixed:
+        table.add_row("both 1", _cell(_to(question, findings.mixed), findings.names), *[""] * (len(cells) - 1))
+    return table
+
+
+def _cell(reply: Answer, rules: Sequence[str]) -> str:
+    text = reply.text if len(reply.text) <= LONGEST else f"{reply.text[:LONGEST]} ..."
+    counts = ", ".join(f"{rule} {reply.score(rule):.3g}" for rule in rules)
+    return f"{text}\n[{counts}; KL {reply.kl:.0f}]"
+
+
+def _means(findings: Findings) -> Table:
+    both = {"both at 1": findings.mixed} if findings.mixed else {}
+    table = Table(title=f"means over {len(QUESTIONS)} questions: what the rule counts, and KL in nats a reply")
+    table.add_column("guide")
+    table.add_column("unit")
+    for column in (*(f"alpha {alpha:g}" for alpha in ALPHAS), *both):
+        table.add_column(column, justify="right")
+    for name in findings.names:
+        groups = [*(findings.alone[name][alpha] for alpha in ALPHAS), *both.values()]
+        cells = [f"{mean(replies, name):.2f} (KL {kl(replies):.0f})" for replies in groups]
+        table.add_row(name, RULES[name].unit, *cells)
+    return table
+
+
+def _break(findings: Findings, name: str) -> str:
+    broken = findings.break_of(name)
+    if broken is None:
+        return f"No reply falls apart with {name} up to {STRONG[-1]:g}."
+    alpha, reply = broken
+    return f"{name} breaks at {alpha:g}: the reply to '{reply.question}' {reply.collapse}:\n{_cell(reply, [name])}\n"
+
+
+def mean(replies: Sequence[Answer], rule: str) -> float:
+    """Mean of what a rule counts."""
+    return statistics.fmean(reply.score(rule) for reply in replies)
+
+
+def kl(replies: Sequence[Answer]) -> float:
+    """Mean divergence from the backbone, in nats a reply."""
+    return statistics.fmean(reply.kl for reply in replies)
+
+
+def _to(question: str, replies: Sequence[Answer]) -> Answer:
+    return next(reply for reply in replies if reply.question == question)
+
+
+# ---- what is written -----------------------------------------------------------------------------------------
+
+
+def _draw(findings: Findings, file: Path) -> bool:
+    """Draw the picture; False if the `plot` extra is missing."""
+    try:
+        from dual_head.demo.real_picture import real_picture
+    except ImportError:
+        return False
+    real_picture(findings, file)
+    return True
+
+
+def _summary(findings: Findings, chat: ChatModel) -> dict[str, Any]:
+    groups = {
+        f"{name}={alpha:g}": replies for name in findings.names for alpha, replies in findings.alone[name].items()
+    }
+    groups |= {"mixed": findings.mixed} if findings.mixed else {}
+    rows = {key: [_row(reply, findings.names) for reply in replies] for key, replies in groups.items()}
+    return {"model": asdict(chat), "replies": rows}
+
+
+def _row(reply: Answer, rules: Sequence[str]) -> dict[str, Any]:
+    scores = {rule: reply.score(rule) for rule in rules}
+    return {name: getattr(reply, name) for name in ("question", "text", "kl", "loss", "collapse")} | scores
