@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # more, and another seed by 1.4.
 FARTHEST = 0.12
 # Nats that next tokens may differ by, per squared distance of the weights: roundings to bf16, 8, 4 and 3 bits measure
-# 5 to 80, and models that were trained on 109 to 300,000 (docs/how-to/published_guides.md).
+# 5 to 80, and models that were trained further 80 to 300,000 (docs/how-to/published_guides.md).
 RATE = 100.0
 ARITHMETIC = 0.004  # nats beside it: products in bf16 of the same weights measure 0.002
 MOST = 0.6  # nats in all: 4 bits measure 0.5 on 135 million parameters, and less on more
