@@ -402,6 +402,8 @@ def test_an_attached_guide_acts_as_in_the_library(trained, tokenizer):
         ({"name": "safe", "source": "linear", "source_name": "x"}, "holds no guide 'x'"),
         ({"name": "base", "source": "linear"}, "name of a model"),
         ({"name": "a.b", "source": "linear"}, "a.b"),
+        ({"name": "safe", "source": "a" * 5000}, "File name too long"),
+        ({"name": "safe", "source": "\0"}, "null"),
     ],
 )
 def test_a_guide_that_does_not_fit_is_refused_and_nothing_changes(serve, model, trained, body, words):

@@ -157,25 +157,22 @@ def require_kind(folder: Path, kind: str) -> None:
 
 def find_file(source: str, name: str, **hub) -> str:
     """Return the local path of a checkpoint's file, fetched from the hub when `source` is not a folder."""
-    file = Path(source, hub.get("subfolder") or "", name)
-    settle(file.parent)
-    if file.is_file():
-        return str(file)
-    if Path(source).is_dir():
-        raise DualHeadError(
-            f"'{source}' holds no {name}, so it is not a checkpoint of guides. Train one with 'dual-head train'."
-        )
+    problem = f"No checkpoint of guides at '{source}'"
     remedy = "Give the output folder of 'dual-head train', or the name of one on the hub."
-    if not is_hub_name(source):
-        raise DualHeadError(f"No checkpoint of guides at '{source}': there is no such folder. {remedy}")
-    from transformers.utils.hub import cached_file
+    with reading(problem, remedy):  # what no file can be named is an error of its own on every system
+        file = Path(source, hub.get("subfolder") or "", name)
+        settle(file.parent)
+        if file.is_file():
+            return str(file)
+        if Path(source).is_dir():
+            raise DualHeadError(
+                f"'{source}' holds no {name}, so it is not a checkpoint of guides. Train one with 'dual-head train'."
+            )
+        if not is_hub_name(source):
+            raise DualHeadError(f"{problem}: there is no such folder. {remedy}")
+        from transformers.utils.hub import cached_file
 
-    try:
-        path = cached_file(source, name, **hub)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise DualHeadError(f"No checkpoint of guides at '{source}': {reason} {remedy}") from error
-    return str(path)
+        return str(cached_file(source, name, **hub))
 
 
 def guide_folders(place: str | Path) -> dict[str, str]:
