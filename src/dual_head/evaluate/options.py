@@ -7,13 +7,13 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.types import DECODING, Decoding
 from dual_head.files.reading import yaml_value
 from dual_head.options import option
-from dual_head.options.fields import DTYPE_HELP
+from dual_head.options.fields import DTYPE_HELP, OTHER_PRECISION_HELP
 
 __all__ = ["EvaluationOptions"]
 
 # What multiple choice depends on; any other option would change nothing there.
 OF_CHOICES = {"benchmark", "models", "output_dir", "source", "num_samples", "seed", "batch_size"}
-OF_CHOICES |= {"dtype", "device", "trust_remote_code"}
+OF_CHOICES |= {"other_precision", "dtype", "device", "trust_remote_code"}
 
 
 @dataclass(kw_only=True)
@@ -71,6 +71,7 @@ class EvaluationOptions(Decoding):
         heading="loading",
         repeat=True,
     )
+    other_precision: bool = option(False, OTHER_PRECISION_HELP)
     dtype: str = option("auto", DTYPE_HELP)
     device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads")
     trust_remote_code: bool = option(False, "run code that comes with a model")
@@ -100,7 +101,7 @@ class EvaluationOptions(Decoding):
     def load(self) -> dict[str, Any]:
         """Fields of `LoadOptions`."""
         endpoint = _assignments("endpoint_option", self.endpoint_option)
-        names = ("dtype", "device", "trust_remote_code")
+        names = ("other_precision", "dtype", "device", "trust_remote_code")
         return {name: getattr(self, name) for name in names} | {"endpoint_options": endpoint}
 
     def decoding(self, new_tokens: int) -> Decoding:

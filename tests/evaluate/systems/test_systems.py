@@ -218,6 +218,24 @@ def test_guides_reply_what_generate_replies_and_a_plain_model_what_its_backbone_
     assert [answer.replies[0] for answer in plain] == replies[0.0]
 
 
+def test_guides_on_another_precision_of_their_backbone_answer_as_another_system(folders, tmp_path):
+    lm = LlamaForCausalLM.from_pretrained(folders / "backbone")
+    with torch.no_grad():
+        for weight in lm.parameters():
+            weight.mul_(1 + 0.01 * torch.rand_like(weight))
+    shutil.copytree(folders / "backbone", tmp_path / "backbone")
+    lm.save_pretrained(tmp_path / "backbone")
+    shutil.copytree(folders / "guides", tmp_path / "guides")
+    config = json.loads((tmp_path / "guides" / "config.json").read_text())
+    config["backbone_name_or_path"] = str(tmp_path / "backbone")
+    (tmp_path / "guides" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DualHeadError, match="--other_precision"):
+        system(tmp_path / "guides").answer(QUESTIONS[:2], SHORT)
+    other = system(tmp_path / "guides", other_precision=True)
+    assert all(answer.replies for answer in other.answer(QUESTIONS[:2], SHORT))
+    assert other.identity != system(tmp_path / "guides").identity == system(folders / "guides").identity
+
+
 def test_an_adapter_replies_as_the_model_it_makes_of_its_base(folders):
     import peft
 

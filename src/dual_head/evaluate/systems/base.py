@@ -20,6 +20,7 @@ __all__ = ["LoadOptions", "System", "fits"]
 class LoadOptions:
     """How models are loaded, and how endpoints are asked (fields of `EndpointOptions`)."""
 
+    other_precision: bool = False
     dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False

@@ -61,7 +61,7 @@ class GuidedSystem(ModelSystem):
 
     def load_model(self):
         """Load the guides on their backbone. Errors: a tokenizer that they were not trained with."""
-        model = AlignedModel.from_pretrained(self.place, **self.load_options)
+        model = AlignedModel.from_pretrained(self.place, other_precision=self.load.other_precision, **self.load_options)
         model.require_same_tokenizer(self.tokenizer)
         return model
 

@@ -127,6 +127,7 @@ class ModelSystem(System):
                 "alpha": dict(self.alpha),
                 "dtype": str(dtype).removeprefix("torch."),
                 "tokenizer": tokenizer_identity(self.tokenizer),
+                **({"runs on": made_of(self.base_path)} if self.guided and self.load.other_precision else {}),
             }
         )
 
