@@ -59,6 +59,29 @@ def test_tools_and_earlier_calls_are_written_by_the_template(speaking, tokenizer
     assert prompts == ["#add;u:hi;a:!add7;t:8;a:", "u:hi;a:!add7;t:8;a:"]
 
 
+def test_what_is_too_deep_for_a_template_is_refused(speaking):
+    deep: dict = {}
+    for _ in range(400):
+        deep = {"a": [deep]}
+    called = {"id": "1", "function": {"name": "add", "arguments": json.dumps(deep)}}
+    with speaking("ok")[1] as server:
+        tool = {"type": "function", "function": {"name": "add", "parameters": deep}}
+        calling = [{"role": "assistant", "content": None, "tool_calls": [called]}]
+        refusals = [
+            server.chat(tools=[tool]),
+            server.chat(messages=calling),
+            server.chat(response_format=_format(deep)),
+        ]
+        assert server.chat(tools=[TOOL]).status_code == 200
+    errors = [refusal.json()["error"] for refusal in refusals]
+    assert [error["param"] for error in errors] == ["tools", "messages[0]", "response_format"]
+    assert all("more than 64 deep" in error["message"] for error in errors)
+
+
+def _format(schema: dict) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+
 def test_without_a_response_template_the_reply_is_the_text(speaking):
     _, server = speaking(CALL)
     with server as server:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ from dual_head.serve.types import GenerationRequest, Grammar, Sampling
 
 COMPLETION_TOKENS = 16  # what OpenAI's completions have where nothing says how many
 SEEDS = 2**63
+HOLDERS, DEEPEST = (dict, list), 64  # of values in values
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,19 @@ def _tools(body: Any, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]
 
 
 def _require_text(value: Any, param: str) -> None:
-    """Refuse half a character (a lone surrogate), which no tokenizer takes."""
+    """Refuse half a character (a lone surrogate), which no tokenizer takes, and what is too deep for a template."""
+    level = [value]
+    for _ in range(DEEPEST):
+        holders = (
+            entry.values() if isinstance(entry, dict) else entry for entry in level if isinstance(entry, HOLDERS)
+        )
+        level = list(chain.from_iterable(holders))
+    if level:
+        raise Refused(f"It is nested more than {DEEPEST} deep. Make it flatter.", param)
     try:
         json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError) as error:
-        raise Refused("It holds half a character (a lone surrogate), or is too deep.", param) from error
+    except UnicodeEncodeError as error:
+        raise Refused("It holds half a character (a lone surrogate).", param) from error
 
 
 # ---- strengths -------------------------------------------------------------------------------------------
