@@ -4,9 +4,11 @@ import pytest
 import torch
 from engines import GREEDY, GUIDES, TOKENIZER, generated, ids, prompts, small_engine, tiny_model, unequal_to_generate
 from models import guided_lm, tiny_lm
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dual_head import AlignedModel
 from dual_head.errors import DualHeadError
+from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.guides.reward_model import RewardModelConfig
@@ -141,7 +143,7 @@ def test_layers_of_guides_that_clash_are_caught(monkeypatch):
     monkeypatch.setattr(
         paged.PagedModel,
         "_placed",
-        lambda self, layer: {n: ([0], shapes) for n, (_, shapes) in placed(self, layer).items()},
+        lambda self, *args: {n: ([0], shapes) for n, (_, shapes) in placed(self, *args).items()},
     )
     with small_engine(tiny_model("gate")) as engine:
         assert len(unequal_to_generate(engine, rounds=1)) >= 3
@@ -162,6 +164,63 @@ def test_layers_without_pages_are_refused_by_name():
     model.backbone.config.layer_types = ["full_attention", "chunked_attention"]
     with pytest.raises(DualHeadError, match=r"LlamaForCausalLM cannot be served: .* no layers of chunked_attention"):
         small_engine(model)
+
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+    "vocab_size": 97,
+}
+
+
+def other_model(model_type: str, **options) -> AlignedModel:
+    """A random backbone of an architecture that no other test has, with a guide."""
+    config = AutoConfig.for_model(model_type, vocab_size=97, **SIZES, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        lm = AutoModelForCausalLM.from_config(config)
+        lm.generation_config.eos_token_id = None
+        return AlignedModel.from_backbone(lm, {"hidden": HiddenConfig(rank=4, init_std=0.5)})
+
+
+def test_pages_have_the_shape_of_the_keys_and_not_what_a_configuration_tells():
+    # One head of keys for all queries, which its configuration calls otherwise.
+    with small_engine(other_model("falcon", alibi=False, multi_query=True, new_decoder_architecture=False)) as engine:
+        assert unequal_to_generate(engine, rounds=1) == []
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "reason"),
+    [
+        ("bloom", {}, "it takes no positions"),
+        ("falcon", {"alibi": True, "new_decoder_architecture": False}, "its attention takes no mask of our own"),
+        (
+            "gpt_neo",
+            {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+            "its layers mask tokens by their places in a row",
+        ),
+        (
+            "deepseek_v2",
+            {
+                "num_key_value_heads": 4,
+                "q_lora_rank": 8,
+                "kv_lora_rank": 8,
+                "qk_rope_head_dim": 4,
+                "n_routed_experts": 2,
+            }
+            | {"qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 2, "num_experts_per_tok": 1},
+            "its keys and values are 1 x 4, 1 x 8, and pages have one shape",
+        ),
+    ],
+    ids=lambda x: x if isinstance(x, str) and " " not in x else "",
+)
+def test_a_backbone_that_one_row_of_many_requests_would_change_is_refused(model_type, options, reason):
+    with pytest.raises(DualHeadError) as refusal:
+        small_engine(other_model(model_type, **options))
+    assert f"cannot be served: {reason}" in str(refusal.value)
+    assert str(refusal.value).endswith("Use generate, or another backbone.")
 
 
 def test_an_untested_transformers_is_refused_with_the_line_that_installs_a_tested_one(monkeypatch):

@@ -241,8 +241,9 @@ class Backbone(Decoder):
         if not self._takes_positions:
             return "it takes no positions"
         context = context_length(self.config)
-        if any(x.shape[-2:] == (context, context) for x in self.lm.base_model.buffers()):
-            # As GPT-Neo has it: what a window of it leaves out in a row is not what it leaves out in a sequence.
+        if any(x.shape[-2:] == (context, context) for name, x in self.lm.base_model.named_buffers() if "." in name):
+            # As GPT-Neo has it: what a window of it leaves out in a row is not what it leaves out in a sequence. One
+            # beside its layers, as GPT-BigCode has it, is not read.
             return "its layers mask tokens by their places in a row"
         embedding: Any = self.lm.get_input_embeddings()
         device = embedding.weight.device

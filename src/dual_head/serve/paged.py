@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessorList
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
-from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.modeling_outputs import CausalLMOutput
 
 from dual_head.backbone.cache import CacheSlot
@@ -120,29 +119,33 @@ class PagedModel(nn.Module):
         self.names = tuple(model.config.guides or {})
         require_servable(model)
         text = model.backbone.config.get_text_config(decoder=True)
-        self._page = (find_num_key_value_heads(text), find_head_dim(text))
+        layers = self._layers_of_a_token()
+        self._page = _shape_of_all(layers[: model.backbone.num_layers], model)
         kinds = get_layer_types_and_kwargs(text)[0]
         self._kind = kinds[0] if len(set(kinds)) == 1 else None
-        self._places = self._placed(text.num_hidden_layers)
+        self._places = self._placed(text.num_hidden_layers, layers[model.backbone.num_layers :])
         self.config = copy.deepcopy(text)
+        for name, size in zip(("num_key_value_heads", "head_dim"), self._page, strict=True):
+            if getattr(self.config, name, None) != size:  # else pages would have the shape of what it tells instead
+                setattr(self.config, name, size)
         if added := sum(self._cuts(shape) for _, shapes in self._places.values() for shape in shapes):
             self.config.num_hidden_layers += added
             self.config.layer_types = [*kinds, *[FULL] * added]
 
-    def _placed(self, layer: int) -> dict[str, tuple[list[int], list[Shape]]]:
-        """For each guide that keeps something of a sequence, where its layers begin and the shapes of their keys."""
-        model, places = self.aligned, {}
-        entries = [(name, entry["cache_layers"]) for name, entry in model.guides.entries.items()]
-        if not any(count for _, count in entries):
-            return places
-        # Looked up rather than declared: what a guide puts into a cache at one token.
+    def _layers_of_a_token(self) -> list[Any]:
+        """What backbone and guides put into a cache at one token, looked up rather than declared."""
+        model = self.aligned
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         with torch.no_grad():
-            model.encode(
-                torch.zeros(1, 1, dtype=torch.long, device=self.device), past_key_values=cache, guides=self.names
-            )
-        cached: Any = iter(cache.layers[model.backbone.num_layers :])
-        for name, count in entries:
+            model.encode(token, past_key_values=cache, guides=self.names)
+        return list(cache.layers)
+
+    def _placed(self, layer: int, layers: list[Any]) -> dict[str, tuple[list[int], list[Shape]]]:
+        """For each guide that keeps something of a sequence, where its layers begin and the shapes of their keys."""
+        places, cached = {}, iter(layers)
+        for name, entry in self.aligned.guides.entries.items():
+            count = entry["cache_layers"]
             shapes = [(keys.shape[1], keys.shape[3]) for keys in (next(cached).keys for _ in range(count))]
             first = []
             for shape in shapes:
@@ -267,7 +270,21 @@ def require_servable(model: AlignedModel) -> None:
         raise DualHeadError(f"Attention '{attention}' cannot be served. Load it with attn_implementation='sdpa'.")
     kinds = set(get_layer_types_and_kwargs(model.backbone.config.get_text_config(decoder=True))[0])
     if others := kinds - {FULL, "sliding_attention"}:
-        raise DualHeadError(
-            f"{type(model.backbone.lm).__name__} cannot be served: pages hold no layers of "
-            f"{', '.join(sorted(others))}. Use generate, or another backbone."
-        )
+        raise _unservable(model, f"pages hold no layers of {', '.join(sorted(others))}")
+    # A step is one row of many requests. Windows have masks of their own, of which what is tried there knows nothing.
+    if kinds == {FULL} and (reason := model.backbone.why_no_shared_prompts(longest=0)):
+        raise _unservable(model, reason)
+
+
+def _shape_of_all(layers: list[Any], model: AlignedModel) -> Shape:
+    """The shape that keys and values of a token have in all layers. Errors: they have several."""
+    shapes = {(x.shape[1], x.shape[3]) for layer in layers for x in (layer.keys, layer.values)}
+    if len(shapes) > 1:
+        several = ", ".join(f"{heads} x {width}" for heads, width in sorted(shapes))
+        raise _unservable(model, f"its keys and values are {several}, and pages have one shape")
+    return shapes.pop()
+
+
+def _unservable(model: AlignedModel, reason: str) -> DualHeadError:
+    name = type(model.backbone.lm).__name__
+    return DualHeadError(f"{name} cannot be served: {reason}. Use generate, or another backbone.")
