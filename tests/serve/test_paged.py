@@ -177,7 +177,7 @@ SIZES = {
 
 def other_model(model_type: str, **options) -> AlignedModel:
     """A random backbone of an architecture that no other test has, with a guide."""
-    config = AutoConfig.for_model(model_type, vocab_size=97, **SIZES, **options)
+    config = AutoConfig.for_model(model_type, **SIZES, **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         lm = AutoModelForCausalLM.from_config(config)
