@@ -74,6 +74,15 @@ def test_what_does_not_fit_is_refused(place, backbone_folder, tmp_path, capsys):
     assert "holds no config.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("part", ["", "plain"])
+def test_where_the_backbone_cannot_be_loaded_the_remedy_is_to_say_where_it_is(place, part, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["generate", str(place / "guides" / part), *PROMPT]) == 2
+    message = capsys.readouterr().err
+    assert "nobody/no-such-model" in message
+    assert "say where else it is with backbone=... (--backbone)" in message
+
+
 # ---- the chat model ------------------------------------------------------------------------------------------
 
 

@@ -79,8 +79,9 @@ def stored_model(
     may move to another backbone; other_precision: whether the backbone may be the same in another precision.
     """
     config = config or pretrained.read_config(source, **hub)
-    backbone = backbone or pretrained.recorded_backbone(config, source)
-    lm = backbone if isinstance(backbone, nn.Module) else pretrained.load_lm(backbone, **load)
+    place = backbone or pretrained.recorded_backbone(config, source)
+    with pretrained.loading_recorded(backbone, source):
+        lm = place if isinstance(place, nn.Module) else pretrained.load_lm(place, **load)
     building_errors = reading(f"Cannot build the guides of '{source}' from its config.json", COPY)
     if moving is not None and not pretrained.is_same_backbone(config, lm):
         weights = read_weights(source, **hub)

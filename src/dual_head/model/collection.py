@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.model.aligned import AlignedModel
-from dual_head.model.pretrained import load_tokenizer, read_config, recorded_backbone
+from dual_head.model.pretrained import load_tokenizer, loading_recorded, read_config, recorded_backbone
 
 
 def load_collection(
@@ -25,8 +25,9 @@ def load_collection(
     first = next(iter(folders.values()))
     config = read_config(first)
     place = str(backbone or recorded_backbone(config, first))
-    tokenizer = tokenizer or load_tokenizer(place, options.get("trust_remote_code", False))
-    model = AlignedModel.from_backbone(place, {}, fusion=config.fusion, tokenizer=tokenizer, **options)
+    with loading_recorded(backbone, first):
+        tokenizer = tokenizer or load_tokenizer(place, options.get("trust_remote_code", False))
+        model = AlignedModel.from_backbone(place, {}, fusion=config.fusion, tokenizer=tokenizer, **options)
     for name, folder in folders.items():
         model.attach(name, folder, alpha=0.0)
     return model

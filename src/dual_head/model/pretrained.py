@@ -5,7 +5,8 @@ checkpoint and the fingerprints in its config; how a model runs is elsewhere.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,19 @@ def recorded_backbone(config: BackboneConfig, source: str) -> str:
     if not config.backbone_name_or_path:
         raise DualHeadError(f"'{source}' does not say where its backbone is. Pass backbone=NAME_OR_FOLDER.")
     return config.backbone_name_or_path
+
+
+@contextmanager
+def loading_recorded(backbone: object, source: str) -> Iterator[None]:
+    """Say of a backbone that cannot be loaded that only the guides in `source` named it, where no other is given."""
+    try:
+        yield
+    except DualHeadError as error:
+        if backbone is not None:
+            raise
+        raise DualHeadError(
+            f"{error} The guides in '{source}' name this backbone: say where else it is with backbone=... (--backbone)."
+        ) from error
 
 
 def absolute(name_or_path: str | None) -> str | None:
