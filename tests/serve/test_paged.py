@@ -1,5 +1,7 @@
 """An aligned model over pages: the tokens of plain generate, whatever guides, strengths, chunks and evictions."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from engines import GREEDY, GUIDES, TOKENIZER, generated, ids, prompts, small_engine, tiny_model, unequal_to_generate
@@ -8,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dual_head import AlignedModel
 from dual_head.errors import DualHeadError
+from dual_head.guides import guide_class, kinds
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.reward_head import RewardHeadConfig
@@ -221,6 +224,21 @@ def test_a_backbone_that_one_row_of_many_requests_would_change_is_refused(model_
         small_engine(other_model(model_type, **options))
     assert f"cannot be served: {reason}" in str(refusal.value)
     assert str(refusal.value).endswith("Use generate, or another backbone.")
+
+
+def test_the_page_on_serving_has_every_kind_where_it_belongs():
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "serving.md").read_text()
+    table = text.split("| | served | refused |")[1].split("\n\n")[0]
+    rows = [row.split("|")[2:4] for row in table.splitlines() if row.startswith(("| guides", "| second"))]
+    for kind in kinds():
+        try:
+            paged.require_servable(guided_lm({"it": guide_class(kind).Config()}))
+        except DualHeadError:
+            column = 1
+        else:
+            column = 0
+        assert any(f"`{kind}`" in row[column] for row in rows), kind
+        assert column == 0 or not any(f"`{kind}`" in row[0] for row in rows), kind
 
 
 def test_an_untested_transformers_is_refused_with_the_line_that_installs_a_tested_one(monkeypatch):
