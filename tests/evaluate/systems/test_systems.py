@@ -236,6 +236,18 @@ def test_guides_on_another_precision_of_their_backbone_answer_as_another_system(
     assert other.identity != system(tmp_path / "guides").identity == system(folders / "guides").identity
 
 
+def test_guides_answer_in_a_running_batch_with_the_replies_of_padded_ones(folders, monkeypatch):
+    it, sizes, generate_batch = system(folders / "guides", 2.0), [], asking.generate_batch
+    monkeypatch.setattr(
+        asking, "generate_batch", lambda model, rows, **kw: sizes.append(len(rows)) or generate_batch(model, rows, **kw)
+    )
+    batched = it.answer(QUESTIONS, SHORT)
+    assert sizes == [3]  # the later turns have one question
+    monkeypatch.setattr(asking, "is_faster", lambda *_, **__: False)
+    assert it.answer(QUESTIONS, SHORT) == batched
+    assert sizes == [3]
+
+
 def test_an_adapter_replies_as_the_model_it_makes_of_its_base(folders):
     import peft
 

@@ -30,6 +30,8 @@ from dual_head.evaluate.systems.specs import SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
 from dual_head.model.generate import Prompt, encode_prompts
 from dual_head.model.pretrained import find_tokenizer
+from dual_head.serve.offline import generate_batch, is_faster
+from dual_head.serve.settings import EngineSettings
 
 __all__ = ["ModelSystem"]
 
@@ -208,10 +210,15 @@ class ModelSystem(System):
                     f"The question '{name}' has {length} tokens for '{self.name}', whose context of {context} leaves "
                     f"no room for {options['max_new_tokens']} new ones. Leave it out, or lower max_new_tokens."
                 )
-        sequences = self.model.generate(ids, attention_mask=mask, **options, **self.generate_options)
-        # [pad pad p p p | r r end pad]: the prompt without its padding, and what was generated
+        # [pad pad p p p | r r end pad]: the prompt without its padding, and what is generated
         rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-        new = sequences[:, ids.shape[1] :].tolist()
+        if is_faster(self.model, len(rows), **options):
+            settings = {"max_new_tokens": options["max_new_tokens"], "settings": EngineSettings(max_rows=len(rows))}
+            pieces = generate_batch(self.model, rows, tokenizer=self.tokenizer, **settings, **self.generate_options)
+            new = [[token.id for token in piece.tokens] for piece in pieces]
+        else:
+            sequences = self.model.generate(ids, attention_mask=mask, **options, **self.generate_options)
+            new = sequences[:, ids.shape[1] :].tolist()
         replies = {name: self._read(*row) for name, *row in zip(prompts, rows, new, strict=True)}
         # The reply to a conversation is a message, whose outer spaces mean nothing; a text is continued to the letter.
         return {
