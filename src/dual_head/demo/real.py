@@ -22,6 +22,7 @@ from dual_head.model.collection import load_collection
 from dual_head.replies import RULES
 
 ALPHAS = (-1.0, 0.0, 1.0, 2.0)
+FIRST = ("concise", "bulleted")  # what is shown where nothing is named: rules that need no extra
 STRONG = (3.0, 5.0)  # beyond what guides are measured at
 STRONG_QUESTIONS = QUESTIONS[2:5]
 LONGEST = 280  # characters of a reply that are printed
@@ -86,7 +87,7 @@ def guides_to_show(options: RealOptions) -> dict[str, str]:
     for name in options.show:
         if name not in folders:
             raise DualHeadError(f"There is no guide '{name}' in '{place}'.{did_you_mean(name, folders)}")
-    names = options.show or [name for name in RULES if name in folders][:2]
+    names = options.show or [name for name in dict.fromkeys((*FIRST, *RULES)) if name in folders][:2]
     return {name: folders[name] for name in names}
 
 

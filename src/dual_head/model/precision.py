@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 FARTHEST = 0.12
 # Nats that next tokens may differ by, per squared distance of the weights: roundings to bf16, 8, 4 and 3 bits measure
 # 5 to 80, and models that were trained further 80 to 300,000 (docs/how-to/published_guides.md).
-RATE = 100.0
+RATE = 120.0
 ARITHMETIC = 0.004  # nats beside it: products in bf16 of the same weights measure 0.002
 MOST = 0.6  # nats in all: 4 bits measure 0.5 on 135 million parameters, and less on more
 # Keys of a config that do not change what a model computes, or that converters leave out.
@@ -36,7 +36,7 @@ IGNORED = (
 def require_other_precision(config: AlignedConfig, backbone: Backbone, source: str) -> None:
     """Refuse a backbone that is not the one of these guides in another precision; `source` holds them.
 
-        distance = |w - w'| / |w| <= 0.12        KL(recorded || here) <= min(0.6, 100 distance^2 + 0.004) nats
+        distance = |w - w'| / |w| <= 0.12        KL(recorded || here) <= min(0.6, 120 distance^2 + 0.004) nats
 
     Errors: what differs; guides that record no probe.
     """
