@@ -49,7 +49,7 @@ bench: .venv/.installed
 bench-gpu: .venv/.installed
 	$(BIN)/python benchmarks/gpu.py
 
-# Serving at several loads, on the real model; about ten minutes.
+# Serving at several loads, beside peers; under ten minutes on two idle cores.
 bench-serve: .venv/.installed real
 	$(BIN)/python benchmarks/serve.py
 

@@ -1,193 +1,215 @@
-"""Serving on this machine's processor: tokens a second and waits at several loads, each side in turns in one process.
+"""Serving on this machine's processor: speed and waits at several loads, beside peers; starts, memory, prefixes.
 
-    python benchmarks/serve.py                     # the real model of `make real`
-    python benchmarks/serve.py --clients 1 4       # some loads
+    python benchmarks/serve.py                          # all sections, some nine minutes on two idle cores
+    python benchmarks/serve.py http --clients 1 4       # some of them; the others keep the figures they have
 
-Sides: the plain backbone under transformers' own continuous batching, the same under our engine, guides of several
-kinds with strengths of their own for every request, and one by one with generate. Processor time is what a shared
-machine disturbs least, so ratios are of it: of medians over the rounds, against the plain backbone under our engine.
+Sides take turns in one run. A guide's ratio is of processor time a token, which a shared machine disturbs least, in the
+same round. Figures go to benchmarks/results/serve.json, and from there into docs/results/speed.md.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import serve_http
+import serve_loads
+import serve_pages
 import torch
 from measure import machine
-from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
+from report import PAGE, Cell, Section, collect, fill, markdown, read
+from serve_loads import HIDDEN, NEW, ONE_BY_ONE, PROMPT, REFERENCE, STEP, TRANSFORMERS, VOCABULARY, Run
 
-from dual_head import AlignedModel, HiddenConfig, LinearConfig, RewardHeadConfig
-from dual_head.serve.engine import Engine
-from dual_head.serve.settings import EngineSettings
-from dual_head.serve.types import GenerationRequest, Sampling
-
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "serve.json"
-REAL = Path(os.environ.get("DUAL_HEAD_REAL", ROOT / ".venv" / "real" / "smollm2"))
-PROMPT, NEW = 48, 24  # tokens
-GUIDES: dict[str, dict[str, Any]] = {
-    "no guide": {},
-    "one hidden guide": {"a": HiddenConfig(init_std=0.02)},
-    "four hidden guides": {name: HiddenConfig(init_std=0.02) for name in "abcd"},
-    "linear guide": {"a": LinearConfig(init_std=0.01)},
-    "reward head with a gate": {"a": RewardHeadConfig(init_std=0.01)},
-}
-REFERENCE, TRANSFORMERS, ONE_BY_ONE = "no guide", "no guide, transformers' own batching", "one hidden guide, one by one"
-
-
-@dataclass
-class Run:
-    """Seconds of one round: of the processor and of the clock, to first tokens, and between tokens."""
-
-    cpu: float
-    wall: float
-    first: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # set as the dual-head command sets it, for every side alike
+WAITS = ("first token, ms, p50", "p95", "between tokens, ms, p50", "p95")
+LOADS = ("clients", "side", "tokens a second", "CPU ms a token", "x no guide", "spread", "bound", *WAITS)
+STARTS = 2
 
 
 def main() -> None:
-    """Measure every side at every load, and write the table."""
+    """Measure, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all of them where none is named")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="requests at once")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds of every side")
-    parser.add_argument("--sides", nargs="+", help="some sides, beside the reference")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file for the figures")
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
+    if HUGE_PAGES not in os.environ:  # torch reads it at its first tensor, and to import a library can make one
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, HUGE_PAGES: "1"})
     torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_pretrained(REAL, dtype=torch.float32).eval()
-    lm.generation_config.eos_token_id = None
-    results = {}
-    for clients in args.clients:
-        sides = {name: side for name, side in _sides(lm, clients).items() if name == REFERENCE or _chosen(name, args)}
-        runs: dict[str, list[Run]] = {name: [] for name in sides}
-        for round_ in range(args.rounds + 1):
-            for name, side in sides.items():
-                run = side(round_)
-                if round_:  # the first warms up
-                    runs[name].append(run)
-        results[clients] = _figures(runs, clients * NEW)
-        print(_table(clients, results[clients]), flush=True)
-    RESULTS.write_text(json.dumps({"machine": machine().as_dict(), "clients": results}, indent=1) + "\n")
+    if args.memory:
+        print(json.dumps(serve_pages.memory()))
+        return
+    for name in args.sections or SECTIONS:
+        print(f"{name} ...", flush=True)
+        for section in SECTIONS[name](args):
+            collect(section, machine().as_dict(), args.output)
+            print(markdown(read(args.output)["sections"][section.name]), flush=True)
+    collect(aims(read(args.output)["sections"]), machine().as_dict(), args.output)
+    print(markdown(read(args.output)["sections"]["serve-aims"]))
+    if args.output == RESULTS:
+        fill(PAGE, RESULTS)
 
 
-def _chosen(name: str, args: argparse.Namespace) -> bool:
-    return args.sides is None or name in args.sides
+# ---- sections --------------------------------------------------------------------------------------------
 
 
-def _sides(lm: Any, clients: int) -> dict[str, Callable[[int], Run]]:
-    tokenizer = AutoTokenizer.from_pretrained(REAL)
-    blocks = clients * ((PROMPT + NEW) // 32 + 2) + 8
-    sides: dict[str, Callable[[int], Run]] = {}
-    for name, guides in GUIDES.items():
-        model = AlignedModel.from_backbone(lm, guides)
-        engine = Engine(model, tokenizer, EngineSettings(num_blocks=blocks, max_batch_tokens=256, max_rows=16))
-        sides[name] = lambda round_, engine=engine: _streams(engine, clients, round_)
-        if name == "one hidden guide":
-            one = model
-    sides[TRANSFORMERS] = lambda round_: _transformers(lm, clients, blocks, round_)
-    sides[ONE_BY_ONE] = lambda round_: _one_by_one(one, clients, round_)
-    return sides
-
-
-def _prompts(clients: int, round_: int) -> list[list[int]]:
-    """Prompts that no round has in common, so that no page serves twice."""
-    generator = torch.Generator().manual_seed(1000 * clients + round_)
-    return torch.randint(3, 40_000, (clients, PROMPT), generator=generator).tolist()
-
-
-def _strengths(names: Mapping[str, Any], i: int) -> dict[str, float]:
-    return {name: 0.1 * (1 + i + j) for j, name in enumerate(names)}
-
-
-def _streams(engine: Engine, clients: int, round_: int) -> Run:
-    names = engine.model.config.guides or {}
-
-    async def client(i: int, prompt: list[int]) -> list[float]:
-        request = GenerationRequest(prompt, NEW, _strengths(names, i), Sampling(temperature=0.0))
-        times = [time.perf_counter()]
-        async for piece in engine.stream(request):
-            times += [time.perf_counter()] * len(piece.tokens)
-        return times
-
-    async def all_at_once() -> list[list[float]]:
-        return await asyncio.gather(*[client(i, prompt) for i, prompt in enumerate(_prompts(clients, round_))])
-
-    with engine:
-        cpu, wall = time.process_time(), time.perf_counter()
-        times = asyncio.run(all_at_once())
-        run = Run(time.process_time() - cpu, time.perf_counter() - wall)
-    for each in times:
-        waits = [after - before for before, after in pairwise(each)]
-        run.first.append(waits[0])
-        run.between += waits[1:]
-    return run
-
-
-def _transformers(lm: Any, clients: int, blocks: int, round_: int) -> Run:
-    config = GenerationConfig(do_sample=False, max_new_tokens=NEW, eos_token_id=-1)
-    sizes = ContinuousBatchingConfig(
-        page_size=32, num_blocks=blocks, max_batch_tokens=256, max_requests_per_batch=16, auto_switch_to_flash=False
+def _load_section(name: str, of: str, lm: Any, tokenizer: Any, args: argparse.Namespace) -> Section:
+    rows: list[list[Cell]] = []
+    for load, runs in serve_loads.in_turns(
+        serve_loads.sides(lm, tokenizer, max(args.clients)), args.clients, args.rounds
+    ):
+        extra = NEW * serve_loads.vocabulary_product(lm, load)
+        rows += load_rows(load, runs, extra)
+        print(f"  {load} clients", flush=True)
+    return Section(
+        name=name,
+        columns=LOADS,
+        rows=tuple(map(tuple, rows)),
+        note=f"{of}. Clients stream {NEW} greedy tokens after {PROMPT} of their own, all at once; steps of {STEP} "
+        f"tokens, {args.rounds} rounds in turns. x no guide: processor time a token of the plain backbone under our "
+        "engine, in that of the side, of the same round.",
+        bound="what the plain backbone takes, and one more product with a matrix as large as its lm_head for every "
+        "token, as torch makes it.",
     )
-    manager = lm.init_continuous_batching(config, continuous_batching_config=sizes)
-    manager.warmup()
-    manager.start()
-    cpu, wall = time.process_time(), time.perf_counter()
-    for prompt in _prompts(clients, round_):
-        manager.add_request(prompt, max_new_tokens=NEW)
-    left = clients
-    while left:
-        output = manager.get_result(timeout=1)
-        left -= output is not None and output.is_finished()
-    run = Run(time.process_time() - cpu, time.perf_counter() - wall)
-    manager.stop(block=True)
-    return run
 
 
-def _one_by_one(model: AlignedModel, clients: int, round_: int) -> Run:
-    cpu, wall = time.process_time(), time.perf_counter()
-    for i, prompt in enumerate(_prompts(clients, round_)):
-        strengths = _strengths(model.config.guides or {}, i)
-        model.generate(torch.tensor([prompt]), alpha=strengths, max_new_tokens=NEW, do_sample=False)
-    return Run(time.process_time() - cpu, time.perf_counter() - wall)
+def load_rows(load: int, runs: Mapping[str, Sequence[Run]], extra: float) -> list[list[Cell]]:
+    """A row for each side; extra: processor seconds of the products that bound guides in vocabulary space."""
+    plain = statistics.median(run.cpu for run in runs[REFERENCE])
+    rows: list[list[Cell]] = []
+    for name, of_side in runs.items():
+        ratios = serve_loads.ratios(of_side, runs[REFERENCE])
+        speed, cpu, *waits = serve_loads.per_token(of_side)
+        bound = plain / (plain + extra) if name in VOCABULARY else None
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        rows.append([load, name, speed, cpu, statistics.median(ratios), spread, bound, *waits])
+    return rows
 
 
-def _figures(runs: Mapping[str, list[Run]], tokens: int) -> dict[str, dict[str, float | None]]:
-    reference = statistics.median(run.cpu for run in runs[REFERENCE])
-    figures = {}
-    for name, each in runs.items():
-        cpu = statistics.median(run.cpu for run in each)
-        first = sorted(wait for run in each for wait in run.first)
-        between = sorted(wait for run in each for wait in run.between)
-        figures[name] = {
-            "tokens a second": tokens / statistics.median(run.wall for run in each),
-            "CPU ms a token": 1000 * cpu / tokens,
-            "ratio": reference / cpu,
-            "first token, ms, p50": _at(first, 0.5),
-            "p95": _at(first, 0.95),
-            "between tokens, ms, p50": _at(between, 0.5),
-            "p95 ": _at(between, 0.95),
-        }
-    return figures
+def _real(args: argparse.Namespace) -> Iterator[Section]:
+    lm, tokenizer = serve_loads.real_model()
+    yield _load_section("serve-real", "SmolLM2-135M-Instruct in fp32", lm, tokenizer, args)
 
 
-def _at(waits: list[float], share: float) -> float | None:
-    return 1000 * waits[min(len(waits) - 1, int(share * len(waits)))] if waits else None
+def _reference(args: argparse.Namespace) -> Iterator[Section]:
+    lm, tokenizer = serve_loads.reference_model()
+    yield _load_section("serve-reference", "The Llama of the reference job", lm, tokenizer, args)
 
 
-def _table(clients: int, figures: Mapping[str, Mapping[str, float | None]]) -> str:
-    columns = list(next(iter(figures.values())))
-    lines = [f"| {clients} clients | {' | '.join(columns)} |", f"|:---|{'---:|' * len(columns)}"]
-    for name, values in figures.items():
-        cells = ["" if x is None else f"{x:.2f}" if x < 10 else f"{x:.0f}" for x in values.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def _http(args: argparse.Namespace) -> Iterator[Section]:
+    _, tokenizer = serve_loads.real_model()
+    start, runs, memory, same = serve_http.measure(tokenizer, args.clients, args.rounds, STARTS)
+    yield Section(
+        name="serve-http",
+        columns=("clients", "server", "tokens a second", "CPU ms a token", *WAITS),
+        rows=tuple(
+            (load, name, *serve_loads.per_token(of_server))
+            for load, sides in runs.items()
+            for name, of_server in sides.items()
+        ),
+        note="SmolLM2-135M-Instruct without a guide, a process for each server, the same streamed requests over HTTP "
+        f"in turns, {args.rounds} rounds; processor time is the server's. {same}.",
+    )
+    yield Section(
+        name="serve-start",
+        columns=("server", "s until it is well", "s until the first token", "MiB after the loads"),
+        rows=tuple(
+            (name, statistics.median(each.well), statistics.median(each.first_token), memory[name])
+            for name, each in start.items()
+        ),
+        note=f"From the start of the process, with its files in the system's cache; medians of {STARTS}. The first "
+        "token is that of a streamed request, sent when /health says that the server is well.",
+    )
+
+
+def _memory(args: argparse.Namespace) -> Iterator[Section]:
+    del args
+    child = subprocess.run([sys.executable, __file__, "--memory"], capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise RuntimeError(child.stderr)
+    yield Section(
+        name="serve-memory",
+        columns=(
+            *("side", "tokens", "bytes of a token in pages", "in masks"),
+            *("MiB of a request by these", "MiB measured"),
+        ),
+        rows=tuple(map(tuple, json.loads(child.stdout.splitlines()[-1]))),
+        note=f"One more concurrent request in fp32. Measured: the peak of a process with {serve_pages.MANY} requests, "
+        f"less that with {serve_pages.FEW}, for each of the {serve_pages.MANY - serve_pages.FEW} more.",
+    )
+
+
+def _prefixes(args: argparse.Namespace) -> Iterator[Section]:
+    del args
+    yield Section(
+        name="serve-prefixes",
+        columns=(
+            *("side", "requests", "of prompt tokens from pages, prompts of their own", "one system prompt"),
+            *("first token, ms, p50, prompts of their own", "one system prompt", "x faster"),
+        ),
+        rows=tuple(map(tuple, serve_pages.prefixes(*serve_loads.real_model()))),
+        note=f"SmolLM2-135M-Instruct; {serve_pages.SYSTEM} tokens of a system prompt and {serve_pages.OWN} of a "
+        "question, one request after the other, each at a strength of its own. Waits leave out the first request.",
+    )
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Iterator[Section]]] = {
+    "real": _real,
+    "reference": _reference,
+    "http": _http,
+    "memory": _memory,
+    "prefixes": _prefixes,
+}
+
+
+# ---- aims ------------------------------------------------------------------------------------------------
+
+
+def aims(sections: Mapping[str, Mapping[str, Any]]) -> Section:
+    """The aims, with what the sections that were measured have of each."""
+    rows: list[list[Cell]] = []
+    for name, model in (("serve-real", "SmolLM2"), ("serve-reference", "reference Llama")):
+        for load, sides in _by_load(sections.get(name), "side").items():
+            rows += [[f"{model}, {load} clients", *aim] for aim in aims_of_load(load, sides)]
+    for load, sides in _by_load(sections.get("serve-http"), "server").items():
+        ratio = sides[serve_http.OURS]["tokens a second"] / sides[serve_http.THEIRS]["tokens a second"]
+        rows.append([f"SmolLM2 over HTTP, {load} clients", "tokens a second, x `transformers serve`", 1.0, ratio])
+    return Section(
+        name="serve-aims",
+        columns=("load", "figure", "at least", "measured", "met"),
+        rows=tuple((*row, "yes" if row[3] >= row[2] else "no") for row in rows),  # type: ignore[operator]
+        note="Of the tables above.",
+    )
+
+
+def aims_of_load(load: int, sides: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Cell]]:
+    """[figure, least, measured] of every aim that a load has."""
+    for name in HIDDEN:
+        yield [f"{name}, x no guide", 0.97, sides[name]["x no guide"]]
+    for name in VOCABULARY:
+        yield [f"{name}, x its bound", 0.97, sides[name]["x no guide"] / sides[name]["bound"]]
+    speed = {name: side["tokens a second"] for name, side in sides.items()}
+    if load >= serve_loads.ROWS:
+        yield ["one hidden guide, tokens a second, x one by one", 3.0, speed[HIDDEN[0]] / speed[ONE_BY_ONE]]
+    yield ["no guide, tokens a second, x transformers' own batching", 1.0, speed[REFERENCE] / speed[TRANSFORMERS]]
+
+
+def _by_load(section: Mapping[str, Any] | None, label: str) -> dict[int, dict[str, dict[str, Any]]]:
+    """{load: {side: {column: figure}}} of a section; nothing where it was not measured."""
+    loads: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in section["rows"] if section else ():
+        # p95 is there twice; no aim reads it.
+        figures = dict(zip(section["columns"], row, strict=True))  # type: ignore[index]
+        loads.setdefault(figures["clients"], {})[figures[label]] = figures
+    return loads
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""What the pages of the engine take and save: memory of a concurrent request, and prefixes that requests share."""
+
+import asyncio
+import statistics
+from typing import Any
+
+from measure import MB, peak_memory
+from serve_loads import GUIDES, PAGE, STEP, arrival_times, prompts, real_model, requests, sizes
+
+from dual_head import AlignedModel
+from dual_head.serve.engine import Engine
+from dual_head.serve.paged import PagedModel
+from dual_head.serve.settings import EngineSettings
+from dual_head.serve.types import GenerationRequest
+
+LONG, SHORT = 7 * PAGE // 2, PAGE // 2  # tokens of a prompt and of a reply: 4 pages together
+FEW, MANY, REPEATS = 1, 16, 3  # requests at once, and how often each is measured
+SPARE = 8  # pages that a new request wants to see free
+SYSTEM, OWN, CHATS = 448, 32, 6  # tokens that prompts share, and of each; requests
+LOOKING_BACK = ("no guide", "reward head with a gate")
+
+
+def memory() -> list[list[Any]]:
+    """Rows: guides, tokens, bytes of a token in pages and masks, MiB of a request by these and as measured."""
+    lm, tokenizer = real_model()
+    rows = []
+    for name in LOOKING_BACK:
+        model = AlignedModel.from_backbone(lm, GUIDES[name])
+        # The least of several: an allocator may keep more than it needs, and never less.
+        few, many = (min(_memory_over(model, tokenizer, load) for _ in range(REPEATS)) for load in (FEW, MANY))
+        pages = PagedModel(model, lambda step: step.logits).bytes_per_token()
+        masks = 2 * STEP * model.dtype.itemsize
+        tokens = LONG + SHORT
+        rows.append([name, tokens, pages, masks, tokens * (pages + masks) / MB, (many - few) / (MANY - FEW)])
+    return rows
+
+
+def _memory_over(model: AlignedModel, tokenizer: Any, load: int) -> float:
+    """MiB that an engine with pages for these requests takes at its peak."""
+    asked = requests(model, prompts(load, 0, model.backbone.shape.vocab_size, LONG), SHORT)
+    pages = SPARE + load * (LONG + SHORT) // PAGE
+    settings = EngineSettings(page_size=PAGE, num_blocks=pages, max_batch_tokens=STEP, max_rows=MANY)
+
+    def run() -> None:
+        with Engine(model, tokenizer, settings) as engine:
+            engine.generate(asked)
+
+    return peak_memory(run).over
+
+
+def prefixes(lm: Any, tokenizer: Any) -> list[list[Any]]:
+    """Rows: guides, the share of prompt tokens that pages held, and ms to first tokens with and without."""
+    rows = []
+    for name in ("one hidden guide", "reward head with a gate"):
+        model = AlignedModel.from_backbone(lm, GUIDES[name])
+        alone = prompts(CHATS, 1, model.backbone.shape.vocab_size, SYSTEM + OWN)
+        shared = [alone[0][:SYSTEM] + ids[SYSTEM:] for ids in alone]
+        figures = []
+        for token_ids in (alone, shared):
+            with Engine(model, tokenizer, sizes(CHATS, SYSTEM + OWN)) as engine:
+                waits = [_first_wait(engine, request) for request in requests(model, token_ids, 2)]
+                stats = engine.stats()
+            figures.append((statistics.median(waits[1:]), stats.prefix_hit_tokens / stats.prompt_tokens))
+        (without, none), (with_, share) = figures
+        rows.append([name, CHATS, none, share, 1000 * without, 1000 * with_, without / with_])
+    return rows
+
+
+def _first_wait(engine: Engine, request: GenerationRequest) -> float:
+    sent, first, _ = asyncio.run(arrival_times(engine, request))
+    return first - sent
