@@ -14,7 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dual_head import AlignedModel, HiddenConfig, RewardHeadConfig
+from dual_head.backbone.checkpoint import guide_folders
 from dual_head.cli import main
+from dual_head.demo import PUBLISHED_GUIDES
+from dual_head.model.collection import load_collection
 
 pytestmark = pytest.mark.real
 
@@ -210,3 +213,27 @@ def test_a_reward_model_judges_by_the_ids_it_was_trained_on(guide, data, tokeniz
     # At EOS, where training reads it, although EOS is this tokenizer's padding too; not at the token before.
     assert any(value == pytest.approx(scores[1], abs=1e-4) for value in judged)
     assert not any(value == pytest.approx(scores[0], abs=1e-4) for value in judged)
+
+
+def test_published_guides_are_of_this_model_and_each_acts_when_it_is_asked_to(smollm2, tokenizer, plain):
+    folders = guide_folders(PUBLISHED_GUIDES)
+    if not folders:
+        pytest.skip(f"no published guides in {PUBLISHED_GUIDES}")
+    model = load_collection(folders, smollm2, tokenizer=tokenizer)
+    ids = tokenizer(TEMPLATED, return_tensors="pt").input_ids
+    with torch.no_grad():
+        base = plain(ids).logits
+        assert torch.equal(model(ids).logits, base)
+        for name in folders:
+            assert not torch.allclose(model(ids, alpha={name: 1.0}).logits, base, **CLOSE)
+
+
+def test_published_guides_are_small_and_have_their_cards_and_their_probes():
+    folders = guide_folders(PUBLISHED_GUIDES)
+    if not folders:
+        pytest.skip(f"no published guides in {PUBLISHED_GUIDES}")
+    files = [file for file in PUBLISHED_GUIDES.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 2e6
+    for name, folder in folders.items():
+        assert (Path(folder) / "README.md").read_text().startswith(("#", "---")), name
+        assert json.loads((Path(folder) / "config.json").read_text())["backbone_probe"], name
