@@ -57,7 +57,7 @@ bench-serve: .venv/.installed real
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[stress]'
 	touch $@
 
-# What it answers to broken requests, and to twice as many as it can answer; 40 and 12 minutes.
+# What the server answers to broken requests, and to twice as many as it can answer; about 20 and 12 minutes.
 fuzz-serve: .venv/.stress
 	$(BIN)/python benchmarks/fuzz.py
 
