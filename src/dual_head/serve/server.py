@@ -115,7 +115,7 @@ def _announce(api: "Api", listener: socket.socket, say: Callable[[str], None]) -
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     alpha = api.host.model.config.alpha or {}
-    body: dict = {"messages": [{"role": "user", "content": "how do i bake bread ?"}]}
+    body: dict = {"messages": [{"role": "user", "content": "how do i bake bread ?"}], "max_tokens": 64}
     if alpha:
         body["alpha"] = alpha
     key = ' -H "Authorization: Bearer $DUAL_HEAD_API_KEY"' if api.settings.api_key else ""
