@@ -213,13 +213,14 @@ def read_model(gguf: Path, dtype: str, tokenizer):
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
 
-    lm, loading = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
         dtype=getattr(torch, dtype),
         quantization_config=GgufConfig(dequantize=True),  # or it would keep blocks where it has a kernel for them
         output_loading_info=True,
     )
+    lm, loading = loaded
     if absent := sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"])):
         raise ValueError(f"{len(absent)} weights are missing or of another shape, the first is {absent[0]}")
     # transformers refuses to save what came from a GGUF, although these are plain tensors by now.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -100,7 +101,7 @@ def answer(
     ]
 
 
-def _lengths(new: torch.Tensor, end: int) -> torch.Tensor:
+def _lengths(new: torch.Tensor, end: Any) -> torch.Tensor:
     """Tokens of each reply [R, T] up to its first end token, which counts: [5 e . .] has 2, [5 6 7 8] has 4."""
     ended = (new == end).long()
     first = ended.argmax(1) + 1

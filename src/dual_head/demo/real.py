@@ -146,7 +146,7 @@ def _side_by_side(findings: Findings, question: str) -> Table:
         cells = [_cell(reply, [name]) for name, reply in zip(findings.names, replies, strict=True)]
         table.add_row(f"{alpha:g}", *cells)
     if findings.mixed:
-        table.add_row("both 1", _cell(_to(question, findings.mixed), findings.names), *[""] * (len(cells) - 1))
+        table.add_row("both 1", _cell(_to(question, findings.mixed), findings.names), *[""] * (len(findings.names) - 1))
     return table
 
 
