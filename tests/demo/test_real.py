@@ -12,7 +12,7 @@ from dual_head.data import Cut
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.answers import QUESTIONS, Answer, answer, conversation
 from dual_head.demo.own_guide import read_questions
-from dual_head.demo.real import ALPHAS, STRONG, Findings, findings_of, rows_of
+from dual_head.demo.real import ALPHAS, STRONG, Findings, _cell, findings_of, rows_of
 from dual_head.model.generate import encode_prompts
 from dual_head.model.pretrained import load_tokenizer
 
@@ -102,6 +102,12 @@ def test_a_reply_falls_apart_when_it_is_empty_circles_or_is_no_language():
     assert reply("so it is so it is so it is so it is").distinct == pytest.approx(3 / 10)
     assert reply("so it is so it is so it is so it is").collapse == "runs in a circle"
     assert reply("grape of seven wheel under", loss=6.0).collapse == "is no language"
+
+
+def test_a_long_reply_is_cut_where_it_is_printed():
+    assert _cell(reply("- a\n\n- b", kl=2.0), ["concise"]) == "- a\n- b\n[concise 0; KL 2]"
+    assert _cell(reply("line\n" * 20, kl=2.0), ["concise"]).startswith("line\n" * 7 + "line ...\n[")
+    assert _cell(reply("w" * 300), ["concise"]).startswith("w" * 280 + " ...\n[concise 0;")
 
 
 def test_a_rule_counts_what_it_counts_elsewhere():

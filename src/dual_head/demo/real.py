@@ -25,7 +25,7 @@ ALPHAS = (-1.0, 0.0, 1.0, 2.0)
 FIRST = ("concise", "bulleted")  # what is shown where nothing is named: rules that need no extra
 STRONG = (3.0, 5.0)  # beyond what guides are measured at
 STRONG_QUESTIONS = QUESTIONS[2:5]
-LONGEST = 280  # characters of a reply that are printed
+LONGEST, LINES = 280, 8  # characters and lines of a reply that are printed
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,9 @@ def _side_by_side(findings: Findings, question: str) -> Table:
 
 
 def _cell(reply: Answer, rules: Sequence[str]) -> str:
-    text = reply.text if len(reply.text) <= LONGEST else f"{reply.text[:LONGEST]} ..."
+    lines = [line for line in reply.text[:LONGEST].splitlines() if line.strip()]
+    whole = len(reply.text) <= LONGEST and len(lines) <= LINES
+    text = "\n".join(lines[:LINES]) + ("" if whole else " ...")
     counts = ", ".join(f"{rule} {reply.score(rule):.3g}" for rule in rules)
     return f"{text}\n[{counts}; KL {reply.kl:.0f}]"
 
