@@ -9,7 +9,6 @@ It knows which sides meet; how they do it is in peers.py and ours.py.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -23,7 +22,7 @@ import peers
 import report
 import torch
 from job import PAD, PROMPT, SEQUENCE, TRIPLES, VOCAB, language_model, padded, pairs, prompts
-from measure import BF16, KIND, Timing, compare, machine, peak_memory
+from measure import BF16, KIND, Timing, begin_with_huge_pages, compare, machine, peak_memory
 from report import faster, quarters, times_of
 
 from dual_head import PairCollator, method
@@ -34,7 +33,6 @@ RUNS = 5
 NAIVE, TRL = "naive Dual-Head", "TRL DPO, LoRA, reference precomputed"
 BATCH = 4
 PRECISIONS = (False, True) if BF16 else (False,)  # whether products are in bf16
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # set as the dual-head command sets it, for every side alike
 
 
 def main() -> None:
@@ -45,8 +43,7 @@ def main() -> None:
     parser.add_argument("--every_peer", action="store_true", help="TRL in every variant, six minutes more")
     parser.add_argument("--points", type=json.loads, help=argparse.SUPPRESS)  # in a process of their own
     args = parser.parse_args()
-    if HUGE_PAGES not in os.environ:  # torch reads it at its first tensor, and to import a library can make one
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, HUGE_PAGES: "1"})
+    begin_with_huge_pages()
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", category=FutureWarning)
     if args.points:

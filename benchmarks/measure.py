@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,13 @@ BF16 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 KIND = "" if BF16 else f"-{torch.backends.cpu.get_cpu_capability().lower()}"
 PACKAGES = ("torch", "transformers", "trl", "peft")
 MB = 2**20
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
+
+def begin_with_huge_pages() -> None:
+    """Start this script again with memory as the dual-head command asks for it, for every side alike."""
+    if HUGE_PAGES not in os.environ:  # torch reads it at its first tensor, and to import a library can make one
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, HUGE_PAGES: "1"})
 
 
 # ---- time ------------------------------------------------------------------------------------------------

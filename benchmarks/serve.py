@@ -9,7 +9,6 @@ same round. Figures go to benchmarks/results/serve.json, and from there into doc
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,12 +20,11 @@ import serve_http
 import serve_loads
 import serve_pages
 import torch
-from measure import machine
+from measure import begin_with_huge_pages, machine
 from report import PAGE, Cell, Section, collect, fill, markdown, read
 from serve_loads import HIDDEN, NEW, ONE_BY_ONE, PROMPT, REFERENCE, STEP, TRANSFORMERS, VOCABULARY, Run
 
 RESULTS = Path(__file__).parent / "results" / "serve.json"
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # set as the dual-head command sets it, for every side alike
 WAITS = ("first token, ms, p50", "p95", "between tokens, ms, p50", "p95")
 LOADS = ("clients", "side", "tokens a second", "CPU ms a token", "x no guide", "spread", "bound", *WAITS)
 STARTS = 2
@@ -41,8 +39,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file for the figures")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
-    if HUGE_PAGES not in os.environ:  # torch reads it at its first tensor, and to import a library can make one
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, HUGE_PAGES: "1"})
+    begin_with_huge_pages()
     torch.manual_seed(0)
     if args.memory:
         print(json.dumps(serve_pages.memory()))

@@ -14,7 +14,7 @@ from dual_head.serve.settings import EngineSettings
 from dual_head.serve.types import GenerationRequest
 
 LONG, SHORT = 7 * PAGE // 2, PAGE // 2  # tokens of a prompt and of a reply: 4 pages together
-FEW, MANY, REPEATS = 1, 16, 3  # requests at once, and how often each is measured
+FEW, MANY, REPEATS = 4, 16, 2  # requests at once, whose prompts fill a step, and how often each is measured
 SPARE = 8  # pages that a new request wants to see free
 SYSTEM, OWN, CHATS = 448, 32, 6  # tokens that prompts share, and of each; requests
 LOOKING_BACK = ("no guide", "reward head with a gate")
