@@ -1,6 +1,7 @@
 """Guides side by side, as the published ones are: loaded together, put together, and served where their model is."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from files import write_backbone, write_guides
@@ -11,6 +12,8 @@ from dual_head.cli import serve as command
 from dual_head.demo import chat_model
 from dual_head.demo.chat_model import ChatModel, find_chat_model
 from dual_head.serve import server
+from dual_head.serve.openai.models import served_models
+from dual_head.serve.settings import ServerSettings
 
 PROMPT = ["--prompt", "ask0 ask1", "--max_new_tokens", "6", "--no_stream"]
 
@@ -124,7 +127,7 @@ def test_it_is_fetched_once_into_the_users_cache(nowhere, monkeypatch):
 def test_without_a_folder_the_published_guides_are_served_where_their_model_is(
     place, backbone_folder, monkeypatch, capsys
 ):
-    calls = []
+    calls, lines = [], []
     monkeypatch.setattr(server, "serve", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(command, "PUBLISHED_GUIDES", place / "guides")
     monkeypatch.setattr(command, "find_chat_model", lambda: ChatModel(str(backbone_folder)))
@@ -133,3 +136,10 @@ def test_without_a_folder_the_published_guides_are_served_where_their_model_is(
     assert (dict(model.config.alpha), name) == ({"concise": 0.0, "plain": 0.0}, "guides")
     assert tokenizer.eos_token == "</s>"
     assert f"serving the published guides on {backbone_folder}" in capsys.readouterr().err
+    names = served_models(name, model.config, {})
+    assert names["guides"] == names["guides:base"] == {"concise": 0.0, "plain": 0.0}
+    assert names["guides:plain"] == {"concise": 0.0, "plain": 1.0}
+    api = SimpleNamespace(host=SimpleNamespace(model=model), settings=ServerSettings(), models=lambda: names)
+    with server.listen(ServerSettings(port=0)) as listener:
+        server._announce(api, listener, lines.append)
+    assert '"alpha": {"concise": 1.0}' in lines[0]

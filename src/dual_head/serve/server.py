@@ -117,7 +117,7 @@ def _announce(api: "Api", listener: socket.socket, say: Callable[[str], None]) -
     alpha = api.host.model.config.alpha or {}
     body: dict = {"messages": [{"role": "user", "content": "how do i bake bread ?"}], "max_tokens": 64}
     if alpha:
-        body["alpha"] = alpha
+        body["alpha"] = alpha if any(alpha.values()) else {next(iter(alpha)): 1.0}
     key = ' -H "Authorization: Bearer $DUAL_HEAD_API_KEY"' if api.settings.api_key else ""
     curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
     guides = ", ".join(f"{name} (alpha {value:g})" for name, value in alpha.items()) or "none: the plain model"

@@ -35,6 +35,7 @@ async function load() {
   at("model").textContent = `${model.id}, ${model.max_model_len} tokens of context`;
   const names = Object.keys(model.guides);
   at("guides").replaceChildren(...names.map(slider));
+  if (names.length && names.every(name => !strengths[name])) at("guides").children[0].set(1); // or all columns are alike
   if (!names.length) {
     at("guides").textContent = "This model has no guide.";
     at("columns").value = "1";
