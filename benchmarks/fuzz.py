@@ -173,6 +173,12 @@ class Fuzz:
         self.connections: list[http.client.HTTPConnection] = []
         self.schemas = json.loads(self.ask("GET", "/openapi.json")[1])
         self.models = [card["id"] for card in json.loads(self.ask("GET", "/v1/models")[1])["data"]]
+        components, paths = {"components": self.schemas["components"]}, self.schemas["paths"]
+        self._validators = {
+            path: Draft202012Validator({**_body_schema(self.schemas, path), **components})
+            for path in paths
+            if "post" in paths[path]
+        }
         self.calls = self._calls(number)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes, str]:
@@ -273,11 +279,7 @@ class Fuzz:
 
     def _calls(self, number: int) -> Iterator[Call]:
         """Requests without end, of every route and kind."""
-        posts = [path for path, methods in self.schemas["paths"].items() if "post" in methods]
-        components = {"components": self.schemas["components"]}
-        self._validators = {
-            path: Draft202012Validator({**_body_schema(self.schemas, path), **components}) for path in posts
-        }
+        posts = list(self._validators)
         schema, narrow = (schemathesis.openapi.from_dict(raw) for raw in (self.schemas, self._with_own_names()))
         allowed, forbidden = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
         sources = ((schema, allowed), (schema, forbidden), (narrow, allowed), (narrow, allowed))
@@ -370,8 +372,8 @@ class Fuzz:
             "arguments": {"enum": ['{"n": 1}', "{}"]},
             "schema": {"enum": [{"type": "object"}, {"enum": ["ab", 7]}]},
             "regex": {"enum": ["[a-c]{1,3}", "a"]},
-            "source": {"enum": [str(self.guides), str(self.guides.parent)]},
-            "source_name": {"enum": [None, "helpful", "nobody"]},
+            "source": {"enum": [str(self.guides)]},
+            "source_name": {"enum": ["helpful", "nobody"]},
         }
         if not self.tools:
             known |= {"tools": null, "tool_calls": null, "response_format": null}
@@ -380,6 +382,8 @@ class Fuzz:
             properties.update({name: known[name] for name in properties.keys() & known.keys()})
             if "max_tokens" in properties:
                 schema["required"] = [*schema["required"], "max_tokens"]
+            if name == "GuideBody":
+                schema["required"] = [*schema["required"], "source_name"]
             if name == "CompletionBody":
                 properties["prompt"] = {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": 2}]}
             if name == "TokenizeBody":
