@@ -4,8 +4,8 @@
         --publish guides/smollm2
 
 Every guide is a hidden-space guide of rank 64. What is done is skipped, so the same command goes on after it was
-stopped, and --jobs processes share the work. Writes figures.json and table.md; --publish writes the guides' folders
-with their cards.
+stopped, and --jobs processes share the work. Writes summary.json and tables.md; --publish writes the guides' folders
+with their cards, --page the table between its markers on a page, and a picture beside it.
 """
 
 import argparse
@@ -19,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from evidence_answers import Row, answered, base_of
-from evidence_data import write_json, write_text
+from evidence_data import write_text
 from evidence_runs import Plan, Run, train
-from evidence_script import circumstances, parsed, same_plan
+from evidence_script import circumstances, parsed, publish, same_plan
 from evidence_tables import markdown, table_of
 from evidence_work import Task, work
 from real_replies import NEW_TOKENS, kind_of
 from real_world import Questions
 
 from dual_head import AlignedModel
+from dual_head.errors import require
 from dual_head.replies import RULES
 from dual_head.stats import crossed
 
 METHOD, RATE, STEPS, SEED = "hidden", 3e-3, 75, 0
-ALPHAS = (1.0, 2.0)
+ALPHAS = (1.0,)
+PUBLISHED = ["concise", "plain", "positive", "bulleted"]  # of a refusal the model gives too few examples
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMALL = {"prompts": 4, "steps": 2, "max_new_tokens": 8, "rules": ["concise"]}
 COSTS = {"tokens": "tokens", "finished": "finished", "diversity": "diversity", "base_loss": "loss", "kl": "KL"}
@@ -50,6 +52,11 @@ class Guides:
     prompts: int
     steps: int
     max_new_tokens: int
+
+    @property
+    def backbone_name(self) -> str:
+        """The last part of where the backbone is."""
+        return Path(self.backbone).name
 
     def world(self, rule: str) -> Questions:
         """The questions of one rule."""
@@ -89,15 +96,13 @@ class Guides:
     def work(self) -> None:
         """Train and answer everything, beside other processes that do the same."""
         kinds = sorted({kind_of(rule) for rule in self.rules})
+        work(
+            self.folder,
+            [Task(self.place(rule) / "trained.json", partial(train, *self.plan(rule))) for rule in self.rules],
+        )
         tasks = [Task(self.base_file(kind), partial(self.base, kind)) for kind in kinds]
-        for rule in self.rules:
-            trained = Task(self.place(rule) / "trained.json", partial(train, *self.plan(rule)))
-            tasks += [trained, Task(self.place(rule) / "test.jsonl", partial(self._follow, trained, rule))]
+        tasks += [Task(self.place(rule) / "test.jsonl", partial(self.answers, rule)) for rule in self.rules]
         work(self.folder, tasks)
-
-    def _follow(self, trained: Task, rule: str) -> None:
-        work(self.folder, [trained])  # another process may be at it
-        self.answers(rule)
 
     def figures(self) -> dict[str, Any]:
         """Mean of the rule at each strength, the gain over the backbone, and what else moved."""
@@ -138,11 +143,36 @@ def table(figures: dict[str, Any]) -> str:
     return markdown(["guide", "alpha", "mean", "gain over the backbone (95%)", *COSTS.values()], rows)
 
 
+def draw(figures: dict[str, Any], file: Path) -> None:
+    """Picture each rule over the strength, with the divergence of each point, as PNG."""
+    matplotlib: Any = require("matplotlib", "plot")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chart, panels = pyplot.subplots(1, len(figures), figsize=(3.2 * len(figures), 3.0), squeeze=False)
+    for panel, (rule, figure) in zip(panels[0], figures.items(), strict=True):
+        alphas = [float(alpha) for alpha in figure["at"]]
+        means = [at["reward"] for at in figure["at"].values()]
+        spans = [at.get("interval", (0.0, 0.0)) for at in figure["at"].values()]
+        panel.errorbar(
+            alphas, means, capsize=3, marker="o",
+            yerr=[[m - (means[0] + low) if low else 0.0 for m, (low, _) in zip(means, spans, strict=True)],
+                  [means[0] + high - m if high else 0.0 for m, (_, high) in zip(means, spans, strict=True)]],
+        )  # fmt: skip
+        for alpha, mean, at in zip(alphas, means, figure["at"].values(), strict=True):
+            panel.annotate(f"KL {at['kl']:.1f}", (alpha, mean), textcoords="offset points", xytext=(4, -12), fontsize=7)
+        panel.set(title=rule, xlabel="alpha", ylabel=figure["unit"], xticks=alphas)
+        panel.margins(0.2)
+    chart.tight_layout()
+    chart.savefig(file, dpi=120)
+    pyplot.close(chart)
+
+
 def _gain(at: dict[str, Any]) -> str:
     return f"{at['gain']:+.2f} ({at['interval'][0]:+.2f} to {at['interval'][1]:+.2f})"
 
 
-def publish(guides: Guides, figures: dict[str, Any], about: dict[str, str], folder: Path) -> None:
+def write_guides(guides: Guides, figures: dict[str, Any], about: dict[str, str], folder: Path) -> None:
     """Write every guide's folder with its card: weights and config only; the tokenizer lies with the backbone."""
     for rule, figure in figures.items():
         model = base_of(guides.world(rule))
@@ -211,7 +241,8 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="the chat model of the replies")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--publish", type=Path, help="folder for the guides and their cards")
-    parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=list(RULES))
+    parser.add_argument("--page", help="a markdown file whose table between markers is written again")
+    parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=PUBLISHED)
     parser.add_argument("--prompts", type=int, default=300, help="test questions")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--max_new_tokens", type=int, default=NEW_TOKENS)
@@ -231,11 +262,11 @@ def main() -> None:
     if args.worker:
         return
     about, figures = circumstances(), guides.figures()
-    write_json(guides.folder / "figures.json", about | {"guides": figures})
-    write_text(guides.folder / "table.md", table(figures) + "\n")
-    print(table(figures))
+    values = {"about": about | sizes | {"backbone": guides.backbone_name}, "guides": figures}
+    publish(guides.folder, values, {"real-guides": table(figures)}, args.page, name="real-guides")
+    draw(figures, Path(args.page).parent / "real_guides.png" if args.page else guides.folder / "guides.png")
     if args.publish:
-        publish(guides, figures, about, args.publish)
+        write_guides(guides, figures, about, args.publish)
 
 
 if __name__ == "__main__":
