@@ -14,6 +14,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 
 from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
+from dual_head.ops.workers import release_workers
 from dual_head.serve.paged import PagedModel, Row
 from dual_head.serve.settings import EngineSettings
 
@@ -105,6 +106,7 @@ class ContinuousBatch:
 
     def start(self) -> None:
         """Run in a thread that does not keep the process alive."""
+        release_workers()  # of this thread, which loaded the model; the thread that generates has workers of its own
         # A thread is a daemon where the thread that starts it is one.
         starter = Thread(target=self._manager.start, daemon=True)
         starter.start()

@@ -1,0 +1,26 @@
+"""The threads that share a tensor operation on a processor.
+
+OpenMP keeps workers for every thread that ever ran a parallel loop. With more of them than processors, workers no longer
+wait actively for the next loop, so that each loop begins later. Who hands work to another thread lets its own workers go.
+"""
+
+import ctypes
+
+import torch
+
+LIBRARIES = ("libgomp.so.1", "libiomp5.so", "libomp.dylib")  # of the builds of torch
+HARD = 2  # omp_pause_hard
+
+
+def release_workers() -> bool:
+    """End the workers of the calling thread, and say whether it could; its next parallel loop starts others."""
+    if not torch.backends.openmp.is_available():
+        return False
+    for name in LIBRARIES:
+        try:
+            library = ctypes.CDLL(name)  # the one that torch has loaded, which has this name
+        except OSError:
+            continue
+        if hasattr(library, "omp_pause_resource_all"):
+            return library.omp_pause_resource_all(HARD) == 0
+    return False
