@@ -1,7 +1,7 @@
 """The threads that share a tensor operation on a processor.
 
-OpenMP keeps workers for every thread that ever ran a parallel loop. With more of them than processors, workers no longer
-wait actively for the next loop, so that each loop begins later. Who hands work to another thread lets its own workers go.
+OpenMP keeps workers for every thread that ever ran a parallel loop. Where they outnumber the processors, they stop waiting
+actively for the next loop, and each loop begins later. A thread that hands its work to another lets its workers go.
 """
 
 import ctypes
