@@ -1,7 +1,8 @@
 """The threads that share a tensor operation on a processor.
 
-OpenMP keeps workers for every thread that ever ran a parallel loop. Where they outnumber the processors, they stop waiting
-actively for the next loop, and each loop begins later. A thread that hands its work to another lets its workers go.
+OpenMP keeps workers for every thread that ever ran a parallel loop. Where they outnumber the processors, they stop
+waiting actively for the next loop, and each loop begins later. A thread that hands its
+work to another lets its workers go.
 """
 
 import ctypes
