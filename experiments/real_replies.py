@@ -25,7 +25,8 @@ from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
 from dual_head.model.pretrained import load_tokenizer
-from dual_head.replies import RULES, best_with_worst, sample_replies
+from dual_head.replies import RULES, best_with_worst
+from dual_head.replies.sample import sample_replies
 
 LONGEST_PROMPT = 64  # tokens of a training prompt, without the template's own
 PROMPTS = {"helpful": 320, "harmless": 120}

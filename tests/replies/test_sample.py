@@ -6,7 +6,7 @@ from dual_head import AlignedModel
 from dual_head.data import Cut
 from dual_head.demo import TOY_BACKBONE
 from dual_head.model.pretrained import load_tokenizer
-from dual_head.replies import sample_replies
+from dual_head.replies.sample import sample_replies
 
 PROMPTS = ["user : name a place assistant :", "user : write a greeting please assistant :", "user : hello assistant :"]
 

@@ -16,7 +16,8 @@ from dual_head.methods import method
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.collection import load_collection
 from dual_head.model.pretrained import load_tokenizer
-from dual_head.replies import RULES, best_with_worst, sample_replies
+from dual_head.replies import RULES, best_with_worst
+from dual_head.replies.sample import sample_replies
 from dual_head.train.arguments import GuideTrainingArguments
 from dual_head.train.run import RunOptions, train_guide
 

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from dual_head.demo.answers import Answer
-from dual_head.demo.real import ALPHAS, Findings, kl, mean
+from dual_head.demo.findings import ALPHAS, Findings, kl, mean
 from dual_head.replies import RULES
 
 SHOWN = 2  # the question whose replies are written out

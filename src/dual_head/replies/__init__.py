@@ -2,6 +2,5 @@
 
 from dual_head.replies.pairs import best_with_worst
 from dual_head.replies.rules import RULES, Rule
-from dual_head.replies.sample import sample_replies
 
-__all__ = ["RULES", "Rule", "best_with_worst", "sample_replies"]
+__all__ = ["RULES", "Rule", "best_with_worst"]
