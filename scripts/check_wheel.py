@@ -32,6 +32,7 @@ def main() -> None:
     for name in (
         "py.typed",
         "demo/toy_backbone/model.safetensors",
+        "demo/guides/smollm2/concise/model.safetensors",
         "evaluate/judges/prompts",
         "serve/playground/page.js",
     ):
