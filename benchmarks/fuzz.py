@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import quote
 
 import schemathesis
+from fuzz_bodies import SENSELESS, broken, broken_bytes
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from jsonschema import Draft202012Validator
 from measure import machine
@@ -56,15 +57,6 @@ GREEDY = {"prompt": "how do i bake bread ?", "max_tokens": 8, "temperature": 0, 
 HYPOTHESIS: Any = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 KINDS = ("schema", "value", "byte", "header", "path")
 USES = {"schema": 1, "value": 19, "byte": 9, "header": 4}  # how often a body is sent
-SENSELESS: list[Any] = [
-    *[None, True, False, 0, -0.0, -1, 1.5, 16.0, 2**31, 2**63, -(2**63) - 1, 10**400, 1e39, 1e308, 5e-324],
-    *[float("nan"), float("inf"), float("-inf"), "", " ", "0.5", "NaN", "null", "\x00", "\ud800", "\udc00a"],
-    *["é" * 40, "🐍" * 20, "\u202e", "a" * 5000, "x " * 60_000, "{{ 7*7 }}", "../../etc/passwd", "<script>", "%s%n"],
-    *[[], {}, [[]], [None], [0.5], [1e300], ["a", 1], {"": 1}, {"nobody": 1}, {"helpful": float("nan")}],
-    *[{"helpful": "1"}, {"helpful": [1]}, {"start": 1}, {"helpful": {"start": 1, "end": 0, "tokens": 0}}],
-    *[{"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#"}}}, {"type": "regex", "regex": "("}],
-    *[{"type": "regex", "regex": "(a*)*b{0,999}"}, {"type": "json_object"}, {"type": "text"}, ["a"] * 1000],
-]
 CONTENT_TYPES = ["", "text/plain", "application/xml", "multipart/form-data; boundary=x", "application/json; charset=x"]
 
 
@@ -305,10 +297,10 @@ class Fuzz:
     def _call(self, kind: str, path: str, body: Any) -> Call:
         headers = {"Content-Type": "application/json"}
         if kind == "value":
-            body = _broken(body, self.random)
+            body = broken(body, self.random)
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         if kind == "byte":
-            content = _broken_bytes(content, self.random)
+            content = broken_bytes(content, self.random)
         if kind == "header":
             headers |= self._broken_header()
         return Call(kind, "POST", path, path, content, headers)
@@ -423,75 +415,6 @@ def _drawn(cases: Any, number: int) -> list[Any]:
 
     collect()
     return bodies
-
-
-def _broken(body: Any, rng: random.Random) -> Any:
-    """A body with one to three changes."""
-    body = copy.deepcopy(body)
-    for _ in range(rng.choice((1, 1, 1, 2))):
-        places = list(_places(body))
-        if not places:
-            return _senseless(rng)
-        holder, key = rng.choice(places)
-        change = rng.choice(("set", "set", "set", "remove", "add", "deep", "swap"))
-        if change == "set":
-            holder[key] = _senseless(rng)
-        elif change == "remove":
-            del holder[key]
-        elif change == "deep":
-            holder[key] = _nest(holder[key], rng.choice((3, 50, 900)))
-        elif change == "swap":
-            other, name = rng.choice(places)
-            if not _holds(holder[key], other) and not _holds(other[name], holder):
-                holder[key], other[name] = other[name], holder[key]
-        elif isinstance(holder, dict):
-            holder[rng.choice(("best_of", "beams", "", "__class__", "é", "\ud800"))] = _senseless(rng)
-    return body
-
-
-def _senseless(rng: random.Random) -> Any:
-    return copy.deepcopy(rng.choice(SENSELESS))
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (holder, key) of a value."""
-    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    for key in keys:
-        yield value, key
-        yield from _places(value[key])
-
-
-def _holds(value: Any, other: Any) -> bool:
-    return value is other or any(holder[key] is other for holder, key in _places(value))
-
-
-def _nest(value: Any, depth: int) -> Any:
-    for i in range(depth):
-        value = {"a": value} if i % 2 else [value]
-    return value
-
-
-def _broken_bytes(content: bytes, rng: random.Random) -> bytes:
-    """A body that is cut, bent, repeated, too deep, too long, or in another encoding."""
-    at = rng.randrange(len(content) + 1)
-    no_text = rng.choice((b"\xff", b"\xc3\x28", b"\x00", b"\xed\xa0\x80"))
-    no_number = rng.choice((b"NaN", b"-Infinity", b"1e999", b"1" * 5000))
-    return rng.choice(
-        (
-            b"",
-            content[:at],
-            content[:at] + bytes([rng.randrange(256)]) + content[at + 1 :],
-            content[:at] + no_text + content[at:],
-            content[:-1] + b', "alpha": ' + no_number + b"}",
-            content[:-1] + b', "max_tokens": 1, "max_tokens": 0}',
-            content + content,
-            content + b" " * 200_000,
-            b"\xef\xbb\xbf" + content,
-            content.decode("latin-1").encode("utf-16"),
-            b"[" * 100_000,
-            b'{"a":' * 5000 + b"1" + b"}" * 5000,
-        )
-    )
 
 
 if __name__ == "__main__":

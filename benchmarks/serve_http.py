@@ -122,25 +122,25 @@ class Server:
 def servers(folder: Path, most: int) -> dict[str, Callable[[], Server]]:
     """What makes each server, for loads of at most so many clients."""
     pages = sizes(most).num_blocks
-    ours = ["-m", "dual_head", "serve", REAL, "--served_model_name", REAL, "--max_rows", ROWS, "--page_size", PAGE]
-    ours += ["--num_blocks", pages, "--max_batch_tokens", STEP]
-    theirs = [REAL, "--continuous-batching", "--attn-implementation", "sdpa", "--device", "cpu", "--host", "127.0.0.1"]
-    theirs += ["--cb-block-size", PAGE, "--cb-num-blocks", pages, "--cb-max-batch-tokens", STEP]
+    flags = ["-m", "dual_head", "serve", REAL, "--served_model_name", REAL, "--max_rows", ROWS, "--page_size", PAGE]
+    flags += ["--num_blocks", pages, "--max_batch_tokens", STEP]
+    peer = [REAL, "--continuous-batching", "--attn-implementation", "sdpa", "--device", "cpu", "--host", "127.0.0.1"]
+    peer += ["--cb-block-size", PAGE, "--cb-num-blocks", pages, "--cb-max-batch-tokens", STEP]
     endless = json.dumps({"eos_token_id": -1, "do_sample": False})
 
-    def make_ours() -> Server:
+    def make_guided() -> Server:
         port = free_port()
         usage = {"ignore_eos": True, "stream_options": {"include_usage": True}}
-        return Server([sys.executable, *ours, "--port", port], port, usage, folder / "ours.log")
+        return Server([sys.executable, *flags, "--port", port], port, usage, folder / "ours.log")
 
-    def make_theirs() -> Server:
+    def make_peer() -> Server:
         port = free_port()
         script = Path(sys.executable).with_name("transformers")
         return Server(
-            [script, "serve", *theirs, "--port", port], port, {"generation_config": endless}, folder / "theirs.log"
+            [script, "serve", *peer, "--port", port], port, {"generation_config": endless}, folder / "theirs.log"
         )
 
-    return {OURS: make_ours, THEIRS: make_theirs}
+    return {OURS: make_guided, THEIRS: make_peer}
 
 
 def measure(

@@ -157,10 +157,10 @@ class _Streams:
 
     def __call__(self, load: int, round_: int) -> Run:
         engine = self.engine
-        asked = requests(engine.model, prompts(load, round_, engine.vocabulary))
+        batch = requests(engine.model, prompts(load, round_, engine.vocabulary))
 
         async def all_at_once() -> list[list[float]]:
-            return await asyncio.gather(*[arrival_times(engine, request) for request in asked])
+            return await asyncio.gather(*[arrival_times(engine, request) for request in batch])
 
         with engine:
             cpu, wall = time.process_time(), time.perf_counter()

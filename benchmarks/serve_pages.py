@@ -37,13 +37,13 @@ def memory() -> list[list[Any]]:
 
 def _memory_over(model: AlignedModel, tokenizer: Any, load: int) -> float:
     """MiB that an engine with pages for these requests takes at its peak."""
-    asked = requests(model, prompts(load, 0, model.backbone.shape.vocab_size, LONG), SHORT)
+    batch = requests(model, prompts(load, 0, model.backbone.shape.vocab_size, LONG), SHORT)
     pages = SPARE + load * (LONG + SHORT) // PAGE
     settings = EngineSettings(page_size=PAGE, num_blocks=pages, max_batch_tokens=STEP, max_rows=MANY)
 
     def run() -> None:
         with Engine(model, tokenizer, settings) as engine:
-            engine.generate(asked)
+            engine.generate(batch)
 
     return peak_memory(run).over
 

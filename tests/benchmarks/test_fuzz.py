@@ -10,6 +10,7 @@ pytest.importorskip("schemathesis", reason="the extra `stress` brings it")
 
 import fuzz
 from fuzz import Call, Fuzz
+from fuzz_bodies import broken
 
 
 @pytest.fixture
@@ -67,8 +68,8 @@ WHOLE = b'{"error": {"message": "No.", "type": "invalid_request_error", "param":
 )
 def test_a_wrong_answer_is_found(status, answer, kind, fault):
     call = Call("schema", "POST", "/tokenize", "/tokenize", b'{"prompt": "a"}', {})
-    found = Checking()._fault(call, status, answer, kind)
-    assert found is None if fault is None else fault in found
+    report = Checking()._fault(call, status, answer, kind)
+    assert report is None if fault is None else fault in report
 
 
 def test_an_answer_to_what_the_schema_forbids_is_found():
@@ -78,7 +79,7 @@ def test_an_answer_to_what_the_schema_forbids_is_found():
 
 def test_broken_bodies_are_json_still_and_come_again_from_the_same_seed():
     body = {"messages": [{"role": "user", "content": "a"}], "alpha": {"helpful": 1.0}, "n": 1}
-    first, again = ([fuzz._broken(body, random.Random(i)) for i in range(200)] for _ in range(2))
+    first, again = ([broken(body, random.Random(i)) for i in range(200)] for _ in range(2))
     assert json.dumps(first) == json.dumps(again)
-    assert sum(broken != body for broken in first) > 150
+    assert sum(changed != body for changed in first) > 150
     assert body == {"messages": [{"role": "user", "content": "a"}], "alpha": {"helpful": 1.0}, "n": 1}

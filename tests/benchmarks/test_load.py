@@ -48,7 +48,7 @@ def test_a_refusal_says_when_to_come_again():
 
 
 @pytest.mark.slow
-def test_ten_seconds_of_load_lose_no_answer(tmp_path, monkeypatch, capsys):
+def test_ten_seconds_of_load_lose_no_answer(tmp_path, monkeypatch, capfd):
     pytest.importorskip("locust", reason="the extra `stress` brings it")
     import load
 
@@ -59,4 +59,4 @@ def test_ten_seconds_of_load_lose_no_answer(tmp_path, monkeypatch, capsys):
     figures = json.loads(output.read_text())
     assert figures["outcomes"].keys() == {"answered", "refused"}
     assert figures["memory_mb"]["most"] > 100
-    assert "capacity_per_second" in capsys.readouterr().out
+    assert "capacity_per_second" in capfd.readouterr().out
