@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_data import write_text
+from evidence_data import write_rows
 from evidence_worlds import Asked, World
 from transformers import set_seed
 
@@ -21,6 +21,7 @@ from dual_head.evaluate.text_metrics import diversity
 from dual_head.model.generate import encode_prompts
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.model.score import reply_scalars
+from dual_head.replies.sample import generate_replies, reply_lengths
 
 ROWS = 192  # generated at a time
 Strength = float | Mapping[str, float]
@@ -64,7 +65,7 @@ def answered(
     for i, row in enumerate(rows):
         row["rewards"] = {name: round(values[i], 5) for name, values in scores.items()}
         _require_finite(row)
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_rows(file, rows)
     return rows
 
 
@@ -103,8 +104,6 @@ def replies(
 def _batch(
     model: AlignedModel, tokenizer: Any, asked: Sequence[tuple[Asked, Strength]], decoding: Decoding, limit: int
 ) -> list[Row]:
-    prompts = encode_prompts([one.prompt for one, _ in asked], tokenizer)
-    ids, mask = prompts["input_ids"].to(model.device), prompts["attention_mask"].to(model.device)
     strengths = {
         name: [alpha.get(name, 0.0) if isinstance(alpha, Mapping) else alpha for _, alpha in asked]
         for name in model.guides
@@ -114,13 +113,11 @@ def _batch(
         if decoding.temperature
         else {"do_sample": False}
     )
-    sequences = model.generate(
-        ids, attention_mask=mask, alpha=strengths or None, max_new_tokens=limit, pad_token_id=tokenizer.pad_token_id,
-        **sampling,
-    )  # fmt: skip
-    new = sequences[:, ids.shape[1] :]
-    ended = new == tokenizer.eos_token_id
-    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
+    sequences, mask, new = generate_replies(
+        model, tokenizer, [one.prompt for one, _ in asked], alpha=strengths or None, max_new_tokens=limit, **sampling
+    )
+    ended = (new == tokenizer.eos_token_id).any(1)
+    lengths = reply_lengths(new, tokenizer.eos_token_id)
     needs = ("kl", "base_logps")
     scalars = reply_scalars(model, sequences, mask, alpha=strengths or None, lengths=lengths, needs=needs)
     rows = []
@@ -134,7 +131,7 @@ def _batch(
                 "alpha": label_of(alpha),
                 "reply": tokenizer.decode(own, skip_special_tokens=True),
                 "tokens": tokens,
-                "finished": bool(ended[i].any()),
+                "finished": bool(ended[i]),
                 "kl": round(max(0.0, scalars["kl"][i].item()), 5),
                 "base_loss": round(-scalars["base_logps"][i].item() / tokens, 5),
                 "diversity": round(diversity(own), 5),

@@ -86,6 +86,11 @@ def write_pairs(file: Path, pairs: Sequence[Pair]) -> None:
         }
         for pair in pairs
     ]
+    write_rows(file, rows)
+
+
+def write_rows(file: Path, rows: Iterable[Any]) -> None:
+    """Write JSONL, whole or not at all."""
     write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -111,16 +111,16 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: tuple[str
             [np.stack([table_of(by_seed, alpha, objective) for objective in objectives], -1) for alpha in alphas[name]]
         )  # [points, seeds, prompts, 2]
     reference = np.min([own.mean((1, 2)).min(0) for own in values.values()], axis=0)
-    found: dict[str, Any] = {"objectives": list(objectives), "reference": reference.tolist(), "methods": {}}
+    figures: dict[str, Any] = {"objectives": list(objectives), "reference": reference.tolist(), "methods": {}}
     for name, own in values.items():
         points = own.mean((1, 2))
-        found["methods"][name] = {
+        figures["methods"][name] = {
             "points": {alpha: point.tolist() for alpha, point in zip(alphas[name], points, strict=True)},
             "frontier": [alphas[name][i] for i in pareto(points)],
             "hypervolume": hypervolume(points, reference),
             "interval": percentiles(np.array([hypervolume(one, reference) for one in _redrawn(own)])),
         }
-    return found
+    return figures
 
 
 def _redrawn(values: np.ndarray) -> Iterator[np.ndarray]:

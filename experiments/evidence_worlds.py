@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from evidence_data import part_of, write_text
 
@@ -37,10 +37,50 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
-    """The demonstration world: replies are scored by rule, and every objective has pairs without end."""
+class World:
+    """What is asked, which pairs there are and who scores; mixed: the two objectives whose guides are mixed.
+
+    about: the objective that methods are trained for and compared by; most: pairs read of a file; bf16: training under
+    autocast.
+    """
 
     folder: Path
+    backbone: str
+    name: str
+    about: str
+    mixed: tuple[str, str] = ("helpful", "harmless")
+    decoding: Decoding
+    batch: int
+    max_length: int
+    most: int | None = None
+    bf16: bool = False
+    judge: str
+
+    def meant(self, objective: str) -> str:
+        """The objective that stands for "overall" here, or the one itself."""
+        return self.about if objective == "overall" else objective
+
+    def pairs(self, objective: str, seed: int) -> Path:
+        """A file of preference pairs of one objective for training."""
+        raise NotImplementedError
+
+    def features(self, name: str, objective: str) -> Path | None:  # noqa: ARG002 - of a small backbone
+        """Where the backbone's hidden states beside the pairs of an objective are; None where none are kept."""
+        return None
+
+    def asked(self, part: str, count: int) -> list[Asked]:
+        """Prompts of a part, "dev" or "test", each once."""
+        raise NotImplementedError
+
+    def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
+        """Scores of each reply by objective."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(World):
+    """The demonstration world: replies are scored by rule, and every objective has pairs without end."""
+
     name: str = "demo"
     about: str = "overall"
     backbone: str = str(TOY_BACKBONE)
@@ -48,13 +88,7 @@ class Demo:
     pairs_each: int = 4000
     batch: int = 32
     max_length: int = 128
-    most: int | None = None  # pairs read of a file
-    bf16: bool = False  # training under autocast
     judge: str = "the world's exact reward"
-    mixed: tuple[str, str] = ("helpful", "harmless")
-
-    def features(self, name: str, objective: str) -> None:
-        """No hidden states are kept: so small a backbone computes them anew."""
 
     def pairs(self, objective: str, seed: int) -> Path:
         """A file of preference pairs of one objective, drawn anew for every seed."""
@@ -69,7 +103,7 @@ class Demo:
         shares = {"dev": DEV_SHARE, "test": 1 - DEV_SHARE}
         own = [r for r in world.all_requests("test") if part_of(r.text, shares) == part]
         random.Random(0).shuffle(own)
-        _require(len(own), count, part)
+        require_enough(len(own), count, part)
         return [Asked(r.text, r.prompt, "harmless" if r.harmful else "helpful") for r in own[:count]]
 
     def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
@@ -83,35 +117,24 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dialogues:
+class Dialogues(World):
     """HH-RLHF's dialogues on a chat backbone made by chat_backbone.py, in whose folder the pairs lie, by part.
 
     about: the objective that methods are compared by: helpful, harmless, or "overall" for both.
     """
 
-    folder: Path
-    backbone: str
     about: str = "overall"
     name: str = "hh"
     decoding: Decoding = field(default_factory=SPOKEN)
     batch: int = 16
     max_length: int = 256
-    most: int | None = None  # pairs read of a file
     bf16: bool = True  # as its backbone was trained
     longest_prompt: int = 160  # tokens; what a dialogue leaves for its reply
     judge: str = "reward models trained on other prompts"
-    mixed: tuple[str, str] = ("helpful", "harmless")
-
-    def features(self, name: str, objective: str) -> None:
-        """No hidden states are kept: so small a backbone computes them anew."""
 
     def pairs(self, objective: str, seed: int) -> Path:  # noqa: ARG002 - people wrote them once
         """The pairs of one objective for training."""
         return self.part(self.meant(objective), "train")
-
-    def meant(self, objective: str) -> str:
-        """The objective that stands for "overall" here, or the one itself."""
-        return self.about if objective == "overall" else objective
 
     def part(self, objective: str, part: str) -> Path:
         """The pairs of one objective in one part."""
@@ -133,7 +156,7 @@ class Dialogues:
                 if len(_ids(prompt, tokenizer)) <= self.longest_prompt
             ]
             random.Random(0).shuffle(own)
-            _require(len(own), wanted, f"{part} ({objective})")
+            require_enough(len(own), wanted, f"{part} ({objective})")
             found += own[:wanted]
         return found
 
@@ -145,42 +168,12 @@ class Dialogues:
         return {name: judged(places[self.meant(name)], prompts, rows) for name in objectives}
 
 
-class World(Protocol):
-    """What the evidence asks of a world; `Demo`, `Dialogues` and real_world.Questions are three."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def backbone(self) -> str: ...
-    @property
-    def about(self) -> str: ...
-    @property
-    def mixed(self) -> tuple[str, str]: ...
-    @property
-    def decoding(self) -> Decoding: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def most(self) -> int | None: ...
-    @property
-    def bf16(self) -> bool: ...
-    @property
-    def judge(self) -> str: ...
-    def pairs(self, objective: str, seed: int) -> Path: ...
-    def features(self, name: str, objective: str) -> Path | None: ...
-    def asked(self, part: str, count: int) -> list[Asked]: ...
-    def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards: ...
-
-
 def _ids(prompt: Any, tokenizer: Any) -> list[int]:
     ids: Any = encode_prompts([prompt], tokenizer)["input_ids"]
     return ids[0].tolist()
 
 
-def _require(there: int, wanted: int, part: str) -> None:
+def require_enough(there: int, wanted: int, part: str) -> None:
+    """Refuse to ask more prompts than a part has."""
     if there < wanted:
         raise DualHeadError(f"The part {part} has {there} prompts, and {wanted} are wanted. Ask fewer with --prompts.")

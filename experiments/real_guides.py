@@ -90,8 +90,8 @@ class Guides:
 
     def _answered(self, file: Path, rule: str, alphas: Sequence[float], model: Any) -> list[Row]:
         world = self.world(rule)
-        asked = world.asked("test", self.prompts)
-        return answered(file, world, asked, alphas, seed=SEED, model=model, max_new_tokens=self.max_new_tokens)
+        questions = world.asked("test", self.prompts)
+        return answered(file, world, questions, alphas, seed=SEED, model=model, max_new_tokens=self.max_new_tokens)
 
     def work(self) -> None:
         """Train and answer everything, beside other processes that do the same."""

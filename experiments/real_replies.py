@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from evidence_data import OBJECTIVES, opening, part_of, write_json, write_text
+from evidence_data import OBJECTIVES, opening, part_of, write_json, write_rows
 from tqdm import tqdm
 
 from dual_head import AlignedModel, load_pairs
@@ -26,6 +26,7 @@ from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.replies import RULES, best_with_worst
+from dual_head.replies.pairs import conversation
 from dual_head.replies.sample import sample_replies
 
 LONGEST_PROMPT = 64  # tokens of a training prompt, without the template's own
@@ -64,11 +65,6 @@ def instructions(data: Path, part: str) -> list[str]:
     chosen = [text for text in texts if part_of(text, shares) == part]
     Random(0).shuffle(chosen)
     return chosen
-
-
-def conversation(text: str) -> tuple[dict[str, str], ...]:
-    """One question of a user."""
-    return ({"role": "user", "content": text},)
 
 
 def training_prompts(data: Path, tokenizer: Any, counts: dict[str, int]) -> list[tuple[str, str]]:
@@ -126,10 +122,7 @@ def write_pairs(folder: Path, objectives: Sequence[str]) -> dict[str, dict[str, 
             if pair := best_with_worst(prompt, row["replies"], scores):
                 pairs.append(pair)
                 gaps.append(max(scores) - min(scores))
-        write_text(
-            folder / f"pairs-{objective}.jsonl",
-            "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs),
-        )
+        write_rows(folder / f"pairs-{objective}.jsonl", pairs)
         about[objective] = {"prompts": prompts, "pairs": len(pairs), "mean_gap": sum(gaps) / max(1, len(gaps))}
     return about
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evidence_work import claimed
-from evidence_worlds import Asked, Rewards
-from real_replies import NEW_TOKENS, conversation, instructions, kind_of, openings
+from evidence_worlds import Asked, Rewards, World, require_enough
+from real_replies import NEW_TOKENS, instructions, kind_of, openings
 
 from dual_head import method
 from dual_head.data import Cut
@@ -21,6 +21,7 @@ from dual_head.evaluate import Decoding
 from dual_head.model.generate import encode_prompts
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.replies import RULES
+from dual_head.replies.pairs import conversation
 from dual_head.train.feature_cache.run import cache_features
 from dual_head.train.options import CacheOptions
 
@@ -30,24 +31,20 @@ CACHED = {"dual_head": "dual_head", "iav": "dual_head", "hidden": "dual_head", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions:
+class Questions(World):
     """A real chat model's replies by one rule; `replies`: the folder that real_replies.py wrote.
 
     about: the rule that methods are trained for and compared by. mixed: the two rules whose guides are mixed.
     """
 
-    folder: Path
     replies: Path
     data: Path
-    backbone: str
     about: str = "concise"
     mixed: tuple[str, str] = ("concise", "positive")
     name: str = "real"
     decoding: Decoding = field(default_factory=partial(Decoding, max_new_tokens=NEW_TOKENS, temperature=0.7))
     batch: int = 8
     max_length: int = 256
-    most: int | None = None  # pairs read of a file
-    bf16: bool = False
     judge: str = "a rule of the reply's words"
 
     def pairs(self, objective: str, seed: int) -> Path:  # noqa: ARG002 - sampled once
@@ -56,10 +53,6 @@ class Questions:
         if not file.is_file():
             raise DualHeadError(f"There is no file '{file}'. Make --replies with experiments/real_replies.py.")
         return file
-
-    def meant(self, objective: str) -> str:
-        """The rule that stands for "overall" here, or the one itself."""
-        return self.about if objective == "overall" else objective
 
     def features(self, name: str, objective: str) -> Path | None:
         """The backbone's hidden states beside the pairs, written once for all runs; None for a method without them."""
@@ -83,14 +76,13 @@ class Questions:
         tokenizer = load_tokenizer(self.backbone)
         kind = kind_of(self.about)
         texts = openings(self.data, kind, part) if kind == "harmless" else instructions(self.data, part)
-        asked = [
+        questions = [
             Asked(f"{kind}-{i}", conversation(text), self.about)
             for i, text in enumerate(texts)
             if _length(text, tokenizer) <= LONGEST_PROMPT
         ]
-        if len(asked) < count:
-            raise DualHeadError(f"The part {part} has {len(asked)} questions, and {count} are wanted. Ask --prompts.")
-        return asked[:count]
+        require_enough(len(questions), count, part)
+        return questions[:count]
 
     def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
         """Every rule's score of each reply, which costs nothing, and that of `about` as "overall"."""

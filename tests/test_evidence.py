@@ -240,9 +240,9 @@ def test_seeds_that_disagree_widen_the_interval_of_a_frontier():
         return [row(i, 0.0, alpha="x", helpful=value, harmless=value) for i in ("a", "b")]
 
     rows = {"one": [seed(1.0), seed(3.0)], "worst": [seed(0.0), seed(0.0)]}
-    found = evidence_tables.frontiers(rows, ("helpful", "harmless"))
-    assert found["methods"]["one"]["hypervolume"] == 4.0  # of (2, 2), the mean of both seeds
-    assert found["methods"]["one"]["interval"] == (1.0, 9.0)
+    figures = evidence_tables.frontiers(rows, ("helpful", "harmless"))
+    assert figures["methods"]["one"]["hypervolume"] == 4.0  # of (2, 2), the mean of both seeds
+    assert figures["methods"]["one"]["interval"] == (1.0, 9.0)
 
 
 def test_a_judge_that_is_not_above_chance_is_said_to_be_so():

@@ -9,6 +9,7 @@ import pytest
 
 from dual_head import AlignedModel
 from dual_head.data import Cut
+from dual_head.replies.pairs import conversation
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 if str(EXPERIMENTS) not in sys.path:  # scripts that import each other by name
@@ -67,9 +68,9 @@ def test_a_line_that_a_killed_run_cut_is_sampled_again(tmp_path):
 
 def test_a_world_scores_replies_by_every_rule_and_by_its_own_as_overall(tmp_path):
     world = Questions(folder=tmp_path, replies=tmp_path, data=tmp_path, backbone="none", about="concise")
-    asked = [real_world_question("a?"), real_world_question("b?")]
+    questions = [real_world_question("a?"), real_world_question("b?")]
     rows = [{"reply": "It is a short answer.", "finished": True}, {"reply": "It is a short answer", "finished": False}]
-    scores = world.score(asked, rows, ("overall",))
+    scores = world.score(questions, rows, ("overall",))
     assert scores["overall"] == scores["concise"] == [95.0, 0.0]
     assert scores["bulleted"] == [0.0, 0.0]
 
@@ -77,7 +78,7 @@ def test_a_world_scores_replies_by_every_rule_and_by_its_own_as_overall(tmp_path
 def real_world_question(text: str):
     from evidence_worlds import Asked
 
-    return Asked(text, real_replies.conversation(text), "concise")
+    return Asked(text, conversation(text), "concise")
 
 
 @pytest.mark.slow

@@ -10,12 +10,13 @@ from dual_head import AlignedModel, HiddenConfig
 from dual_head.cli import main
 from dual_head.data import Cut
 from dual_head.demo import TOY_BACKBONE
-from dual_head.demo.answers import QUESTIONS, Answer, answer, conversation
+from dual_head.demo.answers import QUESTIONS, Answer, answer
 from dual_head.demo.findings import ALPHAS, STRONG, Findings, findings_of, rows_of
 from dual_head.demo.own_guide import read_questions
 from dual_head.demo.real import _cell
 from dual_head.model.generate import encode_prompts
 from dual_head.model.pretrained import load_tokenizer
+from dual_head.replies.pairs import conversation
 
 BACKBONE = ["--backbone", str(TOY_BACKBONE)]
 

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.data import Cut
 from dual_head.model.aligned import AlignedModel
-from dual_head.model.generate import encode_prompts
 from dual_head.model.score import reply_scalars
 from dual_head.replies import RULES
-from dual_head.replies.sample import reply_text
+from dual_head.replies.pairs import conversation
+from dual_head.replies.sample import generate_replies, reply_lengths, reply_text
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -59,12 +57,6 @@ class Answer:
         return "is no language" if self.loss > NOISE else None
 
 
-def conversation(question: str) -> tuple[dict[str, str], ...]:
-    """One question of a user."""
-    return ({"role": "user", "content": question},)
-
-
-@torch.no_grad()
 def answer(
     model: AlignedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -75,21 +67,12 @@ def answer(
 ) -> list[Answer]:
     """Sample a reply to each (question, {guide: strength}), all in one batch."""
     set_seed(seed)
-    batch = encode_prompts([conversation(question) for question, _ in rows], tokenizer)
-    ids, mask = (torch.as_tensor(batch[name]).to(model.device) for name in ("input_ids", "attention_mask"))
     alpha = {name: [strengths.get(name, 0.0) for _, strengths in rows] for name in model.guides}
-    sequences = model.generate(
-        ids,
-        attention_mask=mask,
-        alpha=alpha,
-        do_sample=True,
-        temperature=TEMPERATURE,
-        top_k=TOP_K,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    new = sequences[:, ids.shape[1] :]
-    lengths = _lengths(new, tokenizer.eos_token_id)
+    sequences, mask, new = generate_replies(
+        model, tokenizer, [conversation(question) for question, _ in rows], alpha=alpha, do_sample=True,
+        temperature=TEMPERATURE, top_k=TOP_K, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    lengths = reply_lengths(new, tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType] - of a chat model
     scalars = reply_scalars(model, sequences, mask, alpha=alpha, lengths=lengths, needs=("kl", "base_logps"))
     losses = -scalars["base_logps"] / lengths.to(scalars["kl"].device)
     texts = [reply_text(row[:length], tokenizer) for row, length in zip(new.tolist(), lengths.tolist(), strict=True)]
@@ -99,10 +82,3 @@ def answer(
             rows, texts, scalars["kl"].tolist(), losses.tolist(), strict=True
         )
     ]
-
-
-def _lengths(new: torch.Tensor, end: Any) -> torch.Tensor:
-    """Tokens of each reply [R, T] up to its first end token, which counts: [5 e . .] has 2, [5 6 7 8] has 4."""
-    ended = (new == end).long()
-    first = ended.argmax(1) + 1
-    return torch.where(ended.any(1), first, new.shape[1])

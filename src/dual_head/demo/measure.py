@@ -6,14 +6,15 @@ Replies are sampled from one trained model and scored by the world's rule.
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.demo.world import Request, Reward, is_refusal, reward
 from dual_head.model.aligned import AlignedModel
-from dual_head.model.generate import encode_prompts
 from dual_head.model.score import reply_scalars
+from dual_head.replies.sample import generate_replies
 from dual_head.stats import bootstrap_mean
 
 Strength = float | Mapping[str, float]  # one for every guide, or one for each
@@ -89,16 +90,16 @@ def measure(
 def _sample(
     model: AlignedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[Request, Strength]]
 ) -> list[Reply]:
-    batch = encode_prompts([request.prompt for request, _ in rows], tokenizer)
-    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     strengths = {
         name: [alpha.get(name, 0.0) if isinstance(alpha, Mapping) else alpha for _, alpha in rows]
         for name in model.guides
     }
-    sequences = model.generate(ids, attention_mask=mask, alpha=strengths, do_sample=True, max_new_tokens=MAX_NEW_TOKENS)
-    new = sequences[:, ids.shape[1] :]
+    prompts = [request.prompt for request, _ in rows]
+    options = {"alpha": strengths, "do_sample": True, "max_new_tokens": MAX_NEW_TOKENS}
+    sequences, mask, new = generate_replies(model, tokenizer, prompts, **options)
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    lengths = (new != tokenizer.pad_token_id).sum(1)
+    pad: Any = tokenizer.pad_token_id
+    lengths = new.ne(pad).sum(1)
     divergences = reply_scalars(model, sequences, mask, alpha=strengths, lengths=lengths)["kl"]
     return [
         Reply(request, text, reward(request, text), kl)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dual_head.console.terminal import Terminal
 from dual_head.data import Prompt
-from dual_head.demo.answers import conversation
 from dual_head.demo.chat_model import ChatModel
 from dual_head.demo.options import RealOptions
 from dual_head.demo.real import chat_model, say_how_to_serve, show
@@ -17,6 +16,7 @@ from dual_head.model.aligned import AlignedModel
 from dual_head.model.collection import load_collection
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.replies import RULES, best_with_worst
+from dual_head.replies.pairs import conversation
 from dual_head.replies.sample import sample_replies
 from dual_head.train.arguments import GuideTrainingArguments
 from dual_head.train.run import RunOptions, train_guide

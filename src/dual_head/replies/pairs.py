@@ -1,9 +1,15 @@
 """Preference pairs from scored replies to one prompt."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
-from dual_head.data import Prompt
+from dual_head.data import Message, Prompt
+
+
+def conversation(question: str) -> tuple[Message, ...]:
+    """One question of a user."""
+    return ({"role": "user", "content": question},)
 
 
 def best_with_worst(prompt: Prompt, replies: Sequence[str], scores: Sequence[float]) -> dict[str, Any] | None:
@@ -11,10 +17,10 @@ def best_with_worst(prompt: Prompt, replies: Sequence[str], scores: Sequence[flo
 
     Of replies that tie, the first. Errors: not one score to a reply.
     """
-    ranked = sorted(zip(scores, replies, strict=True), key=lambda pair: -pair[0])
-    (best, chosen), (worst, rejected) = ranked[0], min(ranked, key=lambda pair: pair[0])
+    scored = list(zip(scores, replies, strict=True))
+    (best, chosen), (worst, rejected) = max(scored, key=itemgetter(0)), min(scored, key=itemgetter(0))
     if best == worst:
         return None
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+    turns = [dict(turn) for turn in (conversation(prompt) if isinstance(prompt, str) else prompt)]
     answers = {"chosen": chosen, "rejected": rejected}
     return {"prompt": turns} | {name: [{"role": "assistant", "content": str(text)}] for name, text in answers.items()}

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.data import Cut, Prompt
@@ -13,6 +14,25 @@ from dual_head.model.generate import encode_prompts
 
 
 @torch.no_grad()
+def generate_replies(
+    model: AlignedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One reply to each prompt, in one padded batch.
+
+    Sequences [R, T], the prompts' mask [R, P], the new tokens [R, T - P]; options: of `AlignedModel.generate`.
+    """
+    batch = encode_prompts(prompts, tokenizer)
+    ids, mask = (torch.as_tensor(batch[name]).to(model.device) for name in ("input_ids", "attention_mask"))
+    sequences = model.generate(ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **options)
+    return sequences, mask, sequences[:, ids.shape[1] :]
+
+
+def reply_lengths(new: Tensor, end: int) -> Tensor:
+    """Tokens of each reply [R, T] up to its first end token, which counts: [5 e . .] has 2, [5 6 7 8] has 4."""
+    ended = (new == end).long()
+    return torch.where(ended.any(1), ended.argmax(1) + 1, new.shape[1])
+
+
 def sample_replies(
     model: AlignedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -40,19 +60,11 @@ def sample_replies(
         if all(i in done for i in indices):
             continue
         set_seed(seed * len(order) + start)
-        batch = encode_prompts([prompts[i] for i in indices for _ in range(count)], tokenizer)
-        ids: Any = batch["input_ids"]
-        sequences = model.generate(
-            ids.to(model.device),
-            attention_mask=batch["attention_mask"].to(model.device),
-            alpha=alpha,
-            max_new_tokens=max_new_tokens,
-            do_sample=True,
-            temperature=temperature,
-            top_k=top_k,
-            pad_token_id=tokenizer.pad_token_id,
+        _, _, new = generate_replies(
+            model, tokenizer, [prompts[i] for i in indices for _ in range(count)], alpha=alpha, do_sample=True,
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
         )  # fmt: skip
-        texts = [reply_text(row, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
+        texts = [reply_text(row, tokenizer) for row in new.tolist()]
         for position, i in enumerate(indices):
             if i not in done:
                 yield i, texts[position * count : (position + 1) * count]
