@@ -126,9 +126,9 @@ def test_on_bfloat16_nothing_has_to_be_said(toy, guides):
 
 @pytest.mark.parametrize(("steps", "learning_rate"), [(8, 5e-4), (8, 1e-3)])
 def test_a_model_that_was_trained_further_is_refused(toy, guides, texts, steps, learning_rate):
-    said = refusal(guides, trained_on(toy, texts, steps, learning_rate))
-    assert "its next tokens differ by" in said
-    assert "trained further" in said
+    message = refusal(guides, trained_on(toy, texts, steps, learning_rate))
+    assert "its next tokens differ by" in message
+    assert "trained further" in message
 
 
 def test_another_seed_other_sizes_and_another_config_are_refused(toy, guides):

@@ -110,8 +110,8 @@ def test_every_file_that_is_not_python_is_in_the_wheel():
     if tracked.returncode:
         pytest.skip("not a clone")
     files = {ROOT / name for name in tracked.stdout.split()} - {guides}
-    ours = {file for file in files if file.suffix != ".py" or file.is_relative_to(guides.resolve())}
-    assert {file.resolve() for file in packed} == ours
+    expected = {file for file in files if file.suffix != ".py" or file.is_relative_to(guides.resolve())}
+    assert {file.resolve() for file in packed} == expected
 
 
 @pytest.mark.slow
