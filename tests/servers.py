@@ -118,12 +118,13 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    model: AlignedModel, tokenizer: Any, build: Callable[[AlignedModel], Any], *, wait: bool = True, **settings: Any
-) -> Iterator[RunningServer]:
-    """A server of a model named "toy", ready unless `wait` is off."""
+    model: AlignedModel, tokenizer: Any, build: Callable[[AlignedModel], Any], *,
+    wait: bool = True, name: str = "toy", **settings: Any,
+) -> Iterator[RunningServer]:  # fmt: skip
+    """A server of a model of this name, ready unless `wait` is off."""
     options = ServerSettings(**{"port": 0, "drain": 5.0, **settings})
     listener = listen(options)
-    api = open_api(model, build, tokenizer, "toy", options)
+    api = open_api(model, build, tokenizer, name, options)
     server = web_server(api)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
