@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence_runs import ABLATED, METHODS, Plan
+from evidence_pictures import draw_trade_off
+from evidence_runs import ABLATED, ABLATIONS, METHODS, Plan
 from evidence_script import circumstances, parsed, publish, same_plan
 from evidence_stages import Evidence
 from evidence_summary import summary
@@ -52,6 +53,8 @@ def main() -> None:
                        alphas=(0.5, 1.0), grid=(0.0, 1.0), max_new_tokens=SMALL_NEW_TOKENS)  # fmt: skip
     if args.methods:
         plan = replace(plan, methods=tuple(args.methods))
+    if args.ablations is not None:
+        plan = replace(plan, ablations=tuple(args.ablations))
     if args.alphas:
         plan = replace(plan, alphas=tuple(args.alphas))
     small: dict = {"judge_steps": 2, "weak_steps": 4, "timing": {"new_tokens": 2, "rounds": 1}} if args.small else {}
@@ -75,7 +78,7 @@ def main() -> None:
 
 def _report(evidence: Evidence, args: argparse.Namespace) -> None:
     about = {
-        "world": evidence.plan.world.name,
+        "world": evidence.plan.world.title,
         "judge": evidence.plan.world.judge,
         **circumstances(),
         "steps": evidence.plan.steps,
@@ -83,7 +86,10 @@ def _report(evidence: Evidence, args: argparse.Namespace) -> None:
         "prompts": evidence.plan.prompts,
     }
     figures = summary(evidence, about)
-    publish(evidence.folder, figures, tables(figures), args.page, name=f"evidence-{evidence.plan.world.name}")
+    title = evidence.plan.world.title
+    publish(evidence.folder, figures, tables(figures), args.page, name=f"evidence-{title}")
+    place = Path(args.page).parent if args.page else evidence.folder
+    draw_trade_off(figures, place / f"{title.replace('-', '_')}_trade_off.png")
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
@@ -140,6 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--about", choices=("overall", "helpful", "harmless", *RULES), default="overall",
                         help="objective of people, or rule of the real world, to compare by")  # fmt: skip
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="some methods, not all")
+    parser.add_argument("--ablations", nargs="*", choices=tuple(ABLATIONS), help="some ablations, or none")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=int, choices=(1, 2, 3), default=3, help="learning rates tried of each method")
     parser.add_argument("--steps", type=int, help="of every run")

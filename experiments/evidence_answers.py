@@ -55,6 +55,8 @@ def answered(
     wanted = {(one.id, label_of(alpha)) for one in asked for alpha in alphas}
     rows = read_rows(file)
     if {(row["id"], row["alpha"]) for row in rows} == wanted:
+        for row in rows:
+            row["rewards"]["overall"] = world.overall(row["rewards"])
         return rows
     tokenizer = load_tokenizer(world.backbone)
     rows = replies(model(), tokenizer, asked, alphas, world.decoding, seed=seed, limit=max_new_tokens)

@@ -88,7 +88,7 @@ class Evidence:
 
     def _answering(self) -> list[Task]:
         plan, rates = self.plan, self.rates()
-        tasks = [Task(self.folder / f"base-{seed}.jsonl", _call(self.base, seed)) for seed in range(plan.seeds)]
+        tasks = [Task(self._base_file(seed), _call(self.base, seed)) for seed in range(plan.seeds)]
         tasks += [
             Task(plan.place(run) / "test.jsonl", _call(self.test, run))
             for run in [*plan.main(rates), *plan.ablated(rates)]
@@ -122,17 +122,20 @@ class Evidence:
         )
 
     def test(self, run: Run) -> list[Row]:
-        """Answers of a run to the test prompts; an ablation's at alpha = 1 only."""
-        return self._answers(run, "test", self.plan.prompts, (1.0,) if run.label else self.plan.alphas)
+        """Answers of a run to the test prompts at every strength."""
+        return self._answers(run, "test", self.plan.prompts, self.plan.alphas)
 
     def base(self, seed: int) -> list[Row]:
         """The backbone's own answers to the test prompts."""
         plan, world = self.plan, self.plan.world
         asked = world.asked("test", plan.prompts)
-        file = self.folder / f"base-{seed}.jsonl"
-        return answered(
-            file, world, asked, (0.0,), seed=seed, model=lambda: base_of(world), max_new_tokens=plan.max_new_tokens
-        )
+        file, limit = self._base_file(seed), plan.max_new_tokens
+        return answered(file, world, asked, (0.0,), seed=seed, model=lambda: base_of(world), max_new_tokens=limit)
+
+    def _base_file(self, seed: int) -> Path:
+        plan = self.plan
+        limit = plan.max_new_tokens or plan.world.decoding.max_new_tokens
+        return plan.world.shared / f"base-{plan.prompts}x{limit}-{seed}.jsonl"
 
     def two(self, name: str, seed: int) -> list[Row]:
         """Answers of two guides of one method at every pair of strengths."""

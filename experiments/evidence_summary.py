@@ -10,7 +10,7 @@ from evidence_answers import Row
 from evidence_judge import judge_folders
 from evidence_runs import train
 from evidence_stages import Evidence
-from evidence_tables import compared, crossed, frontiers, preferred, table_of
+from evidence_tables import compared, crossed, frontiers, preferred, table_of, traded
 from evidence_transfer import transfer_alphas
 
 from dual_head.errors import DualHeadError
@@ -40,6 +40,7 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
         "judge": _judge(evidence),
         "search": {name: {"tried": own, "rate": rates[name]} for name, own in evidence.tried().items()},
         "main": main,
+        "trade_off": traded(rows, base, alphas),
         "wins": {"of": first, "over": wins},
         "quality": {
             "the backbone": compared(base, base, ["0"])["0"],
@@ -65,13 +66,17 @@ def _ablation(
 ) -> dict[str, Any]:
     """Each setting of one change, and the method's own settings, at the same seeds."""
     runs, found = evidence.plan.ablated(rates), {}
-    for name in dict.fromkeys(run.method for run in runs):
-        found[f"{name} itself"] = {"method": name, "at": compared(rows[name], base, ["1"]), "change": None}
+    alphas = [f"{alpha:g}" for alpha in evidence.plan.alphas]
+    at_equal = traded({name: rows[name] for name in dict.fromkeys(run.method for run in runs)}, base, alphas)["methods"]
+    for name, points in at_equal.items():
+        at = compared(rows[name], base, ["1"])
+        found[f"{name} itself"] = {"method": name, "at": at, "trade_off": points, "change": None}
     for label, name in dict.fromkeys((run.label, run.method) for run in runs):
         own = [evidence.test(run) for run in runs if run.label == label]
         mean, interval = crossed(table_of(own, "1", "overall") - table_of(rows[name], "1", "overall"))
-        at = compared(own, base, ["1"])
-        found[label] = {"method": name, "at": at, "change": {"mean": mean, "interval": interval}}
+        at, points = compared(own, base, ["1"]), traded({label: own}, base, alphas)["methods"][label]
+        change = {"mean": mean, "interval": interval}
+        found[label] = {"method": name, "at": at, "trade_off": points, "change": change}
     return found
 
 

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from dual_head.evaluate.compare.frontier import hypervolume, pareto
+from dual_head.evaluate.compare.trade_off import best_of_divergence, gains_at
 from dual_head.evaluate.compare.win_rates import win_rate
 from dual_head.stats import crossed, percentiles
 
 RESAMPLES = 2000
 BLOCK = re.compile(r"<!-- evidence:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /evidence -->", re.DOTALL)
 Row = dict[str, Any]
+ABLATED_AT = 2.0  # nats at which ablations are compared
+DIVERGENCES = (1.0, 2.0, 5.0, 10.0, 20.0)  # nats a reply at which gains are compared
 QUALITY = {"tokens": "tokens", "diversity": "diversity", "kl": "KL", "base_loss": "loss under the backbone"}
 
 
@@ -52,6 +55,26 @@ def compared(own: Sequence[Sequence[Row]], base: Sequence[Sequence[Row]], alphas
             "finished": fmean(row["finished"] for rows in own for row in rows if row["alpha"] == alpha),
         }
     return found
+
+
+def traded(
+    rows: Mapping[str, Sequence[Sequence[Row]]], base: Sequence[Sequence[Row]], alphas: Sequence[str]
+) -> dict[str, Any]:
+    """Gain of each method at equal divergences from the backbone, and of the best of the backbone's replies.
+
+    best_of: by the exact reward, from one reply of each seed, so at most as many as there are seeds.
+    """
+    start = table_of(base, "0", "overall")
+    curves = {}
+    for name, by_seed in rows.items():
+        gains = np.stack([table_of(by_seed, alpha, "overall") - start for alpha in alphas])
+        kl = np.stack([table_of(by_seed, alpha, "kl") for alpha in alphas])
+        curves[name] = [vars(figure) for figure in gains_at(kl, gains, DIVERGENCES)]
+    best = {}
+    for n in range(2, len(start) + 1):
+        mean, interval = crossed((start[:n].max(0) - start.mean(0))[None])
+        best[n] = {"divergence": best_of_divergence(n), "gain": mean, "interval": interval}
+    return {"divergences": list(DIVERGENCES), "methods": curves, "best_of": best}
 
 
 @dataclass(frozen=True)
@@ -141,6 +164,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
         "judge": _judge,
         "search": _search,
         "main": _main,
+        "trade_off": _trade_off,
         "wins": _wins,
         "quality": _quality,
         "two": _two,
@@ -237,6 +261,28 @@ def _main(summary: Mapping[str, Any]) -> str:
     return markdown([*columns, "gain at alpha = 1 (95%)", "by seed", "KL at 1", "largest gain"], rows)
 
 
+def _trade_off(summary: Mapping[str, Any]) -> str:
+    figures = summary["trade_off"]
+    reached = [
+        i for i in range(len(figures["divergences"]))
+        if any(points[i]["gain"] is not None for points in figures["methods"].values())
+    ]  # fmt: skip
+
+    rows = [[name, *(_gain_at(points[i]) for i in reached)] for name, points in figures["methods"].items()]
+    table = markdown(["gain (95%) at a KL of", *(f"{figures['divergences'][i]:g} nats" for i in reached)], rows)
+    best = ", ".join(
+        f"of {n} {_span(one['gain'], one['interval'])} at {one['divergence']:.2f} nats at most"
+        for n, one in figures["best_of"].items()
+    )
+    return f"{table}\n\nThe best of the backbone's replies by the exact reward: {best}." if best else table
+
+
+def _gain_at(point: Mapping[str, Any]) -> str:
+    if point["gain"] is None:
+        return "not reached"
+    return _span(point["gain"], point["interval"]) if point["interval"] else f"{point['gain']:+.2f}"
+
+
 def _wins(summary: Mapping[str, Any]) -> str:
     rows = [
         [f"{summary['wins']['of']} over {name}", str(own["wins"]), str(own["ties"]), str(own["losses"]),
@@ -277,8 +323,11 @@ def _ablation(summary: Mapping[str, Any]) -> str:
     for label, own in summary["ablation"].items():
         at, change = own["at"]["1"], own["change"]
         of = _span(change["mean"], change["interval"]) if change else ""
-        rows.append([label, own["method"], _span(at["gain"], at["interval"]), f"{at['kl']:.2f}", of])
+        equal = next(point for point in own["trade_off"] if point["divergence"] == ABLATED_AT)
+        row = [label, own["method"], _span(at["gain"], at["interval"]), f"{at['kl']:.2f}", of, _gain_at(equal)]
+        rows.append(row)
     columns = ["setting", "method", "gain at alpha = 1 (95%)", "KL at 1", "against the method itself (95%)"]
+    columns.append(f"gain at a KL of {ABLATED_AT:g} nats")
     return markdown(columns, rows)
 
 

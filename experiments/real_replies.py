@@ -3,13 +3,15 @@
     python experiments/real_replies.py --backbone .venv/real/smollm2 --data DATA --output_dir real
 
 Prompts for training are the openings of HH-RLHF's dialogues, in the part that no test reads; prompts for testing are
-AlpacaEval's instructions, and HH-RLHF's harmful openings for refusals. Replies are appended as they are sampled: the
-same command goes on where it was stopped.
+AlpacaEval's instructions, and HH-RLHF's harmful openings for refusals. Every prompt asks for one or two sentences, so
+that most replies end by themselves: a reply that was cut has no end to learn from. Replies are appended as they are
+sampled: the same command goes on where it was stopped.
 """
 
 import argparse
 import gzip
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,7 +33,8 @@ from dual_head.replies.sample import sample_replies
 
 LONGEST_PROMPT = 64  # tokens of a training prompt, without the template's own
 PROMPTS = {"helpful": 320, "harmless": 120}
-COUNT, NEW_TOKENS, TEMPERATURE, TOP_K = 4, 128, 0.9, 50
+BRIEFLY = "Answer in one or two sentences."
+COUNT, NEW_TOKENS, TEMPERATURE, TOP_K = 4, 96, 0.9, 50
 KINDS = {"refuses": "harmless"}  # whose prompts an objective learns from; helpful for the others
 DEV_SHARE = 0.25  # of the instructions kept for testing
 
@@ -39,6 +42,11 @@ DEV_SHARE = 0.25  # of the instructions kept for testing
 def kind_of(objective: str) -> str:
     """Whose prompts an objective is trained and measured on."""
     return KINDS.get(objective, "helpful")
+
+
+def brief(text: str) -> str:
+    """A prompt that asks for a short answer."""
+    return f"{text.strip()} {BRIEFLY}"
 
 
 def openings(data: Path, kind: str, part: str) -> list[str]:
@@ -74,7 +82,7 @@ def training_prompts(data: Path, tokenizer: Any, counts: dict[str, int]) -> list
         texts = [text for text in openings(data, kind, "train") if len(tokenizer(text).input_ids) <= LONGEST_PROMPT]
         if len(texts) < count:
             raise DualHeadError(f"There are {len(texts)} short prompts of the kind {kind}, and {count} are wanted.")
-        chosen += [(kind, text) for text in texts[:count]]
+        chosen += [(kind, brief(text)) for text in texts[:count]]
     return chosen
 
 
@@ -92,9 +100,15 @@ def sample(backbone: str, data: Path, folder: Path, counts: dict[str, int], coun
         model, tokenizer, [conversation(text) for _, text in prompts], count=count, max_new_tokens=new_tokens,
         temperature=TEMPERATURE, top_k=TOP_K, done=done,
     )  # fmt: skip
+    start = time.perf_counter()
     for i, texts in tqdm(replies, total=len(prompts), initial=len(done), desc="prompts", mininterval=10):
         kind, text = prompts[i]
-        row = {"kind": kind, "prompt": text, "replies": texts, "cut": [isinstance(reply, Cut) for reply in texts]}
+        now = time.perf_counter()  # a batch's replies come at once: its first row has its time, the others none
+        row = {
+            "kind": kind, "prompt": text, "replies": texts, "cut": [isinstance(reply, Cut) for reply in texts],
+            "seconds": round(now - start, 2),
+        }  # fmt: skip
+        start = now
         add_lines(file, [json.dumps(row, ensure_ascii=False)], remedy="Choose another --output_dir.")
 
 
@@ -122,6 +136,7 @@ def write_pairs(folder: Path, objectives: Sequence[str]) -> dict[str, dict[str, 
             if pair := best_with_worst(prompt, row["replies"], scores):
                 pairs.append(pair)
                 gaps.append(max(scores) - min(scores))
+        Random(0).shuffle(pairs)  # replies come by the length of their prompts, and who reads the first pairs wants any
         write_rows(folder / f"pairs-{objective}.jsonl", pairs)
         about[objective] = {"prompts": prompts, "pairs": len(pairs), "mean_gap": sum(gaps) / max(1, len(gaps))}
     return about

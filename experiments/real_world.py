@@ -12,7 +12,7 @@ from typing import Any
 
 from evidence_work import claimed
 from evidence_worlds import Asked, Rewards, World, require_enough
-from real_replies import NEW_TOKENS, instructions, kind_of, openings
+from real_replies import NEW_TOKENS, brief, instructions, kind_of, openings
 
 from dual_head import method
 from dual_head.data import Cut
@@ -34,18 +34,34 @@ CACHED = {"dual_head": "dual_head", "iav": "dual_head", "hidden": "dual_head", "
 class Questions(World):
     """A real chat model's replies by one rule; `replies`: the folder that real_replies.py wrote.
 
-    about: the rule that methods are trained for and compared by. mixed: the two rules whose guides are mixed.
+    about: the rule that methods are trained for and compared by. mixed: the two rules whose guides are mixed. briefly:
+    questions ask for one or two sentences, as those of training do.
     """
 
     replies: Path
     data: Path
     about: str = "concise"
+    briefly: bool = True
     mixed: tuple[str, str] = ("concise", "positive")
     name: str = "real"
     decoding: Decoding = field(default_factory=partial(Decoding, max_new_tokens=NEW_TOKENS, temperature=0.7))
     batch: int = 8
     max_length: int = 256
     judge: str = "a rule of the reply's words"
+
+    @property
+    def title(self) -> str:
+        """The world and the rule."""
+        return f"{self.name}-{self.about}"
+
+    @property
+    def shared(self) -> Path:
+        """One place for the folders of all rules: the backbone's replies are the same to each."""
+        return self.folder.parent / f"base-{kind_of(self.about)}"
+
+    def overall(self, rewards: dict[str, float]) -> float:
+        """The rule's own score, whichever rule the reply was first scored for."""
+        return rewards[self.about]
 
     def pairs(self, objective: str, seed: int) -> Path:  # noqa: ARG002 - sampled once
         """The pairs of one objective for training."""
@@ -78,7 +94,7 @@ class Questions(World):
         texts = openings(self.data, kind, part) if kind == "harmless" else instructions(self.data, part)
         questions = [
             Asked(f"{kind}-{i}", conversation(text), self.about)
-            for i, text in enumerate(texts)
+            for i, text in enumerate(map(brief, texts) if self.briefly else texts)
             if _length(text, tokenizer) <= LONGEST_PROMPT
         ]
         require_enough(len(questions), count, part)

@@ -55,7 +55,8 @@ def test_pairs_are_the_best_and_the_worst_reply_to_the_prompts_of_their_kind(tmp
         name: [json.loads(line)["chosen"][0]["content"] for line in file.read_text().splitlines()]
         for name, file in ((name, tmp_path / f"pairs-{name}.jsonl") for name in about)
     }
-    assert chosen == {"concise": [short, long], "refuses": [refusal]}
+    assert sorted(chosen["concise"]) == sorted([short, long])
+    assert chosen["refuses"] == [refusal]
 
 
 def test_a_line_that_a_killed_run_cut_is_sampled_again(tmp_path):
@@ -75,6 +76,17 @@ def test_a_world_scores_replies_by_every_rule_and_by_its_own_as_overall(tmp_path
     assert scores["bulleted"] == [0.0, 0.0]
 
 
+def test_rules_share_the_backbones_replies_and_each_is_compared_by_its_score(tmp_path):
+    worlds = [
+        Questions(folder=tmp_path / rule, replies=tmp_path, data=tmp_path, backbone="none", about=rule)
+        for rule in ("concise", "plain", "refuses")
+    ]
+    shared = [world.shared for world in worlds]
+    assert shared[0] == shared[1] != shared[2]  # harmful openings are other questions
+    rewards = {"overall": 1.0, "concise": 1.0, "plain": -8.0, "refuses": 0.0}  # as the first rule left them
+    assert [world.overall(rewards) for world in worlds] == [1.0, -8.0, 0.0]
+
+
 def real_world_question(text: str):
     from evidence_worlds import Asked
 
@@ -91,15 +103,29 @@ def test_guides_are_made_measured_and_published_once(shared_data, tmp_path):
     assert replies.count("\n") == 10
     run(*sampling, "--helpful", "8", "--harmless", "2", "--count", "3")
     assert (tmp_path / "real" / "replies.jsonl").read_text() == replies
-    making = ["real_guides.py", *common, "--replies", str(tmp_path / "real"), "--output_dir", str(tmp_path / "guides")]
-    making += ["--publish", str(tmp_path / "published"), "--small", "--rules", "plain"]
-    first = run(*making)
-    assert first.count("== ") == 3
-    assert "| plain (minus the school grade) | 0 |" in first
-    assert run(*making).count("== ") == 0
+    about = [*common, "--replies", str(tmp_path / "real"), "--small"]
+    comparing = [
+        "evidence.py",
+        "--world",
+        "real",
+        "--about",
+        "plain",
+        "--methods",
+        "hidden",
+        "--two_prompts",
+        "0",
+        *about,
+    ]
+    comparing += ["--seeds", "1", "--output_dir", str(tmp_path / "evidence" / "plain")]
+    assert "<!-- evidence:real-plain-trade_off -->" in run(*comparing)
+    common += ["--evidence", str(tmp_path / "evidence"), "--replies", str(tmp_path / "real"), "--small"]
+    tables = run("real_guides.py", *common, "--publish", str(tmp_path / "published"))
+    assert tables.count("| plain (minus the school grade) | 0 |") == 2  # asked for a short answer, and not
     model = AlignedModel.from_pretrained(str(tmp_path / "published" / "plain"), backbone=str(backbone))
     assert list(model.guides) == ["plain"]
     assert "## Limits" in (tmp_path / "published" / "plain" / "README.md").read_text()
+    budget = run("real_budget.py", *common, "--rule", "plain")
+    assert [line.split(" | ")[2] for line in budget.splitlines() if " x 4 | " in line] == ["2", "3"]
 
 
 def run(script: str, *arguments: str) -> str:

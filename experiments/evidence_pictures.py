@@ -1,0 +1,41 @@
+"""The picture of an evidence run: what each method gains, over how far it is from the backbone.
+
+It knows plain values. It loads no model.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dual_head.errors import require
+
+
+def draw_trade_off(summary: Mapping[str, Any], file: Path) -> None:
+    """Draw the gain of every method over its KL at each strength, and the best of the backbone's replies, as PNG."""
+    matplotlib: Any = require("matplotlib", "plot")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chart, panel = pyplot.subplots(figsize=(6.4, 4.2))
+    for name, method in summary["main"].items():
+        at = list(method["at"].values())
+        gains = [0.0, *(point["gain"] for point in at)]
+        low = [0.0, *(point["gain"] - point["interval"][0] for point in at)]
+        high = [0.0, *(point["interval"][1] - point["gain"] for point in at)]
+        divergences = [0.0, *(point["kl"] for point in at)]
+        panel.errorbar(divergences, gains, yerr=[low, high], marker="o", markersize=4, capsize=2, label=name)
+    best = summary["trade_off"]["best_of"]
+    if best:
+        divergences = [one["divergence"] for one in best.values()]
+        panel.plot(divergences, [one["gain"] for one in best.values()], "k^", label="best of n by the reward itself")
+        for n, one in best.items():
+            place = (one["divergence"], one["gain"])
+            panel.annotate(f"n = {n}", place, textcoords="offset points", xytext=(5, 2), fontsize=7)
+    alphas = ", ".join(next(iter(summary["main"].values()))["at"])
+    panel.axhline(0.0, color="grey", linewidth=0.8)
+    panel.set(xlabel="KL from the backbone, nats a reply", ylabel="gain over the backbone",
+              title=f"{summary['about']['world']}: alpha {alphas}")  # fmt: skip
+    panel.legend(fontsize=8)
+    chart.tight_layout()
+    chart.savefig(file, dpi=120)
+    pyplot.close(chart)
