@@ -195,7 +195,6 @@ def test_bad_input_is_one_paragraph_with_a_remedy(guides, tmp_path, capsys, argu
         (("--judge", "rule:longest"), ("Did you mean 'longer'?",)),
         (("--judge", "lm:{backbone}", "--judge_option", "template=scores-v1"), ("a choice between a few",)),
         (("--reward", "no_such_module:words"), ("Cannot import the reward",)),
-        (("--reward", "{guides}"), ("No guide is a reward model", "'dual-head train reward' wrote")),
         (("--reward", "/nowhere/reward"), ("is not a reward",)),
         (("--embedder", "/nowhere/embedder"), ("There is no embedder in '/nowhere/embedder'",)),
         (("--judge", "rule:no_such_module:words"), ("Cannot import the reward",)),

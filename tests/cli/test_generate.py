@@ -1,12 +1,14 @@
 """`dual-head generate` of many prompts: in a running batch where that is faster, in the order of the prompts."""
 
 import json
+import sys
 
 import pytest
 from files import write_guides
 
-from dual_head import HiddenConfig, RewardHeadConfig
+from dual_head import AlignedModel, HiddenConfig, RewardHeadConfig
 from dual_head.cli import main
+from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.serve import offline
 from dual_head.serve.engine import Engine
@@ -78,3 +80,47 @@ def test_a_row_is_written_once_it_and_those_before_it_have_ended(guides, prompts
 def test_what_the_batch_would_do_otherwise_stays_with_generate(guides, prompts, requests, tmp_path, arguments):
     assert len(rows(guides, prompts, tmp_path / "out.jsonl", *arguments)) == len(PROMPTS)
     assert requests == []
+
+
+def test_the_best_of_several_samples_is_what_the_guides_or_a_reward_score_highest(guides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kinds.py").write_text(
+        "seen = []\n\n\ndef words(prompt, reply):\n    seen.append(reply)\n    return len(set(reply.split()))\n"
+    )
+    common = ["generate", guides, "--prompt", "ask0 ask1", "--chat", "--max_new_tokens", 8, "--seed", 0, "--alpha", 0]
+    replies = {}
+    for name, more in {
+        "one": ["--temperature", 1],
+        "guides": ["--best_of", 6],
+        "again": ["--best_of", 6, "--batch_size", 4],
+        "words": ["--best_of", 6, "--best_by", "kinds:words"],
+    }.items():
+        output = tmp_path / f"{name}.jsonl"
+        assert main([*map(str, [*common, *more, "--output", output])]) == 0
+        (replies[name],) = (json.loads(line) for line in output.read_text().splitlines())
+    assert "best_of" not in replies["one"]
+    kinds = [len(set(reply.split())) for reply in sys.modules["kinds"].seen]
+    assert len(kinds) == 6
+    assert replies["words"]["reward:words"] == max(kinds) > min(kinds)
+    model = AlignedModel.from_pretrained(str(guides))
+    chosen, other = replies["guides"], replies["words"]
+    prompt = [{"role": "user", "content": "ask0 ask1"}]
+    own = [score.reward for score in model.score([prompt] * 2, [Cut(row["output"]) for row in (chosen, other)])]
+    assert chosen["reward:guides"] == pytest.approx(own[0], abs=1e-4)
+    assert own[0] >= own[1]  # of the same six samples, seeded alike
+    assert replies["again"]["best_of"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--best_by", "x:y"], "Say how many with --best_of"),
+        (["--best_of", "2", "--trace"], "--trace does not"),
+        (["--best_of", "2", "--num_beams", "2"], "--num_beams does not"),
+        (["--best_of", "2", "--temperature", "0"], "--temperature 0 does not"),
+        (["--best_of", "2", "--best_by", "nothing"], "'nothing' is not a reward"),
+    ],
+)
+def test_what_best_of_n_cannot_keep_is_refused(guides, capsys, arguments, said):
+    assert main(["generate", str(guides), "--prompt", "ask0", *arguments]) == 2
+    assert said in capsys.readouterr().err

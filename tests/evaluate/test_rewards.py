@@ -67,11 +67,25 @@ def test_a_finished_reply_is_scored_at_its_eos_although_that_may_be_the_padding_
     )
 
 
-def test_guides_that_are_no_reward_model_are_refused_with_the_remedy(tmp_path):
-    _, folder, _ = write_guides(tmp_path, {"iav": LinearConfig()})
-    for refuse in (require_reward, load_reward):
-        with pytest.raises(DualHeadError, match=r"No guide is a reward model in .*iav.*'dual-head train reward' wrote"):
-            refuse(str(folder))
+def test_guides_are_a_reward_model_by_how_much_likelier_they_make_a_reply(tmp_path):
+    model, folder, _ = write_guides(tmp_path, {"iav": LinearConfig()})
+    require_reward(str(folder))
+    name, reward = load_reward(str(folder))
+    assert name == "guides"
+    replies = ["good1", "good1 good2 good3", Cut("bad1")]
+    expected = [score.reward for score in model.score([ASKED] * 3, replies)]
+    assert len(set(expected)) == 3
+    assert [reward(ASKED, reply) for reply in replies] == pytest.approx(expected, abs=1e-5)
+    assert reward.score([reward.encode(ASKED, reply) for reply in replies]) == pytest.approx(expected, abs=1e-5)
+    assert load_judge(f"reward:{folder}", device="cpu").name == "guides"
+
+
+def test_guides_without_strength_reward_nothing_and_are_refused(tmp_path):
+    model, folder, _ = write_guides(tmp_path, {"iav": LinearConfig()})
+    model.config.alpha = {"iav": 0.0}
+    model.save_pretrained(folder)
+    with pytest.raises(DualHeadError, match="have strength 0"):
+        load_reward(str(folder))
 
 
 def test_of_several_reward_models_none_is_chosen_in_silence(tmp_path):

@@ -16,6 +16,7 @@ from rich.text import Text
 from dual_head.cli.loading import DeviceOptions, load_guided
 from dual_head.cli.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.console.terminal import Terminal, printable
+from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
 from dual_head.files.places import exclusive, require_unread
 from dual_head.options import option
@@ -41,6 +42,13 @@ class GenerateOptions(PromptOptions, DeviceOptions):
     top_k: int | None = option(None, "sample among this many tokens", least=1)
     num_beams: int | None = option(None, "beam search", least=1)
     seed: int | None = option(None, "make sampling repeatable", least=0)
+    best_of: int = option(1, "sample so many replies to each prompt, and keep the best", least=1)
+    best_by: str | None = option(
+        None,
+        "what chooses: a folder of guides or of a reward model, or module:function of prompt and reply; default: these "
+        "guides at the strengths of their config",
+        metavar="REWARD",
+    )
     batch_size: int = option(16, "prompts at a time", least=1)
     trace: bool = option(False, "colour tokens by the gate and list what guidance changed", heading="output")
     output: str | None = option(None, "append JSONL here instead of printing", metavar="FILE")
@@ -55,6 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     (args,) = build_parser().read(arguments)
     prompts = read_prompts(args, stdin=True)
     alpha = parse_alpha(args.alpha)
+    _require_choice(args)
     if not args.output:
         return _generate(args, prompts, alpha)
     require_unread(Path(args.output), [args.prompts])
@@ -73,14 +82,16 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
     console = Terminal(soft_wrap=True)
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if streams := len(prompts) == 1 and not (args.trace or args.output or args.no_stream or (args.num_beams or 1) > 1):
+    whole = args.trace or args.output or args.no_stream or (args.num_beams or 1) > 1 or args.best_of > 1
+    if streams := len(prompts) == 1 and not whole:
         options["streamer"] = _streamer(tokenizer)
     empty = 0
-    replies = _replies(args, model, tokenizer, conversations(prompts, args, tokenizer), alpha, options)
-    for prompt, (text, trace) in zip(prompts, replies, strict=True):
+    messages = conversations(prompts, args, tokenizer)
+    replies = (_best if args.best_of > 1 else _replies)(args, model, tokenizer, messages, alpha, options)
+    for prompt, (text, trace, facts) in zip(prompts, replies, strict=True):
         empty += not text.strip()
         if args.output:
-            row = {"prompt": prompt, "alpha": args.alpha, "output": text}
+            row = {"prompt": prompt, "alpha": args.alpha, "output": text, **facts}
             tokens = {"trace": [asdict(token) for token in trace]} if trace else {}
             line = json.dumps(row | tokens, ensure_ascii=False)
             add_lines(Path(args.output), [line], remedy="Choose another --output.")
@@ -91,9 +102,47 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
             console.print(show_trace(trace, tokenizer))
         elif not streams:
             print(printable(text))  # rich would turn tabs into spaces
+        if facts:
+            console.print(", ".join(f"{name} {value:.4g}" for name, value in facts.items()), style="dim")
     if empty:
         print(f"{empty} of {len(prompts)} replies are empty: the model ended its turn at once.", file=sys.stderr)
     return 0
+
+
+def _require_choice(args: GenerateOptions) -> None:
+    """Refuse options that best-of-n cannot keep."""
+    if args.best_by and args.best_of == 1:
+        raise DualHeadError("--best_by chooses among several replies. Say how many with --best_of.")
+    beside = {"--trace": args.trace, "--num_beams": args.num_beams, "--temperature 0": args.temperature == 0}
+    for name, given in beside.items():
+        if args.best_of > 1 and given:
+            raise DualHeadError(f"--best_of samples several replies, which {name} does not. Leave one out.")
+
+
+def _best(
+    args: GenerateOptions,
+    model: Any,
+    tokenizer: Any,
+    messages: "Sequence[Prompt]",
+    alpha: "Alpha",
+    options: dict[str, Any],
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The best of several samples for each prompt by a reward, with what it scored."""
+    from dual_head.evaluate.rewards import GuideReward, load_reward, score_all
+    from dual_head.replies.sample import generate_replies, reply_text
+
+    own = None if args.best_by else GuideReward(args.guides, model, tokenizer)
+    name, reward = ("guides", own) if own else load_reward(args.best_by or "", device=model.device)
+    sampling = {"temperature": 1.0, **options, "do_sample": True, "alpha": alpha}
+    for message in messages:
+        texts: list[str] = []
+        while len(texts) < args.best_of:
+            copies = [message] * min(args.batch_size, args.best_of - len(texts))
+            _, _, new = generate_replies(model, tokenizer, copies, **sampling)
+            texts += [reply_text(ids, tokenizer) for ids in new.tolist()]
+        numbers = score_all(name, reward, [(message, text) for text in texts], batch_size=args.batch_size)
+        number, text = max(zip(numbers, texts, strict=True), key=lambda one: one[0])
+        yield text, None, {"best_of": args.best_of, f"reward:{name}": number}
 
 
 def _replies(
@@ -103,8 +152,8 @@ def _replies(
     messages: "Sequence[Prompt]",
     alpha: "Alpha",
     options: dict[str, Any],
-) -> Iterator[tuple[str, Any]]:
-    """Reply and trace (None without --trace) of each prompt, in order, each as soon as it is there."""
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Reply, trace (None without --trace) and facts of each prompt, in order, each as soon as it is there."""
     from dual_head.serve.offline import generate_in_order, is_faster
 
     # Without the chat template, which `conversations` has decided on.
@@ -112,12 +161,13 @@ def _replies(
     if not args.trace and is_faster(model, len(messages), **options):
         request |= {"max_new_tokens": args.max_new_tokens, "settings": EngineSettings(max_rows=args.batch_size)}
         for piece in generate_in_order(model, messages, **request):
-            yield tokenizer.decode([token.id for token in piece.tokens], skip_special_tokens=True), None
+            yield tokenizer.decode([token.id for token in piece.tokens], skip_special_tokens=True), None, {}
         return
     for start in range(0, len(messages), args.batch_size):
         batch = messages[start : start + args.batch_size]
         result: Any = model.generate(batch, return_trace=args.trace, **request, **options)
-        yield from zip(*result, strict=True) if args.trace else ((text, None) for text in result)
+        pairs = zip(*result, strict=True) if args.trace else ((text, None) for text in result)
+        yield from ((text, trace, {}) for text, trace in pairs)
 
 
 def _streamer(tokenizer: Any) -> Any:

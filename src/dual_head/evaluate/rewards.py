@@ -1,4 +1,4 @@
-"""Rewards of finished replies: a Python function, or a reward model from a folder.
+"""Rewards of finished replies: a Python function, a reward model from a folder, or guides as one.
 
 A reward is any (prompt, reply) -> number.
 """
@@ -6,8 +6,10 @@ A reward is any (prompt, reply) -> number.
 import importlib
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -15,33 +17,34 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from dual_head.backbone.load import load_config
+from dual_head.backbone.load import context_length, load_config
 from dual_head.config import AlignedConfig
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
 from dual_head.files.places import require_unaltered
 from dual_head.files.reading import reading
-from dual_head.guides.reward_model import RewardModel
+from dual_head.guides.reward_model import RewardModel as TunedRewardModel
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.generate import Prompt
+from dual_head.model.rewards import score_rows
 
 Reward = Callable[[Prompt, str], float]  # (prompt, reply), a `Cut` where it has no end, to a finite number
 
 FORMS = (
-    "A reward is module:function, called with prompt and reply, or the folder of a reward model: what "
-    "'dual-head train reward' wrote, or a sequence classifier with one label."
+    "A reward is module:function, called with prompt and reply, or a folder: of guides, of what 'dual-head train "
+    "reward' wrote, or of a sequence classifier with one label."
 )
 
 
 def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, Reward]:
-    """Find a reward by "module:function" or by the folder of a classifier: its name, and what computes it.
+    """Find a reward by "module:function" or by a folder: its name, and what computes it.
 
     Named after the function or the folder. Errors: neither of them, what cannot be imported or called, a
     classifier that has not one label or no trained score.
     """
     if Path(spec).is_dir():
-        return Path(spec).resolve().name, Classifier(spec, device=device)
+        return Path(spec).resolve().name, load_reward_model(spec, device=device)
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
         raise DualHeadError(f"'{spec}' is not a reward. {FORMS}")
@@ -67,24 +70,42 @@ def require_reward(spec: str) -> None:
     with _loading(spec):
         config: Any = load_config(spec)
     if isinstance(config, AlignedConfig):
-        _reward_guide(spec, config)
+        _reward_guides(spec, config)
     elif config.num_labels != 1:
         raise _no_reward_model(spec, config.num_labels)
 
 
-def _reward_guide(folder: str, config: AlignedConfig) -> str:
-    """The name of the reward model among guides. Errors: none, or several."""
+def load_reward_model(folder: str, *, device: torch.device | str = "cpu") -> "RewardModel":
+    """Load what scores replies from a folder. Errors: as of `load_reward`."""
+    with _loading(folder):
+        require_unaltered(Path(folder))
+        config = load_config(folder)
+        if isinstance(config, AlignedConfig) and not _reward_guides(folder, config):
+            model: Any = AlignedModel.from_pretrained(folder).eval()
+            model.to(device)
+            return GuideReward(folder, model, model.own_tokenizer())
+    return Classifier(folder, device=device)
+
+
+def _reward_guides(folder: str, config: AlignedConfig) -> list[str]:
+    """The name of the reward model among guides, where there is one. Errors: several."""
     guides = config.guides or {}
     names = [name for name, entry in guides.items() if entry["kind"] == "reward_model"]
-    if len(names) != 1:
-        count = "Several of the guides are reward models" if names else "No guide is a reward model"
-        raise DualHeadError(f"{count} in '{folder}' ({', '.join(guides)}). {FORMS}")
-    return names[0]
+    if len(names) > 1:
+        raise DualHeadError(f"Several of the guides are reward models in '{folder}' ({', '.join(guides)}). {FORMS}")
+    return names
 
 
 def score(rewards: Mapping[str, Reward], prompt: Prompt, reply: str) -> dict[str, float]:
     """Compute every reward of one reply: {name: number}. Errors: one that fails, or gives no finite number."""
     return {name: _number(name, reward, prompt, reply) for name, reward in rewards.items()}
+
+
+def score_all(name: str, reward: Reward, pairs: Sequence[tuple[Prompt, str]], *, batch_size: int = 16) -> list[float]:
+    """Compute one reward of many replies, a reward model's in batches. Errors: as of `score`."""
+    if isinstance(reward, RewardModel):
+        return reward.score_all(pairs, batch_size=batch_size)
+    return [_number(name, reward, prompt, reply) for prompt, reply in pairs]
 
 
 def _number(name: str, reward: Reward, prompt: Prompt, reply: str) -> float:
@@ -131,8 +152,8 @@ def _load(folder: str) -> PreTrainedModel:
         require_unaltered(Path(folder))
         config = load_config(folder)
         if isinstance(config, AlignedConfig):
-            guide = AlignedModel.from_pretrained(folder).guide(_reward_guide(folder, config))
-            assert isinstance(guide, RewardModel)
+            guide = AlignedModel.from_pretrained(folder).guide(_reward_guides(folder, config)[0])
+            assert isinstance(guide, TunedRewardModel)
             return guide.tuned
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     model, info = loaded
@@ -141,55 +162,104 @@ def _load(folder: str) -> PreTrainedModel:
     return model
 
 
-class Classifier:
-    """Score of a prompt and its reply under a reward model, which reads the ids that it was trained on.
+@dataclass(frozen=True)
+class ReplyIds:
+    """Token ids of a prompt and of its reply, as training writes them."""
 
-    folder: what `dual-head train reward` wrote, or a sequence classifier with one label, and its tokenizer. context:
-    how many tokens it reads, infinite where nothing says so.
+    prompt: list[int]
+    reply: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.reply)
+
+
+class RewardModel(ABC):
+    """Scores a prompt and its reply by the ids that it was trained on.
+
+    context: how many tokens it reads, infinite where nothing says so.
     """
 
-    def __init__(self, folder: str, *, device: torch.device | str = "cpu"):
-        model: Any = _load(folder)
-        with _loading(folder):
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.folder, self.tokenizer = folder, tokenizer
-        self.model: Any = model.requires_grad_(False).eval().to(device)
-        # Either may be missing; a tokenizer says a huge number then.
-        self.context = min(getattr(model.config, "max_position_embeddings", math.inf), tokenizer.model_max_length)
+    def __init__(self, folder: str, model: Any, tokenizer: Any, context: float):
+        self.folder, self.model, self.tokenizer, self.context = folder, model, tokenizer, context
 
     def __call__(self, prompt: Prompt, reply: str) -> float:
         """Score one reply. Errors: more tokens than the model reads."""
-        ids = self.encode(prompt, reply)
-        if len(ids) > self.context:
+        return self.score_all([(prompt, reply)])[0]
+
+    def score_all(self, pairs: Sequence[tuple[Prompt, str]], *, batch_size: int = 16) -> list[float]:
+        """Score replies, a batch in one forward. Errors: as of one."""
+        rows = [self.encode(prompt, reply) for prompt, reply in pairs]
+        if (longest := max(map(len, rows))) > self.context:
             raise DualHeadError(
-                f"A prompt and its reply have {len(ids)} tokens, and the reward model in '{self.folder}' reads "
+                f"A prompt and its reply have {longest} tokens, and the reward model in '{self.folder}' reads "
                 f"{self.context}. Shorten the prompt, or generate less (--max_new_tokens)."
             )
-        return self.score([ids])[0]
+        parts = (self.score(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+        return [value for part in parts for value in part]
 
-    def encode(self, prompt: Prompt, reply: str) -> list[int]:
-        """Token ids of a prompt and its reply, as training writes them. Errors: the chat template refuses them."""
+    def encode(self, prompt: Prompt, reply: str) -> ReplyIds:
+        """Token ids of a prompt and its reply. Errors: the chat template refuses them."""
         (conversation,) = write([(prompt, (reply,))], self.tokenizer)
         if isinstance(conversation, Dropped):
             raise DualHeadError(
                 f"The reward model in '{self.folder}' cannot read a prompt: {conversation}. Leave it out, or change "
                 "the messages."
             )
-        return conversation.prompt + conversation.replies[0]
+        return ReplyIds(conversation.prompt, conversation.replies[0])
+
+    @abstractmethod
+    def score(self, rows: Sequence[ReplyIds]) -> list[float]:
+        """Score rows in one forward; each gets the score it would get alone."""
+
+
+class GuideReward(RewardModel):
+    """The reward that guides stand for: log pi - log pi_base of a reply in nats, at the strengths of their config.
+
+    folder: of guides. Source: `dual_head.model.rewards`.
+    """
+
+    def __init__(self, folder: str, model: AlignedModel, tokenizer: Any):
+        if not any((model.config.alpha or {}).values()):
+            raise DualHeadError(
+                f"The guides in '{folder}' have strength 0, so every reply has the reward 0. Compose them with an "
+                "alpha (dual-head compose ... --alpha NAME=1)."
+            )
+        super().__init__(folder, model, tokenizer, context_length(model.backbone.config) or math.inf)
+
+    def score(self, rows: Sequence[ReplyIds]) -> list[float]:
+        """See `RewardModel.score`."""
+        pairs = [(row.prompt, row.reply) for row in rows]
+        return [score.reward for score in score_rows(self.model, pairs, batch_size=len(pairs))]
+
+
+class Classifier(RewardModel):
+    """Score of a prompt and its reply under a sequence classifier with one label.
+
+    folder: what `dual-head train reward` wrote, or such a classifier, and its tokenizer.
+    """
+
+    def __init__(self, folder: str, *, device: torch.device | str = "cpu"):
+        model: Any = _load(folder)
+        with _loading(folder):
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        # Either limit may be missing; a tokenizer says a huge number then.
+        context = min(getattr(model.config, "max_position_embeddings", math.inf), tokenizer.model_max_length)
+        super().__init__(folder, model.requires_grad_(False).eval().to(device), tokenizer, context)
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """Score rows of token ids in one forward; each gets the score it would get alone.
+    def score(self, rows: Sequence[ReplyIds]) -> list[float]:
+        """See `RewardModel.score`.
 
         Padded on the right whatever the tokenizer says: causal attention never sees it there, and no position moves.
         """
         config = self.model.config.get_text_config()
         pad_token_id = config.pad_token_id
+        ids_of = [row.prompt + row.reply for row in rows]
         # The score is read at the last token that is no pad. A model without a pad gets one that no row holds.
-        fill = next(i for i in count() if not any(i in row for row in rows)) if pad_token_id is None else pad_token_id
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        fill = next(i for i in count() if not any(i in row for row in ids_of)) if pad_token_id is None else pad_token_id
+        longest = max(map(len, ids_of))
+        ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in ids_of])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids_of])
         device = self.model.device
         config.pad_token_id = fill
         try:

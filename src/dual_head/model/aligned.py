@@ -47,6 +47,7 @@ from dual_head.model.generate import NOT_PAGED, generate_ids, generate_text
 from dual_head.model.guide_set import GuideSet, require_guide_name
 from dual_head.model.inner_calls import at_request, require_no_own_drafts, without_request
 from dual_head.model.policy import ActiveGuide, distributions
+from dual_head.model.rewards import ReplyScore, score_replies
 from dual_head.model.switch import move_guides
 from dual_head.model.transfer import Transfer
 from dual_head.model.vocabulary import Comparison
@@ -408,6 +409,28 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         """
         # Serving stands above models, and is loaded where it is asked for.
         return importlib.import_module("dual_head.serve.offline").generate_batch(self, inputs, **options)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        replies: Sequence[str],
+        *,
+        alpha: Alpha = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template: bool = True,
+        batch_size: int = 16,
+    ) -> list[ReplyScore]:
+        """Score one reply to each prompt by the guides as a reward model, token by token, see `rewards`.
+
+        r(x, y) = sum_t log pi(y_t) - log pi_base(y_t)                                    nats; 0 at alpha = 0
+
+        alpha: as `generate` takes it, one for all replies; tokenizer, chat_template: as `generate`. A reply that is a
+        `Cut` has no end of its turn to score. Errors: an empty reply without tokens, or one longer than the context.
+        """
+        tokenizer = tokenizer or self.own_tokenizer()
+        self.require_same_tokenizer(tokenizer)
+        options = {"alpha": alpha, "chat_template": chat_template, "batch_size": batch_size}
+        return score_replies(self, prompts, replies, tokenizer=tokenizer, **options)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse transformers' own manager, whose rows have no strengths."""

@@ -53,20 +53,29 @@ def encode_replies(
     return Replies(encoded, alphas, replied)
 
 
+class TokenScalars(NamedTuple):
+    """Named scalars of n reply tokens: row [n] of each, labels [n] as ids, scalars and gates {name: [n]}."""
+
+    row: Tensor
+    labels: Tensor
+    scalars: dict[str, Tensor]
+    gates: dict[str, Tensor]
+
+
 @torch.no_grad()
-def reply_scalars(
+def token_scalars(
     model: Aligned,
     sequences: Tensor,
     prompt_mask: Tensor,
     *,
     alpha: Alpha,
     lengths: Tensor,
-    needs: Collection[str] = ("kl",),
-) -> dict[str, Tensor]:
-    """Sum the named scalars of `ops.scalars` over each reply: {name: [R]}.
+    needs: Collection[str],
+) -> TokenScalars:
+    """Compute the named scalars of `ops.scalars` at every token of each reply, and the gate of every acting guide.
 
-    sequences, prompt_mask, lengths: as `encode_replies` takes them; alpha: as `generate` takes it. Rows in which no
-    guide acts are 0 away from the backbone.
+    sequences, prompt_mask, lengths: as `encode_replies` takes them; alpha: as `generate` takes it. "reward_logps" is
+    left out unless exactly one guide acts: it is of that guide by itself.
     """
     strengths, values = model.resolve_alpha(alpha, len(sequences), origin=prompt_mask.shape[1])
     encoded, alphas, replied = encode_replies(model, sequences, prompt_mask, lengths, strengths, values)
@@ -82,5 +91,23 @@ def reply_scalars(
     def combine(at_tokens: Products, names: frozenset[str]) -> dict[str, Tensor]:
         return policy.combine(acting_guides, at_tokens, names, fusion=fusion, upcast=True)
 
-    scalars = reduce_tokens(tokens, Head(products, combine), needs)
-    return {name: x.new_zeros(len(sequences)).index_add(0, tokens.row, x) for name, x in scalars.items()}
+    names = set(needs) - (set() if len(acting_guides) == 1 else {"reward_logps"})
+    gates = {
+        name: torch.as_tensor(guides[name].gate(states)).expand(len(tokens.labels))
+        for name, states in tokens.states[0].items()
+    }
+    return TokenScalars(tokens.row, tokens.labels, reduce_tokens(tokens, Head(products, combine), names), gates)
+
+
+def reply_scalars(
+    model: Aligned,
+    sequences: Tensor,
+    prompt_mask: Tensor,
+    *,
+    alpha: Alpha,
+    lengths: Tensor,
+    needs: Collection[str] = ("kl",),
+) -> dict[str, Tensor]:
+    """Sum what `token_scalars` gives over each reply: {name: [R]}. Rows in which no guide acts are 0 away."""
+    at = token_scalars(model, sequences, prompt_mask, alpha=alpha, lengths=lengths, needs=needs)
+    return {name: x.new_zeros(len(sequences)).index_add(0, at.row, x) for name, x in at.scalars.items()}

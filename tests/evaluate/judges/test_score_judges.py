@@ -147,7 +147,7 @@ def test_a_batch_gives_each_reply_the_score_that_it_has_alone(reward_model, side
     alone = [reward("ask0 ask1", f" {reply}") for reply in REPLIES]
     assert len({round(score, 4) for score in alone}) > 5
     judge = load_judge(f"reward:{reward_model}", batch_size=4, device="cpu")
-    judge._classifier.tokenizer.padding_side = side
+    judge._model.tokenizer.padding_side = side
     found = [verdict.value for verdict in graded(judge, *(f" {reply}" for reply in REPLIES))]
     assert found == pytest.approx(alone, abs=1e-5)
     assert (judge.name, judge.symmetric) == ("reward", True)
@@ -168,7 +168,7 @@ def test_a_model_without_a_padding_token_is_batched_too(reward_model, tmp_path):
     replies = (" good1 <pad>", " <pad>", " good1 good2 good3")
     found = [verdict.value for verdict in graded(judge, *replies, question=Question("q", "ask0"))]
     assert found == pytest.approx(alone, abs=1e-5)
-    assert judge._classifier.model.config.pad_token_id is None  # as it was
+    assert judge._model.model.config.pad_token_id is None  # as it was
 
 
 def test_an_encoder_is_a_reward_model_as_well(tmp_path):
@@ -186,7 +186,7 @@ def test_an_encoder_is_a_reward_model_as_well(tmp_path):
 
 def test_what_is_too_long_for_the_reward_model_is_a_flaw(reward_model, monkeypatch):
     judge = load_judge(f"reward:{reward_model}", device="cpu")
-    monkeypatch.setattr(judge._classifier, "context", 8)
+    monkeypatch.setattr(judge._model, "context", 8)
     short, long = compared(judge, (" good1", " good2"), (" good1", " good2" * 20))
     assert short.value in (0, 1)
     assert (long.value, long.flaw) == (None, "second: too long: 24 tokens, the model reads 8")
@@ -194,7 +194,7 @@ def test_what_is_too_long_for_the_reward_model_is_a_flaw(reward_model, monkeypat
 
 def test_scores_that_are_not_finite_are_a_flaw(reward_model, monkeypatch):
     judge = load_judge(f"reward:{reward_model}", device="cpu")
-    monkeypatch.setattr(judge._classifier, "score", lambda rows: [float("nan")] * len(rows))
+    monkeypatch.setattr(judge._model, "score", lambda rows: [float("nan")] * len(rows))
     (verdict,) = compared(judge, (" good1", " good2"))
     assert (verdict.value, verdict.flaw) == (None, "first: the score is nan")
 

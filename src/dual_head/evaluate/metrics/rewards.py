@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dual_head.data import Prompt
 from dual_head.evaluate.metrics.base import Absent, Metric, Tools, Values
 from dual_head.evaluate.metrics.continuations import last_prompt
-from dual_head.evaluate.rewards import Classifier, Reward, called
+from dual_head.evaluate.rewards import Reward, RewardModel, called
 from dual_head.evaluate.types import Answer, Question
 
 
@@ -18,7 +18,7 @@ def _rewards(questions: Sequence[Question], answers: Sequence[Answer], tools: To
 
 def _rewarded(name: str, reward: Reward, pairs: Sequence[tuple[Prompt, str]], tools: Tools) -> Values:
     """Rewards of replies, None where one is no number or the reply is longer than a reward model reads."""
-    if not isinstance(reward, Classifier):
+    if not isinstance(reward, RewardModel):
         return [called(name, reward, prompt, reply)[0] for prompt, reply in pairs]
     rows = [reward.encode(prompt, reply) for prompt, reply in pairs]
     values: Values = [None] * len(rows)
