@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dual_head.errors import DualHeadError
 from dual_head.losses.preference import Preference
 from dual_head.ops.token_scores import Scored
 
@@ -94,3 +95,53 @@ def test_a_hopeless_margin_has_a_finite_loss_and_gradient():
     loss.sum().backward()
     assert loss.tolist() == pytest.approx([1e5 - 1])
     assert logps.grad.tolist() == pytest.approx([-1, 1])
+
+
+# Margins of the pairs with a reference, through the policy: (-4 + 2) - (-1 + 6) and (-1 + 9) - (-2 + 2).
+MARGINS = (-7.0, 8.0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_a_share_of_pairs_may_be_the_wrong_way_round(smoothing):
+    scored = {
+        form: Preference(through="policy", beta=0.5, reference_free=False, form=form, label_smoothing=smoothing)(SCORED)
+        for form in ("sigmoid", "robust")
+    }
+    for i, margin in enumerate(0.5 * m for m in MARGINS):
+        right, wrong = softplus(-margin), softplus(margin)
+        smooth = (1 - smoothing) * right + smoothing * wrong
+        robust = ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
+        assert scored["sigmoid"].loss[i].item() == pytest.approx(smooth)
+        assert scored["robust"].loss[i].item() == pytest.approx(robust)
+
+
+def test_a_hinge_is_flat_once_the_margin_is_one():
+    terms = Preference(through="policy", beta=0.5, reference_free=False, form="hinge")(SCORED)
+    assert terms.loss.tolist() == pytest.approx([1 + 3.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("reference_free", "deltas"),
+    [
+        # Two tokens chosen against one rejected; one against two.
+        (True, [-4 / 2 - -1 / 1, -1 / 1 - -2 / 2]),
+        (False, [(-4 + 2) / 2 - (-1 + 6) / 1, (-1 + 9) / 1 - (-2 + 2) / 2]),
+    ],
+)
+def test_ipo_draws_the_difference_of_averages_to_a_half_over_beta(reference_free, deltas):
+    terms = Preference(through="policy", beta=0.5, reference_free=reference_free, form="ipo")(SCORED)
+    assert terms.loss.tolist() == pytest.approx([(delta - 1 / (2 * 0.5)) ** 2 for delta in deltas])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"form": "log"}, "form must be one of sigmoid, robust, hinge, ipo"),
+        ({"label_smoothing": 0.5}, "below 0.5"),
+        ({"label_smoothing": -0.1}, "below 0.5"),
+        ({"form": "ipo", "label_smoothing": 0.1}, "'ipo' has no label_smoothing"),
+    ],
+)
+def test_forms_that_do_not_exist_are_refused(options, said):
+    with pytest.raises(DualHeadError, match=said):
+        Preference(**options)

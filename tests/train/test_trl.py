@@ -15,9 +15,12 @@ from safetensors.torch import load_file
 from transformers import LlamaForSequenceClassification, TrainingArguments
 
 from dual_head.errors import DualHeadError
+from dual_head.losses.preference import Preference
 from dual_head.methods import method
+from dual_head.ops.token_scores import Scored
 from dual_head.train.trl import preference_trainer
 
+SIDES = ("chosen", "rejected")
 KINDS = ("dpo", "simpo", "reward")
 OPTIONS = {"dpo": {"beta": 0.7}, "simpo": {"beta": 2.5, "gamma_ratio": 0.3}, "reward": {}}
 ACCURACY = {"dpo": "rewards/accuracies", "simpo": "rewards/accuracies", "reward": "accuracy"}
@@ -309,3 +312,30 @@ def test_mistakes_are_named(tmp_path):
     refused("never sees EOS", kind="reward", lm=model_of("reward"), tokenizer=padded_with_eos)
     refused("adapter named 'default'", lm=adapted(tiny_lm("llama"), "dpo", name="mine"))
     refused("is frozen", lm=tiny_lm("llama").requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("form", "smoothing"), [("sigmoid", 0.0), ("robust", 0.1), ("robust", 0.3), ("hinge", 0.0), ("ipo", 0.0)]
+)
+def test_forms_of_our_preference_loss_have_the_values_of_trls(form, smoothing, tmp_path):
+    lm = model_of("dpo")
+    reference = tiny_lm("llama", seed=5)
+    trainer = trainer_of("dpo", lm, tmp_path, reference=reference)
+    trainer.loss_types, trainer.label_smoothing = [form], smoothing
+    with torch.no_grad():
+        theirs = trainer.compute_loss(trainer.model, next(iter(trainer.get_eval_dataloader())))
+    objective = Preference(through="policy", beta=0.7, reference_free=False, form=form, label_smoothing=smoothing)
+    assert objective(scored(lm, reference)).loss.mean().item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+@torch.no_grad()
+def scored(lm, reference):
+    """Log-probabilities of every reply token of `ROWS` under a model and its reference, without padding."""
+    values, row = {"policy_logps": [], "base_logps": []}, []
+    for i, (prompt, reply) in enumerate((r["prompt_ids"], r[f"{side}_ids"]) for r in ROWS for side in SIDES):
+        ids = torch.tensor([prompt + reply])
+        for name, model in (("policy_logps", lm), ("base_logps", reference)):
+            logps = model.eval()(input_ids=ids).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
+            values[name].append(logps.gather(1, torch.tensor(reply)[:, None])[:, 0])
+        row += [i] * len(reply)
+    return Scored({name: torch.cat(parts) for name, parts in values.items()}, torch.tensor(row), len(ROWS))
