@@ -12,7 +12,7 @@ from dual_head.data.tokenize import TokenizeOptions, tokenize_pairs
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Answer, Question
 from dual_head.evaluate.metrics.continuations import continuation_ids, reply_rows
-from dual_head.evaluate.rewards import Classifier
+from dual_head.evaluate.rewards import Classifier, ReplyIds
 from dual_head.model.generate import encode_prompts
 
 CHATML = (
@@ -80,7 +80,7 @@ def test_training_generation_judges_and_likelihoods_read_the_same_ids(prompt, to
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert Classifier(str(tmp_path)).encode(prompt, reply) == trained[0] + trained[1]
+    assert Classifier(str(tmp_path)).encode(prompt, reply) == ReplyIds(*trained)
 
     question = Question(id="q", prompt=prompt)
     answers = [Answer(question="q", replies=(reply,), finished=(end,)) for end in (True, False)]

@@ -83,8 +83,10 @@ def _rows(
     pairs: Mapping[str, Pair], tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, drops: RowReport
 ) -> Iterator[tuple[Ids, Ids, Ids]]:
     """Yield prompt, chosen and rejected ids of a batch of pairs, each named by its location."""
-    end = str if options.append_eos else Cut
-    exchanges = [(pair.prompt, (end(pair.chosen), end(pair.rejected))) for pair in pairs.values()]
+    replies = [(pair.chosen, pair.rejected) for pair in pairs.values()]  # some of which may be `Cut`
+    if not options.append_eos:
+        replies = [(Cut(chosen), Cut(rejected)) for chosen, rejected in replies]
+    exchanges = list(zip((pair.prompt for pair in pairs.values()), replies, strict=True))
     for where, (prompt, _), written in zip(pairs, exchanges, write(exchanges, tokenizer), strict=True):
         try:
             if isinstance(written, Dropped):

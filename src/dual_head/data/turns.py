@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dual_head.data import Dropped, Message
+from dual_head.data import Cut, Dropped, Message
 
 __all__ = [
     "begins_transcript",
@@ -33,7 +33,7 @@ SYSTEMS = ("system", "system_prompt", "system_message")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant"}
 _ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot"), "assistant")
 _CALLS = ("tool_calls", "function_call")  # what an assistant did instead of speaking
-_READ = {"role", "content", "from", "value"}  # of a message
+_READ = {"role", "content", "from", "value", "finish_reason"}  # of a message
 _BESIDE = ("tools", "functions", "history", "context", "documents", *SYSTEMS, *QUESTIONS[1:])  # columns of a prompt
 
 # A blank line alone separates paragraphs, not turns. A prompt may end in a bare "Assistant:".
@@ -82,7 +82,10 @@ def _message(message: Row) -> Message:
         raise Dropped("malformed row")
     if speaker.strip().lower() not in _ROLES:
         raise Dropped(f"a message by '{speaker[:30]}', not by system, user or assistant")
-    return {"role": _ROLES[speaker.strip().lower()], "content": _content(content)}
+    body = _content(content)
+    # OpenAI's word for a reply that reached the limit of tokens: its turn has no end to learn.
+    body = Cut(body) if message.get("finish_reason") == "length" else body
+    return {"role": _ROLES[speaker.strip().lower()], "content": body}
 
 
 def _content(value: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
-from dual_head.data import Message, Prompt
+from dual_head.data import Cut, Message, Prompt
 
 
 def conversation(question: str) -> tuple[Message, ...]:
@@ -15,12 +15,17 @@ def conversation(question: str) -> tuple[Message, ...]:
 def best_with_worst(prompt: Prompt, replies: Sequence[str], scores: Sequence[float]) -> dict[str, Any] | None:
     """The highest and the lowest scored reply as a row of preferences in TRL's form; None where all score the same.
 
-    Of replies that tie, the first. Errors: not one score to a reply.
+    Of replies that tie, the first. A `Cut` has "finish_reason": "length", as data are read. Errors: not one score to a
+    reply.
     """
     scored = list(zip(scores, replies, strict=True))
     (best, chosen), (worst, rejected) = max(scored, key=itemgetter(0)), min(scored, key=itemgetter(0))
     if best == worst:
         return None
     turns = [dict(turn) for turn in (conversation(prompt) if isinstance(prompt, str) else prompt)]
-    answers = {"chosen": chosen, "rejected": rejected}
-    return {"prompt": turns} | {name: [{"role": "assistant", "content": str(text)}] for name, text in answers.items()}
+    return {"prompt": turns, "chosen": [_answer(chosen)], "rejected": [_answer(rejected)]}
+
+
+def _answer(text: str) -> dict[str, str]:
+    """A reply as a message; one that was cut says so, since its turn has no end."""
+    return {"role": "assistant", "content": str(text)} | ({"finish_reason": "length"} if isinstance(text, Cut) else {})
