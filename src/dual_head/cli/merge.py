@@ -1,14 +1,18 @@
-"""`dual-head merge GUIDES`: fold linear guides into the lm_head of a plain checkpoint."""
+"""`dual-head merge GUIDES`: fold linear guides into the lm_head of a plain checkpoint, or write them as its LoRA.
 
+A LoRA of the lm_head is small and needs the backbone beside it: PEFT loads it, and servers that take such adapters.
+"""
+
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dual_head.cli.loading import LoadingOptions, load_guided
 from dual_head.console.terminal import Terminal
-from dual_head.errors import DualHeadError
+from dual_head.errors import DualHeadError, require
 from dual_head.files.places import MODEL_FILES, atomic_folder, exclusive, require_empty
 from dual_head.options import option
 from dual_head.options.fields import DTYPE_HELP
@@ -32,6 +36,7 @@ class MergeOptions(LoadingOptions):
 
     output_dir: str = option(help="folder for the merged checkpoint")
     alpha: str | None = option(None, "strength: a number, or name=number,...; default: what the guides' config says")
+    lora: bool = option(False, "write a LoRA of the lm_head for PEFT, not a checkpoint; guides of low rank")
     overwrite: bool = option(False, "replace the model in a folder that is not empty")
     # The checkpoint is written in the dtype that was read.
     dtype: str = option("stored", DTYPE_HELP, heading="loading")
@@ -55,7 +60,10 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
 
     from dual_head.backbone.load import context_length
     from dual_head.export.folder import MERGE_FILE, already_merged, write_merged
+    from dual_head.export.lora import LORA, write_lora
 
+    if args.lora:
+        require("peft", "peft")
     require_empty(output, record=MERGE_FILE, overwrite=args.overwrite, reads=(args.guides, args.backbone))
     model, tokenizer = load_guided(args)
     model.require_same_tokenizer(tokenizer)
@@ -64,33 +72,52 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     with torch.no_grad():
         unmerged = model(ids.to(model.device), alpha=alpha).logits.float().cpu()
     options = {"alpha": alpha, "source": args.guides}
+    backbone = args.backbone or model.config.backbone_name_or_path
     loading = {"device_map": args.device_map, "trust_remote_code": args.trust_remote_code}
-    exported = already_merged(model, output, overwrite=args.overwrite, **options)
+    loading |= {"backbone": backbone if args.lora else None}
+    form = LORA if args.lora else None
+    exported = already_merged(model, output, overwrite=args.overwrite, form=form, **options)
     if exported is not None:
         del model  # two models may not fit in memory
         result = check(output, ids, unmerged, **loading)
     else:
         with atomic_folder(output, replaces=MODEL_FILES if args.overwrite else ()) as staging:
-            exported = write_merged(model, tokenizer, staging, **options)
+            exported = (write_lora if args.lora else write_merged)(model, tokenizer, staging, **options)
             del model
             result = check(staging, ids, unmerged, **loading)
     console = Terminal(soft_wrap=True)
     for line in (*_lines(exported, output), result):
         console.print(line)
-    console.print(f'load it  AutoModelForCausalLM.from_pretrained("{output}")')
+    plain = "AutoModelForCausalLM.from_pretrained"
+    loads = f'PeftModel.from_pretrained({plain}("{backbone}"), "{output}")' if args.lora else f'{plain}("{output}")'
+    console.print(f"load it  {loads}")
     return 0
 
 
-def check(folder: Path, ids: "Tensor", unmerged: "Tensor", *, device_map: str | None, trust_remote_code: bool) -> str:
-    """Load a written checkpoint and compare its logits [B, T, V] at `ids`; describe the difference.
+def check(
+    folder: Path,
+    ids: "Tensor",
+    unmerged: "Tensor",
+    *,
+    device_map: str | None,
+    trust_remote_code: bool,
+    backbone: str | None = None,
+) -> str:
+    """Load a written checkpoint, or an adapter of `backbone`, and compare its logits [B, T, V] at `ids`.
 
-    Errors: a difference larger than rounding explains.
+    Says how much they differ. Errors: a difference larger than rounding explains.
     """
     import torch
 
     from dual_head.backbone.load import load_backbone
 
-    lm = load_backbone(str(folder), dtype="stored", device_map=device_map, trust_remote_code=trust_remote_code)
+    place = backbone or str(folder)
+    lm: Any = load_backbone(place, dtype="stored", device_map=device_map, trust_remote_code=trust_remote_code)
+    if backbone:
+        with warnings.catch_warnings():  # of PEFT about transformers, and about a tied lm_head, which stays as it is
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", ".*tie_word_embeddings", UserWarning)
+            lm = require("peft", "peft").PeftModel.from_pretrained(lm, str(folder))
     with torch.no_grad():
         merged = lm(ids.to(lm.device)).logits.float().cpu()
     largest = unmerged.abs().max().item()

@@ -109,24 +109,27 @@ def _linear_map(model: AlignedModel, name: str) -> tuple[Tensor, Tensor | None]:
     return matrix, constant
 
 
-def fold(model: AlignedModel, strengths: Mapping[str, float], head: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Return W' and b' in the lm_head's dtype; with no guide that acts, its own values to the bit."""
-    dtype = head.weight.dtype
-    wide = torch.float64 if head.weight.device.type == "cpu" and dtype.itemsize >= 4 else torch.float32
+def head_change(
+    model: AlignedModel, strengths: Mapping[str, float], head: nn.Linear
+) -> tuple[Tensor | None, Tensor | None]:
+    """W' - W [V, d] and b' - b [V] in fp64 (fp32 off the processor, or for short formats); None for no change.
+
+    Errors: a guide that is not a linear map of h, or one that acts after logits are bent.
+    """
+    wide = torch.float64 if head.weight.device.type == "cpu" and head.weight.dtype.itemsize >= 4 else torch.float32
     base = head.weight.detach().to(wide)
-    weight = base.clone()
-    bias = None if head.bias is None else head.bias.detach().to(wide, copy=True)
     scale = _output_scale(model.backbone, head) if strengths else None
+    changes: list[Tensor | None] = [None, None]
     for name, a in strengths.items():
         matrix, constant = (None if x is None else x.to(wide) for x in _linear_map(model, name))
         assert matrix is not None
-        if constant is not None and bias is None:
+        if constant is not None and head.bias is None:
             raise DualHeadError(
                 f"The guide '{name}' adds a constant (bias), and the lm_head of {type(model.backbone.lm).__name__} has "
                 "no bias to hold it: transformers would not load one. Train with bias=false to merge."
             )
         if model.guide(name).space == "hidden":
-            change, shift = base @ matrix, None if constant is None else base @ constant
+            parts = base @ matrix, None if constant is None else base @ constant
         elif scale is None:
             raise DualHeadError(
                 f"{type(model.backbone.lm).__name__} bends its logits after the lm_head (as a soft cap does), and the "
@@ -134,11 +137,22 @@ def fold(model: AlignedModel, strengths: Mapping[str, float], head: nn.Linear) -
                 "(kind 'hidden'), which merges."
             )
         else:
-            change, shift = matrix / scale, None if constant is None else constant / scale
-        weight.add_(change, alpha=a)
-        if bias is not None and shift is not None:
-            bias.add_(shift, alpha=a)
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            parts = matrix / scale, None if constant is None else constant / scale
+        for i, part in enumerate(parts):
+            if part is not None:
+                changes[i] = a * part if changes[i] is None else changes[i].add_(part, alpha=a)  # type: ignore[union-attr]
+    return changes[0], changes[1]
+
+
+def fold(model: AlignedModel, strengths: Mapping[str, float], head: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Return W' and b' in the lm_head's dtype; with no guide that acts, its own values to the bit."""
+    dtype = head.weight.dtype
+    change, shift = head_change(model, strengths, head)
+    weight, bias = head.weight.detach().clone(), None if head.bias is None else head.bias.detach().clone()
+    if change is not None:
+        weight = change.add_(weight).to(dtype)
+    if bias is not None and shift is not None:
+        bias = shift.add_(bias).to(dtype)
     if not weight.isfinite().all():
         raise DualHeadError(f"The merged lm_head overflows {dtype}. Load with dtype=bfloat16 or float32 to merge.")
     return weight, bias

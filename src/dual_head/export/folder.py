@@ -52,14 +52,14 @@ def export(
 
 
 def already_merged(
-    model: AlignedModel, output: Path, *, alpha: Alpha, source: str | None, overwrite: bool
+    model: AlignedModel, output: Path, *, alpha: Alpha, source: str | None, overwrite: bool, form: str | None = None
 ) -> Exported | None:
     """The same merge, where the folder holds it already; None where it may be written. Errors: it holds other files."""
     parts = folded(model, alpha=alpha)
     reads = (source, model.config.backbone_name_or_path, model.backbone.config._name_or_path)
-    identity = _identity(model, parts)
+    identity = merge_identity(model, parts, form)
     if require_empty(output, record=MERGE_FILE, identity=identity, overwrite=overwrite, reads=reads):
-        return Exported(parts, _untied_bytes(model.backbone.lm), bytes_in(output))
+        return Exported(parts, 0 if form else _untied_bytes(model.backbone.lm), bytes_in(output))
     return None
 
 
@@ -75,21 +75,22 @@ def write_merged(
         generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card(model, parts, source=source), encoding="utf-8")
-    record = {**_identity(model, parts), CHECKSUMS: checksums(weights_in(folder))}
+    record = {**merge_identity(model, parts), CHECKSUMS: checksums(weights_in(folder))}
     (folder / MERGE_FILE).write_text(json.dumps(record, indent=2))
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors makes it private; another user's server reads it too
     return Exported(parts, _untied_bytes(model.backbone.lm), bytes_in(folder))
 
 
-def _identity(model: AlignedModel, parts: Sequence[Folded]) -> dict[str, Any]:
-    """What makes a merge this one: guides, strengths, backbone and dtype."""
+def merge_identity(model: AlignedModel, parts: Sequence[Folded], form: str | None = None) -> dict[str, Any]:
+    """What makes a merge this one: guides, strengths, backbone, dtype, and its form where that is no checkpoint."""
     tensors = {name: sketch(tensor) for name, tensor in model.stored().items() if tensor.is_floating_point()}
     return {
         "backbone": model.backbone.fingerprint().short,
         "guides": [asdict(part) for part in parts],
         "weights": digest([tensors], 16),
         "dtype": str(model.dtype),
+        **({"form": form} if form else {}),
     }
 
 
