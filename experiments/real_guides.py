@@ -23,12 +23,13 @@ from evidence_data import write_text
 from evidence_runs import Run
 from evidence_script import circumstances, parsed, publish
 from evidence_tables import QUALITY, compared, markdown
-from real_replies import BRIEFLY, kind_of, read
+from real_replies import kind_of, read
 from real_world import Questions
 
 from dual_head import AlignedModel
 from dual_head.errors import DualHeadError, require
 from dual_head.replies import RULES
+from dual_head.replies.pairs import BRIEFLY
 
 METHOD = "hidden"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"

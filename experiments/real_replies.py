@@ -28,12 +28,11 @@ from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.replies import RULES, best_with_worst
-from dual_head.replies.pairs import conversation
+from dual_head.replies.pairs import brief, conversation
 from dual_head.replies.sample import sample_replies
 
 LONGEST_PROMPT = 64  # tokens of a training prompt, without the template's own
 PROMPTS = {"helpful": 320, "harmless": 120}
-BRIEFLY = "Answer in one or two sentences."
 COUNT, NEW_TOKENS, TEMPERATURE, TOP_K = 4, 96, 0.9, 50
 KINDS = {"refuses": "harmless"}  # whose prompts an objective learns from; helpful for the others
 DEV_SHARE = 0.25  # of the instructions kept for testing
@@ -42,11 +41,6 @@ DEV_SHARE = 0.25  # of the instructions kept for testing
 def kind_of(objective: str) -> str:
     """Whose prompts an objective is trained and measured on."""
     return KINDS.get(objective, "helpful")
-
-
-def brief(text: str) -> str:
-    """A prompt that asks for a short answer."""
-    return f"{text.strip()} {BRIEFLY}"
 
 
 def openings(data: Path, kind: str, part: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from evidence_work import claimed
 from evidence_worlds import Asked, Rewards, World, require_enough
-from real_replies import NEW_TOKENS, brief, instructions, kind_of, openings
+from real_replies import NEW_TOKENS, instructions, kind_of, openings
 
 from dual_head import method
 from dual_head.data import Cut
@@ -21,7 +21,7 @@ from dual_head.evaluate import Decoding
 from dual_head.model.generate import encode_prompts
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.replies import RULES
-from dual_head.replies.pairs import conversation
+from dual_head.replies.pairs import brief, conversation
 from dual_head.train.feature_cache.run import cache_features
 from dual_head.train.options import CacheOptions
 

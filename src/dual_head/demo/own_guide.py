@@ -16,13 +16,18 @@ from dual_head.model.aligned import AlignedModel
 from dual_head.model.collection import load_collection
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.replies import RULES, best_with_worst
-from dual_head.replies.pairs import conversation
+from dual_head.replies.pairs import brief, conversation
 from dual_head.replies.sample import sample_replies
 from dual_head.train.arguments import GuideTrainingArguments
 from dual_head.train.run import RunOptions, train_guide
 
 REPLIES, TEMPERATURE, TOP_K = 4, 0.9, 50
-EPOCHS, BATCH, LEARNING_RATE = 3.0, 8, 1e-3  # at 3e-3 a guide of so few pairs breaks replies at strength 1
+EPOCHS, BATCH, LEARNING_RATE = 3.0, 8, 3e-3
+OPTIONS = {
+    "beta": 0.1,
+    "rank": 64,
+    "lambda_kl": 1.0,
+}  # nearer the backbone than the default, which unlearns to end replies
 LEAST_PAIRS = 4
 QUESTIONS_FILE = Path(__file__).with_name("questions.txt")
 
@@ -61,7 +66,7 @@ def write_pairs(
     console, file = Terminal(), output / "pairs.jsonl"
     tokenizer = load_tokenizer(chat.place)
     model = AlignedModel.from_backbone(chat.place, {}, tokenizer=tokenizer)
-    prompts: list[Prompt] = [conversation(question) for question in questions]
+    prompts: list[Prompt] = [conversation(brief(question)) for question in questions]
     console.print(f"Sampling {REPLIES} replies of {chat.place} to {len(prompts)} questions ...")
     sampling = {"count": REPLIES, "temperature": TEMPERATURE, "top_k": TOP_K, "max_new_tokens": max_new_tokens}
     rows, scores = [], []
@@ -86,7 +91,7 @@ def write_pairs(
 
 def _train(chat: ChatModel, pairs: Path, folder: Path, seed: int) -> None:
     train_guide(
-        method("hidden").with_options({"beta": 0.1, "rank": 64}),
+        method("hidden").with_options(OPTIONS),
         RunOptions(model_name_or_path=chat.place, dataset_name=str(pairs), held_out=0.1, restart=True),
         GuideTrainingArguments(
             output_dir=str(folder),

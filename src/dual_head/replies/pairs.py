@@ -6,6 +6,13 @@ from typing import Any
 
 from dual_head.data import Cut, Message, Prompt
 
+BRIEFLY = "Answer in one or two sentences."
+
+
+def brief(question: str) -> str:
+    """A question that asks for a short answer: most sampled replies then end, and an end can be learnt."""
+    return f"{question.strip()} {BRIEFLY}"
+
 
 def conversation(question: str) -> tuple[Message, ...]:
     """One question of a user."""
