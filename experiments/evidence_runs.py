@@ -46,7 +46,7 @@ SETTINGS: Mapping[str, Mapping[str, tuple[dict[str, Any], float]]] = {
         "dual_head": ({"preference_on": "policy", "beta_r": 0.1, "kl.weight": 1.0}, 1e-3),
         "iav": ({"beta": 0.1, "lambda_kl": 1.0}, 1e-3),
         "mav": ({"beta": 0.1}, 1e-3),
-        "hidden": ({"beta": 0.1, "lambda_kl": 1.0, "rank": 64}, 3e-3),
+        "hidden": ({"beta": 0.1, "lambda_kl": 1.0, "rank": 64}, 1e-3),
         "genarm": ({"beta": 0.1}, 1e-3),
         "reward": ({}, 1e-3),
         "dpo": ({"beta": 0.1}, 1e-3),

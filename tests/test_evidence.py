@@ -295,7 +295,7 @@ def test_the_evidence_of_the_demonstration_is_made_once_and_written_into_a_page(
     assert first.count("== ") > 20
     tables = (out / "tables.md").read_text()
     named = re.findall(r"<!-- evidence:([\w-]+) -->", tables)
-    expected = ("search", "main", "wins", "quality", "two", "ablation", "transfer", "costs")
+    expected = ("search", "main", "trade_off", "wins", "quality", "two", "ablation", "transfer", "costs")
     assert named == [f"demo-{name}" for name in expected]
     assert_rewritten(page, "demo", said=first)
     assert json.loads((tmp_path / "figures" / "evidence-demo.json").read_text())["main"].keys() == {*SMALL_METHODS}

@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
+from engines import character_tokenizer
 from files import word_tokenizer, write_guides
 
 from dual_head import AlignedModel, HiddenConfig
 from dual_head.cli import main
+from dual_head.cli.score import _pieces
 from dual_head.data import Cut
 
 PROMPT = "ask0 ask1"
@@ -125,3 +127,9 @@ def test_what_is_scored_is_named_once(guides, tmp_path, capsys):
     assert "either --replies or --pairs" in refused(capsys, guides, "--replies", file, "--pairs", file)
     assert "There is no file" in refused(capsys, guides, "--replies", tmp_path / "none.jsonl")
     assert "is an input of this command" in refused(capsys, guides, "--replies", file, "--output", file)
+
+
+def test_the_pieces_of_tokens_make_up_the_text():
+    for tokenizer in (character_tokenizer(), word_tokenizer()):
+        ids = tokenizer("good1 good2 \u00e4").input_ids
+        assert "".join(_pieces(ids, tokenizer)) == tokenizer.decode(ids)

@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich import box
 from rich.table import Table
@@ -197,14 +197,21 @@ def _rows(
 
 
 def _tokens(score: "ReplyScore", tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
-    """Tokens with their texts, decoded with those before them: a token alone would lose its leading space."""
-    tokens, before = [], ""
-    ids = [token.token_id for token in score.tokens]
-    for i, token in enumerate(score.tokens):
-        text: Any = tokenizer.decode(ids[: i + 1])
-        tokens.append({"token": text[len(before) :], "reward": token.reward, **asdict(token)})
-        before = text
-    return tokens
+    """Tokens with their texts."""
+    texts = _pieces([token.token_id for token in score.tokens], tokenizer)
+    pairs = zip(texts, score.tokens, strict=True)
+    return [{"token": text, "reward": token.reward, **asdict(token)} for text, token in pairs]
+
+
+def _pieces(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """What each token adds to the text; alone it would lose its leading space. Part of a character adds nothing."""
+    if tokenizer.is_fast:
+        from tokenizers.decoders import DecodeStream
+
+        stream, backend = DecodeStream(skip_special_tokens=False), cast(Any, tokenizer).backend_tokenizer
+        return [stream.step(backend, token) or "" for token in ids]
+    texts = ["", *(str(tokenizer.decode(ids[: i + 1])) for i in range(len(ids)))]
+    return [text[len(before) :] for before, text in pairwise(texts)]
 
 
 def _facts(asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> list[str]:
