@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dual_head.evaluate.compare.frontier import hypervolume, pareto
-from dual_head.evaluate.compare.trade_off import best_of_divergence, gains_at
+from dual_head.evaluate.compare.trade_off import best_of_divergence, differences_at, gains_at
 from dual_head.evaluate.compare.win_rates import win_rate
 from dual_head.stats import crossed, percentiles
 
@@ -65,16 +65,31 @@ def traded(
     best_of: by the exact reward, from one reply of each seed, so at most as many as there are seeds.
     """
     start = table_of(base, "0", "overall")
-    curves = {}
-    for name, by_seed in rows.items():
-        gains = np.stack([table_of(by_seed, alpha, "overall") - start for alpha in alphas])
-        kl = np.stack([table_of(by_seed, alpha, "kl") for alpha in alphas])
-        curves[name] = [vars(figure) for figure in gains_at(kl, gains, DIVERGENCES)]
+    curves = {
+        name: [vars(at) for at in gains_at(*_curve(own, start, alphas), DIVERGENCES)] for name, own in rows.items()
+    }
     best = {}
     for n in range(2, len(start) + 1):
         mean, interval = crossed((start[:n].max(0) - start.mean(0))[None])
         best[n] = {"divergence": best_of_divergence(n), "gain": mean, "interval": interval}
     return {"divergences": list(DIVERGENCES), "methods": curves, "best_of": best}
+
+
+def differences(
+    first: Sequence[Sequence[Row]],
+    second: Sequence[Sequence[Row]],
+    base: Sequence[Sequence[Row]],
+    alphas: Sequence[str],
+) -> list[dict[str, Any]]:
+    """How much more one system gains than another at equal divergences."""
+    start = table_of(base, "0", "overall")
+    return [vars(at) for at in differences_at(*(_curve(x, start, alphas) for x in (first, second)), DIVERGENCES)]
+
+
+def _curve(rows: Sequence[Sequence[Row]], start: np.ndarray, alphas: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Divergences and gains over `start`, [strengths, seeds, prompts]."""
+    tables = [(table_of(rows, alpha, "kl"), table_of(rows, alpha, "overall") - start) for alpha in alphas]
+    return np.stack([kl for kl, _ in tables]), np.stack([gain for _, gain in tables])
 
 
 @dataclass(frozen=True)
@@ -164,7 +179,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
         "judge": _judge,
         "search": _search,
         "main": _main,
-        "trade_off": _trade_off,
+        "trade_off": lambda summary: trade_off_table(summary["trade_off"]),
         "wins": _wins,
         "quality": _quality,
         "two": _two,
@@ -261,8 +276,8 @@ def _main(summary: Mapping[str, Any]) -> str:
     return markdown([*columns, "gain at alpha = 1 (95%)", "by seed", "KL at 1", "largest gain"], rows)
 
 
-def _trade_off(summary: Mapping[str, Any]) -> str:
-    figures = summary["trade_off"]
+def trade_off_table(figures: Mapping[str, Any]) -> str:
+    """Gains at equal divergences of `traded`, and the best of the backbone's replies."""
     reached = [
         i for i in range(len(figures["divergences"]))
         if any(points[i]["gain"] is not None for points in figures["methods"].values())

@@ -20,12 +20,11 @@ from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import Point, frontier_point, measure
 from dual_head.demo.options import DemoOptions
 from dual_head.demo.world import preference_rows, sample_requests
-from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder
-from dual_head.files.reading import yaml_value
 from dual_head.methods import Method, method
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import load_tokenizer
+from dual_head.options.texts import named_values
 from dual_head.train.arguments import GuideTrainingArguments
 from dual_head.train.run import RunOptions, train_guide
 
@@ -40,7 +39,7 @@ def demonstrate(args: DemoOptions) -> None:
     console = Terminal(markup=True)
     started = time.perf_counter()
     # Preferences on the fused policy train the gate too, which otherwise learns from imitation alone.
-    dual_head = method("dual_head").with_options({"preference_on": "policy", "beta_r": 0.5, **_options(args.set)})
+    dual_head = method("dual_head").with_options({"preference_on": "policy", "beta_r": 0.5, **named_values(args.set)})
     _train(dual_head, "overall", output, output / "guide", args)
     model = AlignedModel.from_pretrained(str(output / "guide"))
     tokenizer = load_tokenizer(str(output / "guide"))
@@ -130,14 +129,6 @@ def _two_objectives(tokenizer: Any, args: DemoOptions, console: Console) -> list
         table.add_row(f"helpful={help_:g}", *("{:+.2f} / {:+.2f}".format(*frontier_point(p)) for p in row))
     console.print(table)
     return points
-
-
-def _options(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read NAME=VALUE as YAML values."""
-    try:
-        return {name: yaml_value(value) for name, value in (option.split("=", 1) for option in arguments)}
-    except ValueError as error:
-        raise DualHeadError(f"--set must be NAME=VALUE, not {' '.join(arguments)!r}.") from error
 
 
 def _at(points: Sequence[Point], alpha: float) -> Point:

@@ -28,17 +28,18 @@ from dual_head.guides.reward_model import RewardModel as TunedRewardModel
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.generate import Prompt
 from dual_head.model.rewards import score_rows
+from dual_head.replies import RULES
 
 Reward = Callable[[Prompt, str], float]  # (prompt, reply), a `Cut` where it has no end, to a finite number
 
 FORMS = (
-    "A reward is module:function, called with prompt and reply, or a folder: of guides, of what 'dual-head train "
-    "reward' wrote, or of a sequence classifier with one label."
+    "A reward is module:function, called with prompt and reply, rule:NAME such as rule:concise, or a folder: of "
+    "guides, of what 'dual-head train reward' wrote, or of a sequence classifier with one label."
 )
 
 
 def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, Reward]:
-    """Find a reward by "module:function" or by a folder: its name, and what computes it.
+    """Find a reward by "module:function", "rule:NAME" or a folder: its name, and what computes it.
 
     Named after the function or the folder. Errors: neither of them, what cannot be imported or called, a
     classifier that has not one label or no trained score.
@@ -48,6 +49,8 @@ def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, 
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
         raise DualHeadError(f"'{spec}' is not a reward. {FORMS}")
+    if module == "rule" and name in RULES:
+        return name, RULES[name].score
     if "" not in sys.path:
         sys.path.append("")  # the current directory, after what is installed; a console script has it not
     try:

@@ -2,6 +2,7 @@
 
 import argparse
 import types
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -60,6 +61,14 @@ def _mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"must be a mapping such as {{a: 1}}, not {text!r}")
     return value
+
+
+def named_values(arguments: Sequence[str], flag: str = "--set") -> dict[str, Any]:
+    """Read NAME=VALUE, ... as YAML values. Errors: one without an equals sign, or that is no YAML."""
+    try:
+        return {name: yaml_value(value) for name, value in (text.split("=", 1) for text in arguments)}
+    except ValueError as error:
+        raise DualHeadError(f"{flag} must be NAME=VALUE, not {' '.join(arguments)!r}.") from error
 
 
 def parse_alpha(text: str | None) -> float | dict[str, float] | None:

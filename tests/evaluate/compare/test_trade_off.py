@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.compare.trade_off import best_of_divergence, gain_at, gains_at
+from dual_head.evaluate.compare.trade_off import best_of_divergence, differences_at, gain_at, gains_at
 
 
 def test_a_gain_is_read_on_straight_lines_from_no_gain_at_no_divergence():
@@ -44,6 +44,21 @@ def test_a_divergence_that_few_draws_reach_has_no_interval():
     [figure] = gains_at(kl, np.ones((1, 1, 50)), [0.9])
     assert figure.gain == pytest.approx(0.9)
     assert figure.interval is None
+
+
+def test_two_curves_are_compared_where_both_are_equally_far_on_the_same_draws():
+    rng = np.random.default_rng(0)
+    kl, noise = np.full((1, 3, 100), 4.0), rng.normal(size=(1, 3, 100))
+    first, second = (kl, 2.0 + noise), (2 * kl, 2.0 + noise)  # the second is twice as far for the same gain
+    [there, past] = differences_at(first, second, [4.0, 5.0])
+    mean = 2.0 + noise.mean()
+    assert there.gain == pytest.approx(mean - mean / 2)
+    assert there.interval[0] < there.gain < there.interval[1]
+    assert (past.gain, past.interval) == (None, None)  # the first does not reach it
+    [same] = differences_at(first, first, [4.0])
+    assert (same.gain, same.interval) == (0.0, (0.0, 0.0))
+    with pytest.raises(DualHeadError, match="same seeds and prompts"):
+        differences_at(first, (kl[:, :2], noise[:, :2]), [4.0])
 
 
 def test_best_of_one_is_the_model_itself():

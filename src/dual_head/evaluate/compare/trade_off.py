@@ -48,19 +48,41 @@ def gains_at(divergences: ArrayLike, gains: ArrayLike, at: Sequence[float]) -> l
 
     A divergence that the mean curve reaches and fewer than 95% of the draws do has a gain and no interval.
     """
+    means, draws = _curves(divergences, gains, at)
+    return [_at(float(x), float(mean), column) for x, mean, column in zip(at, means, draws.T, strict=True)]
+
+
+def differences_at(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], at: Sequence[float]
+) -> list[AtDivergence]:
+    """How much more the first gains than the second where both are equally far: (divergences, gains) as `gains_at`.
+
+    Seeds and prompts are drawn alike for both. Errors: other numbers of seeds or prompts.
+    """
+    shapes = [np.shape(gains)[1:] for _, gains in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise DualHeadError(f"Both need the same seeds and prompts, not {shapes[0]} and {shapes[1]}.")
+    (mean_a, draws_a), (mean_b, draws_b) = (_curves(*one, at) for one in (first, second))
+    means, draws = mean_a - mean_b, draws_a - draws_b
+    return [_at(float(x), float(mean), column) for x, mean, column in zip(at, means, draws.T, strict=True)]
+
+
+def _curves(divergences: ArrayLike, gains: ArrayLike, at: Sequence[float]) -> tuple[NDArray, NDArray]:
+    """Gains at divergences [m] of the mean curve, and of curves of resampled seeds and prompts [draws, m]."""
     kl, gain = np.asarray(divergences, dtype=float), np.asarray(gains, dtype=float)
     if kl.shape != gain.shape or kl.ndim != 3:
         raise DualHeadError(
             f"Divergences {kl.shape} and gains {gain.shape} must be tables [strengths, seeds, prompts]."
         )
-    means = gain_at(kl.mean((1, 2)), gain.mean((1, 2)), at)
-    draws = np.array(
-        [
-            gain_at(kl[:, seeds].mean(1)[:, prompts].mean(1), gain[:, seeds].mean(1)[:, prompts].mean(1), at)
-            for seeds, prompts in crossed_draws(kl.shape[1], kl.shape[2])
-        ]
-    )
-    return [_at(float(x), float(mean), column) for x, mean, column in zip(at, means, draws.T, strict=True)]
+    draws = [
+        gain_at(_mean(kl, seeds, prompts), _mean(gain, seeds, prompts), at)
+        for seeds, prompts in crossed_draws(kl.shape[1], kl.shape[2])
+    ]
+    return gain_at(kl.mean((1, 2)), gain.mean((1, 2)), at), np.array(draws)
+
+
+def _mean(table: NDArray, seeds: NDArray, prompts: NDArray) -> NDArray:
+    return table[:, seeds].mean(1)[:, prompts].mean(1)
 
 
 def best_of_divergence(n: int) -> float:
