@@ -12,10 +12,13 @@ from dual_head.data import Cut
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.answers import QUESTIONS, Answer, answer
 from dual_head.demo.findings import ALPHAS, STRONG, Findings, findings_of, rows_of
+from dual_head.demo.options import RealOptions
 from dual_head.demo.own_guide import read_questions
-from dual_head.demo.real import _cell
+from dual_head.demo.real import _cell, guides_to_show
+from dual_head.errors import DualHeadError
 from dual_head.model.generate import encode_prompts
 from dual_head.model.pretrained import load_tokenizer
+from dual_head.replies import rules
 from dual_head.replies.pairs import conversation
 
 BACKBONE = ["--backbone", str(TOY_BACKBONE)]
@@ -87,6 +90,19 @@ def test_what_cannot_be_is_refused(guides, tmp_path, capsys):
     assert "a question a line" in refused(capsys, *train, "--questions", tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_text("\n \n")
     assert "holds no question" in refused(capsys, *train, "--questions", tmp_path / "empty.txt")
+
+
+def test_guides_are_shown_whose_rules_can_be_computed(tmp_path, monkeypatch):
+    for name in ("concise", "plain", "positive"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "dual_head"}))
+    options = RealOptions(real=True, guides=str(tmp_path))
+    assert list(guides_to_show(options)) == ["concise", "positive"]
+    monkeypatch.setattr(rules, "find_spec", lambda _: None)
+    assert list(guides_to_show(options)) == ["concise"]
+    (tmp_path / "concise" / "config.json").unlink()
+    with pytest.raises(DualHeadError, match=r"plain, positive need pip install 'dual-head\[rules\]'"):
+        guides_to_show(options)
 
 
 def test_the_questions_that_train_are_none_of_those_that_show():

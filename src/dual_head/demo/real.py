@@ -21,7 +21,7 @@ from dual_head.files.places import atomic_folder
 from dual_head.model.collection import load_collection
 from dual_head.replies import RULES
 
-FIRST = ("concise", "bulleted")  # what is shown where nothing is named: rules that need no extra
+FIRST = ("concise", "positive")  # what is shown where nothing is named, if their rules can be computed
 
 LONGEST, LINES = 280, 8  # characters and lines of a reply that are printed
 
@@ -63,7 +63,10 @@ def guides_to_show(options: RealOptions) -> dict[str, str]:
     for name in options.show:
         if name not in folders:
             raise DualHeadError(f"There is no guide '{name}' in '{place}'.{did_you_mean(name, folders)}")
-    names = options.show or [name for name in dict.fromkeys((*FIRST, *RULES)) if name in folders][:2]
+    there = [name for name in dict.fromkeys((*FIRST, *RULES)) if name in folders and RULES[name].is_there]
+    names = options.show or there[:2]
+    if not names:
+        raise DualHeadError(f"The rules {', '.join(folders)} need pip install 'dual-head[rules]'.")
     return {name: folders[name] for name in names}
 
 

@@ -7,6 +7,7 @@ that stopped at the limit of tokens is a `Cut`.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from dual_head.data import Cut, Prompt
 from dual_head.errors import require
@@ -20,11 +21,17 @@ LIST_ITEM = re.compile(r"\s*(?:[-*\u2022+]|\d+[.)])\s+\S")
 
 @dataclass(frozen=True)
 class Rule:
-    """A reward with its unit, and what it rewards in a few words."""
+    """A reward with its unit, and what it rewards in a few words; needs: a module of the extra `rules`."""
 
     score: Callable[[Prompt, str], float]
     unit: str
     about: str
+    needs: str | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether what it needs is installed."""
+        return self.needs is None or find_spec(self.needs) is not None
 
 
 def concise(_prompt: Prompt, reply: str) -> float:
@@ -72,8 +79,8 @@ def refuses(_prompt: Prompt, reply: str) -> float:
 
 RULES: dict[str, Rule] = {
     "concise": Rule(concise, "words under 100", "short replies that are finished"),
-    "plain": Rule(plain, "minus the school grade", "short words and short sentences"),
-    "positive": Rule(positive, "polarity", "a positive tone"),
+    "plain": Rule(plain, "minus the school grade", "short words and short sentences", needs="textstat"),
+    "positive": Rule(positive, "polarity", "a positive tone", needs="textblob"),
     "bulleted": Rule(bulleted, "share of lines", "a bulleted list"),
     "refuses": Rule(refuses, "share of replies", "a refusal"),
 }
