@@ -53,6 +53,7 @@ def guides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 "pairs": json.loads((args.replies / "pairs.json").read_text())[rule],
                 "trained": json.loads((place / "trained.json").read_text()),
                 "about": summary["about"],
+                "rates": len(summary["search"][METHOD]["tried"]),
                 "at": {"0": summary["quality"]["the backbone"], **method["at"]},
             }
     if not said:
@@ -138,6 +139,7 @@ def card(rule: str, figure: dict[str, Any], cut: float) -> str:
     trained, pairs, about = figure["trained"], figure["pairs"], figure["about"]
     kind = "harmful openings of HH-RLHF" if kind_of(rule) == "harmless" else "questions of AlpacaEval"
     seeds = "one seed" if about["seeds"] == 1 else f"{about['seeds']} seeds, of which the first is here"
+    rates = "the only one tried" if figure["rates"] == 1 else f"the best of {figure['rates']} on development questions"
     open_part = f"""
 The same, asked without "{BRIEFLY}":
 
@@ -175,8 +177,8 @@ over questions and seeds.
 
 The backbone answered {pairs["prompts"]} short openings of HH-RLHF's dialogues (MIT) several times, each ending in
 "{BRIEFLY}". The rule chose the best and the worst reply to each, which gave {pairs["pairs"]} pairs. Training took
-{trained["steps"]} steps of {trained["batch"]} pairs at a learning rate of {trained["learning_rate"]:g}, the best on
-development questions. No question above was among them.
+{trained["steps"]} steps of {trained["batch"]} pairs at a learning rate of {trained["learning_rate"]:g}, {rates}.
+No question above was among them.
 
     {about["command"]}
 
