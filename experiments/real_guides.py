@@ -101,18 +101,15 @@ def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
     for panel, (rule, figure) in zip(panels[0], figures.items(), strict=True):
         start = figure["at"]["0"]["reward"]
         points = [(float(alpha), at) for alpha, at in figure["at"].items() if alpha != "0"]
-        alphas, gains = [alpha for alpha, _ in points], [at["gain"] for _, at in points]
-        reach = [
-            [at["gain"] - at["interval"][0] for _, at in points],
-            [at["interval"][1] - at["gain"] for _, at in points],
-        ]
-        panel.errorbar(alphas, [start + gain for gain in gains], yerr=reach, capsize=3, marker="o")
+        alphas = [0.0, *(alpha for alpha, _ in points)]
+        low, high = ([0.0, *(abs(at["interval"][side] - at["gain"]) for _, at in points)] for side in (0, 1))
+        means = [start, *(start + at["gain"] for _, at in points)]
+        panel.errorbar(alphas, means, yerr=[low, high], capsize=3, marker="o")
         panel.axhline(start, color="grey", linewidth=0.8, linestyle=":")
-        panel.annotate("backbone", (0, start), fontsize=7, va="bottom")
         for alpha, at in points:
             place = (alpha, start + at["gain"])
-            panel.annotate(f"KL {at['kl']:.1f}", place, textcoords="offset points", xytext=(4, -12), fontsize=7)
-        panel.set(title=rule, xlabel="alpha", ylabel=figure["unit"], xticks=[0.0, *alphas])
+            panel.annotate(f"KL {at['kl']:.1f}", place, textcoords="offset points", xytext=(-34, 4), fontsize=7)
+        panel.set(title=rule, xlabel="alpha", ylabel=figure["unit"], xticks=alphas)
         panel.margins(0.2)
     chart.tight_layout()
     chart.savefig(file, dpi=120)
