@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
@@ -15,6 +17,7 @@ def test_every_experiment_says_how_to_run_it():
         assert f"python experiments/{script.name}" in script.read_text().split('"""')[1]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_by_exact_reward(tmp_path):
     small = ["--methods", "hidden", "--pairs", "64", "--steps", "2", "--prompts", "4"]
     script = str(EXPERIMENTS / "demo_methods.py")

@@ -20,6 +20,7 @@ def responses(tokens: int = 16) -> Responses:
     return Responses.of(TINY, tokens, SMALL.response, "cpu")
 
 
+@pytest.mark.slow
 def test_the_small_job_measures_every_side_of_every_section(tmp_path, monkeypatch, capsys):
     output = tmp_path / "results" / "gpu.json"
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--output", str(output)])

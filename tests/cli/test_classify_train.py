@@ -112,6 +112,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(backbone_folder, rows, 
     assert "'nowhere' is not a folder" in refused(capsys, [*given, "--checkpoint", "nowhere"])
 
 
+@pytest.mark.slow
 def test_two_processes_measure_and_log_what_one_does(backbone_folder, rows, tmp_path):
     steps = ["--max_steps", "2", "--logging_steps", "2", "--dropout", "0", "--lora_dropout", "0", "--held_out", "0.3"]
     sizes = ["--max_input_length", "12", "--max_rationale_length", "24", "--disable_tqdm", "true", "--use_cpu", "true"]

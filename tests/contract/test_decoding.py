@@ -98,7 +98,7 @@ def compiled(model, **options) -> tuple[torch.Tensor, int]:
 
 @pytest.mark.heavy
 @every_kind
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_a_compiled_step_gives_the_same_tokens_and_no_more_graphs_than_the_backbone(kind, architecture):
     model, lm = guided(kind, architecture), tiny_lm(architecture).eval()
     eager = model.generate(**padded(), **STATIC, alpha=[0.7, 0.2], **SHORT)

@@ -259,7 +259,7 @@ def test_a_reward_that_gives_no_number_is_refused(here, model, tokenizer, monkey
         ("my_rewards:no_such", "Cannot import"),
         ("my_rewards:constant", "is int, not a function"),
         ("my_rewards", "module:function"),
-        ("no/such/folder", "the folder of a reward model"),
+        ("no/such/folder", "or a folder: of guides"),
     ],
 )
 def test_a_reward_that_is_not_there_is_refused(spec, remedy, here, monkeypatch):

@@ -100,7 +100,7 @@ def test_compiled_loops_give_the_same_and_write_gradients_over_their_products():
 FIRST = {"kl": 3, "policy_logps": 3, "delta_norm": 2}  # of the five tokens
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_is_wanted_of_the_first_tokens_alone_is_as_long_and_the_same(compiled):
     """Products that nothing else is made of are then as short, too."""
     dtype = torch.float32 if compiled else torch.float64

@@ -191,6 +191,7 @@ def test_a_merged_model_says_what_the_guided_one_says_without_us(guide, tmp_path
     shutil.rmtree(tmp_path / "merged")  # 655 MB, and pytest keeps what its last three runs wrote
 
 
+@pytest.mark.slow
 def test_a_reward_model_judges_by_the_ids_it_was_trained_on(guide, data, tokenizer, tmp_path):
     reward = train("reward", tmp_path / "reward", *data, steps=2)
     (tmp_path / "questions.jsonl").write_text(

@@ -30,6 +30,11 @@ WRITERS = {
     ],
     "ablate": ["ablate", "{ablation}", *DATA, *FEW, "--output_dir", "OUT"],
     "compose": ["compose", "a={guides}", "b={guides}", "--output_dir", "OUT"],
+    "score": ["score", "{guides}", "--replies", "{replies}", "--output", "OUT/scores.jsonl"],
+    "rounds": [
+        *["rounds", "hidden", "--model_name_or_path", "{backbone}", "--reward", "{guides}", "--prompts", "{requests}"],
+        *["--raw", "--rounds", "1", "--max_new_tokens", "4", "--held_out", "0.3", "--output_dir", "OUT"],
+    ],
     "merge": ["merge", "{guides}", "--output_dir", "OUT"],
     "demo": ["demo", "--pairs", "8", "--steps", "1", "--prompts", "2", "--output_dir", "OUT"],
     "classify train": ["classify", "train", *ROWS, "--output_dir", "OUT"],
@@ -69,6 +74,9 @@ def write_inputs(root: Path) -> dict[str, str]:
     ]
     (root / "rows.json").write_text(json.dumps(rows))
     (root / "prompts.txt").write_text("\n".join(ASKED[:3]))
+    (root / "requests.txt").write_text("\n".join(f"ask{i % 8} ask{i // 8}" for i in range(24)))
+    replies = [{"prompt": f"ask{i}", "reply": f" good{i} bad{i}"} for i in range(4)]
+    (root / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replies))
     (root / "ablation.yaml").write_text("method: hidden\nseeds: [0]\nvariants:\n  whole: {}\n")
     return {
         "backbone": str(backbone),
@@ -77,6 +85,8 @@ def write_inputs(root: Path) -> dict[str, str]:
         "pairs": str(write_pairs(root / "pairs.jsonl", 24)),
         "rows": str(root / "rows.json"),
         "prompts": str(root / "prompts.txt"),
+        "requests": str(root / "requests.txt"),
+        "replies": str(root / "replies.jsonl"),
         "ablation": str(root / "ablation.yaml"),
     }
 

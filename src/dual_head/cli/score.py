@@ -6,6 +6,7 @@ A reply's reward is log pi - log pi_base, summed over its tokens: how much likel
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby, pairwise
@@ -21,7 +22,7 @@ from dual_head.console.terminal import Terminal
 from dual_head.data import Cut, Prompt, RowReport
 from dual_head.data.files import rows_of_file
 from dual_head.errors import DualHeadError
-from dual_head.files.places import atomic_folder, require_unread
+from dual_head.files.places import atomic_folder, exclusive, require_unread
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
 from dual_head.options.texts import parse_alpha
@@ -30,6 +31,7 @@ from dual_head.stats import wilson
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dual_head.model.alpha import Alpha
     from dual_head.model.rewards import ReplyScore
 
 REPLY = ("reply", "output", "response", "completion")  # columns of one reply, in this order
@@ -82,9 +84,17 @@ def run(arguments: Sequence[str]) -> int:
         raise DualHeadError("Give either --replies or --pairs: what is to be scored.")
     asked = list(_replies(Path(args.replies)) if args.replies else _pairs(args))
     alpha = parse_alpha(args.alpha)
-    for written in (args.output, args.page):
-        if written:
-            require_unread(Path(written), [args.replies, args.pairs])
+    written = [place for place in (args.output, args.page) if place]
+    for place in written:
+        require_unread(Path(place), [args.replies, args.pairs])
+    with ExitStack() as held:
+        for place in written:
+            held.enter_context(exclusive(place))
+        return _score(args, asked, alpha)
+
+
+def _score(args: ScoreOptions, asked: Sequence[Asked], alpha: "Alpha") -> int:
+    """Load, score, write, print."""
     model, tokenizer = load_guided(args)
     flat = [(one.prompt, reply) for one in asked for reply in one.replies]
     scores: list[ReplyScore] = []
