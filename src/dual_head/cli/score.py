@@ -220,7 +220,7 @@ def _pieces(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[st
 
         stream, backend = DecodeStream(skip_special_tokens=False), cast(Any, tokenizer).backend_tokenizer
         return [stream.step(backend, token) or "" for token in ids]
-    texts = ["", *(str(tokenizer.decode(ids[: i + 1])) for i in range(len(ids)))]
+    texts = ["", *(str(tokenizer.decode(list(ids[: i + 1]))) for i in range(len(ids)))]
     return [text[len(before) :] for before, text in pairwise(texts)]
 
 
