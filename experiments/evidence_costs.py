@@ -4,6 +4,7 @@ It knows systems and clocks, and nothing of what they reply.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,4 +33,4 @@ def measured(world: World, places: Mapping[str, Path], *, new_tokens: int = NEW_
     for name, place in places.items():
         systems.append((name, AlignedModel.from_pretrained(str(place)).eval(), tokenizer, 1.0))
     rows = measure_efficiency(systems, [ids] * len(systems), new_tokens=new_tokens, batch_sizes=BATCHES, rounds=rounds)
-    return {"threads": torch.get_num_threads(), "rows": [row.as_dict() for row in rows]}
+    return {"threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows]}
