@@ -27,7 +27,7 @@ SMALL = {"requests": 8, "seeds": 1, "prompts": 4, "new_tokens": 8}
 
 def exact(prompt: Any, reply: str) -> float:
     """The world's points of a reply."""
-    return world.reward(world.parse_request(str(prompt)), reply).total
+    return world.reward(world.parse_request(f"user : {prompt[-1]['content']} assistant :"), reply).total
 
 
 def guide(folder: Path, requests: int, rounds: int, seed: int, new_tokens: int) -> Path:
@@ -42,7 +42,7 @@ def guide(folder: Path, requests: int, rounds: int, seed: int, new_tokens: int) 
         )  # fmt: skip
 
     run = Rounds(
-        folder=folder, backbone=str(TOY_BACKBONE), prompts=[request.prompt for request in drawn[:requests]],
+        folder=folder, backbone=str(TOY_BACKBONE), prompts=[request.text for request in drawn[:requests]],
         reward=("exact", exact), method=method("hidden").with_options({"beta": 0.5}), training=training,
         sampling=Sampling(max_new_tokens=new_tokens), held_out=0.1, seed=seed,
     )  # fmt: skip

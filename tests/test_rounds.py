@@ -13,7 +13,7 @@ from dual_head.rounds import Rounds, Sampling
 PROMPTS = [
     f"user : how do i {verb} {thing} ? assistant :" for verb in ("paint", "fix") for thing in ("a wall", "a door")
 ]
-PROMPTS += [f"user : how can i {verb} ? assistant :" for verb in ("bake bread", "cook rice", "plant a tree", "sew")]
+PROMPTS += [f"how can i {verb} ?" for verb in ("bake bread", "cook rice", "plant a tree", "sew")]
 
 
 def length(_prompt, reply: str) -> float:
@@ -47,9 +47,9 @@ def test_each_round_samples_from_the_guide_before_it_and_trains_on_the_pairs_of_
     guides = [tmp_path / f"round-{n}" / "guide" for n in (1, 2)]
     assert loaded == [None, None, guides[0], guides[0], guides[1]]  # measured, sampled, measured, sampled, measured
     replies = [lines(tmp_path / f"round-{n}" / "replies.jsonl") for n in (1, 2)]
-    asked = {row["prompt"] for row in replies[0]}
+    asked = {row["prompt"][0]["content"] for row in replies[0]}
     assert asked < set(PROMPTS)  # the others are held out
-    assert asked == {row["prompt"] for row in replies[1]}
+    assert asked == {row["prompt"][0]["content"] for row in replies[1]}
     assert [row["replies"] for row in replies[0]] != [row["replies"] for row in replies[1]]
     for row in replies[0]:
         assert row["scores"] == [length("", reply) for reply in row["replies"]]
@@ -57,6 +57,7 @@ def test_each_round_samples_from_the_guide_before_it_and_trains_on_the_pairs_of_
     assert len(pairs) == second.pairs > first.pairs == len(lines(tmp_path / "round-1" / "pairs.jsonl"))
     assert pairs[: first.pairs] == lines(tmp_path / "round-1" / "pairs.jsonl")
     for pair in pairs:
+        assert pair["prompt"] in [row["prompt"] for row in replies[0]]  # as it was sampled from
         assert length("", pair["chosen"][0]["content"]) > length("", pair["rejected"][0]["content"])
     assert first.measured.kl > 0
     assert len(json.loads((tmp_path / "base" / "measure.json").read_text())) == len(PROMPTS) - len(asked)
@@ -72,7 +73,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_alike(tmp_path):
     def dying(prompt, reply):
         nonlocal calls
         calls += 1
-        if calls > 40:
+        if calls > 25:  # in the second round
             raise KeyboardInterrupt
         return length(prompt, reply)
 
@@ -97,7 +98,7 @@ def test_without_prompts_to_measure_on_nothing_is_sampled(tmp_path):
 
 
 def test_the_command_goes_on_with_more_rounds_and_refuses_other_ones(tmp_path, capsys):
-    (tmp_path / "prompts.txt").write_text("\n".join(prompt[7:-12] for prompt in PROMPTS))
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     command = ["rounds", "hidden", "--model_name_or_path", str(TOY_BACKBONE), "--reward", "rule:concise"]
     command += ["--prompts", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path / "out"), "--held_out", "0.3"]
     command += ["--max_new_tokens", "40", "--num_train_epochs", "1", "--set", "rank=2"]
@@ -116,3 +117,5 @@ def test_methods_of_other_trainers_are_refused(tmp_path, capsys):
     command += ["--prompts", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path / "out")]
     assert main(command) == 2
     assert "is trained by another trainer" in capsys.readouterr().err
+    assert main([*command, "--raw"]) == 2
+    assert "Leave out --raw" in capsys.readouterr().err

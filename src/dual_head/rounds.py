@@ -31,7 +31,7 @@ from dual_head.methods import Method
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.model.score import reply_scalars
-from dual_head.replies.pairs import best_with_worst
+from dual_head.replies.pairs import best_with_worst, conversation
 from dual_head.replies.sample import generate_replies, reply_lengths, reply_text, sample_replies
 from dual_head.stats import crossed
 from dual_head.train.arguments import GuideTrainingArguments
@@ -76,7 +76,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
-    """Rounds in one folder; alpha: the strength at which guides are sampled from and measured."""
+    """Rounds in one folder; prompts: conversations, or texts of a user; alpha: that of sampling and measuring."""
 
     folder: Path
     backbone: str
@@ -93,8 +93,9 @@ class Rounds:
         """Yield what each round did, as soon as it is done. Errors: a reward that tells too few replies apart."""
         training, held_out = [], []
         for prompt in self.prompts:
-            key = prompt if isinstance(prompt, str) else list(prompt)
-            (held_out if is_held_out(key, self.held_out, self.seed) else training).append(prompt)
+            # Sampling, rewards and pairs all see the same conversation.
+            turns = list(conversation(prompt) if isinstance(prompt, str) else prompt)
+            (held_out if is_held_out(turns, self.held_out, self.seed) else training).append(turns)
         if not training or not held_out:
             raise DualHeadError(
                 f"Of {len(self.prompts)} prompts, {len(training)} are to train on and {len(held_out)} to measure. Give "

@@ -33,7 +33,7 @@ WRITERS = {
     "score": ["score", "{guides}", "--replies", "{replies}", "--output", "OUT/scores.jsonl"],
     "rounds": [
         *["rounds", "hidden", "--model_name_or_path", "{backbone}", "--reward", "{guides}", "--prompts", "{requests}"],
-        *["--raw", "--rounds", "1", "--max_new_tokens", "4", "--held_out", "0.3", "--output_dir", "OUT"],
+        *["--chat", "--rounds", "1", "--max_new_tokens", "4", "--held_out", "0.3", "--output_dir", "OUT"],
     ],
     "merge": ["merge", "{guides}", "--output_dir", "OUT"],
     "demo": ["demo", "--pairs", "8", "--steps", "1", "--prompts", "2", "--output_dir", "OUT"],

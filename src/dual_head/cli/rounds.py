@@ -61,6 +61,8 @@ build_parser = partial(OptionParser, RoundsOptions, command="rounds", descriptio
 def run(arguments: Sequence[str]) -> int:
     """Parse, and run the rounds in a folder that is held."""
     (args,) = build_parser().read(arguments)
+    if args.raw:
+        raise DualHeadError("Rounds train on conversations, and --raw continues texts. Leave out --raw.")
     prompts = read_prompts(args)
     with exclusive(args.output_dir):
         _require_same(args, prompts, command_line("dual-head", "rounds", *arguments))
