@@ -39,7 +39,7 @@ SMALL = {"open": 2}
 
 def guides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What is known of the guide of every rule that has evidence."""
-    said = {}
+    figures = {}
     for rule in RULES:
         file = args.evidence / rule / "summary.json"
         if file.is_file():
@@ -47,7 +47,7 @@ def guides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             method = summary["main"][METHOD]
             run = Run(method=METHOD, rate=method["learning_rate"], seed=0)
             place = args.evidence / rule / "runs" / run.key
-            said[rule] = {
+            figures[rule] = {
                 "unit": RULES[rule].unit,
                 "place": place,
                 "pairs": json.loads((args.replies / "pairs.json").read_text())[rule],
@@ -56,9 +56,9 @@ def guides(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 "rates": len(summary["search"][METHOD]["tried"]),
                 "at": {"0": summary["quality"]["the backbone"], **method["at"]},
             }
-    if not said:
+    if not figures:
         raise DualHeadError(f"No folder of a rule in '{args.evidence}' has a summary.json. Run evidence.py first.")
-    return said
+    return figures
 
 
 def open_questions(args: argparse.Namespace, rule: str, place: Path) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def open_questions(args: argparse.Namespace, rule: str, place: Path) -> dict[str
         return answered(file, world, asked, (alpha,), seed=0, model=model)
 
     base = answers(world.shared / f"open-{args.open}.jsonl", 0.0, lambda: base_of(world))
-    own = answers(place / f"open-{args.open}.jsonl", 1.0, lambda: AlignedModel.from_pretrained(str(place)))
-    return {"0": compared([base], [base], ["0"])["0"], **compared([own], [base], ["1"])}
+    replies = answers(place / f"open-{args.open}.jsonl", 1.0, lambda: AlignedModel.from_pretrained(str(place)))
+    return {"0": compared([base], [base], ["0"])["0"], **compared([replies], [base], ["1"])}
 
 
 def table(figures: dict[str, dict[str, Any]], key: str = "at") -> str:
@@ -208,7 +208,7 @@ def main() -> None:
         for rule, figure in figures.items():
             figure["open"] = open_questions(args, rule, figure["place"])
     blocks = {"real-guides": table(figures)} | ({"real-open": table(figures, "open")} if args.open else {})
-    plain = {rule: {key: own for key, own in figure.items() if key != "place"} for rule, figure in figures.items()}
+    plain = {rule: {key: value for key, value in figure.items() if key != "place"} for rule, figure in figures.items()}
     publish(args.evidence, {"about": circumstances(), "guides": plain}, blocks, args.page, name="real-guides")
     draw(figures, Path(args.page).parent / "real_guides.png" if args.page else args.evidence / "guides.png")
     if args.publish:

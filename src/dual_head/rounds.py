@@ -10,7 +10,6 @@ was stopped goes on where it was. It knows rewards as numbers and methods as `Me
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,8 +24,9 @@ from dual_head.data import Cut, Prompt
 from dual_head.data.types import is_held_out
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.rewards import Reward, score_all
-from dual_head.files.lines import add_lines
+from dual_head.files.lines import add_lines, rows_by_key
 from dual_head.files.places import atomic_folder
+from dual_head.files.reading import read_json
 from dual_head.methods import Method
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import load_tokenizer
@@ -118,7 +118,7 @@ class Rounds:
             )  # fmt: skip
             done = Round(number=number, pairs=len(pairs), sampled=fmean(scores), measured=figures)
             with atomic_folder(self.folder) as staging:
-                known = _read_json(self.folder / ROUNDS_FILE, [])[: number - 1]
+                known = _known(self.folder / ROUNDS_FILE)[: number - 1]
                 (staging / ROUNDS_FILE).write_text(json.dumps([*known, asdict(done)], indent=2))
             yield done
 
@@ -132,7 +132,7 @@ class Rounds:
     def _sample(self, place: Path, guide: Path | None, prompts: Sequence[Prompt], number: int) -> list[float]:
         """Append replies to the prompts of training and their rewards, what is not there; every reward."""
         file, (name, reward) = place / REPLIES_FILE, self.reward
-        rows = {row["prompt_number"]: row for row in _read_lines(file)}
+        rows = _sampled(file)
         if len(rows) < len(prompts):
             tokenizer: Any = load_tokenizer(self.backbone)
             model = self._model(guide, tokenizer)
@@ -141,8 +141,7 @@ class Rounds:
                 for i, texts in sample_replies(model, tokenizer, prompts, done=rows, **options):
                     scores = score_all(name, reward, [(prompts[i], text) for text in texts])
                     cut = [isinstance(text, Cut) for text in texts]
-                    said = {"prompt": prompts[i], "replies": texts, "cut": cut, "scores": scores}
-                    rows[i] = {"prompt_number": i, **said}
+                    rows[i] = {"key": str(i), "prompt": prompts[i], "replies": texts, "cut": cut, "scores": scores}
                     add_lines(file, [json.dumps(rows[i], ensure_ascii=False)])
                     gauge.advance()
         return [score for row in rows.values() for score in row["scores"]]
@@ -151,7 +150,7 @@ class Rounds:
         """Best with worst of every prompt of every round so far."""
         pairs = []
         for n in range(1, number + 1):
-            for row in _read_lines(self.folder / f"round-{n}" / REPLIES_FILE):
+            for row in _sampled(self.folder / f"round-{n}" / REPLIES_FILE).values():
                 replies = [Cut(text) if cut else text for text, cut in zip(row["replies"], row["cut"], strict=True)]
                 if pair := best_with_worst(row["prompt"], replies, row["scores"]):
                     pairs.append(pair)
@@ -176,7 +175,7 @@ class Rounds:
     def _replies(self, place: Path, guide: Path | None, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """One reply to every held-out prompt at alpha, with its reward and divergence; the same seed in every round."""
         file, (name, reward) = place / MEASURE_FILE, self.reward
-        if known := _read_json(file, None):
+        if known := _known(file):
             return known
         tokenizer: Any = load_tokenizer(self.backbone)
         model, rows = self._model(guide, tokenizer), []
@@ -200,12 +199,11 @@ class Rounds:
         return rows
 
 
-def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of JSONL; a line that a killed run cut is left out."""
-    for line in file.read_bytes().split(b"\n") if file.is_file() else ():
-        with suppress(ValueError):
-            yield json.loads(line)
+def _sampled(file: Path) -> dict[int, dict[str, Any]]:
+    """What was sampled, by the number of its prompt."""
+    return {int(key): row for key, row in rows_by_key(file, dict).items()}
 
 
-def _read_json(file: Path, default: Any) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else default
+def _known(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON; none where it is not there."""
+    return read_json(file, "Delete it: it is measured again.", kind=list) if file.is_file() else []

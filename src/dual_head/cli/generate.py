@@ -114,8 +114,8 @@ def _require_choice(args: GenerateOptions) -> None:
     if args.best_by and args.best_of == 1:
         raise DualHeadError("--best_by chooses among several replies. Say how many with --best_of.")
     beside = {"--trace": args.trace, "--num_beams": args.num_beams, "--temperature 0": args.temperature == 0}
-    for name, given in beside.items():
-        if args.best_of > 1 and given:
+    for name, is_set in beside.items():
+        if args.best_of > 1 and is_set:
             raise DualHeadError(f"--best_of samples several replies, which {name} does not. Leave one out.")
 
 
@@ -131,8 +131,11 @@ def _best(
     from dual_head.evaluate.rewards import GuideReward, load_reward, score_all
     from dual_head.replies.sample import generate_replies, reply_text
 
-    own = None if args.best_by else GuideReward(args.guides, model, tokenizer)
-    name, reward = ("guides", own) if own else load_reward(args.best_by or "", device=model.device)
+    name, reward = (
+        load_reward(args.best_by, device=model.device)
+        if args.best_by
+        else ("guides", GuideReward(args.guides, model, tokenizer))
+    )
     sampling = {"temperature": 1.0, **options, "do_sample": True, "alpha": alpha}
     for message in messages:
         texts: list[str] = []

@@ -74,7 +74,7 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     options = {"alpha": alpha, "source": args.guides}
     backbone = args.backbone or model.config.backbone_name_or_path
     loading = {"device_map": args.device_map, "trust_remote_code": args.trust_remote_code}
-    loading |= {"backbone": backbone if args.lora else None}
+    loading["backbone"] = backbone if args.lora else None
     form = LORA if args.lora else None
     exported = already_merged(model, output, overwrite=args.overwrite, form=form, **options)
     if exported is not None:

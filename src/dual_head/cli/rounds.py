@@ -20,6 +20,7 @@ from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive
+from dual_head.files.reading import read_json
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
 from dual_head.options.texts import named_values
@@ -104,11 +105,11 @@ def _run(args: RoundsOptions, prompts: Sequence[Any]) -> int:
     for column in ("round", "pairs", "sampled", "reward", "gain (95%)", "KL, nats", "ended"):
         table.add_column(column, justify="right")
     for one in rounds.run(args.rounds):
-        said = one.measured
-        gain = f"{said.gain:+.3g} ({said.interval[0]:+.3g} to {said.interval[1]:+.3g})"
-        cells = (f"{one.sampled:.3g}", f"{said.reward:.3g}", gain, f"{said.kl:.2f}", f"{100 * said.finished:.0f}%")
+        at = one.measured
+        gain = f"{at.gain:+.3g} ({at.interval[0]:+.3g} to {at.interval[1]:+.3g})"
+        cells = (f"{one.sampled:.3g}", f"{at.reward:.3g}", gain, f"{at.kl:.2f}", f"{100 * at.finished:.0f}%")
         table.add_row(str(one.number), str(one.pairs), *cells)
-        print(f"round {one.number}: gain {gain}, KL {said.kl:.2f}", flush=True)
+        print(f"round {one.number}: gain {gain}, KL {at.kl:.2f}", flush=True)
     console = Terminal(plain_width=PLAIN_WIDTH, soft_wrap=True)
     console.print(table)
     guide = Path(args.output_dir) / f"round-{args.rounds}" / "guide"
@@ -119,15 +120,15 @@ def _run(args: RoundsOptions, prompts: Sequence[Any]) -> int:
 def _require_same(args: RoundsOptions, prompts: Sequence[Any], command: str) -> None:
     """Record what the rounds are of. Errors: a folder of other rounds."""
     file = Path(args.output_dir) / RUN_FILE
-    said = {name: value for name, value in asdict(args).items() if name not in SHARED}
-    said["prompts"] = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
+    options = {name: value for name, value in asdict(args).items() if name not in SHARED}
+    options["prompts"] = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
     if file.is_file():
-        there = json.loads(file.read_text(encoding="utf-8"))["options"]
-        if odd := next((name for name in said if there.get(name) != said[name]), None):
+        there = read_json(file, "Choose another --output_dir.")["options"]
+        if odd := next((name for name in options if there.get(name) != options[name]), None):
             raise DualHeadError(
-                f"'{args.output_dir}' has rounds with {odd} {there.get(odd)!r}, not {said[odd]!r}. Choose another "
+                f"'{args.output_dir}' has rounds with {odd} {there.get(odd)!r}, not {options[odd]!r}. Choose another "
                 "--output_dir."
             )
         return
     with atomic_folder(Path(args.output_dir)) as staging:
-        (staging / RUN_FILE).write_text(json.dumps({"command": command, "options": said}, indent=2))
+        (staging / RUN_FILE).write_text(json.dumps({"command": command, "options": options}, indent=2))

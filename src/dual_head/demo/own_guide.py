@@ -23,11 +23,8 @@ from dual_head.train.run import RunOptions, train_guide
 
 REPLIES, TEMPERATURE, TOP_K = 4, 0.9, 50
 EPOCHS, BATCH, LEARNING_RATE = 3.0, 8, 3e-3
-OPTIONS = {
-    "beta": 0.1,
-    "rank": 64,
-    "lambda_kl": 1.0,
-}  # nearer the backbone than the default, which unlearns to end replies
+# Nearer the backbone than by the default, at which a guide unlearns to end replies.
+OPTIONS = {"beta": 0.1, "rank": 64, "lambda_kl": 1.0}
 LEAST_PAIRS = 4
 QUESTIONS_FILE = Path(__file__).with_name("questions.txt")
 

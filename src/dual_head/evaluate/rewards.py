@@ -197,8 +197,16 @@ class RewardModel(ABC):
                 f"A prompt and its reply have {longest} tokens, and the reward model in '{self.folder}' reads "
                 f"{self.context}. Shorten the prompt, or generate less (--max_new_tokens)."
             )
-        parts = (self.score(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
-        return [value for part in parts for value in part]
+        return self.score_rows(rows, batch_size=batch_size)
+
+    def score_rows(self, rows: Sequence[ReplyIds], *, batch_size: int) -> list[float]:
+        """Score rows, those of like lengths together, in the order of the rows."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        scores: dict[int, float] = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            scores |= zip(batch, self.score([rows[i] for i in batch]), strict=True)
+        return [scores[i] for i in range(len(rows))]
 
     def encode(self, prompt: Prompt, reply: str) -> ReplyIds:
         """Token ids of a prompt and its reply. Errors: the chat template refuses them."""

@@ -22,11 +22,9 @@ def _rewarded(name: str, reward: Reward, pairs: Sequence[tuple[Prompt, str]], to
         return [called(name, reward, prompt, reply)[0] for prompt, reply in pairs]
     rows = [reward.encode(prompt, reply) for prompt, reply in pairs]
     values: Values = [None] * len(rows)
-    order = sorted((i for i, row in enumerate(rows) if 0 < len(row) <= reward.context), key=lambda i: -len(rows[i]))
-    for start in range(0, len(order), tools.batch_size):
-        batch = order[start : start + tools.batch_size]
-        for i, value in zip(batch, reward.score([rows[i] for i in batch]), strict=True):
-            values[i] = value
+    fits = [i for i, row in enumerate(rows) if 0 < len(row) <= reward.context]
+    for i, value in zip(fits, reward.score_rows([rows[i] for i in fits], batch_size=tools.batch_size), strict=True):
+        values[i] = value
     return values
 
 

@@ -55,8 +55,8 @@ def _row(row: Mapping[str, Any]) -> str:
 
 def _token(token: Mapping[str, Any]) -> str:
     gates = "".join(f", gate {name} {gate:.2f}" for name, gate in token["gates"].items())
-    said = f"reward {token['reward']:+.3f}, KL {token['kl']:.3f}{gates}"
-    return f'<span style="{_ground(token["reward"])}" title="{escape(said)}">{escape(token["token"])}</span>'
+    facts = f"reward {token['reward']:+.3f}, KL {token['kl']:.3f}{gates}"
+    return f'<span style="{_ground(token["reward"])}" title="{escape(facts)}">{escape(token["token"])}</span>'
 
 
 def _ground(reward: float) -> str:
