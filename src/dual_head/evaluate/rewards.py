@@ -4,6 +4,7 @@ A reward is any (prompt, reply) -> number.
 """
 
 import importlib
+import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from dual_head.config import AlignedConfig
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.systems.identity import files_digest, sources_digest
 from dual_head.files.places import require_unaltered
 from dual_head.files.reading import reading
 from dual_head.guides.reward_model import RewardModel as TunedRewardModel
@@ -63,6 +65,11 @@ def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, 
     if not callable(reward):
         raise DualHeadError(f"'{spec}' is {type(reward).__name__}, not a function. {FORMS}")
     return name, cast(Reward, reward)
+
+
+def reward_identity(spec: str) -> str:
+    """A folder's files; a function's name and the text of its module, so that one that was changed is asked anew."""
+    return files_digest(spec) or f"{spec}:{sources_digest([inspect.getmodule(load_reward(spec)[1])])}"
 
 
 def require_reward(spec: str) -> None:

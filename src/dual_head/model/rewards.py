@@ -76,10 +76,18 @@ def score_replies(
     batch_size: int = 16,
 ) -> list[ReplyScore]:
     """Score one reply to each prompt, see `AlignedModel.score`."""
-    if len(prompts) != len(replies):
-        raise DualHeadError(f"There are {len(prompts)} prompts and {len(replies)} replies. Give one reply to each.")
     if batch_size < 1:
         raise DualHeadError(f"batch_size must be at least 1, not {batch_size}.")
+    rows = encode_rows(prompts, replies, tokenizer, chat_template=chat_template)
+    return score_rows(model, rows, alpha=alpha, batch_size=batch_size)
+
+
+def encode_rows(
+    prompts: Sequence[Prompt], replies: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat_template: bool = True
+) -> list[Row]:
+    """Token ids of each prompt and its reply, as training writes them. Errors: nothing is left of a reply."""
+    if len(prompts) != len(replies):
+        raise DualHeadError(f"There are {len(prompts)} prompts and {len(replies)} replies. Give one reply to each.")
     exchanges = [
         (conversation_of(prompt, tokenizer, chat_template=chat_template), (reply,))
         for prompt, reply in zip(prompts, replies, strict=True)
@@ -92,7 +100,7 @@ def score_replies(
                 "reply with a space, or give the prompt as messages."
             )
         rows.append((conversation.prompt, conversation.replies[0]))
-    return score_rows(model, rows, alpha=alpha, batch_size=batch_size)
+    return rows
 
 
 def score_rows(model: Aligned, rows: Sequence[Row], *, alpha: Alpha = None, batch_size: int = 16) -> list[ReplyScore]:

@@ -63,6 +63,32 @@ def test_drawn_replies_send_how_they_are_drawn(endpoint):
         system(endpoint).answer([Question("q", (user("a"),))], Decoding(temperature=0.5, top_k=5))
 
 
+@pytest.mark.parametrize(
+    ("text", "alpha", "shown"),
+    [("@1.5", 1.5, {"all": 1.5}), ("@a:0.5+b:-1", {"a": 0.5, "b": -1.0}, {"a": 0.5, "b": -1.0})],
+)
+def test_a_server_of_guides_is_asked_at_a_strength_with_or_without_a_models_name(endpoint, text, alpha, shown):
+    named, unnamed, plain = (
+        open_system(spec, endpoint_options={"max_retries": 0})
+        for spec in parse_systems(
+            [f"a=openai:vendor/tiny@{endpoint.url}{text},b={endpoint.url}{text},c={endpoint.url}"]
+        )
+    )
+    status, headers, body = endpoint.completion("b")
+    in_body = (status, headers, json.dumps({**json.loads(body), "alpha": alpha}))
+    answers = [in_body, (status, {"dual-head-alpha": "1.5"}, body), (status, headers, body)]
+    endpoint.answer = lambda number, _: answers[number - 1]
+    for one in (named, unnamed, plain):
+        one.answer([Question("q", (user("a"),))], GREEDY)
+    assert [(body["model"], body.get("alpha")) for body in endpoint.bodies] == [
+        ("vendor/tiny", alpha),
+        (None, alpha),
+        (None, None),
+    ]
+    assert (named.alpha, plain.alpha) == (shown, {})
+    assert len({named.identity, unnamed.identity, plain.identity}) == 3
+
+
 def test_a_question_without_a_reply_is_named(endpoint):
     endpoint.answer = lambda number, body: endpoint.failure(500, "busy")
     with pytest.raises(DualHeadError, match=r"'tiny' gave no reply to the question 'q': 500: busy\. Run the same"):
@@ -75,10 +101,14 @@ def test_a_text_is_left_out_with_the_flag_that_makes_it_a_message(endpoint):
     assert list(report.reasons) == ["'tiny' answers conversations, and it is a text (--chat)"]
 
 
-def test_a_strength_or_an_unknown_option_is_refused(endpoint):
+def test_a_strength_that_a_server_passes_over_is_an_error(endpoint):
     (spec,) = parse_systems(["gpt=openai:tiny@1.5"])
-    with pytest.raises(DualHeadError, match="'gpt' is behind an endpoint, which has no alpha"):
-        open_system(spec, endpoint_options={"base_url": endpoint.url})
+    gpt = open_system(spec, endpoint_options={"base_url": endpoint.url})
+    with pytest.raises(DualHeadError, match="it serves no guides"):
+        gpt.answer([Question("q", (user("a"),))], GREEDY)
+
+
+def test_an_unknown_option_is_refused(endpoint):
     with pytest.raises(DualHeadError, match="Did you mean 'concurrency'"):
         system(endpoint, concurency=2)
 

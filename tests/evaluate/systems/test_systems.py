@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from dual_head.evaluate.systems import (
 )
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
+from dual_head.replies import RULES, Rule
 
 GATED = RewardHeadConfig(num_heads=2, head_dim=8)
 SHORT = Decoding(max_new_tokens=6)
@@ -472,3 +474,74 @@ def test_a_kind_of_system_of_another_package_is_one_file(folders, install):
 def test_a_broken_kind_of_system_keeps_no_other_from_working(folders, install):
     install("systems", "broken", "SYSTEM = 3")
     assert isinstance(system(folders / "backbone"), plain.PlainSystem)
+
+
+# ---- the best of n ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def length(monkeypatch):
+    """A rule that tells short replies apart."""
+    rule = Rule(lambda prompt, reply: float(len(reply)), "characters", "long")
+    monkeypatch.setitem(RULES, "length", rule)
+
+
+def best_of(folders, count=3, reward="rule:length", alpha=None):
+    return open_system(SystemSpec("best", f"best_of:{count}:{reward}:of:{folders / 'guides'}", alpha))
+
+
+def test_the_best_of_n_is_the_sample_with_the_largest_reward_summed_over_the_turns(folders):
+    best, plain_system = best_of(folders), system(folders / "guides")
+    answers = best.answer(QUESTIONS, DRAWN)
+    samples = [plain_system.answer(QUESTIONS, replace(DRAWN, seed=seed)) for seed in range(3)]
+    for i, question in enumerate(QUESTIONS):
+        totals = [sum(len(reply) for reply in sample[i].marked) for sample in samples]
+        assert answers[i].question == question.id
+        assert answers[i] in [sample[i] for sample, total in zip(samples, totals, strict=True) if total == max(totals)]
+    later = best.answer(QUESTIONS, replace(DRAWN, seed=1))
+    assert later == best_of(folders).answer(QUESTIONS, replace(DRAWN, seed=1))
+    assert later != answers
+
+
+def test_a_reward_reads_the_conversation_that_its_reply_stands_in(folders, monkeypatch):
+    seen = []
+    rule = Rule(lambda prompt, reply: seen.append((prompt, reply)) or 0.0, "", "")
+    monkeypatch.setitem(RULES, "seen", rule)
+    (answer,) = best_of(folders, 2, "rule:seen").answer(QUESTIONS[2:], DRAWN)
+    second_turn, reply = seen[1]
+    assert second_turn == (user("ask3"), {"role": "assistant", "content": answer.replies[0]}, user("ask4 ask5"))
+    assert reply == answer.replies[1]
+
+
+def test_the_best_of_n_is_told_by_its_system_its_number_and_its_reward(folders):
+    one = best_of(folders)
+    assert one.alpha == system(folders / "guides").alpha
+    others = [best_of(folders, 4), best_of(folders, reward="rule:positive"), best_of(folders, alpha=0.0)]
+    assert len({each.identity for each in (one, *others, system(folders / "guides"))}) == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("best_of:1:rule:concise:of:x", "with N from 2"),
+        ("best_of:rule:concise:of:x", "with N from 2"),
+        ("best_of:4:rule:concise", "with N from 2"),
+        ("best_of:4:rule:nothing:of:x", "is not a reward|Cannot import"),
+        ("best_of:4:rule:concise:of:nowhere/at/all", "There is no system"),
+    ],
+)
+def test_a_mistyped_best_of_n_is_refused(path, remedy):
+    with pytest.raises(DualHeadError, match=remedy):
+        open_system(SystemSpec("best", path))
+
+
+def test_one_greedy_reply_is_not_chosen_among(folders):
+    with pytest.raises(DualHeadError, match="Set --temperature"):
+        best_of(folders).answer(QUESTIONS, SHORT)
+
+
+def test_a_file_of_answers_is_not_sampled(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"instruction": "a", "output": "b", "generator": "c"}\n')
+    with pytest.raises(DualHeadError, match="is a file of answers"):
+        open_system(SystemSpec("best", f"best_of:4:rule:concise:of:{file}"))

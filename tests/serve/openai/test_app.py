@@ -55,6 +55,61 @@ def complete(client, text: str, alpha, tokens: int = TOKENS, *, extra=None, **mo
     return client.chat.completions.create(messages=messages(text), extra_body=extra, **settings)
 
 
+# ---- scores ----------------------------------------------------------------------------------------------
+
+REPLIES = ["bread", "i bake it.", "no", "rivers", "a b", "c", "where", "to", "the sea"]
+
+
+def score(client, **body):
+    body = {"model": "toy", "messages": messages("Bake bread!"), "replies": REPLIES, **body}
+    return client.post("/score", body=body, cast_to=object)
+
+
+@pytest.mark.parametrize("alpha", [{"hidden": 1.0, "even_gate": 0.5}, {"hidden": -2.0, "even_gate": 0.0}])
+def test_scores_are_the_librarys_more_replies_than_a_pass_holds(model, client, alpha):
+    answer = score(client, alpha=alpha, tokens=True)
+    library = model.score([messages("Bake bread!")] * len(REPLIES), REPLIES, alpha=alpha)
+    assert [entry["reward"] for entry in answer["data"]] == pytest.approx([one.reward for one in library], abs=1e-4)
+    assert [entry["kl"] for entry in answer["data"]] == pytest.approx([one.kl for one in library], abs=1e-4)
+    assert len({round(one.reward, 3) for one in library}) == len(REPLIES)
+    assert answer["alpha"] == alpha
+    tokens = answer["data"][1]["tokens"]
+    assert "".join(token["token"] for token in tokens[:-2]) == REPLIES[1]  # then the end of the turn
+    assert sum(token["reward"] for token in tokens) == pytest.approx(answer["data"][1]["reward"], abs=1e-4)
+    assert answer["usage"]["prompt_tokens"] == sum(len("u:Bake bread!;a:") + len(one.tokens) for one in library)
+
+
+def test_a_reply_that_was_cut_is_scored_without_the_end_of_the_turn(client):
+    answer = score(client, replies=["bread", "bread"], cut=[True, False], tokens=True)
+    assert [len(entry["tokens"]) for entry in answer["data"]] == [5, 7]
+
+
+def test_a_text_is_continued_and_the_backbone_has_no_reward(client):
+    body = {"model": "toy:base", "prompt": "Bake bread", "replies": [" now", " later"]}
+    answer = client.post("/score", body=body, cast_to=object)
+    assert [(entry["reward"], entry["kl"]) for entry in answer["data"]] == [(0.0, 0.0)] * 2
+    assert "tokens" not in answer["data"][0]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"replies": []}, "replies"),
+        ({"replies": ["a"] * 1000}, "replies"),
+        ({"replies": ["a", "b" * 5000]}, "replies[1]"),
+        ({"cut": [True]}, "cut"),
+        ({"prompt": "a"}, "prompt"),
+        ({"alpha": {"nobody": 1.0}}, "alpha"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"max_tokens": 3}, "max_tokens"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_by_name(client, body, param):
+    with pytest.raises(BadRequestError) as error:
+        score(client, **body)
+    assert error.value.param == param
+
+
 # ---- texts -----------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ OPENAI = "https://api.openai.com/v1"
 FORM = "openai:MODEL or openai:MODEL@http://127.0.0.1:8000/v1"
 FAILURES = 8  # requests in a row without a reply, after which an endpoint is taken to be down
 LONGEST_WAIT = 10**6  # seconds that a reply may take
+ALPHA_HEADER = "dual-head-alpha"  # of a reply whose body has no room for the strengths that were used
 BRIEF = 200  # characters of what a server says
 # What servers say of a parameter that they do not take; that a number is too large concerns one request.
 NOT_TAKEN = ("unsupported", "not support", "unrecognized", "unknown", "unexpected", "not permitted", "not allowed")
@@ -57,13 +58,17 @@ class EndpointOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation, the most tokens of its reply, and further parameters; seed None where none is sent."""
+    """A conversation, the most tokens of its reply, and further parameters; seed None where none is sent.
+
+    alpha: strengths of the guides of a server that has some, which it repeats in its reply.
+    """
 
     messages: Sequence[Message]
     max_tokens: int
     temperature: float = 0.0
     seed: int | None = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    alpha: float | Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class _Stop(Exception):
 
 
 class Endpoint:
-    """A model behind an endpoint. where: MODEL, or MODEL@URL.
+    """A model behind an endpoint. where: MODEL, MODEL@URL, or @URL for the model that the server takes by itself.
 
     noun: what the model is to the user, for messages; flag: with which its options are given. Errors: no key, an
     address that cannot be read; the client is not installed.
@@ -111,7 +116,7 @@ class Endpoint:
         self.options, self._noun, self._flag = options, noun, flag
         self._openai: Any = require("openai", "judge")
         self.model, _, url = where.partition("@http")
-        if not self.model:
+        if not (self.model or url):
             raise DualHeadError(f"Which model is the {noun}? Say it: {FORM}.")
         address = f"http{url}" if url else options.base_url or os.environ.get("OPENAI_BASE_URL")
         self._address, self._user = parted((address or OPENAI).rstrip("/"), noun)
@@ -179,9 +184,11 @@ class Endpoint:
         parameters: dict[str, Any] = {} if request.seed is None else {"seed": request.seed}
         if self.options.limit != "none":
             parameters[self.options.limit] = request.max_tokens
+        if request.alpha is not None:
+            parameters["extra_body"] = {"alpha": request.alpha}
         try:
             raw = client.chat.completions.with_raw_response.create(
-                model=self.model,
+                model=self.model or None,  # type: ignore[arg-type]  # servers of one model take null for it
                 messages=request.messages,
                 temperature=request.temperature,
                 **parameters,
@@ -201,8 +208,13 @@ class Endpoint:
             return self._no_reply(self._shown(error))
         try:
             completion = raw.parse()
+            # Some servers pass over what they do not know.
+            if request.alpha is not None and not (hasattr(completion, "alpha") or ALPHA_HEADER in raw.headers):
+                raise _Stop(f"{self.url} took alpha and did nothing with it: it serves no guides. Leave out the '@'.")
             choice, used = completion.choices[0], self._usage(completion.usage)
             return Reply(without(text_of(choice.message.content), *self._secrets), used=used, choice=choice)
+        except _Stop:
+            raise
         except Exception as error:  # whatever reading raises: there is no end to what a server may send
             return self._no_reply(f"the reply is not a chat completion ({type(error).__name__})")
 

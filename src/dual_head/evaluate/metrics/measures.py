@@ -1,7 +1,5 @@
 """Metrics of whole systems: which tools each is measured with, and values stored under all that they depend on."""
 
-import hashlib
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +13,9 @@ from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.benchmarks import Benchmark
 from dual_head.evaluate.metrics import Measured, Metric, Tools, load_metrics
 from dual_head.evaluate.metrics.base import Absent
-from dual_head.evaluate.rewards import Reward, load_reward
+from dual_head.evaluate.rewards import Reward, load_reward, reward_identity
 from dual_head.evaluate.systems.base import System
-from dual_head.evaluate.systems.identity import file_sha256, sources_digest
+from dual_head.evaluate.systems.identity import files_digest
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.types import Answer, Question
 from dual_head.files.places import atomic_folder, settle
@@ -86,9 +84,9 @@ class Measures:
 
     def _key(self, system: System, questions: Sequence[Question], answers: Mapping[str, Answer]) -> str:
         base = self.base.identity if self.base is not None else None
-        embedder = self.embedder and (_files_of(self.embedder) or self.embedder)
+        embedder = self.embedder and (files_digest(self.embedder) or self.embedder)
         special = type(self.benchmark).refuses is not Benchmark.refuses
-        tools = [[_reward_identity(spec) for spec in self.rewards], embedder, base, special]
+        tools = [[reward_identity(spec) for spec in self.rewards], embedder, base, special]
         content = [[asdict(question), asdict(answers[question.id])] for question in questions if question.id in answers]
         return digest([VERSION, sorted(load_metrics()), system.identity, tools, content])
 
@@ -171,16 +169,3 @@ def stored(
 def _name(spec: str) -> str:
     """As `load_reward` names it."""
     return Path(spec).resolve().name if Path(spec).is_dir() else spec.rpartition(":")[2]
-
-
-def _reward_identity(spec: str) -> str:
-    """A folder's files; a function's name and the text of its module, so that one that was changed is asked anew."""
-    return _files_of(spec) or f"{spec}:{sources_digest([inspect.getmodule(load_reward(spec)[1])])}"
-
-
-def _files_of(folder: str) -> str:
-    """The files of a model's folder, "" where it is none."""
-    if not Path(folder).is_dir():
-        return ""
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors", ".bin"))
-    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()

@@ -1,6 +1,9 @@
-"""A model behind an OpenAI-compatible endpoint as a system: openai:MODEL, or openai:MODEL@URL."""
+"""A model behind an OpenAI-compatible endpoint as a system: openai:MODEL, openai:MODEL@URL, or a URL.
 
-from collections.abc import Sequence
+A server of guides takes strengths as any folder of guides does: URL@1.5, or URL@helpful:0.5+harmless:1.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dual_head.backbone.fingerprint import digest
@@ -21,23 +24,30 @@ class EndpointSystem(System):
 
     chats = True  # the protocol has messages alone
 
-    why_no_alpha = "is behind an endpoint, which has no alpha"
-
     def __init__(self, spec: SystemSpec, load: LoadOptions):
         options = build(EndpointOptions, dict(load.endpoint_options))
-        self._endpoint = Endpoint(spec.path.removeprefix(ENDPOINT), options, noun="system", flag="--endpoint_option")
+        where = spec.path.removeprefix(ENDPOINT) if spec.path.startswith(ENDPOINT) else f"@{spec.path}"
+        self._endpoint = Endpoint(where, options, noun="system", flag="--endpoint_option")
+        self._alpha = spec.alpha
         super().__init__(spec, load)
         self.path = f"{ENDPOINT}{self._endpoint.model}@{self._endpoint.url}"  # without a password
 
     @classmethod
     def reads(cls, path: str) -> bool:
-        """Whether it begins with "openai:"."""
-        return path.startswith(ENDPOINT)
+        """Whether it begins with "openai:", or is an address."""
+        return path.startswith((ENDPOINT, "http://", "https://"))
+
+    def strengths(self, spec: SystemSpec) -> dict[str, float]:
+        """Those that are given; a number is for all guides, whose names the server alone knows."""
+        if spec.alpha is None:
+            return {}
+        return dict(spec.alpha) if isinstance(spec.alpha, Mapping) else {"all": spec.alpha}
 
     @property
     def identity(self) -> str:
-        """Digest of the model's name, the address and how its replies are limited."""
-        return digest([self.path, self._endpoint.options.limit])
+        """Digest of the model's name, the address, the strengths and how its replies are limited."""
+        content: list[Any] = [self.path, self._endpoint.options.limit]
+        return digest(content if self._alpha is None else [*content, dict(self.alpha)])
 
     def why_not(self, question: Question, decoding: Decoding) -> str | None:
         """Say that a text is not a conversation; how long one may be, the endpoint says when it is asked."""
@@ -54,7 +64,7 @@ class EndpointSystem(System):
             batch = [question for question in questions if turn < len(question.asked)]
             for question in batch:
                 talks[question.id] += _messages(question, turn, replies[question.id])
-            requests = [_request(talks[question.id], decoding) for question in batch]
+            requests = [self._request(talks[question.id], decoding) for question in batch]
             for index, reply in self._endpoint.ask(requests):
                 if reply.flaw:
                     raise DualHeadError(
@@ -63,6 +73,11 @@ class EndpointSystem(System):
                     )
                 replies[batch[index].id].append(reply)
         return [_answer(question.id, replies[question.id]) for question in questions]
+
+    def _request(self, talk: Sequence[Message], decoding: Decoding) -> Request:
+        parameters: dict[str, Any] = {"top_p": decoding.top_p} if decoding.temperature else {}
+        limits = (decoding.max_new_tokens, decoding.temperature, decoding.seed)
+        return Request(list(talk), *limits, parameters, alpha=self._alpha)
 
 
 def _is_text(question: Question) -> bool:
@@ -76,11 +91,6 @@ def _messages(question: Question, turn: int, replies: Sequence[Reply]) -> list[M
         return list(question.prompt)
     reply: Message = {"role": "assistant", "content": replies[-1].text.strip()}
     return [reply, {"role": "user", "content": question.asked[turn]}]
-
-
-def _request(talk: Sequence[Message], decoding: Decoding) -> Request:
-    parameters: dict[str, Any] = {"top_p": decoding.top_p} if decoding.temperature else {}
-    return Request(list(talk), decoding.max_new_tokens, decoding.temperature, decoding.seed, parameters)
 
 
 def _answer(name: str, replies: Sequence[Reply]) -> Answer:

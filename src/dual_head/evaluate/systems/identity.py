@@ -25,7 +25,7 @@ from dual_head.files.places import file_digest
 from dual_head.files.reading import read_json
 from dual_head.guides.second_model import ADAPTER_CONFIG, adapter_config
 
-__all__ = ["file_sha256", "made_of", "settings_of", "sources_digest", "tokenizer_identity"]
+__all__ = ["file_sha256", "files_digest", "made_of", "settings_of", "sources_digest", "tokenizer_identity"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")  # a plain model may be of the time before safetensors
 _SETTINGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG)
@@ -103,6 +103,14 @@ def file_sha256(file: Path) -> str:
     """SHA-256 of a file, which is read once as long as its size and time stay."""
     stat = file.stat()
     return _sha256(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+def files_digest(folder: str) -> str:
+    """SHA-256 of the files of a model's folder, "" where it is none."""
+    if not Path(folder).is_dir():
+        return ""
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors", ".bin"))
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
 @lru_cache(maxsize=4096)

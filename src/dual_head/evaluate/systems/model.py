@@ -165,7 +165,7 @@ class ModelSystem(System):
         _require_conversation(question)
         prompt = question.prompt
         for follow_up in question.follow_ups:
-            prompt = _next_turn(prompt, "", follow_up)
+            prompt = next_turn(prompt, "", follow_up)
         (conversation,) = write([(prompt, ())], self.tokenizer)
         if isinstance(conversation, Dropped):
             return f"'{self.name}' cannot be asked it: {conversation}"
@@ -191,7 +191,7 @@ class ModelSystem(System):
                 batch = [question for question in questions if turn < len(question.asked)]
                 for question in batch if turn else ():
                     last = replies[question.id][-1].text
-                    prompts[question.id] = _next_turn(prompts[question.id], last, question.asked[turn])
+                    prompts[question.id] = next_turn(prompts[question.id], last, question.asked[turn])
                 turn_replies = self._reply({question.id: prompts[question.id] for question in batch}, options)
                 for name, reply in turn_replies.items():
                     replies[name].append(reply)
@@ -239,7 +239,8 @@ def _answer(name: str, replies: Sequence[_Reply]) -> Answer:
     return Answer(question=name, replies=texts, tokens=tokens, finished=finished)
 
 
-def _next_turn(prompt: Prompt, reply: str, follow_up: str) -> Prompt:
+def next_turn(prompt: Prompt, reply: str, follow_up: str) -> Prompt:
+    """A conversation after a reply and what the user says next."""
     assert not isinstance(prompt, str)
     return (*prompt, {"role": "assistant", "content": reply}, {"role": "user", "content": follow_up})
 

@@ -16,7 +16,8 @@ ENDPOINT = "openai:"  # begins the path of a model behind an endpoint
 _SUFFIXES = (".gz", *SUFFIXES)
 _FORM = (
     "A system is NAME=PATH, with commas between several; a strength follows as PATH@1.5, or as "
-    "PATH@helpful:0.5+harmless:1 for guides by name. A model behind an endpoint is NAME=openai:MODEL@URL."
+    "PATH@helpful:0.5+harmless:1 for guides by name. A model behind an endpoint is NAME=openai:MODEL@URL. "
+    "The best of 8 samples by a reward is NAME=best_of:8:REWARD:of:PATH."
 )
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +20,7 @@ from dual_head.model.guide_set import require_guide_name
 from dual_head.serve.host import EngineHost
 from dual_head.serve.openai import protocol
 from dual_head.serve.openai.alpha import Strength, alpha_json
-from dual_head.serve.openai.bodies import ChatBody, CompletionBody, GuideBody, TokenizeBody
+from dual_head.serve.openai.bodies import ChatBody, CompletionBody, GuideBody, ScoreBody, TokenizeBody
 from dual_head.serve.openai.errors import Refused, json_response, refuse
 from dual_head.serve.openai.metrics import Metrics
 from dual_head.serve.openai.middleware import Keys, LocalNames, WholeBody
@@ -28,9 +28,12 @@ from dual_head.serve.openai.models import model_card, read_presets, served_model
 from dual_head.serve.openai.protocol import Limits
 from dual_head.serve.openai.records import CLIENT_LEFT, RequestLog, RequestRecord, RequestRecords
 from dual_head.serve.openai.replies import ChatForm, CompletionForm, Form, TokenTexts, ToolParser, usage
+from dual_head.serve.openai.scores import Scorer, score_entries, score_rows_of, score_usage
 from dual_head.serve.openai.streams import ClientLeft, EventStream, Heading, events, pieces, unless_left, whole_choices
 from dual_head.serve.playground import add_page
 from dual_head.serve.settings import ServerSettings, is_loopback
+
+T = TypeVar("T")
 
 
 class Api:
@@ -45,6 +48,7 @@ class Api:
         self.log = RequestLog(self.metrics.log_lines_unwritten)
         # Tokenizers keep settings while they work: one thread for all prompts, and the loop goes on meanwhile.
         self._writer = ThreadPoolExecutor(1, "prompts")
+        self._scorer = Scorer(host, tokenizer, settings.request_timeout)
 
     @property
     def limits(self) -> Limits:
@@ -63,19 +67,40 @@ class Api:
 
     async def prompts(self, body: ChatBody | CompletionBody | TokenizeBody) -> list[list[int]]:
         """Token ids of the prompts of a body. Errors: see `protocol.encode_prompts_of`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, protocol.encode_prompts_of, body, self.tokenizer)
+        return await self._written(protocol.encode_prompts_of, body, self.tokenizer)
+
+    async def _written(self, encode: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, encode, *arguments)
 
     # ---- generation ------------------------------------------------------------------------------------
 
-    async def answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
-        """A whole reply, or a stream of it; nothing for a client that has left."""
+    async def answer(self, body: ChatBody | CompletionBody | ScoreBody, request: Request) -> Response:
+        """A whole reply, a stream of it, or scores; nothing for a client that has left."""
         record: RequestRecord = request.scope["state"]["record"]
         async with AsyncExitStack() as stack:
             try:
+                if isinstance(body, ScoreBody):
+                    return await self._scores(body, request, record, stack)
                 return await self._reply(body, request, record, stack)
             except ClientLeft:
                 return PlainTextResponse("", CLIENT_LEFT)
+
+    async def _scores(
+        self, body: ScoreBody, request: Request, record: RequestRecord, stack: AsyncExitStack
+    ) -> Response:
+        protocol.require_model(body.model, self.models())
+        protocol.require_rows(len(body.replies), "replies", "replies", self.limits)
+        stack.enter_context(self.host.reserve_rows(len(body.replies)))
+        work = self._written(score_rows_of, body, self.tokenizer, self.limits)
+        rows = await unless_left(request.receive, work)
+        await unless_left(request.receive, stack.enter_async_context(self.host.hold_engine()))
+        model, alpha = protocol.request_alpha(body, self.models(), self.host.model.config)
+        record.admitted(model, alpha, [[*prompt, *reply] for prompt, reply in rows])
+        scores = await self._scorer(rows, alpha, record, request.receive)
+        record.finish_reasons += ["scored"] * len(scores)
+        entries = score_entries(scores, self.texts, tokens=bool(body.tokens))
+        head = {"id": f"score-{record.id}", "object": "list", "created": int(time.time()), "model": model}
+        return json_response({**head, "data": entries, "usage": score_usage(rows), "alpha": alpha_json(alpha)})
 
     async def _reply(
         self, body: ChatBody | CompletionBody, request: Request, record: RequestRecord, stack: AsyncExitStack
@@ -180,6 +205,10 @@ def _add_generation(app: FastAPI, api: Api) -> None:
 
     @app.post("/v1/completions", responses=STREAMED)
     async def completions(body: CompletionBody, request: Request) -> Response:
+        return await api.answer(body, request)
+
+    @app.post("/v1/score")
+    async def score(body: ScoreBody, request: Request) -> Response:
         return await api.answer(body, request)
 
     @app.post("/tokenize")

@@ -261,6 +261,20 @@ class TokenizeBody(Body):
     tools: list[Tool] | None = None
 
 
+class ScoreBody(Body):
+    """The body of /v1/score: a prompt and replies to it; cut: which of them stopped at a limit of tokens."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": _TEXT_OR_CHAT})
+    model: str | None = None
+    alpha: Alpha = None
+    vllm_xargs: Extra | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    replies: Annotated[list[Text], Field(min_length=1)]
+    cut: list[bool] | None = None
+    tokens: bool | None = None
+
+
 class GuideBody(Body):
     """The body of POST /v1/guides: a guide of a folder or hub name, its name here and its default strength."""
 

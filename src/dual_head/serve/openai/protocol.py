@@ -21,6 +21,7 @@ from dual_head.serve.openai.bodies import (
     Message,
     RegexFormat,
     SchemaFormat,
+    ScoreBody,
     TokenizeBody,
     Tool,
 )
@@ -49,7 +50,7 @@ def encode_prompts_of(body: ChatBody | CompletionBody | TokenizeBody, tokenizer:
     messages = getattr(body, "messages", None)
     param = "prompt" if messages is None else "messages"
     tools = _tools(body, tokenizer)
-    prompt: Any = getattr(body, "prompt", None) if messages is None else _conversation(messages, tokenizer)
+    prompt: Any = getattr(body, "prompt", None) if messages is None else conversation(messages, tokenizer)
     if messages is not None or isinstance(prompt, str) or isinstance(prompt[0], int):
         prompt = [prompt]
     texts: list[Prompt] = [entry for entry in prompt if not _is_tokens(entry)]
@@ -64,7 +65,7 @@ def _is_tokens(prompt: Any) -> bool:
     return isinstance(prompt, list) and isinstance(prompt[0], int)
 
 
-def _conversation(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+def conversation(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """Messages as chat templates have them: content a text, and arguments of calls as they are, not as JSON."""
     conversation = []
     for i, message in enumerate(messages):
@@ -86,7 +87,7 @@ def _conversation(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
                 }
                 for call in message.tool_calls
             ]
-        _require_text(turn, f"messages[{i}]")
+        require_text(turn, f"messages[{i}]")
         conversation.append(turn)
     return conversation
 
@@ -106,11 +107,11 @@ def _tools(body: Any, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]
     if not tokenizer.chat_template or "tools" not in str(tokenizer.get_chat_template(tools=[{}])):
         raise Refused("The chat template of this model writes no tools. Leave them out.", "tools")
     schemas = [tool.model_dump(exclude_none=True) for tool in tools]
-    _require_text(schemas, "tools")
+    require_text(schemas, "tools")
     return schemas
 
 
-def _require_text(value: Any, param: str) -> None:
+def require_text(value: Any, param: str) -> None:
     """Refuse half a character (a lone surrogate), which no tokenizer takes, and what is too deep for a template."""
     level = [value]
     for _ in range(DEEPEST):
@@ -130,7 +131,7 @@ def _require_text(value: Any, param: str) -> None:
 
 
 def request_alpha(
-    body: GenerationBody, models: Mapping[str, Mapping[str, Strength]], config: AlignedConfig
+    body: GenerationBody | ScoreBody, models: Mapping[str, Mapping[str, Strength]], config: AlignedConfig
 ) -> tuple[str, dict[str, Strength]]:
     """The name of the model that answers, and the strength of each guide: the body's, or else that of the name.
 
@@ -185,12 +186,16 @@ def generation_requests(
 def require_choices(body: ChatBody | CompletionBody, prompts: int, limits: Limits) -> int:
     """How many rows a body needs. Errors: more than the server takes at once."""
     n = body.n or 1
-    if n * prompts > limits.rows:
-        raise Refused(
-            f"{n * prompts} choices are more than the {limits.rows} that this server takes at once. Ask for fewer.",
-            "n" if n > 1 else "prompt",
-        )
+    require_rows(n * prompts, "choices", "n" if n > 1 else "prompt", limits)
     return n * prompts
+
+
+def require_rows(rows: int, words: str, param: str, limits: Limits) -> None:
+    """Refuse more rows than the server takes at once."""
+    if rows > limits.rows:
+        raise Refused(
+            f"{rows} {words} are more than the {limits.rows} that this server takes at once. Ask for fewer.", param
+        )
 
 
 def _with_seed(sampling: Sampling, seed: int | None, choice: int) -> Sampling:
@@ -264,9 +269,9 @@ def _grammar(body: ChatBody) -> Grammar | None:
         case JsonFormat():
             return Grammar("json")
         case SchemaFormat(json_schema=schema):
-            _require_text(schema.json_schema, "response_format")
+            require_text(schema.json_schema, "response_format")
             return Grammar("json_schema", json.dumps(schema.json_schema))
         case RegexFormat(regex=regex):
-            _require_text(regex, "response_format")
+            require_text(regex, "response_format")
             return Grammar("regex", regex)
     return None
