@@ -103,6 +103,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "dev_prompts": plan.dev_prompts,
         "methods": list(plan.methods),
         "max_new_tokens": plan.max_new_tokens,
+        "dtype": plan.world.dtype,
     }
 
 
@@ -115,6 +116,7 @@ def _world(args: argparse.Namespace, folder: Path) -> World:
         return Questions(
             folder=folder, replies=args.replies, data=args.data, backbone=str(Path(args.backbone).resolve()),
             about="concise" if args.about == "overall" else args.about, most=16 if args.small else None,
+            dtype=args.dtype, bf16=args.dtype == "bfloat16",
         )  # fmt: skip
     if not args.chat:
         raise DualHeadError("Say with --chat where experiments/chat_backbone.py wrote its backbone.")
@@ -143,6 +145,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--replies", type=Path, help="folder of the real world's replies, as real_replies.py writes it")
     parser.add_argument("--data", type=Path, help="folder that holds the real world's questions")
     parser.add_argument("--backbone", help="the real world's chat model")
+    parser.add_argument("--dtype", default="auto", help="of the real world's models; bfloat16: trained in it too")
     parser.add_argument("--about", choices=("overall", "helpful", "harmless", *RULES), default="overall",
                         help="objective of people, or rule of the real world, to compare by")  # fmt: skip
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="some methods, not all")

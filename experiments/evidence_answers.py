@@ -35,7 +35,7 @@ def label_of(alpha: Strength) -> str:
 
 def base_of(world: World) -> AlignedModel:
     """The backbone alone, as a system."""
-    return AlignedModel.from_backbone(world.backbone, {}, tokenizer=load_tokenizer(world.backbone))
+    return AlignedModel.from_backbone(world.backbone, {}, tokenizer=load_tokenizer(world.backbone), dtype=world.dtype)
 
 
 def answered(

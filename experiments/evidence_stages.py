@@ -117,7 +117,7 @@ class Evidence:
             world.asked(part, prompts),
             alphas,
             seed=run.seed,
-            model=lambda: AlignedModel.from_pretrained(str(folder)),
+            model=lambda: AlignedModel.from_pretrained(str(folder), dtype=world.dtype),
             max_new_tokens=self.plan.max_new_tokens,
         )
 

@@ -41,7 +41,7 @@ class World:
     """What is asked, which pairs there are and who scores; mixed: the two objectives whose guides are mixed.
 
     about: the objective that methods are trained for and compared by; most: pairs read of a file; bf16: training under
-    autocast.
+    autocast; dtype: of what answers, "auto" for that of its files.
     """
 
     folder: Path
@@ -54,6 +54,7 @@ class World:
     max_length: int
     most: int | None = None
     bf16: bool = False
+    dtype: str = "auto"
     judge: str
 
     @property

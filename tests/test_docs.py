@@ -60,7 +60,7 @@ def flags() -> set[str]:
     return set(FLAG.findall(shown.getvalue()))
 
 
-SCRIPT = re.compile(r"^ *python \S+\.py(?:.*\\\n)*.*$", re.MULTILINE)
+SCRIPT = re.compile(r"^ *(?:python \S+\.py|python -m \S+|inspect eval)(?:.*\\\n)*.*$", re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ SCRIPT = re.compile(r"^ *python \S+\.py(?:.*\\\n)*.*$", re.MULTILINE)
     ],
 )
 def test_every_flag_that_is_named_exists(page, flags):
-    text = SCRIPT.sub("", (ROOT / "docs" / page).read_text())  # scripts of ours have flags of their own
+    text = SCRIPT.sub("", (ROOT / "docs" / page).read_text())  # scripts and other tools have flags of their own
     named = set(FLAG.findall(text))
     assert len(named) > 5
     aliases = {name for table in FLAGS.values() for name in table}

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-from dual_head.evaluate.harness import harness_model, run_harness  # noqa: E402
+from dual_head.evaluate.harness import harness_model, load_harness_model, main, run_harness  # noqa: E402
 
 CHOICES = [
     {"question": f"{ASKED[i]} {ASKED[i + 1]}", "choices": [GOOD[i], BAD[i], GOOD[i + 1]], "gold": i % 3}
@@ -126,6 +126,30 @@ def test_three_tasks_of_local_files_have_the_values_computed_by_hand(tasks, guid
         words += len(row["text"].split())
     assert found["local_text word_perplexity"] == pytest.approx(math.exp(-logp / words), rel=1e-4)
     assert found["local_reply exact_match"] == pytest.approx(2 / 3)
+
+
+def test_the_harness_own_command_line_runs_guides_at_a_strength(tasks, place, guided, tokenizer, monkeypatch):
+    arguments = {"--model": "dual_head", "--model_args": f"pretrained={place / 'guides'},alpha=1.0"}
+    arguments |= {"--include_path": tasks, "--batch_size": 4, "--output_path": tasks / "out", "--device": "cpu"}
+    line = [str(part) for pair in arguments.items() for part in pair]
+    monkeypatch.setattr("sys.argv", ["lm-eval", "run", *line, "--tasks", ",".join(TASKS)])
+    main()
+    (file,) = (tasks / "out").rglob("results_*.json")
+    results = run_harness(guided, tokenizer, list(TASKS), alpha=1.0, include_path=tasks, bootstrap_iters=0)
+    assert numbers(json.loads(file.read_text())) == pytest.approx(numbers(results))
+
+
+def test_the_model_of_a_command_line_has_strengths_by_name_and_is_refused_by_name(place):
+    lm = load_harness_model(str(place / "guides"), alpha="g:0.5", batch_size="4")
+    assert (lm.alpha, lm.batch_size) == ({"g": 0.5}, 4)
+    for arguments, words in (
+        ({"pretrained": str(place / "guides"), "strength": 1}, "no argument 'strength'"),
+        ({}, "needs a model"),
+        ({"pretrained": "nowhere/at/all"}, "There is no system"),
+        ({"pretrained": str(place / "guides"), "alpha": "much"}, "could not convert"),
+    ):
+        with pytest.raises(DualHeadError, match=words):
+            load_harness_model(**arguments)
 
 
 def test_at_strength_zero_all_is_what_the_harness_says_of_the_backbone(tasks, place, guided, tokenizer):

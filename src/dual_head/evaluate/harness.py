@@ -1,10 +1,13 @@
 """EleutherAI's lm-evaluation-harness on a guided model: its whole catalogue of tasks, at any strength.
 
+    python -m dual_head.evaluate.harness run --model dual_head --model_args pretrained=out/hh,alpha=1.0 --tasks arc_easy
+
 The harness is optional (extra "harness"). Prompts, tokenisation, stop strings and scores of tasks are the harness's.
 """
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError, did_you_mean, require
 from dual_head.evaluate.metrics.likelihood import context_of, score_ids
+from dual_head.evaluate.systems import SystemSpec, open_system
+from dual_head.evaluate.systems.model import ModelSystem
+from dual_head.evaluate.systems.specs import read_strength
 from dual_head.model.alpha import Alpha
 
-__all__ = ["harness_model", "run_harness"]
+__all__ = ["harness_model", "load_harness_model", "run_harness"]
 
 NEW_TOKENS = 256  # what the harness generates where a task does not say
 EXTRA = "harness"
@@ -65,17 +71,34 @@ def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, alpha: Alph
             "such as 16; none is searched for."
         )
     require("lm_eval", EXTRA)
+    return _guided_lm()(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),  # the harness gives it a padding token
+        backend="causal",
+        max_length=context_of(model),
+        batch_size=batch_size,
+        alpha=alpha,
+    )
+
+
+@cache
+def _guided_lm() -> type:
+    """The class of guided models, made when the harness is there. Errors: it is not installed."""
     huggingface: Any = require("lm_eval.models.huggingface", EXTRA)
 
     class GuidedLM(huggingface.HFLM):
         """The harness's own Hugging Face model, whose likelihoods and strength are ours."""
+
+        def __init__(self, pretrained: Any, *, alpha: Alpha = None, **options: Any):
+            self.guided, self.alpha = pretrained, alpha
+            super().__init__(pretrained=pretrained, **options)
 
         def _loglikelihood_tokens(
             self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list[tuple[float, bool]]:
             del disable_tqdm, override_bs
             rows = [(context, continuation) for _, context, continuation in requests]
-            scores = score_ids(model, rows, alpha=alpha, batch_size=batch_size)
+            scores = score_ids(self.guided, rows, alpha=self.alpha, batch_size=self.batch_size)
             answers = [(score.logp, score.greedy) for score in scores]
             for (request, _, _), answer in zip(requests, answers, strict=True):
                 if request is not None:  # a window of a longer text has no name of its own
@@ -83,7 +106,7 @@ def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, alpha: Alph
             return answers
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-            strength = {} if alpha is None else {"alpha": alpha}
+            strength = {} if self.alpha is None else {"alpha": self.alpha}
             return super()._model_generate(context, max_length, stop, **options, **strength)
 
         @property
@@ -92,15 +115,63 @@ def harness_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, alpha: Alph
 
         def get_model_info(self) -> dict[str, Any]:
             """What is known of the model without asking a hub."""
-            return {"model_num_parameters": model.num_parameters(), "model_dtype": model.dtype, "alpha": repr(alpha)}
+            model = self.guided
+            facts = {"model_num_parameters": model.num_parameters(), "model_dtype": model.dtype}
+            return facts | {"alpha": repr(self.alpha)}
 
-    return GuidedLM(
-        pretrained=model,
-        tokenizer=copy.deepcopy(tokenizer),  # the harness gives it a padding token
-        backend="causal",
-        max_length=context_of(model),
-        batch_size=batch_size,
-    )
+        @classmethod
+        def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> Any:
+            """The model of --model_args pretrained=GUIDES,alpha=1.0; see `load_harness_model`."""
+            given = {name: value for name, value in (additional_config or {}).items() if value is not None}
+            return load_harness_model(**arg_dict, **given)
+
+        @classmethod
+        def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> Any:
+            """As `create_from_arg_obj`, of text."""
+            parse: Any = require("lm_eval.utils", EXTRA).simple_parse_args_string
+            return cls.create_from_arg_obj(parse(arg_string), additional_config)
+
+    return GuidedLM
+
+
+def load_harness_model(
+    pretrained: str = "",
+    *,
+    alpha: float | str | None = None,
+    batch_size: int | str = 1,
+    device: str | None = None,
+    dtype: str = "auto",
+    other_precision: bool = False,
+    trust_remote_code: bool = False,
+    **unknown: Any,
+) -> Any:
+    """Load what the harness's command line names: guides at a strength, a PEFT adapter or a plain causal LM.
+
+    alpha: a number, or helpful:0.5+harmless:1 for guides by name. Errors: no such model, an unknown argument.
+    """
+    unknown.pop("max_batch_size", None)  # the harness sends it with its default
+    if unknown or not pretrained:
+        words = f"has no argument '{next(iter(unknown))}'" if unknown else "needs a model"
+        raise DualHeadError(
+            f"dual_head {words}. Give pretrained=GUIDES, and if need be alpha, dtype, other_precision, "
+            "trust_remote_code."
+        )
+    options = {"device": device, "dtype": dtype}
+    options |= {"other_precision": other_precision, "trust_remote_code": trust_remote_code}
+    system = open_system(SystemSpec("dual_head", pretrained, read_strength(alpha)), **options)
+    if not isinstance(system, ModelSystem):
+        raise DualHeadError(f"'{pretrained}' is not a model of this machine. Give a folder of guides or a causal LM.")
+    size = int(batch_size) if str(batch_size).isdigit() else batch_size
+    return harness_model(system.model, system.tokenizer, alpha=dict(system.alpha) or None, batch_size=size)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Run the harness's own command line, which knows the model `dual_head` then."""
+    registry: Any = require("lm_eval.api.registry", EXTRA)
+    command: Any = require("lm_eval.__main__", EXTRA)
+    require("lm_eval.models", EXTRA)  # the registry reads its own models only while it is empty
+    registry.register_model("dual_head")(_guided_lm())
+    command.cli_evaluate()
 
 
 def _task_manager(tasks: Sequence[str], include_path: str | Path | None) -> Any:
@@ -126,3 +197,7 @@ def _hint(task: str, tasks: Sequence[str]) -> str:
     """The nearest name; of thousands of tasks no list helps."""
     hint = did_you_mean(task, tasks)
     return hint if hint.startswith(" Did") else " 'lm-eval ls tasks' lists them."
+
+
+if __name__ == "__main__":
+    main()

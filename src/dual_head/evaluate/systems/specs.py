@@ -9,7 +9,7 @@ from pathlib import Path
 from dual_head.data.files import SUFFIXES
 from dual_head.errors import DualHeadError
 
-__all__ = ["ENDPOINT", "SystemSpec", "parse_systems"]
+__all__ = ["ENDPOINT", "SystemSpec", "parse_systems", "read_strength"]
 
 ENDPOINT = "openai:"  # begins the path of a model behind an endpoint
 
@@ -74,19 +74,27 @@ def _strength(place: str) -> tuple[str, float | dict[str, float] | None]:
     path, at, text = place.rpartition("@")
     if not at or "/" in text or Path(place).expanduser().exists():
         return place, None
-    pairs = [part.partition(":") for part in text.split("+")] if ":" in text else []
     try:
-        if not pairs:
-            return path, _number(text)
-        if len({name.strip() for name, _, _ in pairs}) < len(pairs):
-            raise ValueError("a guide is there twice")
-        return path, {name.strip(): _number(value) for name, _, value in pairs}
-    except ValueError as error:
+        return path, read_strength(text)
+    except DualHeadError as error:
         raise DualHeadError(f"'{text}' in '{place}' is not a strength ({error}). {_FORM}") from error
 
 
-def _number(text: str) -> float:
+def read_strength(text: str | float | None) -> float | dict[str, float] | None:
+    """Read 1.5, or helpful:0.5+harmless:1 for guides by name. Errors: any other text, a guide that is there twice."""
+    if text is None:
+        return None
+    pairs = [part.partition(":") for part in str(text).split("+")] if ":" in str(text) else []
+    try:
+        if len({name.strip() for name, _, _ in pairs}) < len(pairs):
+            raise ValueError("a guide is there twice")
+        return {name.strip(): _number(value) for name, _, value in pairs} if pairs else _number(text)
+    except ValueError as error:
+        raise DualHeadError(str(error)) from error
+
+
+def _number(text: str | float) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text.strip()} is not finite")
+        raise ValueError(f"{number} is not finite")
     return number
