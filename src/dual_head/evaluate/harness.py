@@ -140,6 +140,7 @@ def load_harness_model(
     alpha: float | str | None = None,
     batch_size: int | str = 1,
     device: str | None = None,
+    backbone: str | None = None,
     dtype: str = "auto",
     other_precision: bool = False,
     trust_remote_code: bool = False,
@@ -147,16 +148,17 @@ def load_harness_model(
 ) -> Any:
     """Load what the harness's command line names: guides at a strength, a PEFT adapter or a plain causal LM.
 
-    alpha: a number, or helpful:0.5+harmless:1 for guides by name. Errors: no such model, an unknown argument.
+    alpha: a number, or helpful:0.5+harmless:1 for guides by name; backbone: a copy of theirs in another place.
+    Errors: no such model, an unknown argument.
     """
     unknown.pop("max_batch_size", None)  # the harness sends it with its default
     if unknown or not pretrained:
         words = f"has no argument '{next(iter(unknown))}'" if unknown else "needs a model"
         raise DualHeadError(
-            f"dual_head {words}. Give pretrained=GUIDES, and if need be alpha, dtype, other_precision, "
+            f"dual_head {words}. Give pretrained=GUIDES, and if need be alpha, backbone, dtype, other_precision, "
             "trust_remote_code."
         )
-    options = {"device": device, "dtype": dtype}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone}
     options |= {"other_precision": other_precision, "trust_remote_code": trust_remote_code}
     system = open_system(SystemSpec("dual_head", pretrained, read_strength(alpha)), **options)
     if not isinstance(system, ModelSystem):

@@ -50,8 +50,8 @@ INSPECTS = {
 class GuidedAPI(ModelAPI):
     """A folder of guides on its backbone behind Inspect's interface.
 
-    alpha: as `-M alpha=1.0` or `-M alpha=helpful:0.5+harmless:1`; max_rows: samples in one batch. Errors: no guides at
-    the place, an unknown argument.
+    alpha: as `-M alpha=1.0` or `-M alpha=helpful:0.5+harmless:1`; backbone: a copy of theirs in another place;
+    max_rows: samples in one batch. Errors: no guides at the place, an unknown argument.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class GuidedAPI(ModelAPI):
         config: GenerateConfig = GenerateConfig(),  # noqa: B008 - as Inspect's own models have it
         *,
         alpha: float | str | None = None,
+        backbone: str | None = None,
         max_rows: int = 16,
         device: str | None = None,
         dtype: str = "auto",
@@ -69,7 +70,7 @@ class GuidedAPI(ModelAPI):
         trust_remote_code: bool = False,
     ):
         super().__init__(model_name, base_url, api_key, [], config)
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone}
         options |= {"other_precision": other_precision, "trust_remote_code": trust_remote_code}
         system = open_system(SystemSpec("dual_head", model_name, read_strength(alpha)), **options)
         if not isinstance(system, GuidedSystem):

@@ -13,7 +13,7 @@ __all__ = ["EvaluationOptions"]
 
 # What multiple choice depends on; any other option would change nothing there.
 OF_CHOICES = {"benchmark", "models", "output_dir", "source", "num_samples", "seed", "batch_size"}
-OF_CHOICES |= {"other_precision", "dtype", "device", "trust_remote_code"}
+OF_CHOICES |= {"backbone", "other_precision", "dtype", "device", "trust_remote_code"}
 
 
 @dataclass(kw_only=True)
@@ -71,6 +71,7 @@ class EvaluationOptions(Decoding):
         heading="loading",
         repeat=True,
     )
+    backbone: str | None = option(None, "a copy of the guides' backbone, if not where they were trained")
     other_precision: bool = option(False, OTHER_PRECISION_HELP)
     dtype: str = option("auto", DTYPE_HELP)
     device: str | None = option(None, "cpu, cuda, cuda:1, mps; default: where it loads")
@@ -101,7 +102,7 @@ class EvaluationOptions(Decoding):
     def load(self) -> dict[str, Any]:
         """Fields of `LoadOptions`."""
         endpoint = _assignments("endpoint_option", self.endpoint_option)
-        names = ("other_precision", "dtype", "device", "trust_remote_code")
+        names = ("backbone", "other_precision", "dtype", "device", "trust_remote_code")
         return {name: getattr(self, name) for name in names} | {"endpoint_options": endpoint}
 
     def decoding(self, new_tokens: int) -> Decoding:

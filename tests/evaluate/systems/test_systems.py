@@ -476,6 +476,20 @@ def test_a_broken_kind_of_system_keeps_no_other_from_working(folders, install):
     assert isinstance(system(folders / "backbone"), plain.PlainSystem)
 
 
+def test_guides_may_run_on_a_copy_of_their_backbone_in_another_place(tmp_path):
+    backbone = write_backbone(tmp_path / "backbone", spread=0.3)
+    write_guides(tmp_path / "guides", backbone, {"plain": LinearConfig()}, spread=0.5)
+    (before,) = system(tmp_path / "guides").answer(QUESTIONS[:1], SHORT)
+    backbone.rename(tmp_path / "moved")
+    with pytest.raises(DualHeadError):
+        system(tmp_path / "guides").answer(QUESTIONS[:1], SHORT)
+    moved = system(tmp_path / "guides", backbone=str(tmp_path / "moved"))
+    assert moved.answer(QUESTIONS[:1], SHORT) == [before]
+    other = write_backbone(tmp_path / "other", spread=0.7)
+    with pytest.raises(DualHeadError, match="were trained on another backbone"):
+        system(tmp_path / "guides", backbone=str(other)).answer(QUESTIONS[:1], SHORT)
+
+
 # ---- the best of n ---------------------------------------------------------------------------------------
 
 

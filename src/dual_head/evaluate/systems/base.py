@@ -18,8 +18,12 @@ __all__ = ["LoadOptions", "System", "fits"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How models are loaded, and how endpoints are asked (fields of `EndpointOptions`)."""
+    """How models are loaded, and how endpoints are asked (fields of `EndpointOptions`).
 
+    backbone: a copy of the guides' backbone in another place, None for where they were trained.
+    """
+
+    backbone: str | None = None
     other_precision: bool = False
     dtype: str = "auto"
     device: str | None = None

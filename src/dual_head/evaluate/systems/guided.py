@@ -41,7 +41,7 @@ class GuidedSystem(ModelSystem):
     @property
     def base_path(self) -> str:
         """The guides' backbone."""
-        return read_config(self.place).backbone_name_or_path or ""
+        return self.load.backbone or read_config(self.place).backbone_name_or_path or ""
 
     @property
     def recorded_config(self) -> PreTrainedConfig | None:
@@ -61,7 +61,8 @@ class GuidedSystem(ModelSystem):
 
     def load_model(self):
         """Load the guides on their backbone. Errors: a tokenizer that they were not trained with."""
-        model = AlignedModel.from_pretrained(self.place, other_precision=self.load.other_precision, **self.load_options)
+        where = {"backbone": self.load.backbone, "other_precision": self.load.other_precision}
+        model = AlignedModel.from_pretrained(self.place, **where, **self.load_options)
         model.require_same_tokenizer(self.tokenizer)
         return model
 
