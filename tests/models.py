@@ -6,18 +6,25 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DeepseekV3Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
     Phi3Config,
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from dual_head import AlignedModel, DualHeadModel, RewardHeadConfig
@@ -62,13 +69,34 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "cohere": lambda: CohereConfig(**{**_SIZES, "tie_word_embeddings": True}, logit_scale=0.25),
     "granite": lambda: GraniteConfig(**_SIZES, logits_scaling=4.0),
 }
+# Decoders whose layers differ from those, and whose hidden states and lm_head do not: the contract alone is kept here.
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "mixtral": lambda: MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**_SIZES, **_EXPERTS, num_experts=4, head_dim=8, decoder_sparse_step=1),
+    "gpt_oss": lambda: GptOssConfig(
+        **_SIZES, num_local_experts=4, num_experts_per_tok=2, head_dim=8, sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **{**_SIZES, "num_key_value_heads": 4}, **_EXPERTS, n_routed_experts=4, n_shared_experts=1, n_group=2,
+        topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=8,
+    ),
+    "olmo2": lambda: Olmo2Config(**_SIZES),
+    "falcon": lambda: FalconConfig(
+        hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, new_decoder_architecture=True,
+        num_kv_heads=2, max_position_embeddings=POSITIONS, initializer_range=0.2, tie_word_embeddings=False, **_TOKENS,
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(**{k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}),
+}  # fmt: skip
 
 
 def tiny_lm(name: str, seed: int = 0) -> PreTrainedModel:
     """A random model of one architecture; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        lm = AutoModelForCausalLM.from_config(ARCHITECTURES[name]())
+        lm = AutoModelForCausalLM.from_config({**ARCHITECTURES, **OTHERS}[name]())
         bias = getattr(lm.get_output_embeddings(), "bias", None)
         if bias is not None:
             torch.nn.init.normal_(bias)  # a fresh bias is zero, and would hide that it was forgotten

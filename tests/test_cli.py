@@ -302,7 +302,7 @@ def test_a_config_may_be_given_with_an_equals_sign_and_may_name_every_option(bac
     ("line", "remedy"),
     [
         ("max_steps: [1, 2]", "'max_steps'"),
-        ("quantization: 5bit", "must be one of none, 4bit, 8bit"),
+        ("quantization: 5bit", "must be one of none, 4bit, 8bit, int8"),
         ("learning_rate: fast", "'learning_rate'"),
     ],
 )

@@ -16,6 +16,8 @@ from transformers import (
     GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -266,6 +268,12 @@ def test_an_encoder_decoder_is_refused():
     config = T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=32)
     with pytest.raises(DualHeadError, match=r"not a decoder with an lm_head\. Load the model with Auto"):
         Backbone(T5ForConditionalGeneration(config))
+
+
+def test_a_model_without_keys_and_values_is_refused_by_name():
+    config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(DualHeadError, match="MambaForCausalLM keeps a state of its own"):
+        Backbone(MambaForCausalLM(config))
 
 
 def test_a_decoder_without_a_head_is_refused():

@@ -85,8 +85,10 @@ def require_finite(tensors: "Mapping[str, Tensor]", source: object) -> None:
     """Refuse weights that hold NaN or infinity: every reply would be made of nothing but them."""
     import torch
 
+    from dual_head.backbone.dtypes import is_plain
+
     for name, x in tensors.items():
-        if not x.is_floating_point() or x.itemsize < 2 or x.is_meta or not x.numel():
+        if not is_plain(x) or x.itemsize < 2 or x.is_meta or not x.numel():
             continue
         # NaN and infinity are their tensor's least or largest value; nothing as large as the tensor is made.
         if not torch.stack(torch.aminmax(x.detach())).isfinite().all():

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from dual_head.backbone.checkpoint import MODEL_TYPE
+from dual_head.backbone.dtypes import is_plain
 from dual_head.backbone.fingerprint import Fingerprint, sketch
 from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
@@ -92,11 +93,16 @@ class Decoder(nn.Module):
             raise DualHeadError(
                 f"{type(lm).__name__} is not a decoder with an lm_head. Load the model with AutoModelForCausalLM."
             )
+        accepted = inspect.signature(lm.base_model.forward).parameters
+        if "past_key_values" not in accepted:
+            raise DualHeadError(
+                f"{type(lm).__name__} keeps a state of its own instead of keys and values, in which guides cannot look "
+                "back. Choose a decoder with attention."
+            )
         self.lm = lm
         # Not a submodule: it shares every weight with `lm` and must not be saved or counted twice.
         self._head_only = (_without_decoder(lm),)
         self._only_head = _does_nothing_but_its_head(lm)
-        accepted = inspect.signature(lm.base_model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self.num_layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
 
@@ -198,12 +204,12 @@ class Decoder(nn.Module):
     def matrix(self) -> Tensor | None:
         """W [V, d] where logits are W h and nothing else; None where there is a bias, a scale or soft-capping."""
         head: Any = self.lm.get_output_embeddings()
-        plain = self._only_head and type(head) is nn.Linear and head.bias is None
+        plain = self._only_head and type(head) is nn.Linear and head.bias is None and is_plain(head.weight)
         return head.weight.detach() if plain else None
 
     def fingerprint(self) -> Fingerprint:
         """Name this model by its sizes and a few values of every weight; the same in any floating dtype."""
-        weights = {name: p for name, p in self.lm.named_parameters() if p.is_floating_point() and not p.is_meta}
+        weights = {name: p for name, p in self.lm.named_parameters() if is_plain(p) and not p.is_meta}
         return Fingerprint(
             architecture=type(self.lm).__name__,
             **asdict(self.shape),

@@ -37,6 +37,11 @@ def multiplies(dtype: torch.dtype) -> bool:
     )
 
 
+def is_plain(weight: torch.Tensor) -> bool:
+    """Whether a weight is floats in memory: quantised ones are subclasses, and some call themselves floats."""
+    return type(weight) in (torch.nn.Parameter, torch.Tensor) and weight.is_floating_point()
+
+
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype | None:
     """The dtype that a model is stored in; None where its config does not say."""
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TorchAoConfig
 
 from dual_head.backbone.load import load_backbone, load_context_length
 from dual_head.data import RowReport, split_by_prompt
@@ -65,20 +65,25 @@ def load_tokenizer_of(options: SourceOptions) -> PreTrainedTokenizerBase:
 
 def load_lm(options: SourceOptions, dtype: str) -> PreTrainedModel:
     """Load the backbone as the options say."""
-    quantization = None
-    if options.quantization != "none":
-        require("bitsandbytes", "quantization")
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=options.quantization == "4bit", load_in_8bit=options.quantization == "8bit"
-        )
     return load_backbone(
         options.model_name_or_path,
         dtype=dtype,
         device_map=options.device_map,
         attn_implementation=options.attn_implementation,
-        quantization_config=quantization,
+        quantization_config=_quantization(options.quantization),
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _quantization(name: str) -> Any:
+    """What transformers quantises a backbone by: torchao on any processor, bitsandbytes where it has kernels."""
+    if name == "none":
+        return None
+    if name == "int8":
+        torchao: Any = require("torchao.quantization", "quantization")
+        return TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    require("bitsandbytes", "quantization")
+    return BitsAndBytesConfig(load_in_4bit=name == "4bit", load_in_8bit=name == "8bit")
 
 
 def load_data(

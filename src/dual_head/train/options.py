@@ -29,7 +29,9 @@ class SourceOptions(Options):
     tokenizer_name: str | None = option(None, "Tokenizer, if it is not beside the backbone.")
     device_map: str | None = option(None, "Where transformers places the backbone, as auto.")
     attn_implementation: str | None = option(None, "Attention of the backbone: sdpa, eager, flash_attention_2.")
-    quantization: Literal["none", "4bit", "8bit"] = option("none", "Load the backbone quantised by bitsandbytes.")
+    quantization: Literal["none", "4bit", "8bit", "int8"] = option(
+        "none", "Load the backbone quantised: 4bit and 8bit by bitsandbytes, int8 (its weights alone) by torchao."
+    )
     trust_remote_code: bool = option(False, "Run code that comes with the backbone or tokenizer.")
 
     def _require_source(self) -> None:
