@@ -55,6 +55,8 @@ def main() -> None:
         plan = replace(plan, methods=tuple(args.methods))
     if args.ablations is not None:
         plan = replace(plan, ablations=tuple(args.ablations))
+    if args.best_of:
+        plan = replace(plan, best_of=args.best_of)
     if args.alphas:
         plan = replace(plan, alphas=tuple(args.alphas))
     small: dict = {"judge_steps": 2, "weak_steps": 4, "timing": {"new_tokens": 2, "rounds": 1}} if args.small else {}
@@ -158,6 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--two_prompts", type=int, default=100, help="at each of 16 pairs of strengths; 0: no mixing")
     parser.add_argument("--max_new_tokens", type=int, help="instead of the world's own")
     parser.add_argument("--alphas", type=float, nargs="+", help="strengths of the main table, 1 among them")
+    parser.add_argument("--best_of", type=int, help="the backbone's replies to choose the best of [as many as seeds]")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument("--page", help="a markdown file whose tables between markers are written again")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)

@@ -128,6 +128,12 @@ class Plan:
     alphas: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     grid: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
     max_new_tokens: int | None = None
+    best_of: int = 0
+
+    @property
+    def base_seeds(self) -> range:
+        """Seeds of the backbone's replies: those of the runs, and more where the best of them is a reference."""
+        return range(max(self.seeds, self.best_of))
 
     def search(self) -> list[Run]:
         """Every method at every learning rate, at the first seed."""

@@ -88,7 +88,7 @@ class Evidence:
 
     def _answering(self) -> list[Task]:
         plan, rates = self.plan, self.rates()
-        tasks = [Task(self._base_file(seed), _call(self.base, seed)) for seed in range(plan.seeds)]
+        tasks = [Task(self._base_file(seed), _call(self.base, seed)) for seed in plan.base_seeds]
         tasks += [
             Task(plan.place(run) / "test.jsonl", _call(self.test, run))
             for run in [*plan.main(rates), *plan.ablated(rates)]

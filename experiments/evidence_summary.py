@@ -40,7 +40,7 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
         "judge": _judge(evidence),
         "search": {name: {"tried": own, "rate": rates[name]} for name, own in evidence.tried().items()},
         "main": main,
-        "trade_off": traded(rows, base, alphas),
+        "trade_off": traded(rows, base, alphas, [evidence.base(seed) for seed in plan.base_seeds]),
         "wins": {"of": first, "over": wins},
         "quality": {
             "the backbone": compared(base, base, ["0"])["0"],

@@ -58,19 +58,23 @@ def compared(own: Sequence[Sequence[Row]], base: Sequence[Sequence[Row]], alphas
 
 
 def traded(
-    rows: Mapping[str, Sequence[Sequence[Row]]], base: Sequence[Sequence[Row]], alphas: Sequence[str]
+    rows: Mapping[str, Sequence[Sequence[Row]]],
+    base: Sequence[Sequence[Row]],
+    alphas: Sequence[str],
+    samples: Sequence[Sequence[Row]] = (),
 ) -> dict[str, Any]:
     """Gain of each method at equal divergences from the backbone, and of the best of the backbone's replies.
 
-    best_of: by the exact reward, from one reply of each seed, so at most as many as there are seeds.
+    best_of: by the exact reward, of `samples`, or else of base; from one reply of each seed, so at most as many as
+    there are seeds.
     """
     start = table_of(base, "0", "overall")
     curves = {
         name: [vars(at) for at in gains_at(*_curve(own, start, alphas), DIVERGENCES)] for name, own in rows.items()
     }
-    best = {}
-    for n in range(2, len(start) + 1):
-        mean, interval = crossed((start[:n].max(0) - start.mean(0))[None])
+    best, sampled = {}, table_of(samples, "0", "overall") if samples else start
+    for n in range(2, len(sampled) + 1):
+        mean, interval = crossed((sampled[:n].max(0) - start.mean(0))[None])
         best[n] = {"divergence": best_of_divergence(n), "gain": mean, "interval": interval}
     return {"divergences": list(DIVERGENCES), "methods": curves, "best_of": best}
 

@@ -16,6 +16,7 @@ from dual_head.cli import main
 from dual_head.errors import DualHeadError
 from dual_head.export.lora import lora_factors
 from dual_head.guides.hidden import HiddenConfig
+from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 
@@ -88,3 +89,23 @@ def test_what_a_lora_cannot_hold_is_refused(guides, alpha, said):
 def test_a_constant_is_refused():
     with pytest.raises(DualHeadError, match=r"constant \(bias\)"):
         lora_factors(guided({"head": LinearConfig(rank=2, bias=True)}, "phi"), alpha=1.0)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("against", [None, "backbone"])
+@torch.no_grad()
+def test_the_lora_of_a_second_model_is_an_adapter_that_peft_loads(backbone_folder, tmp_path, against):
+    """GenARM's reward model, and a model tuned by DPO or SimPO, whose policy at 1 is the adapter's model itself."""
+    guide = LanguageModelConfig(tune="lora", rank=2, against=against)
+    model = AlignedModel.from_backbone(str(backbone_folder), {"g": guide}).eval()
+    torch.manual_seed(3)
+    for parameter in model.guides.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model.guide("g").tuned.save_pretrained(tmp_path)
+    lm = AutoModelForCausalLM.from_pretrained(backbone_folder)
+    ids = torch.tensor([[1, 5, 9, 30, 7]])
+    base = lm(ids).logits
+    loaded = peft.PeftModel.from_pretrained(lm, tmp_path)(ids).logits
+    assert (loaded - base).abs().max() > 0.1
+    policy = model(ids, alpha=1.0).logits
+    torch.testing.assert_close(policy if against else policy - base, loaded, atol=1e-4, rtol=1e-4)
