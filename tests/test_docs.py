@@ -21,7 +21,8 @@ import dual_head
 from dual_head import LinearConfig, RewardHeadConfig, method
 from dual_head.backbone.decoder import Backbone
 from dual_head.cli import COMMANDS, classify, main
-from dual_head.data.formats import FORMATS, load_pairs
+from dual_head.data.formats import FORMATS
+from dual_head.data.load import load_pairs
 from dual_head.guides import GuideConfig, guide_class, kind_of, kinds
 from dual_head.guides.base import Parameters
 from dual_head.methods import method_names

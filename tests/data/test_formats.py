@@ -8,7 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dual_head.data.formats import FORMATS, Pair, RowReport, load_pairs, split_by_prompt, transcript
+from dual_head.data import Pair, RowReport, split_by_prompt
+from dual_head.data.formats import FORMATS
+from dual_head.data.load import load_pairs
+from dual_head.data.turns import transcript
 from dual_head.errors import DualHeadError
 
 

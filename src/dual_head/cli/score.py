@@ -167,7 +167,7 @@ def _is_conversation(prompt: Any) -> bool:
 
 def _pairs(args: ScoreOptions) -> Iterator[Asked]:
     """Pairs, grouped by the column `subset` where a file has one, as RewardBench's has."""
-    from dual_head.data.formats import load_pairs
+    from dual_head.data.load import load_pairs
 
     assert args.pairs is not None
     pairs, report = load_pairs(args.pairs, split=args.split, max_rows=args.max_pairs)

@@ -58,8 +58,17 @@ class Method:
             raise DualHeadError(
                 f"kl.of of {self.name} must be {' or '.join(names)}, not '{of}'.{did_you_mean(of, names)}"
             )
+        kinds = {name_of(x): x.learns_from for x in self.objectives if x.learns_from != "both"}
+        if len({*kinds.values()}) > 1:
+            lists = ", ".join(f"{name} from {kind}" for name, kind in kinds.items())
+            raise DualHeadError(f"The objectives of {self.name} learn from different rows: {lists}. Keep one kind.")
         if self.second is not None and of == self.second.name and not self.second.trained:
             raise DualHeadError(f"kl.of={of} needs the guide '{of}' to be trained. Add {self.second.option}=true.")
+
+    @property
+    def learns_from(self) -> str:
+        """What its rows are: "pairs", or "feedback", which are single replies with labels."""
+        return "feedback" if any(x.learns_from == "feedback" for x in self.objectives) else "pairs"
 
     def options(self) -> Iterator[tuple[str, Any]]:
         """List every option as (path, value)."""

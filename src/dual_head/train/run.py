@@ -50,7 +50,7 @@ class GuideRun(Run):
         if options.move_guides:
             method = _as_trained(method, options.move_guides)
         self.method = method
-        self.inputs = CachedInputs(method, options) if options.feature_cache else StreamedInputs(options)
+        self.inputs = CachedInputs(method, options) if options.feature_cache else StreamedInputs(method, options)
         options = self.inputs.options
         reads = (options.model_name_or_path, options.dataset_name, options.feature_cache, options.move_guides)
         super().__init__(options, args, identity_of(method, options, args), reads)

@@ -75,7 +75,7 @@ class CacheRun:
         """Load backbone and data, and write what is not there yet."""
         options, console = self.options, self.console
         self.tokenizer = load_tokenizer_of(options)
-        train_set, held_out, self.reports = load_data(options, self.tokenizer, console, progress=self.main)
+        train_set, held_out, self.reports = load_data(self.method, options, self.tokenizer, console, progress=self.main)
         self.sets = {"train": train_set, "held_out": held_out}
         lm = load_lm(options, options.backbone_dtype)
         if options.device_map is None and options.quantization == "none":
