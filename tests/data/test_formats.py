@@ -101,9 +101,9 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].judged_by is None])
 @pytest.mark.parametrize("asked", ["auto", "by name"])
-def test_a_row_of_every_format_becomes_its_pair(load, name, asked):
+def test_a_row_of_every_format_of_pairs_becomes_its_pair(load, name, asked):
     row, pair = ROWS[name]
     objective = "harmless" if FORMATS[name].objectives else None
     pairs, drops = load(row, format="auto" if asked == "auto" else name, objective=objective)

@@ -100,7 +100,8 @@ class GuideRun(Run):
         save_stored(self.model, self.tokenizer, self.output)
         report = summarise(self.trainer, self.pair_metrics, self.method, self.drops, self.seconds, self.metrics)
         self.write_report(report, draw)
-        print_report(report, self.output, self.console)
+        noun = "replies" if self.method.learns_from == "feedback" else "pairs"
+        print_report(report, self.output, self.console, noun)
 
     def _build(self) -> AlignedModel:
         """The backbone with new guides beside it, or with those that are moved to it."""
