@@ -108,9 +108,19 @@ def test_raters_who_disagree_are_both_heard(load):
     assert [reply.label for reply in replies] == [True, False]
 
 
-def test_a_reply_that_was_cut_stays_without_an_end(load):
-    (reply,), _ = load({"prompt": [user("a")], "completion": [assistant("b", finish_reason="length")], "label": True})
+@pytest.mark.parametrize(
+    "row", [{"completion": [assistant("b", finish_reason="length")]}, {"completion": "b", "cut": True}]
+)
+def test_a_reply_that_was_cut_stays_without_an_end(load, row):
+    (reply,), _ = load({"prompt": [user("a")], "label": True, **row})
     assert isinstance(reply.completion, Cut)
+    tokens, _ = tokenize_feedback([reply], TOKENIZER, TokenizeOptions())
+    assert tokens[0]["completion_ids"][-1] != TOKENIZER.eos_token_id
+
+
+def test_keys_of_messages_that_are_not_read_are_noted(load):
+    _, report = load({"prompt": [user("a")], "completion": [assistant("b", thoughts="hm")], "label": True})
+    assert report.notes == {"thoughts of messages left out": 1}
 
 
 # ---- scores ---------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from dual_head.data import LABEL, Dropped, Feedback, Message, Pair
+from dual_head.data import LABEL, Cut, Dropped, Feedback, Message, Pair
 from dual_head.data.turns import (
+    COMPLETIONS,
     SYSTEMS,
     begins_transcript,
     conversation_of,
@@ -190,7 +191,6 @@ def trl(row: Row) -> Pair:
 
 # ---- single replies --------------------------------------------------------------------------------------
 
-COMPLETIONS = ("completion", "response", "reply")  # columns of one reply, in this order
 SCORE = "score"  # beside `LABEL`, what is told of it
 
 
@@ -201,12 +201,14 @@ def _is_judged(row: Row, *columns: str) -> bool:
 
 
 def _exchange(row: Row) -> tuple[str | tuple[Message, ...], str]:
-    """The prompt and the reply, which a text in "prompt" alone is continued by."""
+    """The prompt and the reply, which a text in "prompt" alone is continued by; "cut": the reply has no end."""
     column = next((column for column in COMPLETIONS if row.get(column) is not None), None)
     if column is None:
         raise Dropped("no reply")
     if isinstance(row[column], str):
-        return conversation_of(row) if _is_answered(row) else text(row["prompt"]), text(row[column])
+        reply = text(row[column])
+        prompt = conversation_of(row) if _is_answered(row) else text(row["prompt"])
+        return prompt, Cut(reply) if row.get("cut") is True else reply
     prompt, turns = conversation_of(row), messages(row[column])
     turns = turns if turns[: len(prompt)] == prompt else prompt + turns
     if not turns or turns[-1]["role"] != "assistant":

@@ -86,12 +86,13 @@ class GuidedLoss(nn.Module):
         labels, row, counts, desirable = batch["labels"], batch["row"], batch["counts"], batch.get("desirable")
         pairs, divergence = len(counts) // 2, None
         if desirable is not None:
-            # [c c m m m | C M] to [c c C | m m m M]: replies are learnt from, mismatched ones only measured.
-            first, order = sum(counts[::2]), (row % 2).argsort(stable=True)
-            at, labels, row = at[order], labels[order], row[order]
-            divergence = self._divergence(pick_tokens(hidden, states, at[first:], labels[first:], row[first:]), pairs)
-            at, labels, row = at[:first], labels[:first], row[:first]
-            counts = [count if i % 2 == 0 else 0 for i, count in enumerate(counts)]
+            # [c c m m m | C M] to [c c C | m m m M]: replies c are learnt from, mismatched ones m only measured.
+            order, count = (row % 2).argsort(stable=True), sum(counts[::2])
+            first, second = order[:count], order[count:]
+            mismatched = pick_tokens(hidden, states, at[second], labels[second], row[second])
+            divergence = self._divergence(mismatched, pairs)
+            at, labels, row = at[first], labels[first], row[first]
+            counts = [0 if i % 2 else count for i, count in enumerate(counts)]
         none = pick_tokens(hidden, states, at[:0], labels[:0], row[:0])
         groups = groups_of(
             counts,
