@@ -100,7 +100,7 @@ def dahoas(row: Row) -> Pair:
     return Pair(turns, text(row.get("chosen")).strip(), text(row.get("rejected")).strip())
 
 
-_IDS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+_BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _PKU_PREFERENCES = {"helpful": "better_response_id", "harmless": "safer_response_id"}
 
 
@@ -114,7 +114,7 @@ def pku(row: Row, objective: str) -> Pair:
     column = _PKU_PREFERENCES[objective]
     if column not in row:
         raise Dropped("malformed row")
-    better = _IDS.get(str(row[column]).lower())  # tables write it as text
+    better = _BITS.get(str(row[column]).lower())  # tables write it as text
     if better is None:
         raise Dropped("tie")
     first, second = text(row.get("response_0")).strip(), text(row.get("response_1")).strip()
@@ -220,7 +220,7 @@ def _exchange(row: Row) -> tuple[str | tuple[Message, ...], str]:
 def unpaired(row: Row) -> Feedback:
     """TRL's unpaired preferences: a prompt, a completion and a label, true where the completion is desirable."""
     label = _value(row, LABEL)
-    number = _IDS.get(str(label).lower())
+    number = _BITS.get(str(label).lower())
     if number is None:
         raise DualHeadError(f"The label must be true or false (or 1 or 0), not {label!r}. Correct or remove the row.")
     return Feedback(*_exchange(row), bool(number))
