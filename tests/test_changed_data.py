@@ -12,7 +12,7 @@ from dual_head import DualHeadError
 from dual_head.cli import main
 from dual_head.data import Pair, RowReport, rows_digest
 from dual_head.data.files import rows_of_file
-from dual_head.data.formats import load_pairs
+from dual_head.data.load import load_pairs
 from dual_head.files.places import file_digest
 from dual_head.guides.linear import LinearConfig
 from dual_head.train.identity import check_same_data, check_same_run

@@ -21,7 +21,8 @@ import dual_head
 from dual_head import LinearConfig, RewardHeadConfig, method
 from dual_head.backbone.decoder import Backbone
 from dual_head.cli import COMMANDS, classify, main
-from dual_head.data.formats import FORMATS, load_pairs
+from dual_head.data.formats import FORMATS, SCORE
+from dual_head.data.load import load_feedback, load_pairs
 from dual_head.guides import GuideConfig, guide_class, kind_of, kinds
 from dual_head.guides.base import Parameters
 from dual_head.methods import method_names
@@ -280,6 +281,13 @@ def test_an_example_row_is_read_as_its_own_format(name, text, row, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(json.loads(row)))
     objective = "harmless" if FORMATS[name].objectives else None
+    if FORMATS[name].judged_by:
+        threshold = {"label_threshold": 0.5} if FORMATS[name].judged_by == SCORE else {}
+        (reply,), _ = load_feedback(str(file), **threshold)
+        assert [reply] == load_feedback(str(file), format=name, **threshold)[0]
+        assert "boil an egg" in str(reply.prompt)
+        assert (reply.completion.strip(), reply.label) == ("Eight minutes.", True)
+        return
     pairs, _ = load_pairs(str(file), objective=objective)
     assert pairs == load_pairs(str(file), objective=objective, format=name)[0]
     assert "boil an egg" in str(pairs[0].prompt)

@@ -18,7 +18,7 @@ def options(chosen: Method) -> dict:
 
 
 def test_there_are_the_seeds_methods_the_baselines_and_ours():
-    assert {"dual_head", "iav", "mav", "genarm", "dpo", "simpo", "reward", "hidden"} <= set(method_names())
+    assert {"dual_head", "iav", "mav", "genarm", "dpo", "simpo", "reward", "hidden", "kto"} <= set(method_names())
 
 
 @every_method

@@ -18,6 +18,7 @@ _HOMES = {
     "DualHeadError": "errors",
     "DualHeadModel": "model.papers",
     "DualHeadReasoningModel": "classify.model",
+    "Feedback": "data",
     "GuideTrainer": "train.trainer",
     "GuideTrainingArguments": "train.arguments",
     "HiddenConfig": "guides.hidden",
@@ -33,10 +34,12 @@ _HOMES = {
     "RewardHeadConfig": "guides.reward_head",
     "RewardModelConfig": "guides.reward_model",
     "TokenizeOptions": "data.tokenize",
-    "load_pairs": "data.formats",
+    "load_feedback": "data.load",
+    "load_pairs": "data.load",
     "merge": "export.merge",
     "method": "methods",
     "split_by_prompt": "data",
+    "tokenize_feedback": "data.tokenize",
     "tokenize_pairs": "data.tokenize",
 }
 
@@ -48,11 +51,14 @@ __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 if TYPE_CHECKING:
     from dual_head.classify.model import DualHeadReasoningModel as DualHeadReasoningModel
     from dual_head.config import AlignedConfig as AlignedConfig
+    from dual_head.data import Feedback as Feedback
     from dual_head.data import Pair as Pair
     from dual_head.data import split_by_prompt as split_by_prompt
     from dual_head.data.collate import PairCollator as PairCollator
-    from dual_head.data.formats import load_pairs as load_pairs
+    from dual_head.data.load import load_feedback as load_feedback
+    from dual_head.data.load import load_pairs as load_pairs
     from dual_head.data.tokenize import TokenizeOptions as TokenizeOptions
+    from dual_head.data.tokenize import tokenize_feedback as tokenize_feedback
     from dual_head.data.tokenize import tokenize_pairs as tokenize_pairs
     from dual_head.errors import DualHeadError as DualHeadError
     from dual_head.export.merge import merge as merge

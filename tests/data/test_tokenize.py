@@ -6,8 +6,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dual_head.data import Pair
 from dual_head.data.conversation import write
-from dual_head.data.formats import load_pairs, transcript
+from dual_head.data.load import load_pairs
 from dual_head.data.tokenize import TokenizeOptions, tokenize_pairs
+from dual_head.data.turns import transcript
 from dual_head.errors import DualHeadError
 
 SPECIALS = ["<unk>", "<s>", "</s>", "<user>", "<bot>", "<system>"]

@@ -21,6 +21,14 @@ ROWS = [
     {"prompt_ids": [13, 14], "chosen_ids": [15, 2], "rejected_ids": [16, 17, 18, 19, 2]},
     {"prompt_ids": [20, 21], "chosen_ids": [24], "rejected_ids": [25, 26]},  # fits into a row with the one before
 ]
+# The same replies one by one: the first of each pair with a label, the second given to a wrong prompt.
+SINGLE = [
+    {"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"], "mismatched_ids": row["rejected_ids"]}
+    | {"label": label}
+    for row, label in zip(ROWS, (True, False, True), strict=True)
+]
+LEARNS_FROM = {"pairs": ("pairs",), "feedback": ("feedback",), "both": ("pairs", "feedback")}
+CASES = [(name, rows) for name in objective_names() for rows in LEARNS_FROM[objective_class(name).learns_from]]
 KINDS = ("reward_head", "linear", "hidden", "multilayer")
 CHUNKS = {"pairs cut": 1, "whole pairs": 60_000, "all at once": 10**9}  # bytes of logits at a time
 
@@ -33,7 +41,7 @@ def gradients(model: AlignedModel) -> dict[str, Tensor]:
     return {name: p.grad.double() for name, p in model.guides.named_parameters() if p.grad is not None}
 
 
-def the_long_way(model: AlignedModel, objective) -> tuple[float, dict[str, Tensor]]:
+def the_long_way(model: AlignedModel, objective, learnt_from: str) -> tuple[float, dict[str, Tensor]]:
     """Each response by itself from the backbone's hidden states; log_softmax over all of V, plain autograd."""
     backbone, model = model.backbone, copy.deepcopy(model).double()
     scalars: dict[str, list[Tensor]] = {}
@@ -58,22 +66,33 @@ def the_long_way(model: AlignedModel, objective) -> tuple[float, dict[str, Tenso
             scalars.setdefault(name, []).append(x)
         row += [i] * len(reply)
     scored = Scored({name: torch.cat(x) for name, x in scalars.items()}, torch.tensor(row), len(ROWS))
+    if learnt_from == "feedback":
+        scored = single(scored)
     loss = objective(scored).loss.mean()
     if loss.requires_grad:
         loss.backward()
     return loss.item(), gradients(model)
 
 
+def single(scored: Scored) -> Scored:
+    """The replies by themselves, with their labels and the divergence that mismatched ones show."""
+    ratio = scored.sums("policy_logps")[1] - scored.sums("base_logps")[1]
+    reply = scored.row % 2 == 0
+    values = {name: x[reply] for name, x in scored.values.items()}
+    desirable = torch.tensor([row["label"] for row in SINGLE])
+    return Scored(values, scored.row[reply], len(ROWS), desirable, ratio.mean().detach().clamp(min=0))
+
+
 @pytest.mark.parametrize("budget", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("share", [False, True], ids=["prompts apart", "prompts shared"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", objective_names())
-def test_loss_and_gradients_are_those_of_whole_logits_in_float64(name, kind, share, budget):
+@pytest.mark.parametrize(("name", "learnt_from"), CASES)
+def test_loss_and_gradients_are_those_of_whole_logits_in_float64(name, learnt_from, kind, share, budget):
     objective, model = objective_class(name)(), aligned(kind)
-    known, known_gradients = the_long_way(model, objective)
+    known, known_gradients = the_long_way(model, objective, learnt_from)
     step = GuidedLoss(model, Method(name="g", guide=model.guide("g").config, objectives=(objective,)), guide="g")
     step.budget = budget
-    out = step(**PairCollator(0, share_prompt=share)(ROWS))
+    out = step(**PairCollator(0, share_prompt=share)(ROWS if learnt_from == "pairs" else SINGLE))
     assert out["loss"].item() == pytest.approx(objective.weight * known, rel=1e-5, abs=1e-7)
     if not known_gradients:
         return  # the entropy of a gate that does not move

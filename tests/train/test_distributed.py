@@ -34,6 +34,7 @@ GUIDES = {
     "dual_head": ("dual_head", {}),
     "hidden": ("hidden", {}),
     "hidden, gated": ("hidden", {"guide.gate": "attention"}),
+    "kto": ("kto", {"beta": 1.0}),  # whose divergence is that of all processes together
 }
 
 
@@ -46,8 +47,8 @@ def loss_of(guide: str) -> GuidedLoss:
     return GuidedLoss(model, chosen, guide=name, budget=VOCAB * BYTES_PER_LOGIT * TOKENS_AT_ONCE)
 
 
-def batch(pairs: slice) -> dict:
-    """Some of the pairs, whose lengths all differ."""
+def batch(guide: str, pairs: slice) -> dict:
+    """Some of the pairs, whose lengths all differ; for kto their rejected replies, with labels."""
     draw = torch.Generator().manual_seed(0)
     rows = [
         {
@@ -56,6 +57,9 @@ def batch(pairs: slice) -> dict:
         }
         for i in range(PAIRS)
     ]
+    if guide == "kto":
+        names = {"prompt_ids": "prompt_ids", "rejected_ids": "completion_ids", "chosen_ids": "mismatched_ids"}
+        rows = [{names[key]: ids for key, ids in row.items()} | {"label": i % 3 == 0} for i, row in enumerate(rows)]
     return dict(PairCollator(0, share_prompt=True)(rows[pairs]))
 
 
@@ -104,12 +108,12 @@ def work(rank: int, folder: str) -> None:
                 assert all(isinstance(x, DTensor) for x in loss.parameters()), "nothing was sharded"
             for _ in range(2):  # the second time with what the first has left behind
                 loss.zero_grad()
-                loss(**batch(own))["loss"].backward()
+                loss(**batch(guide, own))["loss"].backward()
             whole = {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in gradients(loss)}
             if rank == 0:
                 save_file({name: x.contiguous() for name, x in whole.items()}, file_of(folder, sharding, guide))
     try:
-        shard_the_head_apart(loss_of("dual_head"))(**batch(own))
+        shard_the_head_apart(loss_of("dual_head"))(**batch("dual_head", own))
     except DualHeadError as error:
         (Path(folder) / f"refused-{rank}").write_text(str(error))
     dist.barrier()
@@ -143,9 +147,11 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_two_processes_give_the_gradients_of_one(folder, sharding, guide):
     loss = loss_of(guide)
-    loss(**batch(slice(None)))["loss"].backward()
+    out = loss(**batch(guide, slice(None)))
+    out["loss"].backward()
     wanted, found = dict(gradients(loss)), load_file(file_of(folder, sharding, guide))
     assert found.keys() == wanted.keys()
+    assert "divergence" not in out or out["divergence"].min() > 0.1  # or it would be left out of no gradient
     for name, x in wanted.items():
         assert x.abs().max() > 1e-4  # or the comparison would say nothing
         torch.testing.assert_close(found[name], x, atol=1e-5, rtol=0)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from transformers import LlamaForSequenceClassification, TrainingArguments
 
 from dual_head.errors import DualHeadError
+from dual_head.losses.kto import Kto
 from dual_head.losses.preference import Preference
 from dual_head.methods import method
 from dual_head.ops.token_scores import Scored
-from dual_head.train.trl import preference_trainer
+from dual_head.train.trl import _IdsOnly, preference_trainer
 
 SIDES = ("chosen", "rejected")
 KINDS = ("dpo", "simpo", "reward")
@@ -328,14 +329,53 @@ def test_forms_of_our_preference_loss_have_the_values_of_trls(form, smoothing, t
     assert objective(scored(lm, reference)).loss.mean().item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
+# Four replies of different lengths, one cut short; mismatched, each prompt has the reply before.
+PROMPTS = [[1, 5, 6], [1, 40], [1, 41, 42, 43], [1, 7]]
+REPLIES = [[7, 8, 30, EOS], [9, 10, 11, 12, 60], [17, EOS], [3, EOS]]
+ABOVE, BELOW = (0, 5), (5, 0)  # seeds of policy and reference: the mean ratio is above zero, or below
+LABELLED = {"mixed": (True, False, False, True), "desirable": (True,) * 4, "undesirable": (False,) * 4}
+
+
+@pytest.mark.parametrize("labels", LABELLED.values(), ids=LABELLED)
+@pytest.mark.parametrize("seeds", [ABOVE, BELOW], ids=["above zero", "below zero"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.25)])
+def test_our_kto_loss_has_the_values_of_trls(labels, seeds, weights, tmp_path):
+    trl = pytest.importorskip("trl")
+    lm, reference = (tiny_lm("llama", seed=seed) for seed in seeds)
+    rows = [
+        {"prompt_ids": prompt, "completion_ids": reply, "mismatched_ids": REPLIES[i - 1], "label": labels[i]}
+        for i, (prompt, reply) in enumerate(zip(PROMPTS, REPLIES, strict=True))
+    ]
+    settings = {"desirable_weight": weights[0], "undesirable_weight": weights[1], "beta": 0.7, "max_length": None}
+    args = trl.KTOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to="none", activation_checkpointing=False, **settings
+    )
+    renamed = [{**row, "KL_completion_ids": row["mismatched_ids"]} for row in rows]
+    kind = type("KTOTrainer", (_IdsOnly, trl.KTOTrainer), {})
+    trainer = kind(lm, reference, args, train_dataset=Dataset.from_list(renamed), processing_class=word_tokenizer())
+    with torch.no_grad():
+        trainer.model.eval()
+        theirs = trainer.compute_loss(trainer.model, trainer.data_collator(renamed))
+    both = scored(lm, reference, rows, ("completion_ids", "mismatched_ids"))
+    ratio = both.sums("policy_logps")[1] - both.sums("base_logps")[1]
+    reply = both.row % 2 == 0
+    ours = Scored(
+        {name: x[reply] for name, x in both.values.items()}, both.row[reply], 4,
+        desirable=torch.tensor(labels), divergence=ratio.mean().clamp(min=0),
+    )  # fmt: skip
+    objective = Kto(beta=0.7, desirable_weight=weights[0], undesirable_weight=weights[1])
+    assert (ours.divergence > 0) == (seeds == ABOVE)
+    assert objective(ours).loss.mean().item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
 @torch.no_grad()
-def scored(lm, reference):
-    """Log-probabilities of every reply token of `ROWS` under a model and its reference, without padding."""
+def scored(lm, reference, rows=ROWS, sides=("chosen_ids", "rejected_ids")):
+    """Log-probabilities of every reply token of rows under a model and its reference, without padding."""
     values, row = {"policy_logps": [], "base_logps": []}, []
-    for i, (prompt, reply) in enumerate((r["prompt_ids"], r[f"{side}_ids"]) for r in ROWS for side in SIDES):
+    for i, (prompt, reply) in enumerate((r["prompt_ids"], r[side]) for r in rows for side in sides):
         ids = torch.tensor([prompt + reply])
         for name, model in (("policy_logps", lm), ("base_logps", reference)):
             logps = model.eval()(input_ids=ids).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
             values[name].append(logps.gather(1, torch.tensor(reply)[:, None])[:, 0])
         row += [i] * len(reply)
-    return Scored({name: torch.cat(parts) for name, parts in values.items()}, torch.tensor(row), len(ROWS))
+    return Scored({name: torch.cat(parts) for name, parts in values.items()}, torch.tensor(row), len(rows))

@@ -30,7 +30,7 @@ KEYS = ("method", "variants", "seeds", "evaluate")  # of a plan; all others are 
 RUNS = "runs"
 TABLE = "ablation.json"
 PAGE = "ablation.md"
-FIRST = ("accuracy", "accuracy_over_base", "preference", "next_token", "kl")  # columns, if the reports have them
+FIRST = ("accuracy", "accuracy_over_base", "preference", "kto", "next_token", "kl")  # columns, if the reports have them
 REPORT = "report.json"
 AGAIN = "Delete the folder of the run, and run the same command again."
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dual_head.cli.training import add_method_options, end_processes, with_method_options
+from dual_head.cli.training import add_method_options, end_processes, method_for, with_method_options
 from dual_head.errors import DualHeadError
-from dual_head.methods import Method, method, method_names
+from dual_head.methods import Method, method_names
 from dual_head.options import Options, option
 from dual_head.options.config_file import read_options
 from dual_head.options.flags import OptionParser, before_parsing
@@ -34,12 +34,13 @@ class Reader(Options):
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, and write or verify."""
-    parser = build_parser(method(_method_name(arguments)))
+    recipe = method_for(_method_name(arguments), arguments)
+    parser = build_parser(recipe)
     values = parser.namespace(arguments)
     if values.verify is not None:
         return _verify(values.verify or values.output_dir)
-    options, reader, method_options = parser.objects(values)
-    cache_features(with_method_options(method(reader.method), method_options), options)
+    options, _, method_options = parser.objects(values)
+    cache_features(with_method_options(recipe, method_options), options)
     end_processes()
     return 0
 

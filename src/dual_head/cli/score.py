@@ -21,6 +21,7 @@ from dual_head.console.gauge import Gauge
 from dual_head.console.terminal import Terminal
 from dual_head.data import Cut, Prompt, RowReport
 from dual_head.data.files import rows_of_file
+from dual_head.data.turns import COMPLETIONS
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive, require_unread
 from dual_head.options import option
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from dual_head.model.alpha import Alpha
     from dual_head.model.rewards import ReplyScore
 
-REPLY = ("reply", "output", "response", "completion")  # columns of one reply, in this order
 ROW = 'a row is {"prompt": text or messages, "reply": text} or {"prompt": ..., "replies": [text, ...]}'
 PLAIN_WIDTH = 140  # of a table that is not printed on a screen
 SHOWN = 48  # characters of a text in the table
@@ -143,7 +143,7 @@ def _replies(file: Path) -> Iterator[Asked]:
         prompt: Any = row.get("prompt")
         if not (isinstance(prompt, str) or _is_conversation(prompt)):
             raise DualHeadError(f"{where} has no prompt; {ROW}.")
-        replies = row.get("replies", next(([row[name]] for name in REPLY if name in row), None))
+        replies = row.get("replies", next(([row[name]] for name in COMPLETIONS if name in row), None))
         if not isinstance(replies, list) or not replies or not all(isinstance(reply, str) for reply in replies):
             raise DualHeadError(f"{where} has no reply; {ROW}.")
         cut = row.get("cut", False)
@@ -167,7 +167,7 @@ def _is_conversation(prompt: Any) -> bool:
 
 def _pairs(args: ScoreOptions) -> Iterator[Asked]:
     """Pairs, grouped by the column `subset` where a file has one, as RewardBench's has."""
-    from dual_head.data.formats import load_pairs
+    from dual_head.data.load import load_pairs
 
     assert args.pairs is not None
     pairs, report = load_pairs(args.pairs, split=args.split, max_rows=args.max_pairs)

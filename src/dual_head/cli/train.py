@@ -21,12 +21,11 @@ def run(arguments: Sequence[str]) -> int:
         print("'dual-head train METHOD --help' lists the options.")
         return 0 if name in ("-h", "--help") else 2
     # Imported late: a list of names should not wait for torch.
-    from dual_head.cli.training import build_parser, end_processes, with_method_options
-    from dual_head.methods import method
+    from dual_head.cli.training import build_parser, end_processes, method_for, with_method_options
     from dual_head.train.feature_cache.inputs import cached_options
     from dual_head.train.run import train_guide
 
-    recipe = method(name)
+    recipe = method_for(name, arguments[1:])
     parser = build_parser(recipe, help_all="--help_all" in arguments)
     parser.take_file(arguments[1:])
     if cache := before_parsing(arguments[1:], "feature_cache").feature_cache or parser.get_default("feature_cache"):

@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dual_head.options.flags import OptionParser
+from dual_head.options.config_file import read_options
+from dual_head.options.flags import OptionParser, before_parsing
 from dual_head.options.texts import yaml_text
 
 if TYPE_CHECKING:
@@ -16,6 +19,19 @@ COMMON = ("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch
 COMMON += ("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed")
 COMMON += ("bf16", "activation_checkpointing", "logging_steps", "eval_strategy", "eval_steps", "save_steps")
 COMMON += ("save_total_limit", "report_to", "resume_from_checkpoint", "push_to_hub")
+
+
+def method_for(name: str, arguments: Sequence[str]) -> "Method":
+    """The method, with the kind of guide that is named among the arguments or in their file: its options are parsed."""
+    from dual_head.methods import method
+    from dual_head.methods.base import KIND
+
+    before = before_parsing(arguments, KIND)
+    config = read_options(Path(before.config), allow_code=before.allow_code) if before.config else {}
+    section = config.get("guide")
+    in_file = config.get(KIND, section.get("kind") if isinstance(section, dict) else None)
+    kind = getattr(before, KIND) or in_file
+    return method(name).with_options({KIND: str(kind)} if kind else {})
 
 
 def build_parser(recipe: "Method", *, help_all: bool = False) -> OptionParser:

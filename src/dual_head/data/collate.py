@@ -1,4 +1,4 @@
-"""Token ids to the tensors of a pair batch: how its rows are laid out is known here alone.
+"""Token ids to the tensors of a batch of pairs or single replies: how its rows are laid out is known here alone.
 
 A prompt may be written once for both responses, [prompt | chosen | rejected], and such pairs one after the other in a
 row; or once for each. Padding only fills, and every index comes from lengths, so that pad may be EOS.
@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from dual_head.data import COLUMNS
+from dual_head.data import LABEL, columns_of
 from dual_head.errors import DualHeadError
 from dual_head.ops.masks import PADDING, PARTS
 
@@ -28,7 +28,8 @@ class PairBatch(TypedDict):
     """B pairs in R rows of T tokens, right padded, and the n response tokens to score, pair by pair.
 
     Where prompts are shared, a row holds one pair or several; else there are 2B rows, the chosen sequence of each pair
-    before the rejected one. Of two pairs:
+    before the rejected one. A single reply lies where a chosen one would, and its mismatched reply where a rejected one
+    would. Of two pairs:
 
         apart    [p p p c c .]          shared   [p p p | c c | r r r | P P | C | R R]      input_ids
                  [p p p r r r]                    0 1 2   3 4   3 4 5   0 1   2   2 3       position_ids
@@ -42,6 +43,7 @@ class PairBatch(TypedDict):
     labels: Tensor  # [n] int64
     row: Tensor  # [n] int64, 2 i for the chosen response of pair i, 2 i + 1 for the rejected one
     counts: list[int]  # [2B], how many of the n each response has
+    desirable: NotRequired[Tensor]  # [B] bool, the labels of single replies
     # Of shared prompts:
     parts: NotRequired[Tensor]  # [R, T] int64: 3 k, 3 k + 1, 3 k + 2 for the parts of a row's k-th pair, or PADDING
     starts: NotRequired[list[int]]  # [B], which of the R T tokens is the first of each pair; the others follow it
@@ -53,8 +55,9 @@ class PairBatch(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Collate rows of prompt_ids, chosen_ids, rejected_ids; raises DualHeadError without a pad token id.
+    """Collate rows of prompt_ids, chosen_ids, rejected_ids, or of prompt_ids, completion_ids, mismatched_ids, label.
 
+    Raises DualHeadError without a pad token id.
     share_prompt: write a prompt once for both responses, and pairs one after the other where that saves padding; a
     decoder needs masks made from `parts` for such rows.
     """
@@ -68,9 +71,10 @@ class PairCollator:
                 "The tokenizer has no pad token. Pass pad_token_id=tokenizer.eos_token_id: it only fills."
             )
 
-    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> PairBatch:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> PairBatch:
         """Lay out pairs in rows."""
-        lengths = torch.tensor([[len(row[column]) for column in COLUMNS] for row in rows])
+        columns = columns_of(rows[0])
+        lengths = torch.tensor([[len(row[column]) for column in columns] for row in rows])
         sides = torch.stack([lengths[:, [0, 1]], lengths[:, [0, 2]]], 1).flatten(0, 1)  # [2B, prompt and response]
         longest = int(sides.sum(1).max())
         scored = _scored(sides, longest)
@@ -78,13 +82,16 @@ class PairCollator:
             "row": torch.arange(2 * len(lengths)).repeat_interleave(sides[:, 1]),
             "counts": lengths[:, 1:].flatten().tolist(),
         }
+        if LABEL in rows[0]:
+            batch["desirable"] = torch.tensor([row[LABEL] for row in rows])
+        prompt, first, second = columns
         if not self.share_prompt:
-            texts = [row["prompt_ids"] + row[column] for row in rows for column in COLUMNS[1:]]
+            texts = [row[prompt] + row[column] for row in rows for column in (first, second)]
             batch |= self._laid_out(texts, sides, _apart(len(texts), longest))
             del batch["parts"]
             return batch | {"at": scored, "labels": batch["input_ids"].flatten()[scored + 1]}
         layout = _packed(lengths.sum(1).tolist())
-        texts = [row["prompt_ids"] + row["chosen_ids"] + row["rejected_ids"] for row in rows]
+        texts = [row[prompt] + row[first] + row[second] for row in rows]
         sequences, shift = _sequences(lengths, torch.tensor(layout.starts), longest)
         within = scored + shift.repeat_interleave(sides[:, 1])
         batch |= self._laid_out(texts, lengths, layout)

@@ -1,37 +1,30 @@
-"""Preference data: rows of any supported format in, `Pair` out, with a report of every row dropped.
+"""What one row of preference data says: one function per format turns it into a `Pair`, or into `Feedback`.
 
-One function per format turns one row into one `Pair`; a new format is one more such function. Rows come from
-`sources`, in no matter which file.
+A new format is one more such function. Rows are read by `load`, from no matter which file.
 """
 
-import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, islice, takewhile
+from itertools import takewhile
 from typing import Any
 
-from dual_head.data import Dropped, Message, Pair, RowReport, rows_digest, split_by_prompt
-from dual_head.data.sources import rows_of
+from dual_head.data import LABEL, Cut, Dropped, Feedback, Message, Pair
 from dual_head.data.turns import (
+    COMPLETIONS,
     SYSTEMS,
     begins_transcript,
     conversation_of,
     has_question,
-    lower_names,
     messages,
-    notes_of,
     question_of,
     text,
     transcript,
-    unread_keys,
     with_system,
 )
-from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.errors import DualHeadError
 
-__all__ = ["FORMATS", "Message", "Pair", "RowReport", "load_pairs", "row_format", "split_by_prompt"]
+__all__ = ["FORMATS", "SCORE", "Format", "row_format"]
 
 Row = Mapping[str, Any]
 
@@ -41,20 +34,26 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Format:
+    """How a row is read: read(row), with objective= where it has objectives, with threshold= where scores judge it.
+
+    judged_by: the column that says how good a single reply is; None for pairs.
+    """
+
     name: str
-    read: Callable[..., Pair]  # (row), or (row, objective) where the format has objectives
+    read: Callable[..., Pair | Feedback]
     matches: Callable[[Row], object]
-    objectives: tuple[str, ...]
+    objectives: tuple[str, ...] = ()
+    judged_by: str | None = None
 
 
 FORMATS: dict[str, Format] = {}
 
 
-def row_format(name: str, *, matches: Callable[[Row], object], objectives: tuple[str, ...] = ()):
+def row_format(name: str, *, matches: Callable[[Row], object], **options: Any):
     """Make the decorated function a format; detection asks `matches` of each, in order of definition."""
 
-    def add(read: Callable[..., Pair]) -> Callable[..., Pair]:
-        FORMATS[name] = Format(name, read, matches, objectives)
+    def add(read: Callable[..., Any]) -> Callable[..., Any]:
+        FORMATS[name] = Format(name, read, matches, **options)
         return read
 
     return add
@@ -101,7 +100,7 @@ def dahoas(row: Row) -> Pair:
     return Pair(turns, text(row.get("chosen")).strip(), text(row.get("rejected")).strip())
 
 
-_IDS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+_BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _PKU_PREFERENCES = {"helpful": "better_response_id", "harmless": "safer_response_id"}
 
 
@@ -115,7 +114,7 @@ def pku(row: Row, objective: str) -> Pair:
     column = _PKU_PREFERENCES[objective]
     if column not in row:
         raise Dropped("malformed row")
-    better = _IDS.get(str(row[column]).lower())  # tables write it as text
+    better = _BITS.get(str(row[column]).lower())  # tables write it as text
     if better is None:
         raise Dropped("tie")
     first, second = text(row.get("response_0")).strip(), text(row.get("response_1")).strip()
@@ -123,7 +122,11 @@ def pku(row: Row, objective: str) -> Pair:
     return Pair(_user(text(row.get("prompt"))), chosen, rejected)
 
 
-@row_format("pku-ordered", matches=lambda row: _has(row, prompt=str, response=list), objectives=("harmless",))
+@row_format(
+    "pku-ordered",
+    matches=lambda row: _has(row, prompt=str, response=list) and not _is_judged(row),
+    objectives=("harmless",),
+)
 def pku_ordered(row: Row, objective: str) -> Pair:  # noqa: ARG001 - named, so that "helpful" is refused
     """PKU-SafeRLHF as {"prompt", "response": [safer, less safe]}."""
     match row:
@@ -186,105 +189,59 @@ def trl(row: Row) -> Pair:
     return Pair(chosen[:start], chosen[start:], rejected[start:])
 
 
-# ---- rows to pairs ---------------------------------------------------------------------------------------
+# ---- single replies --------------------------------------------------------------------------------------
+
+SCORE = "score"  # beside `LABEL`, what is told of it
 
 
-def _reader(name: str, objective: str | None, head: list[Any]) -> Callable[[Row], Pair]:
-    """The row function of format `name` for `objective`; "auto" is the format that most of `head` matches."""
-    rows = [row for row in head if isinstance(row, Mapping)]
-    if name == "auto" and not rows:
-        return trl  # any reader: no row can be read, and the report says so
-    if name == "auto":
-        name = max(FORMATS, key=lambda candidate: sum(bool(FORMATS[candidate].matches(row)) for row in rows))
-        if not any(FORMATS[name].matches(row) for row in rows):
-            columns = sorted({f"{column} ({_kind(value)})" for row in rows for column, value in row.items()})
-            raise DualHeadError(
-                f"No format has the columns {', '.join(columns)}. A pair is a question and two replies: rename the "
-                f"columns to prompt, chosen and rejected. Formats known: {', '.join(FORMATS)}."
-            )
-    if name not in FORMATS:
-        raise DualHeadError(f"There is no format '{name}'.{did_you_mean(name, [*FORMATS, 'auto'])}")
-    row_type = FORMATS[name]
-    if not row_type.objectives and objective is not None:
-        raise DualHeadError(f"Format '{name}' has one preference per row. Leave out objective='{objective}'.")
-    if row_type.objectives and objective not in row_type.objectives:
-        choices = ", ".join(row_type.objectives)
-        raise DualHeadError(f"Format '{name}' needs objective= one of: {choices}; got {objective!r}.")
-    return partial(row_type.read, objective=objective) if row_type.objectives else row_type.read
+def _is_judged(row: Row, *columns: str) -> bool:
+    """Whether a row is one reply and a column that says how good it is."""
+    single = any(isinstance(row.get(column), str | list | Mapping) for column in COMPLETIONS)
+    return single and "chosen" not in row and any(column in row for column in columns or (LABEL, SCORE))
 
 
-def load_pairs(
-    name: str,
-    *,
-    split: str = "train",
-    objective: str | None = None,
-    data_dir: str | None = None,
-    format: str = "auto",
-    max_rows: int | None = None,
-) -> tuple[list[Pair], RowReport]:
-    """Read (the first `max_rows` rows of) a file, folder or hub data set; count every row that gave no pair.
-
-    Raises DualHeadError for an unknown source, split, format or objective, and when no pair is left.
-    """
-    drops, pairs, seen = RowReport(), [], set()
-    rows = islice(rows_of(name, split, data_dir, drops), max_rows)
-    rows = ((lower_names(row) if isinstance(row, Mapping) else row, where) for row, where in rows)
-    head = list(islice(rows, 20))
-    read = _reader(format, objective, [row for row, _ in head])
-    prompted = _have_prompts(row for row, _ in head)
-    for row, where in chain(head, rows):
-        drops.rows += 1
-        try:
-            pair = _pair(row, read, prompted=prompted)
-            key = hash(json.dumps([pair.prompt, pair.chosen, pair.rejected]))
-            if key in seen:
-                raise Dropped("duplicate pair")
-        except Dropped as reason:
-            drops.drop(str(reason), where)
-        else:
-            seen.add(key)
-            pairs.append(pair)
-            drops.notes.update(_notes(row, pair))
-    drops.kept = len(pairs)
-    if not drops.sources:
-        drops.sources[f"{name} [{split}]"] = rows_digest(pairs)
-    if not pairs:
-        raise DualHeadError(f"No usable pair in '{name}'. Check the file and format=.\n{drops.table()}")
-    return pairs, drops
+def _exchange(row: Row) -> tuple[str | tuple[Message, ...], str]:
+    """The prompt and the reply, which a text in "prompt" alone is continued by; "cut": the reply has no end."""
+    column = next((column for column in COMPLETIONS if row.get(column) is not None), None)
+    if column is None:
+        raise Dropped("no reply")
+    if isinstance(row[column], str):
+        reply = text(row[column])
+        prompt = conversation_of(row) if _is_answered(row) else text(row["prompt"])
+        return prompt, Cut(reply) if row.get("cut") is True else reply
+    prompt, turns = conversation_of(row), messages(row[column])
+    turns = turns if turns[: len(prompt)] == prompt else prompt + turns
+    if not turns or turns[-1]["role"] != "assistant":
+        raise Dropped("last turn is not the assistant's")
+    return turns[:-1], turns[-1]["content"]
 
 
-def _have_prompts(rows: Iterable[Any]) -> bool:
-    """Whether at least half of the rows have a prompt, so that a row without one is dropped."""
-    counts = Counter(has_question(row) for row in rows if isinstance(row, Mapping))
-    return counts[True] >= max(counts[False], 1)
+@row_format("unpaired", matches=lambda row: _is_judged(row, LABEL), judged_by=LABEL)
+def unpaired(row: Row) -> Feedback:
+    """TRL's unpaired preferences: a prompt, a completion and a label, true where the completion is desirable."""
+    label = _value(row, LABEL)
+    number = _BITS.get(str(label).lower())
+    if number is None:
+        raise DualHeadError(f"The label must be true or false (or 1 or 0), not {label!r}. Correct or remove the row.")
+    return Feedback(*_exchange(row), bool(number))
 
 
-def _pair(row: Any, read: Callable[[Row], Pair], *, prompted: bool) -> Pair:
-    if not isinstance(row, Mapping):
-        raise Dropped("malformed line" if row is None else "malformed row")
-    pair = read(row)
-    if prompted and _is_implicit(row, pair):
-        raise Dropped("empty prompt")
-    flaw = pair.flaw()
-    keys = unread_keys(row) if flaw == "identical" else ()
-    if flaw:
-        raise Dropped(f"identical but for {', '.join(keys)}" if keys else flaw)
-    return pair
+@row_format("scored", matches=lambda row: _is_judged(row, SCORE), judged_by=SCORE)
+def scored(row: Row, threshold: float) -> Feedback:
+    """A prompt, a completion and a score; it is desirable from the threshold on."""
+    score = _value(row, SCORE)
+    try:
+        if isinstance(score, bool):
+            raise TypeError
+        points = float(score)
+    except (TypeError, ValueError):
+        raise DualHeadError(f"The score must be a number, not {score!r}. Correct or remove the row.") from None
+    return Feedback(*_exchange(row), points >= threshold)
 
 
-def _is_implicit(row: Row, pair: Pair) -> bool:
-    """Whether the prompt is the common start of both replies."""
-    return isinstance(pair.prompt, str) and row.get("prompt") is None
-
-
-def _notes(row: Row, pair: Pair) -> Iterator[str]:
-    if _is_implicit(row, pair):
-        yield "the prompt is the common start of both replies: no column with a prompt was found"
-    yield from notes_of(row, pair.prompt, (pair.chosen, pair.rejected))
-
-
-_KINDS = {str: "text", list: "list", dict: "object", bool: "true or false", type(None): "null"}
-
-
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), "number" if isinstance(value, int | float) else type(value).__name__)
+def _value(row: Row, column: str) -> Any:
+    """What a column says of a reply. Errors: `Dropped` where it is empty: null, NaN, or a table's empty cell."""
+    value = row.get(column)
+    if value is None or str(value).strip().lower() in ("", "nan"):
+        raise Dropped(f"no {column}")
+    return value

@@ -1,9 +1,9 @@
-"""Pairs to token ids: a prompt is tokenised once, and both responses continue its very ids.
+"""Pairs and single replies to token ids: a prompt is tokenised once, and its replies continue its very ids.
 
 `conversation` writes a prompt and its replies; how long they may be is decided here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,15 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from dual_head.console.gauge import gauged
-from dual_head.data import COLUMNS, Cut, Dropped, Pair, RowReport
+from dual_head.data import COLUMNS, FEEDBACK_COLUMNS, LABEL, Cut, Dropped, Feedback, Pair, Prompt, RowReport, columns_of
 from dual_head.data.conversation import APART, Ids, write
 from dual_head.errors import DualHeadError
 
-__all__ = ["TokenizeOptions", "longest_sequence", "pair_lengths", "tokenize_pairs"]
+__all__ = ["TokenizeOptions", "longest_sequence", "pair_lengths", "tokenize_feedback", "tokenize_pairs"]
 
 BATCH = 512  # pairs per tokenizer call
 PLAIN = "plain text, without the chat template around it: generate from such prompts with --raw"
+SAME_PROMPT = "compared with another reply to its own prompt, which has over half of all rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,44 +51,118 @@ def tokenize_pairs(
 
     Raises DualHeadError for a tokenizer without EOS, an unusable chat template, and when no pair is left.
     """
-    if options.append_eos and tokenizer.eos_token_id is None:
-        raise DualHeadError("The tokenizer has no EOS. Set tokenizer.eos_token, or pass append_eos=False.")
-    features = datasets.Features({column: datasets.List(datasets.Value("int32")) for column in COLUMNS})
+    exchanges = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
     drops, parts = RowReport(rows=len(pairs)), []
-    for start in gauged(range(0, len(pairs), BATCH), "tokenising", quiet=not progress):
-        batch = {f"pair {start + i}": pair for i, pair in enumerate(pairs[start : start + BATCH])}
-        if rows := list(_rows(batch, tokenizer, options, drops)):
-            columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
-            parts.append(datasets.Dataset.from_dict(columns, features=features))
+    for batch in _batches(exchanges, "pair", tokenizer, options, drops, progress=progress):
+        parts.append(_dataset(COLUMNS, *map(list, zip(*batch.values(), strict=True))))
+    return _whole(parts, drops, "pair")
+
+
+def tokenize_feedback(
+    rows: Sequence[Feedback],
+    tokenizer: PreTrainedTokenizerBase,
+    options: TokenizeOptions,
+    *,
+    progress: bool = False,
+) -> tuple[datasets.Dataset, RowReport]:
+    """Tokenise single replies into an in-memory Dataset of prompt_ids, completion_ids, mismatched_ids and label.
+
+    mismatched_ids: the reply to another prompt, cut to the length that is left, from which a loss estimates how far the
+    policy is from the backbone. Each reply is given to one other row. Raises DualHeadError as `tokenize_pairs` does.
+    """
+    exchanges = [(row.prompt, (row.completion,)) for row in rows]
+    drops, prompts, replies, labels = RowReport(rows=len(rows)), [], [], []
+    for batch in _batches(exchanges, "reply", tokenizer, options, drops, progress=progress):
+        for i, (prompt, reply) in batch.items():
+            prompts.append(prompt)
+            replies.append(reply)
+            labels.append(rows[i].label)
+    others = _of_other_prompts(prompts)
+    if same := sum(prompts[i] == prompts[other] for i, other in enumerate(others)):
+        drops.notes[SAME_PROMPT] += same
+    mismatched = [replies[other][: options.max_length - len(prompts[i])] for i, other in enumerate(others)]
+    parts = [_dataset((*FEEDBACK_COLUMNS, LABEL), prompts, replies, mismatched, labels)] if prompts else []
+    return _whole(parts, drops, "reply")
+
+
+def _of_other_prompts(prompts: Sequence[Ids]) -> list[int]:
+    """For every row another one, each once, whose prompt is another, unless one prompt has more than half of all rows.
+
+    Rows of one prompt stand together, and every row takes the one so many before as the most frequent prompt has rows:
+
+        a a b c c, most 2      a <- c   a <- c   b <- a   c <- a   c <- b
+    """
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        rows_of.setdefault(tuple(prompt), []).append(i)
+    order = [i for rows in rows_of.values() for i in rows]
+    most = min(max(map(len, rows_of.values()), default=0), max(1, len(prompts) // 2))
+    others = [0] * len(order)
+    for at, i in enumerate(order):
+        others[i] = order[at - most]
+    return others
+
+
+def _dataset(names: Sequence[str], *columns: list[Any]) -> datasets.Dataset:
+    """Columns of token ids, and the label where there is one."""
+    ids, label = datasets.List(datasets.Value("int32")), datasets.Value("bool")
+    features = datasets.Features({name: label if name == LABEL else ids for name in names})
+    return datasets.Dataset.from_dict(dict(zip(names, columns, strict=True)), features=features)
+
+
+def _whole(parts: list[datasets.Dataset], drops: RowReport, noun: str) -> tuple[datasets.Dataset, RowReport]:
+    """All rows, counted. Errors: there is none."""
     drops.kept = sum(len(part) for part in parts)
     if not parts:
-        raise DualHeadError(f"No pair is left. Raise max_length, or look at the data:\n{drops.table()}")
+        raise DualHeadError(f"No {noun} is left. Raise max_length, or look at the data:\n{drops.table()}")
     return datasets.concatenate_datasets(parts), drops
 
 
 def pair_lengths(rows: Any) -> list[int]:
-    """Tokens of each pair with its prompt once, from tokenised rows: a Dataset, or a sequence of dicts."""
-    columns = [
-        rows[column] if isinstance(rows, datasets.Dataset) else [row[column] for row in rows] for column in COLUMNS
-    ]
+    """Tokens of each row with its prompt once, from tokenised rows: a Dataset, or a sequence of dicts."""
+    if isinstance(rows, datasets.Dataset):
+        columns = [rows[column] for column in columns_of(rows.column_names)]
+    else:
+        columns = [[row[column] for row in rows] for column in columns_of(rows[0] if rows else ())]
     return [sum(map(len, ids)) for ids in zip(*columns, strict=True)]
 
 
 def longest_sequence(rows: Any) -> int:
     """Tokens of the longest prompt + response."""
-    columns = (rows[column] for column in COLUMNS)
+    columns = (rows[column] for column in columns_of(rows.column_names))
     return max((len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)), default=0)
 
 
+def _batches(
+    exchanges: Sequence[tuple[Prompt, tuple[str, ...]]],
+    noun: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: TokenizeOptions,
+    drops: RowReport,
+    *,
+    progress: bool,
+) -> Iterator[dict[int, list[Ids]]]:
+    """Yield batches of {number of an exchange: ids of its prompt and of each reply}, less those that are dropped."""
+    if options.append_eos and tokenizer.eos_token_id is None:
+        raise DualHeadError("The tokenizer has no EOS. Set tokenizer.eos_token, or pass append_eos=False.")
+    for start in gauged(range(0, len(exchanges), BATCH), "tokenising", quiet=not progress):
+        batch = exchanges[start : start + BATCH]
+        if rows := dict(_rows(batch, start, noun, tokenizer, options, drops)):
+            yield rows
+
+
 def _rows(
-    pairs: Mapping[str, Pair], tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, drops: RowReport
-) -> Iterator[tuple[Ids, Ids, Ids]]:
-    """Yield prompt, chosen and rejected ids of a batch of pairs, each named by its location."""
-    replies = [(pair.chosen, pair.rejected) for pair in pairs.values()]  # some of which may be `Cut`
+    exchanges: Sequence[tuple[Prompt, tuple[str, ...]]],
+    start: int,
+    noun: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: TokenizeOptions,
+    drops: RowReport,
+) -> Iterator[tuple[int, list[Ids]]]:
+    """Yield the number of an exchange, from `start` on, and the ids of its prompt and replies."""
     if not options.append_eos:
-        replies = [(Cut(chosen), Cut(rejected)) for chosen, rejected in replies]
-    exchanges = list(zip((pair.prompt for pair in pairs.values()), replies, strict=True))
-    for where, (prompt, _), written in zip(pairs, exchanges, write(exchanges, tokenizer), strict=True):
+        exchanges = [(prompt, tuple(map(Cut, replies))) for prompt, replies in exchanges]
+    for i, ((prompt, _), written) in enumerate(zip(exchanges, write(exchanges, tokenizer), strict=True), start):
         try:
             if isinstance(written, Dropped):
                 raise written
@@ -103,9 +178,9 @@ def _rows(
                 drops.notes[PLAIN] += 1
             if any(ids in ([], [tokenizer.eos_token_id]) for ids in written.replies):
                 raise Dropped("empty reply")
-            yield _fit(written.prompt, list(written.replies), tokenizer.bos_token_id, options)
+            yield i, _fit(written.prompt, list(written.replies), tokenizer.bos_token_id, options)
         except Dropped as reason:
-            drops.drop(str(reason), where)
+            drops.drop(str(reason), f"{noun} {i}")
 
 
 def _cut_left(ids: Ids, length: int, bos: Any) -> Ids:
@@ -114,8 +189,8 @@ def _cut_left(ids: Ids, length: int, bos: Any) -> Ids:
     return ids if len(ids) <= length else start + ids[len(ids) - length + len(start) :]
 
 
-def _fit(prompt: Ids, responses: list[Ids], bos: Any, options: TokenizeOptions) -> tuple[Ids, Ids, Ids]:
-    """Prompt, chosen and rejected ids within the lengths of `options`."""
+def _fit(prompt: Ids, responses: list[Ids], bos: Any, options: TokenizeOptions) -> list[Ids]:
+    """The ids of a prompt and its responses within the lengths of `options`."""
     if not prompt:
         raise Dropped("empty prompt")
     if options.max_prompt_length is not None:
@@ -123,11 +198,10 @@ def _fit(prompt: Ids, responses: list[Ids], bos: Any, options: TokenizeOptions) 
     if options.truncate_responses:
         room = options.max_length - min(len(prompt), options.max_length // 2)
         responses = [ids[:room] for ids in responses]
-    chosen, rejected = responses
-    if chosen == rejected:
+    if len(responses) == 2 and responses[0] == responses[1]:
         raise Dropped("identical after tokenising")
-    room = options.max_length - max(len(chosen), len(rejected))
+    room = options.max_length - max(map(len, responses))
     # A prompt needs a token beside BOS.
     if room < min(len(prompt), 1 + (prompt[:1] == [bos])):
         raise Dropped("too long")
-    return _cut_left(prompt, room, bos), chosen, rejected
+    return [_cut_left(prompt, room, bos), *responses]

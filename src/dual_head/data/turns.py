@@ -29,6 +29,7 @@ Row = Mapping[str, Any]
 
 QUESTIONS = ("prompt", "instruction", "question", "query", "input", "goal")  # columns of texts, in this order
 CONVERSATIONS = ("messages", "conversations", "conversation")  # columns of messages that a reply follows
+COMPLETIONS = ("completion", "response", "reply", "output")  # columns of one reply, in this order
 SYSTEMS = ("system", "system_prompt", "system_message")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant"}
 _ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot"), "assistant")
@@ -193,7 +194,7 @@ def template_notes(texts: Iterable[str]) -> list[str]:
 
 def unread_keys(row: Row) -> list[str]:
     """What the messages of a row have beside a role and a text."""
-    lists = (row.get(column) for column in ("chosen", "rejected", "prompt", *CONVERSATIONS))
+    lists = (row.get(column) for column in ("chosen", "rejected", *COMPLETIONS, "prompt", *CONVERSATIONS))
     entries = (entry for value in lists for entry in (value if isinstance(value, list) else [value]))
     return sorted({key for entry in entries if isinstance(entry, Mapping) for key in entry if entry[key]} - _READ)
 

@@ -1,15 +1,17 @@
-"""The types of preference data: a `Pair`, the report of the rows that were read, and a split by prompt."""
+"""The types of preference data: `Pair` and `Feedback`, the report of the rows that were read, a split by prompt."""
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dual_head.errors import DualHeadError
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # of a tokenised pair
+FEEDBACK_COLUMNS = ("prompt_ids", "completion_ids", "mismatched_ids")  # of a tokenised reply, which has a label too
+LABEL = "label"
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Prompt = str | Sequence[Message]  # a text to continue, or the conversation so far
@@ -29,12 +31,31 @@ class Pair:
 
     def flaw(self) -> str | None:
         """Why this pair cannot be learnt from: an empty prompt or reply, or two identical replies."""
-        texts = [self.prompt] if isinstance(self.prompt, str) else [turn["content"] for turn in self.prompt]
-        if not any(text.strip() for text in texts):
-            return "empty prompt"
-        if not self.chosen.strip() or not self.rejected.strip():
-            return "empty reply"
-        return "identical" if self.chosen == self.rejected else None
+        empty = _empty(self.prompt, self.chosen, self.rejected)
+        return empty or ("identical" if self.chosen == self.rejected else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One reply to a prompt, and whether it is desirable; a text prompt is continued, a conversation answered."""
+
+    prompt: str | tuple[Message, ...]
+    completion: str
+    label: bool
+
+    def flaw(self) -> str | None:
+        """Why this reply cannot be learnt from: an empty prompt or reply."""
+        return _empty(self.prompt, self.completion)
+
+
+def _empty(prompt: str | tuple[Message, ...], *replies: str) -> str | None:
+    texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    if not any(text.strip() for text in texts):
+        return "empty prompt"
+    return None if all(reply.strip() for reply in replies) else "empty reply"
+
+
+Row = TypeVar("Row", Pair, Feedback)
 
 
 class Dropped(Exception):
@@ -93,7 +114,12 @@ def rows_digest(rows: Sequence[Any]) -> dict[str, Any]:
     return {"rows": len(rows), "sha256": content.hexdigest()}
 
 
-def split_by_prompt(pairs: Iterable[Pair], held_out: float, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
+def columns_of(names: Iterable[str]) -> tuple[str, str, str]:
+    """The columns of token ids, a prompt's and two replies', of tokenised rows that have columns of these names."""
+    return FEEDBACK_COLUMNS if LABEL in names else COLUMNS
+
+
+def split_by_prompt(rows: Iterable[Row], held_out: float, seed: int = 0) -> tuple[list[Row], list[Row]]:
     """Split into (training, held out), where a prompt is held out if sha256(seed, prompt) / 2^256 < held_out.
 
     No prompt is on both sides, and adding or removing rows moves no other row.
@@ -101,9 +127,9 @@ def split_by_prompt(pairs: Iterable[Pair], held_out: float, seed: int = 0) -> tu
     """
     if not 0 <= held_out <= 1:
         raise DualHeadError(f"held_out is a share of prompts, between 0 and 1, not {held_out}.")
-    sides: tuple[list[Pair], list[Pair]] = [], []
-    for pair in pairs:
-        sides[is_held_out(pair.prompt, held_out, seed)].append(pair)
+    sides: tuple[list[Row], list[Row]] = [], []
+    for row in rows:
+        sides[is_held_out(row.prompt, held_out, seed)].append(row)
     return sides
 
 

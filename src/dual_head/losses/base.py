@@ -1,17 +1,19 @@
 """What an objective is: per-token scalars in, one loss per pair and metrics per pair out.
 
 Every term is an average over pairs of a per-pair value, so that gradient accumulation and data parallelism
-give the gradient of one large batch. It knows no model.
+give the gradient of one large batch. One number alone is of a whole batch, `Scored.divergence`. It knows no model.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from dual_head.errors import DualHeadError
 from dual_head.ops.token_scores import Scored
+
+LearnsFrom = Literal["pairs", "feedback", "both"]  # feedback: single replies with labels
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Objective(ABC):
 
     weight: float = 1.0
     reads_rejected: ClassVar[bool] = True  # False: it needs its scalars of chosen responses alone
+    learns_from: ClassVar[LearnsFrom] = "pairs"
 
     def __post_init__(self):
         if self.weight < 0:
@@ -45,4 +48,4 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, scored: Scored) -> Terms:
-        """Compute the loss and metrics of a batch of pairs."""
+        """Compute the loss and metrics of a batch of pairs, or of single replies."""

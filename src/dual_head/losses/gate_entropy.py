@@ -1,13 +1,13 @@
 """Entropy of the gate, to keep it from closing or opening for good."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dual_head.losses.base import Objective, Terms
+from dual_head.losses.base import LearnsFrom, Objective, Terms
 from dual_head.ops.token_scores import Scored, split_sides
 
 BINS = 10
@@ -24,6 +24,7 @@ class GateEntropy(Objective):
 
     weight: float = 0.01
     form: Literal["maximise", "as_printed"] = "maximise"
+    learns_from: ClassVar[LearnsFrom] = "both"
 
     @property
     def needs(self) -> frozenset[str]:

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.guides import GuideConfig
+from dual_head.guides import GuideConfig, guide_class, kind_of
 from dual_head.losses import Objective, name_of
 from dual_head.losses.kl import Kl
 from dual_head.methods.peer import PeerOptions
 from dual_head.model.fusion import require_fusion
 from dual_head.options import build
 
+KIND = "guide.kind"  # the path of the option that names another kind of guide
 PEER = "peer"  # the section of a peer's options
 POLICY = "policy"  # all guides together, which a divergence is of where no second guide is trained
 
@@ -58,13 +59,23 @@ class Method:
             raise DualHeadError(
                 f"kl.of of {self.name} must be {' or '.join(names)}, not '{of}'.{did_you_mean(of, names)}"
             )
+        kinds = {name_of(x): x.learns_from for x in self.objectives if x.learns_from != "both"}
+        if len({*kinds.values()}) > 1:
+            lists = ", ".join(f"{name} from {kind}" for name, kind in kinds.items())
+            raise DualHeadError(f"The objectives of {self.name} learn from different rows: {lists}. Keep one kind.")
         if self.second is not None and of == self.second.name and not self.second.trained:
             raise DualHeadError(f"kl.of={of} needs the guide '{of}' to be trained. Add {self.second.option}=true.")
+
+    @property
+    def learns_from(self) -> str:
+        """What its rows are: "pairs", or "feedback", which are single replies with labels."""
+        return "feedback" if any(x.learns_from == "feedback" for x in self.objectives) else "pairs"
 
     def options(self) -> Iterator[tuple[str, Any]]:
         """List every option as (path, value)."""
         yield "fusion", self.fusion
         yield from self._switch().items()
+        yield from self._kind().items()
         for section, part in self._sections().items():
             for f in fields(part):
                 yield f"{section}.{f.name}", getattr(part, f.name)
@@ -72,14 +83,19 @@ class Method:
     def with_options(self, values: Mapping[str, Any]) -> "Method":
         """Return this method with options changed, by path or paper symbol.
 
+        "guide.kind" takes a guide of another kind with its own options and their defaults.
         Errors: an unknown path (the nearest is offered), a value of the wrong type.
         """
+        if self._kind() and (kind := values.get(KIND, kind_of(self.guide))) != kind_of(self.guide):
+            return replace(self, guide=guide_class(kind).Config()).with_options(values)
         paths = dict(self.options())
         plain: dict[str, Any] = {"fusion": self.fusion, **self._switch()}
         sections = {
             section: {f.name: getattr(part, f.name) for f in fields(part)} for section, part in self._sections().items()
         }
         chosen = {self.symbols.get(option, option): (option, value) for option, value in values.items()}
+        if self._kind():
+            chosen.pop(KIND, None)
         for path, (option, value) in chosen.items():
             if path not in paths:
                 nearest = did_you_mean(option, [*paths, *self.symbols])
@@ -100,9 +116,15 @@ class Method:
     def _switch(self) -> dict[str, bool]:
         return {} if self.second is None else {self.second.option: self.second.trained}
 
+    def _kind(self) -> dict[str, str]:
+        """The kind of its guide; nothing for a baseline, whose trainer is made for one kind."""
+        return {} if self.peer is not None else {KIND: kind_of(self.guide)}
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: {"method": name, "fusion": ..., "guide": {...}, "<objective>": {...}}."""
+        """Plain values: {"method": name, "fusion": ..., "guide": {"kind", ...}, "<objective>": {...}}."""
         parts = {section: asdict(part) for section, part in self._sections().items()}
+        if kind := self._kind():
+            parts["guide"] = {"kind": kind[KIND], **parts["guide"]}
         return {"method": self.name, "fusion": self.fusion, **self._switch(), **parts}
 
     def guides(self) -> dict[str, GuideConfig]:

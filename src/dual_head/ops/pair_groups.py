@@ -23,7 +23,10 @@ from dual_head.ops.token_scores import Tokens
 
 @dataclass(frozen=True)
 class Group:
-    """Pairs first, first + 1, ... and their tokens [start, stop), the first `chosen` of them of chosen responses."""
+    """Pairs first, first + 1, ... and their tokens [start, stop), the first `chosen` of them of chosen responses.
+
+    Of single replies all tokens are of chosen responses.
+    """
 
     first: int
     pairs: int
@@ -64,12 +67,12 @@ def group_order(groups: Sequence[Group], row: Tensor) -> Tensor:
 def by_pairs(
     tokens: Tokens,
     groups: Sequence[Group],
-    loss_of: Callable[[Tokens, int], dict[str, Tensor]],
+    loss_of: Callable[[Tokens, Group], dict[str, Tensor]],
     parameters: Iterable[Tensor],
 ) -> dict[str, Tensor]:
     """Sum a loss over groups of whole pairs, with the gradient of each group taken before the next begins.
 
-        loss = sum over groups of loss_of(tokens of the group, how many pairs)["loss"]
+        loss = sum over groups of loss_of(tokens of the group, the group)["loss"]
 
     tokens: group by group, in each chosen responses before rejected ones, see `group_order`; loss_of gives "loss" []
     and metrics [pairs]; parameters: what the loss depends on besides the tokens. Gives the loss, ready for one
@@ -77,7 +80,7 @@ def by_pairs(
     """
     if not torch.is_grad_enabled():
         outs = [
-            loss_of(_part(tokens, group, [x[group.start : group.stop] for x in tokens.tensors()]), group.pairs)
+            loss_of(_part(tokens, group, [x[group.start : group.stop] for x in tokens.tensors()]), group)
             for group in groups
         ]
         return _all_pairs(outs)
@@ -101,7 +104,7 @@ class _ByPairs(torch.autograd.Function):
                 parts = [x[group.start : group.stop].detach().requires_grad_(x.requires_grad) for x in carriers]
                 graded = [i for i, x in enumerate(parts) if x.requires_grad]
                 with torch.enable_grad():
-                    out = loss_of(_part(tokens, group, parts), group.pairs)
+                    out = loss_of(_part(tokens, group, parts), group)
                 outs.append({name: x.detach() for name, x in out.items()})
                 if not out["loss"].requires_grad:
                     continue

@@ -93,11 +93,17 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Scored:
-    """Per-token scalars {name: [n]} of pairs; row 2 i is the chosen response of pair i, 2 i + 1 the rejected one."""
+    """Per-token scalars {name: [n]} of pairs; row 2 i is the chosen response of pair i, 2 i + 1 the rejected one.
+
+    Of single replies, row 2 i is the reply, and 2 i + 1 is empty. desirable: their labels, bool [B]; divergence: of the
+    policy from the backbone in nats a reply, estimated on replies to other prompts, [].
+    """
 
     values: dict[str, Tensor]
     row: Tensor
     pairs: int
+    desirable: Tensor | None = None
+    divergence: Tensor | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
@@ -111,6 +117,11 @@ class Scored:
         chosen, rejected = self.sums(name)
         of_chosen, of_rejected = split_sides(self.lengths().clamp_min(1))
         return chosen / of_chosen, rejected / of_rejected
+
+    def averages(self, name: str) -> Tensor:
+        """Average over each response's tokens, then over both responses of a pair; of a single reply its own, [B]."""
+        chosen, rejected = self.means(name)
+        return chosen if self.desirable is not None else (chosen + rejected) / 2
 
     def lengths(self) -> Tensor:
         """Count each row's response tokens, [2B] in fp32."""

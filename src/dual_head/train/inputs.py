@@ -12,9 +12,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from dual_head.backbone.load import load_backbone, load_context_length
 from dual_head.data import RowReport, split_by_prompt
 from dual_head.data.collate import PairCollator
-from dual_head.data.formats import load_pairs
-from dual_head.data.tokenize import TokenizeOptions, longest_sequence, pair_lengths, tokenize_pairs
+from dual_head.data.load import load_feedback, load_pairs
+from dual_head.data.tokenize import TokenizeOptions, longest_sequence, pair_lengths, tokenize_feedback, tokenize_pairs
 from dual_head.errors import DualHeadError, require
+from dual_head.methods import Method
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.train.options import RunOptions, SourceOptions
@@ -23,8 +24,8 @@ from dual_head.train.options import RunOptions, SourceOptions
 class StreamedInputs:
     """A run's inputs where its batches go through the backbone: tokenizer, pairs, and the whole backbone."""
 
-    def __init__(self, options: RunOptions):
-        self.options = options
+    def __init__(self, method: Method, options: RunOptions):
+        self.method, self.options = method, options
         self.drops: dict[str, RowReport] = {}
 
     @property
@@ -40,7 +41,7 @@ class StreamedInputs:
         self, tokenizer: PreTrainedTokenizerBase, console: Console, *, progress: bool
     ) -> tuple[Any, Any, dict[str, RowReport]]:
         """The pairs to train on, those held out by length, and what became of the rows."""
-        train_set, held_out, self.drops = load_data(self.options, tokenizer, console, progress=progress)
+        train_set, held_out, self.drops = load_data(self.method, self.options, tokenizer, console, progress=progress)
         return train_set, by_length(held_out), self.drops
 
     def load_lm(self) -> PreTrainedModel:
@@ -87,39 +88,67 @@ def _quantization(name: str) -> Any:
 
 
 def load_data(
-    options: SourceOptions, tokenizer: PreTrainedTokenizerBase, console: Console, *, progress: bool
+    method: Method, options: SourceOptions, tokenizer: PreTrainedTokenizerBase, console: Console, *, progress: bool
 ) -> tuple[Any, Any, dict[str, RowReport]]:
-    """Read, split and tokenise: the pairs to train on, those held out, and what became of the rows."""
-    pairs, report = load_pairs(
-        options.dataset_name,
-        split=options.dataset_split,
-        objective=options.objective,
-        data_dir=options.data_dir,
-        format=options.dataset_format,
-        max_rows=options.max_pairs,
-    )
+    """Read, split and tokenise: the pairs or replies to train on, those held out, and what became of the rows."""
+    source: Any = {
+        "split": options.dataset_split,
+        "objective": options.objective,
+        "data_dir": options.data_dir,
+        "format": options.dataset_format,
+        "max_rows": options.max_pairs,
+    }
+    single = method.learns_from == "feedback"
+    pairs: Any
+    if single:
+        pairs, report = load_feedback(options.dataset_name, label_threshold=options.label_threshold, **source)
+    elif options.label_threshold is not None:
+        raise DualHeadError(
+            f"'{method.name}' learns from pairs, and --label_threshold is for single replies with a score. "
+            "Leave it out, or train kto."
+        )
+    else:
+        pairs, report = load_pairs(options.dataset_name, **source)
+    noun, nouns = ("reply", "replies") if single else ("pair", "pairs")
+    tokenize: Any = tokenize_feedback if single else tokenize_pairs
     console.print(f"{options.dataset_name}\n{report.table()}")
     train_pairs, held_out_pairs = split_by_prompt(pairs, options.held_out)
     if not train_pairs:
-        raise DualHeadError("No pair is left to train on. Lower --held_out, or give more data.")
+        raise DualHeadError(f"No {noun} is left to train on. Lower --held_out, or give more data.")
     context = load_context_length(options.model_name_or_path, trust_remote_code=options.trust_remote_code)
     lengths = TokenizeOptions(
         max_length=min(options.max_length, context or options.max_length),
         max_prompt_length=options.max_prompt_length,
         truncate_responses=options.truncate_responses,
     )
-    train_set, tokens = tokenize_pairs(train_pairs, tokenizer, lengths, progress=progress)
+    train_set, tokens = tokenize(train_pairs, tokenizer, lengths, progress=progress)
     held_out: Any = []
     if held_out_pairs:
         try:
-            held_out, held_out_tokens = tokenize_pairs(held_out_pairs, tokenizer, lengths, progress=False)
+            held_out, held_out_tokens = tokenize(held_out_pairs, tokenizer, lengths, progress=False)
             tokens = tokens + held_out_tokens
         except DualHeadError:
             count = len(held_out_pairs)
-            console.print(f"The {count} held-out pairs cannot be used after tokenising, so nothing is held out.")
+            console.print(f"The {count} held-out {nouns} cannot be used after tokenising, so nothing is held out.")
     console.print(f"tokenised, at most {lengths.max_length} tokens\n{tokens.table()}")
-    console.print(f"{len(train_set)} pairs to train on, {len(held_out)} held out by prompt.")
+    console.print(f"{len(train_set)} {nouns} to train on, {len(held_out)} held out by prompt.")
+    if single:
+        console.print(balance(train_set["label"]))
     return train_set, held_out, {"rows": report, "tokens": tokens}
+
+
+def balance(labels: Sequence[bool]) -> str:
+    """How many replies are desirable, and a weight with which both kinds count alike where they are uneven."""
+    desirable = sum(labels)
+    undesirable = len(labels) - desirable
+    counts = f"{desirable} desirable, {undesirable} undesirable."
+    few, many = sorted((desirable, undesirable))
+    if not few:
+        return f"{counts} All labels are equal, so nothing is told apart: give replies of both kinds."
+    if many <= 1.5 * few:
+        return counts
+    name = "desirable_weight" if desirable < undesirable else "undesirable_weight"
+    return f"{counts} --{name} {many / few:.2g} would count both kinds alike."
 
 
 def by_length(rows: Any) -> Any:

@@ -21,6 +21,9 @@ class SourceOptions(Options):
     dataset_format: str = option("auto", "Format of the rows, told from the first ones by default.")
     data_dir: str | None = option(None, "Subfolder of a data set on the hub, as helpful-base in Anthropic/hh-rlhf.")
     objective: str | None = option(None, "Which preference, where the data hold several: helpful or harmless.")
+    label_threshold: float | None = option(
+        None, "Of single replies with a score: from which score on they are desirable."
+    )
     held_out: float = option(0.05, "Share of prompts kept for evaluation.", least=0, below=1)
     max_pairs: int | None = option(None, "Read at most so many rows.", least=1)
     max_length: int = option(1024, "Longest prompt + response, in tokens; the backbone's context at most.", least=1)

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure  # not pyplot: a notebook's backend is its own business
 
-CURVES = ("loss", "preference", "accuracy", "gate", "kl", "next_token")
+CURVES = ("loss", "preference", "kto", "accuracy", "gate", "kl", "next_token")
 
 
 def training_curves(log: list[dict[str, Any]], file: Path) -> None:

@@ -15,6 +15,7 @@ SHOWN = (
     "loss",
     "next_token",
     "preference",
+    "kto",
     "cls_loss",
     "lm_loss",
     "accuracy",

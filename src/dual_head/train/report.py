@@ -62,15 +62,16 @@ def _interval(name: str, values: torch.Tensor) -> tuple[float, float]:
     return bootstrap_mean(values.tolist(), resamples=500)
 
 
-def print_report(report: dict[str, Any], output: Path, console: Console) -> None:
+def print_report(report: dict[str, Any], output: Path, console: Console, noun: str = "pairs") -> None:
+    """Print the table of what is held out, noun: "pairs" or "replies", and where the guides are."""
     if report["held_out"]:
-        table = Table(title=f"held-out pairs after {report['steps']} steps, {report['seconds']:.0f} s")
+        table = Table(title=f"held-out {noun} after {report['steps']} steps, {report['seconds']:.0f} s")
         for column in ("", "mean", "95% interval"):
             table.add_column(column, justify="left" if not column else "right")
         for name, value in report["held_out"].items():
             table.add_row(name, *_cells(value))
         console.print(table)
-        if note := too_few(next(iter(report["held_out"].values()))["pairs"], "pairs"):
+        if note := too_few(next(iter(report["held_out"].values()))["pairs"], noun):
             console.print(note)
     console.print(
         f"Guides written to {output}. Try: dual-head generate {output} --prompt '...' --alpha 1", soft_wrap=True

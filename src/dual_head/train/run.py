@@ -50,7 +50,7 @@ class GuideRun(Run):
         if options.move_guides:
             method = _as_trained(method, options.move_guides)
         self.method = method
-        self.inputs = CachedInputs(method, options) if options.feature_cache else StreamedInputs(options)
+        self.inputs = CachedInputs(method, options) if options.feature_cache else StreamedInputs(method, options)
         options = self.inputs.options
         reads = (options.model_name_or_path, options.dataset_name, options.feature_cache, options.move_guides)
         super().__init__(options, args, identity_of(method, options, args), reads)
@@ -100,7 +100,8 @@ class GuideRun(Run):
         save_stored(self.model, self.tokenizer, self.output)
         report = summarise(self.trainer, self.pair_metrics, self.method, self.drops, self.seconds, self.metrics)
         self.write_report(report, draw)
-        print_report(report, self.output, self.console)
+        noun = "replies" if self.method.learns_from == "feedback" else "pairs"
+        print_report(report, self.output, self.console, noun)
 
     def _build(self) -> AlignedModel:
         """The backbone with new guides beside it, or with those that are moved to it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -25,7 +26,7 @@ from dual_head.model import policy
 from dual_head.model.aligned import AlignedModel, Encoded
 from dual_head.model.policy import ActiveGuide, Products
 from dual_head.ops.compiled import worth_compiling
-from dual_head.ops.pair_groups import by_pairs, group_order, groups_of
+from dual_head.ops.pair_groups import Group, by_pairs, group_order, groups_of
 from dual_head.ops.token_scores import Head, Scored, Tokens, auto_budget, pick_tokens, reduce_tokens
 
 
@@ -82,20 +83,44 @@ class GuidedLoss(nn.Module):
         hidden, states = encoded.hidden, encoded.states
         del encoded  # whole sequences, of which only the scored positions are read
         needs = self._needs()
-        none = pick_tokens(hidden, states, at[:0], batch["labels"][:0], batch["row"][:0])
+        labels, row, counts, desirable = batch["labels"], batch["row"], batch["counts"], batch.get("desirable")
+        pairs, divergence = len(counts) // 2, None
+        if desirable is not None:
+            # [c c m m m | C M] to [c c C | m m m M]: replies c are learnt from, mismatched ones m only measured.
+            order, count = (row % 2).argsort(stable=True), sum(counts[::2])
+            first, second = order[:count], order[count:]
+            mismatched = pick_tokens(hidden, states, at[second], labels[second], row[second])
+            divergence = self._divergence(mismatched, pairs)
+            at, labels, row = at[first], labels[first], row[first]
+            counts = [0 if i % 2 else count for i, count in enumerate(counts)]
+        none = pick_tokens(hidden, states, at[:0], labels[:0], row[:0])
         groups = groups_of(
-            batch["counts"],
+            counts,
             self.budget,
             chosen_bytes=self._head.bytes_held(none, needs.read),
             rejected_bytes=self._head.bytes_held(none, needs.of_rejected),
         )
-        order = group_order(groups, batch["row"])
-        tokens = pick_tokens(hidden, states, at[order], batch["labels"][order], batch["row"][order])
+        order = group_order(groups, row)
+        tokens = pick_tokens(hidden, states, at[order], labels[order], row[order])
         del hidden, states, none
-        pairs = len(batch["counts"]) // 2
-        return by_pairs(
-            tokens, groups, lambda part, some: self._loss(part, some, needs, of=pairs), self.model.parameters()
-        )
+
+        def loss_of(part: Tokens, group: Group) -> dict[str, Tensor]:
+            of_group = None if desirable is None else desirable[group.first : group.first + group.pairs]
+            context = {"pairs": group.pairs, "desirable": of_group, "divergence": divergence}
+            return self._loss(part, needs, of=pairs, **context)
+
+        return by_pairs(tokens, groups, loss_of, self.model.parameters())
+
+    @torch.no_grad()
+    def _divergence(self, tokens: Tokens, replies: int) -> Tensor:
+        """max(0, mean of log pi(y) - log pi_base(y)) of mismatched replies y, over all processes, in nats, []."""
+        values = reduce_tokens(tokens, self._head, ("policy_logps", "base_logps"), budget=self.budget)
+        scored = Scored(values, tokens.row, replies)
+        ratio = (scored.sums("policy_logps")[1] - scored.sums("base_logps")[1]).mean()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(ratio)
+            ratio /= dist.get_world_size()
+        return ratio.clamp(min=0)
 
     def _encode(
         self,
@@ -146,8 +171,11 @@ class GuidedLoss(nn.Module):
             trained=frozenset(need for x in objectives if x.weight for need in x.needs),
         )
 
-    def _loss(self, tokens: Tokens, pairs: int, needs: "_Needs", *, of: int) -> dict[str, Tensor]:
-        """The share that some pairs of a batch of `of` have in its loss, and their metrics [pairs]."""
+    def _loss(self, tokens: Tokens, needs: "_Needs", *, of: int, pairs: int, **feedback: Any) -> dict[str, Tensor]:
+        """The share that some pairs of a batch of `of` have in its loss, and their metrics [pairs].
+
+        feedback: of single replies, see `Scored`.
+        """
         values = reduce_tokens(
             tokens,
             self._head,
@@ -163,7 +191,7 @@ class GuidedLoss(nn.Module):
         #     policy_logps  [c c c c | r r r r]
         #     kl            [c c c c | nan ...]
         values = {name: F.pad(x, (0, len(tokens.row) - len(x)), value=math.nan) for name, x in values.items()}
-        scored = Scored(values, tokens.row, pairs)
+        scored = Scored(values, tokens.row, pairs, **feedback)
         loss = torch.zeros((), device=tokens.row.device)
         metrics: dict[str, Tensor] = {}
         for objective in needs.objectives:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from dual_head.data import columns_of
 from dual_head.data.tokenize import pair_lengths
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.methods import Method
@@ -106,7 +107,8 @@ def response_length(pairs: Any) -> float:
     if isinstance(pairs, FeatureSet):
         return pairs.response_tokens() / max(1, len(pairs))
     sample = [pairs[i] for i in range(min(1000, len(pairs)))]
-    return sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in sample) / max(1, len(sample))
+    columns = columns_of(sample[0] if sample else ())[1:]
+    return sum(len(row[column]) for row in sample for column in columns) / max(1, len(sample))
 
 
 def _pairs_of(batch: Mapping[str, Any]) -> int:

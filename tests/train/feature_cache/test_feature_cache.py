@@ -45,6 +45,19 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def replies(source):
+    """Single replies with labels, several to a prompt."""
+    file = source / "replies.jsonl"
+    rows = [
+        {"prompt": f"ask{i // 2} how", "completion": f" {kind}{i % 8} a", "label": kind == "good"}
+        for i in range(40)
+        for kind in (("good", "bad", "good")[i % 3],)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
 def written(source, tmp_path_factory):
     """A cache of one method's features, made once."""
     made = {}
@@ -61,10 +74,11 @@ def written(source, tmp_path_factory):
     return write
 
 
-def trained(name: str, output, options: RunOptions, **more):
+def trained(name, output, options: RunOptions, **more):
     given = {"max_steps": 5, "learning_rate": 0.05, "logging_steps": 1, "warmup_steps": 0, "disable_tqdm": True}
     given |= {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, **more}
-    train_guide(method(name), options, GuideTrainingArguments(str(output), **given))
+    chosen = method(name) if isinstance(name, str) else name
+    train_guide(chosen, options, GuideTrainingArguments(str(output), **given))
     return json.loads((output / "report.json").read_text())
 
 
@@ -237,6 +251,37 @@ def test_training_from_a_cache_is_training_without_bit_for_bit_where_batches_are
     assert one["data"]["rows"]["dropped"] == {"identical": 1}
     configs = [json.loads((tmp_path / run / "config.json").read_text()) for run in ("cached", "streamed")]
     assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("gate", ["none", "attention"])
+def test_training_on_single_replies_from_a_cache_is_training_without(gate, source, replies, tmp_path):
+    chosen = method("kto").with_options({"gate": gate})
+    places = (str(source / "backbone"), str(replies))
+    cache = cache_features(
+        chosen, CacheOptions(*places, output_dir=str(tmp_path / "c"), held_out=0.2, pairs_per_shard=7, batch_tokens=40)
+    )
+    size = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 8}
+    one = trained(chosen, tmp_path / "cached", from_cache(cache), **size)
+    other = trained(chosen, tmp_path / "streamed", RunOptions(*places, held_out=0.2), **size)
+    for metric in ("loss", "kto", "accuracy", "divergence", "kl", "eval_loss"):
+        assert len(values(one, metric)) > 0
+        torch.testing.assert_close(values(one, metric), values(other, metric), rtol=1e-4, atol=1e-7)
+    assert values(one, "divergence").max() > 0
+    assert one["data"] == other["data"]
+
+
+def test_a_cache_of_replies_is_not_one_of_pairs_and_other_labels_are_other_data(source, replies, written, tmp_path):
+    options = CacheOptions(str(source / "backbone"), str(replies), output_dir=str(tmp_path / "c"), held_out=0.2)
+    cache = cache_features(method("kto"), options)
+    with pytest.raises(DualHeadError, match="holds single replies with labels, and 'hidden' learns from pairs"):
+        trained("hidden", tmp_path / "out", from_cache(cache))
+    with pytest.raises(DualHeadError, match="holds pairs of replies, and 'kto' learns from single replies"):
+        trained("kto", tmp_path / "out", from_cache(written("hidden")))
+    before = replies.read_text()
+    replies.write_text(before.replace("true", "false", 1))
+    with pytest.raises(DualHeadError, match="more or other pairs than the data now have"):
+        cache_features(method("kto"), options)
+    replies.write_text(before)
 
 
 def test_a_guide_that_maps_states_of_responses_only_differs_by_the_rounding_of_its_gradient(source, written, tmp_path):

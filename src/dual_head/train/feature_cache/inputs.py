@@ -60,7 +60,7 @@ class CachedInputs:
         self.backbone = self.cache.manifest["backbone"]
         sizes = {f.name: self.backbone["fingerprint"][f.name] for f in dataclasses.fields(BackboneShape)}
         self.needs = needs_of(method, BackboneShape.from_dict(sizes))
-        self.cache.require(self.needs, method.name)
+        self.cache.require(self.needs, method.name, learns_from=method.learns_from)
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:
@@ -89,7 +89,8 @@ class CachedInputs:
         train_set = self.cache.pairs("train", self.needs, dtype=dtype)
         held_out = self.cache.pairs("held_out", self.needs, dtype=dtype, by_length=True)
         console.print(f"{self.cache.folder}: {self.options.dataset_name} beside {self.options.model_name_or_path}")
-        console.print(f"{len(train_set)} pairs to train on, {len(held_out)} held out by prompt.")
+        nouns = "replies" if self.cache.learns_from == "feedback" else "pairs"
+        console.print(f"{len(train_set)} {nouns} to train on, {len(held_out)} held out by prompt.")
         return train_set, held_out, self.cache.drops
 
     def load_lm(self) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dual_head.data import COLUMNS, RowReport
+from dual_head.data import COLUMNS, LABEL, RowReport
 from dual_head.data.collate import PairCollator
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import reading
@@ -59,8 +59,19 @@ class FeatureCache:
             for stage, values in self.manifest["drops"].items()
         }
 
-    def require(self, needs: Needs, method: str) -> None:
-        """Refuse guides that read more than is here."""
+    @property
+    def learns_from(self) -> str:
+        """What its rows are: "pairs", or "feedback", which are single replies with labels."""
+        return self.manifest["learns_from"]
+
+    def require(self, needs: Needs, method: str, *, learns_from: str) -> None:
+        """Refuse a method of other rows, and guides that read more than is here."""
+        if learns_from != self.learns_from:
+            words = {"pairs": "pairs of replies", "feedback": "single replies with labels"}
+            raise DualHeadError(
+                f"The feature cache '{self.folder}' holds {words[self.learns_from]}, and '{method}' learns from "
+                f"{words[learns_from]}. Write one for it: dual-head cache --method {method}."
+            )
         missing = [i for i in needs.layers if i != self.last and i not in self.layout.layers]
         gaps = []
         if needs.positions == ALL and self.layout.positions == RESPONSE:
@@ -86,11 +97,13 @@ class FeatureSet(Dataset):
     """Pairs of a feature cache by number: {"hidden": [rows, d], "layers": {i: [rows, d]}, "ids", "lengths"}.
 
     Rows are the tokens of [prompt | chosen | rejected] where guides look back, and else what predicts each
-    response token; ids are those of the same tokens, or of the response tokens predicted.
+    response token; ids are those of the same tokens, or of the response tokens predicted. Of single replies the second
+    is a mismatched one, and there is a "label".
     """
 
     def __init__(self, cache: FeatureCache, part: str, needs: Needs, *, dtype: torch.dtype, by_length: bool):
         self.layout, self.needs, self.dtype, self.last = cache.layout, needs, dtype, cache.last
+        self.labelled = cache.learns_from == "feedback"
         shards = {cache.folder / shard["file"]: shard for shard in cache.manifest["parts"][part]["shards"]}
         self._files = list(shards)
         self._open: dict[Path, Any] = {}
@@ -105,6 +118,7 @@ class FeatureSet(Dataset):
         #     shard 0 [p p c c r | p c r r]   shard 1 [p c r]        file  0 0 1     start  0 5 0
         self._lengths = torch.cat([torch.zeros(0, 3, dtype=torch.long), *of_shards])
         self._file = torch.arange(len(sizes)).repeat_interleave(sizes)
+        self._first = sizes.cumsum(0) - sizes  # of every shard, the number of its first pair
         self._start = torch.cat([torch.zeros(0, dtype=torch.long), *(x.cumsum(0) - x for x in rows)])
         tokens = self._lengths.sum(1).tolist()
         order = range(len(tokens))
@@ -135,7 +149,12 @@ class FeatureSet(Dataset):
         layers = {
             i: hidden if i == self.last else self._read(shard, layer_name(i), rows, picks) for i in self.needs.layers
         }
-        return {"hidden": hidden, "layers": layers, "ids": shard.get_slice("ids")[labels].long(), "lengths": lengths}
+        ids = shard.get_slice("ids")[labels].long()
+        one = {"hidden": hidden, "layers": layers, "ids": ids, "lengths": lengths}
+        if self.labelled:
+            number = pair - int(self._first[self._file[pair]])
+            one[LABEL] = shard.get_slice(LABEL)[number : number + 1]
+        return one
 
     def _read(self, shard: Any, name: str, rows: slice, picks: Tensor | None) -> Tensor:
         x = shard.get_slice(name)[rows]
@@ -189,6 +208,8 @@ class FeatureCollator:
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Lay out pairs as `PairCollator` does, or one after the other."""
         batch: dict[str, Any] = _flat(pairs) if self.positions == RESPONSE else _padded(pairs)
+        if LABEL in pairs[0]:
+            batch["desirable"] = torch.cat([pair[LABEL] for pair in pairs])
         join = _joined if self.positions == RESPONSE else partial(_placed, batch)
         batch["hidden"] = join([pair["hidden"] for pair in pairs])
         layers = {

@@ -75,7 +75,7 @@ class CacheRun:
         """Load backbone and data, and write what is not there yet."""
         options, console = self.options, self.console
         self.tokenizer = load_tokenizer_of(options)
-        train_set, held_out, self.reports = load_data(options, self.tokenizer, console, progress=self.main)
+        train_set, held_out, self.reports = load_data(self.method, options, self.tokenizer, console, progress=self.main)
         self.sets = {"train": train_set, "held_out": held_out}
         lm = load_lm(options, options.backbone_dtype)
         if options.device_map is None and options.quantization == "none":
@@ -126,6 +126,7 @@ class CacheRun:
         return {
             "format": VERSION,
             "complete": False,
+            "learns_from": self.method.learns_from,
             **dataclasses.asdict(self.layout),
             "pairs_per_shard": self.options.pairs_per_shard,
             "options": source,
@@ -154,7 +155,9 @@ class CacheRun:
         before, now = read_manifest(self.folder), self.manifest
         if before is None:
             return
-        changes = differences(before, now, ("positions", "widths", "dtype", "pairs_per_shard", "tokenizer"))
+        changes = differences(
+            before, now, ("learns_from", "positions", "widths", "dtype", "pairs_per_shard", "tokenizer")
+        )
         options = [name for name in now["options"] if name not in WHEREABOUTS]
         changes += differences(before["options"], now["options"], options)
         prints = (Fingerprint.from_dict(manifest["backbone"]["fingerprint"]) for manifest in (before, now))
@@ -174,9 +177,10 @@ class CacheRun:
         pairs, rows = sum(task.stop - task.start for task in plan.tasks), sum(task.rows for task in plan.tasks)
         head = sum(x.numel() * x.element_size() for x in outside(self.backbone.lm).values())
         size, free = plan.bytes(plan.missing) + head, shutil.disk_usage(self.folder).free
+        nouns = "replies" if self.method.learns_from == "feedback" else "pairs"
         extent = "of every token, prompts once" if layout.positions == ALL else "that predict response tokens"
         console.print(
-            f"{pairs:,} pairs, {rows:,} hidden states {extent}; {', '.join(layout.widths)} in {layout.dtype}\n"
+            f"{pairs:,} {nouns}, {rows:,} hidden states {extent}; {', '.join(layout.widths)} in {layout.dtype}\n"
             f"{layout.row_bytes:,} bytes each, {_size(plan.bytes(plan.tasks))}; {_size(size)} to write, "
             f"{_size(free)} free"
         )

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dual_head.backbone.fingerprint import Fingerprint, digest
-from dual_head.data import COLUMNS
+from dual_head.data import LABEL, columns_of
 from dual_head.errors import DualHeadError
 from dual_head.files.places import altered, atomic_folder, file_digest
 from dual_head.files.reading import read_json, reading
@@ -163,12 +163,14 @@ def forget_altered(folder: Path) -> list[str]:
     return forgotten
 
 
-def pairs_digest(pairs: Iterable[Mapping[str, list[int]]]) -> str:
-    """Hash token ids of pairs in their order, so that equal hashes mean equal pairs."""
+def pairs_digest(pairs: Iterable[Mapping[str, Any]]) -> str:
+    """Hash token ids of pairs in their order, and labels of single replies: equal hashes mean equal pairs."""
     content = hashlib.sha256()
     for pair in pairs:
-        ids = [pair[column] for column in COLUMNS]
-        content.update(torch.tensor([*map(len, ids), *ids[0], *ids[1], *ids[2]], dtype=torch.int32).numpy().tobytes())
+        ids = [pair[column] for column in columns_of(pair)]
+        label = [int(pair[LABEL])] if LABEL in pair else []
+        numbers = torch.tensor([*map(len, ids), *ids[0], *ids[1], *ids[2], *label], dtype=torch.int32)
+        content.update(numbers.numpy().tobytes())
     return content.hexdigest()
 
 
@@ -197,6 +199,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         version = manifest["format"]
         if version == VERSION:
             _require_unaltered(manifest)
+            manifest.setdefault("learns_from", "pairs")
     if version != VERSION:
         raise DualHeadError(
             f"'{folder}' is a feature cache of format {version}, and this version reads {VERSION}. "

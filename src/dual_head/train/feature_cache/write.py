@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dual_head.backbone.decoder import Backbone
-from dual_head.data import COLUMNS
+from dual_head.data import LABEL, columns_of
 from dual_head.data.collate import PairBatch, PairCollator
 from dual_head.errors import DualHeadError
 from dual_head.ops.masks import additive, branch_mask
@@ -109,13 +109,14 @@ def _other(folder: Path, part: str, start: int) -> DualHeadError:
 
 
 def pairs_of(rows: Any, start: int, stop: int) -> list[dict[str, Any]]:
-    """Tokenised pairs start, ..., stop - 1 of a Dataset."""
+    """Tokenised pairs start, ..., stop - 1 of a Dataset, or single replies with their labels."""
     columns = rows[start:stop]
-    return [dict(zip(COLUMNS, ids, strict=True)) for ids in zip(*(columns[name] for name in COLUMNS), strict=True)]
+    names = (*columns_of(columns), *([LABEL] if LABEL in columns else []))
+    return [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
 
 
 def _lengths(pairs: Sequence[dict[str, Any]]) -> Tensor:
-    return torch.tensor([[len(pair[column]) for column in COLUMNS] for pair in pairs])
+    return torch.tensor([[len(pair[column]) for column in columns_of(pair)] for pair in pairs])
 
 
 @torch.no_grad()
@@ -128,7 +129,7 @@ def shard_of(
     batch_tokens: int,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """The tensors of one shard: rows of every pair in order, ids and lengths."""
+    """The tensors of one shard: rows of every pair in order, ids and lengths; labels of single replies."""
     lengths = _lengths(pairs)
     rows = layout.rows(lengths)
     starts = (rows.cumsum(0) - rows).tolist()
@@ -148,7 +149,8 @@ def shard_of(
                     tensors[key] = torch.empty(len(ids), *packed.shape[1:], dtype=packed.dtype)
                 tensors[key][target] = packed.cpu()
         on_rows(len(target))
-    return {**tensors, "ids": ids, "lengths": lengths.int()}
+    labels = {LABEL: torch.tensor([pair[LABEL] for pair in pairs])} if LABEL in pairs[0] else {}
+    return {**tensors, "ids": ids, "lengths": lengths.int(), **labels}
 
 
 def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -207,5 +209,5 @@ def _tokens_of(batch: PairBatch, lengths: Tensor, layout: Layout) -> list[Tensor
 
 
 def _ids(pair: dict[str, Any], layout: Layout) -> Tensor:
-    names = COLUMNS if layout.positions == ALL else COLUMNS[1:]
+    names = columns_of(pair)[0 if layout.positions == ALL else 1 :]
     return torch.tensor([token for name in names for token in pair[name]], dtype=torch.int32)
