@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from dual_head import AlignedModel, DualHeadModel, RewardHeadConfig
-from dual_head.guides import GuideConfig
+from dual_head.guides import GuideConfig, guide_class
+from dual_head.guides.prompt_contrast import PromptContrastConfig
 
 HIDDEN, LAYERS, VOCAB, POSITIONS, WINDOW = 32, 2, 97, 128, 8
 PAD, BOS, EOS = 0, 1, 2
@@ -62,6 +63,15 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "cohere": lambda: CohereConfig(**{**_SIZES, "tie_word_embeddings": True}, logit_scale=0.25),
     "granite": lambda: GraniteConfig(**_SIZES, logits_scaling=4.0),
 }
+
+
+# Of guides whose default needs more than a backbone: prompts of text need a tokenizer.
+CONFIGS: dict[str, GuideConfig] = {"prompt_contrast": PromptContrastConfig(positive=[9, 8], negative=[5, 6, 7])}
+
+
+def config_of(kind: str) -> GuideConfig:
+    """The options of a guide of that kind beside a tiny backbone: its defaults, where they are enough."""
+    return CONFIGS.get(kind) or guide_class(kind).Config()
 
 
 def tiny_lm(name: str, seed: int = 0) -> PreTrainedModel:

@@ -7,13 +7,13 @@ import functools
 
 import pytest
 import torch
-from models import LAYERS, guided_lm, tiny_lm
+from models import LAYERS, config_of, guided_lm, tiny_lm
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import StaticLayer
 
 from dual_head import AlignedModel
-from dual_head.guides import guide_class, kinds
+from dual_head.guides import kinds
 
 NEW = 5
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
@@ -36,7 +36,7 @@ class Waits(TorchDispatchMode):
 
 
 def guided(kind: str, architecture: str = "llama") -> AlignedModel:
-    return guided_lm({"g": guide_class(kind).Config()}, architecture)
+    return guided_lm({"g": config_of(kind)}, architecture)
 
 
 def padded() -> dict[str, torch.Tensor]:

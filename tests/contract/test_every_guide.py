@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 import yaml
-from models import ARCHITECTURES, tiny_lm
+from models import ARCHITECTURES, config_of, tiny_lm
 from torch import nn
 
 from dual_head import AlignedModel
@@ -39,7 +39,7 @@ def guided(kind: str, architecture: str, *, names: tuple[str, ...] = ("g",), see
     """A tiny backbone with guides whose every weight is random, and no end-of-sequence to stop at."""
     lm = tiny_lm(architecture, seed=seed)
     lm.generation_config.eos_token_id = None
-    model = AlignedModel.from_backbone(lm, {name: guide_class(kind).Config() for name in names})
+    model = AlignedModel.from_backbone(lm, {name: config_of(kind) for name in names})
     torch.manual_seed(seed + 1)
     for parameter in model.guides.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -54,7 +54,7 @@ def prompts(rows: int, length: int = 10) -> torch.Tensor:
 def a_method(kind: str) -> Method:
     return Method(
         name="g",
-        guide=guide_class(kind).Config(),
+        guide=config_of(kind),
         objectives=(NextToken(), Preference(beta=0.5), Kl(weight=0.001)),
     )
 
@@ -199,7 +199,7 @@ def test_save_and_load_give_the_same_logits(kind, architecture, tmp_path):
 
 
 def test_one_pair_is_overfitted(kind, architecture):
-    model = AlignedModel.from_backbone(tiny_lm(architecture, seed=0), {"g": guide_class(kind).Config()})
+    model = AlignedModel.from_backbone(tiny_lm(architecture, seed=0), {"g": config_of(kind)})
     if (step := trained(kind, model)) is None:
         return
     optimizer = torch.optim.AdamW(model.guides.parameters(), lr=3e-2)
@@ -217,7 +217,7 @@ def test_one_pair_is_overfitted(kind, architecture):
 
 
 def test_the_config_survives_yaml(kind, architecture):
-    config = guide_class(kind).Config()
+    config = config_of(kind)
     assert type(config).from_dict(yaml.safe_load(yaml.safe_dump(config.as_dict()))) == config
 
 

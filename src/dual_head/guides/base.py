@@ -6,10 +6,12 @@ before the lm_head. A gate may scale it: delta = gate * logit_delta, or gate * h
 particular guide and no training.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone, BackboneShape
@@ -49,6 +51,11 @@ class GuideConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON or YAML."""
         return asdict(self)
+
+    def with_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> "GuideConfig":
+        """Return the config with its texts as token ids too; the tokenizer is loaded only where there is one."""
+        del tokenizer
+        return self
 
     def moved_from(self, backbone: str | None) -> "GuideConfig":
         """Return the config with which the guide goes on beside another backbone than the one named."""
@@ -107,6 +114,11 @@ class Guide(nn.Module):
     @property
     def extra_forwards(self) -> float:
         """How many whole language models it runs per token, besides the backbone."""
+        return 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens it reads before every prompt, which take room of the backbone's context."""
         return 0
 
     @property
