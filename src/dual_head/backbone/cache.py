@@ -14,7 +14,7 @@ Four caches over those layers, of which transformers has none; all of them appen
     PrefixCache     all layers, and continuations that are read once and not stored
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 SPARE = 64  # tokens that fit behind the others before the tensors are allocated again
 
 KeysValues = tuple[Tensor, Tensor]  # each [rows, heads, T, width]
+Front = Callable[[], KeysValues]  # makes keys and values [layers, heads, P, width] that stand before those of a cache
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,16 @@ class GrowingKV:
     never changes: only columns behind it are written, and only while the layers still hold the views of the last time.
     What was cropped, reordered, copied or filled by others is moved into new tensors.
 
-    front: keys and values [layers, heads, P, width] that stand before all others, and are no layer's.
+    front: of what stands before all others, and is in no layer.
     """
 
-    def __init__(self, layers: Sequence[Any], new: int, front: KeysValues | None = None):
+    def __init__(self, layers: Sequence[Any], new: int, front: Front | None = None):
         self.length: int = layers[0].keys.shape[-2]
-        self._start = 0 if front is None else front[0].shape[-2]
+        fronts = (None, None) if front is None else front()
+        self._start = 0 if fronts[0] is None else fronts[0].shape[-2]
         self._keys, self._values = (
-            self._with_spare([getattr(layer, name) for layer in layers], new, None if front is None else front[i])
-            for i, name in enumerate(("keys", "values"))
+            self._with_spare([getattr(layer, name) for layer in layers], new, before)
+            for name, before in zip(("keys", "values"), fronts, strict=True)
         )
         self._views = [(layer.keys, layer.values) for layer in layers]
 
@@ -131,7 +133,7 @@ class GrowingKV:
 
 
 def append(
-    layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int | None = None, front: KeysValues | None = None
+    layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int | None = None, front: Front | None = None
 ) -> tuple[Tensor, Tensor]:
     """Append to layers of equal lengths that hold something, without a gradient, as `GrowingKV.append` does.
 
@@ -150,47 +152,42 @@ class StackedCache(Cache):
         layer i of the forward   [ layer i of the backbone; layer i of guide "a"; ... ]      one below the other
 
     groups: for each layer of the forward, the layer of every model. They stay layers of the cache they come from.
+    front: for each layer, what stands before the tokens of all rows of a model; no layer stores it.
+
+        rows of a model "a"   [ a a a | k k k k ]    a: keys of a prompt, the same for every row
+        rows of a model "b"   [ . b b | k k k k ]    k: of the tokens, in the model's own layers
     """
 
-    def __init__(self, groups: Sequence[Sequence[DynamicLayer]]):
+    def __init__(self, groups: Sequence[Sequence[Any]], front: Sequence[Front] | None = None):
         super().__init__(layers=[group[0] for group in groups])
-        self._groups = groups
+        self._groups, self._front = groups, front
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Append to layer `layer_idx` of every model, and return what all of them hold."""
         del args, kwargs  # of other kinds of layers
-        return append(self._groups[layer_idx], key_states, value_states)
+        front = None if self._front is None else self._front[layer_idx]
+        return append(self._groups[layer_idx], key_states, value_states, front=front)
 
 
-class PromptedCache(Cache):
-    """Caches of several parts whose rows stand one below the other, behind a prompt's keys that all rows of one share.
+class PromptedCache(StackedCache):
+    """The same of caches of any kind, which may be empty: several models, each behind a prompt of its own."""
 
-        part "a"   [ a a a | k k k k ]    a: keys of its prompt, stored once for all rows and never in a cache
-        part "b"   [ . b b | k k k k ]    k: keys of the tokens, in the part's own layers
-
-    front: for each layer, keys and values [parts, heads, P, width].
-    """
-
-    def __init__(self, parts: Sequence[Cache], front: Sequence[KeysValues]):
-        super().__init__(layers=parts[0].layers)
-        self._parts, self._front = parts, front
-
-    def get_seq_length(self, layer_idx: int = 0) -> Any:
-        """How many tokens come before the next one, the prompt's among them."""
-        return super().get_seq_length(layer_idx) + self._front[0][0].shape[-2]
+    def __init__(self, parts: Sequence[Cache], front: Sequence[Front]):
+        super().__init__(list(zip(*(part.layers for part in parts), strict=True)), front)
+        self._parts = parts
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
-        """Append to layer `layer_idx` of every part, and return the prompt's keys and values followed by all of them."""
-        count, front = len(self._parts), self._front[layer_idx]
-        layers: list[Any] = [part.layers[layer_idx] for part in self._parts]
-        if all(grows(layer, part) for layer, part in zip(layers, self._parts, strict=True)):
-            return append(layers, key_states, value_states, front=front)
+        """Append to layer `layer_idx` of every model, and return its prompt's keys and values followed by all of them."""
+        assert self._front is not None
+        if all(grows(layer, part) for layer, part in zip(self._groups[layer_idx], self._parts, strict=True)):
+            return super().update(key_states, value_states, layer_idx)
+        count = len(self._parts)
         chunks = zip(self._parts, key_states.chunk(count), value_states.chunk(count), strict=True)
         stored = [part.update(k, v, layer_idx, *args, **kwargs) for part, k, v in chunks]
         rows = len(key_states) // count
         keys, values = (
-            torch.cat([x.repeat_interleave(rows, 0), torch.cat([part[i] for part in stored])], -2)
-            for i, x in enumerate(front)
+            torch.cat([before.repeat_interleave(rows, 0), torch.cat(after)], -2)
+            for before, after in zip(self._front[layer_idx](), zip(*stored, strict=True), strict=True)
         )
         return keys, values
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.features import Features
-from dual_head.backbone.joint import Changes
+from dual_head.backbone.joint import JointPart, Prompted
 from dual_head.errors import DualHeadError
 from dual_head.guides.layers import CausalGate, LinearMap
 from dual_head.options import build
@@ -122,12 +122,12 @@ class Guide(nn.Module):
         return 0
 
     @property
-    def changes(self) -> Changes | None:
-        """What it adds to linear layers, where that alone makes it of the backbone; None for anything else.
+    def joint_parts(self) -> tuple[JointPart, ...]:
+        """The models that it runs, where all are the backbone with changes of linear layers; else none.
 
         While decoding, such a guide runs as more rows of the backbone's own forward, and `from_joint_step` follows.
         """
-        return None
+        return ()
 
     def executed(self, stored: int, backbone: "Parameters") -> int:
         """How many parameters it reads per token, beyond those that the backbone reads by itself.
@@ -150,10 +150,16 @@ class Guide(nn.Module):
         gate_states = {} if self.causal_gate is None else {"gate_logit": self.causal_gate(features, cache)}
         return {"hidden": features.hidden, **gate_states}
 
+    def prompted(self, input_ids: Tensor, padding: Tensor | None, cache: CacheSlot) -> Prompted | None:
+        """Say how its parts read new tokens [B, 1] of a joint step; None for as the backbone does."""
+        del input_ids, padding, cache
+        return None
+
     def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
         """Return the states of a step that was run with the backbone.
 
-        hidden [B, 1, d] and logits [B, 1, V] of the backbone with this guide's `changes`; base_logits without.
+        hidden [parts B, 1, d] and logits [parts B, 1, V] of this guide's `joint_parts`; base_logits [B, 1, V] of the
+        backbone.
         """
         raise NotImplementedError(f"{type(self).__name__} does not run with the backbone")
 

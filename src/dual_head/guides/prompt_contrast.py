@@ -17,6 +17,7 @@ follows from the tokens before, so a request can be read whole, in pieces or tok
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from dual_head.backbone.cache import CacheSlot, KeysValues, LayerView, PromptedCache
 from dual_head.backbone.decoder import BRANCH_TOLERANCE, Backbone, BackboneShape
 from dual_head.backbone.features import Features
+from dual_head.backbone.joint import JointPart, Prompted
 from dual_head.data.system_turn import header, layout
 from dual_head.errors import DualHeadError
 from dual_head.guides.base import Guide, GuideConfig, Parameters, States
@@ -152,6 +154,14 @@ class PromptContrast(Guide):
         return backbone.whole * len(self.config.prompts)
 
     @property
+    def joint_parts(self) -> tuple[JointPart, ...]:
+        """The backbone as it is, once for each prompt; none where layers look back through a window."""
+        layers = self.shape.num_layers
+        if getattr(self._backbone[0].config.get_text_config(decoder=True), "sliding_window", None):
+            return ()
+        return tuple(JointPart({}, 1 + i * layers) for i in range(len(self.config.prompts)))
+
+    @property
     def _ids(self) -> list[list[int]]:
         """The token ids of each prompt."""
         written = self.config.ids or {}
@@ -170,20 +180,33 @@ class PromptContrast(Guide):
             LayerView(DynamicCache(), 0, layers) if cache is None else cache.view(layers, 1 + i * layers)
             for i in range(count)
         ]
-        places = self._places(features, cache, prompt)
-        hidden = _run(backbone, ids.repeat(count, 1), *places, PromptedCache(parts, prompt.layers))
+        places = self._places(ids, features.padding, cache, prompt)
+        front = [partial(tuple, layer) for layer in prompt.layers]
+        hidden = _run(backbone, ids.repeat(count, 1), *places, PromptedCache(parts, front))
         return dict(zip(self.config.prompts, hidden.chunk(count), strict=True))
 
+    @torch.no_grad()
+    def prompted(self, input_ids: Tensor, padding: Tensor | None, cache: CacheSlot) -> Prompted:
+        """Say where the new tokens of a joint step stand behind each prompt."""
+        prompt = self._shared_prompt()
+        positions, _, visible = self._places(input_ids, padding, cache, prompt)
+        return Prompted(positions, visible, prompt.layers)
+
+    def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
+        """Keep the logits, which came out of one product with the backbone's."""
+        del hidden
+        names = [f"{name}_logits" for name in self.config.prompts]
+        return dict(zip(names, logits.chunk(len(names)), strict=True)) | {"base_logits": base_logits}
+
     def _places(
-        self, features: Features, cache: CacheSlot | None, prompt: Prompt
+        self, new: Tensor, padding: Tensor | None, cache: CacheSlot | None, prompt: Prompt
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Positions of the new tokens [prompts B, T] and of all behind each prompt [prompts B, P + K]; which are seen.
 
             tokens      [ . s s s u u ]    . : padding, s: the system turn, u: the user's
             positions   [ - - - - 3 4 ]    behind a prompt of 3 tokens
         """
-        assert features.input_ids is not None
-        ids, real, columns = _history(features.input_ids, features.padding, cache)
+        ids, real, columns = _history(new, padding, cache)
         kept = real & ~_header(ids, real, prompt.patterns)
         count, rows, device = len(self.config.prompts), len(ids), ids.device
         # Of every token behind each prompt [prompts, B, K], and of the tokens of the prompts [prompts, B, P].
@@ -216,12 +239,15 @@ class PromptContrast(Guide):
 
     def logit_delta(self, states: States, base: Tensor | None) -> Tensor:
         """z(positive) - z(negative): [n, V]."""
-        (backbone,) = self._backbone
-        logits = backbone.logits(torch.stack([states[name] for name in self.config.prompts]).contiguous())
-        if len(logits) == 2:
-            return logits[0] - logits[1]
-        assert base is not None
-        return base - logits[0] if NEGATIVE in self.config.prompts else logits[0] - base
+        (backbone,), names = self._backbone, self.config.prompts
+        if any(f"{name}_logits" in states for name in names):
+            logits = {name: states[f"{name}_logits"] for name in names}
+        else:
+            products = backbone.logits(torch.stack([states[name] for name in names]).contiguous())
+            logits = dict(zip(names, products, strict=True))
+        terms = [logits.get(side, base) for side in (POSITIVE, NEGATIVE)]
+        positive, negative = (x for x in terms if x is not None)
+        return positive - negative
 
 
 # ---- tokens and their places -------------------------------------------------------------------------------
@@ -294,9 +320,8 @@ def _keys_of(prompts: Sequence[Tensor], backbone: Backbone) -> list[KeysValues]:
         # A prompt, and behind it two of its own tokens that another, which nothing may see, stands between.
         first, tail = prompts[0], prompts[0][[0, -1]]
         plain, _ = backbone(torch.cat([first, tail])[None])
-        behind = PromptedCache(
-            [LayerView(DynamicCache(), 0, backbone.num_layers)], [(k[:1], v[:1]) for k, v in layers]
-        )
+        front = [partial(tuple, (k[:1], v[:1])) for k, v in layers]
+        behind = PromptedCache([LayerView(DynamicCache(), 0, backbone.num_layers)], front)
         places = torch.cat([positions[0], len(first) + torch.tensor([0, 0, 1], device=first.device)])[None]
         visible = torch.cat([positions[0] >= 0, torch.tensor([True, False, True], device=first.device)])[None]
         tried = _run(backbone, tail[None, [0, 0, 1]], places[:, -3:], places, visible, behind)[0, [0, 2]].float()

@@ -147,7 +147,7 @@ def divergences(
 
 def context_of(model: Any) -> int | None:
     """How many tokens a model reads at once; None where its config does not say."""
-    return context_length(model.backbone.config if isinstance(model, AlignedModel) else model.config)
+    return model.guides.context_length(model.guides) if isinstance(model, AlignedModel) else context_length(model.config)
 
 
 # ---- batches ---------------------------------------------------------------------------------------------
