@@ -177,7 +177,7 @@ class PromptedCache(StackedCache):
         self._parts = parts
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
-        """Append to layer `layer_idx` of every model, and return its prompt's keys and values followed by all of them."""
+        """Append to layer `layer_idx` of every model, and return all keys and values, behind those of its prompt."""
         assert self._front is not None
         if all(grows(layer, part) for layer, part in zip(self._groups[layer_idx], self._parts, strict=True)):
             return super().update(key_states, value_states, layer_idx)

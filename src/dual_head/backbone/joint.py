@@ -57,8 +57,8 @@ class JointPart:
 class Prompted:
     """How the parts of a guide read a step behind prompts of their own.
 
-    positions [parts B, 1] of the new tokens; visible: bool [parts B, P + K], which keys they see; front: for each layer,
-    the prompts' keys and values [parts, heads, P, width].
+    positions [parts B, 1] of the new tokens; visible: bool [parts B, P + K], which keys they see; front: for each
+    layer, the prompts' keys and values [parts, heads, P, width].
     """
 
     positions: Tensor

@@ -36,9 +36,7 @@ COMPOSE_FILE = "compose.json"  # the sources, beside the guides
 class ComposeOptions(Options):
     """Which guides, on which backbone, and where they are written."""
 
-    sources: list[str] = option(
-        [], "a guide's name and its source", positional=True, metavar="NAME=SOURCE", nargs="*"
-    )
+    sources: list[str] = option([], "a guide's name and its source", positional=True, metavar="NAME=SOURCE", nargs="*")
     positive: list[str] | None = option(
         None, "system prompt to move towards, as a guide of that name; repeatable", repeat=True, metavar="NAME=TEXT"
     )
@@ -135,7 +133,7 @@ def _prompts(args: ComposeOptions) -> dict[str, dict[str, str]]:
         for value in getattr(args, side) or ():
             name, separator, text = value.partition("=")
             if not separator:
-                raise DualHeadError(f"--{side} '{value}' is not NAME=TEXT. Name the guide, as in polite='You are polite.'")
+                raise DualHeadError(f"--{side} '{value}' is not NAME=TEXT. Name it, as in polite='You are polite.'")
             if side in prompts.setdefault(name, {}):
                 raise DualHeadError(f"--{side} has two prompts for '{name}'. Give each guide a name of its own.")
             prompts[name][side] = text

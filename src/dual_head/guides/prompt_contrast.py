@@ -127,6 +127,7 @@ class PromptContrast(Guide):
 
     @property
     def prompt_tokens(self) -> int:
+        """The longest of its prompts."""
         return max(map(len, self._ids))
 
     @property
@@ -316,7 +317,8 @@ def _keys_of(prompts: Sequence[Tensor], backbone: Backbone) -> list[KeysValues]:
     cache = LayerView(DynamicCache(), 0, backbone.num_layers)
     try:
         _run(backbone, ids, positions, positions, positions >= 0, cache)
-        layers: list[Any] = [(layer.keys, layer.values) for layer in cache.layers]
+        filled: list[Any] = cache.layers
+        layers = [(layer.keys, layer.values) for layer in filled]
         # A prompt, and behind it two of its own tokens that another, which nothing may see, stands between.
         first, tail = prompts[0], prompts[0][[0, -1]]
         plain, _ = backbone(torch.cat([first, tail])[None])
@@ -328,7 +330,7 @@ def _keys_of(prompts: Sequence[Tensor], backbone: Backbone) -> list[KeysValues]:
         expected = plain.last_hidden_state[0, -2:].float()
         why = "it does not keep to masks and positions" if _apart(tried, expected, backbone) else None
     except (ValueError, RuntimeError, TypeError, NotImplementedError, AttributeError, IndexError) as error:
-        raise DualHeadError(_REFUSED.format(type(backbone.lm).__name__, str(error).splitlines()[0])) from error
+        why = f"its attention takes no mask of our own ({str(error).splitlines()[0]})"
     if why:
         raise DualHeadError(_REFUSED.format(type(backbone.lm).__name__, why))
     return layers

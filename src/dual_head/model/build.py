@@ -71,8 +71,8 @@ def _tokenizer_of(backbone: Backbone, tokenizer: PreTrainedTokenizerBase | None)
     if tokenizer := tokenizer or pretrained.find_tokenizer([place]):
         return tokenizer
     raise DualHeadError(
-        f"A guide of prompts needs a tokenizer, and there is none at '{place}'. Pass tokenizer=..., or token ids as its "
-        "prompts."
+        f"A guide of prompts needs a tokenizer, and there is none at '{place}'. Pass tokenizer=..., or give its "
+        "prompts as token ids."
     )
 
 

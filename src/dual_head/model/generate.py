@@ -292,7 +292,7 @@ def _within_context(
     generation_config: GenerationConfig | None,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """The options, with no more new tokens than the context holds beside the named guides. Errors: a prompt fills it."""
+    """The options, with no more new tokens than the context holds beside these guides. Errors: a prompt fills it."""
     context = model.guides.context_length(names)
     if context is None:
         return options

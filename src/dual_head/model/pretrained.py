@@ -173,8 +173,8 @@ def guide_to_attach(
 ) -> AttachedGuide:
     """What to attach to a model of this config and backbone: a fresh guide, or one of a checkpoint's folder.
 
-    name: which of several; tokenizer: loads the model's, which a config with texts needs; other_precision: as `require_same_backbone` has it. Errors: no guide of that name, or
-    several and no name; one that does not fit.
+    name: which of several; tokenizer: loads the model's, which a config with texts needs; other_precision: as
+    `require_same_backbone` has it. Errors: no guide of that name, or several and no name; one that does not fit.
     """
     if isinstance(guide, GuideConfig):
         return AttachedGuide(entry_of(guide.with_tokenizer(tokenizer), backbone.shape))
