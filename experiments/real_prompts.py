@@ -29,20 +29,15 @@ PROMPTS = {
         "You are gloomy and bitter, and see the bad in everything.",
     ),
 }
-CONTRASTS = {
-    "one prompt less the other": ("positive", "negative"),
-    "the request less the negative prompt": (None, "negative"),
-}
 ALPHAS = (1.0, 2.0)
 SMALL = {"prompts": 2, "new_tokens": 4}
 
 
-def contrast(world: Questions, sides: Sequence[str | None]) -> AlignedModel:
+def contrast(world: Questions) -> AlignedModel:
     """The backbone with the rule's prompts as a guide."""
-    texts = dict(zip(("positive", "negative"), PROMPTS[world.about], strict=True))
-    chosen = [None if side is None else texts[side] for side in sides]
+    positive, negative = PROMPTS[world.about]
     model = AlignedModel.from_backbone(world.backbone, {}, tokenizer=load_tokenizer(world.backbone))
-    model.attach("prompts", PromptContrastConfig(positive=chosen[0], negative=chosen[1]))
+    model.attach("prompts", PromptContrastConfig(positive=positive, negative=negative))
     return model
 
 
@@ -54,20 +49,17 @@ def under(asked: Sequence[Asked], system: str) -> list[Asked]:
 def measured(world: Questions, asked: Sequence[Asked], folder: Path, seed: int) -> dict[str, Any]:
     """Every system's figures: {system: {alpha: figures}}."""
     common: dict[str, Any] = {"seed": seed}
-    base = answered(folder / "base.jsonl", world, asked, (0.0,), model=lambda: base_of(world), **common)
+    base = answered(folder.parent / "base.jsonl", world, asked, (0.0,), model=lambda: base_of(world), **common)
     prompted = under(asked, PROMPTS[world.about][0])
     system = answered(folder / "system.jsonl", world, prompted, (0.0,), model=lambda: base_of(world), **common)
-    figures = {
+    rows: list[Row] = answered(
+        folder / "one-prompt-less-the-other.jsonl", world, asked, ALPHAS, model=lambda: contrast(world), **common
+    )
+    return {
         "the request": compared([base], [base], ["0"]),
         "the positive prompt in the request": compared([system], [base], ["0"]),
+        "the positive prompt less the negative": compared([rows], [base], [f"{alpha:g}" for alpha in ALPHAS]),
     }
-    for name, sides in CONTRASTS.items():
-        rows: list[Row] = answered(
-            folder / f"{name.replace(' ', '-')}.jsonl", world, asked, ALPHAS,
-            model=lambda sides=sides: contrast(world, sides), **common,
-        )  # fmt: skip
-        figures[name] = compared([rows], [base], [f"{alpha:g}" for alpha in ALPHAS])
-    return figures
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:

@@ -80,7 +80,7 @@ def test_a_step_waits_for_the_device_no_more_than_its_models_do_by_themselves(ki
     # transformers looks into the padding mask once, and no guide runs a model that would do so again.
     alone = waits(tiny_lm("llama").eval())
     assert alone == [1] * (NEW - 1)
-    assert waits(model, alpha=[0.7, 0.2]) == alone
+    assert all(count <= limit for count, limit in zip(waits(model, alpha=[0.7, 0.2]), alone, strict=True))
 
 
 @every_kind

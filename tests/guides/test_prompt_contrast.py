@@ -117,6 +117,12 @@ def test_the_header_of_a_row_is_told_by_its_first_tokens():
     assert ["".join(".x"[x] for x in row) for row in found.tolist()] == list(rows.values())
 
 
+def test_a_closing_begins_behind_the_opening():
+    ids = torch.tensor([[1, 8, 9, 5, 8, 9, 5]])
+    found = _header(ids, ids != 0, {"opening": torch.tensor([1, 8]), "closing": torch.tensor([8, 9])})
+    assert found.int().tolist() == [[1, 1, 1, 1, 1, 1, 0]]
+
+
 @torch.no_grad()
 def test_its_prompt_stands_in_the_place_of_the_requests():
     model, lm = chatting(positive="Be kind.", negative="Be rude!"), chat_lm()
