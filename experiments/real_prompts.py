@@ -87,13 +87,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds hh_rlhf and eval")
     parser.add_argument("--backbone", required=True, help="a chat model")
+    parser.add_argument("--rules", nargs="+", choices=PROMPTS, default=[*PROMPTS])
     parser.add_argument("--prompts", type=int, default=40, help="questions")
     parser.add_argument("--new_tokens", type=int, help="longest reply; default: that of the other guides' page")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--page", help="a markdown file whose table between markers is written again")
     args = parsed(parser, SMALL)
     figures = {}
-    for rule in PROMPTS:
+    for rule in args.rules:
         world = Questions(
             folder=args.output_dir / rule, replies=args.output_dir, data=args.data, backbone=args.backbone, about=rule
         )

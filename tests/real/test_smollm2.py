@@ -165,7 +165,6 @@ def test_a_system_prompt_as_a_guide_gives_the_reply_of_the_request_with_it(smoll
     )  # fmt: skip
     output = plain.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
     reply = tokenizer.decode(output, skip_special_tokens=True)
-    assert "Tom" in reply
     assert model.generate(question, max_new_tokens=8) == reply
     assert model.generate(question, alpha=0.0, max_new_tokens=8) != reply
 
