@@ -147,12 +147,13 @@ class PromptContrast(Guide):
 
     @property
     def extra_forwards(self) -> float:
-        """One for each prompt that is not the request's."""
-        return len(self.config.prompts)
+        """One, which has the rows of both prompts."""
+        return 1
 
     def executed(self, stored: int, backbone: Parameters) -> int:
-        """The backbone, once for each prompt."""
-        return backbone.whole * len(self.config.prompts)
+        """The backbone, read once for both prompts."""
+        del stored
+        return backbone.whole
 
     @property
     def joint_parts(self) -> tuple[JointPart, ...]:
