@@ -28,7 +28,9 @@ from transformers import (
 )
 
 from dual_head import AlignedModel, DualHeadModel, RewardHeadConfig
-from dual_head.guides import GuideConfig
+from dual_head.guides import GuideConfig, guide_class
+from dual_head.guides.language_model import LanguageModelConfig
+from dual_head.guides.prompt_contrast import PromptContrastConfig
 
 HIDDEN, LAYERS, VOCAB, POSITIONS, WINDOW = 32, 2, 97, 128, 8
 PAD, BOS, EOS = 0, 1, 2
@@ -69,6 +71,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "cohere": lambda: CohereConfig(**{**_SIZES, "tie_word_embeddings": True}, logit_scale=0.25),
     "granite": lambda: GraniteConfig(**_SIZES, logits_scaling=4.0),
 }
+EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")
 # Decoders whose layers differ from those, and whose hidden states and lm_head do not: the contract alone is kept here.
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -90,6 +93,20 @@ OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "gpt_neox": lambda: GPTNeoXConfig(**{k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}),
 }  # fmt: skip
+
+
+# Of guides whose default needs more than a backbone: prompts of text need a tokenizer.
+CONFIGS: dict[str, GuideConfig] = {"prompt_contrast": PromptContrastConfig(positive=[9, 8], negative=[5, 6, 7])}
+
+
+def config_of(kind: str, architecture: str = "llama") -> GuideConfig:
+    """The options of a guide of that kind beside a tiny backbone: its defaults, where they are enough.
+
+    PEFT adapts experts, which are no linear layers, without dropout only.
+    """
+    if kind == "language_model" and architecture in EXPERTS:
+        return LanguageModelConfig(dropout=0.0)
+    return CONFIGS.get(kind) or guide_class(kind).Config()
 
 
 def tiny_lm(name: str, seed: int = 0) -> PreTrainedModel:

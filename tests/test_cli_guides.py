@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def logits_of(folder) -> torch.Tensor:
 
 def composed(*arguments, out, capsys) -> AlignedModel:
     said = run("compose", *arguments, "--output_dir", out, capsys=capsys)
-    assert f"guides written to {out}" in said
+    assert re.search(r"\d guides? written to", said)
     return AlignedModel.from_pretrained(out)
 
 
@@ -124,11 +125,34 @@ def test_a_reward_model_is_a_guide(place, tmp_path, capsys):
         torch.testing.assert_close(said[v], base[v] + 0.5 * reward, **CLOSE)
 
 
+def test_system_prompts_are_a_guide(place, tmp_path, capsys):
+    """The words before a text, as this tokenizer has no chat template."""
+    prompts = ["--positive", "kind=good0 good1", "--negative", "kind=bad0", "--negative", "rude=bad1"]
+    onto = ["--model_name_or_path", place / "backbone", "--alpha", "kind=0.5,rude=0"]
+    said = run("compose", *prompts, *onto, "--output_dir", tmp_path / "out", capsys=capsys)
+    assert "2 guides written" in said
+    model, lm = AlignedModel.from_pretrained(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(place / "backbone")
+    text = torch.tensor([[5, 6, 30, 31, 8]])
+    good, bad = ([1, *(WORDS.index(word) for word in words)] for words in (("good0", "good1"), ("bad0",)))
+    base, one, other = (lm(torch.cat([torch.tensor([start]), text], 1)).logits[:, -5:] for start in ([1], good, bad))
+    ids = torch.cat([torch.tensor([[1]]), text], 1)
+    torch.testing.assert_close(model(ids).logits[:, -5:], base + 0.5 * (one - other), **CLOSE)
+    options = ["--prompt", "ask0", "--alpha", "kind=1,rude=0.5", "--max_new_tokens", 3, "--no_stream"]
+    assert run("generate", tmp_path / "out", *options, capsys=capsys).strip()
+    assert "'kind' cannot be merged" in run(
+        "merge", tmp_path / "out", "--output_dir", tmp_path / "merged", capsys=capsys, code=2
+    )
+    both = composed(f"iav={place / 'iav'}", "--positive", "kind=good0", out=tmp_path / "both", capsys=capsys)
+    assert list(both.guides) == ["iav", "kind"]
+    record = json.loads((tmp_path / "out" / "compose.json").read_text())
+    assert record["prompts"] == {"kind": {"negative": "bad0", "positive": "good0 good1"}, "rude": {"negative": "bad1"}}
+
+
 def test_what_cannot_be_composed_is_refused_with_the_remedy(place, tmp_path, capsys):
     out, helpful, onto = tmp_path / "out", place / "helpful", ["--model_name_or_path", place / "backbone"]
     refused = {
         "is not NAME=SOURCE": [helpful],
-        "Two guides have the same name": [f"a={helpful}", f"a={helpful}"],
+        "Two guides have the same name, 'b'": [f"b={helpful}", f"b={helpful}"],
         "is not a model": [f"a={tmp_path}"],
         "Name the backbone": [f"a={place / 'expert'}"],
         "Did you mean 'helpful'?": [f"helpful={helpful}", "--alpha", "helpfull=1"],
@@ -137,6 +161,12 @@ def test_what_cannot_be_composed_is_refused_with_the_remedy(place, tmp_path, cap
         "same sizes but other weights": [f"a={helpful}", "--model_name_or_path", place / "twin"],
         "needs the model": [f"a={place / 'expert'}-minus-{tmp_path / 'gone'}", *onto],
         "reads other tokens than the backbone: 45 of 49": [f"a={place / 'swapped'}", *onto],
+        "There is no guide": onto,
+        "'kind' is not NAME=TEXT": ["--positive", "kind", *onto],
+        "two prompts for 'kind'": ["--negative", "kind=a", "--negative", "kind=b", *onto],
+        "Both prompts are the same": ["--positive", "kind=a", "--negative", "kind=a", *onto],
+        "no system turn to leave out": ["--negative", "kind=", *onto],
+        "Two guides have the same name, 'a'": [f"a={helpful}", "--positive", "a=good0"],
     }
     write_backbone(place / "twin", seed=8)
     for remedy, arguments in refused.items():

@@ -18,7 +18,7 @@ from test_readme import BLOCK
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
 
 import dual_head
-from dual_head import LinearConfig, RewardHeadConfig, method
+from dual_head import LinearConfig, PromptContrastConfig, RewardHeadConfig, method
 from dual_head.backbone.decoder import Backbone
 from dual_head.cli import COMMANDS, classify, main
 from dual_head.data.formats import FORMATS, SCORE
@@ -152,6 +152,12 @@ def test_the_figures_of_the_page_on_guides_are_counted():
         assert ("the same" if executed == trained else f"{executed:,}") in stated_executed, name
         assert float(stated_forwards) == forwards, name
         assert stated_layers.split(",")[0] == ("L" if layers == 32 else str(layers)), name
+    for row, prompts in {"two prompts": {"positive": [1]}, "one prompt against the request": {}}.items():
+        config = PromptContrastConfig(negative=[2], **prompts)
+        _, executed, forwards, layers = count_at_7b(config)
+        assert f"{executed:,}" in stated[f"`prompt_contrast`, {row}"][1]
+        assert float(stated[f"`prompt_contrast`, {row}"][2].split(",")[0]) == forwards
+        assert layers == 32 * len(config.prompts) + 1
     for config in (LinearConfig(rank=64), RewardHeadConfig(rank=64)):
         assert f"{count_at_7b(config)[0]:,}" in GUIDES_PAGE
 

@@ -13,6 +13,7 @@ from dual_head.cli import main
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
+from dual_head.guides.prompt_contrast import PromptContrastConfig
 from dual_head.guides.reward_model import RewardModelConfig
 from dual_head.methods import method, method_names
 
@@ -30,6 +31,8 @@ OTHERS = {
     "reward model of its own": RewardModelConfig(model="{place}/classifier", k=4),
     "reward model trained in full": RewardModelConfig(tune="full", k=4),
     "score head": RewardModelConfig(tune="none", k=4),
+    "one prompt": PromptContrastConfig(negative=[5, 6]),
+    "two prompts": PromptContrastConfig(positive=[7], negative=[5, 6]),
 }
 
 
@@ -45,6 +48,7 @@ def place(tmp_path_factory):
     write_classifier(place / "classifier")
     write_guides(place / "guides", place / "backbone", {"g": RewardHeadConfig(num_heads=2, head_dim=4)})
     write_guides(place / "edit", place / "backbone", {"g": HiddenConfig()})
+    write_guides(place / "prompts", place / "backbone", {"g": PromptContrastConfig(negative=[5, 6])})
     write_adapter(place / "adapter", place / "backbone")
     return place
 
@@ -137,6 +141,8 @@ def test_where_guides_can_move_is_said_with_what_will_happen(place, capsys):
     ]
     code, said = against(place / "guides", "--against", place / "backbone", capsys=capsys)
     assert (code, "g: fits as it is" in said) == (0, True)
+    code, said = against(place / "prompts", "--against", place / "wide", capsys=capsys)
+    assert (code, "g: it runs the backbone itself, so this one from then on" in said) == (0, True)
 
 
 def test_where_guides_cannot_move_is_said_with_why(place, capsys):

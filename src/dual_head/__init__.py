@@ -31,6 +31,7 @@ _HOMES = {
     "MultilayerConfig": "guides.multilayer",
     "Pair": "data",
     "PairCollator": "data.collate",
+    "PromptContrastConfig": "guides.prompt_contrast",
     "RewardHeadConfig": "guides.reward_head",
     "RewardModelConfig": "guides.reward_model",
     "TokenizeOptions": "data.tokenize",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from dual_head.guides.language_model import LanguageModelConfig as LanguageModelConfig
     from dual_head.guides.linear import LinearConfig as LinearConfig
     from dual_head.guides.multilayer import MultilayerConfig as MultilayerConfig
+    from dual_head.guides.prompt_contrast import PromptContrastConfig as PromptContrastConfig
     from dual_head.guides.reward_head import RewardHeadConfig as RewardHeadConfig
     from dual_head.guides.reward_model import RewardModelConfig as RewardModelConfig
     from dual_head.methods import Method as Method

@@ -10,7 +10,7 @@ from models import ARCHITECTURES, LAYERS, VOCAB, tiny_lm
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig
 
-from dual_head.backbone.cache import SPARE, CacheSlot, PrefixCache, StackedCache, offloaded
+from dual_head.backbone.cache import SPARE, CacheSlot, PrefixCache, PromptedCache, StackedCache, offloaded
 
 LAYERS_IN_ALL = 5
 
@@ -134,6 +134,25 @@ def test_stacked_layers_grow_together_and_stay_layers_of_their_cache():
     assert v[..., 0].squeeze(1).tolist() == [[1, 2, -5, -6], [3, 4, -5, -6]]
     assert (keys(whole, 0), keys(whole, 3)) == ([[1, 2, 5, 6]], [[3, 4, 50, 60]])
     assert cache.get_seq_length() == whole.get_seq_length() == 4
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_the_keys_of_a_prompt_stand_in_front_of_every_row_and_in_no_layer(grows):
+    whole = whole_cache()
+    stacked(whole)
+    front = torch.cat([tokens(-1, -2), tokens(-3, -4)])
+    options = {"front": [lambda: (front, 10 * front)]}
+    if grows:
+        cache = StackedCache([[whole.layers[0], whole.layers[3]]], **options)
+    else:
+        cache = PromptedCache([CacheSlot(whole, 0).view(1), CacheSlot(whole, 3).view(1)], **options)
+    with torch.set_grad_enabled(not grows):
+        for new in range(5, 7 + SPARE):
+            k, v = cache.update(torch.cat([tokens(new), tokens(10 * new)]), torch.cat([tokens(new)] * 2), 0)
+    count = range(5, 7 + SPARE)
+    assert k[..., 0].squeeze(1).tolist() == [[-1, -2, 1, 2, *count], [-3, -4, 3, 4, *(10 * n for n in count)]]
+    assert v[..., 0].squeeze(1).tolist() == [[-10, -20, 1, 2, *count], [-30, -40, 3, 4, *count]]
+    assert (keys(whole, 0), keys(whole, 3)) == ([[1, 2, *count]], [[3, 4, *(10 * n for n in count)]])
 
 
 def test_a_token_is_written_behind_the_others_and_moves_them_only_where_room_ends():

@@ -7,13 +7,13 @@ import functools
 
 import pytest
 import torch
-from models import LAYERS, guided_lm, tiny_lm
+from models import LAYERS, config_of, guided_lm, tiny_lm
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import StaticLayer
 
 from dual_head import AlignedModel
-from dual_head.guides import guide_class, kinds
+from dual_head.guides import kinds
 
 NEW = 5
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
@@ -36,7 +36,7 @@ class Waits(TorchDispatchMode):
 
 
 def guided(kind: str, architecture: str = "llama") -> AlignedModel:
-    return guided_lm({"g": guide_class(kind).Config()}, architecture)
+    return guided_lm({"g": config_of(kind)}, architecture)
 
 
 def padded() -> dict[str, torch.Tensor]:
@@ -80,7 +80,7 @@ def test_a_step_waits_for_the_device_no_more_than_its_models_do_by_themselves(ki
     # transformers looks into the padding mask once, and no guide runs a model that would do so again.
     alone = waits(tiny_lm("llama").eval())
     assert alone == [1] * (NEW - 1)
-    assert waits(model, alpha=[0.7, 0.2]) == alone
+    assert all(count <= limit for count, limit in zip(waits(model, alpha=[0.7, 0.2]), alone, strict=True))
 
 
 @every_kind

@@ -9,13 +9,13 @@ import copy
 import pytest
 import torch
 import yaml
-from models import ARCHITECTURES, OTHERS, tiny_lm
+from models import ARCHITECTURES, OTHERS, config_of, tiny_lm
 from torch import nn
 
 from dual_head import AlignedModel
 from dual_head.data.collate import PairCollator
 from dual_head.errors import DualHeadError
-from dual_head.guides import GuideConfig, guide_class, kinds
+from dual_head.guides import guide_class, kinds
 from dual_head.losses.kl import Kl
 from dual_head.losses.next_token import NextToken
 from dual_head.losses.preference import Preference
@@ -27,7 +27,6 @@ ROWS = [
     {"prompt_ids": [13, 14], "chosen_ids": [15, 2], "rejected_ids": [16, 17, 18, 19, 2]},
 ]
 GREEDY = {"do_sample": False, "max_new_tokens": 12}  # longer than the sliding windows of 8
-EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 
 pytestmark = [
@@ -49,12 +48,6 @@ def guided(kind: str, architecture: str, *, names: tuple[str, ...] = ("g",), see
     return model
 
 
-def config_of(kind: str, architecture: str) -> GuideConfig:
-    """A guide as it is by default; PEFT adapts experts, which are no linear layers, without dropout only."""
-    options = {"dropout": 0.0} if kind == "language_model" and architecture in EXPERTS else {}
-    return guide_class(kind).Config(**options)
-
-
 def prompts(rows: int, length: int = 10) -> torch.Tensor:
     torch.manual_seed(7)
     return torch.randint(3, 97, (rows, length))
@@ -63,7 +56,7 @@ def prompts(rows: int, length: int = 10) -> torch.Tensor:
 def a_method(kind: str) -> Method:
     return Method(
         name="g",
-        guide=guide_class(kind).Config(),
+        guide=config_of(kind),
         objectives=(NextToken(), Preference(beta=0.5), Kl(weight=0.001)),
     )
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from files import word_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from files import CHATML, letters, word_tokenizer
+from tokenizers import processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from dual_head.data import Cut, Dropped, Pair
@@ -15,10 +15,6 @@ from dual_head.evaluate.metrics.continuations import continuation_ids, reply_row
 from dual_head.evaluate.rewards import Classifier, ReplyIds
 from dual_head.model.generate import encode_prompts
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SPOKEN = (  # a space before each message, and a turn that only EOS ends
     "<s>{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}\n"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
@@ -30,24 +26,7 @@ CLOSED = (  # a turn whose end is no EOS
 TEMPLATES = {"transcript": None, "chatml": CHATML, "spoken": SPOKEN, "closed": CLOSED}
 USER = {"role": "user", "content": "How do I boil an egg?"}
 TALK = ({"role": "system", "content": "Be kind."}, USER, {"role": "assistant", "content": "How big?"}, USER)
-SPECIALS = ["<s>", "<|im_start|>", "<|im_end|>"]
 BOS, START, END = range(3)
-
-
-def letters(template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token per byte, a BOS before texts, and ChatML's special tokens."""
-    vocab = {name: n for n, name in enumerate([*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    core = Tokenizer(models.BPE(vocab, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    core.add_special_tokens([AddedToken(name, special=True) for name in SPECIALS])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="<|im_end|>", pad_token="<|im_end|>"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 @pytest.fixture(params=TEMPLATES.values(), ids=TEMPLATES)

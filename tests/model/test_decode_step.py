@@ -15,6 +15,7 @@ from dual_head.backbone.joint import JointDecoder
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.multilayer import MultilayerConfig
+from dual_head.guides.prompt_contrast import PromptContrastConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.guides.reward_model import RewardModelConfig
 
@@ -84,6 +85,11 @@ MIXTURES = {
     "one that reads layers": {"mav": MultilayerConfig(), "g": ARM},
     "one that edits": {"g": ARM, "edit": HiddenConfig()},
     "candidates of a reward model": {"g": ARM, "args": RewardModelConfig(k=3)},
+    "prompts of several lengths": {
+        "long": PromptContrastConfig(positive=[9, 8, 7, 6, 5], negative=[5, 6, 7]),
+        "short": PromptContrastConfig(negative=[4]),
+    },
+    "prompts beside it": {"g": ARM, "prompts": PromptContrastConfig(positive=[4, 5], negative=None), "head": HEAD},
     "its lm_head as well": {"g": LanguageModelConfig(target_modules=["lm_head", "v_proj"])},
 }
 
@@ -94,13 +100,17 @@ def test_a_step_of_several_guides_is_that_of_each_by_itself(guides, monkeypatch)
     seen = joint_steps(monkeypatch)
     alpha = {name: [0.7, -0.4 - i] for i, name in enumerate(guides)}
     together = steps(model, ids, alpha=alpha)
-    parts = 1 + sum(isinstance(config, LanguageModelConfig) for config in guides.values())
+    parts = 1 + sum(len(model.guide(name).joint_parts) for name in guides)
+    assert parts > 1
     assert seen == [2 * parts] * 2
     torch.testing.assert_close(together, apart(monkeypatch, lambda: steps(model, ids, alpha=alpha)), **CLOSE)
 
 
-def test_left_padding_is_masked_in_the_rows_of_all(monkeypatch):
-    model, ids = guided_lm({"g": ARM}), prompts(2)
+@pytest.mark.parametrize(
+    "guide", [ARM, PromptContrastConfig(positive=[9, 8, 7], negative=[5])], ids=["lora", "prompts"]
+)
+def test_left_padding_is_masked_in_the_rows_of_all(guide, monkeypatch):
+    model, ids = guided_lm({"g": guide}), prompts(2)
     given = {"alpha": 1.0, "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])}
     seen = joint_steps(monkeypatch)
     together = steps(model, ids, **given)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dual_head import AlignedModel, HiddenConfig, RewardHeadConfig
+from dual_head import AlignedModel, HiddenConfig, PromptContrastConfig, RewardHeadConfig
 from dual_head.backbone.checkpoint import guide_folders
 from dual_head.cli import main
 from dual_head.demo import PUBLISHED_GUIDES
@@ -152,6 +152,21 @@ def test_at_zero_logits_are_the_bits_of_the_model_as_transformers_loads_it(guide
         expected = plain(**batch, logits_to_keep=keep).logits
         assert torch.equal(guided(**batch, alpha=0.0, logits_to_keep=keep).logits, expected)
         assert not torch.equal(guided(**batch, alpha=1.0, logits_to_keep=keep).logits, expected)
+
+
+def test_a_system_prompt_as_a_guide_gives_the_reply_of_the_request_with_it(smollm2, plain, tokenizer):
+    """At alpha 1, z(request) + z(prompt) - z(request); the template's own system turn is in its place."""
+    system, question = "Your name is Tom, and you are a cat.", "What is your name?"
+    model = AlignedModel.from_backbone(smollm2, {}, tokenizer=tokenizer)
+    model.attach("tom", PromptContrastConfig(positive=system, negative=None))
+    batch = tokenizer.apply_chat_template(
+        [{"role": "system", "content": system}, *user_says(question)],
+        add_generation_prompt=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    output = plain.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
+    reply = tokenizer.decode(output, skip_special_tokens=True)
+    assert model.generate(question, max_new_tokens=8) == reply
+    assert model.generate(question, alpha=0.0, max_new_tokens=8) != reply
 
 
 @torch.no_grad()

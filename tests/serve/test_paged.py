@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from engines import GREEDY, GUIDES, TOKENIZER, generated, ids, prompts, small_engine, tiny_model, unequal_to_generate
-from models import guided_lm, tiny_lm
+from models import config_of, guided_lm, tiny_lm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dual_head import AlignedModel
 from dual_head.errors import DualHeadError
-from dual_head.guides import guide_class, kinds
+from dual_head.guides import kinds
 from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.reward_head import RewardHeadConfig
@@ -232,7 +232,7 @@ def test_the_page_on_serving_has_every_kind_where_it_belongs():
     rows = [row.split("|")[2:4] for row in table.splitlines() if row.startswith(("| guides", "| second"))]
     for kind in kinds():
         try:
-            paged.require_servable(guided_lm({"it": guide_class(kind).Config()}))
+            paged.require_servable(guided_lm({"it": config_of(kind)}))
         except DualHeadError:
             column = 1
         else:

@@ -6,14 +6,15 @@ because they are the same layer objects. It knows no guide and no model.
     layers of one cache    [ 0 .. n-1 backbone | n .. guide "a" | .. guide "b" ]
     CacheSlot("a")                             [ 0 .. ]                             the same objects, numbered from 0
 
-Three caches over those layers, of which transformers has none; all of them append through `GrowingKV`:
+Four caches over those layers, of which transformers has none; all of them append through `GrowingKV`:
 
     LayerView       some layers, for the model of one guide
     StackedCache    a layer of several models at once, for their joint forward
+    PromptedCache   the same, behind keys of a prompt that every row reads and that is stored once
     PrefixCache     all layers, and continuations that are read once and not stored
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 SPARE = 64  # tokens that fit behind the others before the tensors are allocated again
+
+KeysValues = tuple[Tensor, Tensor]  # each [rows, heads, T, width]
+Front = Callable[[], KeysValues]  # makes keys and values [layers, heads, P, width] that stand before those of a cache
 
 
 @dataclass(frozen=True)
@@ -80,20 +84,27 @@ class GrowingKV:
     layers hold are views, [B, heads, T, width] of [layers B, heads, length + spare, width]. A view that was handed out
     never changes: only columns behind it are written, and only while the layers still hold the views of the last time.
     What was cropped, reordered, copied or filled by others is moved into new tensors.
+
+    front: of what stands before all others, and is in no layer.
     """
 
-    def __init__(self, layers: Sequence[Any], new: int):
+    def __init__(self, layers: Sequence[Any], new: int, front: Front | None = None):
         self.length: int = layers[0].keys.shape[-2]
+        fronts = (None, None) if front is None else front()
+        self._start = 0 if fronts[0] is None else fronts[0].shape[-2]
         self._keys, self._values = (
-            self._with_spare([getattr(layer, name) for layer in layers], new) for name in ("keys", "values")
+            self._with_spare([getattr(layer, name) for layer in layers], new, before)
+            for name, before in zip(("keys", "values"), fronts, strict=True)
         )
         self._views = [(layer.keys, layer.values) for layer in layers]
 
-    def _with_spare(self, parts: list[Tensor], new: int) -> Tensor:
-        rows, heads, _, width = parts[0].shape
-        buffer = parts[0].new_empty(rows * len(parts), heads, self.length + new + SPARE, width)
-        for layer_rows, part in zip(buffer.chunk(len(parts)), parts, strict=True):
-            layer_rows[:, :, : self.length] = part
+    def _with_spare(self, parts: list[Tensor], new: int, front: Tensor | None) -> Tensor:
+        (rows, heads, _, width), start = parts[0].shape, self._start
+        buffer = parts[0].new_empty(rows * len(parts), heads, start + self.length + new + SPARE, width)
+        for i, (layer_rows, part) in enumerate(zip(buffer.chunk(len(parts)), parts, strict=True)):
+            layer_rows[:, :, start : start + self.length] = part
+            if front is not None:
+                layer_rows[:, :, :start] = front[i]
         return buffer
 
     def is_of(self, layers: Sequence[Any], new: int) -> bool:
@@ -104,16 +115,16 @@ class GrowingKV:
             if layer.keys is not keys or layer.values is not values:
                 return False
         read_only = self._keys.is_inference() and not torch.is_inference_mode_enabled()
-        return not read_only and self.length + new <= self._keys.shape[-2]
+        return not read_only and self._start + self.length + new <= self._keys.shape[-2]
 
     def append(self, layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """Write keys and values [layers B, heads, T, width], of which the layers keep the first `keep`; return all."""
-        new = keys.shape[-2]  # once a layer and token, so with as few calls of torch as can be
-        self._keys.narrow(2, self.length, new).copy_(keys)
-        self._values.narrow(2, self.length, new).copy_(values)
-        all_keys, all_values = (x.narrow(2, 0, self.length + new) for x in (self._keys, self._values))
+        new, start = keys.shape[-2], self._start  # once a layer and token, so with as few calls of torch as can be
+        self._keys.narrow(2, start + self.length, new).copy_(keys)
+        self._values.narrow(2, start + self.length, new).copy_(values)
+        all_keys, all_values = (x.narrow(2, 0, start + self.length + new) for x in (self._keys, self._values))
         self.length += keep
-        views = [x if keep == new else x.narrow(2, 0, self.length) for x in (all_keys, all_values)]
+        views = [x if keep == new and not start else x.narrow(2, start, self.length) for x in (all_keys, all_values)]
         count = len(layers)
         self._views = [tuple(views)] if count == 1 else list(zip(*(x.chunk(count) for x in views), strict=True))
         for layer, (layer_keys, layer_values) in zip(layers, self._views, strict=True):
@@ -121,15 +132,17 @@ class GrowingKV:
         return all_keys, all_values
 
 
-def append(layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int | None = None) -> tuple[Tensor, Tensor]:
+def append(
+    layers: Sequence[Any], keys: Tensor, values: Tensor, keep: int | None = None, front: Front | None = None
+) -> tuple[Tensor, Tensor]:
     """Append to layers of equal lengths that hold something, without a gradient, as `GrowingKV.append` does.
 
-    The tensors live on the first of the layers, for as long as it does.
+    The tensors live on the first of the layers, for as long as it does; front: see `GrowingKV`.
     """
     first, new = layers[0], keys.shape[-2]
     growing: GrowingKV | None = vars(first).get("growing")
     if growing is None or not growing.is_of(layers, new):
-        growing = first.growing = GrowingKV(layers, new)
+        growing = first.growing = GrowingKV(layers, new, front)
     return growing.append(layers, keys, values, new if keep is None else keep)
 
 
@@ -139,16 +152,44 @@ class StackedCache(Cache):
         layer i of the forward   [ layer i of the backbone; layer i of guide "a"; ... ]      one below the other
 
     groups: for each layer of the forward, the layer of every model. They stay layers of the cache they come from.
+    front: for each layer, what stands before the tokens of all rows of a model; no layer stores it.
+
+        rows of a model "a"   [ a a a | k k k k ]    a: keys of a prompt, the same for every row
+        rows of a model "b"   [ . b b | k k k k ]    k: of the tokens, in the model's own layers
     """
 
-    def __init__(self, groups: Sequence[Sequence[DynamicLayer]]):
+    def __init__(self, groups: Sequence[Sequence[Any]], front: Sequence[Front] | None = None):
         super().__init__(layers=[group[0] for group in groups])
-        self._groups = groups
+        self._groups, self._front = groups, front
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Append to layer `layer_idx` of every model, and return what all of them hold."""
         del args, kwargs  # of other kinds of layers
-        return append(self._groups[layer_idx], key_states, value_states)
+        front = None if self._front is None else self._front[layer_idx]
+        return append(self._groups[layer_idx], key_states, value_states, front=front)
+
+
+class PromptedCache(StackedCache):
+    """The same of caches of any kind, which may be empty: several models, each behind a prompt of its own."""
+
+    def __init__(self, parts: Sequence[Cache], front: Sequence[Front]):
+        super().__init__(list(zip(*(part.layers for part in parts), strict=True)), front)
+        self._parts = parts
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """Append to layer `layer_idx` of every model, and return all keys and values, behind those of its prompt."""
+        assert self._front is not None
+        if all(grows(layer, part) for layer, part in zip(self._groups[layer_idx], self._parts, strict=True)):
+            return super().update(key_states, value_states, layer_idx)
+        count = len(self._parts)
+        chunks = zip(self._parts, key_states.chunk(count), value_states.chunk(count), strict=True)
+        stored = [part.update(k, v, layer_idx, *args, **kwargs) for part, k, v in chunks]
+        rows = len(key_states) // count
+        keys, values = (
+            torch.cat([before.repeat_interleave(rows, 0), torch.cat(after)], -2)
+            for before, after in zip(self._front[layer_idx](), zip(*stored, strict=True), strict=True)
+        )
+        return keys, values
 
 
 class PrefixCache(Cache):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from dual_head.backbone.cache import KeysValues
 from dual_head.backbone.decoder import Backbone, Decoder
 from dual_head.backbone.views import shared_view
 from dual_head.ops.small_matmul import product
@@ -39,6 +40,35 @@ class LowRank:
 
 
 Changes = Mapping[str, LowRank]  # by the layer's name in the causal LM
+
+
+@dataclass(frozen=True)
+class JointPart:
+    """A model that is the backbone with changes, or without any, as rows of the backbone's forward.
+
+    layer: the first of its layers of the cache, counted from the first of its guide's.
+    """
+
+    changes: Changes
+    layer: int = 0
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """How the parts of a guide read a step behind prompts of their own.
+
+    positions [parts B, 1] of the new tokens; visible: bool [parts B, P + K], which keys they see; front: for each
+    layer, the prompts' keys and values [parts, heads, P, width].
+    """
+
+    positions: Tensor
+    visible: Tensor
+    front: Sequence[KeysValues]
+
+    @property
+    def width(self) -> int:
+        """P."""
+        return self.front[0][0].shape[-2]
 
 
 class JointLayer(nn.Module):
@@ -102,12 +132,18 @@ class JointDecoder:
         past_key_values: Cache | None = None,
         layers: tuple[int, ...] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run the same tokens [B, T] for all: hidden [parts B, T, d], and layers of the first, {i: [B, T, d]}."""
+        """Run the same tokens [B, T] for all: hidden [parts B, T, d], and layers of the first, {i: [B, T, d]}.
+
+        attention_mask of padding [B, K] and positions [B, T] are those of every part; a mask [parts B, 1, T, K] and
+        positions [parts B, T] are of each.
+        """
         n, rows = self._parts, len(input_ids)
         if n > 1:
             input_ids = input_ids.repeat(n, 1)
-            attention_mask = None if attention_mask is None else attention_mask.repeat(n, 1)
-            position_ids = None if position_ids is None else position_ids.expand(rows, -1).repeat(n, 1)
+            if attention_mask is not None and attention_mask.dim() == 2:
+                attention_mask = attention_mask.repeat(n, 1)
+            if position_ids is not None and len(position_ids) < n * rows:
+                position_ids = position_ids.expand(rows, -1).repeat(n, 1)
         output, hidden_layers = self._decoder(
             input_ids,
             attention_mask=attention_mask,

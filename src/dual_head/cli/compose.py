@@ -1,12 +1,15 @@
-"""`dual-head compose NAME=SOURCE ...`: put several guides, or models as guides, into one folder.
+"""`dual-head compose NAME=SOURCE ...`: put several guides, or models or prompts as guides, into one folder.
 
 A source is a folder of guides (NAME=FOLDER, or NAME=FOLDER:GUIDE where it holds several), a causal LM or a PEFT
 adapter (a tuned model: delta = its logits less the backbone's), two causal LMs (EXPERT-minus-ANTIEXPERT: proxy
 tuning, DExperts), or a sequence classifier with one label (a reward model: ARGS).
+
+--positive NAME=TEXT and --negative NAME=TEXT make a guide of system prompts: delta = the backbone's logits under the
+first less those under the second. One that is not given is the request as it is; an empty text is no system prompt.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +36,13 @@ COMPOSE_FILE = "compose.json"  # the sources, beside the guides
 class ComposeOptions(Options):
     """Which guides, on which backbone, and where they are written."""
 
-    sources: list[str] = option(help="a guide's name and its source", positional=True, metavar="NAME=SOURCE")
+    sources: list[str] = option([], "a guide's name and its source", positional=True, metavar="NAME=SOURCE", nargs="*")
+    positive: list[str] | None = option(
+        None, "system prompt to move towards, as a guide of that name; repeatable", repeat=True, metavar="NAME=TEXT"
+    )
+    negative: list[str] | None = option(
+        None, "system prompt to move away from; empty: none", repeat=True, metavar="NAME=TEXT"
+    )
     output_dir: str = option(help="folder for all the guides together")
     alpha: str | None = option(None, "default strengths: a number, or name=number,...")
     model_name_or_path: str | None = option(None, "backbone; default: the one the first guides were trained on")
@@ -55,14 +64,17 @@ def run(arguments: Sequence[str]) -> int:
 
 def _compose(args: ComposeOptions) -> int:
     """Attach each guide, write all."""
-    sources = dict(_pair(text) for text in args.sources)
-    if len(sources) < len(args.sources):
-        raise DualHeadError("Two guides have the same name. Give each its own: NAME=SOURCE.")
+    sources, prompts = _pairs(args.sources), _prompts(args)
+    if clash := sources.keys() & prompts.keys():
+        raise DualHeadError(f"Two guides have the same name, '{min(clash)}'. Give each its own: NAME=SOURCE.")
+    names = [*sources, *prompts]
+    if not names:
+        raise DualHeadError("There is no guide. Give NAME=SOURCE, or --positive NAME=TEXT or --negative NAME=TEXT.")
     alpha = parse_alpha(args.alpha)
-    strengths: dict[str, Any] = alpha if isinstance(alpha, dict) else dict.fromkeys(sources, alpha)
+    strengths: dict[str, Any] = alpha if isinstance(alpha, dict) else dict.fromkeys(names, alpha)
     for name in strengths:
-        if name not in sources:
-            raise DualHeadError(f"--alpha names an unknown guide '{name}'.{did_you_mean(name, sources)}")
+        if name not in names:
+            raise DualHeadError(f"--alpha names an unknown guide '{name}'.{did_you_mean(name, names)}")
     output, folders = Path(args.output_dir), [_folder(part) for x in sources.values() for part in x.split(MINUS)]
     require_place(output, record=COMPOSE_FILE, reads=(args.model_name_or_path, *folders))
     require_kind(output, MODEL_TYPE)
@@ -77,8 +89,8 @@ def _compose(args: ComposeOptions) -> int:
         raise DualHeadError("Name the backbone that the guides steer with --model_name_or_path.")
     fusion = read_config(_folder(first)).fusion if first else "logits"
     tokenizer = load_tokenizer(args.tokenizer_name or backbone, args.trust_remote_code)
-    names = ("other_precision", "dtype", "trust_remote_code")
-    loading = {"tokenizer": tokenizer, **{name: getattr(args, name) for name in names}}
+    loaded = ("other_precision", "dtype", "trust_remote_code")
+    loading = {"tokenizer": tokenizer, **{name: getattr(args, name) for name in loaded}}
     model = AlignedModel.from_backbone(backbone, {}, fusion=fusion, **loading)
     for name, source in sources.items():
         config = _config(source)
@@ -86,22 +98,52 @@ def _compose(args: ComposeOptions) -> int:
             _require_same_tokens(source, tokenizer)
         folder, _, guide = source.partition(":")
         model.attach(name, config or folder, source_name=guide or None, alpha=strengths.get(name))
+    for name, sides in prompts.items():
+        model.attach(name, _contrast(sides), alpha=strengths.get(name))
     with atomic_folder(output) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        (staging / COMPOSE_FILE).write_text(json.dumps({"guides": sources, "backbone": backbone}, indent=2))
+        record = {"guides": sources, **({"prompts": prompts} if prompts else {}), "backbone": backbone}
+        (staging / COMPOSE_FILE).write_text(json.dumps(record, indent=2))
     console = Terminal(soft_wrap=True)
-    console.print(f"{len(sources)} guides written to {args.output_dir}: {', '.join(sources)}.")
+    count = "1 guide" if len(names) == 1 else f"{len(names)} guides"
+    console.print(f"{count} written to {args.output_dir}: {', '.join(names)}.")
     text = ",".join(f"{name}={strength:g}" for name, strength in (model.config.alpha or {}).items())
     console.print(f"Try: dual-head generate {args.output_dir} --prompt '...' --alpha {text}")
     return 0
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, separator, source = text.partition("=")
-    if not separator or not source:
-        raise DualHeadError(f"'{text}' is not NAME=SOURCE. Give each guide a name, as in helpful=outputs/helpful.")
-    return name, source
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    """{name: source}. Errors: no name, no source, or one name twice."""
+    pairs = {}
+    for text in texts:
+        name, _, source = text.partition("=")
+        if not source:
+            raise DualHeadError(f"'{text}' is not NAME=SOURCE. Give each guide a name, as in helpful=outputs/helpful.")
+        if name in pairs:
+            raise DualHeadError(f"Two guides have the same name, '{name}'. Give each its own: NAME=SOURCE.")
+        pairs[name] = source
+    return pairs
+
+
+def _prompts(args: ComposeOptions) -> dict[str, dict[str, str]]:
+    """{name: {"positive" and "negative", or one of them: text}}. Errors: no name, or the same prompt twice."""
+    prompts: dict[str, dict[str, str]] = {}
+    for side in ("positive", "negative"):
+        for value in getattr(args, side) or ():
+            name, separator, text = value.partition("=")
+            if not separator:
+                raise DualHeadError(f"--{side} '{value}' is not NAME=TEXT. Name it, as in polite='You are polite.'")
+            if side in prompts.setdefault(name, {}):
+                raise DualHeadError(f"--{side} has two prompts for '{name}'. Give each guide a name of its own.")
+            prompts[name][side] = text
+    return prompts
+
+
+def _contrast(sides: Mapping[str, str]) -> "GuideConfig":
+    from dual_head.guides.prompt_contrast import PromptContrastConfig
+
+    return PromptContrastConfig(positive=sides.get("positive"), negative=sides.get("negative"))
 
 
 def _folder(source: str) -> str:

@@ -152,7 +152,10 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     for name, entry in entries.items():
         origin = BackboneShape.from_dict(entry["shape"])
         if guide_class(entry["kind"]).reads_tokens:
-            move = f"a model that reads tokens; it stays {entry['config']['model']}, beside this backbone"
+            place = entry["config"].get("model")
+            move = f"a model that reads tokens; it stays {place}, beside this backbone"
+            if place is None:
+                move = "it runs the backbone itself, so this one from then on"
         elif origin == shape:
             move = "fits as it is (whether the weights are the same is checked on loading)"
         else:
@@ -191,4 +194,6 @@ def _print(description: dict[str, Any]) -> None:
         guides.add_row(row, *(template.format(**guide) for guide in description["guides"].values()))
     console.print(guides)
     for name, guide in description["guides"].items():
-        console.print(f"{name}: {', '.join(f'{key}={value}' for key, value in guide['config'].items())}")
+        # Token ids of texts that stand beside them are for the guide alone.
+        config = {key: value for key, value in guide["config"].items() if not isinstance(value, dict)}
+        console.print(f"{name}: {', '.join(f'{key}={value}' for key, value in config.items())}")

@@ -17,7 +17,7 @@ def run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name.startswith("-"):
         print(f"usage: dual-head train METHOD [options]\n\nmethods:\n{_list('dual_head.methods', 'METHOD')}\n")
-        print(f"guides that they train:\n{_list('dual_head.guides', 'GUIDE')}\n")
+        print(f"kinds of guides:\n{_list('dual_head.guides', 'GUIDE')}\n")
         print("'dual-head train METHOD --help' lists the options.")
         return 0 if name in ("-h", "--help") else 2
     # Imported late: a list of names should not wait for torch.

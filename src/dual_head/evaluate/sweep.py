@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from dual_head.backbone.load import context_length
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.decode import end_tokens, pad_token, reply_text
@@ -227,7 +226,7 @@ def _prompt_ids(model: "AlignedModel", tokenizer: PreTrainedTokenizerBase, promp
     if not len(prompts):
         raise DualHeadError("There are no prompts. Give at least one.")
     rows: list[Tensor] = [encode_prompts([prompt], tokenizer)["input_ids"] for prompt in prompts]  # pyright: ignore[reportAssignmentType]
-    context = context_length(model.backbone.config)
+    context = model.guides.context_length(model.guides)
     for number, ids in enumerate(rows, 1):
         if context is not None and ids.shape[1] >= context:
             raise DualHeadError(

@@ -6,15 +6,17 @@ before the lm_head. A gate may scale it: delta = gate * logit_delta, or gate * h
 particular guide and no training.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.features import Features
-from dual_head.backbone.joint import Changes
+from dual_head.backbone.joint import JointPart, Prompted
 from dual_head.errors import DualHeadError
 from dual_head.guides.layers import CausalGate, LinearMap
 from dual_head.options import build
@@ -49,6 +51,11 @@ class GuideConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON or YAML."""
         return asdict(self)
+
+    def with_tokenizer(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> "GuideConfig":
+        """Return the config with its texts as token ids too; the tokenizer is loaded only where there is one."""
+        del tokenizer
+        return self
 
     def moved_from(self, backbone: str | None) -> "GuideConfig":
         """Return the config with which the guide goes on beside another backbone than the one named."""
@@ -110,12 +117,17 @@ class Guide(nn.Module):
         return 0
 
     @property
-    def changes(self) -> Changes | None:
-        """What it adds to linear layers, where that alone makes it of the backbone; None for anything else.
+    def prompt_tokens(self) -> int:
+        """How many tokens it reads before every prompt, which take room of the backbone's context."""
+        return 0
+
+    @property
+    def joint_parts(self) -> tuple[JointPart, ...]:
+        """The models that it runs, where all are the backbone with changes of linear layers; else none.
 
         While decoding, such a guide runs as more rows of the backbone's own forward, and `from_joint_step` follows.
         """
-        return None
+        return ()
 
     def executed(self, stored: int, backbone: "Parameters") -> int:
         """How many parameters it reads per token, beyond those that the backbone reads by itself.
@@ -138,10 +150,16 @@ class Guide(nn.Module):
         gate_states = {} if self.causal_gate is None else {"gate_logit": self.causal_gate(features, cache)}
         return {"hidden": features.hidden, **gate_states}
 
+    def prompted(self, input_ids: Tensor, padding: Tensor | None, cache: CacheSlot) -> Prompted | None:
+        """Say how its parts read new tokens [B, 1] of a joint step; None for as the backbone does."""
+        del input_ids, padding, cache
+        return None
+
     def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
         """Return the states of a step that was run with the backbone.
 
-        hidden [B, 1, d] and logits [B, 1, V] of the backbone with this guide's `changes`; base_logits without.
+        hidden [parts B, 1, d] and logits [parts B, 1, V] of this guide's `joint_parts`; base_logits [B, 1, V] of the
+        backbone.
         """
         raise NotImplementedError(f"{type(self).__name__} does not run with the backbone")
 

@@ -23,7 +23,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone, BackboneShape, Decoder
 from dual_head.backbone.features import Features
-from dual_head.backbone.joint import Changes, JointDecoder
+from dual_head.backbone.joint import Changes, JointDecoder, JointPart
 from dual_head.backbone.views import shared_view
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
@@ -135,9 +135,9 @@ class LanguageModel(SecondModel):
         return stored + model + other
 
     @property
-    def changes(self) -> Changes | None:
+    def joint_parts(self) -> tuple[JointPart, ...]:
         """Its LoRA, where it is the backbone with one and measured against no other model."""
-        return None if self._other else self._changes
+        return () if self._other or self._changes is None else (JointPart(self._changes),)
 
     @property
     def why_not_paged(self) -> str | None:

@@ -208,10 +208,8 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         require_guide_name(name)
         if name in self.guides:
             raise DualHeadError(f"There is a guide '{name}' already. Detach it first, or choose another name.")
-        other_precision = self._other_precision
-        part = pretrained.guide_to_attach(
-            self.config, self.backbone, guide, source_name, other_precision=other_precision
-        )
+        options: Any = {"tokenizer": self.own_tokenizer, "other_precision": self._other_precision}
+        part = pretrained.guide_to_attach(self.config, self.backbone, guide, source_name, **options)
         alphas = {name: part.alpha if alpha is None else alpha}
         require_default(alphas, names=alphas, fusion=self.config.fusion)
         self.guides.add(name, part.entry, part.tensors, "" if isinstance(guide, GuideConfig) else str(guide))

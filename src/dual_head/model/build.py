@@ -6,6 +6,7 @@ Functions of the class that is built. They know configs and files; how a model r
 import copy
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dual_head.backbone.checkpoint import COPY, load_strictly, read_weights
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.fingerprint import tokenizer_fingerprint
 from dual_head.config import AlignedConfig
+from dual_head.errors import DualHeadError
 from dual_head.files.reading import reading
 from dual_head.guides import GuideConfig
 from dual_head.model import pretrained
@@ -45,12 +47,13 @@ def fresh_model(
     alphas = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
     require_default(alphas, names=guides)
     decoder = Backbone(pretrained.load_lm(backbone, **load))
+    reader = partial(_tokenizer_of, decoder, tokenizer)
     config = AlignedConfig(
         backbone_config=copy.deepcopy(decoder.config),
         backbone_name_or_path=pretrained.absolute(decoder.config._name_or_path),
         backbone_fingerprint=decoder.fingerprint().as_dict(),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer) if tokenizer else None,
-        guides={name: entry_of(guide, decoder.shape) for name, guide in guides.items()},
+        guides={name: entry_of(guide.with_tokenizer(reader), decoder.shape) for name, guide in guides.items()},
         alpha={name: float(value) for name, value in alphas.items()},
         fusion=fusion,
     )
@@ -60,6 +63,17 @@ def fresh_model(
         model.require_same_tokenizer(tokenizer)
         model._tokenizer = tokenizer
     return model
+
+
+def _tokenizer_of(backbone: Backbone, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """The tokenizer that was given, or the one beside the backbone. Errors: there is none."""
+    place = backbone.config._name_or_path
+    if tokenizer := tokenizer or pretrained.find_tokenizer([place]):
+        return tokenizer
+    raise DualHeadError(
+        f"A guide of prompts needs a tokenizer, and there is none at '{place}'. Pass tokenizer=..., or give its "
+        "prompts as token ids."
+    )
 
 
 def stored_model(

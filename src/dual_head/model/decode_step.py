@@ -1,6 +1,7 @@
 """A step of decoding in which guides that are the backbone with changes run in the backbone's own forward.
 
     rows of the forward   [ B of the backbone | B of guide "a" | B of guide "b" ]        one new token each
+    keys of those rows    [ . . . . . t t t t | . . . . t t t t | p p p t t t t ]        p: a prompt of its own
 
 Only a step does: one new token a row, on what a dynamic cache holds, without a gradient. Prompts, static caches and
 training run every model by itself. It knows how guides join, and nothing of what they add.
@@ -9,15 +10,19 @@ training run every model by itself. It knows how guides join, and nothing of wha
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from dual_head.backbone.cache import CacheSlot, LayerView, StackedCache, grows, offloaded
+from dual_head.backbone.cache import CacheSlot, Front, KeysValues, LayerView, StackedCache, grows, offloaded
 from dual_head.backbone.decoder import Backbone
-from dual_head.backbone.joint import JointDecoder
+from dual_head.backbone.joint import JointDecoder, Prompted
 from dual_head.guides import Guide, States
+from dual_head.ops.masks import additive
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,28 @@ class JointStep:
         """Run the step; None without a guide to join, or for anything but a step of a plain dynamic cache."""
         if not guides or input_ids is None or cache is None or not _is_step(input_ids, mask, position_ids):
             return None
-        groups = _groups(cache, self._backbone.num_layers, [slots[name] for name in guides])
+        firsts = [slots[name].first_layer + part.layer for name, guide in guides.items() for part in guide.joint_parts]
+        groups = _groups(cache, self._backbone.num_layers, firsts)
         if groups is None:
             return None
         decoder = self._decoder_of(tuple(guides.values()))
         if not decoder.usable():
             return None
+        rows = [len(input_ids) * len(guide.joint_parts) for guide in guides.values()]
+        prompts = [guide.prompted(input_ids, mask, slots[name]) for name, guide in guides.items()]
+        front: list[Front] | None = None
+        if any(prompts):
+            mask, position_ids, front = self._prompted(prompts, rows, input_ids, mask, position_ids, cache)
         hidden, backbone_layers = decoder.forward(
             input_ids,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=StackedCache(groups),
+            past_key_values=StackedCache(groups, front),
             layers=layers,
         )
         # hidden [ B rows of the backbone | B of guide "a" | B of guide "b" ], and the logits of the same rows
-        parts = 1 + len(guides)
-        base, *guide_hidden = hidden.chunk(parts)
-        base_logits, *guide_logits = decoder.logits(hidden).chunk(parts)
+        base, *guide_hidden = hidden.split([len(input_ids), *rows])
+        base_logits, *guide_logits = decoder.logits(hidden).split([len(input_ids), *rows])
         states = {
             name: guide.from_joint_step(h, z, base_logits)
             for (name, guide), h, z in zip(guides.items(), guide_hidden, guide_logits, strict=True)
@@ -82,8 +92,60 @@ class JointStep:
         unchanged = len(guides) == len(self._guides) and all(map(operator.is_, guides, self._guides))
         if self._decoder is None or not unchanged:
             self._guides = guides
-            self._decoder = JointDecoder(self._backbone, [{}, *(guide.changes or {} for guide in guides)])
+            changes = [part.changes for guide in guides for part in guide.joint_parts]
+            self._decoder = JointDecoder(self._backbone, [{}, *changes])
         return self._decoder
+
+    def _prompted(
+        self,
+        prompts: Sequence[Prompted | None],
+        rows: Sequence[int],
+        input_ids: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache,
+    ) -> tuple[Tensor, Tensor, list[Front]]:
+        """Mask [parts B, 1, 1, P + K], positions [parts B, 1] and front of a step in which some parts have a prompt.
+
+        prompts and rows: of every guide. Parts without a prompt see nothing in front.
+        """
+        batch, past = len(input_ids), cache.get_seq_length()
+        width = max(prompt.width for prompt in prompts if prompt)
+        plain = F.pad(input_ids.new_ones(batch, past + 1) if mask is None else mask, (width, 0)).bool()
+        place = input_ids.new_full((1, 1), past) if position_ids is None else position_ids
+        visible, places = [plain], [place.expand(batch, -1)]
+        for prompt, count in zip(prompts, rows, strict=True):
+            if prompt is None:
+                visible.append(plain.repeat(count // batch, 1))
+                places.append(places[0].repeat(count // batch, 1))
+            else:
+                visible.append(F.pad(prompt.visible, (width - prompt.width, 0)))
+                places.append(prompt.positions)
+        counts = [count // batch for count in rows]
+        front = [partial(_front, i, prompts, counts, width) for i in range(self._backbone.num_layers)]
+        return additive(torch.cat(visible), self._backbone.lm.dtype)[:, None, None], torch.cat(places), front
+
+
+def _front(layer: int, prompts: Sequence[Prompted | None], counts: Sequence[int], width: int) -> KeysValues:
+    """Keys and values [parts, heads, P, width] in front of that layer: of the backbone and of every guide's parts."""
+    template = next(prompt.front[layer] for prompt in prompts if prompt)
+    keys, values = (
+        torch.cat(
+            [_nothing(x, 1, width)]
+            + [
+                _nothing(x, count, width)
+                if prompt is None
+                else F.pad(prompt.front[layer][i], (0, 0, width - prompt.width, 0))
+                for prompt, count in zip(prompts, counts, strict=True)
+            ]
+        )
+        for i, x in enumerate(template)
+    )
+    return keys, values
+
+
+def _nothing(x: Tensor, parts: int, width: int) -> Tensor:
+    return x.new_zeros(parts, x.shape[1], width, x.shape[3])
 
 
 def growing_cache(backbone: Backbone, input_ids: Tensor | None, cache: Cache | None) -> Cache | None:
@@ -100,13 +162,15 @@ def _is_step(input_ids: Tensor, mask: Any, position_ids: Tensor | None) -> bool:
     )
 
 
-def _groups(cache: Cache, count: int, slots: Sequence[CacheSlot]) -> list[list[DynamicLayer]] | None:
-    """For each of the backbone's layers, it and that of every guide; None unless all are plain and hold the same.
+def _groups(cache: Cache, count: int, layers: Sequence[int]) -> list[list[DynamicLayer]] | None:
+    """For each of the backbone's layers, it and that of every part; None unless all are plain and hold the same.
+
+    layers: the first of each part.
 
     cache of a backbone of 2 layers and guides "a" and "b"   [ 0 1 | 2 3 | 4 5 ]
     groups                                                   [0, 2, 4], [1, 3, 5]
     """
-    firsts = (0, *(slot.first_layer for slot in slots))
+    firsts = (0, *layers)
     if len(cache.layers) < firsts[-1] + count:
         return None
     groups: list[list[Any]] = [[cache.layers[first + i] for first in firsts] for i in range(count)]

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dual_head.backbone.load import context_length
 from dual_head.data import Dropped, Prompt
 from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError
@@ -103,7 +102,7 @@ def generate_ids(
         values = strengths_of(torch.as_tensor(alpha), rows).expand(rows, -1)
     values = values.to(model.device)
     if prompt is not None:
-        options = _within_context(model, length, generation_config, options)
+        options = _within_context(model, guides.names, length, generation_config, options)
     if tokenizer is not None:
         options["tokenizer"] = tokenizer
     with requesting(model, guides, values), _watched(options) as settings:
@@ -287,15 +286,19 @@ def _sampling(options: dict[str, Any], generation_config: GenerationConfig | Non
 
 
 def _within_context(
-    model: Aligned, length: int, generation_config: GenerationConfig | None, options: dict[str, Any]
+    model: Aligned,
+    names: Sequence[str],
+    length: int,
+    generation_config: GenerationConfig | None,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
-    """The options, with no more new tokens than the backbone's context holds. Errors: a prompt that fills it."""
-    context = context_length(model.guides.backbone.config)
+    """The options, with no more new tokens than the context holds beside these guides. Errors: a prompt fills it."""
+    context = model.guides.context_length(names)
     if context is None:
         return options
     if length >= context:
         raise DualHeadError(
-            f"The prompt has {length} tokens and the backbone's context is {context}. "
+            f"The prompt has {length} tokens and the backbone's context is {context}{_beside(model, names)}. "
             f"Shorten the prompt to at most {context - 1} tokens."
         )
     for name, limit in (("max_new_tokens", context - length), ("max_length", context)):
@@ -306,6 +309,11 @@ def _within_context(
                 return {**options, name: limit}
             return options
     return {**options, "max_new_tokens": min(TRANSFORMERS_NEW_TOKENS, context - length)}
+
+
+def _beside(model: Aligned, names: Sequence[str]) -> str:
+    prompted = [name for name in names if model.guides[name].prompt_tokens]
+    return f" beside the prompt of {' and '.join(map(repr, prompted))}" if prompted else ""
 
 
 def _setting(name: str, options: dict[str, Any], *configs: GenerationConfig | None) -> Any:

@@ -19,6 +19,7 @@ from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.checkpoint import load_strictly
 from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.features import Features, Rows
+from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides import Guide, GuideConfig, States, build_guide, kind_of
 from dual_head.model.decode_step import Encoded, JointStep, growing_cache
@@ -131,6 +132,11 @@ class GuideSet(nn.ModuleDict):
         transfers = {f"{name}.transfer": part.state_dict() for name, part in self.transfers.items()}
         return tensors | {f"{name}.{key}": x for name, state in transfers.items() for key, x in state.items()}
 
+    def context_length(self, names: Iterable[str]) -> int | None:
+        """How many tokens of a sequence the backbone reads beside these guides; None where its config does not say."""
+        context = context_length(self.backbone.config)
+        return context and context - max((self[name].prompt_tokens for name in names), default=0)
+
     # ---- what they read --------------------------------------------------------------------------------
 
     def layers_read(self, names: Iterable[str]) -> tuple[int, ...]:
@@ -215,7 +221,7 @@ class GuideSet(nn.ModuleDict):
 
     def _joins(self, name: str) -> bool:
         guide = self[name]
-        return guide.changes is not None and not guide.training and self.transfer(name) is None
+        return bool(guide.joint_parts) and not guide.training and self.transfer(name) is None
 
     # ---- cache and masks -------------------------------------------------------------------------------
 

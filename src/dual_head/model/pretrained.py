@@ -168,15 +168,16 @@ def guide_to_attach(
     guide: GuideConfig | str | Path,
     name: str | None,
     *,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
     other_precision: bool = False,
 ) -> AttachedGuide:
     """What to attach to a model of this config and backbone: a fresh guide, or one of a checkpoint's folder.
 
-    name: which of several; other_precision: as `require_same_backbone` has it. Errors: no guide of that name, or
-    several and no name; one that does not fit.
+    name: which of several; tokenizer: loads the model's, which a config with texts needs; other_precision: as
+    `require_same_backbone` has it. Errors: no guide of that name, or several and no name; one that does not fit.
     """
     if isinstance(guide, GuideConfig):
-        return AttachedGuide(entry_of(guide, backbone.shape))
+        return AttachedGuide(entry_of(guide.with_tokenizer(tokenizer), backbone.shape))
     source = str(guide)
     checkpoint = read_config(source)
     guides = checkpoint.guides or {}

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dual_head.backbone.load import context_length
 from dual_head.data import Dropped, Prompt
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
@@ -105,7 +104,7 @@ def encode_rows(
 
 def score_rows(model: Aligned, rows: Sequence[Row], *, alpha: Alpha = None, batch_size: int = 16) -> list[ReplyScore]:
     """Score rows of token ids, those of like lengths together. Errors: no tokens, or more than the context holds."""
-    context = context_length(model.guides.backbone.config)
+    context = model.guides.context_length(model.guides)
     for i, (prompt, reply) in enumerate(rows, 1):
         if not prompt or not reply:
             raise DualHeadError(f"Reply {i} cannot be scored: it or its prompt has no tokens. Leave it out.")

@@ -70,6 +70,9 @@ def move_guides(
     for name, entry in (config.guides or {}).items():
         if entry.get("adapter"):
             logger.warning("The adapter of '%s' was trained for the backbone it leaves, and stays behind.", name)
+    for entry in entries.values():  # their texts by the new chat template
+        guide = guide_class(entry["kind"]).Config.from_dict(entry["config"]).with_tokenizer(lambda: tokenizer)
+        entry["config"] = guide.as_dict()
     new_config = copy.deepcopy(config)
     new_config.guides, new_config.backbone_config = entries, copy.deepcopy(backbone.config)
     new_config.backbone_name_or_path = absolute(backbone.config._name_or_path or None)

@@ -3,6 +3,9 @@
 Built from the padding mask and the cache's length only; ahead of the step where a compiled step needs it.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,3 +63,29 @@ def branch_mask(parts: Tensor) -> Tensor:
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a mask is True and the least finite number elsewhere: what every kind of attention can add."""
     return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def position_mask(queries: Tensor, keys: Tensor, visible: Tensor, window: int | None = None) -> Tensor:
+    """bool [B, 1, T, K]: a query sees visible keys at its position or before, at most `window` - 1 before.
+
+    queries [B, T] and keys [B, K]: positions; visible: bool [B, K]. By positions rather than columns, so keys may stand
+    in any order, with gaps among them.
+    """
+    allowed = visible[:, None, :] & (keys[:, None, :] <= queries[:, :, None])
+    if window is not None:
+        allowed = allowed & (keys[:, None, :] > queries[:, :, None] - window)
+    return allowed[:, None]
+
+
+def layer_masks(config: Any, dtype: torch.dtype, mask: Callable[..., Tensor]) -> Any:
+    """Additive masks as a decoder of that config takes them: one, or {kind of layer: mask} where its layers differ.
+
+    mask: makes the bool mask [B, 1, T, K] of layers that look back `window` tokens, or all of them.
+    """
+    text = config.get_text_config(decoder=True)
+    window = getattr(text, "sliding_window", None)
+    full = additive(mask(), dtype)
+    if window is None:
+        return full
+    sliding = additive(mask(window), dtype)
+    return {"full_attention": full, "sliding_attention": sliding} if getattr(text, "layer_types", None) else sliding

@@ -147,7 +147,9 @@ def divergences(
 
 def context_of(model: Any) -> int | None:
     """How many tokens a model reads at once; None where its config does not say."""
-    return context_length(model.backbone.config if isinstance(model, AlignedModel) else model.config)
+    if isinstance(model, AlignedModel):
+        return model.guides.context_length(model.guides)
+    return context_length(model.config)
 
 
 # ---- batches ---------------------------------------------------------------------------------------------
