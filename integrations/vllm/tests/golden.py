@@ -1,0 +1,180 @@
+"""What the library says of a few models with guides: the greedy tokens and log-probabilities that vLLM must give too.
+
+    PYTHON integrations/vllm/tests/golden.py OUT [CASE ...]        in the library's own environment
+
+    OUT/CASE/backbone, OUT/CASE/guides     as save_pretrained writes them
+    OUT/CASE/golden.safetensors            tokens [requests, T], logprobs [requests, T, V]
+    OUT/CASE/requests.json                 prompts and strengths
+
+Weights come from numpy's RandomState, whose numbers never change, so that a golden file can be kept: that of KEPT lies
+beside this script, and the tests of both sides compare with it.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from dual_head import AlignedModel, HiddenConfig, LinearConfig, MultilayerConfig, RewardHeadConfig
+from dual_head.guides import GuideConfig
+
+HERE = Path(__file__).parent
+KEPT, KEPT_FILE = "llama", HERE / "golden_llama.safetensors"
+VOCABULARY, NEW_TOKENS, REQUESTS, WINDOW = 131, 12, 24, 24
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,  # attention on a processor has no smaller one
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TIED = {**SIZES, "tie_word_embeddings": True}
+GEMMA = {**TIED, "sliding_window": WINDOW, "query_pre_attn_scalar": 32}
+LAYERS = ["sliding_attention", "full_attention"] * 2
+
+EVERY_KIND: dict[str, GuideConfig] = {
+    "lin": LinearConfig(rank=8),
+    "hid": HiddenConfig(rank=8, gate="attention", num_heads=3, head_dim=20),  # heads that fit into the backbone's
+    "multi": MultilayerConfig(width=32),
+    "plain": HiddenConfig(rank=6),
+    "rm": RewardHeadConfig(bias=True),  # heads of 48, wider than the backbone's
+}
+WITHOUT_LAYERS = {name: config for name, config in EVERY_KIND.items() if name != "multi"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backbone by its config, the guides beside it, and how they fuse."""
+
+    config: Callable[[], Any]
+    guides: dict[str, GuideConfig]
+    fusion: str = "logits"
+
+
+def _llama(**options: Any) -> Callable[[], Any]:
+    return lambda: transformers.LlamaConfig(**{**SIZES, **options})
+
+
+CASES: dict[str, Case] = {
+    "llama": Case(_llama(), EVERY_KIND),
+    "llama_tied": Case(_llama(tie_word_embeddings=True), {"rm": RewardHeadConfig(rank=4, num_heads=2, head_dim=32)}),
+    "constant": Case(_llama(), {"open": RewardHeadConfig(gate="constant"), "full": LinearConfig(bias=True)}),
+    "hidden": Case(_llama(), {"one": HiddenConfig(rank=8), "two": HiddenConfig(rank=4), "three": HiddenConfig(rank=8)}),
+    "multilayer": Case(_llama(), {"multi": MultilayerConfig(layers="custom", layer_indices=[0, 2, -1], width=16)}),
+    "probabilities": Case(_llama(), EVERY_KIND, "probabilities"),
+    "mistral": Case(lambda: transformers.MistralConfig(**SIZES, sliding_window=WINDOW), EVERY_KIND),
+    "qwen2": Case(lambda: transformers.Qwen2Config(**SIZES), EVERY_KIND),
+    "qwen3": Case(lambda: transformers.Qwen3Config(**TIED), EVERY_KIND),
+    "gemma2": Case(
+        lambda: transformers.Gemma2Config(
+            **GEMMA, final_logit_softcapping=8.0, attn_logit_softcapping=5.0, layer_types=LAYERS
+        ),
+        WITHOUT_LAYERS,
+    ),
+    "gemma2_layers": Case(
+        lambda: transformers.Gemma2Config(
+            **GEMMA, final_logit_softcapping=8.0, attn_logit_softcapping=5.0, layer_types=LAYERS
+        ),
+        EVERY_KIND,
+    ),
+    "gemma3": Case(lambda: transformers.Gemma3TextConfig(**GEMMA, layer_types=LAYERS), WITHOUT_LAYERS),
+    "phi": Case(  # a bias on the lm_head
+        lambda: transformers.PhiConfig(**{k: v for k, v in SIZES.items() if k != "head_dim"} | {"hidden_size": 128}),
+        EVERY_KIND,
+    ),
+    "granite": Case(lambda: transformers.GraniteConfig(**SIZES, logits_scaling=4.0), EVERY_KIND),
+}
+
+
+@torch.no_grad()
+def fill(module: torch.nn.Module, spread: float) -> None:
+    """Draw every weight from its name: norms near 1, biases and matrices near 0."""
+    for name, parameter in module.named_parameters():
+        numbers = np.random.RandomState(crc32(name.encode())).standard_normal(tuple(parameter.shape))
+        size = spread if parameter.dim() == 1 else spread * (4 / parameter.shape[-1] ** 0.5)
+        centre = 1.0 if parameter.dim() == 1 and "norm" in name and not name.endswith("bias") else 0.0
+        parameter.copy_(torch.from_numpy(centre + size * numbers))
+
+
+def build(case: Case) -> AlignedModel:
+    """The model of a case."""
+    config = case.config()
+    lm = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    fill(lm, 0.25)
+    lm.generation_config.eos_token_id = None
+    model = AlignedModel.from_backbone(lm, case.guides, fusion=case.fusion)
+    fill(model.guides, 0.25)
+    return model
+
+
+def requests_of(names: list[str], fusion: str, vocabulary: int = VOCABULARY) -> list[dict[str, Any]]:
+    """Prompts of 3 to 70 tokens, half of which begin alike, at strengths of every size, several zeros among them."""
+    numbers = np.random.RandomState(7)
+    shared = numbers.randint(3, vocabulary, 45).tolist()
+    requests = []
+    for i in range(REQUESTS):
+        prompt = (shared if i % 2 else []) + numbers.randint(3, vocabulary, 3 + i).tolist()
+        alpha = {name: round(float(numbers.uniform(-1.0, 2.0)), 3) for name in names}
+        if i % 4 == 1:  # one guide alone
+            alpha = {name: alpha[name] if j == i // 4 % len(names) else 0.0 for j, name in enumerate(names)}
+        if i % 12 == 6:
+            alpha = dict.fromkeys(names, 0.0)
+        if fusion == "probabilities":
+            total = sum(map(abs, alpha.values())) * 1.25 or 1.0
+            alpha = {name: round(abs(value) / total, 4) for name, value in alpha.items()}
+        requests.append({"prompt": prompt, "alpha": alpha})
+    return requests
+
+
+@torch.no_grad()
+def answers(model: AlignedModel, requests: list[dict[str, Any]], tokens: int = NEW_TOKENS) -> dict[str, torch.Tensor]:
+    """The greedy tokens [requests, T] of each prompt by itself, and log-probabilities [requests, T, V]."""
+    chosen, logprobs = [], []
+    for request in requests:
+        output = model.generate(
+            torch.tensor([request["prompt"]]),
+            alpha=request["alpha"],
+            max_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            eos_token_id=None,
+        )
+        chosen.append(output.sequences[0, len(request["prompt"]) :])
+        logprobs.append(torch.stack([x[0].float() for x in output.logits]).log_softmax(-1))
+    return {"tokens": torch.stack(chosen), "logprobs": torch.stack(logprobs)}
+
+
+def write(name: str, out: Path) -> None:
+    """Write a case: its folders, its requests and what the library answers."""
+    case, folder = CASES[name], out / name
+    model = build(case)
+    model.backbone.lm.save_pretrained(folder / "backbone")
+    model.config.backbone_name_or_path = str((folder / "backbone").resolve())
+    model.save_pretrained(folder / "guides")
+    requests = requests_of(list(case.guides), case.fusion)
+    save_file(answers(model, requests), folder / "golden.safetensors")
+    (folder / "requests.json").write_text(json.dumps(requests))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    for each in sys.argv[2:] or CASES:
+        write(each, place)
+        print(f"golden {each}", flush=True)
