@@ -114,12 +114,12 @@ class Guided:
 
     def _read_layers(self, layers: tuple[int, ...]) -> None:
         """Have forward return hidden states of inner layers too, as vLLM's drafts of tokens have it."""
-        if isinstance(self, TransformersForCausalLM):
-            if layers[0] == 0:
-                raise DualHeadError("The embedding (layer 0) is not to be had from vLLM's Transformers backend.")
-            self.set_aux_hidden_state_layers(layers)
-        else:
+        if hasattr(self.model, "_set_aux_hidden_state_layers"):
             self.model._set_aux_hidden_state_layers(layers)
+        elif layers[0] == 0:
+            raise DualHeadError("The embedding (layer 0) is not to be had from vLLM's Transformers backend.")
+        else:
+            self.set_aux_hidden_state_layers(layers)
 
     # ---- weights -------------------------------------------------------------------------------------------
 
@@ -315,5 +315,22 @@ class DualHeadGemma3ForCausalLM(Guided, Gemma3ForCausalLM):
     """Gemma 3: windows."""
 
 
+# What a config may say of the logits behind the lm_head, which vLLM's backend leaves to us or does not know.
+SCALES = ("logits_scaling", "lm_head_multiplier", "output_multiplier", "output_logit_soft_cap")
+
+
 class DualHeadTransformersForCausalLM(Guided, TransformersForCausalLM):
-    """Any other decoder, by vLLM's backend that runs transformers' own code."""
+    """Any other decoder, by vLLM's backend that runs transformers' own code up to the lm_head."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any):
+        super().__init__(vllm_config=vllm_config, prefix=prefix, **options)
+        text = vllm_config.model_config.hf_text_config
+        scales = {name: value for name in SCALES if (value := getattr(text, name, None)) not in (None, 1, 1.0)}
+        if text.model_type.startswith("granite") and "logits_scaling" in scales:
+            if self.on_last_rank:
+                self.logits_processor.scale = 1.0 / scales.pop("logits_scaling")
+        if scales and self.on_last_rank:
+            raise DualHeadError(
+                f"vLLM's Transformers backend does not know what {', '.join(scales)} of {text.model_type} does to "
+                "logits. Serve without --backend vllm."
+            )

@@ -54,7 +54,9 @@ EVERY_KIND: dict[str, GuideConfig] = {
     "plain": HiddenConfig(rank=6),
     "rm": RewardHeadConfig(bias=True),  # heads of 48, wider than the backbone's
 }
-WITHOUT_LAYERS = {name: config for name, config in EVERY_KIND.items() if name != "multi"}
+NARROW = RewardHeadConfig(num_heads=5, head_dim=32)  # wider heads would make pages of windows eight times as long
+WINDOWED = {**EVERY_KIND, "rm": NARROW}
+WITHOUT_LAYERS = {name: config for name, config in WINDOWED.items() if name != "multi"}
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ CASES: dict[str, Case] = {
     "hidden": Case(_llama(), {"one": HiddenConfig(rank=8), "two": HiddenConfig(rank=4), "three": HiddenConfig(rank=8)}),
     "multilayer": Case(_llama(), {"multi": MultilayerConfig(layers="custom", layer_indices=[0, 2, -1], width=16)}),
     "probabilities": Case(_llama(), EVERY_KIND, "probabilities"),
-    "mistral": Case(lambda: transformers.MistralConfig(**SIZES, sliding_window=WINDOW), EVERY_KIND),
-    "qwen2": Case(lambda: transformers.Qwen2Config(**SIZES), EVERY_KIND),
+    "mistral": Case(lambda: transformers.MistralConfig(**SIZES, sliding_window=WINDOW), WINDOWED),
+    "qwen2": Case(lambda: transformers.Qwen2Config(**{**SIZES, "hidden_size": 128}), EVERY_KIND),
     "qwen3": Case(lambda: transformers.Qwen3Config(**TIED), EVERY_KIND),
     "gemma2": Case(
         lambda: transformers.Gemma2Config(
@@ -90,11 +92,11 @@ CASES: dict[str, Case] = {
         lambda: transformers.Gemma2Config(
             **GEMMA, final_logit_softcapping=8.0, attn_logit_softcapping=5.0, layer_types=LAYERS
         ),
-        EVERY_KIND,
+        WINDOWED,
     ),
     "gemma3": Case(lambda: transformers.Gemma3TextConfig(**GEMMA, layer_types=LAYERS), WITHOUT_LAYERS),
     "phi": Case(  # a bias on the lm_head
-        lambda: transformers.PhiConfig(**{k: v for k, v in SIZES.items() if k != "head_dim"} | {"hidden_size": 128}),
+        lambda: transformers.PhiConfig(**{**SIZES, "hidden_size": 128}),
         EVERY_KIND,
     ),
     "granite": Case(lambda: transformers.GraniteConfig(**SIZES, logits_scaling=4.0), EVERY_KIND),

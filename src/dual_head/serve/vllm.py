@@ -60,8 +60,9 @@ class ServedGuides:
     @property
     def architecture(self) -> str:
         """The class of the plugin that runs them on their backbone."""
-        (name,) = self.values["backbone_config"].get("architectures") or [""]
-        family = name.removesuffix("ForCausalLM")
+        names = self.values["backbone_config"].get("architectures") or [""]
+        family = (self.values.get("backbone_fingerprint") or {}).get("architecture", names[0])
+        family = family.removesuffix("ForCausalLM")
         native = family in NATIVE and not (family in LAYERLESS and self._reads_layers())
         return f"DualHead{family if native else OF_TRANSFORMERS}ForCausalLM"
 
