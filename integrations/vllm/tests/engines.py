@@ -6,6 +6,7 @@
 import gc
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1" and not os.path.exists("/dev/nvidiactl"):
+    import v2_on_cpu  # noqa: F401
 
 import torch
 from safetensors.torch import load_file
@@ -69,8 +73,7 @@ class Agreement:
     equal: int
     requests: int
     worst: float
-    cached: int
-    preempted: int = 0
+    cached: int  # tokens of prompts that were read from pages
 
     @property
     def whole(self) -> bool:
@@ -128,7 +131,19 @@ def agreement(llm: Any, golden: Golden) -> Agreement:
     return Agreement(equal, len(outputs), worst, cached)
 
 
+def elsewhere(case: str, environment: dict[str, str] | None = None, **options: Any) -> tuple[list[Agreement], str]:
+    """The agreements of two rounds of an engine in a process of its own, and its output."""
+    command = [sys.executable, __file__, case, json.dumps(options)]
+    process = subprocess.run(
+        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=600
+    )
+    found = [line for line in process.stdout.splitlines() if line.startswith("AGREEMENT ")]
+    assert process.returncode == 0, process.stderr[-4000:]
+    return [Agreement(**each) for each in json.loads(found[0].removeprefix("AGREEMENT "))], process.stdout
+
+
 if __name__ == "__main__":
     case = Golden.of(sys.argv[1])
     with engine(case.guides, **json.loads(sys.argv[2])) as running:
         print("AGREEMENT", json.dumps([asdict(agreement(running, case)) for _ in range(2)]))
+        print("RUNNER", "V2" if "dual_head_vllm.state" in sys.modules else "V1")
