@@ -48,7 +48,7 @@ class AlphaControl(ProcessorV1, ProcessorV2):
         if guides is not None:
             of_request(sampling_params, guides)
         elif "alpha" in (getattr(sampling_params, "extra_args", None) or {}):
-            raise DualHeadError(f"This model has no guide, so that alpha does nothing. {GUIDES} names a folder of them.")
+            raise DualHeadError(f"This model has no guide, so that alpha does nothing. {GUIDES} names their folder.")
 
     def is_argmax_invariant(self) -> bool:
         """Logits stay as they are."""

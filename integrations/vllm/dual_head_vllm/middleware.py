@@ -1,7 +1,7 @@
 """`alpha` beside OpenAI's fields, as dual-head's own server takes it: moved to where vLLM keeps what it does not know.
 
-    {"model": "both", "alpha": {"helpful": 0.8}}    ->    {"model": "both", "vllm_xargs": {"alpha": "helpful=0.8"}}
-    {"model": "both:helpful"}                       ->    {"model": "both:helpful", "vllm_xargs": {"alpha": "helpful=1.0"}}
+    {"model": "both", "alpha": {"helpful": 0.8}}    ->    {..., "vllm_xargs": {"alpha": "helpful=0.8,harmless=0.0"}}
+    {"model": "both:helpful"}                       ->    {..., "vllm_xargs": {"alpha": "helpful=1.0,harmless=0.0"}}
 
 vLLM leaves out fields of other names without a word, so a strength would do nothing. `--middleware
 dual_head_vllm.middleware.Alpha` puts this in front of its server.

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.gemma2 import Gemma2ForCausalLM
@@ -231,6 +231,7 @@ class Guided:
 
     def compute_logits_local(self, hidden_states: Tensor) -> Tensor:
         """Refused: it would skip the guides."""
+        del hidden_states
         raise DualHeadError("vLLM asked for logits without guides, as drafts of tokens need them. Leave drafts off.")
 
     get_top_tokens = compute_logits_local
@@ -326,10 +327,11 @@ class DualHeadTransformersForCausalLM(Guided, TransformersForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix, **options)
         text = vllm_config.model_config.hf_text_config
         scales = {name: value for name in SCALES if (value := getattr(text, name, None)) not in (None, 1, 1.0)}
+        if not self.on_last_rank:
+            return
         if text.model_type.startswith("granite") and "logits_scaling" in scales:
-            if self.on_last_rank:
-                self.logits_processor.scale = 1.0 / scales.pop("logits_scaling")
-        if scales and self.on_last_rank:
+            self.logits_processor.scale = 1.0 / scales.pop("logits_scaling")
+        if scales:
             raise DualHeadError(
                 f"vLLM's Transformers backend does not know what {', '.join(scales)} of {text.model_type} does to "
                 "logits. Serve without --backend vllm."

@@ -1,7 +1,7 @@
 """The strength of each guide, from what a request of vLLM says: a number, a text, or a mapping of guides.
 
-    SamplingParams(extra_args={"alpha": {"helpful": 0.8, "harmless": 0.2}})
-    {"vllm_xargs": {"alpha": "helpful=0.8,harmless=0.2"}}        vLLM's fields of requests hold no mappings
+SamplingParams(extra_args={"alpha": {"helpful": 0.8, "harmless": 0.2}})
+{"vllm_xargs": {"alpha": "helpful=0.8,harmless=0.2"}}        vLLM's fields of requests hold no mappings
 """
 
 import os

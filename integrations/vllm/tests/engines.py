@@ -1,6 +1,6 @@
 """Engines of vLLM over the folders that golden.py wrote, and how far what they say is from what the library says.
 
-    python engines.py CASE '{"enforce_eager": false}' ['{"rounds": 2}']        one engine in a process of its own
+python engines.py CASE '{"enforce_eager": false}' ['{"rounds": 2}']        one engine in a process of its own
 """
 
 import gc
@@ -21,7 +21,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1" and not os.path.exists("/dev/nvidiactl"):
+if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1" and not Path("/dev/nvidiactl").exists():
     import v2_on_cpu  # noqa: F401
 
 import torch
@@ -84,10 +84,9 @@ class Agreement:
 @contextmanager
 def engine(guides: Path, **options: Any) -> Iterator[Any]:
     """An engine in this process, gone when the block ends."""
+    from dual_head_vllm import engine_options
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
-
-    from dual_head_vllm import engine_options
 
     llm = LLM(**engine_options(guides, **{**SMALL, **options}))
     try:
@@ -131,15 +130,19 @@ def agreement(llm: Any, golden: Golden) -> Agreement:
     return Agreement(equal, len(outputs), worst, cached)
 
 
-def elsewhere(case: str, environment: dict[str, str] | None = None, **options: Any) -> tuple[list[Agreement], str]:
-    """The agreements of two rounds of an engine in a process of its own, and its output."""
+def process(case: str, environment: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:
+    """Two rounds of an engine in a process of its own."""
     command = [sys.executable, __file__, case, json.dumps(options)]
-    process = subprocess.run(
-        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=600
-    )
-    found = [line for line in process.stdout.splitlines() if line.startswith("AGREEMENT ")]
-    assert process.returncode == 0, process.stderr[-4000:]
-    return [Agreement(**each) for each in json.loads(found[0].removeprefix("AGREEMENT "))], process.stdout
+    whole = {**os.environ, **(environment or {})}
+    return subprocess.run(command, env=whole, capture_output=True, text=True, timeout=600)
+
+
+def elsewhere(case: str, environment: dict[str, str] | None = None, **options: Any) -> tuple[list[Agreement], str]:
+    """The agreements of such a process, and all that it said."""
+    ended = process(case, environment, **options)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("AGREEMENT "))
+    return [Agreement(**each) for each in json.loads(line.removeprefix("AGREEMENT "))], ended.stdout
 
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ import transformers
 from safetensors.torch import save_file
 
 from dual_head import AlignedModel, HiddenConfig, LinearConfig, MultilayerConfig, RewardHeadConfig
+from dual_head.demo import PUBLISHED_GUIDES, TOY_BACKBONE
+from dual_head.demo.chat_model import find_chat_model
 from dual_head.guides import GuideConfig
+from dual_head.model.collection import load_collection
 
 HERE = Path(__file__).parent
 KEPT, KEPT_FILE = "llama", HERE / "golden_llama.safetensors"
@@ -148,8 +151,10 @@ def answers(model: AlignedModel, requests: list[dict[str, Any]], tokens: int = N
     """The greedy tokens [requests, T] of each prompt by itself, and log-probabilities [requests, T, V]."""
     chosen, logprobs = [], []
     for request in requests:
+        prompt = torch.tensor([request["prompt"]])
         output = model.generate(
-            torch.tensor([request["prompt"]]),
+            prompt,
+            attention_mask=torch.ones_like(prompt),  # else ends of turns that are also the padding are left out
             alpha=request["alpha"],
             max_new_tokens=tokens,
             do_sample=False,
@@ -174,9 +179,86 @@ def write(name: str, out: Path) -> None:
     (folder / "requests.json").write_text(json.dumps(requests))
 
 
+# ---- models with a tokenizer -----------------------------------------------------------------------------
+
+QUESTIONS = ("how do i bake bread ?", "how do i fix a bike ?", "what is a good name ?", "where do i sleep ?")
+REAL_QUESTIONS = (
+    *QUESTIONS,
+    "Write a poem about rain.",
+    "Name three fruits.",
+    "What is 2 + 2?",
+    "Why is the sky blue?",
+)
+
+
+def save(model: AlignedModel, tokenizer: Any, folder: Path) -> None:
+    """Write guides with a tokenizer beside them."""
+    model.save_pretrained(folder / "guides")
+    tokenizer.save_pretrained(folder / "guides")
+
+
+def chats(names: list[str], questions: tuple[str, ...], count: int, size: float) -> list[dict[str, Any]]:
+    """Questions at strengths up to `size`."""
+    numbers = np.random.RandomState(11)
+    return [
+        {
+            "messages": [{"role": "user", "content": questions[i % len(questions)]}],
+            "alpha": {name: round(float(numbers.uniform(-0.3, 1.0)) * size, 3) for name in names},
+        }
+        for i in range(count)
+    ]
+
+
+def write_chat(out: Path) -> None:
+    """The shipped toy backbone, and what it answers at 16 strengths: for the test over HTTP."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TOY_BACKBONE)
+    guides = {"calm": HiddenConfig(rank=8), "bold": HiddenConfig(rank=8, gate="attention", num_heads=2, head_dim=32)}
+    model = AlignedModel.from_backbone(str(TOY_BACKBONE), guides)
+    fill(model.guides, 0.06)
+    save(model, tokenizer, out / "chat")
+    requests = chats(list(guides), QUESTIONS, 16, 1.5)
+    for request in requests:
+        prompt = tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, return_dict=False)
+        request["prompt"] = prompt
+        tokens = answers(model, [request], 16)["tokens"][0]
+        request["text"] = tokenizer.decode(tokens, skip_special_tokens=True)
+    (out / "chat" / "requests.json").write_text(json.dumps(requests))
+
+
+def write_real(out: Path, backbone: str) -> None:
+    """SmolLM2-135M-Instruct with its published guides, and with others of every kind."""
+    model = load_collection({path.name: str(path) for path in sorted(PUBLISHED_GUIDES.iterdir())}, backbone)
+    model.attach("rm", RewardHeadConfig(rank=16), alpha=0.0)  # 8 x 48 beside 3 x 64: three layers of pages
+    model.attach("multi", MultilayerConfig(width=64, rank=16), alpha=0.0)
+    model.attach("lin", LinearConfig(rank=16), alpha=0.0)
+    for name in ("rm", "multi", "lin"):
+        fill(model.guide(name), 0.1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(backbone)
+    save(model, tokenizer, out / "real")
+    requests = chats(list(model.config.guides or {}), REAL_QUESTIONS, REQUESTS, 1.0)
+    for request in requests:
+        request["prompt"] = tokenizer.apply_chat_template(
+            request["messages"], add_generation_prompt=True, return_dict=False
+        )
+    whole = answers(model, requests)
+    top = whole["logprobs"].topk(20, -1)
+    tensors = {"tokens": whole["tokens"], "ids": top.indices, "logprobs": top.values, "last": whole["logprobs"][:, -1]}
+    save_file({name: x.contiguous() for name, x in tensors.items()}, out / "real" / "golden.safetensors")
+    (out / "real" / "requests.json").write_text(json.dumps(requests))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[1])
-    for each in sys.argv[2:] or CASES:
-        write(each, place)
+    real = find_chat_model()
+    for each in sys.argv[2:] or [*CASES, "chat", "real"]:
+        if each == "chat":
+            write_chat(place)
+        elif each != "real":
+            write(each, place)
+        elif real is None or real.other_precision:
+            print("golden: there is no real model, whose tests are skipped")
+            continue
+        else:
+            write_real(place, real.place)
         print(f"golden {each}", flush=True)

@@ -1,4 +1,4 @@
-"""vLLM with guides says what the library says: the same greedy tokens, and log-probabilities over the whole vocabulary."""
+"""vLLM with guides says what the library says: the same greedy tokens and log-probabilities of every token."""
 
 import pytest
 from engines import Golden, agreement, engine

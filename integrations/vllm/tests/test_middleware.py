@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
+from dual_head_vllm.middleware import Alpha
 from engines import Golden
 
 from dual_head.serve.vllm import GUIDES
-from dual_head_vllm.middleware import Alpha
 
 
 @pytest.fixture

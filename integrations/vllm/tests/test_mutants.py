@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from engines import Golden, agreement, engine
-
 from dual_head_vllm import models
 from dual_head_vllm.control import AlphaControl, of_tokens
 from dual_head_vllm.gate import PagedGate
+from engines import Golden, agreement, engine
 
 
 def swapped(monkeypatch):

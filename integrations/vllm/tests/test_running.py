@@ -3,6 +3,7 @@
 import pytest
 from engines import Golden, agreement, elsewhere, engine, generate, sampling
 
+CROWDED = {"num_gpu_blocks_override": 7, "max_num_batched_tokens": 128, "max_num_seqs": 12}  # more than pages hold
 COMPILED = {"TORCH_COMPILE_DISABLE": "0"}
 OTHERS = ("probabilities", "qwen3", "gemma2")
 SEVERAL_PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -15,11 +16,11 @@ def test_requests_that_gave_their_pages_up_go_on_as_they_were(monkeypatch, repor
     preempt = Scheduler._preempt_request
     monkeypatch.setattr(Scheduler, "_preempt_request", lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1])
     golden = Golden.of("llama")
-    with engine(golden.guides, num_gpu_blocks_override=7, enable_prefix_caching=False) as llm:
+    with engine(golden.guides, enable_prefix_caching=False, **CROWDED) as llm:
         first = agreement(llm, golden)
     report("llama, out of pages", first)
     assert first.whole, first
-    assert len(preempted) >= 4
+    assert len(preempted) >= 3
 
 
 def test_several_choices_of_a_request_have_its_strengths():
@@ -46,7 +47,7 @@ def test_the_other_runner_of_vllm_says_the_same(report):
 
 @pytest.mark.slow
 def test_the_other_runner_swaps_requests_out_of_pages_too(report):
-    agreements, _ = elsewhere("llama", {"VLLM_USE_V2_MODEL_RUNNER": "1"}, num_gpu_blocks_override=7)
+    agreements, _ = elsewhere("llama", {"VLLM_USE_V2_MODEL_RUNNER": "1"}, **CROWDED)
     report("llama, runner V2, out of pages", *agreements)
     assert all(each.whole for each in agreements), agreements
 

@@ -9,7 +9,6 @@ guides through this module, whose imports vLLM's older transformers has too.
 import importlib.util
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -207,8 +206,3 @@ def vllm_command(server: VllmServer) -> tuple[list[str], dict[str, str]]:
     if server.other_precision:
         environment[OTHER_PRECISION] = "1"
     return [*command, *server.arguments], environment
-
-
-def shown(command: Sequence[str]) -> str:
-    """A command as a shell reads it."""
-    return shlex.join(command)
