@@ -18,21 +18,23 @@ from typing import Any
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+GPU = os.environ.get("DUAL_HEAD_VLLM_GPU") == "1"  # then with compilers and CUDA graphs, as it is served there
+if not GPU:
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1" and not Path("/dev/nvidiactl").exists():
+if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1" and not GPU:
     import v2_on_cpu  # noqa: F401
 
-import torch
-from safetensors.torch import load_file
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 GOLDEN = Path(os.environ.get("DUAL_HEAD_GOLDEN", "golden"))
 SMALL = {
     "skip_tokenizer_init": True,
     "dtype": "float32",
     "max_model_len": 128,
-    "enforce_eager": True,
+    "enforce_eager": not GPU,
     "kv_cache_memory_bytes": 64 << 20,
     "max_num_batched_tokens": 32,  # prompts of up to 70 tokens are read in chunks
     "max_num_seqs": 8,
