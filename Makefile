@@ -85,7 +85,7 @@ bench-serve: .venv/.installed real
 
 # Guides in vLLM beside plain vLLM, in turns.
 bench-vllm: $(VLLM_ENV)/golden/.made
-	OMP_NUM_THREADS=1 DUAL_HEAD_GOLDEN=$(VLLM_ENV)/golden $(VLLM_ENV)/bin/python benchmarks/vllm.py
+	OMP_NUM_THREADS=1 DUAL_HEAD_GOLDEN=$(VLLM_ENV)/golden $(VLLM_ENV)/bin/python benchmarks/serve_vllm.py
 
 .venv/.stress: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[stress]'
