@@ -19,6 +19,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -64,11 +65,12 @@ WITHOUT_LAYERS = {name: config for name, config in WINDOWED.items() if name != "
 
 @dataclass(frozen=True)
 class Case:
-    """A backbone by its config, the guides beside it, and how they fuse."""
+    """A backbone by its config, the guides beside it, how they fuse, and the backbone they were moved from, if any."""
 
     config: Callable[[], Any]
     guides: dict[str, GuideConfig]
     fusion: str = "logits"
+    moved_from: Callable[[], Any] | None = None
 
 
 def _llama(**options: Any) -> Callable[[], Any]:
@@ -81,6 +83,11 @@ CASES: dict[str, Case] = {
     "constant": Case(_llama(), {"open": RewardHeadConfig(gate="constant"), "full": LinearConfig(bias=True)}),
     "hidden": Case(_llama(), {"one": HiddenConfig(rank=8), "two": HiddenConfig(rank=4), "three": HiddenConfig(rank=8)}),
     "multilayer": Case(_llama(), {"multi": MultilayerConfig(layers="custom", layer_indices=[0, 2, -1], width=16)}),
+    "moved": Case(
+        _llama(),
+        {name: EVERY_KIND[name] for name in ("lin", "multi", "rm")},
+        moved_from=_llama(hidden_size=48, num_hidden_layers=3),
+    ),
     "probabilities": Case(_llama(), EVERY_KIND, "probabilities"),
     "mistral": Case(lambda: transformers.MistralConfig(**SIZES, sliding_window=WINDOW), WINDOWED),
     "qwen2": Case(lambda: transformers.Qwen2Config(**{**SIZES, "hidden_size": 128}), EVERY_KIND),
@@ -118,13 +125,21 @@ def fill(module: torch.nn.Module, spread: float) -> None:
 
 def build(case: Case) -> AlignedModel:
     """The model of a case."""
-    config = case.config()
-    lm = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    model = AlignedModel.from_backbone(backbone(case.moved_from or case.config), case.guides, fusion=case.fusion)
+    fill(model.guides, 0.25)
+    if case.moved_from is not None:
+        words = tokenizers.models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")
+        one = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), unk_token="w0")
+        model.switch_backbone(backbone(case.config), tokenizer=one, trained_tokenizer=one)
+    return model
+
+
+def backbone(config: Callable[[], Any]) -> Any:
+    """A decoder that does not stop by itself."""
+    lm = transformers.AutoModelForCausalLM.from_config(config()).float().eval()
     fill(lm, 0.25)
     lm.generation_config.eos_token_id = None
-    model = AlignedModel.from_backbone(lm, case.guides, fusion=case.fusion)
-    fill(model.guides, 0.25)
-    return model
+    return lm
 
 
 def requests_of(names: list[str], fusion: str, vocabulary: int = VOCABULARY) -> list[dict[str, Any]]:
@@ -225,15 +240,15 @@ def write_chat(out: Path) -> None:
     (out / "chat" / "requests.json").write_text(json.dumps(requests))
 
 
-def write_real(out: Path, backbone: str) -> None:
+def write_real(out: Path, place: str) -> None:
     """SmolLM2-135M-Instruct with its published guides, and with others of every kind."""
-    model = load_collection({path.name: str(path) for path in sorted(PUBLISHED_GUIDES.iterdir())}, backbone)
+    model = load_collection({path.name: str(path) for path in sorted(PUBLISHED_GUIDES.iterdir())}, place)
     model.attach("rm", RewardHeadConfig(rank=16), alpha=0.0)  # 8 x 48 beside 3 x 64: three layers of pages
     model.attach("multi", MultilayerConfig(width=64, rank=16), alpha=0.0)
     model.attach("lin", LinearConfig(rank=16), alpha=0.0)
     for name in ("rm", "multi", "lin"):
         fill(model.guide(name), 0.1)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(backbone)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
     save(model, tokenizer, out / "real")
     requests = chats(list(model.config.guides or {}), REAL_QUESTIONS, REQUESTS, 1.0)
     for request in requests:

@@ -3,7 +3,18 @@
 import pytest
 from engines import Golden, agreement, engine
 
-ON_VLLM = ("llama", "llama_tied", "constant", "hidden", "multilayer", "probabilities", "mistral", "qwen2", "qwen3")
+ON_VLLM = (
+    "llama",
+    "llama_tied",
+    "constant",
+    "hidden",
+    "multilayer",
+    "moved",
+    "probabilities",
+    "mistral",
+    "qwen2",
+    "qwen3",
+)
 WITH_CAPS = ("gemma2", "gemma3")
 ON_TRANSFORMERS = ("gemma2_layers", "phi", "granite")
 

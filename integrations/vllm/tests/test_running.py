@@ -1,11 +1,13 @@
 """Ways to run: compiled, on two processes, by vLLM's other runner, out of pages."""
 
 import pytest
+import torch
+from dual_head_vllm import models
 from engines import Golden, agreement, elsewhere, engine, generate, sampling
 
 CROWDED = {"num_gpu_blocks_override": 7, "max_num_batched_tokens": 128, "max_num_seqs": 12}  # more than pages hold
 COMPILED = {"TORCH_COMPILE_DISABLE": "0"}
-OTHERS = ("probabilities", "qwen3", "gemma2")
+OTHERS = ("probabilities", "moved", "qwen3", "gemma2")
 SEVERAL_PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
@@ -36,6 +38,24 @@ def test_several_choices_of_a_request_have_its_strengths():
                 said = choice.logprobs[i][token].logprob
                 prompt = scored.prompt_logprobs[len(request["prompt"]) + i][token].logprob
                 assert said == pytest.approx(prompt, abs=1e-3)
+
+
+def test_strengths_reach_the_logits_of_a_backbone_in_bf16_bit_by_bit(monkeypatch):
+    seen = set()
+    distributions = models.distributions
+
+    def recorded(backbone, active, hidden, **options):
+        seen.update(map(tuple, torch.cat([term.alpha for term in active], -1).tolist()))
+        assert hidden.dtype == torch.bfloat16
+        return distributions(backbone, active, hidden, **options)
+
+    monkeypatch.setattr(models, "distributions", recorded)
+    golden = Golden.of("hidden")
+    alphas = [{"one": 0.1 + i / 7, "two": -1e-3 * i, "three": 1e5 + i} for i in range(8)]
+    with engine(golden.guides, dtype="bfloat16") as llm:
+        seen.clear()  # of the warm-up
+        generate(llm, [request["prompt"] for request in golden.requests], [sampling(a, 3) for a in alphas * 3])
+    assert seen == {tuple(torch.tensor([a["one"], a["two"], a["three"]]).tolist()) for a in alphas}
 
 
 def test_the_other_runner_of_vllm_says_the_same(report):
