@@ -114,6 +114,10 @@ class Guided:
 
     def _read_layers(self, layers: tuple[int, ...]) -> None:
         """Have forward return hidden states of inner layers too, as vLLM's drafts of tokens have it."""
+        if get_pp_group().world_size > 1:
+            raise DualHeadError(
+                "Guides that read inner layers are not served in pipeline parallel. Use --tensor-parallel-size alone."
+            )
         if hasattr(self.model, "_set_aux_hidden_state_layers"):
             self.model._set_aux_hidden_state_layers(layers)
         elif layers[0] == 0:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from dual_head_vllm import models
-from engines import Golden, agreement, elsewhere, engine, generate, sampling
+from engines import Golden, agreement, elsewhere, engine, generate, process, sampling
 
 CROWDED = {"num_gpu_blocks_override": 7, "max_num_batched_tokens": 128, "max_num_seqs": 12}  # more than pages hold
 COMPILED = {"TORCH_COMPILE_DISABLE": "0"}
@@ -84,6 +84,24 @@ def test_two_processes_with_half_of_each_matrix_say_the_same(case, report):
     agreements, _ = elsewhere(case, SEVERAL_PROCESSES, tensor_parallel_size=2)
     report(f"{case}, 2 processes", *agreements)
     assert all(each.whole for each in agreements), agreements
+
+
+# Compiled, since eager pipelines of vLLM itself fail where the size of the pages is given.
+PIPELINE = {"pipeline_parallel_size": 2, "enforce_eager": False}
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_the_layers_say_the_same(report):
+    agreements, _ = elsewhere("llama_tied", {**SEVERAL_PROCESSES, **COMPILED}, **PIPELINE)
+    report("llama_tied, pipeline of 2", *agreements)
+    assert all(each.whole for each in agreements), agreements
+
+
+@pytest.mark.slow
+def test_a_pipeline_does_not_hand_inner_layers_on_and_says_so():
+    ended = process("multilayer", {**SEVERAL_PROCESSES, **COMPILED}, **PIPELINE)
+    assert ended.returncode != 0
+    assert "inner layers are not served in pipeline parallel" in ended.stdout + ended.stderr
 
 
 def test_an_engine_in_a_process_of_its_own_knows_the_strengths(report):
