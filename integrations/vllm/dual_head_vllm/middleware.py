@@ -18,6 +18,7 @@ from dual_head_vllm.strengths import guides_here, read_strengths
 Message = MutableMapping[str, Any]
 Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
 BASE = "base"
+LARGEST = 2**26  # bytes of a body: it is read whole, and before vLLM has looked at the key
 
 
 class Alpha:
@@ -32,13 +33,16 @@ class Alpha:
         if self.guides is None or not posts:
             await self.app(scope, receive, send)
             return
-        parts, more = [], True
+        parts, size, more = [], 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":  # the client has left
                 return
             parts.append(message.get("body", b""))
-            more = message.get("more_body", False)
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+            if size > LARGEST:
+                await _refuse(f"The body is larger than {LARGEST} bytes. Make it smaller.", send, 413, None)
+                return
         body = b"".join(parts)
         try:
             changed = with_strengths(body, self.guides)
@@ -92,10 +96,10 @@ def of_model(model: Any, guides: ServedGuides) -> dict[str, float] | None:
     return dict.fromkeys(guides.entries, 0.0) if name == BASE else None
 
 
-async def _refuse(message: str, send: Send) -> None:
-    """Answer 400 with OpenAI's error object."""
-    error = {"message": message, "type": "invalid_request_error", "param": "alpha", "code": None}
+async def _refuse(message: str, send: Send, status: int = 400, param: str | None = "alpha") -> None:
+    """Answer with OpenAI's error object."""
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": None}
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
