@@ -57,7 +57,7 @@ class PagedGate(nn.Module):
             Attention(
                 self.heads,
                 self.width,
-                gate.head_dim**-0.5,
+                self.width**-0.5,
                 num_kv_heads=self.heads,
                 cache_config=cache,
                 prefix=f"dual_head_gate.{first_layer + i}.attn",  # exactly one number, which is the order
@@ -72,7 +72,9 @@ class PagedGate(nn.Module):
 
     def fill(self, gate: CausalGate) -> None:
         """Take the weights of a gate: those of the heads of this GPU, and zeros where it has fewer than others."""
-        sources = (gate.query.weight, gate.key.weight, gate.value.weight)
+        # vLLM's layers have the scale of their width: some of its backends want one for all layers.
+        scale = (self.width / self.head_dim) ** 0.5
+        sources = (scale * gate.query.weight, gate.key.weight, gate.value.weight)
         for target, source in zip(self.projection, sources, strict=True):
             target.copy_(self._of_rank(source.detach()))
         self.output.copy_(self._of_rank(gate.output.weight.detach().T)[:, 0])
