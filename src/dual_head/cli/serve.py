@@ -3,13 +3,21 @@
 GUIDES is a folder of guides, one of such folders side by side, or a plain model, which is served with no guide. Without
 it, the published guides are served where their chat model is on this machine ('dual-head demo --real' fetches it). Else
 the demonstration's two guides are served: from demo-out/both, or trained there first, in some minutes.
+
+With --backend vllm, vLLM's own server is started with the guides in it, from the environment of --vllm_python. Options
+behind -- are vLLM's: dual-head serve out/both --backend vllm -- --tensor-parallel-size 2
 """
 
+import json
+import math
+import os
+import shlex
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dual_head.backbone.checkpoint import CONFIG_NAME, MODEL_TYPE, find_file, guide_folders
 from dual_head.cli.loading import DeviceOptions, load_guided, to_device
@@ -40,6 +48,10 @@ class ServeOptions(ServerSettings, EngineSettings, DeviceOptions):
     guides: str = option(
         None, "folder of guides or of a plain model, or a name on the hub [guides that are there]", positional=True
     )
+    backend: Literal["transformers", "vllm"] = option(
+        "transformers", "what generates: this process, or vLLM in an environment of its own", heading="backend"
+    )
+    vllm_python: str | None = option(None, "interpreter of vLLM's environment [this one]", metavar="PATH")
     untrained: bool = field(default=False, init=False)  # the demonstration's guides are not there yet
 
     def __post_init__(self) -> None:
@@ -62,12 +74,20 @@ class ServeOptions(ServerSettings, EngineSettings, DeviceOptions):
         return True
 
 
-build_parser = partial(OptionParser, ServeOptions, command="serve", description=__doc__, usage="[GUIDES] [options]")
+build_parser = partial(
+    OptionParser, ServeOptions, command="serve", description=__doc__, usage="[GUIDES] [options] [-- VLLM_OPTIONS]"
+)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, take the port, load and serve."""
-    (options,) = build_parser().read(arguments)
+    own, behind = _split(arguments)
+    (options,) = build_parser().read(own)
+    if options.backend == "vllm":
+        return _start_vllm(options, behind)
+    for name, value in (("--vllm_python", options.vllm_python), ("--", behind)):
+        if value:
+            raise DualHeadError(f"{name} goes with --backend vllm. Add that, or leave {name} out.")
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.serve.server import listen, require_server, serve
 
@@ -79,6 +99,60 @@ def run(arguments: Sequence[str]) -> int:
         model, tokenizer = _load(options)
         serve(model, tokenizer, _name(options), options, options, listener)
     return 0
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first -- and what stands behind it."""
+    words = list(arguments)
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+# What vLLM calls the same. Options that are neither here nor in `_start_vllm` are this process's own.
+VLLM_FLAGS = {
+    "context_length": "--max-model-len",
+    "page_size": "--block-size",
+    "num_blocks": "--num-gpu-blocks-override",
+    "max_batch_tokens": "--max-num-batched-tokens",
+    "max_rows": "--max-num-seqs",
+    "memory_share": "--gpu-memory-utilization",
+    "max_queue": "--max-num-queued-reqs",
+    "trust_remote_code": "--trust-remote-code",
+}
+VLLM_TOO = ("guides", "backbone", "tokenizer", "other_precision", "dtype", "host", "port", "api_key")
+VLLM_TOO += ("served_model_name", "allow_origin", "drain", "backend", "vllm_python")
+
+
+def _start_vllm(options: ServeOptions, behind: Sequence[str]) -> int:
+    """Become vLLM's server. Errors: options that mean nothing to it; see `vllm_command`."""
+    from dual_head.serve.vllm import VllmServer, vllm_command
+
+    given = {f.name: getattr(options, f.name) for f in fields(options) if f.init}
+    defaults = {f.name: f.default for f in fields(options)}
+    for name, value in given.items():
+        if name not in (*VLLM_FLAGS, *VLLM_TOO) and value != defaults[name]:
+            raise DualHeadError(f"--{name} means nothing to vLLM. Leave it out, or leave out --backend vllm.")
+    if options.untrained:
+        raise DualHeadError("There are no guides here to serve. Give a folder of them, as 'dual-head train' writes.")
+    changed = {name: value for name, value in given.items() if name in VLLM_FLAGS and value != defaults[name]}
+    flags: dict[str, object] = {VLLM_FLAGS[name]: value for name, value in changed.items()}
+    if options.dtype not in ("auto", "stored"):  # which are one to vLLM
+        flags["--dtype"] = options.dtype
+    if options.allow_origin:
+        flags["--allowed-origins"] = json.dumps(options.allow_origin)
+    flags["--shutdown-timeout"] = math.ceil(options.drain)
+    taken = ("guides", "backbone", "tokenizer", "other_precision", "host", "port", "api_key")
+    server = VllmServer(
+        name=_name(options),
+        python=options.vllm_python,
+        flags=flags,
+        arguments=behind,
+        **{name: given[name] for name in taken},
+    )
+    command, environment = vllm_command(server)
+    note(f"starting {shlex.join(command)}")
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
 
 
 def _train_guides() -> None:
