@@ -315,7 +315,7 @@ def _keys_of(prompts: Sequence[Tensor], backbone: Backbone) -> list[KeysValues]:
     width = max(map(len, prompts))
     ids = torch.stack([F.pad(x, (width - len(x), 0)) for x in prompts])
     positions = torch.stack([torch.arange(-(width - len(x)), len(x), device=x.device) for x in prompts])
-    cache = LayerView(DynamicCache(), 0, backbone.num_layers)
+    cache, layers = LayerView(DynamicCache(), 0, backbone.num_layers), []
     try:
         _run(backbone, ids, positions, positions, positions >= 0, cache)
         filled: list[Any] = cache.layers
