@@ -4,7 +4,8 @@
     {"model": "both:helpful"}                       ->    {..., "vllm_xargs": {"alpha": "helpful=1.0,harmless=0.0"}}
 
 vLLM leaves out fields of other names without a word, so a strength would do nothing. `--middleware
-dual_head_vllm.middleware.Alpha` puts this in front of its server.
+dual_head_vllm.middleware.Alpha` puts this in front of its server. The reply's header `dual-head-alpha` repeats the
+strengths, since vLLM's body has no room for them.
 """
 
 import json
@@ -18,6 +19,7 @@ from dual_head_vllm.strengths import guides_here, read_strengths
 Message = MutableMapping[str, Any]
 Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
 BASE = "base"
+HEADER = b"dual-head-alpha"
 LARGEST = 2**26  # bytes of a body: it is read whole, and before vLLM has looked at the key
 
 
@@ -45,7 +47,7 @@ class Alpha:
                 return
         body = b"".join(parts)
         try:
-            changed = with_strengths(body, self.guides)
+            changed, strengths = with_strengths(body, self.guides)
         except DualHeadError as error:
             await _refuse(str(error), send)
             return
@@ -57,20 +59,25 @@ class Alpha:
         async def received() -> Message:
             return whole.pop() if whole else await receive()
 
-        await self.app(scope, received, send)
+        async def sent(message: Message) -> None:
+            if strengths and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (HEADER, strengths.encode())]}
+            await send(message)
+
+        await self.app(scope, received, sent)
 
 
-def with_strengths(body: bytes, guides: ServedGuides) -> bytes:
-    """The body with its strengths in vllm_xargs; the same object where it says none, or is not JSON.
+def with_strengths(body: bytes, guides: ServedGuides) -> tuple[bytes, str]:
+    """The body with its strengths in vllm_xargs, and these; the same object and "" where it says none, or is not JSON.
 
     Errors: alpha in two places, see `read_strengths`.
     """
     try:
         values = json.loads(body)
     except ValueError:
-        return body  # vLLM says what is wrong with it
+        return body, ""  # vLLM says what is wrong with it
     if not isinstance(values, dict):
-        return body
+        return body, ""
     extra = values.get("vllm_xargs")
     inside = isinstance(extra, dict) and extra.get("alpha") is not None
     if "alpha" in values and inside:
@@ -81,11 +88,11 @@ def with_strengths(body: bytes, guides: ServedGuides) -> bytes:
     if alpha is None and not inside:
         alpha = of_model(values.get("model"), guides)
     if alpha is None:
-        return body
+        return body, ""
     strengths = zip(guides.entries, read_strengths(alpha, guides), strict=True)
     text = ",".join(f"{name}={value!r}" for name, value in strengths)
     values["vllm_xargs"] = {**(extra if isinstance(extra, dict) else {}), "alpha": text}
-    return json.dumps(values).encode()
+    return json.dumps(values).encode(), text
 
 
 def of_model(model: Any, guides: ServedGuides) -> dict[str, float] | None:

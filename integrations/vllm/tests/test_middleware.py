@@ -39,12 +39,14 @@ def post(monkeypatch):
             length = dict(scope["headers"]).get(b"content-length")
             behind.append(message["body"])
             assert length is None or int(length) == sum(map(len, behind))
+            await send({"type": "http.response.start", "status": 200, "headers": []})
 
         headers = [(b"content-length", str(len(content)).encode())]
         scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
         asyncio.run(Alpha(app)(scope, receive, send))
         if behind:
             whole = b"".join(behind)
+            run.header = dict(sent[0]["headers"]).get(b"dual-head-alpha")
             return whole if isinstance(body, bytes) else json.loads(whole)
         assert sent[0]["status"] in (400, 413)
         return json.loads(sent[1]["body"])["error"]
@@ -54,6 +56,13 @@ def post(monkeypatch):
 
 def alpha_of(body):
     return body["vllm_xargs"]["alpha"]
+
+
+def test_a_reply_repeats_its_strengths_in_a_header(post):
+    post({"model": "m", "alpha": 0.5})
+    assert post.header == b"one=0.5,two=0.5,three=0.5"
+    post({"model": "m"})
+    assert post.header is None
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
