@@ -147,7 +147,7 @@ def injecting(model: nn.Module) -> Iterator[None]:
         except ValueError as error:
             reason = str(error).splitlines()[0]
             if "dropout" in reason:  # experts, whose weights are not layers
-                remedy = "Set the LoRA's dropout to 0 (--lora_dropout 0), or name layers other than experts."
+                remedy = "Set the LoRA's dropout to 0 (--guide.dropout 0, in classify --lora_dropout 0), or name layers other than experts."
             else:  # no layer has the target's name
                 remedy = "Name some of its layers in target_modules, or use all-linear."
             raise DualHeadError(f"LoRA finds nothing to adapt in {type(model).__name__}: {reason} {remedy}") from error
