@@ -94,12 +94,12 @@ class Decoder(nn.Module):
                 f"{type(lm).__name__} is not a decoder with an lm_head. Load the model with AutoModelForCausalLM."
             )
         accepted = inspect.signature(lm.base_model.forward).parameters
-        if "past_key_values" not in accepted:
+        self.lm = lm
+        if "past_key_values" not in accepted and self.has_decoder:
             raise DualHeadError(
                 f"{type(lm).__name__} keeps a state of its own instead of keys and values, in which guides cannot look "
                 "back. Choose a decoder with attention."
             )
-        self.lm = lm
         # Not a submodule: it shares every weight with `lm` and must not be saved or counted twice.
         self._head_only = (_without_decoder(lm),)
         self._only_head = _does_nothing_but_its_head(lm)
