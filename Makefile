@@ -53,7 +53,7 @@ $(VLLM_ENV)/golden/.made: .venv/.installed integrations/vllm/tests/golden.py $(s
 	OMP_NUM_THREADS=1 $(BIN)/python integrations/vllm/tests/golden.py $(@D)
 	touch $@
 
-# The vLLM plugin from an empty environment, about ten minutes on two cores; -m "" in VLLM_TESTS adds the slow ones.
+# The vLLM plugin from an empty environment, some eight minutes of processor time; -m "" in VLLM_TESTS adds slow tests.
 # On a GPU the same tests run with CUDA graphs.
 VLLM_TESTS ?=
 test-vllm: $(VLLM_ENV)/golden/.made
