@@ -52,6 +52,7 @@ def test_every_variant_is_trained_and_tabulated_and_nothing_twice(backbone_folde
     assert capsys.readouterr().out.count("Already trained to the end") == 4
 
 
+@pytest.mark.slow
 def test_variants_answer_beside_the_first_one(tmp_path, capsys):
     from dual_head.demo import TOY_BACKBONE
     from dual_head.demo.world import preference_rows
@@ -132,6 +133,7 @@ def test_a_plan_that_names_code_is_refused_before_any_of_it_runs(tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_plans_code_runs_when_it_is_allowed_and_its_secrets_are_in_no_file(tmp_path, monkeypatch, capsys):
     from dual_head.demo import TOY_BACKBONE
     from dual_head.demo.world import preference_rows

@@ -240,6 +240,7 @@ def test_time_and_memory_are_added_to_what_was_written_before(guides, tmp_path, 
     assert evaluate(guides, tmp_path, "--efficiency")["efficiency"] == []
 
 
+@pytest.mark.slow
 def test_a_reply_that_no_file_takes_is_judged_and_written(guides, tmp_path):
     evaluate(guides, tmp_path / "first")
     kept = (tmp_path / "first" / "answers" / "guided.jsonl").read_text().splitlines()

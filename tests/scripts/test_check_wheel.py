@@ -60,12 +60,15 @@ SOURCES = {file: ast.parse(file.read_text()) for file in (ROOT / "src" / "dual_h
 # Imported late: modules that draw, where `plot` is there, and those of the server, after it required `serve`.
 DRAW = {"matplotlib"}
 SERVER = {"openai", "playground"}
+PROVIDER = "inspect_provider.py"  # Inspect itself imports it
 
 
 def importable(file: Path, inside: bool) -> set[str]:
     """The requirements that a module may import: of the core, and of extras where the import comes late."""
     if inside:
         return CORE.union(*EXTRAS.values())
+    if file.name == PROVIDER:
+        return CORE | EXTRAS["inspect"]
     return CORE | EXTRAS["serve"] if file.parent.name in SERVER else CORE
 
 

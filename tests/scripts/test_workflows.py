@@ -53,6 +53,6 @@ def test_the_wheel_is_checked_beside_every_script_that_the_check_imports():
 
 def test_a_release_is_published_without_a_token_after_the_wheel_was_checked():
     publish = WORKFLOWS["release"]["jobs"]["publish"]
-    assert publish["needs"] == "wheel"
+    assert publish["needs"] == ["wheel", "vllm"]
     assert publish["permissions"] == {"id-token": "write"}
     assert "secrets." not in str(WORKFLOWS["release"])

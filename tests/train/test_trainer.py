@@ -157,6 +157,7 @@ def test_what_a_killed_run_was_writing_in_a_checkpoint_is_removed(three_steps, b
     assert {path.name for path in checkpoint.iterdir()} == NEEDED | BESIDE
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(backbone_folder, pairs_file, tmp_path):
     command = [
         sys.executable,

@@ -105,6 +105,7 @@ def test_a_checkpoint_gives_the_classifiers_logits_for_rows_of_any_length(archit
     torch.testing.assert_close(found, wanted, **CLOSE)
 
 
+@pytest.mark.slow
 def test_transformers_alone_reads_texts_as_the_classifier_does(tmp_path):
     names = ("llama", "gpt2", "gemma2")
     models = [classifier(name) for name in names]
