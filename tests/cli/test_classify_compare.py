@@ -166,6 +166,7 @@ def test_a_repeated_command_trains_nothing_and_says_the_same(backbone_folder, ro
     assert (done / "compare.md").read_text() == page
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on_inside_the_run_that_was_stopped(
     backbone_folder, rows, done, tmp_path, monkeypatch, capsys
 ):

@@ -343,6 +343,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_guides_come_and_go_under_load_and_no_request_is_lost(trained, tokenizer):
     model = tiny_model("hidden")
     with running_server(model, tokenizer, small_engine, admin_key="admin-key") as server:

@@ -190,6 +190,7 @@ def test_a_run_names_what_differs():
         check_same_run({"learning_rate": 1, "seed": 3}, {"learning_rate": 2, "seed": 3}, "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_give_the_gradients_of_one(cached, backbone_folder, pairs_file, tmp_path):
     one: dict = {"per_device_train_batch_size": 8, "max_steps": 3, "optim": "sgd", "learning_rate": 1.0}

@@ -327,6 +327,7 @@ def runs_as_the_classifier(architecture: str, folder, **options) -> None:
             torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_gives_the_classifiers_logits_and_says_its_labels(tmp_path):
     text = {"max_input_length": 32, "truncate_inputs": "no", "template": None}
     runs_as_the_classifier("gpt2", tmp_path, head="mlp", text=text)
