@@ -68,10 +68,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _require_places(models: Sequence[str]) -> None:
     """Refuse a system whose path is not there, and that is not the form of a hub name."""
-    from dual_head.evaluate.systems.specs import ENDPOINT, parse_systems
+    from dual_head.evaluate.systems.specs import NO_FILES, parse_systems
 
     for spec in parse_systems(models):
-        exists = spec.path.startswith(ENDPOINT) or Path(spec.path).expanduser().exists()
+        exists = spec.path.startswith(NO_FILES) or Path(spec.path).expanduser().exists()
         if not exists and not is_hub_name(spec.path):
             raise DualHeadError(
                 f"There is no system at '{spec.path}': no such folder or file. Give a folder of guides, a causal LM "

@@ -23,7 +23,8 @@ class EvaluationOptions(Decoding):
     benchmark: str = option(help="one of those below", positional=True, heading="")
     models: list[str] = option(
         help="systems: folders of guides (a strength as PATH@1.5 or PATH@helpful:0.5+harmless:1), plain models, "
-        "adapters, files of answers, or openai:MODEL@URL; with commas between, or repeated",
+        "adapters, files of answers, endpoints (URL or openai:MODEL@URL), best_of:8:REWARD:of:PATH; with commas "
+        "between, or repeated",
         repeat=True,
     )
     source: str | None = option(

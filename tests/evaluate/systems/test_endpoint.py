@@ -139,3 +139,21 @@ def test_the_command_compares_an_endpoint_with_a_file(endpoint, tmp_path):
     assert (pair["a"], pair["wins"], pair["losses"]) == ("gpt", 3, 0)
     assert report["systems"][1]["path"] == f"openai:tiny@{endpoint.url}"
     assert endpoint.most_at_once <= 2
+
+
+def test_the_command_compares_strengths_of_one_server_and_the_best_of_its_samples(endpoint, tmp_path):
+    def answer(number, body):
+        words = "a b c d e" if body["alpha"] == 1.5 else ["a b c d e f g h", "a b c d e f"][body["seed"]]
+        status, headers, reply = endpoint.completion(words)
+        return status, headers, json.dumps({**json.loads(reply), "alpha": body["alpha"]})
+
+    endpoint.answer = answer
+    (tmp_path / "p.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    models = [f"sampled={endpoint.url}@0", f"best=best_of:2:rule:concise:of:{endpoint.url}@0", f"at={endpoint.url}@1.5"]
+    arguments = ["eval", "prompts", "--source", str(tmp_path / "p.jsonl"), "--output_dir", str(tmp_path / "out")]
+    arguments += ["--models", ",".join(models), "--judge", "rule:concise", "--temperature", "1"]
+    assert main([*arguments, "--endpoint_option", "concurrency=1"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [system["alpha"] for system in report["systems"]] == [{"all": 0.0}, {"all": 0.0}, {"all": 1.5}]
+    (answers,) = (tmp_path / "out").rglob("best*.jsonl")
+    assert [json.loads(line)["replies"] for line in answers.read_text().splitlines()] == [["a b c d e f"]] * 2

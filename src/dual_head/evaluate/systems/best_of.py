@@ -9,10 +9,10 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.rewards import Reward, load_reward, require_reward, reward_identity, score_all
 from dual_head.evaluate.systems.base import LoadOptions, System
 from dual_head.evaluate.systems.model import next_turn
-from dual_head.evaluate.systems.specs import SystemSpec
+from dual_head.evaluate.systems.specs import BEST_OF, SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
 
-PREFIX, OF = "best_of:", ":of:"
+OF = ":of:"
 
 
 class BestOf(System):
@@ -32,7 +32,7 @@ class BestOf(System):
     @classmethod
     def reads(cls, path: str) -> bool:
         """Whether it begins with "best_of:"."""
-        return path.startswith(PREFIX)
+        return path.startswith(BEST_OF)
 
     def strengths(self, spec: SystemSpec) -> dict[str, float]:
         """Those of the system that is sampled."""
@@ -97,7 +97,7 @@ class BestOf(System):
 
 def _parts(path: str) -> tuple[int, str, str]:
     """Read best_of:8:rule:concise:of:out/hh as 8, "rule:concise" and "out/hh". Errors: another form."""
-    written = re.fullmatch(rf"{PREFIX}([0-9]+):(.+?){OF}(.+)", path)
+    written = re.fullmatch(rf"{BEST_OF}([0-9]+):(.+?){OF}(.+)", path)
     if written is None or int(written[1]) < 2:
         raise DualHeadError(
             f"'{path}' is no best of n. Write best_of:N:REWARD:of:PATH with N from 2, such as "

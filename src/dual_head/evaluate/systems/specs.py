@@ -9,9 +9,11 @@ from pathlib import Path
 from dual_head.data.files import SUFFIXES
 from dual_head.errors import DualHeadError
 
-__all__ = ["ENDPOINT", "SystemSpec", "parse_systems", "read_strength"]
+__all__ = ["BEST_OF", "ENDPOINT", "NO_FILES", "SystemSpec", "parse_systems", "read_strength"]
 
 ENDPOINT = "openai:"  # begins the path of a model behind an endpoint
+BEST_OF = "best_of:"
+NO_FILES = (ENDPOINT, BEST_OF, "http://", "https://")  # begin what is no place of files
 
 _SUFFIXES = (".gz", *SUFFIXES)
 _FORM = (
