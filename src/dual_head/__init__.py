@@ -34,6 +34,7 @@ _HOMES = {
     "PromptContrastConfig": "guides.prompt_contrast",
     "RewardHeadConfig": "guides.reward_head",
     "RewardModelConfig": "guides.reward_model",
+    "SteeringConfig": "guides.steering",
     "TokenizeOptions": "data.tokenize",
     "load_feedback": "data.load",
     "load_pairs": "data.load",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from dual_head.guides.prompt_contrast import PromptContrastConfig as PromptContrastConfig
     from dual_head.guides.reward_head import RewardHeadConfig as RewardHeadConfig
     from dual_head.guides.reward_model import RewardModelConfig as RewardModelConfig
+    from dual_head.guides.steering import SteeringConfig as SteeringConfig
     from dual_head.methods import Method as Method
     from dual_head.methods import method as method
     from dual_head.model import AlignedModel as AlignedModel

@@ -119,14 +119,19 @@ def test_only_the_layers_asked_for_are_kept_and_nothing_after_the_pass():
         return [name for name, m in modules for _ in (*m._forward_hooks, *m._forward_pre_hooks)]
 
     before = hooks()
-    with backbone._keeping((1,)) as kept:
+    with backbone.keeping((1,)) as kept:
         assert sorted(set(hooks()) - set(before)) == ["model.layers.0"]
         assert len(hooks()) == len(before) + 1
         backbone.lm.base_model(some_ids())
         assert list(kept) == [1]
-    with backbone._keeping((2,)), backbone._keeping(()):  # the last is the output anyway
+    with backbone.keeping(()):
         assert hooks() == before
-    with pytest.raises(RuntimeError), backbone._keeping((0, 1)):
+    seen = []
+    backbone.lm.model.layers[1].register_forward_hook(lambda *_: seen.append([*hooks()]))
+    before = hooks()
+    assert list(backbone(some_ids(), layers=(2,))[1]) == [2]  # the last is the output anyway
+    assert seen == [before]
+    with pytest.raises(RuntimeError), backbone.keeping((0, 1)):
         raise RuntimeError
     assert hooks() == before
     assert backbone(some_ids())[1] == {}

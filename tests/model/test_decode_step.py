@@ -18,6 +18,7 @@ from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.guides.prompt_contrast import PromptContrastConfig
 from dual_head.guides.reward_head import RewardHeadConfig
 from dual_head.guides.reward_model import RewardModelConfig
+from dual_head.guides.steering import SteeringConfig
 
 ARM = LanguageModelConfig()
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -90,6 +91,8 @@ MIXTURES = {
         "short": PromptContrastConfig(negative=[4]),
     },
     "prompts beside it": {"g": ARM, "prompts": PromptContrastConfig(positive=[4, 5], negative=None), "head": HEAD},
+    "steered at two places": {"v": SteeringConfig(), "w": SteeringConfig(layers=[1, -1])},
+    "steered beside it": {"g": ARM, "v": SteeringConfig(layers=[1]), "head": HEAD},
     "its lm_head as well": {"g": LanguageModelConfig(target_modules=["lm_head", "v_proj"])},
 }
 
@@ -107,7 +110,9 @@ def test_a_step_of_several_guides_is_that_of_each_by_itself(guides, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "guide", [ARM, PromptContrastConfig(positive=[9, 8, 7], negative=[5])], ids=["lora", "prompts"]
+    "guide",
+    [ARM, PromptContrastConfig(positive=[9, 8, 7], negative=[5]), SteeringConfig()],
+    ids=["lora", "prompts", "vectors"],
 )
 def test_left_padding_is_masked_in_the_rows_of_all(guide, monkeypatch):
     model, ids = guided_lm({"g": guide}), prompts(2)

@@ -7,7 +7,7 @@ and turns any of them into the backbone's own logits. It knows no guides, and no
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -140,13 +140,21 @@ class Decoder(nn.Module):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         layers: tuple[int, ...] = (),
+        shifts: Mapping[int, Tensor] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[int, Tensor]]:
         """Run the decoder: (its output, {layer: [B, T, d]}), with no logits.
 
         Layer 0 is the embedding, layer i what decoder layer i - 1 gives; the last is the output after the
-        final norm. Only those in `layers` are kept.
+        final norm. Only those in `layers` are kept. shifts: {layer: what is added to it [B or 1, T or 1, d]}, of layers
+        1 to the last, there before the final norm.
         """
+        if shifts:
+            with self._shifted(shifts):
+                return Decoder.forward(
+                    self, input_ids, attention_mask=attention_mask, position_ids=position_ids, layers=layers,
+                    past_key_values=past_key_values, inputs_embeds=inputs_embeds, options=options,
+                )  # fmt: skip
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -163,21 +171,31 @@ class Decoder(nn.Module):
             # Hooks cannot come and go inside a graph, where layers that are not read cost nothing.
             output = self.lm.base_model(**inputs, output_hidden_states=True)
             return output, {i: output.hidden_states[i] for i in layers}
-        with self._keeping(layers) as states:
+        with self.keeping([i for i in layers if i != self.num_layers]) as states:
             output = self.lm.base_model(**inputs)
         return output, {i: output.last_hidden_state if i == self.num_layers else states[i] for i in layers}
 
     @contextmanager
-    def _keeping(self, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
-        """Keep the hidden states of some layers, through hooks on exactly those."""
+    def _shifted(self, shifts: Mapping[int, Tensor]) -> Iterator[None]:
+        """Add to what some layers give, through hooks on exactly those."""
+        stack = _layers(self.lm.base_model, self.num_layers)
+        hooks = [stack[i - 1].register_forward_hook(_add(shift)) for i, shift in shifts.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def keeping(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Keep what some layers give, through hooks on exactly those; of the last, before the final norm."""
         count, states = self.num_layers, {}
-        hooked = [i for i in layers if i != count]
         hooks = []
-        if hooked:
-            if min(hooked) < 0 or max(hooked) > count:
-                raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(hooked))}.")
+        if layers:
+            if min(layers) < 0 or max(layers) > count:
+                raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(layers))}.")
             stack = _layers(self.lm.base_model, count)
-            for i in hooked:
+            for i in layers:
                 if i:
                     hooks.append(stack[i - 1].register_forward_hook(_keep_output(states, i)))
                 else:
@@ -284,6 +302,15 @@ def _layers(base_model: nn.Module, count: int) -> nn.ModuleList:
 def _keep_output(states: dict[int, Tensor], index: int):
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         states[index] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _add(shift: Tensor):
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden, *others = output if isinstance(output, tuple) else (output,)
+        hidden = hidden + shift.to(hidden)
+        return (hidden, *others) if isinstance(output, tuple) else hidden
 
     return hook
 

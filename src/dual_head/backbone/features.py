@@ -12,10 +12,17 @@ It knows no backbone and no guide.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class TokenStrength(NamedTuple):
+    """Of one guide at T tokens: alpha [B or 1, T or 1]; new: bool [B or 1, T], whether it predicts a new token."""
+
+    alpha: Tensor
+    new: Tensor
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class Features:
     (0 is the embedding); mask: bool [B, 1, T, K], True where query t may look at key k, or None where causal
     attention over the T tokens without padding is right; positions: [B, T] or None; input_ids: [B, T]
     or None where embeddings were given; padding: [B, past + T] of ones and zeros, or None; keep: the positions whose
-    logits are computed; logits: hidden states [..., d] to the backbone's logits [..., V].
+    logits are computed; logits: hidden states [..., d] to the backbone's logits [..., V]; strength: of the guide that
+    reads this, where it adds to layers (`Guide.steers_layers`).
     """
 
     hidden: Tensor
@@ -37,6 +45,7 @@ class Features:
     padding: Tensor | None = None
     keep: slice | Tensor = field(default_factory=lambda: slice(None))
     logits: Callable[[Tensor], Tensor] | None = None
+    strength: TokenStrength | None = None
     shared: "Shared | None" = None
     together: int = 1  # how many rows following one another may share tokens
 

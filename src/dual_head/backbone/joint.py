@@ -1,10 +1,10 @@
-"""One forward for a backbone and for guides that are the backbone with low-rank changes: more rows, the same weights.
+"""One forward for a backbone and for guides that are the backbone with small changes: more rows, the same weights.
 
     x   [ B rows of the backbone | B rows of guide "a" | B rows of guide "b" ]
     y   [        x W' + b        | + s_a (x A_a') B_a' | + s_b (x A_b') B_b' ]        W read once for all of them
 
-A step of decoding takes as long as reading the weights, and here they are read once. It knows decoders, caches and
-low-rank changes, and nothing of what guides add.
+A step of decoding takes as long as reading the weights, and here they are read once. A part may also shift what layers
+give, by a number for each of its rows. It knows decoders, caches and changes, and nothing of what guides add.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +40,9 @@ class LowRank:
 
 
 Changes = Mapping[str, LowRank]  # by the layer's name in the causal LM
+Shifts = Mapping[
+    int, Tensor
+]  # what is added to a layer's output, {layer: [B or 1, T or 1, d]}, as `Decoder` counts them
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,12 @@ class JointDecoder:
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         layers: tuple[int, ...] = (),
+        shifts: Sequence[Shifts] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Run the same tokens [B, T] for all: hidden [parts B, T, d], and layers of the first, {i: [B, T, d]}.
 
         attention_mask of padding [B, K] and positions [B, T] are those of every part; a mask [parts B, 1, T, K] and
-        positions [parts B, T] are of each.
+        positions [parts B, T] are of each. shifts: of every part, {} for none.
         """
         n, rows = self._parts, len(input_ids)
         if n > 1:
@@ -150,9 +154,20 @@ class JointDecoder:
             position_ids=position_ids,
             past_key_values=past_key_values,
             layers=layers,
+            shifts=_of_all_rows(shifts, rows),
         )
         return output.last_hidden_state, {i: x[:rows] for i, x in hidden_layers.items()}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [parts B, T, d] into the logits of every part [parts B, T, V]."""
         return self._decoder.logits(hidden)
+
+
+def _of_all_rows(shifts: Sequence[Shifts], rows: int) -> dict[int, Tensor]:
+    """What is added to the rows of all parts: {layer: [parts B, 1, d]}, 0 where a part has nothing."""
+    result = {}
+    for layer in sorted({layer for part in shifts for layer in part}):
+        template = next(part[layer] for part in shifts if layer in part)
+        nothing = template.new_zeros(rows, *template.shape[1:])
+        result[layer] = torch.cat([part[layer].expand_as(nothing) if layer in part else nothing for part in shifts])
+    return result

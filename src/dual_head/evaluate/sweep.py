@@ -154,13 +154,14 @@ def shared_prompt_replies(
 ) -> Tensor:
     """Generate one reply per row of strengths {name: [R]} to one prompt [1, P]: sequences [R, P + new].
 
-    The prompt goes through backbone and guides once, whatever R is. decoding: arguments of `generate`.
+    The prompt goes through backbone and guides once, whatever R is, unless a guide steers layers: what it keeps of a
+    prompt is of one strength. decoding: arguments of `generate`.
     """
     # [p p p | p] once, then a row of the cache for each strength, which begins with the last p: [p | r r r]
     copies = len(next(iter(strengths.values())))
     acting, _ = model.resolve_alpha(strengths, copies)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    if prompt.shape[1] > 1:
+    if prompt.shape[1] > 1 and not model.guides.steer_layers(acting.names):
         with torch.no_grad():
             # The last token stays for `generate`, which needs logits to begin with.
             model.encode(prompt[:, :-1], past_key_values=cache, guides=acting.names, keep=slice(-1, None))

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone, BackboneShape
-from dual_head.backbone.features import Features
-from dual_head.backbone.joint import JointPart, Prompted
+from dual_head.backbone.features import Features, TokenStrength
+from dual_head.backbone.joint import JointPart, Prompted, Shifts
 from dual_head.errors import DualHeadError
 from dual_head.guides.layers import CausalGate, LinearMap
 from dual_head.options import build
@@ -77,6 +77,8 @@ class Guide(nn.Module):
     space: ClassVar[Literal["vocabulary", "hidden"]] = "vocabulary"
     reads_tokens: ClassVar[bool] = False  # True for what reads token ids, not the backbone's hidden states
     trainable: bool = True  # False for what only acts during decoding; objectives refuse it
+    # True for what adds alpha v to hidden states between layers: its states are of one alpha, and their weight is 1.
+    steers_layers: ClassVar[bool] = False
 
     def __init__(self, config: GuideConfig, shape: BackboneShape):
         super().__init__()
@@ -154,6 +156,11 @@ class Guide(nn.Module):
         """Say how its parts read new tokens [B, 1] of a joint step; None for as the backbone does."""
         del input_ids, padding, cache
         return None
+
+    def shifts(self, strength: TokenStrength) -> Shifts:
+        """What is added to layers' outputs in its rows at a strength, of a guide that steers layers."""
+        del strength
+        return {}
 
     def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
         """Return the states of a step that was run with the backbone.

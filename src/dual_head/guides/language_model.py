@@ -231,6 +231,7 @@ class _GuidedLM(_PlainLM):
             position_ids=features.positions,
             past_key_values=cache,
             guides=self._strengths.names,
+            strengths=(self._strengths, self._values),
             keep=features.keep,
         )
         return {"hidden": encoded.hidden, **_side_by_side(encoded.states)}

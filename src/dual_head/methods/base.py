@@ -12,12 +12,14 @@ from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides import GuideConfig, guide_class, kind_of
 from dual_head.losses import Objective, name_of
 from dual_head.losses.kl import Kl
+from dual_head.methods.fit import FitOptions
 from dual_head.methods.peer import PeerOptions
 from dual_head.model.fusion import require_fusion
 from dual_head.options import build
 
 KIND = "guide.kind"  # the path of the option that names another kind of guide
 PEER = "peer"  # the section of a peer's options
+FIT = "fit"  # the section of what is computed in one pass
 POLICY = "policy"  # all guides together, which a divergence is of where no second guide is trained
 
 
@@ -36,7 +38,8 @@ class Method:
     """A way to train a guide.
 
     guide: its configuration; objectives: the terms of the loss; peer: the options of the peer's own trainer
-    (`peer`), for a baseline whose loss is theirs and whose objectives are only measured; fusion: how the guide
+    (`peer`), for a baseline whose loss is theirs and whose objectives are only measured; fit: how the guide is computed
+    in one pass, where nothing is trained in steps and objectives are only measured; fusion: how the guide
     joins the logits; second: another guide it can train with this one, which the divergence then holds to the
     backbone; training: TrainingArguments the paper sets; run: our own options it sets; symbols: {name in the
     paper: path of the option}.
@@ -46,6 +49,7 @@ class Method:
     guide: GuideConfig
     objectives: tuple[Objective, ...] = ()
     peer: PeerOptions | None = None
+    fit: FitOptions | None = None
     fusion: str = "logits"
     second: SecondGuide | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -110,15 +114,15 @@ class Method:
         if second and second != self.second and "kl.of" not in chosen:
             parts["kl"] = replace(parts["kl"], of=second.name if second.trained else POLICY)
         objectives = tuple(parts[name_of(objective)] for objective in self.objectives)
-        changes: Any = {"guide": parts["guide"], "objectives": objectives, "peer": parts.get(PEER), "second": second}
-        return replace(self, fusion=plain["fusion"], **changes)
+        changes: Any = {"guide": parts["guide"], "objectives": objectives, "second": second}
+        return replace(self, fusion=plain["fusion"], peer=parts.get(PEER), fit=parts.get(FIT), **changes)
 
     def _switch(self) -> dict[str, bool]:
         return {} if self.second is None else {self.second.option: self.second.trained}
 
     def _kind(self) -> dict[str, str]:
-        """The kind of its guide; nothing for a baseline, whose trainer is made for one kind."""
-        return {} if self.peer is not None else {KIND: kind_of(self.guide)}
+        """The kind of its guide; nothing for a baseline or a fit, which is made for one kind."""
+        return {KIND: kind_of(self.guide)} if self.peer is None and self.fit is None else {}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: {"method": name, "fusion": ..., "guide": {"kind", ...}, "<objective>": {...}}."""
@@ -133,8 +137,8 @@ class Method:
         return {self.name: self.guide, **second}
 
     def _sections(self) -> dict[str, Any]:
-        peer = {} if self.peer is None else {PEER: self.peer}
-        return {"guide": self.guide, **peer, **{name_of(objective): objective for objective in self.objectives}}
+        ways = {name: way for name, way in ((PEER, self.peer), (FIT, self.fit)) if way is not None}
+        return {"guide": self.guide, **ways, **{name_of(objective): objective for objective in self.objectives}}
 
 
 def _checked(path: str, value: Any) -> Any:

@@ -62,7 +62,6 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _can_compile_fullgraph = True
     auto_classes: ClassVar = {  # transformers' class, and ours that it finds
         "AutoConfig": "dual_head.config.AlignedConfig",
         "AutoModelForCausalLM": "dual_head.model.AlignedModel",
@@ -182,6 +181,11 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         pretrained.require_same_tokenizer(self.config, self.backbone.shape.vocab_size, tokenizer)
 
     # ---- guides ----------------------------------------------------------------------------------------
+
+    @property
+    def _can_compile_fullgraph(self) -> bool:
+        """Whether transformers may compile a step: what is added between layers comes by hooks, which no graph has."""
+        return not self.guides.steer_layers(self.guides)
 
     def guide(self, name: str) -> Guide:
         """Return the guide of that name."""
@@ -325,6 +329,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             guides=guides.names,
+            strengths=(guides, values),
             keep=keep,
             options=options,
         )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dual_head.backbone.features import TokenStrength
 from dual_head.errors import DualHeadError, did_you_mean
 
 ROUNDING = 1e-6  # 0.2 + 0.4 + 0.3 + 0.1 is more than 1
@@ -43,12 +44,12 @@ class LinearDecay:
 class Strengths:
     """The guides that act, in the order of the columns of their values [B, guides], and the schedules they follow.
 
-    origin: how many tokens came before the first new one, where schedules begin.
+    origin: how many tokens came before the first new one, where schedules begin; [B, 1] where rows differ.
     """
 
     names: tuple[str, ...] = ()
     schedules: tuple[Schedule | None, ...] = ()
-    origin: int = 0
+    origin: int | Tensor = 0
 
     def at(self, values: Tensor, columns: Tensor) -> Tensor:
         """Strengths [B, T or 1, k] of the logits at `columns` [T] of the sequence, from values [B, k]."""
@@ -58,6 +59,13 @@ class Strengths:
         ones = torch.ones_like(t, dtype=values.dtype)
         factors = [ones if f is None else torch.as_tensor(f(t)).to(values) for f in self.schedules]
         return values[:, None, :] * torch.stack(factors, -1)
+
+    def at_tokens(self, values: Tensor, seen: int | Tensor, length: int) -> dict[str, TokenStrength]:
+        """The strength of each guide at all of `length` tokens that come after `seen`, from values [B, k]."""
+        columns = torch.arange(length, device=values.device) + seen
+        new = (columns + 1 >= self.origin).view(-1, length)
+        alphas = self.at(values, columns).unbind(-1)
+        return {name: TokenStrength(alpha, new) for name, alpha in zip(self.names, alphas, strict=True)}
 
     def over(self, values: Tensor, seen: int | Tensor, length: int, keep: slice | Tensor) -> Tensor:
         """Strengths [B, T or 1, k] of the kept ones of `length` tokens that come after `seen`; see `at`."""

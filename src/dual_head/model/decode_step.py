@@ -20,7 +20,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from dual_head.backbone.cache import CacheSlot, Front, KeysValues, LayerView, StackedCache, grows, offloaded
 from dual_head.backbone.decoder import Backbone
-from dual_head.backbone.joint import JointDecoder, Prompted
+from dual_head.backbone.features import TokenStrength
+from dual_head.backbone.joint import JointDecoder, Prompted, Shifts
 from dual_head.guides import Guide, States
 from dual_head.ops.masks import additive
 
@@ -56,8 +57,12 @@ class JointStep:
         position_ids: Tensor | None,
         cache: Cache | None,
         layers: tuple[int, ...],
+        strengths: Mapping[str, TokenStrength],
     ) -> Encoded | None:
-        """Run the step; None without a guide to join, or for anything but a step of a plain dynamic cache."""
+        """Run the step; None without a guide to join, or for anything but a step of a plain dynamic cache.
+
+        strengths: of the guides that steer layers.
+        """
         if not guides or input_ids is None or cache is None or not _is_step(input_ids, mask, position_ids):
             return None
         firsts = [slots[name].first_layer + part.layer for name, guide in guides.items() for part in guide.joint_parts]
@@ -72,12 +77,17 @@ class JointStep:
         front: list[Front] | None = None
         if any(prompts):
             mask, position_ids, front = self._prompted(prompts, rows, input_ids, mask, position_ids, cache)
+        shifts: list[Shifts] = [{}]  # of the backbone
+        for name, guide in guides.items():
+            of_guide = guide.shifts(strengths[name]) if guide.steers_layers else {}
+            shifts += [of_guide] * len(guide.joint_parts)
         hidden, backbone_layers = decoder.forward(
             input_ids,
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=StackedCache(groups, front),
             layers=layers,
+            shifts=shifts,
         )
         # hidden [ B rows of the backbone | B of guide "a" | B of guide "b" ], and the logits of the same rows
         base, *guide_hidden = hidden.split([len(input_ids), *rows])

@@ -6,7 +6,7 @@ It knows how many layers each guide needs and which of the backbone's it reads, 
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +18,11 @@ from transformers.masking_utils import create_masks_for_generate
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.checkpoint import load_strictly
 from dual_head.backbone.decoder import Backbone, BackboneShape
-from dual_head.backbone.features import Features, Rows
+from dual_head.backbone.features import Features, Rows, TokenStrength
 from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.guides import Guide, GuideConfig, States, build_guide, kind_of
+from dual_head.model.alpha import Strengths
 from dual_head.model.decode_step import Encoded, JointStep, growing_cache
 from dual_head.model.policy import ActiveGuide
 from dual_head.model.transfer import UNMAPPED, Transfer
@@ -149,14 +150,28 @@ class GuideSet(nn.ModuleDict):
         return tuple(sorted(layers))
 
     def encode(
-        self, features: Features, names: Collection[str], slots: Mapping[str, CacheSlot] | None = None
+        self,
+        features: Features,
+        names: Collection[str],
+        slots: Mapping[str, CacheSlot] | None = None,
+        strengths: Mapping[str, TokenStrength] | None = None,
     ) -> dict[str, States]:
-        """Run the sequence part of these guides: {name: states, each [B, T, *]}."""
-        slots = slots or {}
-        return {name: self[name].encode(self._seen_by(name, features), slots.get(name)) for name in names}
+        """Run the sequence part of these guides: {name: states, each [B, T, *]}.
 
-    def _seen_by(self, name: str, features: Features) -> Features:
+        strengths: of those that steer layers.
+        """
+        slots, strengths = slots or {}, strengths or {}
+        features_of = {name: self._seen_by(name, features, strengths.get(name)) for name in names}
+        return {name: self[name].encode(features_of[name], slots.get(name)) for name in names}
+
+    def steer_layers(self, names: Iterable[str]) -> bool:
+        """Whether states of one of these guides are of one strength, so that no other can share them or their cache."""
+        return any(self[name].steers_layers for name in names)
+
+    def _seen_by(self, name: str, features: Features, strength: TokenStrength | None) -> Features:
         transfer, guide = self.transfer(name), self[name]
+        if guide.steers_layers:
+            return replace(features, strength=strength)
         if transfer is None or guide.reads_tokens:
             return features
         return transfer.features(features, guide.hidden_layers)
@@ -180,6 +195,7 @@ class GuideSet(nn.ModuleDict):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         guides: Collection[str] = (),
+        strengths: tuple[Strengths, Tensor] | None = None,
         keep: slice | Tensor = slice(None),
         select: Rows | None = None,
         options: dict[str, Any] | None = None,
@@ -187,6 +203,7 @@ class GuideSet(nn.ModuleDict):
         """Run the backbone and the sequence part of the named guides; nothing is as wide as the vocabulary.
 
         input_ids [B, T], or inputs_embeds [B, T, d]; attention_mask: of padding [B, past + T], or ready-made masks;
+        strengths: of these guides and their values [B or 1, guides], which those that steer layers need here;
         keep: the positions whose logits are scored, others need no work of a guide that looks at logits; select: give
         the guides these rows of the same tokens, and return those; options: of the decoder's forward.
         """
@@ -195,11 +212,16 @@ class GuideSet(nn.ModuleDict):
         backbone, cache, layers = self.backbone, past_key_values, self.layers_read(guides)
         slots = self.cache_slots(cache, guides)
         masks = self.masks(tokens, attention_mask, cache, guides)
+        at_tokens: dict[str, TokenStrength] = {}
+        if strengths and self.steer_layers(guides):
+            acting, values = strengths
+            past = 0 if cache is None else cache.get_seq_length()
+            at_tokens = acting.at_tokens(values.to(tokens.device), past, tokens.shape[1])
         step: Encoded | None = None
         if select is None and not options:
-            joining = {name: self[name] for name in slots if self._joins(name)}
+            joining = {name: self[name] for name in slots if self._joins(name, at_tokens)}
             inputs = {"input_ids": input_ids, "mask": masks.backbone, "position_ids": position_ids, "cache": cache}
-            step = self._step.run(joining, slots, **inputs, layers=layers)
+            step = self._step.run(joining, slots, **inputs, layers=layers, strengths=at_tokens)
         if step is None:
             output, hidden_layers = backbone(
                 input_ids,
@@ -216,12 +238,14 @@ class GuideSet(nn.ModuleDict):
         )
         if select is not None:
             features = features.select(select)
-        states = step.states | self.encode(features, [name for name in guides if name not in step.states], slots)
+        apart = [name for name in guides if name not in step.states]
+        states = step.states | self.encode(features, apart, slots, at_tokens)
         return Encoded(features.hidden, {name: states[name] for name in guides}, step.layers, step.output)
 
-    def _joins(self, name: str) -> bool:
+    def _joins(self, name: str, strengths: Mapping[str, TokenStrength]) -> bool:
         guide = self[name]
-        return bool(guide.joint_parts) and not guide.training and self.transfer(name) is None
+        known = not guide.steers_layers or name in strengths
+        return bool(guide.joint_parts) and known and not guide.training and self.transfer(name) is None
 
     # ---- cache and masks -------------------------------------------------------------------------------
 

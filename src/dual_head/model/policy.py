@@ -46,7 +46,9 @@ class ActiveGuide:
 
     @property
     def weight(self) -> Tensor | float:
-        """alpha * gate, [n, 1]."""
+        """alpha * gate, [n, 1]; 1 or 0 for a guide whose states have its alpha already."""
+        if self.guide.steers_layers:
+            return torch.as_tensor(self.alpha != 0, dtype=torch.float32)
         gate = self.gate
         if isinstance(gate, float) and gate == 1:
             return self.alpha

@@ -47,6 +47,7 @@ def encode_replies(
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp_min(0),
         guides=strengths.names,
+        strengths=(strengths, values),
         keep=slice(prompt - 1, None),
     )
     alphas = strengths.at(values.to(sequences.device), columns).expand(-1, len(columns), -1)

@@ -112,7 +112,7 @@ def _require_movable(
     name: str, entry: Mapping[str, Any], shape: BackboneShape, comparison: Comparison, *, adapter: bool
 ) -> None:
     cls, width = guide_class(entry["kind"]), BackboneShape.from_dict(entry["shape"]).hidden_size
-    if cls.space == "hidden" and width != shape.hidden_size:
+    if (cls.space == "hidden" or cls.steers_layers) and width != shape.hidden_size:
         raise DualHeadError(
             f"The guide '{name}' edits hidden states of width {width}, and this backbone's are "
             f"{shape.hidden_size} wide, where its edits would mean nothing. Train it on this backbone."

@@ -65,7 +65,8 @@ def _interval(name: str, values: torch.Tensor) -> tuple[float, float]:
 def print_report(report: dict[str, Any], output: Path, console: Console, noun: str = "pairs") -> None:
     """Print the table of what is held out, noun: "pairs" or "replies", and where the guides are."""
     if report["held_out"]:
-        table = Table(title=f"held-out {noun} after {report['steps']} steps, {report['seconds']:.0f} s")
+        after = "one pass" if "fit" in report else f"{report['steps']} steps"
+        table = Table(title=f"held-out {noun} after {after}, {report['seconds']:.0f} s")
         for column in ("", "mean", "95% interval"):
             table.add_column(column, justify="left" if not column else "right")
         for name, value in report["held_out"].items():

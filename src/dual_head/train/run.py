@@ -6,17 +6,22 @@ order of things; how each is done is elsewhere.
 
 import copy
 import dataclasses
+import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from dual_head.backbone.checkpoint import MODEL_TYPE
+from dual_head.console.gauge import Gauge
 from dual_head.errors import DualHeadError
 from dual_head.guides import build_guide, guide_class
 from dual_head.methods import Method
+from dual_head.methods.fit import FitOptions
 from dual_head.methods.held_out import HeldOutTrainer
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import read_config
@@ -36,6 +41,7 @@ from dual_head.train.trl import preference_trainer
 
 __all__ = ["GuideRun", "RunOptions", "train_guide"]
 
+OF_STEPS = ("learning_rate", "num_train_epochs", "max_steps", "gradient_accumulation_steps", "weight_decay", "bf16")
 LARGE = 0.1  # of the backbone: checkpoints are three times as large, with AdamW's moments
 LOW_RANK = 64
 
@@ -45,10 +51,13 @@ class GuideRun(Run):
 
     kind = MODEL_TYPE
     held_out: Any
+    fitted: dict[str, Any]  # figures of what was computed in one pass
 
     def __init__(self, method: Method, options: RunOptions, args: GuideTrainingArguments):
         if options.move_guides:
             method = _as_trained(method, options.move_guides)
+        if method.fit is not None:
+            _require_no_steps(method, args)
         self.method = method
         self.inputs = CachedInputs(method, options) if options.feature_cache else StreamedInputs(method, options)
         options = self.inputs.options
@@ -78,15 +87,33 @@ class GuideRun(Run):
             budget=options.logits_budget_mb and options.logits_budget_mb * 2**20,
         )
         self.trainer: Trainer = self.guide_trainer if method.peer is None else self._peer_trainer(train_set)
-        if method.peer is None and self.guide_trainer.loss.compiled:
+        if method.peer is None and method.fit is None and self.guide_trainer.loss.compiled:
             folder = compiled_folder()
             console.print(f"The first step compiles loops once (about 30 s). Later runs find them in {folder}.")
 
     def train(self) -> None:
         """See `Run`; `guide_trainer` knows the state of the trainer that trained."""
+        if self.method.fit is not None:
+            self._fit(self.method.fit)
+            return
         super().train()
         self.model.eval()  # a peer's trainer leaves it as it trained
         self.guide_trainer.state = self.trainer.state
+
+    def _fit(self, fit: FitOptions) -> None:
+        """Compute the guide in one pass over all pairs, in every process the same."""
+        started, trainer = time.perf_counter(), self.guide_trainer
+        rows, size = trainer.train_dataset, self.args.per_device_eval_batch_size
+        loader: Any = DataLoader(rows, size, collate_fn=trainer.data_collator)  # pyright: ignore[reportArgumentType]
+        with Gauge("pairs", len(rows), quiet=bool(self.args.disable_tqdm) or self.console.quiet) as gauge:  # type: ignore[arg-type]
+
+            def batches() -> Iterator[Any]:
+                for batch in loader:
+                    yield {k: x.to(self.model.device) if isinstance(x, Tensor) else x for k, x in batch.items()}
+                    gauge.advance(len(batch["counts"]) // 2)
+
+            self.fitted = fit.fit(self.model, self.method.name, batches())
+        self.seconds = time.perf_counter() - started
 
     def measure(self) -> None:
         """Evaluate by our own objectives, a peer's guide too; by the trainer for a method without objectives."""
@@ -99,6 +126,8 @@ class GuideRun(Run):
         """Write guides, tokenizer, report and curves."""
         save_stored(self.model, self.tokenizer, self.output)
         report = summarise(self.trainer, self.pair_metrics, self.method, self.drops, self.seconds, self.metrics)
+        if self.method.fit is not None:
+            report["fit"] = self.fitted
         self.write_report(report, draw)
         noun = "replies" if self.method.learns_from == "feedback" else "pairs"
         print_report(report, self.output, self.console, noun)
@@ -135,6 +164,10 @@ class GuideRun(Run):
         frozen = sum(p.numel() for p in lm.parameters())
         if isinstance(self.inputs, CachedInputs):
             frozen = self.inputs.backbone["parameters"]  # of the whole backbone
+        if self.method.fit is not None:
+            count = sum(p.numel() for p in self.model.guides.parameters())
+            self.console.print(f"{count:,} numbers to compute in one pass, beside {frozen:,} frozen parameters.")
+            return
         self.console.print(f"{trained:,} parameters to train beside {frozen:,} frozen ({trained / frozen:.1%}).")
         full_rank = getattr(self.method.guide, "rank", 0) is None and not self.options.move_guides
         if trained > LARGE * frozen and full_rank:
@@ -175,6 +208,15 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
         run = GuideRun(method, options, args)
         run.complete()
     return run.guide_trainer
+
+
+def _require_no_steps(method: Method, args: GuideTrainingArguments) -> None:
+    """Refuse what is asked of steps, where there are none."""
+    defaults = {f.name: f.default for f in dataclasses.fields(args)}
+    given = [name for name in OF_STEPS if getattr(args, name) != defaults[name]]
+    if given:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise DualHeadError(f"'{method.name}' is computed in one pass over the pairs, not in steps. Leave out {flags}.")
 
 
 def _as_trained(method: Method, folder: str) -> Method:

@@ -24,6 +24,7 @@ from dual_head.losses import Objective, name_of
 from dual_head.methods import Method
 from dual_head.model import policy
 from dual_head.model.aligned import AlignedModel, Encoded
+from dual_head.model.alpha import Strengths
 from dual_head.model.policy import ActiveGuide, Products
 from dual_head.ops.compiled import worth_compiling
 from dual_head.ops.pair_groups import Group, by_pairs, group_order, groups_of
@@ -73,7 +74,7 @@ class GuidedLoss(nn.Module):
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Take a PairBatch; give {"loss": [], metrics: [B]}."""
         guide = self.model.guide(self.guide)
-        if not guide.trainable:
+        if not guide.trainable and self.training:
             raise DualHeadError(
                 f"The guide '{self.guide}' only acts during decoding, so no objective can train it. "
                 "Train what it is made of (for a reward model: 'dual-head train reward')."
@@ -155,10 +156,19 @@ class GuidedLoss(nn.Module):
             features = features if select is None else features.select(select)
             return Encoded(features.hidden, self.model.encode_features(features, self.names)), at
         masks = None if parts is None else self.model.branch_masks(parts)
-        encoded = self.model.encode(
-            input_ids, attention_mask=masks, position_ids=position_ids, guides=self.names, select=select
-        )
+        inputs: dict[str, Any] = {"attention_mask": masks, "position_ids": position_ids}
+        if guide.steers_layers:
+            assert input_ids is not None
+            inputs["strengths"] = self._strengths(input_ids, at)
+        encoded = self.model.encode(input_ids, **inputs, guides=self.names, select=select)
         return encoded, at
+
+    def _strengths(self, input_ids: Tensor, at: Tensor) -> tuple[Strengths, Tensor]:
+        """Every guide at alpha = 1, in rows whose replies begin behind the first of the scored positions `at`."""
+        rows, width = input_ids.shape
+        first = at.new_full((rows,), width).scatter_reduce(0, at // width, at % width, "amin")
+        acting = Strengths(self.names, (None,) * len(self.names), first[:, None] + 1)
+        return acting, torch.ones(1, len(self.names), device=at.device)
 
     def _needs(self) -> "_Needs":
         """What the objectives of this step read."""

@@ -246,6 +246,7 @@ def _forward_aligned(model: AlignedModel, batch: _Batch, alpha: Alpha) -> tuple[
         attention_mask=batch.mask,
         position_ids=batch.positions,
         guides=acting.names,
+        strengths=(acting, strengths),
         keep=slice(batch.prompt - 1, None),
     )
     alphas = acting.at(strengths.to(batch.ids.device), columns).expand(-1, len(columns), -1)

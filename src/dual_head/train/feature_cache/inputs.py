@@ -28,7 +28,7 @@ def require_cacheable(method: Method) -> None:
     """Refuse a method whose guides read token ids, for which there are no features."""
     if method.peer is not None or any(guide_class(kind_of(x)).reads_tokens for x in method.guides().values()):
         raise DualHeadError(
-            f"'{method.name}' trains a language model, which reads token ids, so there is nothing to cache. "
+            f"'{method.name}' runs a language model, which reads token ids, so there is nothing to cache. "
             "Train it without a feature cache."
         )
 
