@@ -142,6 +142,7 @@ def test_the_figures_of_the_page_on_guides_are_counted():
         "`hidden`": "hidden",
         "`language_model`, genarm": "genarm",
         "`language_model`, dpo and simpo": "dpo",
+        "`steering`": "steering",
         "`reward_model`": "reward",
     }
     assert method("dpo").guide == method("simpo").guide

@@ -2,7 +2,8 @@
 
 A source is a folder of guides (NAME=FOLDER, or NAME=FOLDER:GUIDE where it holds several), a causal LM or a PEFT
 adapter (a tuned model: delta = its logits less the backbone's), two causal LMs (EXPERT-minus-ANTIEXPERT: proxy
-tuning, DExperts), or a sequence classifier with one label (a reward model: ARGS).
+tuning, DExperts), a sequence classifier with one label (a reward model: ARGS), or a control vector (FILE.gguf, as
+repeng and llama.cpp have it: a steering guide).
 
 --positive NAME=TEXT and --negative NAME=TEXT make a guide of system prompts: delta = the backbone's logits under the
 first less those under the second. One that is not given is the request as it is; an empty text is no system prompt.
@@ -93,6 +94,11 @@ def _compose(args: ComposeOptions) -> int:
     loading = {"tokenizer": tokenizer, **{name: getattr(args, name) for name in loaded}}
     model = AlignedModel.from_backbone(backbone, {}, fusion=fusion, **loading)
     for name, source in sources.items():
+        if kinds[source] == "control vector":
+            from dual_head.export.control_vector import attach_control_vector
+
+            attach_control_vector(model, name, source, alpha=strengths.get(name))
+            continue
         config = _config(source)
         if config is not None:
             _require_same_tokens(source, tokenizer)
@@ -151,9 +157,11 @@ def _folder(source: str) -> str:
 
 
 def _kind(source: str) -> str:
-    """Tell guides, causal LMs, adapters, classifiers and pairs of LMs apart by the files in the folder."""
+    """Tell guides, causal LMs, adapters, classifiers, pairs of LMs and control vectors apart by their files."""
     if MINUS in source:
         return "pair"
+    if source.endswith(".gguf") and Path(source).is_file():
+        return "control vector"
     folder = Path(_folder(source))
     if (folder / "adapter_config.json").is_file():
         return "lm"

@@ -1,6 +1,7 @@
 """`dual-head merge GUIDES`: fold linear guides into the lm_head of a plain checkpoint, or write them as its LoRA.
 
 A LoRA of the lm_head is small and needs the backbone beside it: PEFT loads it, and servers that take such adapters.
+Steering vectors become a control vector instead, a GGUF that repeng and llama.cpp read.
 """
 
 import warnings
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dual_head.cli.loading import LoadingOptions, load_guided
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError, require
-from dual_head.files.places import MODEL_FILES, atomic_folder, exclusive, require_empty
+from dual_head.files.places import MERGE_FILE, MODEL_FILES, atomic_folder, exclusive, require_empty
 from dual_head.options import option
 from dual_head.options.fields import DTYPE_HELP
 from dual_head.options.flags import OptionParser
@@ -37,6 +38,7 @@ class MergeOptions(LoadingOptions):
     output_dir: str = option(help="folder for the merged checkpoint")
     alpha: str | None = option(None, "strength: a number, or name=number,...; default: what the guides' config says")
     lora: bool = option(False, "write a LoRA of the lm_head for PEFT, not a checkpoint; guides of low rank")
+    control_vector: bool = option(False, "write steering vectors as a GGUF for repeng and llama.cpp, not a checkpoint")
     overwrite: bool = option(False, "replace the model in a folder that is not empty")
     # The checkpoint is written in the dtype that was read.
     dtype: str = option("stored", DTYPE_HELP, heading="loading")
@@ -49,8 +51,38 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, and merge into a folder that is held."""
     (args,) = build_parser().read(arguments)
     alpha = parse_alpha(args.alpha)
+    if args.lora and args.control_vector:
+        raise DualHeadError("--lora and --control_vector are two forms of what is written. Give one of them.")
     with exclusive(args.output_dir):
-        return _merge(args, alpha, Path(args.output_dir))
+        return (_control_vector if args.control_vector else _merge)(args, alpha, Path(args.output_dir))
+
+
+def _control_vector(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
+    """Write steering vectors as a GGUF, and read them again."""
+    require("gguf", "gguf")
+    require_empty(output, record=MERGE_FILE, overwrite=args.overwrite, reads=(args.guides, args.backbone))
+    # Imported late: a mistyped alpha should not wait for torch.
+    from dual_head.export.control_vector import (
+        FILE,
+        control_vector_identity,
+        control_vectors,
+        read_control_vector,
+        write_control_vector,
+    )
+
+    model, _ = load_guided(args)
+    vectors, identity = control_vectors(model, alpha=alpha), control_vector_identity(model, alpha)
+    if not require_empty(output, record=MERGE_FILE, identity=identity, overwrite=args.overwrite):
+        with atomic_folder(output, replaces=MODEL_FILES if args.overwrite else ()) as staging:
+            written = read_control_vector(write_control_vector(model, staging, alpha=alpha))
+            if {i: v.tolist() for i, v in written.items()} != {i: v.tolist() for i, v in vectors.items()}:
+                raise DualHeadError("The GGUF does not hold the vectors that were written. Nothing was kept.")
+    console = Terminal(soft_wrap=True)
+    for layer, vector in vectors.items():
+        console.print(f"layer {layer:<3} length {vector.norm().item():.3g}")
+    console.print(f"written  {output / FILE}")
+    console.print(f"load it  llama-cli --model MODEL.gguf --control-vector {output / FILE}")
+    return 0
 
 
 def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
@@ -59,7 +91,7 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     import torch
 
     from dual_head.backbone.load import context_length
-    from dual_head.export.folder import MERGE_FILE, already_merged, write_merged
+    from dual_head.export.folder import already_merged, write_merged
     from dual_head.export.lora import LORA, write_lora
 
     if args.lora:

@@ -12,11 +12,17 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from dual_head import __version__
 from dual_head.backbone.fingerprint import digest, sketch
 from dual_head.export.merge import Folded, folded, merge
-from dual_head.files.places import CHECKSUMS, MODEL_FILES, atomic_folder, checksums, require_empty, weights_in
+from dual_head.files.places import (
+    CHECKSUMS,
+    MERGE_FILE,
+    MODEL_FILES,
+    atomic_folder,
+    checksums,
+    require_empty,
+    weights_in,
+)
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
-
-MERGE_FILE = "merge.json"  # what was merged: a merge that was killed goes on, and one that is done is not repeated
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dual_head.errors import DualHeadError, require
 from dual_head.export.fold import acting_strengths, head_change, plain_head
-from dual_head.export.folder import MERGE_FILE, Exported, bytes_in, merge_identity
+from dual_head.export.folder import Exported, bytes_in, merge_identity
 from dual_head.export.merge import Folded, folded
-from dual_head.files.places import CHECKSUMS, checksums, weights_in
+from dual_head.files.places import CHECKSUMS, MERGE_FILE, checksums, weights_in
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
 

@@ -30,7 +30,8 @@ PLACING = f"{READY}lock"  # held while files take their places: a `.ready-` that
 NAMES = ".names.json"  # in `.ready-`: all files of the set, also those that have taken their place
 LAST = "config.json"  # takes its place last, after the weights that it describes
 CHECKSUMS = "checksums"  # in the record of a model: {file: {"bytes", "sha256"}} of the weights beside it
-EXPORTS = ("merge.json", "export.json")  # the record beside an exported model
+MERGE_FILE = "merge.json"  # what was merged: a merge that was killed goes on, and one that is done is not repeated
+EXPORTS = (MERGE_FILE, "export.json")  # the record beside an exported model
 WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data")
 
 MODEL_FILES = (*WEIGHTS, "*.safetensors.index.json", "pytorch_model*.bin*", "*.gguf", LAST, "adapter_config.json")
