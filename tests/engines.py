@@ -12,6 +12,7 @@ from dual_head.guides.hidden import HiddenConfig
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.multilayer import MultilayerConfig
 from dual_head.guides.reward_head import RewardHeadConfig
+from dual_head.guides.steering import SteeringConfig
 from dual_head.serve.engine import Engine
 from dual_head.serve.settings import EngineSettings
 from dual_head.serve.types import GenerationRequest, Piece, Sampling
@@ -22,6 +23,8 @@ GUIDES = {
     "linear": LinearConfig(),
     "multilayer": MultilayerConfig(),
     "gate": RewardHeadConfig(num_heads=3, head_dim=5),  # 15 of the backbone's 16: padded
+    "vectors": SteeringConfig(layers=[1, 2]),
+    "reply_vectors": SteeringConfig(layers=[1], tokens="reply"),
     "even_gate": HiddenConfig(rank=4, gate="attention", num_heads=4, head_dim=8),  # two layers of the backbone's 2 x 8
 }
 LENGTHS = [3, 17, 40, 5, 29, 8, 61, 12]

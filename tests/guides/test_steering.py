@@ -126,6 +126,12 @@ def test_encoding_without_its_alpha_is_refused():
         steered().encode(prompts(), guides=["g"])
 
 
+def test_a_mixture_of_distributions_is_refused():
+    model = AlignedModel.from_backbone(tiny_lm("llama"), {"g": EVERY}, fusion="probabilities")
+    with pytest.raises(DualHeadError, match="has no share of a mixture"):
+        model(prompts(), alpha=0.5)
+
+
 # ---- which layers ------------------------------------------------------------------------------------------
 
 

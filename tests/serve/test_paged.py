@@ -42,6 +42,69 @@ def test_companions_on_the_backbone_are_served(against):
         assert unequal_to_generate(engine, rounds=1) == []
 
 
+# ---- steering vectors, whose pages are of one strength -------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("vectors",), ("reply_vectors", "gate"), ("vectors", "reply_vectors", "hidden")])
+def test_vectors_at_a_strength_for_each_request_are_served(names):
+    with small_engine(tiny_model(*names, spread=0.5)) as engine:
+        assert unequal_to_generate(engine) == []
+
+
+def asked_twice(alpha: dict, *, spread: float = 0.5, name: str = "vectors", again: dict | None = None) -> int:
+    """Tokens that the second of two requests of one prompt of 61 tokens reads from the pages of the first."""
+    model, prompt = tiny_model(name, "hidden", spread=spread), prompts()[6]
+    with small_engine(model) as engine:
+        for strengths in (alpha, alpha if again is None else again):
+            before = engine.stats().prefix_hit_tokens
+            (piece,) = engine.generate([GenerationRequest(prompt, 6, strengths, GREEDY)])
+            assert ids(piece) == generated(model, prompt, strengths, 6)
+        return engine.stats().prefix_hit_tokens - before
+
+
+def test_pages_are_shared_where_the_strength_of_vectors_is_equal():
+    assert asked_twice({"vectors": 0.7}) == 56  # whole pages of 8
+    assert asked_twice({"vectors": 0.7, "hidden": 1.0}, again={"vectors": 0.7, "hidden": -1.0}) == 56
+    assert asked_twice({"vectors": LinearDecay(1.0, 0.0, 4)}) == 56
+    assert asked_twice({"hidden": 1.0}, again={}) == 56
+
+
+def test_pages_are_not_shared_where_the_strength_of_vectors_differs():
+    assert asked_twice({"vectors": 0.7}, again={"vectors": 0.8}) == 0
+    assert asked_twice({"vectors": 0.7}, again={}) == 0
+    assert asked_twice({"vectors": LinearDecay(1.0, 0.0, 4)}, again={"vectors": 1.0}) == 0
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("reply_vectors", 1.5), ("vectors", LinearDecay(1.5, -1.0, 9))])
+def test_a_reply_that_becomes_a_prompt_shares_no_page_where_its_strength_was_of_the_reply(name, alpha):
+    model, strengths = tiny_model(name, spread=0.5), {name: alpha}
+    with small_engine(model) as engine:
+        (first,) = engine.generate([GenerationRequest(prompts()[5], 24, strengths, GREEDY)])
+        longer = prompts()[5] + ids(first)
+        (second,) = engine.generate([GenerationRequest(longer, 8, strengths, GREEDY)])
+        assert ids(second) == generated(model, longer, strengths, 8)
+        assert engine.stats().prefix_hit_tokens == 0
+
+
+def test_strengths_without_end_are_forgotten_and_their_pages_with_them(monkeypatch):
+    monkeypatch.setattr(batch, "NUMBERED", 2)
+    model, prompt = tiny_model("vectors", spread=0.5), prompts()[6]
+    with small_engine(model) as engine:
+        for i in (1, 2, 3, 4, 1):
+            (piece,) = engine.generate([GenerationRequest(prompt, 6, {"vectors": i / 4}, GREEDY)])
+            assert ids(piece) == generated(model, prompt, {"vectors": i / 4}, 6)
+        assert engine.stats().prefix_hit_tokens == 0
+        assert len(engine._batch._numbers) <= 3
+
+
+def test_vectors_beside_windows_are_refused():
+    with pytest.raises(DualHeadError, match="'vectors' cannot be served: its rows of the backbone look back through a"):
+        small_engine(tiny_model("vectors", name="mistral"))
+
+
+# ---- backbones -----------------------------------------------------------------------------------------------
+
+
 # Windows, a mix of windows and none, capped scores, and learned positions.
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3", "gemma2", "gpt2"])
 def test_other_architectures_are_served(architecture):

@@ -109,6 +109,11 @@ class Guide(nn.Module):
         return True
 
     @property
+    def spares_prompts(self) -> bool:
+        """Of a guide that steers layers, whether it leaves what precedes the reply as it is."""
+        return False
+
+    @property
     def why_not_paged(self) -> str | None:
         """Why the pages of continuous batching cannot hold what it keeps of a sequence; None where they can."""
         return None

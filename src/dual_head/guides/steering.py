@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import get_layer_types_and_kwargs
 
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone, BackboneShape
@@ -97,9 +98,15 @@ class Steering(Guide):
         return False
 
     @property
-    def why_not_paged(self) -> str:
-        """Pages of a prompt are shared by all strengths."""
-        return "a steering vector changes keys and values by its strength, and pages are shared by all strengths"
+    def spares_prompts(self) -> bool:
+        """As its options say."""
+        return self.config.tokens == "reply"
+
+    @property
+    def why_not_paged(self) -> str | None:
+        """A step of pages has one mask, and windows have their own."""
+        windows = set(get_layer_types_and_kwargs(self._backbone[0].config.get_text_config(decoder=True))[0])
+        return None if windows == {"full_attention"} else "its rows of the backbone look back through a window"
 
     @property
     def extra_forwards(self) -> float:
@@ -120,7 +127,7 @@ class Steering(Guide):
     def shifts(self, strength: TokenStrength) -> Shifts:
         """alpha v_l for each layer l, [B or 1, T or 1, d]; 0 at a prompt's tokens where those are left out."""
         alpha = strength.alpha
-        if self.config.tokens == "reply":
+        if self.spares_prompts:
             alpha = alpha * strength.new
         return {layer: alpha[..., None] * v.float() for layer, v in zip(self.layers, self.vectors, strict=True)}
 

@@ -32,7 +32,7 @@ from transformers.utils.generic import TransformersKwargs
 
 from dual_head.backbone.cache import CacheSlot
 from dual_head.backbone.decoder import Backbone
-from dual_head.backbone.features import Features
+from dual_head.backbone.features import Features, TokenStrength
 from dual_head.backbone.load import load_backbone
 from dual_head.backbone.probe import probe
 from dual_head.config import AlignedConfig
@@ -260,10 +260,14 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         return self.guides.encode_tokens(input_ids, **inputs)
 
     def encode_features(
-        self, features: Features, guides: Collection[str], slots: Mapping[str, CacheSlot] | None = None
+        self,
+        features: Features,
+        guides: Collection[str],
+        slots: Mapping[str, CacheSlot] | None = None,
+        strengths: Mapping[str, TokenStrength] | None = None,
     ) -> dict[str, States]:
         """Run the sequence part of the named guides on features of the backbone, of now or kept of a run before."""
-        return self.guides.encode(features, guides, slots)
+        return self.guides.encode(features, guides, slots, strengths)
 
     def active_guides(self, states: Mapping[str, States], strengths: Tensor) -> list[ActiveGuide]:
         """Every acting guide at n tokens: its states, and its column of strengths [n or 1, acting guides]."""

@@ -140,6 +140,8 @@ def products(
         raise DualHeadError("The reward distribution and delta are those of one guide; several are attached.")
     in_hidden = [term for term in active if term.guide.space == "hidden"]
     mixing = fusion == "probabilities" and "policy" in rows
+    if mixing and any(term.guide.steers_layers for term in active):
+        raise DualHeadError("A guide that steers layers has no share of a mixture. Use fusion='logits'.")
 
     def longest(*distributions: str) -> int:
         return max([0, *[rows[name] for name in distributions if name in rows]])  # torch.compile knows no `default`

@@ -1,9 +1,11 @@
 """The running batch: transformers' manager over the pages of a model, its sizes, its thread, and what it has to say."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from math import ceil
 from threading import Thread
 from typing import Any
+from weakref import WeakValueDictionary
 
 import psutil
 import torch
@@ -19,6 +21,7 @@ from dual_head.serve.paged import PagedModel, Row
 from dual_head.serve.settings import EngineSettings
 
 UNKNOWN_CONTEXT = 4096  # tokens
+NUMBERED = 65_536  # strengths and first tokens whose pages are found again
 LONGEST_STEP = 60.0  # seconds that a stop waits for the step that runs
 CPU_SHARE, DEVICE_SHARE = 0.1, 0.8  # of the free memory, where nothing is set
 
@@ -46,6 +49,9 @@ class ContinuousBatch:
         self._settings = settings
         self._model: Any = model  # transformers has a class for what it needs of one, and takes any module
         self.prefix_hit_tokens = 0
+        self._rows: WeakValueDictionary[str, Row] = WeakValueDictionary()
+        self._numbers: dict[tuple[Any, int], int] = {}  # of what pages depend on besides tokens, and a first token
+        self._counter = count(1)
         config = GenerationConfig(do_sample=False, max_new_tokens=1, eos_token_id=-1)
         self._manager = ContinuousBatchingManager(self._model, config, self._batching())
         self._manager.logit_processor = model.rows
@@ -55,6 +61,8 @@ class ContinuousBatch:
         fits = infer_max_single_request_tokens(cache)
         self.context_length = min(fits, self._context() or fits)
         self._count_hits(cache)
+        if model.steering:
+            self._keep_apart(cache)
 
     def _batching(self) -> ContinuousBatchingConfig:
         """Sizes, of which those that nobody set follow from the context and a share of the free memory."""
@@ -104,6 +112,32 @@ class ContinuousBatch:
 
         cache.search_prefix_match = counted
 
+    def _keep_apart(self, cache: Any) -> None:
+        """Share no page between requests whose pages differ: their first token is told apart where pages are looked up.
+
+        of no vectors      tokens 5 6 7      looked up as    5 6 7
+        of vectors at 2                                  V + 1 6 7      1: the number of (at 2, token 5)
+        """
+        size = self._model.aligned.backbone.shape.vocab_size
+
+        def keyed(request_id: str, tokens: list[int]) -> list[int]:
+            key = self._rows[request_id].key(self._model.steering)
+            if not key or not tokens:
+                return tokens
+            if len(self._numbers) > NUMBERED:
+                self._numbers.clear()  # pages of before are not found any more
+            number = self._numbers.get((key, tokens[0])) or next(self._counter)
+            self._numbers[key, tokens[0]] = number
+            return [size + number, *tokens[1:]]
+
+        def marking(mark: Callable[[str, list[int], int], None]) -> Callable[[str, list[int], int], None]:
+            return lambda request_id, tokens, count: mark(request_id, keyed(request_id, tokens), count)
+
+        search = cache.search_prefix_match
+        cache.search_prefix_match = lambda request_id, tokens: search(request_id, keyed(request_id, tokens))
+        for allocator in cache.cache_allocators.values():
+            allocator.mark_complete_blocks = marking(allocator.mark_complete_blocks)
+
     def start(self) -> None:
         """Run in a thread that does not keep the process alive."""
         release_workers()  # of this thread, which loaded the model; the thread that generates has workers of its own
@@ -140,6 +174,7 @@ class ContinuousBatch:
 
     def add(self, row: Row, tokens: Sequence[int], *, max_tokens: int, end_tokens: Sequence[int]) -> bool:
         """Put a request into the queue, without waiting; False where none are taken any more."""
+        self._rows[row.id] = row
         request = {"max_new_tokens": max_tokens, "eos_token_id": list(end_tokens) or -1, "streaming": True}
         return self._manager.add_request(list(tokens), row.id, **request, row=row) is not None
 

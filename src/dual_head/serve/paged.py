@@ -3,8 +3,9 @@
     tokens of a step   [ p p p p | c | c | p p ]        chunks of prompts and single new tokens, of four requests
     rows                       0   1   2                where a token is chosen: the last chunk does not end its prompt
 
-A request's strengths travel with the scheduler's own record of it and never enter a key or a value, so requests of any
-strengths share pages. What guides keep of a sequence lies in the same pages, cut to the backbone's shape.
+A request's strengths travel with the scheduler's own record of it. What guides keep of a sequence lies in the same
+pages, cut to the backbone's shape. Only steering vectors put a strength into keys and values: requests share pages
+whatever their strengths are, and where vectors act, if theirs are equal (`Row.key`).
 """
 
 import copy
@@ -21,11 +22,11 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.modeling_outputs import CausalLMOutput
 
 from dual_head.backbone.cache import CacheSlot
-from dual_head.backbone.features import Features
+from dual_head.backbone.features import Features, TokenStrength
 from dual_head.errors import DualHeadError
 from dual_head.guides import States
 from dual_head.model import AlignedModel
-from dual_head.model.alpha import LinearDecay
+from dual_head.model.alpha import LinearDecay, Strengths
 from dual_head.ops.token_scores import map_tokens
 from dual_head.serve.pages import FULL, PagedSlot, Pages, Shape
 
@@ -41,6 +42,15 @@ class Row:
 
     def __post_init__(self):
         self.acts = tuple(start != 0 or slope != 0 for start, slope, _ in self.strengths)
+
+    def key(self, steering: Sequence[tuple[int, bool]]) -> tuple[Any, ...]:
+        """What its pages depend on besides tokens: strengths of steering guides, and where its reply begins for some.
+
+        steering: the place of each such guide among the strengths, and whether it leaves the prompt as it is.
+        """
+        acting = [(i, reply_alone) for i, reply_alone in steering if self.acts[i]]
+        placed = any(reply_alone or self.strengths[i][1] for i, reply_alone in acting)  # it depends on the place
+        return (*((i, self.strengths[i]) for i, _ in acting), *([self.prompt_length] if placed else []))
 
     def __deepcopy__(self, memo: dict) -> "Row":
         return self  # the scheduler copies a request that it puts off; what was counted of it stays with it
@@ -94,12 +104,14 @@ class Rows(ContinuousBatchingLogitsProcessorList):
     def __init__(self) -> None:
         super().__init__(LogitsProcessorList())
         self.current: list[Any] = []
+        self.spans: list[tuple[Any, int]] = []  # every request of the step, and how many tokens it has there
 
     def check_kwargs(self, kwargs: dict) -> None:
         """Take what a request brings as it is: rows are made here, and not by users."""
 
     def prepare_tensor_args(self, requests_in_batch: Sequence[Any], arg_storage: Tensor) -> Tensor:
-        """Remember the requests that get a token in this step, in the order of its logits."""
+        """Remember the requests of this step in the order of its tokens, and those that get one, of its logits."""
+        self.spans = [(x.state.logit_processor_kwargs["row"], x.query_length) for x in requests_in_batch]
         self.current = [x.state.logit_processor_kwargs["row"] for x in requests_in_batch if x.has_new_token]
         return arg_storage
 
@@ -118,6 +130,8 @@ class PagedModel(nn.Module):
         self.aligned, self.choose, self.rows = model, choose, Rows()
         self.names = tuple(model.config.guides or {})
         require_servable(model)
+        guides = [model.guide(name) for name in self.names]
+        self.steering = [(i, guide.spares_prompts) for i, guide in enumerate(guides) if guide.steers_layers]
         text = model.backbone.config.get_text_config(decoder=True)
         layers = self._layers_of_a_token()
         self._page = _shape_of_all(layers[: model.backbone.num_layers], model)
@@ -138,7 +152,8 @@ class PagedModel(nn.Module):
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         with torch.no_grad():
-            model.encode(token, past_key_values=cache, guides=self.names)
+            acting = Strengths(self.names, (None,) * len(self.names)), torch.ones(1, len(self.names))
+            model.encode(token, past_key_values=cache, guides=self.names, strengths=acting)
         return list(cache.layers)
 
     def _placed(self, layer: int, layers: list[Any]) -> dict[str, tuple[list[int], list[Shape]]]:
@@ -242,7 +257,18 @@ class PagedModel(nn.Module):
         features = Features(
             hidden, layers, full == 0, tokens.positions, tokens.input_ids, full, keep, self.aligned.backbone.logits
         )
-        return self.aligned.encode_features(features, tuple(self._places), slots)
+        strengths = self._at_tokens(tokens) if self.steering else {}
+        return self.aligned.encode_features(features, tuple(self._places), slots, strengths)
+
+    def _at_tokens(self, tokens: "StepTokens") -> dict[str, TokenStrength]:
+        """The strength of every steering guide at all tokens of the step [B, T]."""
+        shape, positions = tokens.positions.shape, tokens.positions.flatten()
+        rows = [row for row, count in self.rows.spans for _ in range(count)]
+        rows += rows[-1:] * (len(positions) - len(rows))  # a step may be filled up
+        alphas = self._strengths(rows, positions)
+        lengths = torch.tensor([row.prompt_length for row in rows], device=positions.device)
+        new = (positions + 1 >= lengths).view(shape)
+        return {self.names[i]: TokenStrength(alphas[:, i].view(shape), new) for i, _ in self.steering}
 
     def _of_tokens(self, names: list[str], kept: Tensor, layers: dict[int, Tensor]) -> dict[str, States]:
         """States [n, *] of guides that say of a token what it says by itself: computed at the rows only."""
@@ -252,10 +278,10 @@ class PagedModel(nn.Module):
         return {name: {key: kept if x is hidden else x[0] for key, x in each.items()} for name, each in states.items()}
 
     def _strengths(self, rows: Sequence[Row], positions: Tensor) -> Tensor:
-        """Strengths [n, guides] of the rows' next tokens."""
+        """Strengths [n, guides] of what the tokens at these positions of the rows predict."""
         numbers = torch.tensor([row.strengths for row in rows], device=positions.device).view(len(rows), -1, 3)
         lengths = torch.tensor([row.prompt_length for row in rows], device=positions.device)
-        t = (positions + 1 - lengths)[:, None]
+        t = (positions + 1 - lengths).clamp_min(0)[:, None]
         start, slope, tokens = numbers.unbind(-1)
         return start + slope * (t / tokens).clamp(max=1.0)
 
