@@ -1,8 +1,6 @@
 """Serving on a real model: 64 requests of 64 pairs of strengths at once give the tokens of generate, one by one."""
 
 import asyncio
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,15 +19,11 @@ ASKS = ["Write a line about", "What is", "Why do people like", "Tell a story of"
 
 
 @pytest.fixture(scope="module")
-def engine():
+def engine(smollm2):
     """SmolLM2 with two random hidden guides."""
-    beside = Path(__file__).parents[2] / ".venv" / "real" / "smollm2"
-    folder = Path(os.environ.get("DUAL_HEAD_REAL", beside))
-    if not (folder / "config.json").is_file():
-        pytest.skip(f"no real model in {folder}; fetch it with: python scripts/real_backbone.py {folder}")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     guides = {"helpful": HiddenConfig(rank=4), "harmless": HiddenConfig(rank=4)}
-    model = AlignedModel.from_backbone(str(folder), guides, tokenizer=tokenizer)
+    model = AlignedModel.from_backbone(smollm2, guides, tokenizer=tokenizer)
     torch.manual_seed(0)
     for parameter in model.guides.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

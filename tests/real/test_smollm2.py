@@ -5,7 +5,6 @@ so that xdist may hand these tests to whom it likes.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -37,16 +36,6 @@ TEMPLATED = (
 TEXT = "The capital of France is"
 IM_START, IM_END = 1, 2
 CLOSE = {"atol": 2e-4, "rtol": 1e-5}  # of logits up to 30, in fp32
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> str:
-    """The model's folder, or DUAL_HEAD_REAL; skips where there is none."""
-    beside = Path(__file__).parents[2] / ".venv" / "real" / "smollm2"
-    folder = Path(os.environ.get("DUAL_HEAD_REAL", beside))
-    if not (folder / "config.json").is_file():
-        pytest.skip(f"no real model in {folder}; fetch it with: python scripts/real_backbone.py {folder}")
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
