@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo check check-tests test all-tests test-slow test-vllm test-vllm-gpu real docs bench bench-vllm bench-gpu bench-serve fuzz-serve load-serve lint clean
+.PHONY: demo check check-tests test all-tests test-slow test-vllm test-vllm-gpu real docs bench bench-vllm bench-gpu bench-serve fuzz-serve load-serve converter lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
 
@@ -26,7 +26,7 @@ test: .venv/.installed real
 all-tests: .venv/.installed
 	$(BIN)/pytest -n 2
 
-test-slow: .venv/.stress
+test-slow: .venv/.stress real converter
 	$(BIN)/pytest -m slow
 
 # A real chat model for the tests marked `real`, fetched once. Where that fails, they are skipped and the others run.
@@ -90,6 +90,17 @@ bench-vllm: $(VLLM_ENV)/golden/.made
 .venv/.stress: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[stress]'
 	touch $@
+
+# llama.cpp's converter, out of the sources in a package; nothing is built. Where that fails, its tests are skipped.
+export LLAMA_CPP ?= $(CURDIR)/.venv/llama.cpp
+LLAMA_CPP_PYTHON := 0.3.36
+SOURCES := llama_cpp_python-$(LLAMA_CPP_PYTHON)
+converter: .venv/.installed
+	@test -f "$$LLAMA_CPP/convert_hf_to_gguf.py" || { mkdir -p "$$LLAMA_CPP" && \
+		$(BIN)/pip download --quiet --no-deps --no-binary llama-cpp-python --dest .venv llama-cpp-python==$(LLAMA_CPP_PYTHON) && \
+		tar -xzf .venv/$(SOURCES).tar.gz -C "$$LLAMA_CPP" --strip-components 3 \
+		$(addprefix $(SOURCES)/vendor/llama.cpp/,gguf-py conversion convert_hf_to_gguf.py); } || \
+		echo "There is no converter to GGUF: tests of it are skipped."
 
 # What the server answers to broken requests, and to twice as many as it can answer; about 20 and 12 minutes.
 fuzz-serve: .venv/.stress
