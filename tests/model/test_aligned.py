@@ -141,6 +141,15 @@ def test_a_folder_without_guides_is_refused(backbone_folder, tmp_path):
         DualHeadModel.from_pretrained(str(backbone_folder))
 
 
+def test_text_is_read_by_the_tokenizer_beside_the_backbone_that_is_given(tmp_path):
+    backbone = write_backbone(tmp_path / "backbone")
+    model = AlignedModel.from_backbone(str(backbone), {"g": RewardHeadConfig()}, tokenizer=word_tokenizer())
+    model.config.backbone_name_or_path = "an/unknown-name"  # as of guides that were trained on another machine
+    model.save_pretrained(tmp_path / "guides")
+    loaded = AlignedModel.from_pretrained(tmp_path / "guides", backbone=str(backbone))
+    assert isinstance(loaded.generate("ask1 how", max_new_tokens=2), str)
+
+
 def test_a_wrong_tokenizer_is_refused(model):
     other = word_tokenizer()
     other.add_tokens(["more"])

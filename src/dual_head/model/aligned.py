@@ -170,7 +170,8 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the model was built with, or that lies with the guides or the backbone. Errors: none does."""
         if self._tokenizer is None:
-            places = (self._source, self.config.backbone_name_or_path)
+            # The backbone that is there, which may be a copy of the recorded one.
+            places = (self._source, self.backbone.config._name_or_path, self.config.backbone_name_or_path)
             self._tokenizer = pretrained.find_tokenizer(places, self.config.tokenizer_fingerprint)
         if self._tokenizer is None:
             raise DualHeadError("Generating from text needs tokenizer=..., the one the guides were trained with.")
