@@ -155,6 +155,14 @@ def test_a_file_goes_into_guides_and_out_again(tmp_path, capsys):
     assert "Give one of them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", [[], ["--lora"]])
+def test_another_form_names_the_one_that_holds_vectors(form, tmp_path, capsys):
+    write_guides(tmp_path / "guides", write_backbone(tmp_path / "backbone"), {"g": SteeringConfig()})
+    command = ["merge", str(tmp_path / "guides"), *form, "--alpha", "1", "--output_dir", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "merge --control_vector" in capsys.readouterr().err
+
+
 def test_a_guide_of_another_kind_is_named(tmp_path, capsys):
     write_guides(tmp_path / "guides", write_backbone(tmp_path / "backbone"), {"g": HiddenConfig()})
     command = ["merge", str(tmp_path / "guides"), "--control_vector", "--alpha", "1"]

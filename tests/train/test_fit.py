@@ -115,8 +115,9 @@ def test_a_run_writes_vectors_that_generate_and_measures_them_on_held_out_pairs(
     [
         (
             ["--learning_rate", "0.1", "--max_steps", "3"],
-            "in one pass over the pairs, not in steps. Leave out --learning",
+            "in one pass over the pairs, not in steps. Leave out",
         ),
+        (["--warmup_steps", "2"], "Leave out --warmup_steps"),
         (["--layers", "[9]"], "has layers 1 to 2"),
         (["--guide.kind", "hidden"], "Unknown option 'guide.kind' of steering"),
     ],

@@ -37,7 +37,7 @@ def method_for(name: str, arguments: Sequence[str]) -> "Method":
 def build_parser(recipe: "Method", *, help_all: bool = False) -> OptionParser:
     """Make the parser of one method: our options, the method's, and transformers' with the method's defaults."""
     from dual_head.methods import METHODS
-    from dual_head.train.arguments import GuideTrainingArguments
+    from dual_head.train.arguments import OF_FITS, GuideTrainingArguments
     from dual_head.train.options import RunOptions
 
     parser = OptionParser(
@@ -48,7 +48,7 @@ def build_parser(recipe: "Method", *, help_all: bool = False) -> OptionParser:
         description=METHODS.description(recipe.name),
         constants={"method": recipe.name},
     )
-    hide_rare(parser, GuideTrainingArguments, help_all=help_all)
+    hide_rare(parser, GuideTrainingArguments, COMMON if recipe.fit is None else OF_FITS, help_all=help_all)
     add_method_options(parser, recipe)
     parser.set_defaults(**recipe.training, **recipe.run)
     return parser
@@ -76,12 +76,14 @@ def with_method_options(recipe: "Method", values: argparse.Namespace) -> "Method
     return recipe.with_options(options)
 
 
-def hide_rare(parser: argparse.ArgumentParser, arguments: type, *, help_all: bool) -> None:
+def hide_rare(
+    parser: argparse.ArgumentParser, arguments: type, common: Sequence[str] = COMMON, *, help_all: bool
+) -> None:
     """Add --help_all; without it, --help leaves out the rare flags of TrainingArguments."""
     names = {f.name for f in dataclasses.fields(arguments)}
     for action in parser._actions:
         if action.dest in names:
-            if action.dest not in COMMON and not help_all:
+            if action.dest not in common and not help_all:
                 action.help = argparse.SUPPRESS
             elif action.help:
                 action.help = " ".join(action.help.split()).split(". ")[0][:160]

@@ -35,12 +35,11 @@ def lora_factors(model: AlignedModel, *, alpha: Alpha = None) -> tuple[Tensor, T
     Errors: as of `merge`; a guide of full rank, one with a constant, or none that acts.
     """
     strengths, head = acting_strengths(model, alpha), plain_head(model.backbone)
-    parts = folded(model, alpha=alpha)
+    parts, (change, shift) = folded(model, alpha=alpha), head_change(model, strengths, head)
     if full := [part.name for part in parts if part.rank is None]:
         raise DualHeadError(
             f"A LoRA has a low rank, and of '{full[0]}' none is known. Train with --rank, or merge a checkpoint."
         )
-    change, shift = head_change(model, strengths, head)
     if change is None:
         raise DualHeadError("No guide acts at this strength, so there is no LoRA to write. Give --alpha.")
     if shift is not None:

@@ -151,6 +151,10 @@ class Steering(Guide):
         )
         return {"hidden": output.last_hidden_state}
 
+    def linear_map(self) -> tuple[Tensor, Tensor | None]:
+        """None: it acts between layers."""
+        raise DualHeadError("Steering acts between layers. Write it as a control vector (merge --control_vector).")
+
     def from_joint_step(self, hidden: Tensor, logits: Tensor, base_logits: Tensor) -> States:
         """Keep the logits, which came out of one product with the backbone's."""
         return {"hidden": hidden, "logits": logits, "base_logits": base_logits}

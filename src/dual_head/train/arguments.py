@@ -16,6 +16,8 @@ from dual_head.options.fields import require_finite
 
 logger = logging.getLogger(__name__)
 
+# Of a guide that is computed in one pass, which has no steps.
+OF_FITS = ("output_dir", "per_device_eval_batch_size", "seed", "disable_tqdm", "use_cpu", "log_level")
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
 
 

@@ -27,7 +27,7 @@ from dual_head.model.aligned import AlignedModel
 from dual_head.model.pretrained import read_config
 from dual_head.model.switch import entry_of
 from dual_head.ops.compiled import compiled_folder
-from dual_head.train.arguments import GuideTrainingArguments
+from dual_head.train.arguments import OF_FITS, GuideTrainingArguments
 from dual_head.train.base import Run
 from dual_head.train.feature_cache.inputs import CachedInputs
 from dual_head.train.identity import identity_of
@@ -41,7 +41,6 @@ from dual_head.train.trl import preference_trainer
 
 __all__ = ["GuideRun", "RunOptions", "train_guide"]
 
-OF_STEPS = ("learning_rate", "num_train_epochs", "max_steps", "gradient_accumulation_steps", "weight_decay", "bf16")
 LARGE = 0.1  # of the backbone: checkpoints are three times as large, with AdamW's moments
 LOW_RANK = 64
 
@@ -212,9 +211,9 @@ def train_guide(method: Method, options: RunOptions, args: GuideTrainingArgument
 
 def _require_no_steps(method: Method, args: GuideTrainingArguments) -> None:
     """Refuse what is asked of steps, where there are none."""
-    defaults = {f.name: f.default for f in dataclasses.fields(args)}
-    given = [name for name in OF_STEPS if getattr(args, name) != defaults[name]]
-    if given:
+    plain = GuideTrainingArguments(args.output_dir, use_cpu=args.use_cpu)
+    names = [f.name for f in dataclasses.fields(args) if f.name not in OF_FITS]
+    if given := [name for name in names if getattr(args, name) != getattr(plain, name)]:
         flags = ", ".join(f"--{name}" for name in given)
         raise DualHeadError(f"'{method.name}' is computed in one pass over the pairs, not in steps. Leave out {flags}.")
 
