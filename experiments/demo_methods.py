@@ -39,7 +39,7 @@ def main() -> None:
             "parameters": sum(x.numel() for x in model.stored().values()),
             "forwards": 1 + model.guide(method(name).name).extra_forwards,
             "seconds": seconds,
-            **result(measure(model, tokenizer, requests, ALPHAS, seed=args.seed)),
+            **result(measure(model, tokenizer, requests, args.alphas, seed=args.seed)),
         }
         print(_row(name, results[name]), flush=True)
     command = f"python experiments/demo_methods.py --steps {args.steps} --pairs {args.pairs} --seed {args.seed}"
@@ -62,6 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learning_rate", type=float, help="instead of each method's own")
     parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS, help="strengths, 0 first and 1 among them")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

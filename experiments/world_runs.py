@@ -25,6 +25,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
     "dpo": ({"beta": 0.5}, 1e-3),
     "simpo": ({}, 2e-4),
     "reward": ({}, 1e-3),
+    "steering": ({}, 0.0),  # computed in one pass
 }
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
@@ -49,23 +50,22 @@ def train(
     seed: int,
     **run: Any,
 ) -> GuideTrainer:
-    """Train one guide, 32 pairs a step."""
+    """Train one guide, 32 pairs a step; one without steps in one pass over all."""
+    chosen = method(name).with_options(options)
+    of_steps = {
+        "max_steps": steps,
+        "per_device_train_batch_size": 32,
+        "learning_rate": rate,
+        "lr_scheduler_type": "cosine",
+        "train_sampling_strategy": "random",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+    }
+    common = {"per_device_eval_batch_size": 64, "disable_tqdm": True, "seed": seed}
     return train_guide(
-        method(name).with_options(options),
+        chosen,
         RunOptions(model_name_or_path=backbone, dataset_name=str(pairs), held_out=0.1, restart=True, **run),
-        GuideTrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=32,
-            per_device_eval_batch_size=64,
-            learning_rate=rate,
-            lr_scheduler_type="cosine",
-            train_sampling_strategy="random",
-            save_strategy="no",
-            eval_strategy="no",
-            disable_tqdm=True,
-            seed=seed,
-        ),
+        GuideTrainingArguments(str(folder), **common, **({} if chosen.fit else of_steps)),
     )
 
 
