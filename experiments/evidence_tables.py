@@ -3,6 +3,7 @@
 It knows rows of answers and plain values. It loads no model and generates nothing.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: tuple[str
     """Mean of two objectives at every pair of strengths of each method over its seeds, and the area they dominate.
 
     The area is measured from the worst of all points in either objective, the same for every method; nothing of none.
+    gains: of both objectives over the backbone, for each guide at 1 by itself and for both at 1, paired by prompt.
     """
     if not rows:
         return {}
@@ -161,8 +163,20 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: tuple[str
             "frontier": [alphas[name][i] for i in pareto(points)],
             "hypervolume": hypervolume(points, reference),
             "interval": percentiles(np.array([hypervolume(one, reference) for one in _redrawn(own)])),
+            "gains": _gains(own, alphas[name], objectives),
         }
     return figures
+
+
+def _gains(values: np.ndarray, alphas: Sequence[str], objectives: Sequence[str]) -> list[dict[str, Any]]:
+    """Paired gains of values [points, seeds, prompts, 2] over the point where both strengths are 0."""
+    at = {tuple(json.loads(alpha)[name] for name in objectives): own for alpha, own in zip(alphas, values, strict=True)}
+    found = []
+    for pair in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+        if pair in at and (0.0, 0.0) in at:
+            spans = [crossed(at[pair][..., k] - at[0.0, 0.0][..., k]) for k in (0, 1)]
+            found.append({"alpha": pair, "gains": [{"mean": mean, "interval": interval} for mean, interval in spans]})
+    return found
 
 
 def _redrawn(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -334,7 +348,17 @@ def _two(summary: Mapping[str, Any]) -> str:
         "points no other beats",
         f"({', '.join(summary['two']['objectives'])}) at these",
     ]
-    return f"{markdown(columns, rows)}\n\n{note}"
+    text = f"{markdown(columns, rows)}\n\n{note}"
+    gains = [
+        [name, *(f"{alpha:g}" for alpha in at["alpha"]), *(_span(own["mean"], own["interval"]) for own in at["gains"])]
+        for name, said in summary["two"]["methods"].items()
+        for at in said.get("gains", ())
+    ]
+    if not gains:
+        return text
+    first, second = summary["two"]["objectives"]
+    columns = ["method", f"alpha of {first}", f"alpha of {second}", f"gain in {first} (95%)", f"gain in {second} (95%)"]
+    return f"{text}\n\n{markdown(columns, gains)}"
 
 
 def _ablation(summary: Mapping[str, Any]) -> str:

@@ -221,28 +221,50 @@ def test_seeds_that_disagree_on_who_wins_widen_the_interval_of_the_rate():
     assert found["interval"] == (0.0, 1.0)
 
 
+def both(helpful: float, harmless: float) -> str:
+    """Two strengths as rows have them."""
+    return json.dumps({"helpful": helpful, "harmless": harmless})
+
+
 def test_frontiers_are_measured_from_the_worst_of_all_points():
     def at(alpha: str, helpful: float, harmless: float):
         return [row(i, 0.0, alpha=alpha, helpful=helpful, harmless=harmless) for i in ("a", "b")]
 
+    x, y, z = both(0.0, 1.0), both(1.0, 0.0), both(1.0, 1.0)
     found = evidence_tables.frontiers(
-        {"one": [[*at("x", 0.0, 2.0), *at("y", 2.0, 1.0), *at("z", 1.0, 1.0)]], "other": [at("x", 1.0, 0.0)]},
+        {"one": [[*at(x, 0.0, 2.0), *at(y, 2.0, 1.0), *at(z, 1.0, 1.0)]], "other": [at(x, 1.0, 0.0)]},
         ("helpful", "harmless"),
     )
     assert found["reference"] == [0.0, 0.0]
-    assert found["methods"]["one"]["frontier"] == ["x", "y"]
+    assert found["methods"]["one"]["frontier"] == [x, y]
     assert found["methods"]["one"]["hypervolume"] == 2.0  # of (2, 1); (0, 2) lies on the edge
     assert found["methods"]["other"]["hypervolume"] == 0.0
 
 
 def test_seeds_that_disagree_widen_the_interval_of_a_frontier():
     def seed(value: float):
-        return [row(i, 0.0, alpha="x", helpful=value, harmless=value) for i in ("a", "b")]
+        return [row(i, 0.0, alpha=both(1.0, 1.0), helpful=value, harmless=value) for i in ("a", "b")]
 
     rows = {"one": [seed(1.0), seed(3.0)], "worst": [seed(0.0), seed(0.0)]}
     figures = evidence_tables.frontiers(rows, ("helpful", "harmless"))
     assert figures["methods"]["one"]["hypervolume"] == 4.0  # of (2, 2), the mean of both seeds
     assert figures["methods"]["one"]["interval"] == (1.0, 9.0)
+
+
+def test_a_mix_has_the_gains_of_both_objectives_beside_those_of_each_guide_by_itself():
+    def at(alpha: str, values: dict[str, tuple[float, float]]):
+        return [row(i, 0.0, alpha=alpha, helpful=x, harmless=y) for i, (x, y) in values.items()]
+
+    seed = [
+        *at(both(0.0, 0.0), {"a": (1.0, 5.0), "b": (3.0, 7.0)}),
+        *at(both(1.0, 0.0), {"a": (2.0, 5.0), "b": (5.0, 7.0)}),
+        *at(both(1.0, 1.0), {"a": (1.5, 6.0), "b": (3.5, 9.0)}),
+    ]
+    figures = evidence_tables.frontiers({"one": [seed]}, ("helpful", "harmless"))
+    gains = {at["alpha"]: [x["mean"] for x in at["gains"]] for at in figures["methods"]["one"]["gains"]}
+    assert gains == {(1.0, 0.0): [1.5, 0.0], (1.0, 1.0): [0.5, 1.5]}
+    table = evidence_tables.tables({"about": {"world": "hh"}, "two": figures})["hh-two"]
+    assert "| one | 1 | 1 | +0.50 (+0.50 to +0.50) | +1.50 (+1.00 to +2.00) |" in table
 
 
 def test_a_judge_that_is_not_above_chance_is_said_to_be_so():
