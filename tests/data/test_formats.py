@@ -361,7 +361,7 @@ THINK = {**assistant("Yes."), "reasoning_content": "24 is warm."}
         ({"prompt": [user("a"), LOOK, user("b")]}, "a message with tool_calls, which are not read"),
         ({"chosen": [LOOK]}, "a message with tool_calls, which are not read"),
         ({"chosen": [THINK], "rejected": [{**THINK, "reasoning_content": "x"}]}, "identical but for reasoning_content"),
-        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "a message with more than text"),
+        ({"prompt": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "a message with more than text"),
         ({"prompt": "[{'role': 'user', 'content': 'a'}]"}, "messages written as a text, not as a list"),
     ],
 )
@@ -369,6 +369,26 @@ def test_what_cannot_be_trained_on_is_dropped_by_its_name(load, row, reason):
     good = {"prompt": [user("a")], "chosen": [B], "rejected": [C]}
     _, drops = load(good, good | row)
     assert drops.reasons == {reason: 1}
+
+
+PICTURE = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": [user(PICTURE)]}, "prompt"),
+        ({"prompt": None, "messages": [{"from": "human", "value": PICTURE}]}, "messages"),
+        ({"chosen": [user(PICTURE), B]}, "chosen"),
+        ({"Image": "a.png"}, "image"),
+        ({"images": [{"bytes": "AA=="}]}, "images"),
+    ],
+)
+def test_a_row_with_an_image_is_refused_by_its_place(load, row, column):
+    good = {"prompt": [user("a")], "chosen": [B], "rejected": [C]}
+    with pytest.raises(DualHeadError, match=rf"rows.jsonl:2: column '{column}' holds an image, .* Remove such rows"):
+        load(good, good | row)
+    assert load(good, {**good, "prompt": [user("b")], "image": None, "images": []})[1].kept == 2
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,12 @@ def test_hh_asks_what_comes_before_the_last_reply_and_once(tmp_path):
     }
 
 
+def test_a_question_with_an_image_is_refused_by_its_place(tmp_path):
+    file = lines(tmp_path / "a.jsonl", {"instruction": "one"}, {"instruction": "What is it?", "image": "a.png"})
+    with pytest.raises(DualHeadError, match=r"a\.jsonl:2: column 'image' holds an image"):
+        load_questions("alpaca", file)
+
+
 def test_a_question_without_an_id_is_named_by_its_prompt_wherever_it_stands(tmp_path):
     rows = [{"instruction": text, "dataset": "vicuna"} for text in ("one", "two", "three")]
     forward, _ = load_questions("alpaca", lines(tmp_path / "a.jsonl", *rows))

@@ -14,7 +14,7 @@ from typing import Any
 from dual_head.data import Dropped, Feedback, Pair, RowReport, rows_digest
 from dual_head.data.formats import FORMATS, SCORE, Format
 from dual_head.data.sources import rows_of
-from dual_head.data.turns import has_question, lower_names, notes_of, unread_keys
+from dual_head.data.turns import has_question, lower_names, notes_of, require_no_images, unread_keys
 from dual_head.errors import DualHeadError, did_you_mean
 
 __all__ = ["load_feedback", "load_pairs"]
@@ -118,6 +118,7 @@ def _one(row: Any, where: str, read: Callable[[Row], Pair | Feedback], *, prompt
     """What a row says. Errors: `Dropped`; a value that is wrong and not only absent, with its place."""
     if not isinstance(row, Mapping):
         raise Dropped("malformed line" if row is None else "malformed row")
+    require_no_images(row, where)
     try:
         one = read(row)
     except DualHeadError as error:

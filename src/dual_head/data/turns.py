@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dual_head.data import Cut, Dropped, Message
+from dual_head.errors import DualHeadError
 
 __all__ = [
     "begins_transcript",
@@ -17,6 +18,7 @@ __all__ = [
     "messages",
     "notes_of",
     "question_of",
+    "require_no_images",
     "system_of",
     "template_notes",
     "text",
@@ -33,6 +35,8 @@ COMPLETIONS = ("completion", "response", "reply", "output")  # columns of one re
 SYSTEMS = ("system", "system_prompt", "system_message")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant"}
 _ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot"), "assistant")
+_IMAGES = ("image", "images")  # columns of them
+_IMAGE_PARTS = {"image", "image_url", "input_image"}  # of a message's content
 _CALLS = ("tool_calls", "function_call")  # what an assistant did instead of speaking
 _READ = {"role", "content", "from", "value", "finish_reason"}  # of a message
 _BESIDE = ("tools", "functions", "history", "context", "documents", *SYSTEMS, *QUESTIONS[1:])  # columns of a prompt
@@ -54,6 +58,31 @@ def lower_names(row: Row) -> Row:
         name = str(column).strip().lower()
         plain[column if name != column and (name in row or name in plain) else name] = value
     return plain
+
+
+def require_no_images(row: Row, where: str) -> None:
+    """Refuse a row with an image, of which a guide would learn the reply without what it is about."""
+    column = next((column for column in _IMAGES if row.get(column)), None)
+    columns = [name for name, entries in _message_lists(row) if any(map(_has_image, entries))]
+    if column or columns:
+        raise DualHeadError(
+            f"{where}: column '{column or columns[0]}' holds an image, and guides are trained and evaluated on text. "
+            "Remove such rows, or say in words what the image shows. A guide of text also acts on requests with "
+            "images: model.generate(**processor(...))."
+        )
+
+
+def _has_image(message: Any) -> bool:
+    content = message.get("content", message.get("value")) if isinstance(message, Mapping) else None
+    parts = content if isinstance(content, list) else ()
+    return any(isinstance(part, Mapping) and part.get("type") in _IMAGE_PARTS for part in parts)
+
+
+def _message_lists(row: Row) -> Iterator[tuple[str, Sequence[Any]]]:
+    """The columns that may hold messages, each with its messages."""
+    for column in ("chosen", "rejected", *COMPLETIONS, "prompt", *CONVERSATIONS):
+        value = row.get(column)
+        yield column, value if isinstance(value, list) else [value]
 
 
 def text(value: Any) -> str:
@@ -194,8 +223,7 @@ def template_notes(texts: Iterable[str]) -> list[str]:
 
 def unread_keys(row: Row) -> list[str]:
     """What the messages of a row have beside a role and a text."""
-    lists = (row.get(column) for column in ("chosen", "rejected", *COMPLETIONS, "prompt", *CONVERSATIONS))
-    entries = (entry for value in lists for entry in (value if isinstance(value, list) else [value]))
+    entries = (entry for _, entries in _message_lists(row) for entry in entries)
     return sorted({key for entry in entries if isinstance(entry, Mapping) for key in entry if entry[key]} - _READ)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_head.data import Dropped, RowReport
-from dual_head.data.turns import lower_names, notes_of
+from dual_head.data.turns import lower_names, notes_of, require_no_images
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.benchmarks import Benchmark, load_benchmark
 from dual_head.evaluate.benchmarks.base import Rows
@@ -83,6 +83,7 @@ def _questions(benchmark: Benchmark, rows: Rows, report: RowReport, chat: bool |
 def _question(benchmark: Benchmark, row: Any, where: str, chat: bool | None) -> Question:
     if not isinstance(row, Mapping):
         raise Dropped("malformed line" if row is None else "malformed row")
+    require_no_images(row, where)
     question = benchmark.question(row)
     if not all(text.strip() for text in question.asked):
         raise Dropped("empty prompt")
