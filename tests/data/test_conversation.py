@@ -115,6 +115,26 @@ def test_a_text_that_the_template_changes_is_noted():
     assert dict(tokenize_pairs(pairs, tokenizer, TokenizeOptions())[1].notes) == {REWRITTEN: 1}
 
 
+PARTS = CHATML.replace(
+    "{{ m.content }}", "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_that_reads_lists_of_parts_is_given_them():
+    assert PARTS != CHATML
+    in_parts, plain = letters(PARTS), letters(CHATML)
+    assert written(TALK, "Eight minutes.", in_parts) == written(TALK, "Eight minutes.", plain)
+    # Not where a template leaves a text out for another reason.
+    silent = letters("{% for m in messages %}{{ m.role }}{% endfor %}")
+    assert REWRITTEN in written((USER,), "Yes.", silent).notes
+
+
+def test_a_list_of_parts_is_refused_with_what_writes_images():
+    parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    with pytest.raises(DualHeadError, match="is a text here, not a list of parts"):
+        encode_prompts([({"role": "user", "content": parts},)], letters(CHATML))
+
+
 def test_spaces_that_a_template_trims_are_no_change():
     tokenizer = letters(CHATML.replace("m.content", "m.content | trim"))
     assert written((USER,), " Yes. ", tokenizer).notes == ()

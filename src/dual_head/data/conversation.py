@@ -14,6 +14,7 @@ It knows tokenizers and chat templates; how long a prompt may be is decided by `
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, takewhile
 from typing import Any
 
@@ -29,6 +30,9 @@ Ids = list[int]
 
 GUARD = "\ufdd0"
 """Splits a special token that a message spells. Unicode reserves it as a noncharacter, so texts do not hold it."""
+
+PROBE = "\ue000"
+"""Shows whether a chat template writes a message's text. Unicode leaves it to private use."""
 
 SEAM = "seam mended: tokenised apart what would merge prompt and reply into one token"
 REWRITTEN = "the chat template changed a message's text"
@@ -166,10 +170,26 @@ class _Writer:
         self.tokenizer, self.specials = tokenizer, _specials(tokenizer)
         self.first, self.end = first_ids(tokenizer), _end_ids(tokenizer)
         self.tools = {"tools": _guarded(tools, self.specials)} if tools else {}
+        self.in_parts = False  # whether a content is a list of parts to the template
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the chat template writes parts of a content and nothing of a text, as models of images have it."""
+        message = {"role": "user", "content": PROBE}
+        try:
+            return PROBE not in self._template([message]) and PROBE in self._template([_as_parts(message)])
+        except Dropped:
+            return False
 
     def texts(self, prompt: Prompt, replies: Sequence[str]) -> _Texts:
-        """A prompt and the replies that continue it. Errors: `Dropped` for what cannot be written."""
+        """A prompt and the replies that continue it. Errors: `Dropped` for what cannot be written; lists of parts."""
         contents = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        if any(isinstance(content, list) for content in contents):
+            raise DualHeadError(
+                "The content of a message is a text here, not a list of parts. Join its texts. Where a part is an "
+                "image, let the backbone's processor write the conversation: "
+                "generate(**processor.apply_chat_template(..., tokenize=True, return_dict=True, return_tensors='pt'))."
+            )
         if any(_HALF.search(text) for text in (*contents, *replies)):
             raise Dropped("half a character (a lone surrogate)")
         if isinstance(prompt, str):
@@ -184,7 +204,11 @@ class _Writer:
             spaced = (content if content[:1].isspace() else f" {content}" for content in contents)
             return _Texts(f"{text}\n\nAssistant:", tuple(spaced), self.first)
         text = self._template(messages, add_generation_prompt=True, **self.tools)
-        turns, notes = [], [REWRITTEN] * _lacks(text, (message["content"] for message in messages))
+        lacking = _lacks(text, (message["content"] for message in messages))
+        if lacking and not self.in_parts and self._reads_parts:
+            self.in_parts = True
+            return self.texts(prompt, replies)
+        turns, notes = [], [REWRITTEN] * lacking
         for reply, content in zip(replies, contents, strict=True):
             turn = self._turn(messages, content, text)
             if turn is None:
@@ -197,8 +221,9 @@ class _Writer:
         return _Texts(text, tuple(turns), [], tuple(notes))
 
     def _template(self, messages: Sequence[Message], **options: Any) -> str:
+        conversation = [_as_parts(message) for message in messages] if self.in_parts else list(messages)
         try:
-            text = str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+            text = str(self.tokenizer.apply_chat_template(conversation, tokenize=False, **options))
         except TimeoutError:
             raise
         except Exception as error:  # a template is a program, and may fail in any way
@@ -249,6 +274,10 @@ class _Writer:
             if self.tokenizer.decode(prompt + ids, clean_up_tokenization_spaces=False) == expected:
                 return ids
         raise Dropped("no token boundary between prompt and reply")
+
+
+def _as_parts(message: Message) -> Any:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _assistant(content: str) -> Message:
