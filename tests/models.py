@@ -4,17 +4,18 @@ from collections.abc import Callable
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     CohereConfig,
     DeepseekV3Config,
     FalconConfig,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
+    LlavaConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
@@ -23,11 +24,14 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2VLConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolVLMConfig,
 )
 
 from dual_head import AlignedModel, DualHeadModel, RewardHeadConfig
+from dual_head.backbone.load import auto_class
 from dual_head.guides import GuideConfig, guide_class
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.prompt_contrast import PromptContrastConfig
@@ -94,6 +98,41 @@ OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt_neox": lambda: GPTNeoXConfig(**{k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}),
 }  # fmt: skip
 
+IMAGE, IMAGE_SIDE, PATCH = 96, 28, 14  # the token that stands for a place of an image
+_ENCODER = {  # as many layers as the decoder has, which hooks must tell apart
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+    "image_size": IMAGE_SIDE, "patch_size": PATCH,
+}  # fmt: skip
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+# Decoders of images and text. An image is four tokens, and one for SmolVLM.
+IMAGE_TEXT: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llava": lambda: LlavaConfig(
+        text_config={**_SIZES, "model_type": "llama"},
+        vision_config={**_ENCODER, "model_type": "clip_vision_model"},
+        image_token_index=IMAGE, vision_feature_layer=-1, tie_word_embeddings=False,
+    ),
+    "qwen2_vl": lambda: Qwen2VLConfig(
+        text_config={**_SIZES, **_MROPE},
+        vision_config={
+            "depth": LAYERS, "embed_dim": 16, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2,
+            "patch_size": PATCH,
+        },
+        image_token_id=IMAGE, video_token_id=95, vision_start_token_id=94, vision_end_token_id=93,
+        tie_word_embeddings=False,
+    ),
+    "gemma3_image": lambda: Gemma3Config(
+        text_config={
+            **_SIZES, **_GEMMA, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"],
+        },
+        vision_config={**_ENCODER, "model_type": "siglip_vision_model", "vision_use_head": False},
+        image_token_index=IMAGE, boi_token_index=94, eoi_token_index=95, mm_tokens_per_image=4,
+    ),
+    "smolvlm": lambda: SmolVLMConfig(
+        text_config={**_SIZES, "model_type": "llama"}, vision_config=_ENCODER, image_token_id=IMAGE, scale_factor=2,
+        tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+
 
 # Of guides whose default needs more than a backbone: prompts of text need a tokenizer.
 CONFIGS: dict[str, GuideConfig] = {"prompt_contrast": PromptContrastConfig(positive=[9, 8], negative=[5, 6, 7])}
@@ -113,11 +152,32 @@ def tiny_lm(name: str, seed: int = 0) -> PreTrainedModel:
     """A random model of one architecture; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        lm = AutoModelForCausalLM.from_config({**ARCHITECTURES, **OTHERS}[name]())
+        config = {**ARCHITECTURES, **OTHERS, **IMAGE_TEXT}[name]()
+        lm = auto_class(config).from_config(config)
         bias = getattr(lm.get_output_embeddings(), "bias", None)
         if bias is not None:
             torch.nn.init.normal_(bias)  # a fresh bias is zero, and would hide that it was forgotten
+        for key, x in lm.named_parameters():
+            if "mm_input_projection" in key:
+                torch.nn.init.normal_(x)  # Gemma's too, and would hide that an image was
     return lm
+
+
+def prompts_with_images(name: str, rows: int = 2) -> dict[str, torch.Tensor]:
+    """What the processor of an image-text model gives for so many prompts of ten tokens, each with a random image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        ids, pixels = torch.randint(3, 90, (rows, 10)), torch.randn(rows, 3, IMAGE_SIDE, IMAGE_SIDE)
+        ids[:, 2 : 3 if name == "smolvlm" else 6] = IMAGE
+        places = (ids == IMAGE).long()
+        if name == "qwen2_vl":
+            count = 2 * IMAGE_SIDE // PATCH  # patches of a side, of which four make a place
+            pixels = torch.randn(rows * count**2, 3 * 2 * PATCH**2)
+            sizes = torch.tensor([[1, count, count]] * rows)
+            return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": sizes, "mm_token_type_ids": places}
+    if name == "smolvlm":
+        return {"input_ids": ids, "pixel_values": pixels[:, None]}
+    return {"input_ids": ids, "pixel_values": pixels} | ({"token_type_ids": places} if "gemma" in name else {})
 
 
 def steered_lm(name: str = "llama", *, seed: int = 0, spread: float = 0.3, fusion: str = "logits", **guide):

@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 import yaml
-from models import ARCHITECTURES, OTHERS, config_of, tiny_lm
+from models import ARCHITECTURES, IMAGE_TEXT, OTHERS, config_of, tiny_lm
 from torch import nn
 
 from dual_head import AlignedModel
@@ -32,7 +32,8 @@ CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 pytestmark = [
     pytest.mark.parametrize("kind", kinds()),
     pytest.mark.parametrize(
-        "architecture", [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+        "architecture",
+        [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in (*OTHERS, *IMAGE_TEXT))],
     ),
 ]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 from files import WORDS, word_tokenizer
-from models import ARCHITECTURES, HIDDEN, VOCAB, tiny_lm
+from models import ARCHITECTURES, HIDDEN, VOCAB, prompts_with_images, tiny_lm
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from dual_head import AlignedModel
 from dual_head.cli import main
@@ -182,3 +182,11 @@ def test_a_written_checkpoint_is_untied_and_gives_the_same_logits(architecture, 
     assert torch.equal(lm.get_input_embeddings().weight, model.get_input_embeddings().weight)
     assert lm.generation_config.max_new_tokens == 7
     torch.testing.assert_close(lm(ids).logits, model(ids, alpha=0.5).logits, **CLOSE)
+
+
+def test_a_model_of_images_and_text_is_merged_whole_and_named_by_what_loads_it(tmp_path):
+    model, inputs = guided("llava"), prompts_with_images("llava")
+    export(model, word_tokenizer(), tmp_path / "out")
+    lm = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(lm(**inputs).logits, model(**inputs, alpha=1.0).logits, **CLOSE)
+    assert "model = AutoModelForImageTextToText.from_pretrained(FOLDER)" in (tmp_path / "out/README.md").read_text()

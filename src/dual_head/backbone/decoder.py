@@ -29,6 +29,17 @@ from dual_head.options import build
 # where a wrong mask or position moves them by tenths.
 BRANCH_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 5e-2, 1: 5e-2}
 LOUD = 100.0  # a logit that soft-capping bends
+# What a decoder's forward takes of text; labels are of its loss, which is not computed here.
+TEXT_INPUTS = {
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "inputs_embeds",
+    "use_cache",
+    "labels",
+    "kwargs",
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,8 @@ class Decoder(nn.Module):
             )
         if getattr(lm.config, "is_encoder_decoder", False) or lm.get_output_embeddings() is None:
             raise DualHeadError(
-                f"{type(lm).__name__} is not a decoder with an lm_head. Load the model with AutoModelForCausalLM."
+                f"{type(lm).__name__} is not a decoder with an lm_head. Load the model with AutoModelForCausalLM "
+                "or AutoModelForImageTextToText."
             )
         accepted = inspect.signature(lm.base_model.forward).parameters
         self.lm = lm
@@ -104,6 +116,8 @@ class Decoder(nn.Module):
         self._head_only = (_without_decoder(lm),)
         self._only_head = _does_nothing_but_its_head(lm)
         self._takes_positions = "position_ids" in accepted
+        # Images, their sizes, types of tokens: by what names the model takes them, and none of a model of text.
+        self.other_inputs = frozenset(accepted) - TEXT_INPUTS
         self.num_layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
 
     @property
@@ -130,6 +144,10 @@ class Decoder(nn.Module):
         """Where hidden states leave the decoder: the lm_head's device."""
         head: Any = self.lm.get_output_embeddings()
         return head.weight.device
+
+    def has_images(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether there are images among these inputs of a forward: sizes and types are whole numbers, pixels not."""
+        return any(name in self.other_inputs and _is_content(x) for name, x in inputs.items())
 
     def forward(
         self,
@@ -178,7 +196,7 @@ class Decoder(nn.Module):
     @contextmanager
     def _shifted(self, shifts: Mapping[int, Tensor]) -> Iterator[None]:
         """Add to what some layers give, through hooks on exactly those."""
-        stack = _layers(self.lm.base_model, self.num_layers)
+        stack = _layers(self.lm.get_decoder(), self.num_layers)
         hooks = [stack[i - 1].register_forward_hook(_add(shift)) for i, shift in shifts.items()]
         try:
             yield
@@ -194,7 +212,7 @@ class Decoder(nn.Module):
         if layers:
             if min(layers) < 0 or max(layers) > count:
                 raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(layers))}.")
-            stack = _layers(self.lm.base_model, count)
+            stack = _layers(self.lm.get_decoder(), count)
             for i in layers:
                 if i:
                     hooks.append(stack[i - 1].register_forward_hook(_keep_output(states, i)))
@@ -291,12 +309,19 @@ class Backbone(Decoder):
         return None
 
 
-def _layers(base_model: nn.Module, count: int) -> nn.ModuleList:
-    """Find the stack of decoder layers: the list of as many modules as the config counts layers."""
-    for module in base_model.modules():
+def _is_content(x: Any) -> bool:
+    return x.is_floating_point() if isinstance(x, Tensor) else isinstance(x, Mapping | list | tuple) and len(x) > 0
+
+
+def _layers(decoder: nn.Module, count: int) -> nn.ModuleList:
+    """Find the stack of decoder layers: the list of as many modules as the config counts layers.
+
+    decoder: of text, since an encoder of images beside it may have as many.
+    """
+    for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise DualHeadError(f"{type(base_model).__name__} shows no list of {count} layers to read hidden states from.")
+    raise DualHeadError(f"{type(decoder).__name__} shows no list of {count} layers to read hidden states from.")
 
 
 def _keep_output(states: dict[int, Tensor], index: int):

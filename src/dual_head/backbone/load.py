@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from dual_head.backbone.checkpoint import require_finite, require_sizes
 from dual_head.backbone.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
@@ -29,7 +35,7 @@ def load_backbone(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal LM with transformers; the options are transformers' own.
+    """Load a causal LM, of text or of images and text, with transformers; the options are transformers' own.
 
     dtype: "stored" is that of the files; "auto" too, but fp32, with a warning, where a processor would be slow in it.
     Errors: a name that is neither a folder with a model nor a hub model is refused with what was tried.
@@ -53,7 +59,8 @@ def load_backbone(
     with ThreadPoolExecutor(1) as pool, _loading(name_or_path):
         check = pool.submit(require_unaltered, Path(name_or_path))  # a hash of all weights takes as long as loading
         _require_sizes(name_or_path, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = _config_or_none(name_or_path, trust_remote_code=trust_remote_code, revision=revision)
+        loaded: Any = auto_class(config).from_pretrained(
             name_or_path,
             dtype="auto" if dtype == "stored" else dtype,
             trust_remote_code=trust_remote_code,
@@ -91,10 +98,26 @@ def _require_sizes(name_or_path: str, **options: Any) -> None:
     require_sizes(values)
 
 
-def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.dtype | str:
+def auto_class(config: PreTrainedConfig | None) -> Any:
+    """Which of transformers' auto classes builds the model of a config: of text, unless it has images only beside it.
+
+    config: None for one that cannot be read, as of an adapter, which is of text.
+    """
+    images_only = type(config) in AutoModelForImageTextToText._model_mapping and (
+        type(config) not in AutoModelForCausalLM._model_mapping
+    )
+    return AutoModelForImageTextToText if images_only else AutoModelForCausalLM
+
+
+def _config_or_none(name_or_path: str, **options: Any) -> PreTrainedConfig | None:
     try:
-        config = load_config(name_or_path, **options)
+        return load_config(name_or_path, **options)
     except DualHeadError:  # an adapter, which has none; or what loading will refuse
+        return None
+
+
+def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.dtype | str:
+    if (config := _config_or_none(name_or_path, **options)) is None:
         return "stored"
     with _loading(name_or_path):
         dtype, file_dtype = automatic_dtype(config, device_map), stored_dtype(config)

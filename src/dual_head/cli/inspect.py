@@ -127,10 +127,9 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
     """Tell whether guides can move to another backbone, and how or why not; loads no weights."""
     # Imported late: a description of a folder should not wait for torch.
     import torch
-    from transformers import AutoModelForCausalLM
 
     from dual_head.backbone.decoder import BackboneShape, Decoder
-    from dual_head.backbone.load import load_config
+    from dual_head.backbone.load import auto_class, load_config
     from dual_head.guides import guide_class
     from dual_head.model.pretrained import load_tokenizer, read_config
     from dual_head.model.switch import moved_entries
@@ -143,7 +142,8 @@ def compare(source: str, other: str, *, vocab_map: bool = False) -> tuple[bool, 
         reading(f"Could not read the backbone '{other}'", "Give a folder that holds config.json."),
         torch.device("meta"),
     ):
-        shape = Decoder(AutoModelForCausalLM.from_config(load_config(other))).shape
+        backbone_config = load_config(other)
+        shape = Decoder(auto_class(backbone_config).from_config(backbone_config)).shape
     try:
         entries = moved_entries(config, shape, tokens, vocab_map=vocab_map)
     except DualHeadError as error:

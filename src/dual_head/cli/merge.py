@@ -90,7 +90,7 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     # Imported late: a mistyped alpha should not wait for torch.
     import torch
 
-    from dual_head.backbone.load import context_length
+    from dual_head.backbone.load import auto_class, context_length
     from dual_head.export.folder import already_merged, write_merged
     from dual_head.export.lora import LORA, write_lora
 
@@ -103,6 +103,7 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     ids = torch.randint(len(tokenizer), (ROWS, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         unmerged = model(ids.to(model.device), alpha=alpha).logits.float().cpu()
+    loader = auto_class(model.backbone.config).__name__
     options = {"alpha": alpha, "source": args.guides}
     backbone = args.backbone or model.config.backbone_name_or_path
     loading = {"device_map": args.device_map, "trust_remote_code": args.trust_remote_code}
@@ -120,7 +121,7 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     console = Terminal(soft_wrap=True)
     for line in (*_lines(exported, output), result):
         console.print(line)
-    plain = "AutoModelForCausalLM.from_pretrained"
+    plain = f"{loader}.from_pretrained"
     loads = f'PeftModel.from_pretrained({plain}("{backbone}"), "{output}")' if args.lora else f'{plain}("{output}")'
     console.print(f"load it  {loads}")
     return 0

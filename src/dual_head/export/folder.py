@@ -11,6 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from dual_head import __version__
 from dual_head.backbone.fingerprint import digest, sketch
+from dual_head.backbone.load import auto_class
 from dual_head.export.merge import Folded, folded, merge
 from dual_head.files.places import (
     CHECKSUMS,
@@ -119,6 +120,7 @@ def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = N
     base_model = [f"base_model: {backbone}"] if backbone and _shown(backbone) == backbone else []
     title = f"`{_shown(backbone)}`" if backbone else f"a {type(model.backbone.lm).__name__}"
     training = model.config.training or {}
+    loader = auto_class(model.backbone.config).__name__
     labels = {"method": training.get("method"), "trained on": training.get("dataset")}
     facts = [f"- {label}: `{_shown(str(value))}`" for label, value in labels.items() if value]
     rows = [f"| {p.name} | {p.kind} | {p.alpha:g} | {p.rank or 'full'} |" for p in parts]
@@ -144,9 +146,9 @@ def card(model: AlignedModel, parts: Sequence[Folded], *, source: str | None = N
         "It loads with transformers alone:",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {loader}, AutoTokenizer",
         "",
-        "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
+        f"model = {loader}.from_pretrained(FOLDER)",
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
         "```",
         "",

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from dual_head.backbone.load import auto_class
 from dual_head.errors import DualHeadError, require
 from dual_head.export.fold import acting_strengths, head_change, plain_head
 from dual_head.export.folder import Exported, bytes_in, merge_identity
@@ -76,7 +77,8 @@ def write_lora(
         metadata={"format": "pt"},
     )
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_card(parts, source), encoding="utf-8")
+    loader = auto_class(model.backbone.config).__name__
+    (folder / "README.md").write_text(_card(parts, source, loader), encoding="utf-8")
     record = {**merge_identity(model, parts, LORA), CHECKSUMS: checksums(weights_in(folder))}
     (folder / MERGE_FILE).write_text(json.dumps(record, indent=2))
     for file in folder.glob("*.safetensors"):
@@ -89,7 +91,7 @@ def _head_name(lm: nn.Module) -> str:
     return next(name for name, module in lm.named_modules() if module is head)
 
 
-def _card(parts: Sequence[Folded], source: str | None) -> str:
+def _card(parts: Sequence[Folded], source: str | None, loader: str) -> str:
     rows = "\n".join(f"| {p.name} | {p.kind} | {p.alpha:g} | {p.rank} |" for p in parts)
     origin = f", from `{Path(source).name}`" if source else ""
     return f"""---
@@ -107,9 +109,9 @@ Guides at fixed strengths{origin}. The tensors before the lm_head are the backbo
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import {loader}
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE), FOLDER)
+model = PeftModel.from_pretrained({loader}.from_pretrained(BACKBONE), FOLDER)
 ```
 
 The licence of the backbone applies. The scale of the LoRA is 1; another scale multiplies every strength.

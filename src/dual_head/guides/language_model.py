@@ -93,7 +93,7 @@ class LanguageModel(SecondModel):
         wrapper = lm
         if self.config.tune == "lora":
             with injecting(lm):
-                wrapper = require("peft", "peft").get_peft_model(lm, lora_config(self.config, "CAUSAL_LM"))
+                wrapper = require("peft", "peft").get_peft_model(lm, lora_config(self.config, lm, "CAUSAL_LM"))
         elif self.config.tune == "full":
             # A copy trained in fp32: the optimizer's steps are smaller than bf16 can hold.
             wrapper = lm = copy.deepcopy(backbone.lm if is_shared else lm).float().requires_grad_(True)

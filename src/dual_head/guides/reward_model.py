@@ -95,7 +95,7 @@ class RewardModel(SecondModel):
         if config.tune == "lora":
             peft = require("peft", "peft")
             with injecting(decoder):
-                peft.inject_adapter_in_model(lora_config(config), decoder)
+                peft.inject_adapter_in_model(lora_config(config, decoder), decoder)
         score = nn.Linear(self.shape.hidden_size, 1, bias=False)
         nn.init.normal_(score.weight, std=0.02)
         self._parts = (decoder, score)

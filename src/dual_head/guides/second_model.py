@@ -5,6 +5,7 @@ This file knows transformers' models and PEFT's adapters; each guide knows what 
 """
 
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,13 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.backbone.checkpoint import COPY, find_file, read_shapes
 from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.joint import Changes, LowRank
-from dual_head.backbone.load import load_backbone, load_config
+from dual_head.backbone.load import auto_class, load_backbone, load_config
 from dual_head.backbone.views import shared_view
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError, require
@@ -122,15 +123,24 @@ class SecondModel(Guide):
         return self
 
 
-def lora_config(config: SecondModelConfig, task: str | None = None) -> Any:
-    """Make PEFT's configuration of a LoRA. Errors: peft is not installed."""
+def lora_config(config: SecondModelConfig, lm: PreTrainedModel, task: str | None = None) -> Any:
+    """Make PEFT's configuration of a LoRA on a model, or on its decoder. Errors: peft is not installed."""
     return require("peft", "peft").LoraConfig(
         task_type=task,
         r=config.rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.dropout,
         target_modules=config.target_modules,
+        exclude_modules=_beside_text(lm),
     )
+
+
+def _beside_text(lm: PreTrainedModel) -> str | None:
+    """A pattern of the layers beside a model's decoder of text, as of its images, which text never trains."""
+    text, base = lm.get_decoder(), lm.base_model
+    beside = [] if text is base else [x for x in base.children() if all(module is not text for module in x.modules())]
+    names = [re.escape(name) for name, module in lm.named_modules() if any(module is x for x in beside)]
+    return rf"({'|'.join(names)})(\..*)?" if names else None
 
 
 @contextmanager
@@ -231,10 +241,10 @@ def count_forwards(name: str) -> float:
     return 1 + sum(guide.extra_forwards for guide in guides)
 
 
-def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoModelForCausalLM) -> Parameters:
+def count_parameters(name: str | None, backbone: Parameters, model: Any = None) -> Parameters:
     """How many parameters a model has, from its files' headers alone; None is the backbone itself.
 
-    model: the auto class that loads it. What an adapter or a checkpoint of guides adds counts as its decoder's.
+    model: the auto class that loads it, by default a causal LM's. What an adapter or a checkpoint of guides adds counts as its decoder's.
     """
     if name is None:
         return backbone
@@ -245,7 +255,7 @@ def count_parameters(name: str | None, backbone: Parameters, model: Any = AutoMo
     elif config.model_type == AlignedConfig.model_type:
         extra, config = _count_values(find_file(name, SAFE_WEIGHTS_NAME)), config.backbone_config
     with torch.device("meta"):
-        parameters = Parameters.of(model.from_config(config))
+        parameters = Parameters.of((model or auto_class(config)).from_config(config))
     return replace(parameters, whole=parameters.whole + extra, decoder=parameters.decoder + extra)
 
 

@@ -308,7 +308,7 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
 
         alpha: as `resolve_alpha` takes it, schedules counting from the first token; or, with `guides` saying
         who acts, a tensor [B, guides] (that is how `generate` passes it, so that beams and returned sequences
-        expand it like any input).
+        expand it like any input). options: transformers' own, and what else the backbone takes, as `pixel_values`.
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None or tokens.dim() != (2 if input_ids is not None else 3):
@@ -320,8 +320,9 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache(config=self.config.get_text_config(decoder=True))
         for name in ("return_dict", "tokenizer"):  # transformers' generate hands them to every model
             options.pop(name, None)
-        for name in options.keys() - TransformersKwargs.__optional_keys__:
+        for name in options.keys() - TransformersKwargs.__optional_keys__ - self.backbone.other_inputs:
             raise TypeError(f"forward got an unexpected argument '{name}'")
+        options = {name: value for name, value in options.items() if value is not None}
         keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         # Before the cache grows: a schedule counts from what it holds now.
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -397,7 +398,8 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         guides or beside the backbone where none is given. With text, a temperature above 0 means sampling.
         chat_template: a text is a user's message where the tokenizer has a chat template; False continues it as it is.
         alpha: see `resolve_alpha`; 0 gives the backbone's own output, bit for bit. return_trace: also return one
-        `Trace` per row (costs one pass over the finished sequences). Every other argument is transformers' own.
+        `Trace` per row (costs one pass over the finished sequences). Images go with token ids, as the backbone's
+        processor makes both: generate(**processor(...)). Every other argument is transformers' own.
         Errors: an empty prompt, one longer than the context, a wrong tokenizer, a wrong alpha.
         """
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
@@ -449,6 +451,33 @@ class AlignedModel(PreTrainedModel, GenerationMixin):
         """Make all masks ahead of a compiled step: the backbone's as it wants them, and the guides' own."""
         del config
         return self.guides.masks_ahead(**inputs)
+
+    # What transformers makes of a request is the backbone's to say: which positions an image takes, what of it is read
+    # in the first pass alone, how it is repeated for beams.
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The inputs of one step as the backbone's own `generate` makes them, with masks for the guides too."""
+        lm = copy.copy(self.backbone.lm)
+        vars(lm)["create_masks_for_generate"] = self.create_masks_for_generate
+        return lm.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def _prepare_position_ids_for_generation(self, *args: Any) -> Tensor:
+        return self.backbone.lm._prepare_position_ids_for_generation(*args)  # pyright: ignore[reportCallIssue]
+
+    def _maybe_prepare_encoder_kwargs_for_generation(self, *args: Any) -> dict[str, Any]:
+        return self.backbone.lm._maybe_prepare_encoder_kwargs_for_generation(*args)  # pyright: ignore[reportCallIssue]
+
+    def _expand_inputs_for_generation(self, *args: Any, **inputs: Any) -> tuple[Tensor, dict[str, Any]]:
+        return self.backbone.lm._expand_inputs_for_generation(*args, **inputs)  # pyright: ignore[reportCallIssue]
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **inputs: Any) -> dict[str, Any]:
+        return self.backbone.lm._update_model_kwargs_for_generation(*args, **inputs)  # pyright: ignore[reportCallIssue]
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        others = self.backbone.other_inputs
+        super()._validate_model_kwargs({name: x for name, x in model_kwargs.items() if name not in others})  # pyright: ignore[reportAttributeAccessIssue]
 
     def _get_static_cache_init_shape(self):
         """Let a static cache take its sizes from the first keys: a gate's heads are not the backbone's."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from dual_head.backbone.checkpoint import VOCAB_MAP
 from dual_head.backbone.decoder import BackboneShape, Decoder
+from dual_head.backbone.load import auto_class
 from dual_head.config import AlignedConfig
 from dual_head.guides import Guide, build_guide
 from dual_head.guides.base import Parameters
@@ -25,8 +25,9 @@ def costs(config: AlignedConfig, sizes: Mapping[str, int]) -> dict[str, Any]:
     sizes: how many values each stored tensor has, by its name in the checkpoint. executed: parameters read per
     generated token, beyond the backbone's; forwards: of whole models per token, beyond the backbone's one.
     """
+    backbone_config: Any = config.backbone_config
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config.backbone_config)
+        lm = auto_class(backbone_config).from_config(backbone_config)
         guides = {
             name: build_guide(entry, BackboneShape.from_dict(entry["shape"]))
             for name, entry in (config.guides or {}).items()

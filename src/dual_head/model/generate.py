@@ -58,6 +58,11 @@ def generate_text(
 ) -> Any:
     """Text in, text out: one prompt or several, as `AlignedModel.generate` has them."""
     several = _is_batch(inputs)
+    if model.guides.backbone.has_images(options):
+        raise DualHeadError(
+            "A text prompt has no place for images. Let the backbone's processor write both: "
+            "generate(**processor(text=..., images=..., return_tensors='pt'))."
+        )
     tokenizer = tokenizer or model.own_tokenizer()
     model.require_same_tokenizer(tokenizer)
     prompts: Sequence[Prompt] = inputs if several else [inputs]  # type: ignore[assignment, list-item]
@@ -91,6 +96,8 @@ def generate_ids(
     configs = (generation_config, model.generation_config)
     if _setting("cache_implementation", options, *configs) == "paged":
         raise DualHeadError(NOT_PAGED)
+    if model.guides.backbone.has_images(options):
+        _require_whole_prompt(return_trace, _setting("prefill_chunk_size", options, *configs))
     embeds = options.get("inputs_embeds")
     backbone_config = model.guides.backbone.config.get_text_config(decoder=True)
     _require_shapes(input_ids, embeds, backbone_config.vocab_size)
@@ -205,6 +212,14 @@ _PROMPTS = (
     "Prompts are text, conversations (lists of messages with a role), or token ids as a tensor [B, T]. "
     "For lists of ids, give torch.tensor(ids), padded on the left to one length."
 )
+
+
+def _require_whole_prompt(return_trace: bool, chunk: int | None) -> None:
+    """Refuse what reads a prompt again without its images, or by parts that may cut one."""
+    if return_trace:
+        raise DualHeadError("return_trace reads the finished text again, without its images. Leave it out with images.")
+    if chunk:
+        raise DualHeadError("prefill_chunk_size may cut an image. Leave it out with images.")
 
 
 def _require_shapes(input_ids: Tensor | None, embeds: Tensor | None, vocabulary: int) -> None:

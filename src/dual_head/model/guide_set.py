@@ -209,6 +209,7 @@ class GuideSet(nn.ModuleDict):
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
         assert tokens is not None
+        self._require_read(guides, options or {})
         backbone, cache, layers = self.backbone, past_key_values, self.layers_read(guides)
         slots = self.cache_slots(cache, guides)
         masks = self.masks(tokens, attention_mask, cache, guides)
@@ -233,14 +234,25 @@ class GuideSet(nn.ModuleDict):
                 options=options,
             )
             step = Encoded(output.last_hidden_state, layers=hidden_layers, output=output)
+        # Of a model with images, positions are [axes, B, T], those in the text first.
+        positions = position_ids[0] if position_ids is not None and position_ids.dim() == 3 else position_ids
         features = Features(
-            step.hidden, step.layers, masks.guides, position_ids, input_ids, masks.padding, keep, logits=backbone.logits
+            step.hidden, step.layers, masks.guides, positions, input_ids, masks.padding, keep, logits=backbone.logits
         )
         if select is not None:
             features = features.select(select)
         apart = [name for name in guides if name not in step.states]
         states = step.states | self.encode(features, apart, slots, at_tokens)
         return Encoded(features.hidden, {name: states[name] for name in guides}, step.layers, step.output)
+
+    def _require_read(self, names: Iterable[str], options: Mapping[str, Any]) -> None:
+        """Refuse images beside a guide that runs a model of its own: it would read their places as words."""
+        for name in names:
+            if self[name].reads_tokens and self.backbone.has_images(options):
+                raise DualHeadError(
+                    f"The guide '{name}' runs a model over the tokens, and that one is not given the images. Set its "
+                    "alpha to 0, or use a guide that reads the backbone's hidden states."
+                )
 
     def _joins(self, name: str, strengths: Mapping[str, TokenStrength]) -> bool:
         guide = self[name]

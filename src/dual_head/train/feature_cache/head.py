@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dual_head.backbone.checkpoint import require_finite, require_same_shapes
 from dual_head.backbone.decoder import Decoder
-from dual_head.backbone.load import load_config
+from dual_head.backbone.load import auto_class, load_config
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import reading
 from dual_head.train.feature_cache.store import HEAD_FILE
@@ -94,4 +94,4 @@ def outside(lm: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _from_config(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
