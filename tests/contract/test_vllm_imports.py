@@ -17,6 +17,7 @@ BLOCKED = ("datasets", "accelerate", "pyarrow", "pandas", "peft", "trl", "matplo
 KNOWN = {
     "AutoConfig",
     "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
     "PreTrainedConfig",
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
