@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: demo check check-tests test all-tests test-slow test-vllm test-vllm-gpu real docs bench bench-vllm bench-gpu bench-serve fuzz-serve load-serve converter lint clean
+.PHONY: demo check check-tests test all-tests test-slow test-vllm test-vllm-changed test-vllm-gpu real docs bench bench-vllm bench-gpu bench-serve fuzz-serve load-serve converter lint clean
 demo: .venv/.installed
 	$(BIN)/dual-head demo
 
@@ -59,6 +59,11 @@ VLLM_TESTS ?=
 test-vllm: $(VLLM_ENV)/golden/.made
 	cd integrations/vllm && OMP_NUM_THREADS=1 DUAL_HEAD_GOLDEN=$(VLLM_ENV)/golden $(VLLM_ENV)/bin/python -m pytest \
 		-n 2 --dist loadfile $(VLLM_TESTS)
+	$(if $(VLLM_TESTS),,$(PYTHON) scripts/vllm_changes.py --record)
+
+# The same where the plugin, or what it imports of the library, changed since these tests last passed.
+test-vllm-changed:
+	$(PYTHON) scripts/vllm_changes.py || $(MAKE) test-vllm
 
 test-vllm-gpu:
 	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then DUAL_HEAD_VLLM_GPU=1 $(MAKE) VLLM=vllm test-vllm; \
