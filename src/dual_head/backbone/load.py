@@ -3,6 +3,7 @@
 It knows files, configs and dtypes; how a model is seen and run is in `decoder`.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,8 +20,10 @@ from transformers import (
 
 from dual_head.backbone.checkpoint import require_finite, require_sizes
 from dual_head.backbone.dtypes import announce, automatic_dtype, require_dtype, stored_dtype
+from dual_head.backbone.gguf import read_header, read_model, read_tokenizer
+from dual_head.backbone.gguf import reading as reading_gguf
 from dual_head.data.sources import is_hub_name
-from dual_head.errors import DualHeadError
+from dual_head.errors import DualHeadError, require
 from dual_head.files.places import require_unaltered
 from dual_head.files.reading import reading
 
@@ -37,6 +40,7 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Load a causal LM, of text or of images and text, with transformers; the options are transformers' own.
 
+    name_or_path: a folder, a name on the hub, or a GGUF file, which is dequantised to fp32 or to `dtype`.
     dtype: "stored" is that of the files; "auto" too, but fp32, with a warning, where a processor would be slow in it.
     Errors: a name that is neither a folder with a model nor a hub model is refused with what was tried.
     """
@@ -54,6 +58,8 @@ def load_backbone(
             f"There is no backbone at '{name_or_path}'. Say where it is now: backbone=... in Python, --backbone or "
             "--model_name_or_path on the command line."
         )
+    if is_gguf(name_or_path):
+        return _load_gguf(Path(name_or_path), dtype, options)
     if dtype == "auto" and quantization_config is None:
         dtype = _by_processor(name_or_path, device_map, trust_remote_code=trust_remote_code, revision=revision)
     with ThreadPoolExecutor(1) as pool, _loading(name_or_path):
@@ -78,8 +84,36 @@ def load_backbone(
     return model
 
 
+def is_gguf(name_or_path: str | Path | None) -> bool:
+    """Whether a backbone's place is a GGUF file."""
+    return bool(name_or_path) and Path(name_or_path).suffix == ".gguf" and Path(name_or_path).is_file()
+
+
+def _load_gguf(file: Path, dtype: str | torch.dtype, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The model of a GGUF in plain tensors. Errors: options that are of other files."""
+    require("gguf", "gguf")
+    attention = options.get("attn_implementation")
+    if others := sorted(name for name in options if name != "attn_implementation"):
+        raise DualHeadError(
+            f"'{file}' is dequantised as it is read, which knows no {', '.join(others)}. Leave it out, or make the "
+            "file a folder with scripts/real_backbone.py."
+        )
+    name = "float32" if dtype in ("auto", "stored") else str(dtype).removeprefix("torch.")
+    with reading_gguf(file):
+        lm = read_model(file, name, read_tokenizer(file, read_header(file)))
+    if attention:
+        lm.set_attn_implementation(attention)
+    lm.config._name_or_path = str(file)
+    require_finite(dict(lm.named_parameters()), str(file))
+    return lm
+
+
 def load_config(name_or_path: str, **options: Any) -> PreTrainedConfig:
     """Read a model's config with transformers. Errors: none there, damaged, absurd, or one that needs its own code."""
+    if is_gguf(name_or_path):
+        require("gguf", "gguf")
+        with reading_gguf(Path(name_or_path)):
+            return AutoConfig.from_pretrained(Path(name_or_path).parent, gguf_file=Path(name_or_path).name)
     with reading(
         f"Could not read the config of the model '{name_or_path}'",
         "Give a folder that holds config.json, or the name of a model on the hub.",

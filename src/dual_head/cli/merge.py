@@ -39,6 +39,7 @@ class MergeOptions(LoadingOptions):
     alpha: str | None = option(None, "strength: a number, or name=number,...; default: what the guides' config says")
     lora: bool = option(False, "write a LoRA of the lm_head for PEFT, not a checkpoint; guides of low rank")
     control_vector: bool = option(False, "write steering vectors as a GGUF for repeng and llama.cpp, not a checkpoint")
+    dequantize: bool = option(False, "write the weights of a GGUF backbone as floats, several times its size")
     overwrite: bool = option(False, "replace the model in a folder that is not empty")
     # The checkpoint is written in the dtype that was read.
     dtype: str = option("stored", DTYPE_HELP, heading="loading")
@@ -90,7 +91,7 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     # Imported late: a mistyped alpha should not wait for torch.
     import torch
 
-    from dual_head.backbone.load import auto_class, context_length
+    from dual_head.backbone.load import auto_class, context_length, is_gguf
     from dual_head.export.folder import already_merged, write_merged
     from dual_head.export.lora import LORA, write_lora
 
@@ -103,6 +104,12 @@ def _merge(args: MergeOptions, alpha: "Alpha", output: Path) -> int:
     ids = torch.randint(len(tokenizer), (ROWS, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         unmerged = model(ids.to(model.device), alpha=alpha).logits.float().cpu()
+    if not args.lora and not args.dequantize and is_gguf(model.backbone.config._name_or_path):
+        place = model.backbone.config._name_or_path
+        raise DualHeadError(
+            f"'{place}' was dequantised as it was read, and a merged checkpoint would hold {model.dtype}. "
+            "Add --dequantize to write them, or --lora for an adapter of the lm_head."
+        )
     loader = auto_class(model.backbone.config).__name__
     options = {"alpha": alpha, "source": args.guides}
     backbone = args.backbone or model.config.backbone_name_or_path

@@ -216,7 +216,7 @@ def is_backbone(name: str | None, backbone: Backbone) -> bool:
     place = backbone.config._name_or_path
     if name is None or name == place:
         return True
-    return bool(place) and Path(name).is_dir() and Path(place).is_dir() and Path(name).samefile(place)
+    return bool(place) and Path(name).exists() and Path(place).exists() and Path(name).samefile(place)
 
 
 def shares_weights(name: str | None, backbone: Backbone) -> bool:

@@ -25,9 +25,11 @@ from dual_head.backbone.checkpoint import (
 )
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
-from dual_head.backbone.load import load_backbone
+from dual_head.backbone.gguf import read_header, read_tokenizer
+from dual_head.backbone.gguf import reading as reading_gguf
+from dual_head.backbone.load import is_gguf, load_backbone
 from dual_head.config import AlignedConfig, BackboneConfig
-from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.errors import DualHeadError, did_you_mean, require
 from dual_head.files.places import atomic_folder
 from dual_head.files.reading import reading
 from dual_head.guides import GuideConfig
@@ -193,7 +195,11 @@ def guide_to_attach(
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. Errors: none there, or a damaged one."""
+    """Load a tokenizer, of a GGUF file the one that it holds. Errors: none there, or a damaged one."""
+    if is_gguf(name_or_path):
+        require("gguf", "gguf")
+        with reading_gguf(Path(name_or_path)):
+            return read_tokenizer(Path(name_or_path), read_header(Path(name_or_path)))
     with reading(
         f"Could not load a tokenizer from '{name_or_path}'",
         "Say where it is with --tokenizer (in training: --tokenizer_name).",
@@ -258,5 +264,5 @@ def loading_recorded(backbone: object, source: str) -> Iterator[None]:
 
 
 def absolute(name_or_path: str | None) -> str | None:
-    """A local folder's full path, so that it is found from anywhere; a hub name as it is."""
-    return str(Path(name_or_path).resolve()) if name_or_path and Path(name_or_path).is_dir() else name_or_path
+    """A local folder's or file's full path, so that it is found from anywhere; a hub name as it is."""
+    return str(Path(name_or_path).resolve()) if name_or_path and Path(name_or_path).exists() else name_or_path
