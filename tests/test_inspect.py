@@ -72,6 +72,8 @@ def counted(model: AlignedModel) -> tuple[int, int]:
         hook.remove()
         apart.remove()
     decoders = sum(isinstance(module, LlamaModel) for module in ran)
+    # What is added between layers is added by hooks, so no module of the guide runs.
+    ran += [guide for guide in model.guides.values() if guide.steers_layers]
     return decoders, sum(p.numel() for module in ran for p in module.parameters(recurse=False))
 
 
