@@ -42,9 +42,9 @@ def main() -> None:
 
 def files_of_interest(root: Path) -> list[Path]:
     """The plugin's own files, and the library's modules that they import, directly or through others."""
-    own = [file for file in (root / PLUGIN).rglob("*") if file.suffix in (".py", ".toml", ".txt", ".safetensors")]
-    own = [file for file in own if "egg-info" not in str(file)]
-    waiting = [name for file in own if file.suffix == ".py" for name in imported(file, everywhere=True)]
+    files = (file for file in (root / PLUGIN).rglob("*") if "egg-info" not in str(file))
+    plugin = [file for file in files if file.suffix in (".py", ".toml", ".txt", ".safetensors")]
+    waiting = [name for file in plugin if file.suffix == ".py" for name in imported(file, everywhere=True)]
     waiting += [f"{LIBRARY}.guides.{file.stem}" for file in (root / "src" / LIBRARY / "guides").glob("*.py")]
     modules: dict[str, Path] = {}
     while waiting:
@@ -53,7 +53,7 @@ def files_of_interest(root: Path) -> list[Path]:
             modules[name] = file
             # Importing a module runs the packages around it, and what it imports at its top.
             waiting += [name.rpartition(".")[0], *imported(file, everywhere=False)]
-    return sorted(file.relative_to(root) for file in {*own, *modules.values()})
+    return sorted(file.relative_to(root) for file in {*plugin, *modules.values()})
 
 
 def module_file(root: Path, name: str) -> Path | None:

@@ -79,11 +79,16 @@ def write_gguf(
             writer.add_tensor(stored, blocks, raw_dtype=GGMLQuantizationType.Q8_0)
         else:
             writer.add_tensor(stored, values)
+    write(writer)
+    return file
+
+
+def write(writer: GGUFWriter) -> None:
+    """Write what a writer was given, and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return file
 
 
 def gguf_name(name: str) -> str:

@@ -79,8 +79,8 @@ def test_guides_train_from_its_cache_and_merge_by_choice(file, pairs, tmp_path, 
     steps = ["--max_steps", "2", "--learning_rate", "0.1", "--eval_strategy", "no", "--disable_tqdm", "true"]
     command = ["train", "hidden", "--feature_cache", str(tmp_path / "kept"), "--output_dir", str(tmp_path / "guides")]
     assert main([*command, *steps]) == 0
-    asked = ["--prompt", "ask", "--raw", "--alpha", "1", "--max_new_tokens", "2"]
-    assert main(["generate", str(tmp_path / "guides"), *asked]) == 0
+    request = ["--prompt", "ask", "--raw", "--alpha", "1", "--max_new_tokens", "2"]
+    assert main(["generate", str(tmp_path / "guides"), *request]) == 0
     merging = ["merge", str(tmp_path / "guides"), "--alpha", "1", "--output_dir", str(tmp_path / "merged")]
     capsys.readouterr()
     assert main(merging) == 2

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 from files import write_backbone, write_guides
+from gguf_files import write
 from models import HIDDEN, tiny_lm
 
 from dual_head import AlignedModel, DualHeadError, HiddenConfig, LinearDecay, SteeringConfig
@@ -36,10 +37,7 @@ def write_gguf(file: Path, tensors: dict[str, numpy.ndarray], architecture: str 
     writer.add_uint32("controlvector.layer_count", len(tensors))
     for name, values in tensors.items():
         writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write(writer)
     return file
 
 

@@ -122,11 +122,11 @@ def run(command: list[object], **options: Any) -> str:
 
 def ask(file: Path, *, exact: bool) -> list[Reply]:
     """What llama.cpp answers greedily; exact: with an fp32 cache and plain attention, else by its defaults."""
-    said = json.loads(run([sys.executable, "-c", ASK], input=json.dumps([str(file), exact, QUESTIONS, TOKENS])))
-    tokens = [choice["logprobs"]["content"] for choice in said]
+    choices = json.loads(run([sys.executable, "-c", ASK], input=json.dumps([str(file), exact, QUESTIONS, TOKENS])))
+    tokens = [choice["logprobs"]["content"] for choice in choices]
     return [
         Reply(choice["message"]["content"], [token["id"] for token in row], [token["logprob"] for token in row])
-        for choice, row in zip(said, tokens, strict=True)
+        for choice, row in zip(choices, tokens, strict=True)
     ]
 
 

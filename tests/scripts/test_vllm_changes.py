@@ -68,9 +68,9 @@ def test_a_change_of_what_it_does_not_import_is_none(repository, file):
 def test_a_file_that_is_new_or_gone_is_a_change(repository):
     (repository / "integrations/vllm/tests/test_it.py").unlink()
     (repository / "src/dual_head/guides/other.py").write_text("")
-    said = call(repository).stdout
-    assert "test_it.py" in said
-    assert "guides/other.py" in said
+    printed = call(repository).stdout
+    assert "test_it.py" in printed
+    assert "guides/other.py" in printed
 
 
 def test_the_record_of_this_repository_is_of_files_that_are_there():

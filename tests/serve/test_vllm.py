@@ -163,9 +163,9 @@ def test_serve_becomes_vllms_server_and_hands_its_options_on(guides, python, sta
     assert words[-2:] == ["--tensor-parallel-size", "2"]
     assert option(words, "--served-model-name") == guides.name
     assert environment[OTHER_PRECISION] == "1"
-    said = capsys.readouterr().err
-    assert "starting" in said
-    assert "secret" not in said
+    printed = capsys.readouterr().err
+    assert "starting" in printed
+    assert "secret" not in printed
 
 
 @pytest.mark.parametrize(
@@ -204,6 +204,6 @@ def test_the_library_still_says_what_the_kept_golden_file_has():
     sys.modules["golden"] = golden
     spec.loader.exec_module(golden)
     case, kept = golden.CASES[golden.KEPT], load_file(golden.KEPT_FILE)
-    found = golden.answers(golden.build(case), golden.requests_of(list(case.guides), case.fusion))
-    assert torch.equal(found["tokens"], kept["tokens"])
-    assert (found["logprobs"] - kept["logprobs"]).abs().max() < 1e-4
+    answers = golden.answers(golden.build(case), golden.requests_of(list(case.guides), case.fusion))
+    assert torch.equal(answers["tokens"], kept["tokens"])
+    assert (answers["logprobs"] - kept["logprobs"]).abs().max() < 1e-4

@@ -78,8 +78,8 @@ def test_symbols_are_short_names_of_its_options():
 
 
 def arguments(backbone, pairs, output, *more) -> list[str]:
-    given = {"model_name_or_path": backbone, "dataset_name": pairs, "output_dir": output, "held_out": 0.2}
-    return ["train", "steering", *(x for key, value in given.items() for x in (f"--{key}", str(value))), *more]
+    options = {"model_name_or_path": backbone, "dataset_name": pairs, "output_dir": output, "held_out": 0.2}
+    return ["train", "steering", *(x for key, value in options.items() for x in (f"--{key}", str(value))), *more]
 
 
 @pytest.mark.parametrize("tokens", ["all", "reply"])

@@ -123,10 +123,10 @@ def agreement(llm: Any, golden: Golden) -> Agreement:
     for output, tokens, logprobs in zip(outputs, golden.tokens.tolist(), golden.logprobs, strict=True):
         (choice,) = output.outputs
         equal += list(choice.token_ids) == tokens
-        for said, token, expected, by_id in zip(choice.token_ids, tokens, logprobs, choice.logprobs, strict=True):
+        for sampled, token, expected, by_id in zip(choice.token_ids, tokens, logprobs, choice.logprobs, strict=True):
             row = torch.tensor([by_id[i].logprob for i in range(len(expected))])
             worst = max(worst, (row - expected).abs().max().item())
-            if said != token:
+            if sampled != token:
                 break
     cached = sum(output.num_cached_tokens or 0 for output in outputs)
     return Agreement(equal, len(outputs), worst, cached)

@@ -28,21 +28,23 @@ def test_24_mixed_requests_on_the_real_model(report):
     expected_rows = zip(tokens, tensors["ids"].tolist(), golden.logprobs.tolist(), strict=True)
     for output, (row, ids, logprobs) in zip(likeliest, expected_rows, strict=True):
         (choice,) = output.outputs
-        for said, token, top, values, by_id in zip(choice.token_ids, row, ids, logprobs, choice.logprobs, strict=True):
+        for sampled, token, top, values, by_id in zip(
+            choice.token_ids, row, ids, logprobs, choice.logprobs, strict=True
+        ):
             gaps = [abs(by_id[i].logprob - value) for i, value in zip(top, values, strict=True) if i in by_id]
             assert len(gaps) >= 18  # the 20 likeliest, but for ties at their end
             worst = max(worst, *gaps)
-            if said != token:
+            if sampled != token:
                 break
     for output, expected in zip(last, tensors["last"], strict=True):  # of the last token, the whole vocabulary
         by_id = output.outputs[0].logprobs[0]
         row = torch.tensor([by_id[i].logprob for i in range(len(expected))])
         worst = max(worst, (row - expected).abs().max().item())
     cached = sum(output.num_cached_tokens or 0 for output in [*likeliest, *last])
-    found = Agreement(equal, len(tokens), worst, cached)
-    report("SmolLM2-135M, six guides", found)
-    assert found.worst <= TOLERANCE
-    assert found.whole
+    agreement = Agreement(equal, len(tokens), worst, cached)
+    report("SmolLM2-135M, six guides", agreement)
+    assert agreement.worst <= TOLERANCE
+    assert agreement.whole
     assert cached > 0
 
 

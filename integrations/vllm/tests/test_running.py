@@ -35,9 +35,9 @@ def test_several_choices_of_a_request_have_its_strengths():
             again = [sampling(request["alpha"], 1, prompt_logprobs=-1)]
             (scored,) = generate(llm, [whole], again)
             for i, token in enumerate(choice.token_ids):
-                said = choice.logprobs[i][token].logprob
+                logprob = choice.logprobs[i][token].logprob
                 prompt = scored.prompt_logprobs[len(request["prompt"]) + i][token].logprob
-                assert said == pytest.approx(prompt, abs=1e-3)
+                assert logprob == pytest.approx(prompt, abs=1e-3)
 
 
 def test_strengths_reach_the_logits_of_a_backbone_in_bf16_bit_by_bit(monkeypatch):

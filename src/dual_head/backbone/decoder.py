@@ -7,19 +7,20 @@ and turns any of them into the backbone's own logits. It knows no guides, and no
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
 from dual_head.backbone.checkpoint import MODEL_TYPE
 from dual_head.backbone.dtypes import is_plain
 from dual_head.backbone.fingerprint import Fingerprint, sketch
+from dual_head.backbone.layer_hooks import kept, layer_stack, shifted
 from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
 from dual_head.ops.masks import additive, branch_mask
@@ -167,12 +168,6 @@ class Decoder(nn.Module):
         final norm. Only those in `layers` are kept. shifts: {layer: what is added to it [B or 1, T or 1, d]}, of layers
         1 to the last, there before the final norm.
         """
-        if shifts:
-            with self._shifted(shifts):
-                return Decoder.forward(
-                    self, input_ids, attention_mask=attention_mask, position_ids=position_ids, layers=layers,
-                    past_key_values=past_key_values, inputs_embeds=inputs_embeds, options=options,
-                )  # fmt: skip
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -183,9 +178,16 @@ class Decoder(nn.Module):
             **({"position_ids": position_ids} if self._takes_positions else {}),
             **(options or {}),
         }
+        if not shifts:
+            return self._run(inputs, layers)
+        with shifted(self._stack(), shifts):
+            return self._run(inputs, layers)
+
+    def _run(self, inputs: dict[str, Any], layers: tuple[int, ...]) -> tuple[Any, dict[int, Tensor]]:
         if not layers:
             return self.lm.base_model(**inputs), {}
-        if past_key_values is not None and past_key_values.is_compileable:
+        cache = inputs["past_key_values"]
+        if cache is not None and cache.is_compileable:
             # Hooks cannot come and go inside a graph, where layers that are not read cost nothing.
             output = self.lm.base_model(**inputs, output_hidden_states=True)
             return output, {i: output.hidden_states[i] for i in layers}
@@ -193,36 +195,15 @@ class Decoder(nn.Module):
             output = self.lm.base_model(**inputs)
         return output, {i: output.last_hidden_state if i == self.num_layers else states[i] for i in layers}
 
-    @contextmanager
-    def _shifted(self, shifts: Mapping[int, Tensor]) -> Iterator[None]:
-        """Add to what some layers give, through hooks on exactly those."""
-        stack = _layers(self.lm.get_decoder(), self.num_layers)
-        hooks = [stack[i - 1].register_forward_hook(_add(shift)) for i, shift in shifts.items()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def keeping(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, Tensor]]:
+        """Keep what some layers give while the block runs; of the last, before the final norm."""
+        count = self.num_layers
+        if layers and (min(layers) < 0 or max(layers) > count):
+            raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(layers))}.")
+        return kept(self._stack() if layers else nn.ModuleList(), layers)
 
-    @contextmanager
-    def keeping(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-        """Keep what some layers give, through hooks on exactly those; of the last, before the final norm."""
-        count, states = self.num_layers, {}
-        hooks = []
-        if layers:
-            if min(layers) < 0 or max(layers) > count:
-                raise DualHeadError(f"The backbone has hidden states 0 to {count}, not {sorted(set(layers))}.")
-            stack = _layers(self.lm.get_decoder(), count)
-            for i in layers:
-                if i:
-                    hooks.append(stack[i - 1].register_forward_hook(_keep_output(states, i)))
-                else:
-                    hooks.append(stack[0].register_forward_pre_hook(_keep_input(states), with_kwargs=True))
-        try:
-            yield states
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def _stack(self) -> nn.ModuleList:
+        return layer_stack(self.lm.get_decoder(), self.num_layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into the model's logits [..., V], soft-capping and scales included."""
@@ -251,6 +232,11 @@ class Decoder(nn.Module):
             **asdict(self.shape),
             sketch={name: sketch(weight) for name, weight in weights.items()},
         )
+
+
+def layer_types(config: Any) -> list[str]:
+    """What each layer of a model looks at, as transformers names it: "full_attention", "sliding_attention", ..."""
+    return list(get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0])
 
 
 class Backbone(Decoder):
@@ -311,40 +297,6 @@ class Backbone(Decoder):
 
 def _is_content(x: Any) -> bool:
     return x.is_floating_point() if isinstance(x, Tensor) else isinstance(x, Mapping | list | tuple) and len(x) > 0
-
-
-def _layers(decoder: nn.Module, count: int) -> nn.ModuleList:
-    """Find the stack of decoder layers: the list of as many modules as the config counts layers.
-
-    decoder: of text, since an encoder of images beside it may have as many.
-    """
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise DualHeadError(f"{type(decoder).__name__} shows no list of {count} layers to read hidden states from.")
-
-
-def _keep_output(states: dict[int, Tensor], index: int):
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        states[index] = output[0] if isinstance(output, tuple) else output
-
-    return hook
-
-
-def _add(shift: Tensor):
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        hidden, *others = output if isinstance(output, tuple) else (output,)
-        hidden = hidden + shift.to(hidden)
-        return (hidden, *others) if isinstance(output, tuple) else hidden
-
-    return hook
-
-
-def _keep_input(states: dict[int, Tensor]):
-    def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
-        states[0] = inputs[0] if inputs else named["hidden_states"]
-
-    return hook
 
 
 def _without_decoder(lm: PreTrainedModel) -> PreTrainedModel:

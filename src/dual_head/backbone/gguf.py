@@ -147,7 +147,8 @@ def convert(gguf: Path, output_dir: Path, conversion: Conversion) -> None:
 
 @contextmanager
 def reading(gguf: Path) -> Iterator[None]:
-    """Turn every exception of a GGUF reader into one sentence."""
+    """Turn every exception of a GGUF reader into one sentence. Errors: the library that reads it is not installed."""
+    require("gguf", "gguf")
     try:
         yield
     except DualHeadError:

@@ -23,7 +23,7 @@ from dual_head.backbone.dtypes import announce, automatic_dtype, require_dtype, 
 from dual_head.backbone.gguf import read_header, read_model, read_tokenizer
 from dual_head.backbone.gguf import reading as reading_gguf
 from dual_head.data.sources import is_hub_name
-from dual_head.errors import DualHeadError, require
+from dual_head.errors import DualHeadError
 from dual_head.files.places import require_unaltered
 from dual_head.files.reading import reading
 
@@ -60,12 +60,13 @@ def load_backbone(
         )
     if is_gguf(name_or_path):
         return _load_gguf(Path(name_or_path), dtype, options)
+    config = _config_or_none(name_or_path, trust_remote_code=trust_remote_code, revision=revision)
     if dtype == "auto" and quantization_config is None:
-        dtype = _by_processor(name_or_path, device_map, trust_remote_code=trust_remote_code, revision=revision)
+        dtype = _by_processor(name_or_path, config, device_map)
     with ThreadPoolExecutor(1) as pool, _loading(name_or_path):
         check = pool.submit(require_unaltered, Path(name_or_path))  # a hash of all weights takes as long as loading
-        _require_sizes(name_or_path, **options)
-        config = _config_or_none(name_or_path, trust_remote_code=trust_remote_code, revision=revision)
+        if config is None:
+            _require_sizes(name_or_path, **options)  # else it was looked at when the config was read
         loaded: Any = auto_class(config).from_pretrained(
             name_or_path,
             dtype="auto" if dtype == "stored" else dtype,
@@ -91,7 +92,6 @@ def is_gguf(name_or_path: str | Path | None) -> bool:
 
 def _load_gguf(file: Path, dtype: str | torch.dtype, options: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a GGUF in plain tensors. Errors: options that are of other files."""
-    require("gguf", "gguf")
     attention = options.get("attn_implementation")
     if others := sorted(name for name in options if name != "attn_implementation"):
         raise DualHeadError(
@@ -111,7 +111,6 @@ def _load_gguf(file: Path, dtype: str | torch.dtype, options: Mapping[str, Any])
 def load_config(name_or_path: str, **options: Any) -> PreTrainedConfig:
     """Read a model's config with transformers. Errors: none there, damaged, absurd, or one that needs its own code."""
     if is_gguf(name_or_path):
-        require("gguf", "gguf")
         with reading_gguf(Path(name_or_path)):
             return AutoConfig.from_pretrained(Path(name_or_path).parent, gguf_file=Path(name_or_path).name)
     with reading(
@@ -150,8 +149,8 @@ def _config_or_none(name_or_path: str, **options: Any) -> PreTrainedConfig | Non
         return None
 
 
-def _by_processor(name_or_path: str, device_map: Any, **options: Any) -> torch.dtype | str:
-    if (config := _config_or_none(name_or_path, **options)) is None:
+def _by_processor(name_or_path: str, config: PreTrainedConfig | None, device_map: Any) -> torch.dtype | str:
+    if config is None:
         return "stored"
     with _loading(name_or_path):
         dtype, file_dtype = automatic_dtype(config, device_map), stored_dtype(config)

@@ -81,8 +81,8 @@ build_parser = partial(
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, take the port, load and serve."""
-    own, behind = _split(arguments)
-    (options,) = build_parser().read(own)
+    arguments, behind = _split(arguments)
+    (options,) = build_parser().read(arguments)
     if options.backend == "vllm":
         return _start_vllm(options, behind)
     for name, value in (("--vllm_python", options.vllm_python), ("--", behind)):
@@ -127,14 +127,14 @@ def _start_vllm(options: ServeOptions, behind: Sequence[str]) -> int:
     """Become vLLM's server. Errors: options that mean nothing to it; see `vllm_command`."""
     from dual_head.serve.vllm import VllmServer, vllm_command
 
-    given = {f.name: getattr(options, f.name) for f in fields(options) if f.init}
+    values = {f.name: getattr(options, f.name) for f in fields(options) if f.init}
     defaults = {f.name: f.default for f in fields(options)}
-    for name, value in given.items():
+    for name, value in values.items():
         if name not in (*VLLM_FLAGS, *VLLM_TOO) and value != defaults[name]:
             raise DualHeadError(f"--{name} means nothing to vLLM. Leave it out, or leave out --backend vllm.")
     if options.untrained:
         raise DualHeadError("There are no guides here to serve. Give a folder of them, as 'dual-head train' writes.")
-    changed = {name: value for name, value in given.items() if name in VLLM_FLAGS and value != defaults[name]}
+    changed = {name: value for name, value in values.items() if name in VLLM_FLAGS and value != defaults[name]}
     flags: dict[str, object] = {VLLM_FLAGS[name]: value for name, value in changed.items()}
     if options.dtype not in ("auto", "stored"):  # which are one to vLLM
         flags["--dtype"] = options.dtype
@@ -147,7 +147,7 @@ def _start_vllm(options: ServeOptions, behind: Sequence[str]) -> int:
         python=options.vllm_python,
         flags=flags,
         arguments=behind,
-        **{name: given[name] for name in taken},
+        **{name: values[name] for name in taken},
     )
     command, environment = vllm_command(server)
     note(f"starting {shlex.join(command)}")

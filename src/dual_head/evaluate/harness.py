@@ -122,8 +122,8 @@ def _guided_lm() -> type:
         @classmethod
         def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> Any:
             """The model of --model_args pretrained=GUIDES,alpha=1.0; see `load_harness_model`."""
-            given = {name: value for name, value in (additional_config or {}).items() if value is not None}
-            return load_harness_model(**arg_dict, **given)
+            options = {name: value for name, value in (additional_config or {}).items() if value is not None}
+            return load_harness_model(**arg_dict, **options)
 
         @classmethod
         def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> Any:

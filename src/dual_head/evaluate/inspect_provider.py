@@ -173,8 +173,8 @@ class GuidedAPI(ModelAPI):
 
 def _require_read(config: GenerateConfig) -> None:
     """Refuse a field that would change the reply, and is not read here."""
-    given = {name for name, value in config.model_dump(exclude_none=True).items() if value not in ({}, [])}
-    if unread := sorted(given - READ - INSPECTS):
+    settings = {name for name, value in config.model_dump(exclude_none=True).items() if value not in ({}, [])}
+    if unread := sorted(settings - READ - INSPECTS):
         raise DualHeadError(f"dual_head does not take {unread[0]} in Inspect. Leave it out.")
     if unknown := sorted(set(config.extra_body or {}) - {"alpha"}):
         raise DualHeadError(f"extra_body of dual_head has alpha, and no {unknown[0]}. Leave it out.")

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dual_head.backbone.fingerprint import digest, sketch
 from dual_head.backbone.gguf import READING_ERRORS
 from dual_head.errors import DualHeadError, require
+from dual_head.export.folder import merge_identity
+from dual_head.export.merge import Folded
 from dual_head.files.places import CHECKSUMS, MERGE_FILE, checksums
+from dual_head.guides import kind_of
 from dual_head.guides.steering import Steering, SteeringConfig
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.alpha import Alpha
@@ -40,7 +42,7 @@ def read_control_vector(file: str | Path) -> dict[int, Tensor]:
         tensors = {x.name: x for x in reader.tensors}
     except READING_ERRORS as error:
         raise DualHeadError(f"'{file}' cannot be read as a GGUF: {error}. Copy it anew.") from error
-    vectors = {int(found[1]) + 1: x for name, x in tensors.items() if (found := DIRECTION.fullmatch(name))}
+    vectors = {int(match[1]) + 1: x for name, x in tensors.items() if (match := DIRECTION.fullmatch(name))}
     if architecture != ARCHITECTURE or not vectors or len(vectors) < len(tensors):
         raise DualHeadError(
             f"'{file}' is no control vector but a GGUF of '{architecture}'. As a backbone it is read by "
@@ -55,9 +57,9 @@ def attach_control_vector(model: AlignedModel, name: str, file: str | Path, *, a
     width, count = model.backbone.shape.hidden_size, model.backbone.num_layers
     widths = {len(v) for v in vectors.values()}
     if widths != {width} or max(vectors) > count:
-        found = f"layers to {max(vectors)} of width {', '.join(map(str, sorted(widths)))}"
+        sizes = f"layers to {max(vectors)} of width {', '.join(map(str, sorted(widths)))}"
         raise DualHeadError(
-            f"'{file}' has {found}, and the backbone has {count} layers of width {width}. "
+            f"'{file}' has {sizes}, and the backbone has {count} layers of width {width}. "
             "Give the backbone that it was made for."
         )
     model.attach(name, SteeringConfig(layers=[*vectors]), alpha=alpha)
@@ -71,6 +73,12 @@ def control_vectors(model: AlignedModel, *, alpha: Alpha = None) -> dict[int, Te
     Errors: a guide of another kind, or of the reply's tokens alone; not exactly one that acts, since what two guides
     add to the logits is not what their vectors add to one stream.
     """
+    guide, strength = _acting(model, alpha)
+    return dict(zip(guide.layers, strength.alpha * guide.vectors.detach().float().cpu(), strict=True))
+
+
+def _acting(model: AlignedModel, alpha: Alpha) -> tuple[Steering, Folded]:
+    """The steering guide that acts, and what is written of it. Errors: see `control_vectors`."""
     strengths, values = model.resolve_alpha(alpha, 1)
     if any(strengths.schedules):
         raise DualHeadError("A control vector has one strength, and alpha follows a schedule. Give a number.")
@@ -80,10 +88,9 @@ def control_vectors(model: AlignedModel, *, alpha: Alpha = None) -> dict[int, Te
     (name,), guide = strengths.names, model.guide(strengths.names[0])
     if not isinstance(guide, Steering):
         raise DualHeadError(f"The guide '{name}' is no steering vector, so a control vector cannot hold it.")
-    if guide.config.tokens != "all":
+    if guide.spares_prompts:
         raise DualHeadError(f"'{name}' leaves the prompt as it is (tokens=reply), and a control vector does not.")
-    vectors = values[0, 0].item() * guide.vectors.detach().float().cpu()
-    return dict(zip(guide.layers, vectors, strict=True))
+    return guide, Folded(name, kind_of(guide), None, values[0, 0].item())
 
 
 def write_control_vector(model: AlignedModel, folder: Path, *, alpha: Alpha = None) -> Path:
@@ -113,12 +120,5 @@ def write_control_vector(model: AlignedModel, folder: Path, *, alpha: Alpha = No
 
 
 def control_vector_identity(model: AlignedModel, alpha: Alpha) -> dict[str, Any]:
-    """What makes a control vector this one: strengths, vectors and backbone."""
-    strengths, values = model.resolve_alpha(alpha, 1)
-    tensors = {name: sketch(x) for name, x in model.stored().items() if x.is_floating_point()}
-    return {
-        "form": FORM,
-        "backbone": model.backbone.fingerprint().short,
-        "alpha": dict(zip(strengths.names, values[0].tolist(), strict=True)),
-        "weights": digest([tensors], 16),
-    }
+    """What makes a control vector this one: the guide, its strength and vectors, and the backbone."""
+    return merge_identity(model, [_acting(model, alpha)[1]], FORM)

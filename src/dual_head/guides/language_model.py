@@ -18,10 +18,9 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 from dual_head.backbone.cache import CacheSlot
-from dual_head.backbone.decoder import Backbone, BackboneShape, Decoder
+from dual_head.backbone.decoder import Backbone, BackboneShape, Decoder, layer_types
 from dual_head.backbone.features import Features
 from dual_head.backbone.joint import Changes, JointDecoder, JointPart
 from dual_head.backbone.views import shared_view
@@ -145,7 +144,7 @@ class LanguageModel(SecondModel):
         for reader in self._lms:
             if isinstance(reader, _GuidedLM):
                 return "its model has guides of its own"
-            if set(get_layer_types_and_kwargs(reader.lm.config.get_text_config(decoder=True))[0]) != {"full_attention"}:
+            if {*layer_types(reader.lm.config)} != {"full_attention"}:
                 return "its model looks back through a window"
         return None
 

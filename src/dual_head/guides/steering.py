@@ -13,10 +13,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 from dual_head.backbone.cache import CacheSlot
-from dual_head.backbone.decoder import Backbone, BackboneShape
+from dual_head.backbone.decoder import Backbone, BackboneShape, layer_types
 from dual_head.backbone.features import Features, TokenStrength
 from dual_head.backbone.joint import JointPart, Shifts
 from dual_head.errors import DualHeadError
@@ -105,8 +104,8 @@ class Steering(Guide):
     @property
     def why_not_paged(self) -> str | None:
         """A step of pages has one mask, and windows have their own."""
-        windows = set(get_layer_types_and_kwargs(self._backbone[0].config.get_text_config(decoder=True))[0])
-        return None if windows == {"full_attention"} else "its rows of the backbone look back through a window"
+        types = {*layer_types(self._backbone[0].config)}
+        return None if types == {"full_attention"} else "its rows of the backbone look back through a window"
 
     @property
     def extra_forwards(self) -> float:

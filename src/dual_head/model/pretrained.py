@@ -29,7 +29,7 @@ from dual_head.backbone.gguf import read_header, read_tokenizer
 from dual_head.backbone.gguf import reading as reading_gguf
 from dual_head.backbone.load import is_gguf, load_backbone
 from dual_head.config import AlignedConfig, BackboneConfig
-from dual_head.errors import DualHeadError, did_you_mean, require
+from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder
 from dual_head.files.reading import reading
 from dual_head.guides import GuideConfig
@@ -197,7 +197,6 @@ def guide_to_attach(
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer, of a GGUF file the one that it holds. Errors: none there, or a damaged one."""
     if is_gguf(name_or_path):
-        require("gguf", "gguf")
         with reading_gguf(Path(name_or_path)):
             return read_tokenizer(Path(name_or_path), read_header(Path(name_or_path)))
     with reading(

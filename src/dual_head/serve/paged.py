@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessorList
-from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutput
 
 from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.decoder import layer_types
 from dual_head.backbone.features import Features, TokenStrength
 from dual_head.errors import DualHeadError
 from dual_head.guides import States
@@ -135,7 +135,7 @@ class PagedModel(nn.Module):
         text = model.backbone.config.get_text_config(decoder=True)
         layers = self._layers_of_a_token()
         self._page = _shape_of_all(layers[: model.backbone.num_layers], model)
-        kinds = get_layer_types_and_kwargs(text)[0]
+        kinds = layer_types(text)
         self._kind = kinds[0] if len(set(kinds)) == 1 else None
         self._places = self._placed(text.num_hidden_layers, layers[model.backbone.num_layers :])
         self.config = copy.deepcopy(text)
@@ -294,7 +294,7 @@ def require_servable(model: AlignedModel) -> None:
     attention = model.backbone.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise DualHeadError(f"Attention '{attention}' cannot be served. Load it with attn_implementation='sdpa'.")
-    kinds = set(get_layer_types_and_kwargs(model.backbone.config.get_text_config(decoder=True))[0])
+    kinds = {*layer_types(model.backbone.config)}
     if others := kinds - {FULL, "sliding_attention"}:
         raise _unservable(model, f"pages hold no layers of {', '.join(sorted(others))}")
     # A step is one row of many requests. Windows have masks of their own, of which what is tried there knows nothing.

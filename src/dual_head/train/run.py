@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from accelerate.utils import send_to_device
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
@@ -108,7 +109,7 @@ class GuideRun(Run):
 
             def batches() -> Iterator[Any]:
                 for batch in loader:
-                    yield {k: x.to(self.model.device) if isinstance(x, Tensor) else x for k, x in batch.items()}
+                    yield send_to_device(batch, self.model.device)
                     gauge.advance(len(batch["counts"]) // 2)
 
             self.fitted = fit.fit(self.model, self.method.name, batches())
@@ -213,8 +214,8 @@ def _require_no_steps(method: Method, args: GuideTrainingArguments) -> None:
     """Refuse what is asked of steps, where there are none."""
     plain = GuideTrainingArguments(args.output_dir, use_cpu=args.use_cpu)
     names = [f.name for f in dataclasses.fields(args) if f.name not in OF_FITS]
-    if given := [name for name in names if getattr(args, name) != getattr(plain, name)]:
-        flags = ", ".join(f"--{name}" for name in given)
+    if of_steps := [name for name in names if getattr(args, name) != getattr(plain, name)]:
+        flags = ", ".join(f"--{name}" for name in of_steps)
         raise DualHeadError(f"'{method.name}' is computed in one pass over the pairs, not in steps. Leave out {flags}.")
 
 

@@ -1,0 +1,74 @@
+"""What the layers of a decoder give, read and changed while it runs, through hooks on exactly those layers.
+
+It knows modules, and neither architectures nor what is read or added.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from dual_head.errors import DualHeadError
+
+
+def layer_stack(decoder: nn.Module, count: int) -> nn.ModuleList:
+    """Find the stack of decoder layers: the list of as many modules as the config counts layers.
+
+    decoder: of text, since an encoder of images beside it may have as many.
+    """
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise DualHeadError(f"{type(decoder).__name__} shows no list of {count} layers to read hidden states from.")
+
+
+@contextmanager
+def kept(stack: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Keep {i: [B, T, d]}: 0 is what the first layer of the stack reads, i what layer i - 1 gives."""
+    states: dict[int, Tensor] = {}
+    hooks = [
+        stack[i - 1].register_forward_hook(_keep_output(states, i))
+        if i
+        else stack[0].register_forward_pre_hook(_keep_input(states), with_kwargs=True)
+        for i in layers
+    ]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def shifted(stack: nn.ModuleList, shifts: Mapping[int, Tensor]) -> Iterator[None]:
+    """Add to what layers give: {i: [B or 1, T or 1, d]} to that of layer i - 1."""
+    hooks = [stack[i - 1].register_forward_hook(_add(shift)) for i, shift in shifts.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _keep_output(states: dict[int, Tensor], index: int):
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        states[index] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _add(shift: Tensor):
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden, *others = output if isinstance(output, tuple) else (output,)
+        hidden = hidden + shift.to(hidden)
+        return (hidden, *others) if isinstance(output, tuple) else hidden
+
+    return hook
+
+
+def _keep_input(states: dict[int, Tensor]):
+    def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        states[0] = inputs[0] if inputs else named["hidden_states"]
+
+    return hook
