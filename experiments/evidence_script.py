@@ -28,6 +28,17 @@ def parsed(parser: argparse.ArgumentParser, small: Mapping[str, Any]) -> argpars
     return parser.parse_args()
 
 
+def world_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of a comparison in the demonstration's world: how many seeds, requests and new tokens."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=300, help="new requests that are answered")
+    parser.add_argument("--new_tokens", type=int, default=56)
+    parser.add_argument("--page", help="a markdown file whose tables between markers are written again")
+    return parser
+
+
 def same_plan(file: Path, said: Mapping[str, Any]) -> None:
     """Write down what a folder is for; refuse to go on in that of another plan."""
     if file.is_file() and (there := json.loads(file.read_text())) != said:

@@ -170,13 +170,13 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: tuple[str
 
 def _gains(values: np.ndarray, alphas: Sequence[str], objectives: Sequence[str]) -> list[dict[str, Any]]:
     """Paired gains of values [points, seeds, prompts, 2] over the point where both strengths are 0."""
-    at = {tuple(json.loads(alpha)[name] for name in objectives): own for alpha, own in zip(alphas, values, strict=True)}
-    found = []
+    at = {tuple(json.loads(alpha)[name] for name in objectives): x for alpha, x in zip(alphas, values, strict=True)}
+    gains = []
     for pair in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
         if pair in at and (0.0, 0.0) in at:
             spans = [crossed(at[pair][..., k] - at[0.0, 0.0][..., k]) for k in (0, 1)]
-            found.append({"alpha": pair, "gains": [{"mean": mean, "interval": interval} for mean, interval in spans]})
-    return found
+            gains.append({"alpha": pair, "gains": [{"mean": mean, "interval": interval} for mean, interval in spans]})
+    return gains
 
 
 def _redrawn(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -350,9 +350,9 @@ def _two(summary: Mapping[str, Any]) -> str:
     ]
     text = f"{markdown(columns, rows)}\n\n{note}"
     gains = [
-        [name, *(f"{alpha:g}" for alpha in at["alpha"]), *(_span(own["mean"], own["interval"]) for own in at["gains"])]
-        for name, said in summary["two"]["methods"].items()
-        for at in said.get("gains", ())
+        [name, *(f"{alpha:g}" for alpha in at["alpha"]), *(_span(x["mean"], x["interval"]) for x in at["gains"])]
+        for name, figures in summary["two"]["methods"].items()
+        for at in figures.get("gains", ())
     ]
     if not gains:
         return text

@@ -7,13 +7,12 @@ by the exact reward and desirable from a threshold on, or labelled by the side o
 requests. What is done is skipped.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from evidence_answers import answered, base_of
-from evidence_script import circumstances, parsed, publish
+from evidence_script import circumstances, parsed, publish, world_parser
 from evidence_tables import compared, differences, markdown, trade_off_table, traded
 from evidence_worlds import Demo
 
@@ -60,21 +59,16 @@ def guide(folder: Path, name: str, options: dict[str, Any], data: Path, args: An
 
 def main() -> None:
     """Train all three, answer, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser = world_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=2000, help="N")
     parser.add_argument("--threshold", type=float, default=0.5, help="a reply is desirable from so many points on")
     parser.add_argument("--replies_a_step", type=int, default=32)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--beta", type=float, default=0.5)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=300, help="new requests that are answered")
-    parser.add_argument("--new_tokens", type=int, default=56)
-    parser.add_argument("--page", help="a markdown file whose tables between markers are written again")
     args = parsed(parser, SMALL)
     demo = Demo(folder=args.output_dir)
-    asked = demo.asked("test", args.prompts)
+    requests = demo.asked("test", args.prompts)
     rows: dict[str, list] = {PAIRED: [], SCORED: [], SIDES: []}
     base = []
     options = {"beta": args.beta, "lambda_kl": 0.0}
@@ -86,12 +80,12 @@ def main() -> None:
             place = args.output_dir / f"{name.replace(', ', '-').replace(' ', '-')}-s{seed}"
             guide(place, trained, options, data, args, seed, **run)
             rows[name].append(
-                answered(place / "test.jsonl", demo, asked, ALPHAS, seed=seed, max_new_tokens=args.new_tokens,
+                answered(place / "test.jsonl", demo, requests, ALPHAS, seed=seed, max_new_tokens=args.new_tokens,
                          model=lambda place=place: AlignedModel.from_pretrained(str(place)))
             )  # fmt: skip
             print(f"{name}, seed {seed}: answered", flush=True)
         base.append(
-            answered(args.output_dir / f"base-{seed}.jsonl", demo, asked, (0.0,), seed=seed,
+            answered(args.output_dir / f"base-{seed}.jsonl", demo, requests, (0.0,), seed=seed,
                      max_new_tokens=args.new_tokens, model=lambda: base_of(demo))
         )  # fmt: skip
     alphas = [f"{alpha:g}" for alpha in ALPHAS]

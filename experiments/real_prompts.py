@@ -7,7 +7,7 @@ Each rule has one pair of prompts, which was not searched. No guide here is trai
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,23 +62,28 @@ def measured(world: Questions, asked: Sequence[Asked], folder: Path, seed: int) 
     }
 
 
+COLUMNS = ("tokens", "diversity", "KL", "ended by itself")
+
+
+def cells(alpha: str, x: Mapping[str, Any], *, reference: bool) -> list[str]:
+    """Strength, mean, gain and what else moved, of one system; without a gain for what the others are compared with."""
+    gain = f"{x['gain']:+.2f} ({x['interval'][0]:+.2f} to {x['interval'][1]:+.2f})"
+    unguided = alpha == "0"
+    return [
+        "" if unguided else alpha, f"{x['reward']:.2f}", "" if reference else gain, f"{x['tokens']:.1f}",
+        f"{x['diversity']:.2f}", "" if unguided else f"{x['kl']:.2f}", f"{100 * x['finished']:.0f}%",
+    ]  # fmt: skip
+
+
 def table(figures: dict[str, dict[str, Any]]) -> str:
     """A row for each rule, system and strength."""
     rows = []
     for rule, systems in figures.items():
         for name, at in systems.items():
-            for alpha, x in at.items():
-                gain = f"{x['gain']:+.2f} ({x['interval'][0]:+.2f} to {x['interval'][1]:+.2f})"
-                first = name == "the request"
-                rows.append(
-                    [
-                        f"{rule} ({RULES[rule].unit})" if first else "", name, "" if alpha == "0" else alpha,
-                        f"{x['reward']:.2f}", "" if first else gain, f"{x['tokens']:.1f}", f"{x['diversity']:.2f}",
-                        "" if alpha == "0" else f"{x['kl']:.2f}", f"{100 * x['finished']:.0f}%",
-                    ]
-                )  # fmt: skip
-    columns = ["rule", "system", "alpha", "mean", "gain over the request (95%)"]
-    return markdown([*columns, "tokens", "diversity", "KL", "ended by itself"], rows)
+            first = name == "the request"
+            title = f"{rule} ({RULES[rule].unit})" if first else ""
+            rows += [[title, name, *cells(alpha, x, reference=first)] for alpha, x in at.items()]
+    return markdown(["rule", "system", "alpha", "mean", "gain over the request (95%)", *COLUMNS], rows)
 
 
 def main() -> None:
@@ -98,8 +103,7 @@ def main() -> None:
         world = Questions(
             folder=args.output_dir / rule, replies=args.output_dir, data=args.data, backbone=args.backbone, about=rule
         )
-        if args.new_tokens:
-            world = replace(world, decoding=replace(world.decoding, max_new_tokens=args.new_tokens))
+        world = world.shortened(args.new_tokens)
         figures[rule] = measured(world, world.asked("test", args.prompts), args.output_dir / rule, args.seed)
         print(f"{rule}: done.", flush=True)
     about = circumstances() | {"prompts": args.prompts, "seed": args.seed, "texts": PROMPTS}

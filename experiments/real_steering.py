@@ -8,7 +8,6 @@ Layers and directions were not searched: all that were tried are in the table. W
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from evidence_answers import answered, base_of
 from evidence_script import circumstances, parsed, publish
 from evidence_tables import compared, markdown
 from evidence_worlds import Asked
+from real_prompts import COLUMNS, cells
 from real_world import Questions
 
 from dual_head import AlignedModel, GuideTrainingArguments, method
@@ -47,35 +47,27 @@ def fitted(world: Questions, options: Mapping[str, Any], folder: Path, max_pairs
     return str(folder)
 
 
-def measured(world: Questions, asked: Sequence[Asked], folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measured(world: Questions, questions: Sequence[Asked], folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Figures of every set of vectors: {name: {alpha: figures}}."""
-    base = answered(folder / "base.jsonl", world, asked, (0.0,), seed=args.seed, model=lambda: base_of(world))
+    base = answered(folder / "base.jsonl", world, questions, (0.0,), seed=args.seed, model=lambda: base_of(world))
     figures: dict[str, Any] = {"the backbone": compared([base], [base], ["0"])}
     for name, options in VECTORS.items():
         place = folder / name.replace(" ", "-").replace("'", "")
         vectors = fitted(world, options, place, args.max_pairs)
         model = partial(AlignedModel.from_pretrained, vectors, dtype=world.dtype)
-        rows = answered(place / "test.jsonl", world, asked, args.alphas, seed=args.seed, model=model)
+        rows = answered(place / "test.jsonl", world, questions, args.alphas, seed=args.seed, model=model)
         figures[name] = compared([rows], [base], [f"{alpha:g}" for alpha in args.alphas])
     return figures
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """A row for each set of vectors and strength."""
-    rows = []
-    for name, at in figures.items():
-        for i, (alpha, x) in enumerate(at.items()):
-            base = name == "the backbone"
-            gain = "" if base else f"{x['gain']:+.2f} ({x['interval'][0]:+.2f} to {x['interval'][1]:+.2f})"
-            kl = "" if base else f"{x['kl']:.2f}"
-            rows.append(
-                [
-                    "" if i else name, "" if base else alpha, f"{x['reward']:.2f}", gain, f"{x['tokens']:.1f}",
-                    f"{x['diversity']:.2f}", kl, f"{100 * x['finished']:.0f}%",
-                ]
-            )  # fmt: skip
-    columns = ["vectors", "alpha", "mean", "gain over the backbone (95%)", "tokens", "diversity", "KL"]
-    return markdown([*columns, "ended by itself"], rows)
+    rows = [
+        ["" if i else name, *cells(alpha, x, reference=name == "the backbone")]
+        for name, at in figures.items()
+        for i, (alpha, x) in enumerate(at.items())
+    ]
+    return markdown(["vectors", "alpha", "mean", "gain over the backbone (95%)", *COLUMNS], rows)
 
 
 def main() -> None:
@@ -98,8 +90,7 @@ def main() -> None:
         folder=args.output_dir / args.rule, replies=args.replies, data=args.data, about=args.rule, dtype=args.dtype,
         backbone=str(Path(args.backbone).resolve()),
     )  # fmt: skip
-    if args.new_tokens:
-        world = replace(world, decoding=replace(world.decoding, max_new_tokens=args.new_tokens))
+    world = world.shortened(args.new_tokens)
     figures = measured(world, world.asked("test", args.prompts), world.folder, args)
     about = circumstances() | {"rule": args.rule, "prompts": args.prompts, "seed": args.seed}
     publish(

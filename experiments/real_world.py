@@ -5,7 +5,7 @@ and neither is noise. It knows no guides, no training and no tables.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,10 @@ class Questions(World):
     def shared(self) -> Path:
         """One place for the folders of all rules: the backbone's replies are the same to each."""
         return self.folder.parent / f"base-{kind_of(self.about)}"
+
+    def shortened(self, new_tokens: int | None) -> "Questions":
+        """The same with replies of at most so many tokens; None: as they are."""
+        return self if new_tokens is None else replace(self, decoding=replace(self.decoding, max_new_tokens=new_tokens))
 
     def overall(self, rewards: dict[str, float]) -> float:
         """The rule's own score, whichever rule the reply was first scored for."""

@@ -7,13 +7,12 @@ from the backbone, and four from the first round's guide. Both train on about as
 reward, and answer the same new requests. What is done is skipped.
 """
 
-import argparse
 import random
 from pathlib import Path
 from typing import Any
 
 from evidence_answers import answered, base_of
-from evidence_script import circumstances, parsed, publish
+from evidence_script import circumstances, parsed, publish, world_parser
 from evidence_tables import compared, differences, markdown, trade_off_table, traded
 from evidence_worlds import Demo
 
@@ -53,13 +52,8 @@ def guide(folder: Path, requests: int, rounds: int, seed: int, new_tokens: int) 
 
 def main() -> None:
     """Train both, answer, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser = world_parser(__doc__)
     parser.add_argument("--requests", type=int, default=200, help="N")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=300, help="new requests that are answered")
-    parser.add_argument("--new_tokens", type=int, default=56)
-    parser.add_argument("--page", help="a markdown file whose tables between markers are written again")
     args = parsed(parser, SMALL)
     demo = Demo(folder=args.output_dir)
     asked = demo.asked("test", args.prompts)
