@@ -159,7 +159,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dev_prompts", type=int, default=100, help="of the search")
     parser.add_argument("--two_prompts", type=int, default=100, help="at each of 16 pairs of strengths; 0: no mixing")
     parser.add_argument("--max_new_tokens", type=int, help="instead of the world's own")
-    parser.add_argument("--alphas", type=float, nargs="+", help="strengths of the main table, 1 among them")
+    parser.add_argument("--alphas", type=float, nargs="+", help="strengths of every method, 1 among them [by method]")
     parser.add_argument("--best_of", type=int, help="the backbone's replies to choose the best of [as many as seeds]")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument("--page", help="a markdown file whose tables between markers are written again")

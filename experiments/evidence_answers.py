@@ -1,7 +1,6 @@
 """What trained systems answer: replies at every strength with their length, divergence and scores, kept as JSONL.
 
-All strengths of a prompt are in one batch; replies of one seed repeat. It knows models that generate and worlds that
-score. It knows no training and no table.
+Replies of one seed repeat. It knows models that generate and worlds that score. It knows no training and no table.
 """
 
 import json
@@ -22,8 +21,11 @@ from dual_head.model.generate import encode_prompts
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.model.score import reply_scalars
 from dual_head.replies.sample import generate_replies, reply_lengths
+from dual_head.serve.offline import is_servable
+from dual_head.serve.settings import EngineSettings
 
 ROWS = 192  # generated at a time
+RUNNING_ROWS, RUNNING_TOKENS = 96, 512  # of a step of a running batch
 Strength = float | Mapping[str, float]
 Row = dict[str, Any]
 
@@ -77,7 +79,6 @@ def read_rows(file: Path) -> list[Row]:
     return [json.loads(line) for line in file.read_text().split("\n") if line] if file.is_file() else []
 
 
-@torch.no_grad()
 def replies(
     model: AlignedModel,
     tokenizer: Any,
@@ -88,58 +89,115 @@ def replies(
     seed: int,
     limit: int | None = None,
 ) -> list[Row]:
-    """One reply to every prompt at every strength, prompts of like lengths together, as rows by prompt and strength."""
-    set_seed(1000 + seed)
+    """One reply to every prompt at every strength, as rows by prompt and strength."""
+    answer = _in_a_running_batch if model.device.type == "cpu" and is_servable(model) else _in_padded_batches
+    rows = answer(model, tokenizer, asked, alphas, decoding, 1000 + seed, limit or decoding.max_new_tokens)
+    return [rows[i, label_of(alpha)] for i in range(len(asked)) for alpha in alphas]
+
+
+def _in_a_running_batch(
+    model: AlignedModel,
+    tokenizer: Any,
+    asked: Sequence[Asked],
+    alphas: Sequence[Strength],
+    decoding: Decoding,
+    seed: int,
+    limit: int,
+) -> dict[tuple[int, str], Row]:
+    """Rows by number of the prompt and strength; one strength after the other, so that prompts are read once."""
+    places = [(i, alpha) for alpha in alphas for i in range(len(asked))]
+    pieces = model.generate_batch(
+        [asked[i].prompt for i, _ in places],
+        tokenizer=tokenizer,
+        alpha=_strengths(model, [alpha for _, alpha in places]),
+        max_new_tokens=limit,
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        seed=seed * len(places),
+        trace=True,
+        settings=EngineSettings(max_rows=RUNNING_ROWS, max_batch_tokens=RUNNING_TOKENS),
+    )
+    rows = {}
+    for (i, alpha), piece in zip(places, pieces, strict=True):
+        ids = [token.id for token in piece.tokens]
+        traces = [token.trace for token in piece.tokens]
+        kl, logp = sum(trace.kl for trace in traces), sum(trace.base_logp for trace in traces)
+        rows[i, label_of(alpha)] = _row(asked[i], alpha, tokenizer, ids, piece.finish_reason == "stop", kl, logp)
+    return rows
+
+
+@torch.no_grad()
+def _in_padded_batches(
+    model: AlignedModel,
+    tokenizer: Any,
+    asked: Sequence[Asked],
+    alphas: Sequence[Strength],
+    decoding: Decoding,
+    seed: int,
+    limit: int,
+) -> dict[tuple[int, str], Row]:
+    """The same with `generate`, of what a running batch cannot hold: prompts of like lengths together."""
+    set_seed(seed)
     lengths = [encode_prompts([one.prompt], tokenizer)["input_ids"].shape[1] for one in asked]  # pyright: ignore[reportAttributeAccessIssue]
     order = sorted(range(len(asked)), key=lambda i: lengths[i])
     step = max(1, ROWS // len(alphas))
-    found: dict[int, list[Row]] = {}
+    rows = {}
     for start in range(0, len(order), step):
-        some = order[start : start + step]
-        batch = [(asked[i], alpha) for i in some for alpha in alphas]
-        rows = _batch(model, tokenizer, batch, decoding, limit or decoding.max_new_tokens)
-        for place, i in enumerate(some):
-            found[i] = rows[place * len(alphas) : (place + 1) * len(alphas)]
-    return [row for i in range(len(asked)) for row in found[i]]
+        places = [(i, alpha) for i in order[start : start + step] for alpha in alphas]
+        batch = [(asked[i], alpha) for i, alpha in places]
+        for (i, alpha), row in zip(places, _batch(model, tokenizer, batch, decoding, limit), strict=True):
+            rows[i, label_of(alpha)] = row
+    return rows
+
+
+def _strengths(model: AlignedModel, alphas: Sequence[Strength]) -> dict[str, list[float]] | None:
+    """What `generate` takes as alpha: a value of each guide for every row; a number is every guide's."""
+    strengths = {
+        name: [alpha.get(name, 0.0) if isinstance(alpha, Mapping) else alpha for alpha in alphas]
+        for name in model.guides
+    }
+    return strengths or None
 
 
 def _batch(
     model: AlignedModel, tokenizer: Any, asked: Sequence[tuple[Asked, Strength]], decoding: Decoding, limit: int
 ) -> list[Row]:
-    strengths = {
-        name: [alpha.get(name, 0.0) if isinstance(alpha, Mapping) else alpha for _, alpha in asked]
-        for name in model.guides
-    }
+    strengths = _strengths(model, [alpha for _, alpha in asked])
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
         if decoding.temperature
         else {"do_sample": False}
     )
     sequences, mask, new = generate_replies(
-        model, tokenizer, [one.prompt for one, _ in asked], alpha=strengths or None, max_new_tokens=limit, **sampling
+        model, tokenizer, [one.prompt for one, _ in asked], alpha=strengths, max_new_tokens=limit, **sampling
     )
     ended = (new == tokenizer.eos_token_id).any(1)
     lengths = reply_lengths(new, tokenizer.eos_token_id)
     needs = ("kl", "base_logps")
-    scalars = reply_scalars(model, sequences, mask, alpha=strengths or None, lengths=lengths, needs=needs)
+    scalars = reply_scalars(model, sequences, mask, alpha=strengths, lengths=lengths, needs=needs)
     rows = []
     for i, (one, alpha) in enumerate(asked):
-        tokens = int(lengths[i])
-        own = [token for token in new[i, :tokens].tolist() if token != tokenizer.eos_token_id]
-        rows.append(
-            {
-                "id": one.id,
-                "of": one.of,
-                "alpha": label_of(alpha),
-                "reply": tokenizer.decode(own, skip_special_tokens=True),
-                "tokens": tokens,
-                "finished": bool(ended[i]),
-                "kl": round(max(0.0, scalars["kl"][i].item()), 5),
-                "base_loss": round(-scalars["base_logps"][i].item() / tokens, 5),
-                "diversity": round(diversity(own), 5),
-            }
-        )
+        ids = new[i, : int(lengths[i])].tolist()
+        kl, logp = scalars["kl"][i].item(), scalars["base_logps"][i].item()
+        rows.append(_row(one, alpha, tokenizer, ids, bool(ended[i]), kl, logp))
     return rows
+
+
+def _row(one: Asked, alpha: Strength, tokenizer: Any, ids: list[int], ended: bool, kl: float, logp: float) -> Row:
+    """One reply of some tokens, the last of which may be the end: nats from the backbone, and its log-probability."""
+    text = [token for token in ids if token != tokenizer.eos_token_id]
+    return {
+        "id": one.id,
+        "of": one.of,
+        "alpha": label_of(alpha),
+        "reply": tokenizer.decode(text, skip_special_tokens=True),
+        "tokens": len(ids),
+        "finished": ended,
+        "kl": round(max(0.0, kl), 5),
+        "base_loss": round(-logp / len(ids), 5),
+        "diversity": round(diversity(text), 5),
+    }
 
 
 def _require_finite(row: Row) -> None:

@@ -54,6 +54,9 @@ SETTINGS: Mapping[str, Mapping[str, tuple[dict[str, Any], float]]] = {
     },
 }
 METHODS = tuple(SETTINGS["demo"])
+ALPHAS = (0.5, 1.0, 1.5, 2.0)
+# In the real world, strengths of like divergence: at 1 they are from 0.2 to 35 nats away.
+REAL_ALPHAS = {"dual_head": (1.0, 4.0), "iav": (1.0, 1.5), "genarm": (0.25, 1.0), "dpo": (0.25, 1.0)}
 FACTORS = {1: (1.0,), 2: (1.0, 3.0), 3: (1 / 3, 1.0, 3.0)}  # of the middle learning rate
 TWO = ("dual_head", "hidden")  # methods of which two objectives are mixed
 
@@ -125,7 +128,7 @@ class Plan:
     ablations: tuple[str, ...] = ()
     prompts: int = 300
     dev_prompts: int = 100
-    alphas: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    alphas: tuple[float, ...] = ()
     grid: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
     max_new_tokens: int | None = None
     best_of: int = 0
@@ -134,6 +137,10 @@ class Plan:
     def base_seeds(self) -> range:
         """Seeds of the backbone's replies: those of the runs, and more where the best of them is a reference."""
         return range(max(self.seeds, self.best_of))
+
+    def alphas_of(self, method: str) -> tuple[float, ...]:
+        """Strengths at which a method answers, 1 among them: those of the plan, or else of the world."""
+        return self.alphas or (REAL_ALPHAS.get(method, (0.5, 1.0)) if self.world.name == "real" else ALPHAS)
 
     def search(self) -> list[Run]:
         """Every method at every learning rate, at the first seed."""

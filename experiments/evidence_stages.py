@@ -123,7 +123,7 @@ class Evidence:
 
     def test(self, run: Run) -> list[Row]:
         """Answers of a run to the test prompts at every strength."""
-        return self._answers(run, "test", self.plan.prompts, self.plan.alphas)
+        return self._answers(run, "test", self.plan.prompts, self.plan.alphas_of(run.method))
 
     def base(self, seed: int) -> list[Row]:
         """The backbone's own answers to the test prompts."""

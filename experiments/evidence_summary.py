@@ -10,7 +10,7 @@ from evidence_answers import Row
 from evidence_judge import judge_folders
 from evidence_runs import train
 from evidence_stages import Evidence
-from evidence_tables import compared, crossed, frontiers, preferred, table_of, traded
+from evidence_tables import compared, crossed, frontiers, preferred, strengths_of, table_of, traded
 from evidence_transfer import transfer_alphas
 
 from dual_head.errors import DualHeadError
@@ -24,11 +24,10 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
     base = [evidence.base(seed) for seed in range(plan.seeds)]
     runs = {name: [run for run in plan.main(rates) if run.method == name] for name in plan.methods}
     rows = {name: [evidence.test(run) for run in own] for name, own in runs.items()}
-    alphas = [f"{alpha:g}" for alpha in plan.alphas]
     said = {name: train(plan, own[0]) for name, own in runs.items()}
     main = {
         name: {key: said[name][key] for key in ("parameters", "forwards", "seconds", "options", "learning_rate")}
-        | {"at": compared(own, base, alphas)}
+        | {"at": compared(own, base, strengths_of(own))}
         for name, own in rows.items()
     }
     first = plan.methods[0]
@@ -40,7 +39,7 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
         "judge": _judge(evidence),
         "search": {name: {"tried": own, "rate": rates[name]} for name, own in evidence.tried().items()},
         "main": main,
-        "trade_off": traded(rows, base, alphas, [evidence.base(seed) for seed in plan.base_seeds]),
+        "trade_off": traded(rows, base, [evidence.base(seed) for seed in plan.base_seeds]),
         "wins": {"of": first, "over": wins},
         "quality": {
             "the backbone": compared(base, base, ["0"])["0"],
@@ -66,15 +65,14 @@ def _ablation(
 ) -> dict[str, Any]:
     """Each setting of one change, and the method's own settings, at the same seeds."""
     runs, found = evidence.plan.ablated(rates), {}
-    alphas = [f"{alpha:g}" for alpha in evidence.plan.alphas]
-    at_equal = traded({name: rows[name] for name in dict.fromkeys(run.method for run in runs)}, base, alphas)["methods"]
+    at_equal = traded({name: rows[name] for name in dict.fromkeys(run.method for run in runs)}, base)["methods"]
     for name, points in at_equal.items():
         at = compared(rows[name], base, ["1"])
         found[f"{name} itself"] = {"method": name, "at": at, "trade_off": points, "change": None}
     for label, name in dict.fromkeys((run.label, run.method) for run in runs):
         own = [evidence.test(run) for run in runs if run.label == label]
         mean, interval = crossed(table_of(own, "1", "overall") - table_of(rows[name], "1", "overall"))
-        at, points = compared(own, base, ["1"]), traded({label: own}, base, alphas)["methods"][label]
+        at, points = compared(own, base, ["1"]), traded({label: own}, base)["methods"][label]
         change = {"mean": mean, "interval": interval}
         found[label] = {"method": name, "at": at, "trade_off": points, "change": change}
     return found

@@ -61,17 +61,16 @@ def compared(own: Sequence[Sequence[Row]], base: Sequence[Sequence[Row]], alphas
 def traded(
     rows: Mapping[str, Sequence[Sequence[Row]]],
     base: Sequence[Sequence[Row]],
-    alphas: Sequence[str],
     samples: Sequence[Sequence[Row]] = (),
 ) -> dict[str, Any]:
     """Gain of each method at equal divergences from the backbone, and of the best of the backbone's replies.
 
-    best_of: by the exact reward, of `samples`, or else of base; from one reply of each seed, so at most as many as
+    Between the strengths that its rows have. best_of: by the exact reward, of `samples`, or else of base; from one reply of each seed, so at most as many as
     there are seeds.
     """
     start = table_of(base, "0", "overall")
     curves = {
-        name: [vars(at) for at in gains_at(*_curve(own, start, alphas), DIVERGENCES)] for name, own in rows.items()
+        name: [vars(at) for at in gains_at(*_curve(own, start), DIVERGENCES)] for name, own in rows.items()
     }
     best, sampled = {}, table_of(samples, "0", "overall") if samples else start
     for n in range(2, len(sampled) + 1):
@@ -84,16 +83,20 @@ def differences(
     first: Sequence[Sequence[Row]],
     second: Sequence[Sequence[Row]],
     base: Sequence[Sequence[Row]],
-    alphas: Sequence[str],
 ) -> list[dict[str, Any]]:
     """How much more one system gains than another at equal divergences."""
     start = table_of(base, "0", "overall")
-    return [vars(at) for at in differences_at(*(_curve(x, start, alphas) for x in (first, second)), DIVERGENCES)]
+    return [vars(at) for at in differences_at(*(_curve(x, start) for x in (first, second)), DIVERGENCES)]
 
 
-def _curve(rows: Sequence[Sequence[Row]], start: np.ndarray, alphas: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def strengths_of(rows: Sequence[Sequence[Row]]) -> list[str]:
+    """The strengths at which a system answered, from the smallest."""
+    return sorted({row["alpha"] for row in rows[0]}, key=float)
+
+
+def _curve(rows: Sequence[Sequence[Row]], start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Divergences and gains over `start`, [strengths, seeds, prompts]."""
-    tables = [(table_of(rows, alpha, "kl"), table_of(rows, alpha, "overall") - start) for alpha in alphas]
+    tables = [(table_of(rows, at, "kl"), table_of(rows, at, "overall") - start) for at in strengths_of(rows)]
     return np.stack([kl for kl, _ in tables]), np.stack([gain for _, gain in tables])
 
 
@@ -282,15 +285,14 @@ def _main(summary: Mapping[str, Any]) -> str:
                 name,
                 f"{own['parameters']:,}",
                 f"{own['forwards']:g}",
-                " / ".join(f"{at[alpha]['reward']:+.2f}" for alpha in at),
+                " / ".join(f"{at[alpha]['reward']:+.2f} at {alpha}" for alpha in at),
                 _span(at["1"]["gain"], at["1"]["interval"]),
                 " / ".join(f"{gain:+.2f}" for gain in at["1"]["by_seed"]),
                 f"{at['1']['kl']:.2f}",
                 f"{at[best]['gain']:+.2f} at {best}",
             ]
         )
-    alphas = " / ".join(next(iter(summary["main"].values()))["at"])
-    columns = ["method", "parameters trained", "forwards per token", f"reward at alpha {alphas}"]
+    columns = ["method", "parameters trained", "forwards per token", "reward at alpha"]
     return markdown([*columns, "gain at alpha = 1 (95%)", "by seed", "KL at 1", "largest gain"], rows)
 
 

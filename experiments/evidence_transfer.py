@@ -22,7 +22,7 @@ TRANSFER_ALPHAS = (0.0, 0.5, 1.0, 1.5)  # those the main table has too, and 0
 
 def transfer_alphas(plan: Plan) -> tuple[float, ...]:
     """At which strengths systems answer."""
-    return tuple(alpha for alpha in TRANSFER_ALPHAS if not alpha or alpha in plan.alphas)
+    return tuple(alpha for alpha in TRANSFER_ALPHAS if not alpha or alpha in plan.alphas_of("iav"))
 
 
 @dataclass(frozen=True)

@@ -90,14 +90,14 @@ def main() -> None:
         )  # fmt: skip
     alphas = [f"{alpha:g}" for alpha in ALPHAS]
     figures = {name: compared(own, base, alphas) for name, own in rows.items()}
-    at_equal = traded(rows, base, alphas)
+    at_equal = traded(rows, base)
     lines = []
     for name, at in figures.items():
         one, (low, high) = at["1"], at["1"]["interval"]
         gains = (f"{at[a]['gain']:+.2f} ({at[a]['kl']:.2f})" for a in alphas)
         lines.append([name, f"{one['gain']:+.2f} ({low:+.2f} to {high:+.2f})", *gains])
     table = markdown(["trained", "gain at alpha 1 (95%)", *(f"at {alpha} (KL)" for alpha in alphas)], lines)
-    more = {f"{name} less {PAIRED}": differences(rows[name], rows[PAIRED], base, alphas) for name in (SCORED, SIDES)}
+    more = {f"{name} less {PAIRED}": differences(rows[name], rows[PAIRED], base) for name in (SCORED, SIDES)}
     curves = {**at_equal, "methods": {**at_equal["methods"], **more}, "best_of": {}}
     plan = {name: getattr(args, name) for name in vars(args) if name not in ("output_dir", "page", "small")}
     publish(

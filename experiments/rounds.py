@@ -75,12 +75,12 @@ def main() -> None:
         )
     alphas = [f"{alpha:g}" for alpha in ALPHAS]
     figures = {name: compared(own, base, alphas) for name, own in rows.items()}
-    at_equal = traded(rows, base, alphas)
+    at_equal = traded(rows, base)
     table = markdown(
         ["guide", *(f"gain at alpha {alpha} (KL)" for alpha in alphas)],
         [[name, *(f"{at[a]['gain']:+.2f} ({at[a]['kl']:.2f})" for a in alphas)] for name, at in figures.items()],
     )
-    more = differences(rows["two rounds"], rows["one round"], base, alphas)
+    more = differences(rows["two rounds"], rows["one round"], base)
     curves = {**at_equal["methods"], "two rounds less one": more}
     blocks = {"rounds": f"{table}\n\n{trade_off_table({**at_equal, 'methods': curves, 'best_of': {}})}"}
     about = circumstances() | {"requests": args.requests, "seeds": args.seeds, "prompts": args.prompts}

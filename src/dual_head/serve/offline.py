@@ -40,6 +40,11 @@ def is_faster(model: Any, prompts: int, **options: Any) -> bool:
         return False
     if any(model.guide(name).extra_forwards for name in model.config.guides or {}):
         return False
+    return is_servable(model)
+
+
+def is_servable(model: AlignedModel) -> bool:
+    """Whether a running batch can hold a model and its guides."""
     try:
         require_tested_transformers()
         from dual_head.serve.paged import require_servable

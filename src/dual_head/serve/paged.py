@@ -212,15 +212,17 @@ class PagedModel(nn.Module):
         rows, model = self.rows.current, self.aligned
         tokens = self._tokens(input_ids, position_ids, attention_mask, logits_indices, Pages(cache, options))
         active = [name for i, name in enumerate(self.names) if any(row.acts[i] for row in rows)]
-        output, layers = model.backbone(
-            tokens.input_ids,
-            attention_mask=tokens.mask,
-            position_ids=tokens.positions,
-            past_key_values=tokens.pages,
-            layers=model.guides.layers_read({*active, *self._places}),
-        )
-        hidden = output.last_hidden_state
-        kept, states = map_tokens(tokens.at_rows, hidden, self._looking_back(tokens, hidden, layers))
+        with tokens.pages.attention():
+            output, layers = model.backbone(
+                tokens.input_ids,
+                attention_mask=tokens.mask,
+                position_ids=tokens.positions,
+                past_key_values=tokens.pages,
+                layers=model.guides.layers_read({*active, *self._places}),
+            )
+            hidden = output.last_hidden_state
+            looking_back = self._looking_back(tokens, hidden, layers)
+        kept, states = map_tokens(tokens.at_rows, hidden, looking_back)
         layers_kept = {i: tokens.at_rows(x) for i, x in layers.items()}
         if not rows:
             return CausalLMOutput(logits=kept.new_zeros(1, 0, model.backbone.shape.vocab_size))  # pyright: ignore

@@ -7,6 +7,7 @@ Without the second, every token would be compared with the keys of all requests.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from dual_head.backbone.cache import CacheSlot
+from dual_head.serve.attention import AttentionByRequest
 
 FULL = "full_attention"
 Shape = tuple[int, int]  # heads, width of a head
@@ -37,6 +39,16 @@ class Pages(Cache):
     def have_rows(self) -> bool:
         """Whether all layers look at everything, and there is something to look at."""
         return list(self._options["cu_seq_lens_k"]) == [FULL] and self._options["read_index"][0].numel() > 0
+
+    def attention(self) -> AbstractContextManager[Any]:
+        """While it is entered, tokens are compared with the keys of their request: on a processor, where it was timed.
+
+        Where layers look at windows, their keys are others, and masks alone keep requests apart.
+        """
+        queries, keys = self._options["cu_seq_lens_q"], self._options["cu_seq_lens_k"]
+        if list(keys) != [FULL] or queries.device.type != "cpu" or len(queries) == 2:
+            return nullcontext()
+        return AttentionByRequest(queries.tolist(), keys[FULL].tolist())
 
     def by_row(self) -> "RowPages":
         """The same for a step of one token of each request."""
