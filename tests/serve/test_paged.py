@@ -142,6 +142,21 @@ def test_steps_of_single_tokens_have_a_row_for_each_request(monkeypatch):
     assert shapes == [(2, 21), (2, 22), (2, 23)]  # the step of prompts has one row; then each request has its own
 
 
+def test_tokens_of_a_step_of_prompts_are_compared_with_keys_of_their_request(monkeypatch):
+    sizes = []
+
+    class Seen(pages.AttentionByRequest):
+        def _attention(self, query, key, value, attn_mask=None, **options):
+            sizes.append([(q1 - q0, k1 - k0) for (q0, q1), (k0, k1) in self.requests])
+            return super()._attention(query, key, value, attn_mask, **options)
+
+    monkeypatch.setattr(pages, "AttentionByRequest", Seen)
+    model = tiny_model("hidden", "gate")
+    with small_engine(model) as engine:
+        engine.generate([GenerationRequest(prompt, 4, {}, GREEDY) for prompt in ([3] * 5, [4] * 20)])
+    assert sizes == [[(5, 5), (20, 20)]] * (model.backbone.num_layers + 1)  # a call of each layer, and of the gate
+
+
 def test_requests_that_are_put_off_go_on_as_they_were(monkeypatch):
     evicted = []
     with small_engine(tiny_model("hidden", "gate"), num_blocks=22) as engine:

@@ -89,6 +89,10 @@ class RowPages(Pages):
         keys, values = (x.unflatten(0, self.visible.shape).transpose(1, 2) for x in kept)
         return keys, values
 
+    def attention(self) -> AbstractContextManager[Any]:
+        """As it is: each request has a row."""
+        return nullcontext()
+
     def mask(self, dtype: torch.dtype) -> Tensor:
         """What is added to scores, [n, 1, 1, longest]."""
         hidden = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
