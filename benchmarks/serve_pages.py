@@ -1,15 +1,21 @@
-"""What the pages of the engine take and save: memory of a concurrent request, and prefixes that requests share."""
+"""What the pages of the engine take and save: memory of a concurrent request, prefixes that requests share, and keys of
+other requests that are left out."""
 
 import asyncio
 import statistics
+import time
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
+import torch
 from measure import MB, peak_memory
 from serve_loads import GUIDES, PAGE, STEP, arrival_times, prompts, real_model, requests, sizes
 
 from dual_head import AlignedModel
 from dual_head.serve.engine import Engine
 from dual_head.serve.paged import PagedModel
+from dual_head.serve.pages import Pages
 from dual_head.serve.settings import EngineSettings
 from dual_head.serve.types import GenerationRequest
 
@@ -17,6 +23,7 @@ LONG, SHORT = 7 * PAGE // 2, PAGE // 2  # tokens of a prompt and of a reply: 4 p
 FEW, MANY, REPEATS = 4, 16, 2  # requests at once, whose prompts fill a step, and how often each is measured
 SPARE = 8  # pages that a new request wants to see free
 SYSTEM, OWN, CHATS = 448, 32, 6  # tokens that prompts share, and of each; requests
+CROWDS, CROWD_PROMPT, CROWD_REPLY = (16, 64), 64, 32  # requests at once, tokens of a prompt and of a reply
 LOOKING_BACK = ("no guide", "reward head with a gate")
 
 
@@ -63,6 +70,28 @@ def prefixes(lm: Any, tokenizer: Any) -> list[list[Any]]:
             figures.append((statistics.median(waits[1:]), stats.prefix_hit_tokens / stats.prompt_tokens))
         (without, none), (with_, share) = figures
         rows.append([name, CHATS, none, share, 1000 * without, 1000 * with_, without / with_])
+    return rows
+
+
+def own_keys(lm: Any, tokenizer: Any, rounds: int) -> list[list[Any]]:
+    """Rows: precision, requests at once, s with keys of a request's own and with those of all, x faster, quartiles."""
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AlignedModel.from_backbone(lm.to(dtype), GUIDES["one hidden guide"])
+        for load in CROWDS:
+            settings = EngineSettings(max_rows=load, max_batch_tokens=STEP, context_length=CROWD_PROMPT + CROWD_REPLY)
+            own, all_ = [], []
+            for round_ in range(rounds + 1):
+                token_ids = prompts(load, round_, model.backbone.shape.vocab_size, CROWD_PROMPT)
+                for seconds, attention in ((own, Pages.attention), (all_, lambda _: nullcontext())):
+                    with patch.object(Pages, "attention", attention), Engine(model, tokenizer, settings) as engine:
+                        start = time.perf_counter()
+                        engine.generate(requests(model, token_ids, CROWD_REPLY))
+                        seconds.append(time.perf_counter() - start)
+            own, all_ = own[1:], all_[1:]  # the first round warms up
+            low, middle, high = statistics.quantiles([b / a for a, b in zip(own, all_, strict=True)], n=4)
+            name = str(dtype).removeprefix("torch.")
+            rows.append([name, load, statistics.median(own), statistics.median(all_), middle, low, high])
     return rows
 
 

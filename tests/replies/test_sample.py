@@ -6,6 +6,7 @@ from dual_head import AlignedModel
 from dual_head.data import Cut
 from dual_head.demo import TOY_BACKBONE
 from dual_head.model.pretrained import load_tokenizer
+from dual_head.replies import sample
 from dual_head.replies.sample import sample_replies
 
 PROMPTS = ["user : name a place assistant :", "user : write a greeting please assistant :", "user : hello assistant :"]
@@ -21,21 +22,28 @@ def tokenizer():
     return load_tokenizer(str(TOY_BACKBONE))
 
 
-def sample(model, tokenizer, **options):
+@pytest.fixture(params=["in a running batch", "in padded batches"], autouse=True)
+def servable(request, monkeypatch):
+    """Both ways: that of a model which can be served on a processor, and that of any other."""
+    if request.param == "in padded batches":
+        monkeypatch.setattr(sample, "is_servable", lambda _: False)
+
+
+def sampled(model, tokenizer, **options):
     return dict(sample_replies(model, tokenizer, PROMPTS, count=2, max_new_tokens=6, rows=4, **options))
 
 
 def test_every_prompt_has_its_replies_and_a_seed_repeats_them(model, tokenizer):
-    replies = sample(model, tokenizer, seed=3)
+    replies = sampled(model, tokenizer, seed=3)
     assert sorted(replies) == [0, 1, 2]
     assert all(len(texts) == 2 for texts in replies.values())
-    assert replies == sample(model, tokenizer, seed=3) != sample(model, tokenizer, seed=4)
+    assert replies == sampled(model, tokenizer, seed=3) != sampled(model, tokenizer, seed=4)
 
 
 def test_what_is_done_is_left_out_and_moves_nothing_else(model, tokenizer):
-    replies = sample(model, tokenizer)
+    replies = sampled(model, tokenizer)
     for index in range(3):
-        rest = sample(model, tokenizer, done={index})
+        rest = sampled(model, tokenizer, done={index})
         assert rest == {i: texts for i, texts in replies.items() if i != index}
 
 

@@ -68,6 +68,13 @@ def test_a_seed_gives_every_prompt_its_own_text_again(model):
     assert len(set(first)) > 1
 
 
+def test_a_seed_for_each_prompt_goes_with_it(model):
+    sampled = {"temperature": 1.5, **OPTIONS}
+    texts = [piece.text for piece in model.generate_batch(TEXTS, seed=[5, 6, 7, 8], **sampled)]
+    assert texts == [piece.text for piece in model.generate_batch(TEXTS, seed=5, **sampled)]
+    assert [piece.text for piece in model.generate_batch(TEXTS[::-1], seed=[8, 7, 6, 5], **sampled)] == texts[::-1]
+
+
 def test_no_more_is_generated_than_the_context_holds(model, caplog):
     logging.getLogger("dual_head").propagate = True
     (piece,) = model.generate_batch([prompts()[6]], **{**OPTIONS, "max_new_tokens": 1000})
@@ -93,6 +100,7 @@ def test_no_prompts_give_nothing(model):
     ("options", "words"),
     [
         ({"alpha": [1.0, 2.0]}, "2 values for 4 prompts"),
+        ({"seed": [1]}, "seed has 1 values for 4 prompts"),
         ({"temprature": 1.0}, "Did you mean 'temperature'"),
         ({"alpha": {"hiden": 1.0}}, "Did you mean 'hidden'"),
         ({"temperature": -1.0}, "temperature"),

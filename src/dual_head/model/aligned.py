@@ -409,8 +409,9 @@ class AlignedModel(GenerationSteps, PreTrainedModel, GenerationMixin):
         inputs: texts, conversations or lists of token ids; returns a `Piece` (text, tokens, finish_reason) for each.
         alpha: as `generate` has it, or a list with one for each prompt, each a number, a `LinearDecay` or
         {guide: either}; max_new_tokens, tokenizer, chat_template: as `generate`; stop: strings before which a text
-        ends; settings: an `EngineSettings`; progress: called with how many are done; any other: of `Sampling`
-        (temperature, top_p, seed, ...), greedy where no temperature is given. Errors: guides that cannot be served.
+        ends; seed: one, or a list with one for each prompt; settings: an `EngineSettings`; progress: called with how
+        many are done; any other: of `Sampling` (temperature, top_p, trace, ...), greedy where no temperature is given.
+        Errors: guides that cannot be served.
         """
         # Serving stands above models, and is loaded where it is asked for.
         return importlib.import_module("dual_head.serve.offline").generate_batch(self, inputs, **options)

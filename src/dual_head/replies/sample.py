@@ -1,6 +1,6 @@
 """Sampled replies of a model to prompts, many rows at a time, in a way that can be taken up again."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,11 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.data import Cut, Prompt
 from dual_head.model.aligned import AlignedModel
-from dual_head.model.alpha import Alpha
 from dual_head.model.generate import encode_prompts
+from dual_head.serve.offline import generate_in_order, is_servable
+from dual_head.serve.settings import EngineSettings
+
+STEP_TOKENS = 512
 
 
 @torch.no_grad()
@@ -39,7 +42,7 @@ def sample_replies(
     prompts: Sequence[Prompt],
     *,
     count: int = 4,
-    alpha: Alpha = None,
+    alpha: float | Mapping[str, float] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -49,9 +52,59 @@ def sample_replies(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (index of a prompt, `count` replies), those that reached the limit of tokens as `Cut`.
 
-    Prompts of like lengths share a batch of at most `rows`, which has a seed of its own: what is in `done` is not
-    sampled again, and the rest is what it would have been.
+    At most `rows` replies are sampled at a time. What is in `done` is not sampled again, and the rest is what it would
+    have been, up to rounding.
     """
+    sampling = {"alpha": alpha, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
+    sample = _in_a_running_batch if model.device.type == "cpu" and is_servable(model) else _in_padded_batches
+    yield from sample(model, tokenizer, prompts, count, rows, seed, done, sampling)
+
+
+def _in_a_running_batch(
+    model: AlignedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    count: int,
+    rows: int,
+    seed: int,
+    done: Collection[int],
+    sampling: dict[str, Any],
+) -> Iterator[tuple[int, list[str]]]:
+    """A reply that ends makes room for the next; each has a seed of its own.
+
+    Prompts of like lengths go in groups of `rows`: first a reply to each, then another, whose prompts were read already.
+    """
+    ids = [encode_prompts([prompt], tokenizer)["input_ids"][0].tolist() for prompt in prompts]
+    waiting = sorted((i for i in range(len(ids)) if i not in done), key=lambda i: len(ids[i]))
+    groups = [waiting[start : start + rows] for start in range(0, len(waiting), rows)]
+    places = [(i, copy) for group in groups for copy in range(count) for i in group]
+    pieces = generate_in_order(
+        model,
+        [ids[i] for i, _ in places],
+        tokenizer=tokenizer,
+        seed=[(seed * len(ids) + i) * count + copy for i, copy in places],
+        settings=EngineSettings(max_rows=rows, max_batch_tokens=STEP_TOKENS),
+        **sampling,
+    )
+    texts: dict[int, list[str]] = {}
+    for (i, _), piece in zip(places, pieces, strict=True):
+        texts.setdefault(i, []).append(piece.text if piece.finish_reason == "stop" else Cut(piece.text))
+        if len(texts[i]) == count:
+            yield i, texts.pop(i)
+
+
+@torch.no_grad()
+def _in_padded_batches(
+    model: AlignedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    count: int,
+    rows: int,
+    seed: int,
+    done: Collection[int],
+    sampling: dict[str, Any],
+) -> Iterator[tuple[int, list[str]]]:
+    """Prompts of like lengths share a batch, which has a seed of its own."""
     lengths = [encode_prompts([prompt], tokenizer)["input_ids"].shape[1] for prompt in prompts]  # pyright: ignore[reportAttributeAccessIssue]
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     step = max(1, rows // count)
@@ -60,10 +113,8 @@ def sample_replies(
         if all(i in done for i in indices):
             continue
         set_seed(seed * len(order) + start)
-        _, _, new = generate_replies(
-            model, tokenizer, [prompts[i] for i in indices for _ in range(count)], alpha=alpha, do_sample=True,
-            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-        )  # fmt: skip
+        copies = [prompts[i] for i in indices for _ in range(count)]
+        _, _, new = generate_replies(model, tokenizer, copies, do_sample=True, **sampling)
         texts = [reply_text(row, tokenizer) for row in new.tolist()]
         for position, i in enumerate(indices):
             if i not in done:

@@ -71,12 +71,16 @@ def generate_in_order(
     stop: Sequence[str] = (),
     settings: EngineSettings | None = None,
     progress: Callable[[int], None] | None = None,
+    seed: int | Sequence[int] | None = None,
     **sampling: Any,
 ) -> Iterator[Piece]:
-    """The pieces of `AlignedModel.generate_batch`, each as soon as it and those before it have ended."""
+    """The pieces of `AlignedModel.generate_batch`, each as soon as it and those before it have ended.
+
+    seed: of the first prompt, those of the next being one more each, or one per prompt.
+    """
     from dual_head.serve.engine import Engine  # refuses a transformers that was not tested
 
-    names = [field.name for field in fields(Sampling)]
+    names = [field.name for field in fields(Sampling) if field.name != "seed"]
     for name in sampling:
         if name not in names:
             raise DualHeadError(f"generate_batch has no option '{name}'.{did_you_mean(name, names)}")
@@ -91,10 +95,10 @@ def generate_in_order(
         room = max(1, engine.context_length - len(ids))
         if max_new_tokens > room:
             logger.warning("max_new_tokens reduced from %d to %d to stay within the context.", max_new_tokens, room)
-        seed = None if chosen.seed is None else chosen.seed + i
+        number = seed + i if isinstance(seed, int) else _entry(seed, i, len(encoded), "seed")
         strengths = _strengths(model, alpha, i, len(encoded))
         requests.append(
-            GenerationRequest(ids, min(max_new_tokens, room), strengths, replace(chosen, seed=seed), tuple(stop))
+            GenerationRequest(ids, min(max_new_tokens, room), strengths, replace(chosen, seed=number), tuple(stop))
         )
     ended: dict[int, Piece] = {}
     following = 0
@@ -134,10 +138,10 @@ def _strengths(model: AlignedModel, alpha: Any, i: int, rows: int) -> dict[str, 
     return dict.fromkeys(model.config.guides or {}, of_prompt)
 
 
-def _entry(alpha: Any, i: int, rows: int) -> Any:
+def _entry(value: Any, i: int, rows: int, name: str = "alpha") -> Any:
     """Entry i of one value a prompt; anything else as it is."""
-    if not isinstance(alpha, (list, tuple, Tensor)):
-        return alpha
-    if len(alpha) != rows:
-        raise DualHeadError(f"alpha has {len(alpha)} values for {rows} prompts. Give one, or one per prompt.")
-    return alpha[i].item() if isinstance(alpha, Tensor) else alpha[i]
+    if not isinstance(value, (list, tuple, Tensor)):
+        return value
+    if len(value) != rows:
+        raise DualHeadError(f"{name} has {len(value)} values for {rows} prompts. Give one, or one per prompt.")
+    return value[i].item() if isinstance(value, Tensor) else value[i]
