@@ -5,7 +5,7 @@
     python experiments/evidence.py --world real --replies real --data DATA --backbone B --about plain --output_dir out
     python experiments/evidence.py --world demo --output_dir evidence/demo --stage report --page docs/results/methods.md
 
-Search of the learning rate on prompts of its own, then several seeds at the best; two objectives mixed, ablations, weak
+Search of the learning rate on prompts of its own, then several seeds at the best; objectives mixed, ablations, weak
 to strong (in the hh world where --strong is given). What is done is skipped, so the same command goes on after it was
 stopped; several processes on one folder share the work. Writes summary.json and tables.md, and with --page the tables
 between their markers there.
@@ -57,6 +57,8 @@ def main() -> None:
         plan = replace(plan, ablations=tuple(args.ablations))
     if args.best_of:
         plan = replace(plan, best_of=args.best_of)
+    if args.grid:
+        plan = replace(plan, grid=tuple(args.grid))
     if args.alphas:
         plan = replace(plan, alphas=tuple(args.alphas))
     small: dict = {"judge_steps": 2, "weak_steps": 4, "timing": {"new_tokens": 2, "rounds": 1}} if args.small else {}
@@ -118,7 +120,7 @@ def _world(args: argparse.Namespace, folder: Path) -> World:
         return Questions(
             folder=folder, replies=args.replies, data=args.data, backbone=str(Path(args.backbone).resolve()),
             about="concise" if args.about == "overall" else args.about, most=16 if args.small else None,
-            dtype=args.dtype, bf16=args.dtype == "bfloat16",
+            dtype=args.dtype, bf16=args.dtype == "bfloat16", mixed=tuple(args.mixed),
         )  # fmt: skip
     if not args.chat:
         raise DualHeadError("Say with --chat where experiments/chat_backbone.py wrote its backbone.")
@@ -157,7 +159,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of every run")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--dev_prompts", type=int, default=100, help="of the search")
-    parser.add_argument("--two_prompts", type=int, default=100, help="at each of 16 pairs of strengths; 0: no mixing")
+    parser.add_argument("--two_prompts", type=int, default=100, help="at every set of strengths; 0: no mixing")
+    parser.add_argument("--mixed", nargs="+", choices=tuple(RULES), default=["concise", "positive"],
+                        help="rules of the real world whose guides are mixed [%(default)s]")  # fmt: skip
+    parser.add_argument("--grid", type=float, nargs="+", help="strengths of each guide in a mix [0 0.5 1 1.5]")
     parser.add_argument("--max_new_tokens", type=int, help="instead of the world's own")
     parser.add_argument("--alphas", type=float, nargs="+", help="strengths of every method, 1 among them [by method]")
     parser.add_argument("--best_of", type=int, help="the backbone's replies to choose the best of [as many as seeds]")

@@ -58,7 +58,7 @@ ALPHAS = (0.5, 1.0, 1.5, 2.0)
 # In the real world, strengths of like divergence: at 1 they are from 0.2 to 35 nats away.
 REAL_ALPHAS = {"dual_head": (1.0, 4.0), "iav": (1.0, 1.5), "genarm": (0.25, 1.0), "dpo": (0.25, 1.0)}
 FACTORS = {1: (1.0,), 2: (1.0, 3.0), 3: (1 / 3, 1.0, 3.0)}  # of the middle learning rate
-TWO = ("dual_head", "hidden")  # methods of which two objectives are mixed
+TWO = ("dual_head", "hidden")  # methods whose guides of several objectives are mixed
 
 # One change of each from the best setting of its method.
 ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -155,7 +155,7 @@ class Plan:
         return [Run(method=name, rate=rates[name], seed=seed) for seed in range(self.seeds) for name in self.methods]
 
     def two(self, rates: Mapping[str, float]) -> list[Run]:
-        """One guide of each of two objectives, for the methods that are mixed, at every seed."""
+        """One guide of each objective that is mixed, for the methods that are, at every seed."""
         return [
             Run(method=name, rate=rates[name], seed=seed, objective=objective)
             for seed in range(self.seeds)

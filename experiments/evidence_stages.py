@@ -42,7 +42,7 @@ class Evidence:
     # ---- training -----------------------------------------------------------------------------------------
 
     def judge(self) -> None:
-        """Train the judges, where rewards are not exact; those of one objective where two are mixed."""
+        """Train the judges, where rewards are not exact; those of all objectives where some are mixed."""
         world = self.plan.world
         if isinstance(world, Dialogues):
             places = judge_folders(self.folder)
@@ -138,21 +138,21 @@ class Evidence:
         return plan.world.shared / f"base-{plan.prompts}x{limit}-{seed}.jsonl"
 
     def two(self, name: str, seed: int) -> list[Row]:
-        """Answers of two guides of one method at every pair of strengths."""
+        """Answers of the guides of one method, one to an objective, at every set of strengths."""
         plan, world = self.plan, self.plan.world
         runs = [run for run in plan.two(self.rates()) if (run.method, run.seed) == (name, seed)]
         places = {run.objective: plan.place(run) for run in runs}
 
-        def both() -> AlignedModel:
+        def together() -> AlignedModel:
             model = base_of(world)
             for objective, place in places.items():
                 model.attach(objective, place)
             return model
 
-        alphas = [dict(zip(places, pair, strict=True)) for pair in product(plan.grid, repeat=2)]
+        alphas = [dict(zip(places, each, strict=True)) for each in product(plan.grid, repeat=len(places))]
         asked = world.asked("test", min(plan.prompts, self.two_prompts))
         file, limit = self._two_file(name, seed), plan.max_new_tokens
-        return answered(file, world, asked, alphas, seed=seed, model=both, max_new_tokens=limit)
+        return answered(file, world, asked, alphas, seed=seed, model=together, max_new_tokens=limit)
 
     def _two_file(self, name: str, seed: int) -> Path:
         return self.folder / "two" / f"{name}-s{seed}.jsonl"
@@ -170,7 +170,7 @@ class Evidence:
         return self.folder / "transfer" / f"{name.replace(' ', '_').replace(',', '')}-s{seed}.jsonl"
 
     def mixed(self) -> list[str]:
-        """Methods of which guides of two objectives are mixed."""
+        """Methods whose guides of several objectives are mixed."""
         return [name for name in TWO if name in self.plan.methods and self.two_prompts]
 
     # ---- the search ---------------------------------------------------------------------------------------

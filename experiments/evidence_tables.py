@@ -142,11 +142,11 @@ def preferred(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], a
     }
 
 
-def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: tuple[str, str]) -> dict[str, Any]:
-    """Mean of two objectives at every pair of strengths of each method over its seeds, and the area they dominate.
+def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: Sequence[str]) -> dict[str, Any]:
+    """Mean of each objective at every set of strengths of each method over its seeds, and the volume they dominate.
 
-    The area is measured from the worst of all points in either objective, the same for every method; nothing of none.
-    gains: of both objectives over the backbone, for each guide at 1 by itself and for both at 1, paired by prompt.
+    The volume is measured from the worst of all points in each objective, the same for every method; nothing of none.
+    gains: of all objectives over the backbone, for each guide at 1 by itself and for all at 1, paired by prompt.
     """
     if not rows:
         return {}
@@ -156,7 +156,7 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: tuple[str
         alphas[name] = list(dict.fromkeys(row["alpha"] for row in by_seed[0]))
         values[name] = np.stack(
             [np.stack([table_of(by_seed, alpha, objective) for objective in objectives], -1) for alpha in alphas[name]]
-        )  # [points, seeds, prompts, 2]
+        )  # [points, seeds, prompts, objectives]
     reference = np.min([own.mean((1, 2)).min(0) for own in values.values()], axis=0)
     figures: dict[str, Any] = {"objectives": list(objectives), "reference": reference.tolist(), "methods": {}}
     for name, own in values.items():
@@ -172,13 +172,15 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: tuple[str
 
 
 def _gains(values: np.ndarray, alphas: Sequence[str], objectives: Sequence[str]) -> list[dict[str, Any]]:
-    """Paired gains of values [points, seeds, prompts, 2] over the point where both strengths are 0."""
+    """Paired gains of values [points, seeds, prompts, objectives] over the point where all strengths are 0."""
     at = {tuple(json.loads(alpha)[name] for name in objectives): x for alpha, x in zip(alphas, values, strict=True)}
+    start = at.get((0.0,) * len(objectives))
+    alone = [tuple(float(i == k) for i in range(len(objectives))) for k in range(len(objectives))]
     gains = []
-    for pair in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
-        if pair in at and (0.0, 0.0) in at:
-            spans = [crossed(at[pair][..., k] - at[0.0, 0.0][..., k]) for k in (0, 1)]
-            gains.append({"alpha": pair, "gains": [{"mean": mean, "interval": interval} for mean, interval in spans]})
+    for point in [*alone, (1.0,) * len(objectives)]:
+        if point in at and start is not None:
+            spans = [crossed(at[point][..., k] - start[..., k]) for k in range(len(objectives))]
+            gains.append({"alpha": point, "gains": [{"mean": mean, "interval": interval} for mean, interval in spans]})
     return gains
 
 
@@ -339,11 +341,10 @@ def _quality(summary: Mapping[str, Any]) -> str:
 def _two(summary: Mapping[str, Any]) -> str:
     rows = [
         [name, _span(own["hypervolume"], own["interval"], ".2f"), str(len(own["frontier"])),
-         " ".join(f"({own['points'][a][0]:+.2f}, {own['points'][a][1]:+.2f})" for a in own["frontier"])]
+         " ".join(_point(own["points"][a]) for a in own["frontier"])]
         for name, own in summary["two"]["methods"].items()
     ]  # fmt: skip
-    low = summary["two"]["reference"]
-    note = f"Area over the worst of all points, ({low[0]:+.2f}, {low[1]:+.2f})."
+    note = f"Volume over the worst of all points, {_point(summary['two']['reference'])}."
     columns = [
         "method",
         "hypervolume (95%)",
@@ -358,9 +359,13 @@ def _two(summary: Mapping[str, Any]) -> str:
     ]
     if not gains:
         return text
-    first, second = summary["two"]["objectives"]
-    columns = ["method", f"alpha of {first}", f"alpha of {second}", f"gain in {first} (95%)", f"gain in {second} (95%)"]
+    names = summary["two"]["objectives"]
+    columns = ["method", *(f"alpha of {name}" for name in names), *(f"gain in {name} (95%)" for name in names)]
     return f"{text}\n\n{markdown(columns, gains)}"
+
+
+def _point(values: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:+.2f}' for value in values)})"
 
 
 def _ablation(summary: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What is asked, which pairs there are and who scores; mixed: the two objectives whose guides are mixed.
+    """What is asked, which pairs there are and who scores; mixed: objectives whose guides are mixed.
 
     about: the objective that methods are trained for and compared by; most: pairs read of a file; bf16: training under
     autocast; dtype: of what answers, "auto" for that of its files.
@@ -48,7 +48,7 @@ class World:
     backbone: str
     name: str
     about: str
-    mixed: tuple[str, str] = ("helpful", "harmless")
+    mixed: tuple[str, ...] = ("helpful", "harmless")
     decoding: Decoding
     batch: int
     max_length: int

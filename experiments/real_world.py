@@ -34,7 +34,7 @@ CACHED = {"dual_head": "dual_head", "iav": "dual_head", "hidden": "dual_head", "
 class Questions(World):
     """A real chat model's replies by one rule; `replies`: the folder that real_replies.py wrote.
 
-    about: the rule that methods are trained for and compared by. mixed: the two rules whose guides are mixed. briefly:
+    about: the rule that methods are trained for and compared by. mixed: rules whose guides are mixed. briefly:
     questions ask for one or two sentences, as those of training do.
     """
 
@@ -42,7 +42,7 @@ class Questions(World):
     data: Path
     about: str = "concise"
     briefly: bool = True
-    mixed: tuple[str, str] = ("concise", "positive")
+    mixed: tuple[str, ...] = ("concise", "positive")
     name: str = "real"
     decoding: Decoding = field(default_factory=partial(Decoding, max_new_tokens=NEW_TOKENS, temperature=0.7))
     batch: int = 8

@@ -267,6 +267,26 @@ def test_a_mix_has_the_gains_of_both_objectives_beside_those_of_each_guide_by_it
     assert "| one | 1 | 1 | +0.50 (+0.50 to +0.50) | +1.50 (+1.00 to +2.00) |" in table
 
 
+def test_three_objectives_mixed_have_a_volume_and_the_gains_of_each_and_all():
+    def at(alphas: tuple[float, ...], values: tuple[float, ...]):
+        names = ("plain", "helpful", "harmless")
+        alpha, rewards = json.dumps(dict(zip(names, alphas, strict=True))), dict(zip(names, values, strict=True))
+        return [{**row("a", 0.0, alpha=alpha), "rewards": rewards}]
+
+    seed = [
+        *at((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+        *at((0.0, 1.0, 0.0), (0.5, 2.0, 0.0)),
+        *at((1.0, 1.0, 1.0), (1.0, 2.0, 3.0)),
+    ]
+    figures = evidence_tables.frontiers({"one": [seed]}, ("plain", "helpful", "harmless"))
+    gains = {at["alpha"]: [x["mean"] for x in at["gains"]] for at in figures["methods"]["one"]["gains"]}
+    assert gains == {(0.0, 1.0, 0.0): [0.5, 2.0, 0.0], (1.0, 1.0, 1.0): [1.0, 2.0, 3.0]}
+    assert figures["methods"]["one"]["hypervolume"] == 6.0
+    table = evidence_tables.tables({"about": {"world": "hh"}, "two": figures})["hh-two"]
+    assert "(+1.00, +2.00, +3.00)" in table
+    assert "| alpha of plain | alpha of helpful | alpha of harmless | gain in plain (95%) |" in table
+
+
 def test_a_judge_that_is_not_above_chance_is_said_to_be_so():
     def judged(low: float):
         own = {"pairs": 100, "accuracy": low + 0.05, "interval": [low, low + 0.1], "by_length": 0.5}
