@@ -1,16 +1,16 @@
 """The figures of an evidence folder, from its files of answers and of runs: plain values for tables and for JSON.
 
-It knows which rows belong to which figure; `evidence_tables` knows the arithmetic.
+It knows which rows belong to which figure; `evidence_figures` knows the arithmetic.
 """
 
 import json
 from typing import Any
 
 from evidence_answers import Row
+from evidence_figures import compared, crossed, frontiers, preferred, strengths_of, table_of, traded
 from evidence_judge import judge_folders
 from evidence_runs import train
 from evidence_stages import Evidence
-from evidence_tables import compared, crossed, frontiers, preferred, strengths_of, table_of, traded
 from evidence_transfer import transfer_alphas
 
 from dual_head.errors import DualHeadError

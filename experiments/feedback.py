@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from evidence_answers import answered, base_of
+from evidence_figures import compared, differences, traded
 from evidence_script import circumstances, parsed, publish, world_parser
-from evidence_tables import compared, differences, markdown, trade_off_table, traded
+from evidence_tables import markdown, trade_off_table
 from evidence_worlds import Demo
 
 from dual_head import AlignedModel, GuideTrainingArguments, method

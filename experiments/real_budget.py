@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from evidence_answers import answered, base_of
+from evidence_figures import compared
 from evidence_runs import Plan, Run, train
 from evidence_script import circumstances, parsed, publish
-from evidence_tables import compared, markdown
+from evidence_tables import markdown
 from real_replies import COUNT, read
 from real_world import Questions
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from evidence_answers import Row, answered, base_of
 from evidence_data import write_text
+from evidence_figures import QUALITY, compared
 from evidence_runs import Run
 from evidence_script import circumstances, parsed, publish
-from evidence_tables import QUALITY, compared, markdown
+from evidence_tables import markdown
 from real_replies import kind_of, read
 from real_world import Questions
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from evidence_answers import Row, answered, base_of
+from evidence_figures import compared
 from evidence_script import circumstances, parsed, publish
-from evidence_tables import compared, markdown
+from evidence_tables import markdown
 from evidence_worlds import Asked
 from real_world import Questions
 

@@ -21,6 +21,7 @@ if str(EXPERIMENTS) not in sys.path:  # scripts that import each other by name
 import chat_backbone  # noqa: E402
 import evidence_answers  # noqa: E402
 import evidence_data  # noqa: E402
+import evidence_figures  # noqa: E402
 import evidence_runs  # noqa: E402
 import evidence_stages  # noqa: E402
 import evidence_tables  # noqa: E402
@@ -183,7 +184,7 @@ def test_a_search_takes_the_best_rate_and_passes_over_what_diverged(tmp_path):
 def test_a_gain_is_paired_by_prompt_and_seed():
     base = [[row("a", 1.0, alpha="0"), row("b", 3.0, alpha="0")]] * 2
     own = [[row("b", 5.0), row("a", 2.0)], [row("a", 3.0), row("b", 6.0)]]  # gains 1 and 2, then 2 and 3
-    found = evidence_tables.compared(own, base, ["1"])["1"]
+    found = evidence_figures.compared(own, base, ["1"])["1"]
     assert (found["reward"], found["gain"], found["by_seed"]) == (4.0, 2.0, [1.5, 2.5])
     low, high = found["interval"]
     assert 1.0 <= low < 2.0 < high <= 3.0
@@ -191,16 +192,16 @@ def test_a_gain_is_paired_by_prompt_and_seed():
 
 def test_seeds_that_answered_other_prompts_are_not_compared():
     with pytest.raises(ValueError, match="same prompts"):
-        evidence_tables.table_of([[row("a", 1.0)], [row("b", 1.0)]], "1", "overall")
+        evidence_figures.table_of([[row("a", 1.0)], [row("b", 1.0)]], "1", "overall")
 
 
 def test_an_interval_of_a_constant_is_that_constant():
-    assert evidence_tables.crossed(np.full((3, 4), 2.0)) == (2.0, (2.0, 2.0))
+    assert evidence_figures.crossed(np.full((3, 4), 2.0)) == (2.0, (2.0, 2.0))
 
 
 def test_seeds_that_differ_widen_the_interval():
     alike, apart = np.tile([0.0, 1.0], (2, 20)), np.tile([0.0, 1.0], (2, 20)) + np.array([[-3.0], [3.0]])
-    (_, narrow), (_, wide) = evidence_tables.crossed(alike), evidence_tables.crossed(apart)
+    (_, narrow), (_, wide) = evidence_figures.crossed(alike), evidence_figures.crossed(apart)
     assert narrow[1] - narrow[0] < 0.5
     assert wide == pytest.approx((-2.5, 3.5), abs=0.3)
 
@@ -208,7 +209,7 @@ def test_seeds_that_differ_widen_the_interval():
 def test_the_higher_reward_wins_and_equal_ones_tie():
     ours = [[row("a", 1.0), row("b", 0.0), row("c", 2.0), row("d", 2.0)]]
     theirs = [[row("a", 0.0), row("b", 0.0), row("c", 3.0), row("d", 1.0)]]
-    found = evidence_tables.preferred(ours, theirs, ("1", "1"))
+    found = evidence_figures.preferred(ours, theirs, ("1", "1"))
     assert (found["wins"], found["ties"], found["losses"], found["rate"]) == (2, 1, 1, 0.625)
 
 
@@ -216,7 +217,7 @@ def test_seeds_that_disagree_on_who_wins_widen_the_interval_of_the_rate():
     """One seed wins everything and the other loses everything: requests alone would give an interval of no width."""
     ids = [f"{i}" for i in range(50)]
     wins, losses = ([row(i, reward) for i in ids] for reward in (1.0, -1.0))
-    found = evidence_tables.preferred([wins, losses], [[row(i, 0.0) for i in ids]] * 2, ("1", "1"))
+    found = evidence_figures.preferred([wins, losses], [[row(i, 0.0) for i in ids]] * 2, ("1", "1"))
     assert found["rate"] == 0.5
     assert found["interval"] == (0.0, 1.0)
 
@@ -231,7 +232,7 @@ def test_frontiers_are_measured_from_the_worst_of_all_points():
         return [row(i, 0.0, alpha=alpha, helpful=helpful, harmless=harmless) for i in ("a", "b")]
 
     x, y, z = both(0.0, 1.0), both(1.0, 0.0), both(1.0, 1.0)
-    found = evidence_tables.frontiers(
+    found = evidence_figures.frontiers(
         {"one": [[*at(x, 0.0, 2.0), *at(y, 2.0, 1.0), *at(z, 1.0, 1.0)]], "other": [at(x, 1.0, 0.0)]},
         ("helpful", "harmless"),
     )
@@ -246,7 +247,7 @@ def test_seeds_that_disagree_widen_the_interval_of_a_frontier():
         return [row(i, 0.0, alpha=both(1.0, 1.0), helpful=value, harmless=value) for i in ("a", "b")]
 
     rows = {"one": [seed(1.0), seed(3.0)], "worst": [seed(0.0), seed(0.0)]}
-    figures = evidence_tables.frontiers(rows, ("helpful", "harmless"))
+    figures = evidence_figures.frontiers(rows, ("helpful", "harmless"))
     assert figures["methods"]["one"]["hypervolume"] == 4.0  # of (2, 2), the mean of both seeds
     assert figures["methods"]["one"]["interval"] == (1.0, 9.0)
 
@@ -260,7 +261,7 @@ def test_a_mix_has_the_gains_of_both_objectives_beside_those_of_each_guide_by_it
         *at(both(1.0, 0.0), {"a": (2.0, 5.0), "b": (5.0, 7.0)}),
         *at(both(1.0, 1.0), {"a": (1.5, 6.0), "b": (3.5, 9.0)}),
     ]
-    figures = evidence_tables.frontiers({"one": [seed]}, ("helpful", "harmless"))
+    figures = evidence_figures.frontiers({"one": [seed]}, ("helpful", "harmless"))
     gains = {at["alpha"]: [x["mean"] for x in at["gains"]] for at in figures["methods"]["one"]["gains"]}
     assert gains == {(1.0, 0.0): [1.5, 0.0], (1.0, 1.0): [0.5, 1.5]}
     table = evidence_tables.tables({"about": {"world": "hh"}, "two": figures})["hh-two"]
@@ -278,7 +279,7 @@ def test_three_objectives_mixed_have_a_volume_and_the_gains_of_each_and_all():
         *at((0.0, 1.0, 0.0), (0.5, 2.0, 0.0)),
         *at((1.0, 1.0, 1.0), (1.0, 2.0, 3.0)),
     ]
-    figures = evidence_tables.frontiers({"one": [seed]}, ("plain", "helpful", "harmless"))
+    figures = evidence_figures.frontiers({"one": [seed]}, ("plain", "helpful", "harmless"))
     gains = {at["alpha"]: [x["mean"] for x in at["gains"]] for at in figures["methods"]["one"]["gains"]}
     assert gains == {(0.0, 1.0, 0.0): [0.5, 2.0, 0.0], (1.0, 1.0, 1.0): [1.0, 2.0, 3.0]}
     assert figures["methods"]["one"]["hypervolume"] == 6.0

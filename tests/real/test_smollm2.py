@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dual_head import AlignedModel, HiddenConfig, PromptContrastConfig, RewardHeadConfig
-from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.checkpoint import guide_folders
+from dual_head.backbone.decoder import Backbone
 from dual_head.cli import main
 from dual_head.demo import PUBLISHED_GUIDES
 from dual_head.model.collection import load_collection

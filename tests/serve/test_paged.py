@@ -147,7 +147,7 @@ def test_tokens_of_a_step_of_prompts_are_compared_with_keys_of_their_request(mon
 
     class Seen(pages.AttentionByRequest):
         def _attention(self, query, key, value, attn_mask=None, **options):
-            sizes.append([(q1 - q0, k1 - k0) for (q0, q1), (k0, k1) in self.requests])
+            sizes.append([(q.stop - q.start, k.stop - k.start) for q, k in self.slices])
             return super()._attention(query, key, value, attn_mask, **options)
 
     monkeypatch.setattr(pages, "AttentionByRequest", Seen)

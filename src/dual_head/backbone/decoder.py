@@ -27,7 +27,7 @@ from dual_head.ops.masks import additive, branch_mask
 from dual_head.options import build
 
 # How far hidden states may be from those of separate rows, relative to their norm, by bytes of a number: rounding,
-# where a wrong mask or position moves them by tenths: by 0.15 to 0.47 in a real chat model, and rounding to bf16 by 0.04.
+# which is 0.04 in bf16 in a real chat model, where a wrong mask or position moves them by 0.15 to 0.47.
 BRANCH_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 8e-2, 1: 8e-2}
 LOUD = 100.0  # a logit that soft-capping bends
 # What a decoder's forward takes of text; labels are of its loss, which is not computed here.

@@ -72,7 +72,7 @@ def _in_a_running_batch(
 ) -> Iterator[tuple[int, list[str]]]:
     """A reply that ends makes room for the next; each has a seed of its own.
 
-    Prompts of like lengths go in groups of `rows`: first a reply to each, then another, whose prompts were read already.
+    Prompts of like lengths go in groups of `rows`: first a reply to each, then another, when pages hold the prompts.
     """
     ids = [encode_prompts([prompt], tokenizer)["input_ids"][0].tolist() for prompt in prompts]
     waiting = sorted((i for i in range(len(ids)) if i not in done), key=lambda i: len(ids[i]))

@@ -1,8 +1,8 @@
 """Attention of a step of many requests: each with its own keys only, where one product would compare all with all.
 
-    tokens of a step   [ p p p | c | p p ]       queries of three requests, side by side
-    keys               [ k k k | k k k k k | k k ]
-    compared              3x3     1x5     2x2    and not 6 x 10, of which a mask would take most away again
+tokens of a step   [ p p p | c | p p ]       queries of three requests, side by side
+keys               [ k k k | k k k k k | k k ]
+compared              3x3     1x5     2x2    and not 6 x 10, of which a mask would take most away again
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ class AttentionByRequest(TorchFunctionMode):
 
     def __init__(self, queries: Sequence[int], keys: Sequence[int]):
         super().__init__()
-        self.requests = [*zip(pairwise(queries), pairwise(keys), strict=True)]
+        self.slices = [(slice(*q), slice(*k)) for q, k in zip(pairwise(queries), pairwise(keys), strict=True)]
         self.sizes = (queries[-1], keys[-1])
 
     def __torch_function__(
@@ -44,7 +44,7 @@ class AttentionByRequest(TorchFunctionMode):
         if attn_mask is None or (query.shape[-2], key.shape[-2]) != self.sizes or attn_mask.shape[-2:] != self.sizes:
             return attention(query, key, value, attn_mask, **options)
         parts = [
-            attention(query[..., q0:q1, :], key[..., k0:k1, :], value[..., k0:k1, :], attn_mask[..., q0:q1, k0:k1], **options)
-            for (q0, q1), (k0, k1) in self.requests
+            attention(query[..., q, :], key[..., k, :], value[..., k, :], attn_mask[..., q, k], **options)
+            for q, k in self.slices
         ]
         return torch.cat(parts, -2)
