@@ -6,6 +6,7 @@ It knows rows of answers and plain values. It loads no model and generates nothi
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -139,7 +140,7 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: Sequence[
     """Mean of each objective at every set of strengths of each method over its seeds, and the volume they dominate.
 
     The volume is measured from the worst of all points in each objective, the same for every method; nothing of none.
-    gains: of all objectives over the backbone, for each guide at 1 by itself and for all at 1, paired by prompt.
+    gains: of all objectives over the backbone, for every set of guides at 1, paired by prompt.
     """
     if not rows:
         return {}
@@ -168,9 +169,8 @@ def _gains(values: np.ndarray, alphas: Sequence[str], objectives: Sequence[str])
     """Paired gains of values [points, seeds, prompts, objectives] over the point where all strengths are 0."""
     at = {tuple(json.loads(alpha)[name] for name in objectives): x for alpha, x in zip(alphas, values, strict=True)}
     start = at.get((0.0,) * len(objectives))
-    alone = [tuple(float(i == k) for i in range(len(objectives))) for k in range(len(objectives))]
     gains = []
-    for point in [*alone, (1.0,) * len(objectives)]:
+    for point in sorted(product((1.0, 0.0), repeat=len(objectives)), key=sum)[1:]:  # one guide, two, ..., all
         if point in at and start is not None:
             spans = [crossed(at[point][..., k] - start[..., k]) for k in range(len(objectives))]
             gains.append({"alpha": point, "gains": [{"mean": mean, "interval": interval} for mean, interval in spans]})
