@@ -120,7 +120,7 @@ def _world(args: argparse.Namespace, folder: Path) -> World:
         return Questions(
             folder=folder, replies=args.replies, data=args.data, backbone=str(Path(args.backbone).resolve()),
             about="concise" if args.about == "overall" else args.about, most=16 if args.small else None,
-            dtype=args.dtype, bf16=args.dtype == "bfloat16", mixed=tuple(args.mixed),
+            dtype=args.dtype, bf16=args.dtype == "bfloat16", mixed=tuple(dict.fromkeys(args.mixed)),
         )  # fmt: skip
     if not args.chat:
         raise DualHeadError("Say with --chat where experiments/chat_backbone.py wrote its backbone.")

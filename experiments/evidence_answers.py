@@ -1,11 +1,13 @@
 """What trained systems answer: replies at every strength with their length, divergence and scores, kept as JSONL.
 
-Replies of one seed repeat. It knows models that generate and worlds that score. It knows no training and no table.
+Replies of one seed repeat, up to rounding. It knows models that generate and worlds that score, and neither training
+nor tables.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,10 @@ from dual_head.model.generate import encode_prompts
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.model.score import reply_scalars
 from dual_head.replies.sample import generate_replies, reply_lengths
-from dual_head.serve.offline import is_servable
-from dual_head.serve.settings import EngineSettings
+from dual_head.serve.offline import SAMPLED, sampling_in_a_batch
 
 ROWS = 192  # generated at a time
-RUNNING_ROWS, RUNNING_TOKENS = 96, 512  # of a step of a running batch
+RUNNING_ROWS = 96  # of a running batch
 Strength = float | Mapping[str, float]
 Row = dict[str, Any]
 
@@ -90,7 +91,7 @@ def replies(
     limit: int | None = None,
 ) -> list[Row]:
     """One reply to every prompt at every strength, as rows by prompt and strength."""
-    answer = _in_a_running_batch if model.device.type == "cpu" and is_servable(model) else _in_padded_batches
+    answer = _in_padded_batches if sampling_in_a_batch(model) is None else _in_a_running_batch
     rows = answer(model, tokenizer, asked, alphas, decoding, 1000 + seed, limit or decoding.max_new_tokens)
     return [rows[i, label_of(alpha)] for i in range(len(asked)) for alpha in alphas]
 
@@ -106,24 +107,27 @@ def _in_a_running_batch(
 ) -> dict[tuple[int, str], Row]:
     """Rows by number of the prompt and strength; one strength after the other, so that prompts are read once."""
     places = [(i, alpha) for alpha in alphas for i in range(len(asked))]
+    ids = [encode_prompts([one.prompt], tokenizer)["input_ids"][0].tolist() for one in asked]
     pieces = model.generate_batch(
-        [asked[i].prompt for i, _ in places],
+        [ids[i] for i, _ in places],
         tokenizer=tokenizer,
         alpha=_strengths(model, [alpha for _, alpha in places]),
         max_new_tokens=limit,
         temperature=decoding.temperature,
         top_k=decoding.top_k,
-        top_p=decoding.top_p,
+        **{**(sampling_in_a_batch(model) or {}), "top_p": decoding.top_p},
         seed=seed * len(places),
         trace=True,
-        settings=EngineSettings(max_rows=RUNNING_ROWS, max_batch_tokens=RUNNING_TOKENS),
+        settings=replace(SAMPLED, max_rows=RUNNING_ROWS),
     )
     rows = {}
     for (i, alpha), piece in zip(places, pieces, strict=True):
-        ids = [token.id for token in piece.tokens]
-        traces = [token.trace for token in piece.tokens]
+        new = [token.id for token in piece.tokens]
+        ended = tokenizer.eos_token_id in new
+        count = new.index(tokenizer.eos_token_id) + 1 if ended else len(new)
+        traces = [token.trace for token in piece.tokens[:count]]
         kl, logp = sum(trace.kl for trace in traces), sum(trace.base_logp for trace in traces)
-        rows[i, label_of(alpha)] = _row(asked[i], alpha, tokenizer, ids, piece.finish_reason == "stop", kl, logp)
+        rows[i, label_of(alpha)] = _row(asked[i], alpha, tokenizer, new[:count], ended, kl, logp)
     return rows
 
 

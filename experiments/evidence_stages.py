@@ -155,7 +155,7 @@ class Evidence:
         return answered(file, world, asked, alphas, seed=seed, model=together, max_new_tokens=limit)
 
     def _two_file(self, name: str, seed: int) -> Path:
-        return self.folder / "two" / f"{name}-s{seed}.jsonl"
+        return self.folder / "two" / f"{'-'.join((name, *self.plan.world.mixed))}-s{seed}.jsonl"
 
     def transfer(self, name: str, seed: int) -> list[Row]:
         """Answers of one system of weak to strong."""

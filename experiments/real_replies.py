@@ -97,7 +97,7 @@ def sample(backbone: str, data: Path, folder: Path, counts: dict[str, int], coun
     start = time.perf_counter()
     for i, texts in tqdm(replies, total=len(prompts), initial=len(done), desc="prompts", mininterval=10):
         kind, text = prompts[i]
-        now = time.perf_counter()  # a batch's replies come at once: its first row has its time, the others none
+        now = time.perf_counter()  # replies are sampled many at a time: only the sum of these is a time
         row = {
             "kind": kind, "prompt": text, "replies": texts, "cut": [isinstance(reply, Cut) for reply in texts],
             "seconds": round(now - start, 2),

@@ -5,12 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dual_head import AlignedModel, HiddenConfig
 from dual_head.data import Pair
+from dual_head.evaluate import Decoding
 from dual_head.model.generate import encode_prompts
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -179,6 +183,49 @@ def test_a_search_takes_the_best_rate_and_passes_over_what_diverged(tmp_path):
 
 
 # ---- figures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alphas", [[0.0, 1.5], [{"one": 1.0, "other": 0.5}, {"one": 0.0, "other": 2.0}]])
+def test_a_running_batch_answers_what_padded_batches_do(tmp_path, monkeypatch, alphas):
+    world = Demo(folder=tmp_path)
+    tokenizer = evidence_answers.load_tokenizer(world.backbone)
+    model = guided({"one": 0, "other": 1} if isinstance(alphas[0], dict) else {"one": 0}, world.backbone)
+    arguments = (model, tokenizer, world.asked("dev", 5), alphas, Decoding(max_new_tokens=12, temperature=0.0))
+    running = evidence_answers.replies(*arguments, seed=0)
+    monkeypatch.setattr(evidence_answers, "sampling_in_a_batch", lambda _: None)
+    padded = evidence_answers.replies(*arguments, seed=0)
+    assert [row["reply"] for row in running] == [row["reply"] for row in padded]
+    for ours, theirs in zip(running, padded, strict=True):
+        assert ours == pytest.approx(theirs, abs=2e-4)
+    assert any(row["kl"] > 0.1 for row in running)
+
+
+def guided(seeds: dict[str, int], backbone: str) -> AlignedModel:
+    """The toy backbone with random hidden edits."""
+    model = AlignedModel.from_backbone(backbone, {name: HiddenConfig(rank=4) for name in seeds})
+    for name, seed in seeds.items():
+        torch.manual_seed(seed)
+        for parameter in model.guide(name).parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_strengths_are_those_of_the_plan_or_else_of_the_world_and_method(tmp_path):
+    plan = evidence_runs.Plan(world=Demo(folder=tmp_path), folder=tmp_path, steps=1)
+    assert plan.alphas_of("dpo") == evidence_runs.ALPHAS
+    real = replace(plan, world=replace(plan.world, name="real"))
+    assert real.alphas_of("dpo") == (0.25, 1.0)
+    assert real.alphas_of("hidden") == (0.5, 1.0)
+    assert replace(real, alphas=(1.0, 3.0)).alphas_of("dpo") == (1.0, 3.0)
+    assert all(1.0 in real.alphas_of(name) for name in evidence_runs.METHODS)
+
+
+def test_gains_at_equal_divergence_are_read_from_the_strengths_that_a_method_has():
+    base = [[row(i, 0.0, alpha="0") for i in ("a", "b")]]
+    answers = [[{**row(i, at, alpha=f"{at:g}"), "kl": at} for at in (4.0, 0.5) for i in ("a", "b")]]
+    assert evidence_figures.strengths_of(answers) == ["0.5", "4"]
+    points = evidence_figures.traded({"one": answers}, base)["methods"]["one"]
+    assert [point["gain"] for point in points[:3]] == [1.0, 2.0, None]
 
 
 def test_a_gain_is_paired_by_prompt_and_seed():

@@ -362,12 +362,14 @@ def test_a_mask_kept_in_a_buffer_is_a_reason_not_to(window):
     assert "by their places in a row" in (Backbone(lm).why_no_shared_prompts(20) or "")
 
 
-def test_a_backbone_that_does_not_heed_masks_is_found_out():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heeded", ["position_ids", "attention_mask"])
+def test_a_backbone_that_does_not_heed_masks_or_positions_is_found_out(heeded, dtype):
     class Heedless(Backbone):
-        def forward(self, input_ids, *, attention_mask=None, position_ids=None):
-            return super().forward(input_ids, position_ids=position_ids)
+        def forward(self, input_ids, **inputs):
+            return super().forward(input_ids, **{heeded: inputs.get(heeded)})
 
-    assert "apart" in (Heedless(tiny_lm("llama")).why_no_shared_prompts(SHORT) or "")
+    assert "apart" in (Heedless(tiny_lm("llama").to(dtype)).why_no_shared_prompts(SHORT) or "")
 
 
 def test_a_backbone_that_refuses_masks_is_asked_no_more():

@@ -26,7 +26,7 @@ def tokenizer():
 def servable(request, monkeypatch):
     """Both ways: that of a model which can be served on a processor, and that of any other."""
     if request.param == "in padded batches":
-        monkeypatch.setattr(sample, "is_servable", lambda _: False)
+        monkeypatch.setattr(sample, "sampling_in_a_batch", lambda _: None)
 
 
 def sampled(model, tokenizer, **options):

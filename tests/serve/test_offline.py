@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from engines import TOKENIZER, generated, ids, prompts, tiny_model
@@ -11,7 +12,7 @@ from transformers import GenerationConfig
 from dual_head.errors import DualHeadError
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve import offline, versions
+from dual_head.serve import offline, paged, versions
 from dual_head.serve.engine import Engine
 from dual_head.serve.settings import EngineSettings
 
@@ -73,6 +74,8 @@ def test_a_seed_for_each_prompt_goes_with_it(model):
     texts = [piece.text for piece in model.generate_batch(TEXTS, seed=[5, 6, 7, 8], **sampled)]
     assert texts == [piece.text for piece in model.generate_batch(TEXTS, seed=5, **sampled)]
     assert [piece.text for piece in model.generate_batch(TEXTS[::-1], seed=[8, 7, 6, 5], **sampled)] == texts[::-1]
+    for seed in (range(5, 9), torch.arange(5, 9), np.arange(5, 9), np.int64(5), torch.tensor(5)):
+        assert [piece.text for piece in model.generate_batch(TEXTS, seed=seed, **sampled)] == texts
 
 
 def test_no_more_is_generated_than_the_context_holds(model, caplog):
@@ -101,6 +104,7 @@ def test_no_prompts_give_nothing(model):
     [
         ({"alpha": [1.0, 2.0]}, "2 values for 4 prompts"),
         ({"seed": [1]}, "seed has 1 values for 4 prompts"),
+        ({"sead": 1}, "Did you mean 'seed'"),
         ({"temprature": 1.0}, "Did you mean 'temperature'"),
         ({"alpha": {"hiden": 1.0}}, "Did you mean 'hidden'"),
         ({"temperature": -1.0}, "temperature"),
@@ -129,6 +133,29 @@ def test_wrong_options_are_refused(model, options, words):
 def test_several_prompts_decoded_greedily_are_faster_in_a_batch(model, monkeypatch, prompts, options, settings, faster):
     monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=2, pad_token_id=0, **settings))
     assert offline.is_faster(model, prompts, **options) is faster
+
+
+def test_a_batch_samples_with_the_settings_of_the_model_that_the_engine_has(model, monkeypatch):
+    def settings(**options):
+        monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=2, pad_token_id=0, **options))
+        return offline.sampling_in_a_batch(model)
+
+    assert settings() == {}
+    assert settings(do_sample=True, temperature=0.6, top_k=5) == {}
+    assert settings(top_p=0.8, repetition_penalty=1.1) == {"top_p": 0.8, "repetition_penalty": 1.1}
+    assert settings(typical_p=0.9) is None
+    assert settings(num_beams=2) is None
+
+
+def test_what_pages_cannot_hold_is_not_servable(model, monkeypatch):
+    assert offline.is_servable(model)
+    monkeypatch.setattr(paged, "_shape_of_all", lambda *_: refuse())
+    assert not offline.is_servable(model)
+    assert offline.sampling_in_a_batch(model) is None
+
+
+def refuse():
+    raise DualHeadError("its keys and values are of several shapes")
 
 
 def test_what_cannot_be_served_is_not_faster(model, monkeypatch):

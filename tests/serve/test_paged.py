@@ -157,6 +157,22 @@ def test_tokens_of_a_step_of_prompts_are_compared_with_keys_of_their_request(mon
     assert sizes == [[(5, 5), (20, 20)]] * (model.backbone.num_layers + 1)  # a call of each layer, and of the gate
 
 
+def test_a_step_of_tokens_and_prompts_has_the_keys_of_each(monkeypatch):
+    sizes = set()
+
+    class Seen(pages.AttentionByRequest):
+        def __init__(self, queries, keys):
+            super().__init__(queries, keys)
+            sizes.add(tuple((q.stop - q.start, k.stop - k.start) for q, k in self.slices))
+
+    monkeypatch.setattr(pages, "AttentionByRequest", Seen)
+    with small_engine(tiny_model("hidden"), max_rows=2) as engine:
+        assert unequal_to_generate(engine, rounds=1) == []
+    # A token of a reply after its prompt, beside a chunk of another prompt that may have a beginning in the pages.
+    assert any(len(step) == 2 and {q for q, _ in step} > {1} for step in sizes)
+    assert any(1 < q < k for step in sizes for q, k in step)
+
+
 def test_requests_that_are_put_off_go_on_as_they_were(monkeypatch):
     evicted = []
     with small_engine(tiny_model("hidden", "gate"), num_blocks=22) as engine:

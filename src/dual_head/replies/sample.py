@@ -1,6 +1,7 @@
 """Sampled replies of a model to prompts, many rows at a time, in a way that can be taken up again."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from dual_head.data import Cut, Prompt
 from dual_head.model.aligned import AlignedModel
 from dual_head.model.generate import encode_prompts
-from dual_head.serve.offline import generate_in_order, is_servable
-from dual_head.serve.settings import EngineSettings
-
-STEP_TOKENS = 512
+from dual_head.serve.offline import SAMPLED, generate_in_order, sampling_in_a_batch
 
 
 @torch.no_grad()
@@ -53,11 +51,14 @@ def sample_replies(
     """Yield (index of a prompt, `count` replies), those that reached the limit of tokens as `Cut`.
 
     At most `rows` replies are sampled at a time. What is in `done` is not sampled again, and the rest is what it would
-    have been, up to rounding.
+    have been, up to rounding. Other settings, such as top_p, are the model's own.
     """
     sampling = {"alpha": alpha, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
-    sample = _in_a_running_batch if model.device.type == "cpu" and is_servable(model) else _in_padded_batches
-    yield from sample(model, tokenizer, prompts, count, rows, seed, done, sampling)
+    settings = sampling_in_a_batch(model)
+    if settings is None:
+        yield from _in_padded_batches(model, tokenizer, prompts, count, rows, seed, done, sampling)
+    else:
+        yield from _in_a_running_batch(model, tokenizer, prompts, count, rows, seed, done, sampling | settings)
 
 
 def _in_a_running_batch(
@@ -72,23 +73,26 @@ def _in_a_running_batch(
 ) -> Iterator[tuple[int, list[str]]]:
     """A reply that ends makes room for the next; each has a seed of its own.
 
-    Prompts of like lengths go in groups of `rows`: first a reply to each, then another, when pages hold the prompts.
+    Prompts of like lengths share a group of `rows` replies: first one to each, then more, when pages hold the prompts.
     """
     ids = [encode_prompts([prompt], tokenizer)["input_ids"][0].tolist() for prompt in prompts]
     waiting = sorted((i for i in range(len(ids)) if i not in done), key=lambda i: len(ids[i]))
-    groups = [waiting[start : start + rows] for start in range(0, len(waiting), rows)]
+    size = max(1, rows // count)
+    groups = [waiting[start : start + size] for start in range(0, len(waiting), size)]
     places = [(i, copy) for group in groups for copy in range(count) for i in group]
     pieces = generate_in_order(
         model,
         [ids[i] for i, _ in places],
         tokenizer=tokenizer,
         seed=[(seed * len(ids) + i) * count + copy for i, copy in places],
-        settings=EngineSettings(max_rows=rows, max_batch_tokens=STEP_TOKENS),
+        settings=replace(SAMPLED, max_rows=rows),
         **sampling,
     )
     texts: dict[int, list[str]] = {}
     for (i, _), piece in zip(places, pieces, strict=True):
-        texts.setdefault(i, []).append(piece.text if piece.finish_reason == "stop" else Cut(piece.text))
+        ended = piece.finish_reason == "stop"
+        text = piece.text if ended else reply_text([token.id for token in piece.tokens], tokenizer)
+        texts.setdefault(i, []).append(text)
         if len(texts[i]) == count:
             yield i, texts.pop(i)
 

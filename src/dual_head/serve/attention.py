@@ -38,13 +38,13 @@ class AttentionByRequest(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _attention(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *more: Any, **options: Any
     ) -> Tensor:
         attention = F.scaled_dot_product_attention
         if attn_mask is None or (query.shape[-2], key.shape[-2]) != self.sizes or attn_mask.shape[-2:] != self.sizes:
-            return attention(query, key, value, attn_mask, **options)
+            return attention(query, key, value, attn_mask, *more, **options)
         parts = [
-            attention(query[..., q, :], key[..., k, :], value[..., k, :], attn_mask[..., q, k], **options)
+            attention(query[..., q, :], key[..., k, :], value[..., k, :], attn_mask[..., q, k], *more, **options)
             for q, k in self.slices
         ]
         return torch.cat(parts, -2)

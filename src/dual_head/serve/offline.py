@@ -1,6 +1,7 @@
 """Many prompts at once without a server: the engine of serving, for as long as a list of prompts takes."""
 
 import logging
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -22,6 +23,9 @@ FEW = 16  # prompts, of which each gets a row
 
 # Settings that change no greedy token.
 OF_SAMPLING = {"do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}
+CHOSEN = {"do_sample", "temperature", "top_k"}  # by whoever samples
+SHARED = {"top_p", "min_p", "repetition_penalty"}  # with the same meaning in the engine
+SAMPLED = EngineSettings(max_batch_tokens=512, memory_share=0.5)  # where nobody waits for a first token
 OF_TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens"}
 OF_OUTPUTS = {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
 
@@ -47,12 +51,26 @@ def is_servable(model: AlignedModel) -> bool:
     """Whether a running batch can hold a model and its guides."""
     try:
         require_tested_transformers()
-        from dual_head.serve.paged import require_servable
+        from dual_head.serve.paged import PagedModel
 
-        require_servable(model)
+        PagedModel(model, lambda step: step.logits)
     except DualHeadError:
         return False
     return True
+
+
+def sampling_in_a_batch(model: AlignedModel) -> dict[str, float] | None:
+    """What a model's own settings add to temperature and top_k, where a running batch samples as `generate` does.
+
+    None where it does not: on another device than a processor, for which it was not timed, for a model that cannot be
+    served, and for settings that the engine does not have.
+    """
+    settings = model.generation_config.to_diff_dict()
+    if set(settings) - CHOSEN - SHARED - OF_TOKENS - OF_OUTPUTS:
+        return None
+    if model.device.type != "cpu" or not is_servable(model):
+        return None
+    return {name: settings[name] for name in SHARED & set(settings) if settings[name] is not None}
 
 
 def generate_batch(model: AlignedModel, prompts: Sequence[Prompt | Sequence[int]], **options: Any) -> list[Piece]:
@@ -76,29 +94,29 @@ def generate_in_order(
 ) -> Iterator[Piece]:
     """The pieces of `AlignedModel.generate_batch`, each as soon as it and those before it have ended.
 
-    seed: of the first prompt, those of the next being one more each, or one per prompt.
+    seed: of the first prompt, the next ones having one more each; or one per prompt.
     """
     from dual_head.serve.engine import Engine  # refuses a transformers that was not tested
 
     names = [field.name for field in fields(Sampling) if field.name != "seed"]
     for name in sampling:
         if name not in names:
-            raise DualHeadError(f"generate_batch has no option '{name}'.{did_you_mean(name, names)}")
+            raise DualHeadError(f"generate_batch has no option '{name}'.{did_you_mean(name, [*names, 'seed'])}")
     tokenizer = tokenizer or model.own_tokenizer()
     encoded = [_ids(prompt, tokenizer, chat_template) for prompt in prompts]
     if not encoded:
         return
     engine = Engine(model, tokenizer, _fitting(settings or EngineSettings(), encoded, max_new_tokens))
     chosen = Sampling(**{"temperature": 0.0, **sampling})
+    seeds = _seeds(seed, len(encoded))
     requests = []
     for i, ids in enumerate(encoded):
         room = max(1, engine.context_length - len(ids))
         if max_new_tokens > room:
             logger.warning("max_new_tokens reduced from %d to %d to stay within the context.", max_new_tokens, room)
-        number = seed + i if isinstance(seed, int) else _entry(seed, i, len(encoded), "seed")
         strengths = _strengths(model, alpha, i, len(encoded))
         requests.append(
-            GenerationRequest(ids, min(max_new_tokens, room), strengths, replace(chosen, seed=number), tuple(stop))
+            GenerationRequest(ids, min(max_new_tokens, room), strengths, replace(chosen, seed=seeds[i]), tuple(stop))
         )
     ended: dict[int, Piece] = {}
     following = 0
@@ -136,6 +154,17 @@ def _strengths(model: AlignedModel, alpha: Any, i: int, rows: int) -> dict[str, 
     if isinstance(of_prompt, Mapping):
         return {name: _entry(value, i, rows) for name, value in of_prompt.items()}
     return dict.fromkeys(model.config.guides or {}, of_prompt)
+
+
+def _seeds(seed: Any, rows: int) -> list[int | None]:
+    """A seed a prompt, as plain numbers."""
+    if seed is None:
+        return [None] * rows
+    try:
+        first = operator.index(seed)
+    except TypeError:
+        return [operator.index(_entry(list(seed), i, rows, "seed")) for i in range(rows)]
+    return [first + i for i in range(rows)]
 
 
 def _entry(value: Any, i: int, rows: int, name: str = "alpha") -> Any:

@@ -3,7 +3,7 @@
     step of prompts   [ p p p p | c | p p ]   one row of everything; through a mask each token looks at its own request
     step of tokens    [ c ] [ c ] [ c ]       a row for each request, which looks at its own keys only
 
-Without the second, every token would be compared with the keys of all requests.
+In a step of prompts, a mask takes away the keys of other requests; on a processor they are not compared at all.
 """
 
 from collections.abc import Sequence
