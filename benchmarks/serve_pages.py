@@ -80,18 +80,18 @@ def own_keys(lm: Any, tokenizer: Any, rounds: int) -> list[list[Any]]:
         model = AlignedModel.from_backbone(lm.to(dtype), GUIDES["one hidden guide"])
         for load in CROWDS:
             settings = EngineSettings(max_rows=load, max_batch_tokens=STEP, context_length=CROWD_PROMPT + CROWD_REPLY)
-            own, all_ = [], []
+            by_request, under_mask = [], []
             for round_ in range(rounds + 1):
                 token_ids = prompts(load, round_, model.backbone.shape.vocab_size, CROWD_PROMPT)
-                for seconds, attention in ((own, Pages.attention), (all_, lambda _: nullcontext())):
+                for seconds, attention in ((by_request, Pages.attention), (under_mask, lambda _: nullcontext())):
                     with patch.object(Pages, "attention", attention), Engine(model, tokenizer, settings) as engine:
                         start = time.perf_counter()
                         engine.generate(requests(model, token_ids, CROWD_REPLY))
                         seconds.append(time.perf_counter() - start)
-            own, all_ = own[1:], all_[1:]  # the first round warms up
-            low, middle, high = statistics.quantiles([b / a for a, b in zip(own, all_, strict=True)], n=4)
+            by_request, under_mask = by_request[1:], under_mask[1:]  # the first round warms up
+            low, middle, high = statistics.quantiles([b / a for a, b in zip(by_request, under_mask, strict=True)], n=4)
             name = str(dtype).removeprefix("torch.")
-            rows.append([name, load, statistics.median(own), statistics.median(all_), middle, low, high])
+            rows.append([name, load, statistics.median(by_request), statistics.median(under_mask), middle, low, high])
     return rows
 
 

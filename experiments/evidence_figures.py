@@ -29,29 +29,29 @@ def table_of(by_seed: Sequence[Sequence[Row]], alpha: str, value: str) -> np.nda
 
     value: a column of the rows, or the name of a reward. Errors: seeds that answered other prompts.
     """
-    own = [{row["id"]: row for row in rows if row["alpha"] == alpha} for rows in by_seed]
-    ids = sorted(own[0])
-    if not ids or any(sorted(rows) != ids for rows in own):
+    by_id = [{row["id"]: row for row in rows if row["alpha"] == alpha} for rows in by_seed]
+    ids = sorted(by_id[0])
+    if not ids or any(sorted(rows) != ids for rows in by_id):
         raise ValueError(f"The seeds have not all answered the same prompts at alpha {alpha}.")
-    return np.array([[rows[i].get(value, rows[i]["rewards"].get(value)) for i in ids] for rows in own], dtype=float)
+    return np.array([[rows[i].get(value, rows[i]["rewards"].get(value)) for i in ids] for rows in by_id], dtype=float)
 
 
-def compared(own: Sequence[Sequence[Row]], base: Sequence[Sequence[Row]], alphas: Sequence[str]) -> dict[str, Any]:
+def compared(answers: Sequence[Sequence[Row]], base: Sequence[Sequence[Row]], alphas: Sequence[str]) -> dict[str, Any]:
     """Reward and paired gain over the backbone at each strength, over all seeds and by seed, and what else moved."""
     start = table_of(base, "0", "overall")
-    found = {}
+    figures = {}
     for alpha in alphas:
-        table = table_of(own, alpha, "overall")
+        table = table_of(answers, alpha, "overall")
         gain, interval = crossed(table - start)
-        found[alpha] = {
+        figures[alpha] = {
             "reward": float(table.mean()),
             "gain": gain,
             "interval": interval,
             "by_seed": (table - start).mean(1).tolist(),
-            **{name: float(table_of(own, alpha, name).mean()) for name in QUALITY},
-            "finished": fmean(row["finished"] for rows in own for row in rows if row["alpha"] == alpha),
+            **{name: float(table_of(answers, alpha, name).mean()) for name in QUALITY},
+            "finished": fmean(row["finished"] for rows in answers for row in rows if row["alpha"] == alpha),
         }
-    return found
+    return figures
 
 
 def traded(
@@ -65,7 +65,9 @@ def traded(
     reply of each seed, so at most as many as there are seeds.
     """
     start = table_of(base, "0", "overall")
-    curves = {name: [vars(at) for at in gains_at(*_curve(own, start), DIVERGENCES)] for name, own in rows.items()}
+    curves = {
+        name: [vars(at) for at in gains_at(*_curve(answers, start), DIVERGENCES)] for name, answers in rows.items()
+    }
     best, sampled = {}, table_of(samples, "0", "overall") if samples else start
     for n in range(2, len(sampled) + 1):
         mean, interval = crossed((sampled[:n].max(0) - start.mean(0))[None])
@@ -115,24 +117,24 @@ def preferred(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], a
     """
     outcomes, lengths, table = [], [], []
     for one, other in zip(first, second, strict=True):
-        ours = {row["id"]: row for row in one if row["alpha"] == alphas[0]}
-        theirs = {row["id"]: row for row in other if row["alpha"] == alphas[1]}
-        if ours.keys() != theirs.keys():
+        first_rows = {row["id"]: row for row in one if row["alpha"] == alphas[0]}
+        second_rows = {row["id"]: row for row in other if row["alpha"] == alphas[1]}
+        if first_rows.keys() != second_rows.keys():
             raise ValueError("Two systems have not answered the same prompts.")
-        ids = sorted(ours)
-        pairs = [(ours[i]["rewards"]["overall"], theirs[i]["rewards"]["overall"]) for i in ids]
+        ids = sorted(first_rows)
+        pairs = [(first_rows[i]["rewards"]["overall"], second_rows[i]["rewards"]["overall"]) for i in ids]
         table.append([0.5 + 0.5 * ((a > b) - (a < b)) for a, b in pairs])
-        outcomes += [Preferred(i, own) for i, own in zip(ids, table[-1], strict=True)]
-        lengths += [(len(ours[i]["reply"]), len(theirs[i]["reply"])) for i in ids]
-    found = win_rate(outcomes, lengths=lengths)
+        outcomes += [Preferred(i, preference) for i, preference in zip(ids, table[-1], strict=True)]
+        lengths += [(len(first_rows[i]["reply"]), len(second_rows[i]["reply"])) for i in ids]
+    rates = win_rate(outcomes, lengths=lengths)
     rate, interval = crossed(np.array(table))
     return {
-        "wins": found.wins,
-        "ties": found.ties,
-        "losses": found.losses,
+        "wins": rates.wins,
+        "ties": rates.ties,
+        "losses": rates.losses,
         "rate": rate,
         "interval": interval,
-        "length_controlled": found.length_controlled,
+        "length_controlled": rates.length_controlled,
     }
 
 
@@ -151,16 +153,16 @@ def frontiers(rows: Mapping[str, Sequence[Sequence[Row]]], objectives: Sequence[
         values[name] = np.stack(
             [np.stack([table_of(by_seed, alpha, objective) for objective in objectives], -1) for alpha in alphas[name]]
         )  # [points, seeds, prompts, objectives]
-    reference = np.min([own.mean((1, 2)).min(0) for own in values.values()], axis=0)
+    reference = np.min([table.mean((1, 2)).min(0) for table in values.values()], axis=0)
     figures: dict[str, Any] = {"objectives": list(objectives), "reference": reference.tolist(), "methods": {}}
-    for name, own in values.items():
-        points = own.mean((1, 2))
+    for name, table in values.items():
+        points = table.mean((1, 2))
         figures["methods"][name] = {
             "points": {alpha: point.tolist() for alpha, point in zip(alphas[name], points, strict=True)},
             "frontier": [alphas[name][i] for i in pareto(points)],
             "hypervolume": hypervolume(points, reference),
-            "interval": percentiles(np.array([hypervolume(one, reference) for one in _redrawn(own)])),
-            "gains": _gains(own, alphas[name], objectives),
+            "interval": percentiles(np.array([hypervolume(one, reference) for one in _redrawn(table)])),
+            "gains": _gains(table, alphas[name], objectives),
         }
     return figures
 
@@ -182,5 +184,5 @@ def _redrawn(values: np.ndarray) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     _, seeds, prompts, _ = values.shape
     for _ in range(RESAMPLES):
-        own = values[:, rng.integers(0, seeds, seeds)].mean(1)
-        yield own[:, rng.integers(0, prompts, prompts)].mean(1)
+        drawn = values[:, rng.integers(0, seeds, seeds)].mean(1)
+        yield drawn[:, rng.integers(0, prompts, prompts)].mean(1)
