@@ -9,7 +9,6 @@ from typing import Any
 
 from dual_head.errors import require
 
-
 FAR = 10.0  # nats beyond which the axis is logarithmic, from 1 on
 TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50)
 
