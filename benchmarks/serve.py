@@ -165,7 +165,7 @@ def _own_keys(args: argparse.Namespace) -> Iterator[Section]:
             *("weights", "requests at once", "s, each with its own keys", "s, with all keys under a mask"),
             *("x faster", "lower quartile", "upper quartile"),
         ),
-        rows=tuple(map(tuple, serve_pages.own_keys(*serve_loads.real_model(), args.rounds))),
+        rows=tuple(map(tuple, serve_pages.own_keys(args.rounds))),
         note=f"SmolLM2-135M-Instruct with a hidden guide; {serve_pages.CROWD_PROMPT} tokens of a prompt and "
         f"{serve_pages.CROWD_REPLY} of a reply, all sent at once, in turns; {args.rounds} rounds after a first one.",
     )

@@ -70,9 +70,9 @@ Side = Callable[[int, int], Run]  # of a load and a round
 Runs = dict[str, list[Run]]  # of every side
 
 
-def real_model() -> tuple[Any, Any]:
+def real_model(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """The chat model of `make real`, which ends at no token, and its tokenizer."""
-    lm = AutoModelForCausalLM.from_pretrained(REAL, dtype=torch.float32).eval()
+    lm = AutoModelForCausalLM.from_pretrained(REAL, dtype=dtype).eval()
     lm.generation_config.eos_token_id = None
     return lm, AutoTokenizer.from_pretrained(REAL)
 

@@ -73,11 +73,12 @@ def prefixes(lm: Any, tokenizer: Any) -> list[list[Any]]:
     return rows
 
 
-def own_keys(lm: Any, tokenizer: Any, rounds: int) -> list[list[Any]]:
+def own_keys(rounds: int) -> list[list[Any]]:
     """Rows: precision, requests at once, s with keys of a request's own and with those of all, x faster, quartiles."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = AlignedModel.from_backbone(lm.to(dtype), GUIDES["one hidden guide"])
+        lm, tokenizer = real_model(dtype)
+        model = AlignedModel.from_backbone(lm, GUIDES["one hidden guide"])
         for load in CROWDS:
             settings = EngineSettings(max_rows=load, max_batch_tokens=STEP, context_length=CROWD_PROMPT + CROWD_REPLY)
             by_request, under_mask = [], []
