@@ -32,7 +32,7 @@ class RealOptions(Options):
     real: bool = option(
         False, "show two published guides on a real chat model, which is fetched once", heading="a real chat model"
     )
-    train: bool = option(False, "train a guide of your own from that model's replies, in about ten minutes")
+    train: bool = option(False, "train a guide of your own from that model's replies, in four minutes on two cores")
     guides: str | None = option(None, "folder of guides side by side [the published ones]")
     backbone: str | None = option(None, "folder of the chat model [where it is, or is fetched to]")
     other_precision: bool = option(False, "take a --backbone that is the model of the guides in another precision")
