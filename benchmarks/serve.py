@@ -158,14 +158,14 @@ def _prefixes(args: argparse.Namespace) -> Iterator[Section]:
     )
 
 
-def _own_keys(args: argparse.Namespace) -> Iterator[Section]:
+def _attention(args: argparse.Namespace) -> Iterator[Section]:
     yield Section(
-        name="serve-own-keys",
+        name="serve-attention",
         columns=(
             *("weights", "requests at once", "s, each with its own keys", "s, with all keys under a mask"),
             *("x faster", "lower quartile", "upper quartile"),
         ),
-        rows=tuple(map(tuple, serve_pages.own_keys(args.rounds))),
+        rows=tuple(map(tuple, serve_pages.attention(args.rounds))),
         note=f"SmolLM2-135M-Instruct with a hidden guide; {serve_pages.CROWD_PROMPT} tokens of a prompt and "
         f"{serve_pages.CROWD_REPLY} of a reply, all sent at once, in turns; {args.rounds} rounds after a first one.",
     )
@@ -177,7 +177,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Iterator[Section]]] = {
     "http": _http,
     "memory": _memory,
     "prefixes": _prefixes,
-    "own_keys": _own_keys,
+    "attention": _attention,
 }
 
 

@@ -73,7 +73,7 @@ def prefixes(lm: Any, tokenizer: Any) -> list[list[Any]]:
     return rows
 
 
-def own_keys(rounds: int) -> list[list[Any]]:
+def attention(rounds: int) -> list[list[Any]]:
     """Rows: precision, requests at once, s with keys of a request's own and with those of all, x faster, quartiles."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -84,8 +84,8 @@ def own_keys(rounds: int) -> list[list[Any]]:
             by_request, under_mask = [], []
             for round_ in range(rounds + 1):
                 token_ids = prompts(load, round_, model.backbone.shape.vocab_size, CROWD_PROMPT)
-                for seconds, attention in ((by_request, Pages.attention), (under_mask, lambda _: nullcontext())):
-                    with patch.object(Pages, "attention", attention), Engine(model, tokenizer, settings) as engine:
+                for seconds, entered in ((by_request, Pages.attention), (under_mask, lambda _: nullcontext())):
+                    with patch.object(Pages, "attention", entered), Engine(model, tokenizer, settings) as engine:
                         start = time.perf_counter()
                         engine.generate(requests(model, token_ids, CROWD_REPLY))
                         seconds.append(time.perf_counter() - start)

@@ -7,7 +7,7 @@ nor tables.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from transformers import set_seed
 from dual_head import AlignedModel
 from dual_head.evaluate import Decoding
 from dual_head.evaluate.text_metrics import diversity
-from dual_head.model.generate import encode_prompts
+from dual_head.model.generate import prompt_ids
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.model.score import reply_scalars
 from dual_head.replies.sample import generate_replies, reply_lengths
-from dual_head.serve.offline import SAMPLED, sampling_in_a_batch
+from dual_head.serve.offline import THROUGHPUT, sampling_in_a_batch
 
 ROWS = 192  # generated at a time
 RUNNING_ROWS = 96  # of a running batch
@@ -91,8 +91,12 @@ def replies(
     limit: int | None = None,
 ) -> list[Row]:
     """One reply to every prompt at every strength, as rows by prompt and strength."""
-    answer = _in_padded_batches if sampling_in_a_batch(model) is None else _in_a_running_batch
-    rows = answer(model, tokenizer, asked, alphas, decoding, 1000 + seed, limit or decoding.max_new_tokens)
+    decoding = replace(decoding, seed=1000 + seed, max_new_tokens=limit or decoding.max_new_tokens)
+    settings = sampling_in_a_batch(model)
+    if settings is None:
+        rows = _in_padded_batches(model, tokenizer, asked, alphas, decoding)
+    else:
+        rows = _in_a_running_batch(model, tokenizer, asked, alphas, decoding, settings)
     return [rows[i, label_of(alpha)] for i in range(len(asked)) for alpha in alphas]
 
 
@@ -102,23 +106,18 @@ def _in_a_running_batch(
     asked: Sequence[Asked],
     alphas: Sequence[Strength],
     decoding: Decoding,
-    seed: int,
-    limit: int,
+    settings: Mapping[str, float],
 ) -> dict[tuple[int, str], Row]:
     """Rows by number of the prompt and strength; one strength after the other, so that prompts are read once."""
     places = [(i, alpha) for alpha in alphas for i in range(len(asked))]
-    ids = [encode_prompts([one.prompt], tokenizer)["input_ids"][0].tolist() for one in asked]
+    ids = prompt_ids([one.prompt for one in asked], tokenizer)
     pieces = model.generate_batch(
         [ids[i] for i, _ in places],
         tokenizer=tokenizer,
         alpha=_strengths(model, [alpha for _, alpha in places]),
-        max_new_tokens=limit,
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        **{**(sampling_in_a_batch(model) or {}), "top_p": decoding.top_p},
-        seed=seed * len(places),
+        **{**settings, **asdict(decoding), "seed": decoding.seed * len(places)},
         trace=True,
-        settings=replace(SAMPLED, max_rows=RUNNING_ROWS),
+        settings=replace(THROUGHPUT, max_rows=RUNNING_ROWS),
     )
     rows = {}
     for (i, alpha), piece in zip(places, pieces, strict=True):
@@ -138,19 +137,17 @@ def _in_padded_batches(
     asked: Sequence[Asked],
     alphas: Sequence[Strength],
     decoding: Decoding,
-    seed: int,
-    limit: int,
 ) -> dict[tuple[int, str], Row]:
     """The same with `generate`, of what a running batch cannot hold: prompts of like lengths together."""
-    set_seed(seed)
-    lengths = [encode_prompts([one.prompt], tokenizer)["input_ids"].shape[1] for one in asked]  # pyright: ignore[reportAttributeAccessIssue]
-    order = sorted(range(len(asked)), key=lambda i: lengths[i])
+    set_seed(decoding.seed)
+    ids = prompt_ids([one.prompt for one in asked], tokenizer)
+    order = sorted(range(len(asked)), key=lambda i: len(ids[i]))
     step = max(1, ROWS // len(alphas))
     rows = {}
     for start in range(0, len(order), step):
         places = [(i, alpha) for i in order[start : start + step] for alpha in alphas]
         batch = [(asked[i], alpha) for i, alpha in places]
-        for (i, alpha), row in zip(places, _batch(model, tokenizer, batch, decoding, limit), strict=True):
+        for (i, alpha), row in zip(places, _batch(model, tokenizer, batch, decoding), strict=True):
             rows[i, label_of(alpha)] = row
     return rows
 
@@ -165,7 +162,7 @@ def _strengths(model: AlignedModel, alphas: Sequence[Strength]) -> dict[str, lis
 
 
 def _batch(
-    model: AlignedModel, tokenizer: Any, asked: Sequence[tuple[Asked, Strength]], decoding: Decoding, limit: int
+    model: AlignedModel, tokenizer: Any, asked: Sequence[tuple[Asked, Strength]], decoding: Decoding
 ) -> list[Row]:
     strengths = _strengths(model, [alpha for _, alpha in asked])
     sampling: dict[str, Any] = (
@@ -174,7 +171,12 @@ def _batch(
         else {"do_sample": False}
     )
     sequences, mask, new = generate_replies(
-        model, tokenizer, [one.prompt for one, _ in asked], alpha=strengths, max_new_tokens=limit, **sampling
+        model,
+        tokenizer,
+        [one.prompt for one, _ in asked],
+        alpha=strengths,
+        max_new_tokens=decoding.max_new_tokens,
+        **sampling,
     )
     ended = (new == tokenizer.eos_token_id).any(1)
     lengths = reply_lengths(new, tokenizer.eos_token_id)

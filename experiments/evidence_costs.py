@@ -14,7 +14,7 @@ from evidence_worlds import World
 
 from dual_head import AlignedModel
 from dual_head.evaluate.metrics.efficiency import measure_efficiency
-from dual_head.model.generate import encode_prompts
+from dual_head.model.generate import prompt_ids
 from dual_head.model.pretrained import load_tokenizer
 
 BACKBONE = "the backbone"
@@ -28,7 +28,7 @@ def measured(world: World, places: Mapping[str, Path], *, new_tokens: int = NEW_
     """
     tokenizer = load_tokenizer(world.backbone)
     prompt = max((one.prompt for one in world.asked("dev", 20)), key=lambda own: len(str(own)))
-    ids = encode_prompts([prompt], tokenizer)["input_ids"][0].tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    (ids,) = prompt_ids([prompt], tokenizer)
     systems: list[Any] = [(BACKBONE, base_of(world), tokenizer, None)]
     for name, place in places.items():
         systems.append((name, AlignedModel.from_pretrained(str(place)).eval(), tokenizer, 1.0))

@@ -18,7 +18,7 @@ from dual_head import load_pairs
 from dual_head.demo import TOY_BACKBONE, world
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Decoding
-from dual_head.model.generate import Prompt, encode_prompts
+from dual_head.model.generate import Prompt, prompt_ids
 from dual_head.model.pretrained import load_tokenizer
 
 DEV_SHARE = 0.25  # of the demonstration world's test requests
@@ -168,7 +168,7 @@ class Dialogues(World):
             own = [
                 Asked(f"{objective}-{i}", prompt, objective)
                 for i, prompt in enumerate(prompts.values())
-                if len(_ids(prompt, tokenizer)) <= self.longest_prompt
+                if len(prompt_ids([prompt], tokenizer)[0]) <= self.longest_prompt
             ]
             random.Random(0).shuffle(own)
             require_enough(len(own), wanted, f"{part} ({objective})")
@@ -181,11 +181,6 @@ class Dialogues(World):
 
         places, prompts = judge_folders(self.folder), [one.prompt for one in asked]
         return {name: judged(places[self.meant(name)], prompts, rows) for name in objectives}
-
-
-def _ids(prompt: Any, tokenizer: Any) -> list[int]:
-    ids: Any = encode_prompts([prompt], tokenizer)["input_ids"]
-    return ids[0].tolist()
 
 
 def require_enough(there: int, wanted: int, part: str) -> None:

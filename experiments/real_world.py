@@ -18,7 +18,7 @@ from dual_head import method
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Decoding
-from dual_head.model.generate import encode_prompts
+from dual_head.model.generate import prompt_ids
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.replies import RULES
 from dual_head.replies.pairs import brief, conversation
@@ -116,4 +116,4 @@ class Questions(World):
 
 
 def _length(text: str, tokenizer: Any) -> int:
-    return encode_prompts([conversation(text)], tokenizer)["input_ids"].shape[1]  # pyright: ignore[reportAttributeAccessIssue]
+    return len(prompt_ids([conversation(text)], tokenizer)[0])

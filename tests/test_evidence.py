@@ -195,8 +195,8 @@ def test_a_running_batch_answers_what_padded_batches_do(tmp_path, monkeypatch, a
     monkeypatch.setattr(evidence_answers, "sampling_in_a_batch", lambda _: None)
     padded = evidence_answers.replies(*arguments, seed=0)
     assert [row["reply"] for row in running] == [row["reply"] for row in padded]
-    for ours, theirs in zip(running, padded, strict=True):
-        assert ours == pytest.approx(theirs, abs=2e-4)
+    for one, other in zip(running, padded, strict=True):
+        assert one == pytest.approx(other, abs=2e-4)
     assert any(row["kl"] > 0.1 for row in running)
 
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.data import Cut, Prompt
 from dual_head.model.aligned import AlignedModel
-from dual_head.model.generate import encode_prompts
-from dual_head.serve.offline import SAMPLED, generate_in_order, sampling_in_a_batch
+from dual_head.model.generate import encode_prompts, prompt_ids
+from dual_head.serve.offline import THROUGHPUT, generate_in_order, sampling_in_a_batch
 
 
 @torch.no_grad()
@@ -54,75 +54,57 @@ def sample_replies(
     have been, up to rounding. Other settings, such as top_p, are the model's own.
     """
     sampling = {"alpha": alpha, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
+    ids = prompt_ids(prompts, tokenizer)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    step = max(1, rows // count)
+    groups = [order[start : start + step] for start in range(0, len(order), step)]  # prompts of like lengths
     settings = sampling_in_a_batch(model)
     if settings is None:
-        yield from _in_padded_batches(model, tokenizer, prompts, count, rows, seed, done, sampling)
+        numbered = {seed * len(order) + g * step: group for g, group in enumerate(groups)}
+        batches = {number: group for number, group in numbered.items() if not all(i in done for i in group)}
+        texts = _in_padded_batches(model, tokenizer, prompts, count, batches, sampling)
     else:
-        yield from _in_a_running_batch(model, tokenizer, prompts, count, rows, seed, done, sampling | settings)
+        # First a reply to each prompt of a group, then another, when pages hold the prompts.
+        places = [(i, copy) for group in groups for copy in range(count) for i in group if i not in done]
+        seeds = [(seed * len(ids) + i) * count + copy for i, copy in places]
+        sampling |= {**settings, "seed": seeds, "settings": replace(THROUGHPUT, max_rows=rows)}
+        texts = _in_a_running_batch(model, tokenizer, [(i, ids[i]) for i, _ in places], sampling)
+    replies: dict[int, list[str]] = {}
+    for i, text in texts:
+        replies.setdefault(i, []).append(text)
+        if len(replies[i]) == count:
+            whole = replies.pop(i)
+            if i not in done:  # a padded batch samples all of its prompts again
+                yield i, whole
 
 
 def _in_a_running_batch(
     model: AlignedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    count: int,
-    rows: int,
-    seed: int,
-    done: Collection[int],
-    sampling: dict[str, Any],
-) -> Iterator[tuple[int, list[str]]]:
-    """A reply that ends makes room for the next; each has a seed of its own.
-
-    Prompts of like lengths share a group of `rows` replies: first one to each, then more, when pages hold the prompts.
-    """
-    ids = [encode_prompts([prompt], tokenizer)["input_ids"][0].tolist() for prompt in prompts]
-    waiting = sorted((i for i in range(len(ids)) if i not in done), key=lambda i: len(ids[i]))
-    size = max(1, rows // count)
-    groups = [waiting[start : start + size] for start in range(0, len(waiting), size)]
-    places = [(i, copy) for group in groups for copy in range(count) for i in group]
-    pieces = generate_in_order(
-        model,
-        [ids[i] for i, _ in places],
-        tokenizer=tokenizer,
-        seed=[(seed * len(ids) + i) * count + copy for i, copy in places],
-        settings=replace(SAMPLED, max_rows=rows),
-        **sampling,
-    )
-    texts: dict[int, list[str]] = {}
-    for (i, _), piece in zip(places, pieces, strict=True):
+    prompts: Sequence[tuple[int, list[int]]],
+    options: dict[str, Any],
+) -> Iterator[tuple[int, str]]:
+    """(number, text) for each (number, token ids); a reply that ends makes room for the next."""
+    pieces = generate_in_order(model, [ids for _, ids in prompts], tokenizer=tokenizer, **options)
+    for (i, _), piece in zip(prompts, pieces, strict=True):
         ended = piece.finish_reason == "stop"
-        text = piece.text if ended else reply_text([token.id for token in piece.tokens], tokenizer)
-        texts.setdefault(i, []).append(text)
-        if len(texts[i]) == count:
-            yield i, texts.pop(i)
+        yield i, piece.text if ended else reply_text([token.id for token in piece.tokens], tokenizer)
 
 
-@torch.no_grad()
 def _in_padded_batches(
     model: AlignedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     count: int,
-    rows: int,
-    seed: int,
-    done: Collection[int],
-    sampling: dict[str, Any],
-) -> Iterator[tuple[int, list[str]]]:
-    """Prompts of like lengths share a batch, which has a seed of its own."""
-    lengths = [encode_prompts([prompt], tokenizer)["input_ids"].shape[1] for prompt in prompts]  # pyright: ignore[reportAttributeAccessIssue]
-    order = sorted(range(len(prompts)), key=lambda i: lengths[i])
-    step = max(1, rows // count)
-    for start in range(0, len(order), step):
-        indices = order[start : start + step]
-        if all(i in done for i in indices):
-            continue
-        set_seed(seed * len(order) + start)
-        copies = [prompts[i] for i in indices for _ in range(count)]
-        _, _, new = generate_replies(model, tokenizer, copies, do_sample=True, **sampling)
-        texts = [reply_text(row, tokenizer) for row in new.tolist()]
-        for position, i in enumerate(indices):
-            if i not in done:
-                yield i, texts[position * count : (position + 1) * count]
+    batches: Mapping[int, Sequence[int]],
+    options: dict[str, Any],
+) -> Iterator[tuple[int, str]]:
+    """(index, text), `count` times for each prompt of {seed of a batch: indices of its prompts}."""
+    for seed, group in batches.items():
+        set_seed(seed)
+        copies = [i for i in group for _ in range(count)]
+        _, _, new = generate_replies(model, tokenizer, [prompts[i] for i in copies], do_sample=True, **options)
+        yield from zip(copies, (reply_text(row, tokenizer) for row in new.tolist()), strict=True)
 
 
 def reply_text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:

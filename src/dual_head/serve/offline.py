@@ -13,7 +13,7 @@ from dual_head.data import Prompt
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.model import AlignedModel
 from dual_head.model.alpha import Alpha
-from dual_head.model.generate import DEFAULT_NEW_TOKENS, conversation_of, encode_prompts
+from dual_head.model.generate import DEFAULT_NEW_TOKENS, conversation_of, prompt_ids
 from dual_head.serve.settings import EngineSettings
 from dual_head.serve.types import GenerationRequest, Piece, Sampling
 from dual_head.serve.versions import require_tested_transformers
@@ -23,9 +23,9 @@ FEW = 16  # prompts, of which each gets a row
 
 # Settings that change no greedy token.
 OF_SAMPLING = {"do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}
-CHOSEN = {"do_sample", "temperature", "top_k"}  # by whoever samples
-SHARED = {"top_p", "min_p", "repetition_penalty"}  # with the same meaning in the engine
-SAMPLED = EngineSettings(max_batch_tokens=512, memory_share=0.5)  # where nobody waits for a first token
+OF_CALLERS = {"do_sample", "temperature", "top_k"}  # whoever samples gives these
+OF_ENGINE = {"top_p", "min_p", "repetition_penalty"}  # with the same meaning there
+THROUGHPUT = EngineSettings(max_batch_tokens=512, memory_share=0.5)  # where nobody waits for a first token
 OF_TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens"}
 OF_OUTPUTS = {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
 
@@ -66,11 +66,11 @@ def sampling_in_a_batch(model: AlignedModel) -> dict[str, float] | None:
     served, and for settings that the engine does not have.
     """
     settings = model.generation_config.to_diff_dict()
-    if set(settings) - CHOSEN - SHARED - OF_TOKENS - OF_OUTPUTS:
+    if set(settings) - OF_CALLERS - OF_ENGINE - OF_TOKENS - OF_OUTPUTS:
         return None
     if model.device.type != "cpu" or not is_servable(model):
         return None
-    return {name: settings[name] for name in SHARED & set(settings) if settings[name] is not None}
+    return {name: settings[name] for name in OF_ENGINE & set(settings) if settings[name] is not None}
 
 
 def generate_batch(model: AlignedModel, prompts: Sequence[Prompt | Sequence[int]], **options: Any) -> list[Piece]:
@@ -89,7 +89,6 @@ def generate_in_order(
     stop: Sequence[str] = (),
     settings: EngineSettings | None = None,
     progress: Callable[[int], None] | None = None,
-    seed: int | Sequence[int] | None = None,
     **sampling: Any,
 ) -> Iterator[Piece]:
     """The pieces of `AlignedModel.generate_batch`, each as soon as it and those before it have ended.
@@ -98,17 +97,17 @@ def generate_in_order(
     """
     from dual_head.serve.engine import Engine  # refuses a transformers that was not tested
 
-    names = [field.name for field in fields(Sampling) if field.name != "seed"]
+    names = [field.name for field in fields(Sampling)]
     for name in sampling:
         if name not in names:
-            raise DualHeadError(f"generate_batch has no option '{name}'.{did_you_mean(name, [*names, 'seed'])}")
+            raise DualHeadError(f"generate_batch has no option '{name}'.{did_you_mean(name, names)}")
     tokenizer = tokenizer or model.own_tokenizer()
     encoded = [_ids(prompt, tokenizer, chat_template) for prompt in prompts]
     if not encoded:
         return
     engine = Engine(model, tokenizer, _fitting(settings or EngineSettings(), encoded, max_new_tokens))
+    seeds = _seeds(sampling.pop("seed", None), len(encoded))
     chosen = Sampling(**{"temperature": 0.0, **sampling})
-    seeds = _seeds(seed, len(encoded))
     requests = []
     for i, ids in enumerate(encoded):
         room = max(1, engine.context_length - len(ids))
@@ -143,7 +142,7 @@ def _ids(prompt: Prompt | Sequence[int], tokenizer: PreTrainedTokenizerBase, cha
     if not isinstance(prompt, str) and len(prompt) and not isinstance(prompt[0], Mapping):
         return [int(token) for token in prompt]  # pyright: ignore[reportArgumentType] - of a list or a tensor
     conversation: Any = conversation_of(prompt, tokenizer, chat_template=chat_template)  # pyright: ignore[reportArgumentType]
-    return encode_prompts([conversation], tokenizer)["input_ids"][0].tolist()
+    return prompt_ids([conversation], tokenizer)[0]
 
 
 def _strengths(model: AlignedModel, alpha: Any, i: int, rows: int) -> dict[str, Any]:
@@ -163,7 +162,8 @@ def _seeds(seed: Any, rows: int) -> list[int | None]:
     try:
         first = operator.index(seed)
     except TypeError:
-        return [operator.index(_entry(list(seed), i, rows, "seed")) for i in range(rows)]
+        seeds = list(seed)
+        return [operator.index(_entry(seeds, i, rows, "seed")) for i in range(rows)]
     return [first + i for i in range(rows)]
 
 

@@ -221,8 +221,8 @@ class PagedModel(nn.Module):
                 layers=model.guides.layers_read({*active, *self._places}),
             )
             hidden = output.last_hidden_state
-            looking_back = self._looking_back(tokens, hidden, layers)
-        kept, states = map_tokens(tokens.at_rows, hidden, looking_back)
+            guide_states = self._looking_back(tokens, hidden, layers)
+        kept, states = map_tokens(tokens.at_rows, hidden, guide_states)
         layers_kept = {i: tokens.at_rows(x) for i, x in layers.items()}
         if not rows:
             return CausalLMOutput(logits=kept.new_zeros(1, 0, model.backbone.shape.vocab_size))  # pyright: ignore
