@@ -17,7 +17,7 @@ from evidence_worlds import Dialogues
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from dual_head import GuideTrainingArguments, TokenizeOptions, load_pairs, tokenize_pairs
-from dual_head.evaluate.rewards import Classifier
+from dual_head.evaluate.rewards import Classifier, ReplyIds
 from dual_head.methods.reward import RewardOptions
 from dual_head.model.generate import Prompt
 from dual_head.model.pretrained import load_tokenizer
@@ -95,8 +95,8 @@ def held_out(world: Dialogues, folder: Path) -> dict[str, dict[str, Any]]:
             for pair in load_pairs(str(world.part(objective, part)), max_rows=world.most)[0]
         ]
         rows = [dict(row) for row in tokenize_pairs(pairs, judge.tokenizer, TokenizeOptions(max_length=384))[0]]
-        ids = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
-        scores = _scores(judge, ids)
+        ids = [ReplyIds(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
+        scores = judge.score_rows(ids, batch_size=ROWS)
         both = zip(scores[: len(rows)], scores[len(rows) :], strict=True)
         right = [(a > b) + 0.5 * (a == b) for a, b in both]
         found[objective] = right, [len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in rows]
@@ -119,22 +119,12 @@ def judged(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any
     judge = _judge(str(folder))
     ids = []
     for prompt, row in zip(prompts, rows, strict=True):
-        said = judge.encode(prompt, " " + row["reply"].strip())
-        ids.append([*said, judge.tokenizer.eos_token_id] if row["finished"] else said)
-    return _scores(judge, ids)
+        encoded = judge.encode(prompt, " " + row["reply"].strip())
+        end = [judge.tokenizer.eos_token_id] if row["finished"] else []
+        ids.append(ReplyIds(encoded.prompt, [*encoded.reply, *end]))
+    return judge.score_rows(ids, batch_size=ROWS)
 
 
 @cache
 def _judge(folder: str) -> Classifier:
     return Classifier(folder)
-
-
-def _scores(judge: Classifier, rows: Sequence[list[int]]) -> list[float]:
-    """Score rows of ids in batches of like lengths, in their order."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found = [0.0] * len(rows)
-    for start in range(0, len(order), ROWS):
-        some = order[start : start + ROWS]
-        for i, value in zip(some, judge.score([rows[i] for i in some]), strict=True):
-            found[i] = value
-    return found
