@@ -3,6 +3,7 @@
     python experiments/evidence.py --world demo --output_dir evidence/demo --jobs 2
     python experiments/evidence.py --world hh --chat chat --strong strong --output_dir evidence/hh --jobs 2
     python experiments/evidence.py --world real --replies real --data DATA --backbone B --about plain --output_dir out
+    python experiments/evidence.py --world people --data DATA --backbone B --about safer --output_dir out
     python experiments/evidence.py --world demo --output_dir evidence/demo --stage report --page docs/results/methods.md
 
 Search of the learning rate on prompts of its own, then several seeds at the best; objectives mixed, ablations, weak
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evidence_data import OBJECTIVES
 from evidence_pictures import draw_trade_off
 from evidence_runs import ABLATED, ABLATIONS, METHODS, Plan
 from evidence_script import circumstances, parsed, publish, same_plan
@@ -26,12 +28,13 @@ from evidence_summary import summary
 from evidence_tables import tables
 from evidence_transfer import Siblings
 from evidence_worlds import Demo, Dialogues, World
+from people_world import People
 from real_world import Questions
 
 from dual_head.errors import DualHeadError
 from dual_head.replies import RULES
 
-STEPS = {"demo": 200, "hh": 120, "real": 75}
+STEPS = {"demo": 200, "hh": 120, "real": 75, "people": 75}
 WEAK_STEPS = 1200
 STAGES = ("all", "judge", "train", "answer", "costs", "report")
 SMALL = {"seeds": 2, "rates": 1, "steps": 2, "prompts": 6, "dev_prompts": 4, "two_prompts": 4}
@@ -63,7 +66,8 @@ def main() -> None:
         plan = replace(plan, alphas=tuple(args.alphas))
     small: dict = {"judge_steps": 2, "weak_steps": 4, "timing": {"new_tokens": 2, "rounds": 1}} if args.small else {}
     numbers = {"judge_steps": None, "weak_steps": WEAK_STEPS, **small}
-    evidence = Evidence(plan, _siblings(args, folder, world), two_prompts=args.two_prompts, **numbers)
+    two_prompts = 0 if args.world == "people" else args.two_prompts
+    evidence = Evidence(plan, _siblings(args, folder, world), two_prompts=two_prompts, **numbers)
     same_plan(folder / "plan.json", _identity(plan))
     others = [subprocess.Popen([sys.executable, *_for_others()]) for _ in range(args.jobs - 1)]
     if args.stage == "judge":
@@ -122,6 +126,16 @@ def _world(args: argparse.Namespace, folder: Path) -> World:
             about="concise" if args.about == "overall" else args.about, most=16 if args.small else None,
             dtype=args.dtype, bf16=args.dtype == "bfloat16", mixed=tuple(dict.fromkeys(args.mixed)),
         )  # fmt: skip
+    if args.world == "people":
+        if not (args.data and args.backbone):
+            raise DualHeadError("The world people needs --data and --backbone.")
+        about = "safer" if args.about == "overall" else args.about
+        if about not in OBJECTIVES:
+            raise DualHeadError(f"The world people knows the objectives {', '.join(OBJECTIVES)}. '{about}' is a rule.")
+        return People(
+            folder=folder, data=args.data, backbone=str(Path(args.backbone).resolve()), about=about, mixed=(about,),
+            most=16 if args.small else None, dtype=args.dtype, bf16=args.dtype == "bfloat16",
+        )  # fmt: skip
     if not args.chat:
         raise DualHeadError("Say with --chat where experiments/chat_backbone.py wrote its backbone.")
     backbone = str(Path(args.chat).resolve())
@@ -147,10 +161,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--chat", help="backbone of the hh world, as chat_backbone.py writes it")
     parser.add_argument("--strong", help="a larger sibling of --chat, for weak to strong in the hh world")
     parser.add_argument("--replies", type=Path, help="folder of the real world's replies, as real_replies.py writes it")
-    parser.add_argument("--data", type=Path, help="folder that holds the real world's questions")
-    parser.add_argument("--backbone", help="the real world's chat model")
-    parser.add_argument("--dtype", default="auto", help="of the real world's models; bfloat16: trained in it too")
-    parser.add_argument("--about", choices=("overall", "helpful", "harmless", *RULES), default="overall",
+    parser.add_argument("--data", type=Path, help="folder that holds the questions of the worlds real and people")
+    parser.add_argument("--backbone", help="the chat model of the worlds real and people")
+    parser.add_argument("--dtype", default="auto", help="of that model; bfloat16: trained in it too")
+    parser.add_argument("--about", choices=("overall", *OBJECTIVES, *RULES), default="overall",
                         help="objective of people, or rule of the real world, to compare by")  # fmt: skip
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="some methods, not all")
     parser.add_argument("--ablations", nargs="*", choices=tuple(ABLATIONS), help="some ablations, or none")
@@ -159,7 +173,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of every run")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--dev_prompts", type=int, default=100, help="of the search")
-    parser.add_argument("--two_prompts", type=int, default=100, help="at every set of strengths; 0: no mixing")
+    parser.add_argument("--two_prompts", type=int, default=100, 
+                        help="at every set of strengths; 0: no mixing, as in the world people")  # fmt: skip
     parser.add_argument("--mixed", nargs="+", choices=tuple(RULES), default=["concise", "positive"],
                         help="rules of the real world whose guides are mixed [%(default)s]")  # fmt: skip
     parser.add_argument("--grid", type=float, nargs="+", help="strengths of each guide in a mix [0 0.5 1 1.5]")

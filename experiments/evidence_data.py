@@ -20,10 +20,15 @@ from dual_head.errors import DualHeadError
 
 # train: guides and fine-tuning; judge: the reward model; dev: the search; test: every table.
 PARTS: Mapping[str, float] = {"train": 0.5, "judge": 0.33, "dev": 0.05, "test": 0.12}
+FEW_PROMPTS: Mapping[str, float] = {"train": 0.25, "judge": 0.3, "dev": 0.05, "test": 0.4}  # where pairs share prompts
+# Files of people's preferences, below the folder of data: of HH-RLHF, and of PKU-SafeRLHF.
 OBJECTIVES: Mapping[str, tuple[str, ...]] = {
-    "helpful": ("helpful-base", "helpful-rejection-sampled"),
-    "harmless": ("harmless-base",),
+    "helpful": ("hh_rlhf/helpful-base.test.jsonl.gz", "hh_rlhf/helpful-rejection-sampled.test.jsonl.gz"),
+    "harmless": ("hh_rlhf/harmless-base.test.jsonl.gz",),
+    "safer": ("pku_safe_rlhf/pku_safe_rlhf_5k.json.gz",),
 }
+FILE_OBJECTIVE = {"safer": "harmless"}  # as a format that has several calls it
+DIALOGUES = ("helpful", "harmless")  # objectives of HH-RLHF
 SHARES: Mapping[str, float] = {"dialogues": 0.35, "questions": 0.3, "services": 0.2, "stories": 0.15}  # of characters
 LONGEST = 1200  # characters of a document: a block has room for about as many
 
@@ -59,13 +64,23 @@ def in_parts(pairs: Iterable[Pair], parts: Mapping[str, float] = PARTS, seed: in
     return sorted_
 
 
+def pairs_of(data: Path, objective: str) -> list[Pair]:
+    """All pairs of people's preferences of one objective. Errors: a file that is not below `data`."""
+    pairs = []
+    for name in OBJECTIVES[objective]:
+        file = data / name
+        if not file.is_file():
+            raise DualHeadError(f"There is no file '{file}'. Give the folder that holds {name} with --data.")
+        pairs += load_pairs(str(file), objective=FILE_OBJECTIVE.get(objective))[0]
+    return pairs
+
+
 def write_parts(data: Path, folder: Path) -> dict[str, dict[str, int]]:
-    """Write pairs-OBJECTIVE-PART.jsonl for each objective and for "overall", which is all of them; count the pairs."""
+    """Write pairs-OBJECTIVE-PART.jsonl of HH-RLHF's objectives and of "overall", which is both; count the pairs."""
     counts: dict[str, dict[str, int]] = {}
     everything: dict[str, list[Pair]] = {name: [] for name in PARTS}
-    for objective, names in OBJECTIVES.items():
-        pairs = [pair for name in names for pair in load_pairs(str(_file(data, name)))[0]]
-        found = in_parts(pairs)
+    for objective in DIALOGUES:
+        found = in_parts(pairs_of(data, objective))
         for part, own in found.items():
             write_pairs(folder / f"pairs-{objective}-{part}.jsonl", own)
             everything[part] += own
@@ -105,13 +120,6 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, values: Any) -> None:
     """Write values as JSON, whole or not at all."""
     write_text(file, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-
-
-def _file(data: Path, name: str) -> Path:
-    file = data / "hh_rlhf" / f"{name}.test.jsonl.gz"
-    if not file.is_file():
-        raise DualHeadError(f"There is no file '{file}'. Give the folder that holds hh_rlhf and text with --data.")
-    return file
 
 
 # ---- documents to pretrain on -----------------------------------------------------------------------------

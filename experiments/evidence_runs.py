@@ -20,7 +20,7 @@ from dual_head.train.run import RunOptions, train_guide
 
 # Options beside each method's own, and the middle one of the learning rates that are tried. Every weight of a
 # regulariser is its paper's.
-SETTINGS: Mapping[str, Mapping[str, tuple[dict[str, Any], float]]] = {
+SETTINGS: dict[str, Mapping[str, tuple[dict[str, Any], float]]] = {
     "demo": {
         "dual_head": ({"preference_on": "policy", "beta_r": 0.5}, 3e-3),
         "iav": ({"beta": 0.5}, 3e-3),
@@ -53,9 +53,11 @@ SETTINGS: Mapping[str, Mapping[str, tuple[dict[str, Any], float]]] = {
         "simpo": ({}, 3e-4),
     },
 }
+SETTINGS["people"] = SETTINGS["real"]
+REAL = ("real", "people")  # worlds of the real chat model
 METHODS = tuple(SETTINGS["demo"])
 ALPHAS = (0.5, 1.0, 1.5, 2.0)
-# In the real world, strengths of like divergence: at 1 they are from 0.2 to 35 nats away.
+# On the real chat model, strengths of like divergence: at 1 they are from 0.2 to 35 nats away.
 REAL_ALPHAS = {"dual_head": (1.0, 4.0), "iav": (1.0, 1.5), "genarm": (0.25, 1.0), "dpo": (0.25, 1.0)}
 FACTORS = {1: (1.0,), 2: (1.0, 3.0), 3: (1 / 3, 1.0, 3.0)}  # of the middle learning rate
 TWO = ("dual_head", "hidden")  # methods whose guides of several objectives are mixed
@@ -92,7 +94,7 @@ PAPERS = (
     "MAV, last layer only",
     "IAV without KL",
 )
-ABLATED = {"demo": tuple(ABLATIONS), "hh": PAPERS, "real": PAPERS}
+ABLATED = {"demo": tuple(ABLATIONS), "hh": PAPERS, "real": PAPERS, "people": PAPERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ class Plan:
 
     def alphas_of(self, method: str) -> tuple[float, ...]:
         """Strengths at which a method answers, 1 among them: those of the plan, or else of the world."""
-        return self.alphas or (REAL_ALPHAS.get(method, (0.5, 1.0)) if self.world.name == "real" else ALPHAS)
+        return self.alphas or (REAL_ALPHAS.get(method, (0.5, 1.0)) if self.world.name in REAL else ALPHAS)
 
     def search(self) -> list[Run]:
         """Every method at every learning rate, at the first seed."""

@@ -12,7 +12,7 @@ from typing import Any
 from evidence_answers import Row, answered, base_of, read_rows
 from evidence_costs import measured
 from evidence_data import write_json, write_text
-from evidence_judge import judge_folders, train_judge
+from evidence_judge import judge_folder, train_judge
 from evidence_runs import TWO, Plan, Run, train
 from evidence_transfer import Siblings, make_weak, transfer_alphas
 from evidence_work import Task, work
@@ -45,13 +45,10 @@ class Evidence:
         """Train the judges, where rewards are not exact; those of all objectives where some are mixed."""
         world = self.plan.world
         if isinstance(world, Dialogues):
-            places = judge_folders(self.folder)
-            places = places if self.two_prompts else {world.about: places[world.about]}
+            objectives = ("overall", *world.mixed) if self.two_prompts else (world.about,)
+            places = {name: judge_folder(self.folder, name) / "judge.json" for name in objectives}
             self._work(
-                [
-                    Task(place / "judge.json", _call(train_judge, world, objective, steps=self.judge_steps))
-                    for objective, place in places.items()
-                ]
+                [Task(place, _call(train_judge, world, name, steps=self.judge_steps)) for name, place in places.items()]
             )
 
     def train(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from evidence_answers import Row
 from evidence_figures import compared, crossed, frontiers, preferred, strengths_of, table_of, traded
-from evidence_judge import judge_folders
+from evidence_judge import judge_folder
 from evidence_runs import train
 from evidence_stages import Evidence
 from evidence_transfer import transfer_alphas
@@ -56,7 +56,8 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _judge(evidence: Evidence) -> dict[str, Any]:
-    files = {name: place / "judge.json" for name, place in judge_folders(evidence.folder).items()}
+    objectives = ("overall", *evidence.plan.world.mixed)
+    files = {name: judge_folder(evidence.folder, name) / "judge.json" for name in objectives}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 

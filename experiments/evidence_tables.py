@@ -70,14 +70,9 @@ def _judge(summary: Mapping[str, Any]) -> str:
         ]
         for name, said in summary["judge"].items()
     ]
-    columns = [
-        "judge of",
-        "pairs trained on",
-        "right on overall",
-        "on helpful",
-        "on harmless",
-        "the longer reply is right",
-    ]
+    objectives = next(iter(summary["judge"].values()))["held_out"]
+    right = [f"right on {name} (95%)" for name in objectives]
+    columns = ["judge of", "pairs trained on", *right, "the longer reply is right"]
     weak = [name for name, said in summary["judge"].items() if said["held_out"][name]["interval"][0] <= 0.5]
     warning = f"\n\nNot clearly above chance: {', '.join(weak)}. What is judged so says little." if weak else ""
     return markdown(columns, rows) + warning

@@ -1,7 +1,8 @@
-"""The two worlds of the evidence run: what is asked in them, which pairs they have, and who scores the replies.
+"""The worlds of the evidence run on small backbones: what is asked, which pairs there are, and who scores the replies.
 
 demo: the demonstration world, whose exact reward is known. hh: people's dialogues on a small chat backbone, scored by
-reward models that were trained on other prompts. Neither knows guides, training or tables.
+reward models that were trained on other prompts. Neither knows guides, training or tables. The worlds of a real chat
+model are in real_world.py and people_world.py.
 """
 
 import json
@@ -132,6 +133,20 @@ class Demo(World):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How a judge is trained; top_layers: the uppermost that are, None for all weights.
+
+    bf16: trained and scoring under autocast. held_out: pairs of a part that it is measured on, None for all.
+    """
+
+    rate: float = 3e-4
+    epochs: int = 2
+    top_layers: int | None = None
+    bf16: bool = False
+    held_out: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dialogues(World):
     """HH-RLHF's dialogues on a chat backbone made by chat_backbone.py, in whose folder the pairs lie, by part.
 
@@ -145,6 +160,7 @@ class Dialogues(World):
     max_length: int = 256
     bf16: bool = True  # as its backbone was trained
     longest_prompt: int = 160  # tokens; what a dialogue leaves for its reply
+    judging: Judging = Judging()
     judge: str = "reward models trained on other prompts"
 
     def pairs(self, objective: str, seed: int) -> Path:  # noqa: ARG002 - people wrote them once
@@ -177,10 +193,10 @@ class Dialogues(World):
 
     def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
         """Scores of each reply by the reward model of each objective."""
-        from evidence_judge import judge_folders, judged
+        from evidence_judge import judged
 
-        places, prompts = judge_folders(self.folder), [one.prompt for one in asked]
-        return {name: judged(places[self.meant(name)], prompts, rows) for name in objectives}
+        prompts = [one.prompt for one in asked]
+        return {name: judged(self, self.meant(name), prompts, rows) for name in objectives}
 
 
 def require_enough(there: int, wanted: int, part: str) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from evidence_data import OBJECTIVES, opening, part_of, write_json, write_rows
+from evidence_data import opening, pairs_of, part_of, write_json, write_rows
 from tqdm import tqdm
 
-from dual_head import AlignedModel, load_pairs
+from dual_head import AlignedModel
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
@@ -45,12 +45,7 @@ def kind_of(objective: str) -> str:
 
 def openings(data: Path, kind: str, part: str) -> list[str]:
     """What people first said in one part of HH-RLHF's dialogues, each once, in an order of its own."""
-    prompts: dict[str, None] = {}
-    for name in OBJECTIVES[kind]:
-        file = data / "hh_rlhf" / f"{name}.test.jsonl.gz"
-        if not file.is_file():
-            raise DualHeadError(f"There is no file '{file}'. Give the folder that holds hh_rlhf and eval with --data.")
-        prompts |= {opening(pair.prompt): None for pair in load_pairs(str(file))[0] if part_of(pair.prompt) == part}
+    prompts = {opening(pair.prompt) for pair in pairs_of(data, kind) if part_of(pair.prompt) == part}
     texts = sorted(text for text in prompts if text.strip())
     Random(0).shuffle(texts)
     return texts

@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evidence_work import claimed
+from evidence_features import kept_features
 from evidence_worlds import Asked, Rewards, World, require_enough
 from real_replies import NEW_TOKENS, instructions, kind_of, openings
 
-from dual_head import method
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.evaluate import Decoding
@@ -22,12 +21,8 @@ from dual_head.model.generate import prompt_ids
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.replies import RULES
 from dual_head.replies.pairs import brief, conversation
-from dual_head.train.feature_cache.run import cache_features
-from dual_head.train.options import CacheOptions
 
-HELD_OUT = 0.05
 LONGEST_PROMPT = 160  # tokens
-CACHED = {"dual_head": "dual_head", "iav": "dual_head", "hidden": "dual_head", "mav": "mav"}  # whose features serve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +70,8 @@ class Questions(World):
         return file
 
     def features(self, name: str, objective: str) -> Path | None:
-        """The backbone's hidden states beside the pairs, written once for all runs; None for a method without them."""
-        if name not in CACHED:
-            return None
-        folder = self.folder.parent / "features" / f"{self.meant(objective)}-{CACHED[name]}-{self.most or 'all'}"
-        with claimed(folder.with_suffix(".claim"), wait=True):
-            options = CacheOptions(
-                output_dir=str(folder),
-                model_name_or_path=self.backbone,
-                dataset_name=str(self.pairs(objective, 0)),
-                held_out=HELD_OUT,
-                max_length=self.max_length,
-                max_pairs=self.most,
-            )
-            cache_features(method(CACHED[name]), options)
-        return folder
+        """The backbone's hidden states beside the pairs; see `kept_features`."""
+        return kept_features(self, name, objective)
 
     def asked(self, part: str, count: int) -> list[Asked]:
         """Short questions of a part, "dev" or "test", each once: instructions, or harmful openings for refusals."""

@@ -1,0 +1,67 @@
+"""The fourth world of the evidence: people's preferences on a real chat model, whose replies a reward model scores.
+
+The pairs are people's, so nothing in them is the model's own; the judge is trained on prompts that no guide and no
+table sees. It knows no guides, no training and no tables.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from evidence_data import FEW_PROMPTS, PARTS, in_parts, pairs_of, write_pairs
+from evidence_features import kept_features
+from evidence_work import claimed
+from evidence_worlds import Dialogues, Judging
+from real_replies import NEW_TOKENS
+
+from dual_head.data import Pair
+from dual_head.evaluate import Decoding
+from dual_head.replies.pairs import brief
+
+MOST = {"train": 400, "judge": 1200}  # pairs of a part
+PARTS_OF = {"safer": FEW_PROMPTS}
+UPPER = partial(Judging, rate=1e-4, epochs=1, top_layers=10, bf16=True, held_out=400)
+
+
+@dataclass(frozen=True, kw_only=True)
+class People(Dialogues):
+    """Pairs of HH-RLHF or of PKU-SafeRLHF below `data`, for a chat model.
+
+    about: helpful, harmless, or safer, which is PKU-SafeRLHF's. Every prompt asks for one or two sentences, so that
+    most replies end by themselves.
+    """
+
+    data: Path
+    about: str = "safer"
+    name: str = "people"
+    decoding: Decoding = field(default_factory=partial(Decoding, max_new_tokens=NEW_TOKENS, temperature=0.7))
+    batch: int = 8
+    judging: Judging = field(default_factory=UPPER)
+    judge: str = "a reward model trained on other prompts"
+
+    @property
+    def title(self) -> str:
+        """The world and the objective."""
+        return f"{self.name}-{self.about}"
+
+    def part(self, objective: str, part: str) -> Path:
+        """The pairs of one objective in one part, in an order of their own; written where they are not there."""
+        folder = self.folder / "pairs"
+        file = folder / f"{objective}-{part}.jsonl"
+        with claimed(folder / f"{objective}.claim", wait=True):
+            if not file.is_file():
+                parts = in_parts(pairs_of(self.data, objective), PARTS_OF.get(objective, PARTS))
+                Random(0).shuffle(parts[part])  # a file has all pairs of a prompt one after the other
+                write_pairs(file, [_briefly(pair) for pair in parts[part][: MOST.get(part)]])
+        return file
+
+    def features(self, name: str, objective: str) -> Path | None:
+        """The backbone's hidden states beside the pairs; see `kept_features`."""
+        return kept_features(self, name, objective)
+
+
+def _briefly(pair: Pair) -> Pair:
+    """The pair with a last message that asks for a short answer."""
+    *before, last = pair.prompt
+    return replace(pair, prompt=(*before, {**last, "content": brief(last["content"])}))
