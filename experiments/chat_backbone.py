@@ -82,9 +82,9 @@ def _stage(folder: Path, make: Any) -> dict[str, Any]:
     done = folder / "done.json"
     if not done.is_file():
         work = folder / "work"
-        said = make(work)
-        said[0].save_pretrained(folder)
-        write_json(done, said[1])
+        made = make(work)
+        made[0].save_pretrained(folder)
+        write_json(done, made[1])
         shutil.rmtree(work, ignore_errors=True)  # the Trainer's checkpoints
     return json.loads(done.read_text())
 
@@ -168,25 +168,25 @@ def _pretrain(args, tokenizer, data: Path, pairs, held_out, work: Path):
     rows = blocks(texts, tokenizer, count)
     before = loss_of(model, held_out)
     report = _train(model, [{"input_ids": row, "labels": row} for row in rows], args, work, args.steps, 2e-3)
-    said = {
+    stage = {
         **report,
         "parameters": model.num_parameters(),
         "tokens": count * BLOCK,
         "held_out_loss": {"before": before, "after": loss_of(model, held_out)},
     }
-    return model, said
+    return model, stage
 
 
 def _fine_tune(args, tokenizer, pretrained: Path, pairs: dict[str, list[Pair]], work: Path):
     set_seed(args.seed)
     model = AutoModelForCausalLM.from_pretrained(pretrained)
     options = TokenizeOptions(max_length=384)
-    rows = {part: _responses(tokenize_pairs(own, tokenizer, options)[0]) for part, own in pairs.items()}
+    rows = {part: _responses(tokenize_pairs(of_part, tokenizer, options)[0]) for part, of_part in pairs.items()}
     before = loss_of(model, rows["dev"])
     report = _train(model, rows["train"], args, work, args.sft_steps, 5e-4, _padded)
-    said = {**report, "rows": len(rows["train"]), "held_out_loss": {"before": before}}
-    said["held_out_loss"]["after"] = loss_of(model, rows["dev"])
-    return model, said
+    stage = {**report, "rows": len(rows["train"]), "held_out_loss": {"before": before}}
+    stage["held_out_loss"]["after"] = loss_of(model, rows["dev"])
+    return model, stage
 
 
 def _responses(rows: Any) -> list[dict[str, list[int]]]:

@@ -46,11 +46,11 @@ def main() -> None:
     write(output / "methods.json", command, requests=len(requests), methods=results)
 
 
-def _row(name: str, found: dict) -> str:
-    best = max(found["gain"], key=lambda alpha: found["gain"][alpha]["mean"])
+def _row(name: str, figures: dict) -> str:
+    best = max(figures["gain"], key=lambda alpha: figures["gain"][alpha]["mean"])
     return (
-        f"| {name} | {found['parameters']:,} | {found['forwards']:g} | {rewards_of(found)} | {gain_of(found)} | "
-        f"{found['kl'][1.0]:.2f} | {found['gain'][best]['mean']:+.2f} at {best:g} | {found['seconds']:.0f} |"
+        f"| {name} | {figures['parameters']:,} | {figures['forwards']:g} | {rewards_of(figures)} | {gain_of(figures)} |"
+        f" {figures['kl'][1.0]:.2f} | {figures['gain'][best]['mean']:+.2f} at {best:g} | {figures['seconds']:.0f} |"
     )
 
 

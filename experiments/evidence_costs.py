@@ -27,7 +27,7 @@ def measured(world: World, places: Mapping[str, Path], *, new_tokens: int = NEW_
     Only on an otherwise idle machine are times worth anything.
     """
     tokenizer = load_tokenizer(world.backbone)
-    prompt = max((one.prompt for one in world.asked("dev", 20)), key=lambda own: len(str(own)))
+    prompt = max((one.prompt for one in world.asked("dev", 20)), key=lambda prompt: len(str(prompt)))
     (ids,) = prompt_ids([prompt], tokenizer)
     systems: list[Any] = [(BACKBONE, base_of(world), tokenizer, None)]
     for name, place in places.items():

@@ -47,8 +47,8 @@ def part_of(prompt: Any, parts: Mapping[str, float] = PARTS, seed: int = 0) -> s
     Dialogues that begin alike are in one part, whatever file they come from, and no row moves another.
     """
     # Case and spaces differ between copies of one question.
-    said = " ".join(opening(prompt).lower().split())
-    at = int.from_bytes(hashlib.sha256(json.dumps([seed, said]).encode()).digest()) / 2**256
+    text = " ".join(opening(prompt).lower().split())
+    at = int.from_bytes(hashlib.sha256(json.dumps([seed, text]).encode()).digest()) / 2**256
     for name, share in parts.items():
         if at < share:
             return name
@@ -80,15 +80,15 @@ def write_parts(data: Path, folder: Path) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     everything: dict[str, list[Pair]] = {name: [] for name in PARTS}
     for objective in DIALOGUES:
-        found = in_parts(pairs_of(data, objective))
-        for part, own in found.items():
-            write_pairs(folder / f"pairs-{objective}-{part}.jsonl", own)
-            everything[part] += own
-        counts[objective] = {part: len(own) for part, own in found.items()}
-    for part, own in everything.items():
-        Random(0).shuffle(own)  # whoever reads the first rows sees both objectives
-        write_pairs(folder / f"pairs-overall-{part}.jsonl", own)
-    return counts | {"overall": {part: len(own) for part, own in everything.items()}}
+        parts = in_parts(pairs_of(data, objective))
+        for part, rows in parts.items():
+            write_pairs(folder / f"pairs-{objective}-{part}.jsonl", rows)
+            everything[part] += rows
+        counts[objective] = {part: len(rows) for part, rows in parts.items()}
+    for part, rows in everything.items():
+        Random(0).shuffle(rows)  # whoever reads the first rows sees both objectives
+        write_pairs(folder / f"pairs-overall-{part}.jsonl", rows)
+    return counts | {"overall": {part: len(rows) for part, rows in everything.items()}}
 
 
 def write_pairs(file: Path, pairs: Sequence[Pair]) -> None:
@@ -127,11 +127,11 @@ def write_json(file: Path, values: Any) -> None:
 
 def documents(data: Path, pairs: Sequence[Pair], *, characters: int, seed: int = 0) -> Iterator[str]:
     """Yield about so many characters of documents from every source by `SHARES`, transcripts of `pairs` among them."""
-    sources = {name: own for name, own in _sources(data, pairs).items() if own}
+    sources = {name: texts for name, texts in _sources(data, pairs).items() if texts}
     rng = Random(seed)
-    for own in sources.values():
-        rng.shuffle(own)
-    streams, given = {name: cycle(own) for name, own in sources.items()}, dict.fromkeys(sources, 0)
+    for texts in sources.values():
+        rng.shuffle(texts)
+    streams, given = {name: cycle(texts) for name, texts in sources.items()}, dict.fromkeys(sources, 0)
     while sum(given.values()) < characters:
         behind = min(sources, key=lambda name: given[name] / SHARES[name])
         text = next(streams[behind])
@@ -147,11 +147,11 @@ def transcript(turns: Iterable[tuple[str, str]]) -> str:
 def transcripts(pairs: Iterable[Pair]) -> list[str]:
     """Both replies of each pair after its prompt, each dialogue once, without its beginning where it is long."""
     speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    found = []
+    texts = []
     for pair in pairs:
         turns = [(speakers[m["role"]], m["content"]) for m in pair.prompt if isinstance(m, dict)]
-        found += [transcript([*turns, ("Assistant", reply)])[-2 * LONGEST :] for reply in (pair.chosen, pair.rejected)]
-    return list(dict.fromkeys(found))
+        texts += [transcript([*turns, ("Assistant", reply)])[-2 * LONGEST :] for reply in (pair.chosen, pair.rejected)]
+    return list(dict.fromkeys(texts))
 
 
 def _sources(data: Path, pairs: Sequence[Pair]) -> dict[str, list[str]]:
@@ -164,7 +164,7 @@ def _sources(data: Path, pairs: Sequence[Pair]) -> dict[str, list[str]]:
             if len(row["prompt"]) < LONGEST
         ],
         "services": [
-            transcript([({"U": "Human", "S": "Assistant"}[who], said) for who, said in row["turns"]])
+            transcript([({"U": "Human", "S": "Assistant"}[who], text) for who, text in row["turns"]])
             for row in _rows(text / "sgd_dialogues.jsonl.xz")
         ],
         "stories": _stories(text / "tinystories_a.txt.gz"),

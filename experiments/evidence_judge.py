@@ -81,7 +81,7 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
     seconds = time.perf_counter() - started
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    said = {
+    report = {
         "pairs": len(rows),
         "steps": steps,
         "batch": BATCH,
@@ -90,13 +90,13 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
         "seconds": round(seconds, 1),
         "held_out": held_out(world, folder),
     }
-    write_json(folder / "judge.json", said)
-    return said
+    write_json(folder / "judge.json", report)
+    return report
 
 
 def held_out(world: Dialogues, folder: Path) -> dict[str, dict[str, Any]]:
     """How often the chosen reply of a pair of the parts dev and test scores higher, by objective and overall."""
-    judge, found, most = _judge(str(folder)), {}, world.most or world.judging.held_out
+    judge, outcomes, most = _judge(str(folder)), {}, world.most or world.judging.held_out
     for objective in world.mixed:
         pairs = [
             pair for part in ("dev", "test") for pair in load_pairs(str(world.part(objective, part)), max_rows=most)[0]
@@ -106,11 +106,11 @@ def held_out(world: Dialogues, folder: Path) -> dict[str, dict[str, Any]]:
         scores = _scores(world, judge, ids)
         both = zip(scores[: len(rows)], scores[len(rows) :], strict=True)
         right = [(a > b) + 0.5 * (a == b) for a, b in both]
-        found[objective] = right, [len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in rows]
-    if len(found) > 1:
-        every = ([each for pair in found.values() for each in pair[i]] for i in (0, 1))
-        found = {"overall": tuple(every), **found}
-    return {name: accuracy(*outcomes) for name, outcomes in found.items()}
+        outcomes[objective] = right, [len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in rows]
+    if len(outcomes) > 1:
+        every = ([each for pair in outcomes.values() for each in pair[i]] for i in (0, 1))
+        outcomes = {"overall": tuple(every), **outcomes}
+    return {name: accuracy(*pair) for name, pair in outcomes.items()}
 
 
 def accuracy(right: Sequence[float], longer: Sequence[bool]) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def train(plan: Plan, run: Run) -> dict[str, Any]:
             seed=run.seed,
         ),
     )
-    said = {
+    report = {
         "run": run.key,
         "method": run.method,
         "options": options,
@@ -240,5 +240,5 @@ def train(plan: Plan, run: Run) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 1),
         "processor_seconds": round(time.process_time() - processor, 1),
     }
-    write_json(done, said)
-    return said
+    write_json(done, report)
+    return report

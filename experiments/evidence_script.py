@@ -39,19 +39,19 @@ def world_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def same_plan(file: Path, said: Mapping[str, Any]) -> None:
+def same_plan(file: Path, plan: Mapping[str, Any]) -> None:
     """Write down what a folder is for; refuse to go on in that of another plan."""
-    if file.is_file() and (there := json.loads(file.read_text())) != said:
-        odd = next(name for name in said if there.get(name) != said[name])
+    if file.is_file() and (there := json.loads(file.read_text())) != plan:
+        odd = next(name for name in plan if there.get(name) != plan[name])
         raise DualHeadError(f"'{file.parent}' has another run ({odd}: {there.get(odd)}). Give another --output_dir.")
-    write_json(file, said)
+    write_json(file, plan)
 
 
 def circumstances() -> dict[str, str]:
     """The command, the day and the machine; of places that are this machine's own, the names."""
-    said = [Path(own).name if own.startswith(("/", "..")) else own for own in sys.argv[1:]]
+    words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]
     return {
-        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *said]),
+        "command": " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
@@ -65,9 +65,9 @@ def publish(
     All figures of a page are kept beside it, in figures/NAME.json, so that each can be looked up.
     """
     write_json(folder / "summary.json", figures)
-    said = "\n\n".join(f"<!-- evidence:{name} -->\n\n{table}\n\n<!-- /evidence -->" for name, table in tables.items())
-    write_text(folder / "tables.md", said + "\n")
-    print(said)
+    text = "\n\n".join(f"<!-- evidence:{name} -->\n\n{table}\n\n<!-- /evidence -->" for name, table in tables.items())
+    write_text(folder / "tables.md", text + "\n")
+    print(text)
     if page:
         text, missing = replaced(Path(page).read_text(encoding="utf-8"), tables)
         write_text(Path(page), text)

@@ -174,18 +174,18 @@ class Evidence:
 
     def tried(self) -> dict[str, list[tuple[float, float | None]]]:
         """Mean reward on the search's prompts at each learning rate, None where training diverged."""
-        found: dict[str, list[tuple[float, float | None]]] = {}
+        rewards: dict[str, list[tuple[float, float | None]]] = {}
         for run in self.plan.search():
             rows = read_rows(self.plan.place(run) / "dev.jsonl")
             reward = fmean(row["rewards"]["overall"] for row in rows) if rows else None
-            found.setdefault(run.method, []).append((run.rate, reward))
-        return found
+            rewards.setdefault(run.method, []).append((run.rate, reward))
+        return rewards
 
     def rates(self) -> dict[str, float]:
         """The best learning rate of each method."""
         best = {}
-        for name, own in self.tried().items():
-            known = [(reward, rate) for rate, reward in own if reward is not None]
+        for name, tried in self.tried().items():
+            known = [(reward, rate) for rate, reward in tried if reward is not None]
             if not known:
                 raise DualHeadError(f"Nothing of '{name}' was trained to the end. Run --stage train first.")
             best[name] = max(known)[1]

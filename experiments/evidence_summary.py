@@ -23,27 +23,27 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
     plan, rates = evidence.plan, evidence.rates()
     base = [evidence.base(seed) for seed in range(plan.seeds)]
     runs = {name: [run for run in plan.main(rates) if run.method == name] for name in plan.methods}
-    rows = {name: [evidence.test(run) for run in own] for name, own in runs.items()}
-    said = {name: train(plan, own[0]) for name, own in runs.items()}
+    rows = {name: [evidence.test(run) for run in seeds] for name, seeds in runs.items()}
+    reports = {name: train(plan, seeds[0]) for name, seeds in runs.items()}
     main = {
-        name: {key: said[name][key] for key in ("parameters", "forwards", "seconds", "options", "learning_rate")}
-        | {"at": compared(own, base, strengths_of(own))}
-        for name, own in rows.items()
+        name: {key: reports[name][key] for key in ("parameters", "forwards", "seconds", "options", "learning_rate")}
+        | {"at": compared(answers, base, strengths_of(answers))}
+        for name, answers in rows.items()
     }
     first = plan.methods[0]
     wins = {"the backbone": preferred(rows[first], base, ("1", "0"))} | {
-        name: preferred(rows[first], own, ("1", "1")) for name, own in rows.items() if name != first
+        name: preferred(rows[first], answers, ("1", "1")) for name, answers in rows.items() if name != first
     }
     return {
         "about": about,
         "judge": _judge(evidence),
-        "search": {name: {"tried": own, "rate": rates[name]} for name, own in evidence.tried().items()},
+        "search": {name: {"tried": tried, "rate": rates[name]} for name, tried in evidence.tried().items()},
         "main": main,
         "trade_off": traded(rows, base, [evidence.base(seed) for seed in plan.base_seeds]),
         "wins": {"of": first, "over": wins},
         "quality": {
             "the backbone": compared(base, base, ["0"])["0"],
-            **{n: own["at"]["1"] for n, own in main.items()},
+            **{n: figures["at"]["1"] for n, figures in main.items()},
         },
         "two": frontiers(
             {name: [evidence.two(name, seed) for seed in range(plan.seeds)] for name in evidence.mixed()},
@@ -65,26 +65,26 @@ def _ablation(
     evidence: Evidence, rates: dict[str, float], base: list[list[Row]], rows: dict[str, Any]
 ) -> dict[str, Any]:
     """Each setting of one change, and the method's own settings, at the same seeds."""
-    runs, found = evidence.plan.ablated(rates), {}
+    runs, figures = evidence.plan.ablated(rates), {}
     at_equal = traded({name: rows[name] for name in dict.fromkeys(run.method for run in runs)}, base)["methods"]
     for name, points in at_equal.items():
         at = compared(rows[name], base, ["1"])
-        found[f"{name} itself"] = {"method": name, "at": at, "trade_off": points, "change": None}
+        figures[f"{name} itself"] = {"method": name, "at": at, "trade_off": points, "change": None}
     for label, name in dict.fromkeys((run.label, run.method) for run in runs):
-        own = [evidence.test(run) for run in runs if run.label == label]
-        mean, interval = crossed(table_of(own, "1", "overall") - table_of(rows[name], "1", "overall"))
-        at, points = compared(own, base, ["1"]), traded({label: own}, base)["methods"][label]
+        answers = [evidence.test(run) for run in runs if run.label == label]
+        mean, interval = crossed(table_of(answers, "1", "overall") - table_of(rows[name], "1", "overall"))
+        at, points = compared(answers, base, ["1"]), traded({label: answers}, base)["methods"][label]
         change = {"mean": mean, "interval": interval}
-        found[label] = {"method": name, "at": at, "trade_off": points, "change": change}
-    return found
+        figures[label] = {"method": name, "at": at, "trade_off": points, "change": change}
+    return figures
 
 
 def _transfer(evidence: Evidence, rates: dict[str, float]) -> dict[str, Any]:
     if not evidence.siblings:
         return {}
-    plan, found = evidence.plan, {}
+    plan, figures = evidence.plan, {}
     alphas = [f"{alpha:g}" for alpha in transfer_alphas(plan)]
     for name in evidence.siblings.systems(plan, rates, 0):
-        own = [evidence.transfer(name, seed) for seed in range(plan.seeds)]
-        found[name] = {"at": compared(own, own, alphas)}
-    return found
+        answers = [evidence.transfer(name, seed) for seed in range(plan.seeds)]
+        figures[name] = {"at": compared(answers, answers, alphas)}
+    return figures

@@ -41,13 +41,13 @@ def replaced(text: str, blocks: Mapping[str, str]) -> tuple[str, list[str]]:
 
     Errors: a marker that is not closed, or is there twice.
     """
-    names = [found["name"] for found in BLOCK.finditer(text)]
+    names = [match["name"] for match in BLOCK.finditer(text)]
     if len(names) != text.count("<!-- evidence:") or len(set(names)) < len(names):
         raise ValueError("A marker of evidence is there twice or is not closed. Write <!-- /evidence --> after each.")
 
-    def block(found: re.Match[str]) -> str:
-        name = found["name"]
-        body = f"\n{blocks[name]}\n\n" if name in blocks else found["body"]
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        body = f"\n{blocks[name]}\n\n" if name in blocks else match["body"]
         return f"<!-- evidence:{name} -->\n{body}<!-- /evidence -->"
 
     return BLOCK.sub(block, text), sorted(set(blocks) - set(names))
@@ -61,19 +61,19 @@ def _judge(summary: Mapping[str, Any]) -> str:
     rows = [
         [
             name,
-            str(said["pairs"]),
+            str(report["pairs"]),
             *(
-                f"{own['accuracy']:.3f} ({own['interval'][0]:.3f} to {own['interval'][1]:.3f})"
-                for own in said["held_out"].values()
+                f"{share['accuracy']:.3f} ({share['interval'][0]:.3f} to {share['interval'][1]:.3f})"
+                for share in report["held_out"].values()
             ),
-            f"{said['held_out'][name]['by_length']:.3f}",
+            f"{report['held_out'][name]['by_length']:.3f}",
         ]
-        for name, said in summary["judge"].items()
+        for name, report in summary["judge"].items()
     ]
     objectives = next(iter(summary["judge"].values()))["held_out"]
     right = [f"right on {name} (95%)" for name in objectives]
     columns = ["judge of", "pairs trained on", *right, "the longer reply is right"]
-    weak = [name for name, said in summary["judge"].items() if said["held_out"][name]["interval"][0] <= 0.5]
+    weak = [name for name, report in summary["judge"].items() if report["held_out"][name]["interval"][0] <= 0.5]
     warning = f"\n\nNot clearly above chance: {', '.join(weak)}. What is judged so says little." if weak else ""
     return markdown(columns, rows) + warning
 
@@ -83,7 +83,8 @@ def _search(summary: Mapping[str, Any]) -> str:
         return f"{rate:.2g}: " + ("diverged" if reward is None else f"{reward:+.2f}")
 
     rows = [
-        [name, *(cell(*one) for one in own["tried"]), f"{own['rate']:.2g}"] for name, own in summary["search"].items()
+        [name, *(cell(*one) for one in figures["tried"]), f"{figures['rate']:.2g}"]
+        for name, figures in summary["search"].items()
     ]
     tried = len(next(iter(summary["search"].values()))["tried"])
     return markdown(["method", *["learning rate: reward"] * tried, "kept"], rows)
@@ -91,14 +92,14 @@ def _search(summary: Mapping[str, Any]) -> str:
 
 def _main(summary: Mapping[str, Any]) -> str:
     rows = []
-    for name, own in summary["main"].items():
-        at = own["at"]
+    for name, figures in summary["main"].items():
+        at = figures["at"]
         best = max(at, key=lambda alpha: at[alpha]["gain"])
         rows.append(
             [
                 name,
-                f"{own['parameters']:,}",
-                f"{own['forwards']:g}",
+                f"{figures['parameters']:,}",
+                f"{figures['forwards']:g}",
                 " / ".join(f"{at[alpha]['reward']:+.2f} at {alpha}" for alpha in at),
                 _span(at["1"]["gain"], at["1"]["interval"]),
                 " / ".join(f"{gain:+.2f}" for gain in at["1"]["by_seed"]),
@@ -134,27 +135,32 @@ def _gain_at(point: Mapping[str, Any]) -> str:
 
 def _wins(summary: Mapping[str, Any]) -> str:
     rows = [
-        [f"{summary['wins']['of']} over {name}", str(own["wins"]), str(own["ties"]), str(own["losses"]),
-         f"{100 * own['rate']:.1f}% ({100 * own['interval'][0]:.1f} to {100 * own['interval'][1]:.1f})",
-         "" if own["length_controlled"] is None else f"{100 * own['length_controlled']:.1f}%"]
-        for name, own in summary["wins"]["over"].items()
+        [f"{summary['wins']['of']} over {name}", str(rates["wins"]), str(rates["ties"]), str(rates["losses"]),
+         f"{100 * rates['rate']:.1f}% ({100 * rates['interval'][0]:.1f} to {100 * rates['interval'][1]:.1f})",
+         "" if rates["length_controlled"] is None else f"{100 * rates['length_controlled']:.1f}%"]
+        for name, rates in summary["wins"]["over"].items()
     ]  # fmt: skip
     return markdown(["", "wins", "ties", "losses", "win + tie / 2 (95%)", "length-controlled"], rows)
 
 
 def _quality(summary: Mapping[str, Any]) -> str:
     rows = [
-        [name, f"{own['reward']:+.2f}", *(f"{own[column]:.2f}" for column in QUALITY), f"{100 * own['finished']:.0f}%"]
-        for name, own in summary["quality"].items()
+        [
+            name,
+            f"{figures['reward']:+.2f}",
+            *(f"{figures[column]:.2f}" for column in QUALITY),
+            f"{100 * figures['finished']:.0f}%",
+        ]
+        for name, figures in summary["quality"].items()
     ]
     return markdown(["system at alpha = 1", "reward", *QUALITY.values(), "ended by itself"], rows)
 
 
 def _two(summary: Mapping[str, Any]) -> str:
     rows = [
-        [name, _span(own["hypervolume"], own["interval"], ".2f"), str(len(own["frontier"])),
-         " ".join(_point(own["points"][a]) for a in own["frontier"])]
-        for name, own in summary["two"]["methods"].items()
+        [name, _span(figures["hypervolume"], figures["interval"], ".2f"), str(len(figures["frontier"])),
+         " ".join(_point(figures["points"][a]) for a in figures["frontier"])]
+        for name, figures in summary["two"]["methods"].items()
     ]  # fmt: skip
     note = f"Volume over the worst of all points, {_point(summary['two']['reference'])}."
     columns = [
@@ -182,11 +188,11 @@ def _point(values: Sequence[float]) -> str:
 
 def _ablation(summary: Mapping[str, Any]) -> str:
     rows = []
-    for label, own in summary["ablation"].items():
-        at, change = own["at"]["1"], own["change"]
+    for label, figures in summary["ablation"].items():
+        at, change = figures["at"]["1"], figures["change"]
         of = _span(change["mean"], change["interval"]) if change else ""
-        equal = next(point for point in own["trade_off"] if point["divergence"] == ABLATED_AT)
-        row = [label, own["method"], _span(at["gain"], at["interval"]), f"{at['kl']:.2f}", of, _gain_at(equal)]
+        equal = next(point for point in figures["trade_off"] if point["divergence"] == ABLATED_AT)
+        row = [label, figures["method"], _span(at["gain"], at["interval"]), f"{at['kl']:.2f}", of, _gain_at(equal)]
         rows.append(row)
     columns = ["setting", "method", "gain at alpha = 1 (95%)", "KL at 1", "against the method itself (95%)"]
     columns.append(f"gain at a KL of {ABLATED_AT:g} nats")
@@ -195,8 +201,8 @@ def _ablation(summary: Mapping[str, Any]) -> str:
 
 def _transfer(summary: Mapping[str, Any]) -> str:
     rows = []
-    for name, own in summary["transfer"].items():
-        at = own["at"]
+    for name, figures in summary["transfer"].items():
+        at = figures["at"]
         rewards = " / ".join(f"{point['reward']:+.2f}" for point in at.values())
         rows.append([name, rewards, _span(at["1"]["gain"], at["1"]["interval"]), f"{at['1']['kl']:.2f}"])
     alphas = " / ".join(next(iter(summary["transfer"].values()))["at"])
@@ -204,26 +210,26 @@ def _transfer(summary: Mapping[str, Any]) -> str:
 
 
 def _costs(summary: Mapping[str, Any]) -> str:
-    found = summary["costs"]
+    costs = summary["costs"]
     rows = [
         [
-            own["system"],
-            str(own["batch_size"]),
-            f"{own['added']:,}",
-            f"{own['forwards']:g}",
-            f"{own['prefill_ms']:.1f}",
-            f"{own['decode_ms']:.2f}",
-            "{median:.2f} ({low:.2f} to {high:.2f})".format(**own["ratio"]),
-            f"{own['tokens_per_s']:.0f}",
-            f"{own['peak_mib']:.0f}" if own["peak_mib"] is not None else "",
+            row["system"],
+            str(row["batch_size"]),
+            f"{row['added']:,}",
+            f"{row['forwards']:g}",
+            f"{row['prefill_ms']:.1f}",
+            f"{row['decode_ms']:.2f}",
+            "{median:.2f} ({low:.2f} to {high:.2f})".format(**row["ratio"]),
+            f"{row['tokens_per_s']:.0f}",
+            f"{row['peak_mib']:.0f}" if row["peak_mib"] is not None else "",
         ]
-        for own in found["rows"]
+        for row in costs["rows"]
     ]
-    first = found["rows"][0]
+    first = costs["rows"][0]
     columns = ["system at alpha = 1", "batch", "parameters beside the backbone", "forwards per token"]
     columns += ["prefill ms", "ms a token", "x the backbone", "tokens/s", "MiB"]
     note = (
         f"{first['new_tokens']} greedy tokens after {first['prompt_tokens']}, {first['rounds']} rounds in turns, "
-        f"{found['threads']} threads; medians, and ratios of the same round with their smallest and largest."
+        f"{costs['threads']} threads; medians, and ratios of the same round with their smallest and largest."
     )
     return f"{markdown(columns, rows)}\n\n{note}"

@@ -35,8 +35,8 @@ class Siblings:
     def on(self, which: str, plan: Plan, method: str, rate: float, seed: int) -> Run:
         """A run on one of the two; on the world's own it is the run of the main table."""
         backbone = getattr(self, which)
-        own = backbone == plan.world.backbone
-        return Run(method=method, rate=rate, seed=seed, backbone="" if own else backbone, label="" if own else which)
+        same = backbone == plan.world.backbone
+        return Run(method=method, rate=rate, seed=seed, backbone="" if same else backbone, label="" if same else which)
 
     def runs(self, plan: Plan, rates: Mapping[str, float]) -> list[Run]:
         """Everything that is trained by itself, at every seed."""

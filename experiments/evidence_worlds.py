@@ -117,19 +117,19 @@ class Demo(World):
     def asked(self, part: str, count: int) -> list[Asked]:
         """Requests that no pair is about, each once; those of "dev" are never among those of "test"."""
         shares = {"dev": DEV_SHARE, "test": 1 - DEV_SHARE}
-        own = [r for r in world.all_requests("test") if part_of(r.text, shares) == part]
-        random.Random(0).shuffle(own)
-        require_enough(len(own), count, part)
-        return [Asked(r.text, r.prompt, "harmless" if r.harmful else "helpful") for r in own[:count]]
+        requests = [r for r in world.all_requests("test") if part_of(r.text, shares) == part]
+        random.Random(0).shuffle(requests)
+        require_enough(len(requests), count, part)
+        return [Asked(r.text, r.prompt, "harmless" if r.harmful else "helpful") for r in requests[:count]]
 
     def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
         """Exact points of each reply by objective, which cost nothing: all of them."""
         del objectives
-        found = [
+        rewards = [
             world.reward(world.parse_request(str(one.prompt)), row["reply"])
             for one, row in zip(asked, rows, strict=True)
         ]
-        return {objective: [reward.of(objective) for reward in found] for objective in world.OBJECTIVES}
+        return {objective: [reward.of(objective) for reward in rewards] for objective in world.OBJECTIVES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,19 +177,19 @@ class Dialogues(World):
     def asked(self, part: str, count: int) -> list[Asked]:
         """Prompts of a part, each once; half of them of either objective where both are compared by."""
         tokenizer = load_tokenizer(self.backbone)
-        found = []
+        questions = []
         shares = {"helpful": count - count // 2, "harmless": count // 2}
         for objective, wanted in (shares if self.about == "overall" else {self.about: count}).items():
             prompts = {json.dumps(p.prompt): p.prompt for p in load_pairs(str(self.part(objective, part)))[0]}
-            own = [
+            chosen = [
                 Asked(f"{objective}-{i}", prompt, objective)
                 for i, prompt in enumerate(prompts.values())
                 if len(prompt_ids([prompt], tokenizer)[0]) <= self.longest_prompt
             ]
-            random.Random(0).shuffle(own)
-            require_enough(len(own), wanted, f"{part} ({objective})")
-            found += own[:wanted]
-        return found
+            random.Random(0).shuffle(chosen)
+            require_enough(len(chosen), wanted, f"{part} ({objective})")
+            questions += chosen[:wanted]
+        return questions
 
     def score(self, asked: Sequence[Asked], rows: Sequence[dict[str, Any]], objectives: Sequence[str]) -> Rewards:
         """Scores of each reply by the reward model of each objective."""

@@ -90,7 +90,7 @@ def main() -> None:
                      max_new_tokens=args.new_tokens, model=lambda: base_of(demo))
         )  # fmt: skip
     alphas = [f"{alpha:g}" for alpha in ALPHAS]
-    figures = {name: compared(own, base, alphas) for name, own in rows.items()}
+    figures = {name: compared(answers, base, alphas) for name, answers in rows.items()}
     at_equal = traded(rows, base)
     lines = []
     for name, at in figures.items():

@@ -62,8 +62,8 @@ def main() -> None:
             alpha = {"helpful": helpful, "harmless": harmless}
             shares = {name: _accuracy(model, batch, alpha) for name, batch in batches.items()}
             mixed[f"{helpful:g}, {harmless:g}"] = shares
-            said = " | ".join(f"{share:.3f} ({low:.3f} to {high:.3f})" for share, (low, high) in shares.values())
-            print(f"| {helpful:g} | {harmless:g} | {said} |", flush=True)
+            cells = " | ".join(f"{share:.3f} ({low:.3f} to {high:.3f})" for share, (low, high) in shares.values())
+            print(f"| {helpful:g} | {harmless:g} | {cells} |", flush=True)
     about = {
         "command": f"python experiments/hh_methods.py --steps {args.steps} --max_length {args.max_length}",
         "date": time.strftime("%Y-%m-%d"),

@@ -75,7 +75,7 @@ def main() -> None:
             )
         )
     alphas = [f"{alpha:g}" for alpha in ALPHAS]
-    figures = {name: compared(own, base, alphas) for name, own in rows.items()}
+    figures = {name: compared(answers, base, alphas) for name, answers in rows.items()}
     at_equal = traded(rows, base)
     table = markdown(
         ["guide", *(f"gain at alpha {alpha} (KL)" for alpha in alphas)],

@@ -40,8 +40,8 @@ def main() -> None:
     trained("iav", strong, "adapted_iav", move_guides=str(output / "weak_iav"))
     tokenizer = load_tokenizer(strong)
     steered = AlignedModel.from_backbone(strong, {}, tokenizer=tokenizer)
-    own = str((output / "weak_hidden").resolve())
-    steered.attach("guided", LanguageModelConfig(model=own, against="unguided", tune="none"))
+    weak = str((output / "weak_hidden").resolve())
+    steered.attach("guided", LanguageModelConfig(model=weak, against="unguided", tune="none"))
     systems = {
         "weak, hidden-space guide": AlignedModel.from_pretrained(output / "weak_hidden"),
         "strong, its own hidden-space guide": AlignedModel.from_pretrained(output / "strong_hidden"),
@@ -54,8 +54,8 @@ def main() -> None:
     requests = sample_requests(args.prompts, seed=args.seed, split="test")
     results = {}
     for name, model in systems.items():
-        found = results[name] = result(measure(model, tokenizer, requests, ALPHAS, seed=args.seed))
-        print(f"| {name} | {rewards_of(found)} | {gain_of(found)} | {found['kl'][1.0]:.2f} |", flush=True)
+        figures = results[name] = result(measure(model, tokenizer, requests, ALPHAS, seed=args.seed))
+        print(f"| {name} | {rewards_of(figures)} | {gain_of(figures)} | {figures['kl'][1.0]:.2f} |", flush=True)
     command = f"python experiments/weak_to_strong.py --weak {args.weak} --steps {args.steps} --seed {args.seed}"
     write(output / "weak_to_strong.json", command, requests=len(requests), systems=results)
 

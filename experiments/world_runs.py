@@ -79,14 +79,14 @@ def result(points: Sequence[Point]) -> dict[str, Any]:
     }
 
 
-def rewards_of(found: dict[str, Any]) -> str:
+def rewards_of(figures: dict[str, Any]) -> str:
     """Rewards over alpha, for a table."""
-    return " / ".join(f"{value:.2f}" for value in found["reward"].values())
+    return " / ".join(f"{value:.2f}" for value in figures["reward"].values())
 
 
-def gain_of(found: dict[str, Any], alpha: float = 1.0) -> str:
+def gain_of(figures: dict[str, Any], alpha: float = 1.0) -> str:
     """The gain at one alpha with its interval, for a table."""
-    gain, (low, high) = found["gain"][alpha]["mean"], found["gain"][alpha]["interval"]
+    gain, (low, high) = figures["gain"][alpha]["mean"], figures["gain"][alpha]["interval"]
     return f"{gain:+.2f} ({low:+.2f} to {high:+.2f})"
 
 

@@ -403,6 +403,17 @@ def test_the_evidence_of_dialogues_begins_with_what_its_judges_are_worth(shared_
     assert {"pretraining", "fine_tuning"} <= set((tmp_path / "chat" / "card.json").read_text().split('"'))
     _evidence("--world", "hh", "--small", "--chat", str(tmp_path / "chat"), "--output_dir", str(tmp_path / "hh"))
     assert (tmp_path / "hh" / "tables.md").read_text().startswith("<!-- evidence:hh-judge -->")
+    people = (
+        "--backbone",
+        str(tmp_path / "chat"),
+        "--data",
+        str(shared_data),
+        "--output_dir",
+        str(tmp_path / "people"),
+    )
+    said = _evidence("--world", "people", "--small", "--about", "safer", *people)
+    assert "<!-- evidence:people-safer-judge -->" in said
+    assert "| judge of | pairs trained on | right on safer (95%) |" in said
     strong = [*chat, "--hidden_size", "48", "--tokenizer", str(tmp_path / "chat")]
     subprocess.run([*strong, "--output_dir", str(tmp_path / "strong")], check=True, capture_output=True)
     page = Path(shutil.copy(RESULTS, tmp_path))
