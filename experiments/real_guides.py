@@ -137,6 +137,7 @@ def card(rule: str, figure: dict[str, Any], cut: float) -> str:
     trained, pairs, about = figure["trained"], figure["pairs"], figure["about"]
     kind = "harmful openings of HH-RLHF" if kind_of(rule) == "harmless" else "questions of AlpacaEval"
     seeds = "one seed" if about["seeds"] == 1 else f"{about['seeds']} seeds, of which the first is here"
+    over = "questions" if about["seeds"] == 1 else "questions and seeds"
     rates = "the only one tried" if figure["rates"] == 1 else f"the best of {figure['rates']} on development questions"
     open_part = f"""
 The same, asked without "{BRIEFLY}":
@@ -152,7 +153,7 @@ base_model: {HUB_NAME}
 # {rule}: {RULES[rule].about}
 
 A hidden-space guide of {trained["parameters"]:,} parameters for [{HUB_NAME}](https://huggingface.co/{HUB_NAME}). It
-raises the rule `{rule}` of `dual_head.replies.rules`, in {RULES[rule].unit}.
+was trained to raise the rule `{rule}` of `dual_head.replies.rules` ({RULES[rule].unit}).
 
 ```python
 from dual_head import AlignedModel
@@ -164,7 +165,7 @@ print(model.generate("What is a rainbow?", alpha=1.0))
 ## What it does
 
 {about["prompts"]} {kind}, each ending in "{BRIEFLY}", one reply each at temperature 0.7; {seeds}. Intervals are 95%,
-over questions and seeds.
+over {over}.
 
 {table({rule: figure})}
 {open_part}
@@ -176,9 +177,9 @@ over questions and seeds.
 The backbone answered {pairs["prompts"]} short openings of HH-RLHF's dialogues (MIT) several times, each ending in
 "{BRIEFLY}". The rule chose the best and the worst reply to each, which gave {pairs["pairs"]} pairs. Training took
 {trained["steps"]} steps of {trained["batch"]} pairs at a learning rate of {trained["learning_rate"]:g}, {rates}.
-No question above was among them.
+No question above was among them. `--replies` is the folder that `experiments/real_replies.py` wrote.
 
-    {about["command"]}
+    {about["command"].replace(" --stage report", "")}
 
 {about["date"]}, {about["machine"]}.
 
