@@ -6,6 +6,7 @@ on held-out pairs.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -24,9 +25,10 @@ from dual_head.methods.reward import RewardOptions
 from dual_head.model.generate import Prompt
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.stats import wilson
+from dual_head.train.resume import last_whole_checkpoint
 from dual_head.train.trl import preference_trainer
 
-BATCH = 16
+BATCH, SAVE_STEPS = 16, 20
 ROWS = 64  # scored at a time
 
 
@@ -36,7 +38,10 @@ def judge_folder(folder: Path, objective: str) -> Path:
 
 
 def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Train one judge, as the world has it or for so many steps, and measure it on pairs of parts that it never saw."""
+    """Train one judge, as the world has it or for so many steps, and measure it on pairs of parts that it never saw.
+
+    A killed run goes on from its last checkpoint.
+    """
     folder, judging = judge_folder(world.folder, objective), world.judging
     tokenizer: Any = load_tokenizer(world.backbone)
     if tokenizer.pad_token == tokenizer.eos_token:  # a judge reads the last token that is no padding, which is EOS
@@ -55,12 +60,12 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
         TokenizeOptions(max_length=384),
     )[0]
     steps = steps or math.ceil(judging.epochs * len(rows) / BATCH)
-    started = time.perf_counter()
+    started, work = time.perf_counter(), folder / "work"
     trainer = preference_trainer(
         RewardOptions(),
         model,
         GuideTrainingArguments(
-            output_dir=str(folder / "work"),
+            output_dir=str(work),
             max_steps=steps,
             per_device_train_batch_size=BATCH,
             learning_rate=judging.rate,
@@ -68,7 +73,8 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
             warmup_steps=0.1,
             weight_decay=0.1,
             train_sampling_strategy="random",
-            save_strategy="no",
+            save_steps=SAVE_STEPS,
+            save_total_limit=2,  # the last may be torn when the run is killed
             eval_strategy="no",
             disable_tqdm=True,
             bf16=judging.bf16,
@@ -77,7 +83,8 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
         train_dataset=rows,
         tokenizer=tokenizer,
     )
-    trainer.train()
+    last = last_whole_checkpoint(work)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     seconds = time.perf_counter() - started
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -87,10 +94,12 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
         "batch": BATCH,
         "learning_rate": judging.rate,
         "layers": judging.top_layers or "all",
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 1),  # of the last start, where it was resumed
+        "resumed": last is not None,
         "held_out": held_out(world, folder),
     }
     write_json(folder / "judge.json", report)
+    shutil.rmtree(work, ignore_errors=True)
     return report
 
 

@@ -78,6 +78,30 @@ def test_scores_under_autocast_are_those_in_full_precision_up_to_rounding(tmp_pa
     assert bf16 == pytest.approx(full, abs=2e-2)
 
 
+def test_a_judge_that_was_killed_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    backbone = tmp_path / "backbone"
+    tokenizer = chat_backbone.build_tokenizer(["How do I bake? Knead it."], 300)
+    chat_backbone.build_model(len(tokenizer), 32, 1).save_pretrained(backbone)
+    tokenizer.save_pretrained(backbone)
+    pairs = [Pair(({"role": "user", "content": f"question {i}?"},), "good", "bad") for i in range(400)]
+    monkeypatch.setattr(people_world, "pairs_of", lambda data, objective: pairs)
+    monkeypatch.setattr(evidence_judge, "SAVE_STEPS", 2)
+    world = People(folder=tmp_path, data=tmp_path, backbone=str(backbone), mixed=("safer",), most=16)
+    measure = evidence_judge.held_out
+    monkeypatch.setattr(evidence_judge, "held_out", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evidence_judge.train_judge(world, "safer", steps=2)
+    monkeypatch.setattr(evidence_judge, "held_out", measure)
+    trained = evidence_judge.train_judge(world, "safer", steps=4)
+    assert trained["resumed"]
+    assert trained["held_out"]["safer"]["accuracy"] > 0.9  # "good" and "bad" are told apart in four steps
+    assert not evidence_judge.train_judge(world, "safer", steps=2)["resumed"]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def write_judge(folder: Path, template: str | None):
     """Write an untrained judge of "safer"; its tokenizer."""
     torch.manual_seed(0)
