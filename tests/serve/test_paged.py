@@ -42,6 +42,37 @@ def test_companions_on_the_backbone_are_served(against):
         assert unequal_to_generate(engine, rounds=1) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_guides_in_another_precision_than_the_backbone_keep_it(dtype):
+    model = tiny_model(*SEVERAL, "even_gate")
+    for name in model.config.guides:
+        model.guide(name).to(dtype)
+    with small_engine(model) as engine:
+        assert unequal_to_generate(engine, rounds=1) == []
+
+
+def test_a_guide_in_float32_on_a_backbone_in_bfloat16_is_served():
+    model = tiny_model("gate")
+    model.backbone.lm.to(torch.bfloat16)
+    assert {x.dtype for x in model.guide("gate").parameters()} == {torch.float32}
+    prompt = prompts()[5]
+    with small_engine(model) as engine:
+        (piece,) = engine.generate([GenerationRequest(prompt, 8, {"gate": 1.0}, GREEDY)])
+    assert ids(piece) == generated(model, prompt, {"gate": 1.0}, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "width"),
+    [(torch.float32, torch.bfloat16, 10), (torch.float16, torch.bfloat16, 5), (torch.bfloat16, torch.float32, 5)],
+)
+def test_pages_of_another_precision_round_nothing(given, stored, width):
+    x = torch.randn(2, 3, 4, 5).to(given)
+    kept = pages.as_stored(x, stored)
+    assert kept.dtype == stored
+    assert kept.shape == (2, 3, 4, width)
+    assert torch.equal(pages._as_given(kept, given), x)
+
+
 # ---- steering vectors, whose pages are of one strength -------------------------------------------------------
 
 

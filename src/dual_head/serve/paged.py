@@ -28,7 +28,7 @@ from dual_head.guides import States
 from dual_head.model import AlignedModel
 from dual_head.model.alpha import LinearDecay, Strengths
 from dual_head.ops.token_scores import map_tokens
-from dual_head.serve.pages import FULL, PagedSlot, Pages, Shape
+from dual_head.serve.pages import FULL, PagedSlot, Pages, Shape, as_stored
 
 
 @dataclass(eq=False)
@@ -161,7 +161,8 @@ class PagedModel(nn.Module):
         places, cached = {}, iter(layers)
         for name, entry in self.aligned.guides.entries.items():
             count = entry["cache_layers"]
-            shapes = [(keys.shape[1], keys.shape[3]) for keys in (next(cached).keys for _ in range(count))]
+            keys = [as_stored(next(cached).keys, self.dtype) for _ in range(count)]
+            shapes = [(x.shape[1], x.shape[3]) for x in keys]
             first = []
             for shape in shapes:
                 first.append(layer)
@@ -252,7 +253,8 @@ class PagedModel(nn.Module):
         if not self._places:
             return {}
         slots: dict[str, CacheSlot] = {
-            name: PagedSlot(tokens.pages, first, shapes, self._page) for name, (first, shapes) in self._places.items()
+            name: PagedSlot(tokens.pages, first, shapes, self._page, self.dtype)
+            for name, (first, shapes) in self._places.items()
         }
         full: Any = tokens.full
         keep = slice(None) if tokens.at is None else tokens.at

@@ -104,22 +104,31 @@ class PagedSlot(CacheSlot):
 
     keys of a token, heads x width       [ 0 0 0 0 | 1 1 1 1 | 2 2 2 2 ]
     two layers of the backbone's shape   [ 0 0 0 0   1 1 1 1 ] [ 2 2 2 2   . . . . ]        . zeros
+
+    dtype: of the pages. A guide may have another, and its numbers come back as they were: see `as_stored`. shapes: of
+    keys as they are stored.
     """
 
-    def __init__(self, pages: Pages, first_layers: Sequence[int], shapes: Sequence[Shape], page: Shape):
+    def __init__(
+        self, pages: Pages, first_layers: Sequence[int], shapes: Sequence[Shape], page: Shape, dtype: torch.dtype
+    ):
         super().__init__(pages, first_layers[0])
-        vars(self).update(_first=first_layers, _shapes=shapes, _page=page)
+        vars(self).update(_first=first_layers, _shapes=shapes, _page=page, _dtype=dtype)
 
     _first: Sequence[int]
     _shapes: Sequence[Shape]
     _page: Shape
+    _dtype: torch.dtype
 
     def update(self, keys: Tensor, values: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, heads, T, width] of a step, and return all that its tokens may look at."""
         first, shape = self._first[layer], self._shapes[layer]
-        parts = zip(self._cut(keys), self._cut(values), strict=True)
+        parts = zip(*(self._cut(as_stored(x, self._dtype)) for x in (keys, values)), strict=True)
         kept = [self.cache.update(k, v, first + i) for i, (k, v) in enumerate(parts)]
-        return _joined([k for k, _ in kept], shape), _joined([v for _, v in kept], shape)
+        return (
+            _as_given(_joined([k for k, _ in kept], shape), keys.dtype),
+            _as_given(_joined([v for _, v in kept], shape), values.dtype),
+        )
 
     def view(self, count: int, offset: int = 0) -> "PagedView":  # pyright: ignore[reportIncompatibleMethodOverride]
         """`count` of the guide's layers, after the first `offset`, as a cache that another model can fill."""
@@ -133,6 +142,23 @@ class PagedSlot(CacheSlot):
         flat = x.transpose(1, 2).flatten(2)  # [B, T, heads of the guide * width]
         flat = F.pad(flat, (0, -flat.shape[-1] % (heads * width)))
         return tuple(part.unflatten(-1, self._page).transpose(1, 2) for part in flat.split(heads * width, -1))
+
+
+def as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers [..., width] in a dtype of pages, none of them rounded: wide ones as the bits of several narrow ones.
+
+    fp32 in bf16 pages   [ a b ] -> [ a' a" b' b" ]        bf16 in fp32 pages   [ a b ] -> [ a b ]
+    """
+    if x.dtype == dtype or x.dtype.itemsize < dtype.itemsize:
+        return x.to(dtype)
+    return x.contiguous().view(dtype)
+
+
+def _as_given(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `as_stored` was given."""
+    if x.dtype == dtype or x.dtype.itemsize > dtype.itemsize:
+        return x.to(dtype)
+    return x.contiguous().view(dtype)
 
 
 def _joined(parts: list[Tensor], shape: Shape) -> Tensor:
