@@ -19,7 +19,7 @@ from transformers import set_seed
 from dual_head import AlignedModel
 from dual_head.evaluate import Decoding
 from dual_head.evaluate.text_metrics import diversity
-from dual_head.model.generate import prompt_ids
+from dual_head.model.generate import end_tokens, prompt_ids
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.model.score import reply_scalars
 from dual_head.replies.sample import generate_replies, reply_lengths
@@ -121,12 +121,9 @@ def _in_a_running_batch(
     )
     rows = {}
     for (i, alpha), piece in zip(places, pieces, strict=True):
-        new = [token.id for token in piece.tokens]
-        ended = tokenizer.eos_token_id in new
-        count = new.index(tokenizer.eos_token_id) + 1 if ended else len(new)
-        traces = [token.trace for token in piece.tokens[:count]]
+        new, traces = [token.id for token in piece.tokens], [token.trace for token in piece.tokens]
         kl, logp = sum(trace.kl for trace in traces), sum(trace.base_logp for trace in traces)
-        rows[i, label_of(alpha)] = _row(asked[i], alpha, tokenizer, new[:count], ended, kl, logp)
+        rows[i, label_of(alpha)] = _row(asked[i], alpha, tokenizer, new, piece.finish_reason == "stop", kl, logp)
     return rows
 
 
@@ -178,21 +175,21 @@ def _batch(
         max_new_tokens=decoding.max_new_tokens,
         **sampling,
     )
-    ended = (new == tokenizer.eos_token_id).any(1)
-    lengths = reply_lengths(new, tokenizer.eos_token_id)
+    ends = end_tokens(model)
+    lengths = reply_lengths(new, ends)
     needs = ("kl", "base_logps")
     scalars = reply_scalars(model, sequences, mask, alpha=strengths, lengths=lengths, needs=needs)
     rows = []
     for i, (one, alpha) in enumerate(asked):
         ids = new[i, : int(lengths[i])].tolist()
         kl, logp = scalars["kl"][i].item(), scalars["base_logps"][i].item()
-        rows.append(_row(one, alpha, tokenizer, ids, bool(ended[i]), kl, logp))
+        rows.append(_row(one, alpha, tokenizer, ids, ids[-1] in ends, kl, logp))
     return rows
 
 
 def _row(one: Asked, alpha: Strength, tokenizer: Any, ids: list[int], ended: bool, kl: float, logp: float) -> Row:
-    """One reply of some tokens, the last of which may be the end: nats from the backbone, and its log-probability."""
-    text = [token for token in ids if token != tokenizer.eos_token_id]
+    """One reply of some tokens, the last its end where it ended: nats from the backbone, and its log-probability."""
+    text = ids[:-1] if ended else ids
     return {
         "id": one.id,
         "of": one.of,

@@ -29,6 +29,7 @@ from dual_head.files.places import atomic_folder
 from dual_head.files.reading import read_json
 from dual_head.methods import Method
 from dual_head.model.aligned import AlignedModel
+from dual_head.model.generate import end_tokens
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.model.score import reply_scalars
 from dual_head.replies.pairs import best_with_worst, conversation
@@ -179,17 +180,17 @@ class Rounds:
             return known
         tokenizer: Any = load_tokenizer(self.backbone)
         model, rows = self._model(guide, tokenizer), []
-        alpha = self.alpha if guide else None
-        set_seed(self.seed)
+        alpha, ends = self.alpha if guide else None, end_tokens(model)
+        set_seed(self.seed % 2**32)  # numpy takes no more
         drawn = {"do_sample": True, "temperature": self.sampling.temperature, "top_k": self.sampling.top_k}
         for start in range(0, len(prompts), self.sampling.rows):
             part = prompts[start : start + self.sampling.rows]
             sequences, mask, new = generate_replies(
                 model, tokenizer, part, alpha=alpha, max_new_tokens=self.sampling.max_new_tokens, **drawn
             )
-            lengths = reply_lengths(new, tokenizer.eos_token_id)
+            lengths = reply_lengths(new, ends)
             kl = reply_scalars(model, sequences, mask, alpha=alpha, lengths=lengths)["kl"].tolist()
-            texts = [reply_text(row, tokenizer) for row in new.tolist()]
+            texts = [reply_text(row, tokenizer, ends) for row in new.tolist()]
             scores = score_all(name, reward, list(zip(part, texts, strict=True)))
             for text, score, divergence in zip(texts, scores, kl, strict=True):
                 finished = not isinstance(text, Cut)

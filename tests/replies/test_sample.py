@@ -52,3 +52,28 @@ def test_a_reply_at_the_limit_is_cut(model, tokenizer):
     assert all(isinstance(text, Cut) for texts in replies.values() for text in texts)
     ended = dict(sample_replies(model, tokenizer, PROMPTS, count=8, max_new_tokens=64))
     assert any(not isinstance(text, Cut) for texts in ended.values() for text in texts)
+
+
+def test_a_reply_that_ends_with_any_end_of_the_model_is_whole(tokenizer):
+    model = AlignedModel.from_backbone(str(TOY_BACKBONE), {})
+    (dot,) = tokenizer(".", add_special_tokens=False).input_ids
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, dot]
+    replies = dict(sample_replies(model, tokenizer, PROMPTS, count=4, max_new_tokens=64))
+    texts = [text for group in replies.values() for text in group]
+    assert not any(isinstance(text, Cut) or "." in text for text in texts)
+
+
+def test_no_more_replies_than_rows_are_sampled_at_a_time(model, tokenizer, monkeypatch):
+    sizes, generate = [], sample.generate_replies
+    monkeypatch.setattr(sample, "sampling_in_a_batch", lambda _: None)
+    monkeypatch.setattr(
+        sample,
+        "generate_replies",
+        lambda m, t, prompts, **more: sizes.append(len(prompts)) or generate(m, t, prompts, **more),
+    )
+    dict(sample_replies(model, tokenizer, PROMPTS, count=5, max_new_tokens=2, rows=2))
+    assert sizes == [2, 2, 1] * 3
+
+
+def test_a_large_seed_is_taken(model, tokenizer):
+    assert sampled(model, tokenizer, seed=2**32 - 1) == sampled(model, tokenizer, seed=2**32 - 1)

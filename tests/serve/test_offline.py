@@ -33,6 +33,8 @@ def model():
         (0.5, lambda i: 0.5),
         ([0.0, 0.5, 2.0, -1.0], lambda i: [0.0, 0.5, 2.0, -1.0][i]),
         (torch.tensor([0.0, 0.5, 2.0, -1.0]), lambda i: [0.0, 0.5, 2.0, -1.0][i]),
+        (torch.tensor(0.5), lambda i: 0.5),
+        (np.array([0.0, 0.5, 2.0, -1.0]), lambda i: [0.0, 0.5, 2.0, -1.0][i]),
         ({"hidden": [0.0, 1.0, 2.0, 3.0], "gate": 1.0}, lambda i: {"hidden": float(i), "gate": 1.0}),
         (
             [{"gate": 2.0}, 1.0, None, LinearDecay(2.0, 0.0, 3)],
@@ -93,6 +95,23 @@ def test_pages_are_made_for_the_prompts_there_are(model, monkeypatch):
     assert [len(piece.tokens) for piece in pieces] == [6] * 4
     # 16 characters and 6 more for each of four rows, in pages of 32 tokens: 3, and one that is being filled.
     assert (engines[0].context_length, engines[0]._batch._manager.continuous_batching_config.num_blocks) == (22, 4)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["hello", [{"role": "user", "content": "hi"}], [1, 2, 3], torch.tensor([1, 2]), torch.ones(2, 3).long()],
+)
+def test_what_is_one_prompt_or_padded_is_refused_with_the_remedy(model, prompt):
+    with pytest.raises(DualHeadError, match=r"\[prompt\]|as a list"):
+        model.generate_batch(prompt, **OPTIONS)
+
+
+def test_a_stop_may_be_one_text(model):
+    (whole,) = model.generate_batch(TEXTS[:1], **{**OPTIONS, "max_new_tokens": 12})
+    stop = whole.text[4:7]
+    assert len(stop) == 3
+    (cut,) = model.generate_batch(TEXTS[:1], stop=stop, **{**OPTIONS, "max_new_tokens": 12})
+    assert cut.text == whole.text[: whole.text.index(stop)]
 
 
 def test_no_prompts_give_nothing(model):

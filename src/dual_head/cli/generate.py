@@ -129,6 +129,7 @@ def _best(
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """The best of several samples for each prompt by a reward, with what it scored."""
     from dual_head.evaluate.rewards import GuideReward, load_reward, score_all
+    from dual_head.model.generate import end_tokens
     from dual_head.replies.sample import generate_replies, reply_text
 
     name, reward = (
@@ -136,13 +137,14 @@ def _best(
         if args.best_by
         else ("guides", GuideReward(args.guides, model, tokenizer))
     )
+    ends = end_tokens(model)
     sampling = {"temperature": 1.0, **options, "do_sample": True, "alpha": alpha}
     for message in messages:
         texts: list[str] = []
         while len(texts) < args.best_of:
             copies = [message] * min(args.batch_size, args.best_of - len(texts))
             _, _, new = generate_replies(model, tokenizer, copies, **sampling)
-            texts += [reply_text(ids, tokenizer) for ids in new.tolist()]
+            texts += [reply_text(ids, tokenizer, ends) for ids in new.tolist()]
         numbers = score_all(name, reward, [(message, text) for text in texts], batch_size=args.batch_size)
         number, text = max(zip(numbers, texts, strict=True), key=lambda one: one[0])
         yield text, None, {"best_of": args.best_of, f"reward:{name}": number}

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.data import Cut
 from dual_head.model.aligned import AlignedModel
+from dual_head.model.generate import end_tokens
 from dual_head.model.score import reply_scalars
 from dual_head.replies import RULES
 from dual_head.replies.pairs import conversation
@@ -72,10 +73,11 @@ def answer(
         model, tokenizer, [conversation(question) for question, _ in rows], alpha=alpha, do_sample=True,
         temperature=TEMPERATURE, top_k=TOP_K, max_new_tokens=max_new_tokens,
     )  # fmt: skip
-    lengths = reply_lengths(new, tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType] - of a chat model
+    ends = end_tokens(model)
+    lengths = reply_lengths(new, ends)
     scalars = reply_scalars(model, sequences, mask, alpha=alpha, lengths=lengths, needs=("kl", "base_logps"))
     losses = -scalars["base_logps"] / lengths.to(scalars["kl"].device)
-    texts = [reply_text(row[:length], tokenizer) for row, length in zip(new.tolist(), lengths.tolist(), strict=True)]
+    texts = [reply_text(row, tokenizer, ends) for row in new.tolist()]
     return [
         Answer(question, strengths, Cut(text.strip()) if isinstance(text, Cut) else text.strip(), kl, loss)
         for (question, strengths), text, kl, loss in zip(

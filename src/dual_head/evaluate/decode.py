@@ -5,13 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["end_tokens", "pad_token", "reply_text"]
-
-
-def end_tokens(model: Any) -> list[int]:
-    """The tokens that end a reply; [] where the model's generation config has none."""
-    ends: Any = model.generation_config.eos_token_id
-    return [] if ends is None else list(ends) if isinstance(ends, Sequence) else [ends]
+__all__ = ["pad_token", "reply_text"]
 
 
 def pad_token(settings: Any, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int:

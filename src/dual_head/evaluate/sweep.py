@@ -17,11 +17,11 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError, did_you_mean
-from dual_head.evaluate.decode import end_tokens, pad_token, reply_text
+from dual_head.evaluate.decode import pad_token, reply_text
 from dual_head.evaluate.rewards import Reward, score
 from dual_head.evaluate.text_metrics import distinct_n, diversity
 from dual_head.evaluate.types import Decoding
-from dual_head.model.generate import DEFAULT_NEW_TOKENS, Prompt, conversation_of, encode_prompts
+from dual_head.model.generate import DEFAULT_NEW_TOKENS, Prompt, conversation_of, encode_prompts, end_tokens
 from dual_head.model.score import reply_scalars
 from dual_head.stats import bootstrap_mean
 

@@ -160,6 +160,12 @@ def conversation_of(
     return [{"role": "system", "content": system}, *prompt]
 
 
+def end_tokens(model: Any) -> list[int]:
+    """The tokens at which a reply of `generate` ends; [] where the model's generation config has none."""
+    ends: Any = getattr(model.generation_config, "eos_token_id", None)
+    return [ends] if isinstance(ends, int) else list(ends or ())
+
+
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
     """Token ids of prompts, padded on the left: input_ids and attention_mask [B, T]. Errors: see `prompt_ids`."""
     rows = prompt_ids(prompts, tokenizer)

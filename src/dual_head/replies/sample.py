@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from dual_head.data import Cut, Prompt
 from dual_head.model.aligned import AlignedModel
-from dual_head.model.generate import encode_prompts, prompt_ids
+from dual_head.model.generate import encode_prompts, end_tokens, prompt_ids
 from dual_head.serve.offline import THROUGHPUT, generate_in_order, sampling_in_a_batch
 
 
@@ -28,9 +28,9 @@ def generate_replies(
     return sequences, mask, sequences[:, ids.shape[1] :]
 
 
-def reply_lengths(new: Tensor, end: int) -> Tensor:
+def reply_lengths(new: Tensor, ends: Sequence[int]) -> Tensor:
     """Tokens of each reply [R, T] up to its first end token, which counts: [5 e . .] has 2, [5 6 7 8] has 4."""
-    ended = (new == end).long()
+    ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device)).long()
     return torch.where(ended.any(1), ended.argmax(1) + 1, new.shape[1])
 
 
@@ -62,7 +62,7 @@ def sample_replies(
     if settings is None:
         numbered = {seed * len(order) + g * step: group for g, group in enumerate(groups)}
         batches = {number: group for number, group in numbered.items() if not all(i in done for i in group)}
-        texts = _in_padded_batches(model, tokenizer, prompts, count, batches, sampling)
+        texts = _in_padded_batches(model, tokenizer, prompts, count, batches, rows, sampling)
     else:
         # First a reply to each prompt of a group, then another, when pages hold the prompts.
         places = [(i, copy) for group in groups for copy in range(count) for i in group if i not in done]
@@ -88,7 +88,7 @@ def _in_a_running_batch(
     pieces = generate_in_order(model, [ids for _, ids in prompts], tokenizer=tokenizer, **options)
     for (i, _), piece in zip(prompts, pieces, strict=True):
         ended = piece.finish_reason == "stop"
-        yield i, piece.text if ended else reply_text([token.id for token in piece.tokens], tokenizer)
+        yield i, piece.text if ended else reply_text([token.id for token in piece.tokens], tokenizer, end_tokens(model))
 
 
 def _in_padded_batches(
@@ -97,17 +97,22 @@ def _in_padded_batches(
     prompts: Sequence[Prompt],
     count: int,
     batches: Mapping[int, Sequence[int]],
+    rows: int,
     options: dict[str, Any],
 ) -> Iterator[tuple[int, str]]:
-    """(index, text), `count` times for each prompt of {seed of a batch: indices of its prompts}."""
+    """(index, text), `count` times for each prompt of {seed of a batch: indices of its prompts}, `rows` at a time."""
+    ends = end_tokens(model)
     for seed, group in batches.items():
-        set_seed(seed)
+        set_seed(seed % 2**32)  # numpy takes no more
         copies = [i for i in group for _ in range(count)]
-        _, _, new = generate_replies(model, tokenizer, [prompts[i] for i in copies], do_sample=True, **options)
-        yield from zip(copies, (reply_text(row, tokenizer) for row in new.tolist()), strict=True)
+        for start in range(0, len(copies), rows):
+            part = copies[start : start + rows]
+            _, _, new = generate_replies(model, tokenizer, [prompts[i] for i in part], do_sample=True, **options)
+            yield from zip(part, (reply_text(row, tokenizer, ends) for row in new.tolist()), strict=True)
 
 
-def reply_text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a reply's tokens; without an end token, a `Cut`."""
-    text: Any = tokenizer.decode(ids, skip_special_tokens=True)
-    return text if tokenizer.eos_token_id in ids else Cut(text)
+def reply_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> str:
+    """The text of a reply's tokens up to its first end; without an end, a `Cut`."""
+    length = next((i for i, token in enumerate(ids) if token in ends), None)
+    text: Any = tokenizer.decode(list(ids[:length]), skip_special_tokens=True)
+    return Cut(text) if length is None else text

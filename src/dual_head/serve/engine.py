@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from dual_head.errors import DualHeadError
 from dual_head.model import AlignedModel
 from dual_head.model.alpha import LinearDecay
+from dual_head.model.generate import end_tokens
 from dual_head.serve import sampling
 from dual_head.serve.grammar import Grammars
 from dual_head.serve.reply import Reply
@@ -46,7 +47,7 @@ class Engine:
         model.require_same_tokenizer(tokenizer)
         self.model, self.tokenizer, self.settings = model, tokenizer, settings or EngineSettings()
         self.vocabulary = model.backbone.config.get_text_config(decoder=True).vocab_size
-        self.end_tokens = _end_tokens(model)
+        self.end_tokens = end_tokens(model)
         self._paged = PagedModel(model, self._choose)
         self._grammars = Grammars(tokenizer, model.backbone.shape.vocab_size, self.end_tokens)
         self._running: dict[str, RunningRequest] = {}
@@ -298,12 +299,6 @@ def _stop(engine: "weakref.ref[Engine]") -> None:
     running = engine()
     if running is not None and running.alive:
         running.stop()
-
-
-def _end_tokens(model: AlignedModel) -> list[int]:
-    """Those at which `generate` ends."""
-    tokens: Any = getattr(model.generation_config, "eos_token_id", None)
-    return [tokens] if isinstance(tokens, int) else list(tokens or ())
 
 
 def _whole(pieces: Sequence[Piece]) -> Piece:

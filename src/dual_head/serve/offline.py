@@ -86,7 +86,7 @@ def generate_in_order(
     tokenizer: PreTrainedTokenizerBase | None = None,
     chat_template: bool = True,
     max_new_tokens: int = DEFAULT_NEW_TOKENS,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     settings: EngineSettings | None = None,
     progress: Callable[[int], None] | None = None,
     **sampling: Any,
@@ -101,6 +101,8 @@ def generate_in_order(
     for name in sampling:
         if name not in names:
             raise DualHeadError(f"generate_batch has no option '{name}'.{did_you_mean(name, names)}")
+    _require_several(prompts)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
     tokenizer = tokenizer or model.own_tokenizer()
     encoded = [_ids(prompt, tokenizer, chat_template) for prompt in prompts]
     if not encoded:
@@ -115,7 +117,7 @@ def generate_in_order(
             logger.warning("max_new_tokens reduced from %d to %d to stay within the context.", max_new_tokens, room)
         strengths = _strengths(model, alpha, i, len(encoded))
         requests.append(
-            GenerationRequest(ids, min(max_new_tokens, room), strengths, replace(chosen, seed=seeds[i]), tuple(stop))
+            GenerationRequest(ids, min(max_new_tokens, room), strengths, replace(chosen, seed=seeds[i]), stop)
         )
     ended: dict[int, Piece] = {}
     following = 0
@@ -135,6 +137,15 @@ def _fitting(settings: EngineSettings, prompts: Sequence[Sequence[int]], max_new
     few = len(prompts) if len(prompts) < FEW else None
     rows = settings.max_rows and min(settings.max_rows, len(prompts))
     return replace(settings, context_length=settings.context_length or longest, max_rows=rows or few)
+
+
+def _require_several(prompts: Any) -> None:
+    """Refuse what is one prompt, whose characters, messages or tokens would be taken for prompts; and padded rows."""
+    one = isinstance(prompts, (str, Mapping)) or any(isinstance(prompt, (int, Mapping)) for prompt in prompts)
+    if one or (isinstance(prompts, Tensor) and prompts.ndim == 1):
+        raise DualHeadError("generate_batch takes a list of prompts, and this is one prompt. Give [prompt].")
+    if isinstance(prompts, Tensor):
+        raise DualHeadError("generate_batch takes no padded tensor. Give the token ids of each prompt as a list.")
 
 
 def _ids(prompt: Prompt | Sequence[int], tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[int]:
@@ -169,8 +180,10 @@ def _seeds(seed: Any, rows: int) -> list[int | None]:
 
 def _entry(value: Any, i: int, rows: int, name: str = "alpha") -> Any:
     """Entry i of one value a prompt; anything else as it is."""
-    if not isinstance(value, (list, tuple, Tensor)):
+    if hasattr(value, "tolist"):  # a tensor, or numpy's
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
         return value
     if len(value) != rows:
         raise DualHeadError(f"{name} has {len(value)} values for {rows} prompts. Give one, or one per prompt.")
-    return value[i].item() if isinstance(value, Tensor) else value[i]
+    return value[i]

@@ -22,13 +22,13 @@ from dual_head.backbone.load import context_length, load_config
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
-from dual_head.evaluate.decode import end_tokens, pad_token, reply_text
+from dual_head.evaluate.decode import pad_token, reply_text
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.systems.base import LoadOptions, System
 from dual_head.evaluate.systems.identity import made_of, tokenizer_identity
 from dual_head.evaluate.systems.specs import SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
-from dual_head.model.generate import Prompt, encode_prompts
+from dual_head.model.generate import Prompt, encode_prompts, end_tokens
 from dual_head.model.pretrained import find_tokenizer
 from dual_head.serve.offline import generate_batch, is_faster
 from dual_head.serve.settings import EngineSettings
