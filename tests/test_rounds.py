@@ -111,6 +111,51 @@ def test_the_command_goes_on_with_more_rounds_and_refuses_other_ones(tmp_path, c
     assert AlignedModel.from_pretrained(str(tmp_path / "out" / "round-2" / "guide")).guide("hidden").config.rank == 2
 
 
+def test_a_command_that_is_refused_claims_no_folder(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    common = ["--model_name_or_path", str(TOY_BACKBONE), "--prompts", str(tmp_path / "prompts.txt")]
+    common += ["--output_dir", str(tmp_path / "out"), "--held_out", "0.3", "--max_new_tokens", "40"]
+    for method_, reward, words in (
+        ("hiden", "rule:concise", "Did you mean 'hidden'"),
+        ("hidden", "rule:concsie", "Cannot import the reward"),
+        ("dpo", "rule:concise", "another trainer"),
+    ):
+        assert main(["rounds", method_, "--reward", reward, *common]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["rounds", "hidden", "--reward", "rule:concise", "--rounds", "1", *common]) == 0
+
+
+def test_a_reward_that_was_changed_is_not_mixed_with_what_it_was(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "taste_of_rounds.py"
+    module.write_text("def score(prompt, reply):\n    return len(reply)\n")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    command = ["rounds", "hidden", "--reward", "taste_of_rounds:score", "--model_name_or_path", str(TOY_BACKBONE)]
+    command += ["--prompts", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path / "out"), "--held_out", "0.3"]
+    command += ["--max_new_tokens", "6", "--rounds", "1"]
+    assert main(command) == 0
+    capsys.readouterr()
+    module.write_text("def score(prompt, reply):\n    return -len(reply)\n")
+    assert main(command) == 2
+    assert "has rounds with contents of the reward" in capsys.readouterr().err
+
+
+def test_fewer_rounds_again_leave_the_figures_of_the_later_ones(tmp_path):
+    list(rounds_in(tmp_path).run(2))
+    figures = (tmp_path / "rounds.json").read_text()
+    list(rounds_in(tmp_path).run(1))
+    assert (tmp_path / "rounds.json").read_text() == figures
+
+
+def test_a_record_without_options_is_refused_with_the_remedy(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rounds_run.json").write_text("{}")
+    command = ["rounds", "hidden", "--reward", "rule:concise", "--model_name_or_path", str(TOY_BACKBONE)]
+    assert main([*command, "--prompts", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "Choose another --output_dir" in capsys.readouterr().err
+
+
 def test_methods_of_other_trainers_are_refused(tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a\nb")
     command = ["rounds", "dpo", "--model_name_or_path", str(TOY_BACKBONE), "--reward", "rule:concise"]

@@ -23,6 +23,7 @@ from dual_head.console.gauge import Gauge
 from dual_head.data import Cut, Prompt
 from dual_head.data.types import is_held_out
 from dual_head.errors import DualHeadError
+from dual_head.evaluate.judges.base import chosen_device
 from dual_head.evaluate.rewards import Reward, score_all
 from dual_head.files.lines import add_lines, rows_by_key
 from dual_head.files.places import atomic_folder
@@ -119,16 +120,21 @@ class Rounds:
             )  # fmt: skip
             done = Round(number=number, pairs=len(pairs), sampled=fmean(scores), measured=figures)
             with atomic_folder(self.folder) as staging:
-                known = _known(self.folder / ROUNDS_FILE)[: number - 1]
-                (staging / ROUNDS_FILE).write_text(json.dumps([*known, asdict(done)], indent=2))
+                known = _known(self.folder / ROUNDS_FILE)  # of a run with more rounds, the later ones stay
+                figures_of_all = [*known[: number - 1], asdict(done), *known[number:]]
+                (staging / ROUNDS_FILE).write_text(json.dumps(figures_of_all, indent=2))
             yield done
 
     # ---- one round ----------------------------------------------------------------------------------------
 
     def _model(self, guide: Path | None, tokenizer: PreTrainedTokenizerBase) -> AlignedModel:
-        if guide is None:
-            return AlignedModel.from_backbone(self.backbone, {}, tokenizer=tokenizer).eval()
-        return AlignedModel.from_pretrained(str(guide)).eval()
+        """What replies, where training runs: on an accelerator if there is one."""
+        model: Any = (
+            AlignedModel.from_backbone(self.backbone, {}, tokenizer=tokenizer)
+            if guide is None
+            else AlignedModel.from_pretrained(str(guide))
+        )
+        return model.eval().to(chosen_device("auto"))
 
     def _sample(self, place: Path, guide: Path | None, prompts: Sequence[Prompt], number: int) -> list[float]:
         """Append replies to the prompts of training and their rewards, what is not there; every reward."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -25,7 +25,10 @@ from dual_head.options import option
 from dual_head.options.flags import OptionParser
 from dual_head.options.texts import named_values
 
-RUN_FILE = "run.json"
+if TYPE_CHECKING:
+    from dual_head.rounds import Rounds
+
+RUN_FILE = "rounds_run.json"  # not run.json, which is training's, whose folder this may be
 PLAIN_WIDTH = 120
 SHARED = ("rounds", "output_dir")  # what may change between two runs of one folder
 
@@ -66,12 +69,16 @@ def run(arguments: Sequence[str]) -> int:
         raise DualHeadError("Rounds train on conversations, and --raw continues texts. Leave out --raw.")
     prompts = read_prompts(args)
     with exclusive(args.output_dir):
-        _require_same(args, prompts, command_line("dual-head", "rounds", *arguments))
-        return _run(args, prompts)
+        _require_same(args, options := _identity(args, prompts))
+        rounds = _rounds(args, prompts)
+        _record(args, options, command_line("dual-head", "rounds", *arguments))  # not of a command that was refused
+        return _run(args, rounds)
 
 
-def _run(args: RoundsOptions, prompts: Sequence[Any]) -> int:
+def _rounds(args: RoundsOptions, prompts: Sequence[Any]) -> "Rounds":
+    """What is asked for. Errors: no such method, reward, model, or option."""
     # Imported late: a mistyped prompt file should not wait for torch.
+    from dual_head.evaluate.judges.base import chosen_device
     from dual_head.evaluate.rewards import load_reward
     from dual_head.methods import method
     from dual_head.model.pretrained import load_tokenizer
@@ -83,7 +90,7 @@ def _run(args: RoundsOptions, prompts: Sequence[Any]) -> int:
         raise DualHeadError(
             f"'{args.method}' is trained by another trainer. Rounds train guides: hidden, iav, mav, ..."
         )
-    reward = load_reward(args.reward)
+    reward = load_reward(args.reward, device=chosen_device("auto"))
     messages = conversations(prompts, args, load_tokenizer(args.model_name_or_path))
 
     def training(folder: str) -> GuideTrainingArguments:
@@ -97,11 +104,14 @@ def _run(args: RoundsOptions, prompts: Sequence[Any]) -> int:
         count=args.replies, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k,
         rows=args.batch_size,
     )  # fmt: skip
-    rounds = Rounds(
+    return Rounds(
         folder=Path(args.output_dir), backbone=args.model_name_or_path, prompts=messages, reward=reward, method=recipe,
         training=training, sampling=sampling, alpha=args.alpha, held_out=args.held_out, seed=args.seed,
     )  # fmt: skip
-    table = Table(box=box.SIMPLE_HEAD, title=f"{reward[0]} on held-out prompts at alpha {args.alpha:g}")
+
+
+def _run(args: RoundsOptions, rounds: "Rounds") -> int:
+    table = Table(box=box.SIMPLE_HEAD, title=f"{rounds.reward[0]} on held-out prompts at alpha {args.alpha:g}")
     for column in ("round", "pairs", "sampled", "reward", "gain (95%)", "KL, nats", "ended"):
         table.add_column(column, justify="right")
     for one in rounds.run(args.rounds):
@@ -117,18 +127,29 @@ def _run(args: RoundsOptions, prompts: Sequence[Any]) -> int:
     return 0
 
 
-def _require_same(args: RoundsOptions, prompts: Sequence[Any], command: str) -> None:
-    """Record what the rounds are of. Errors: a folder of other rounds."""
-    file = Path(args.output_dir) / RUN_FILE
+def _identity(args: RoundsOptions, prompts: Sequence[Any]) -> dict[str, Any]:
+    """What the rounds of a folder have in common: options, and the contents of prompts and reward."""
+    from dual_head.evaluate.rewards import reward_identity
+
     options = {name: value for name, value in asdict(args).items() if name not in SHARED}
     options["prompts"] = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
-    if file.is_file():
-        there = read_json(file, "Choose another --output_dir.")["options"]
-        if odd := next((name for name in options if there.get(name) != options[name]), None):
-            raise DualHeadError(
-                f"'{args.output_dir}' has rounds with {odd} {there.get(odd)!r}, not {options[odd]!r}. Choose another "
-                "--output_dir."
-            )
+    options["contents of the reward"] = hashlib.sha256(reward_identity(args.reward).encode()).hexdigest()[:16]
+    return options
+
+
+def _require_same(args: RoundsOptions, options: dict[str, Any]) -> None:
+    """Refuse a folder of other rounds."""
+    file = Path(args.output_dir) / RUN_FILE
+    if not file.is_file():
         return
+    there = read_json(file, "Choose another --output_dir.").get("options", {})
+    if odd := next((name for name in options if there.get(name) != options[name]), None):
+        raise DualHeadError(
+            f"'{args.output_dir}' has rounds with {odd} {there.get(odd)!r}, not {options[odd]!r}. Choose another "
+            "--output_dir."
+        )
+
+
+def _record(args: RoundsOptions, options: dict[str, Any], command: str) -> None:
     with atomic_folder(Path(args.output_dir)) as staging:
         (staging / RUN_FILE).write_text(json.dumps({"command": command, "options": options}, indent=2))
