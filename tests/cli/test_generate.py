@@ -124,3 +124,12 @@ def test_the_best_of_several_samples_is_what_the_guides_or_a_reward_score_highes
 def test_what_best_of_n_cannot_keep_is_refused(guides, capsys, arguments, said):
     assert main(["generate", str(guides), "--prompt", "ask0", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["top_p", "top_k"])
+def test_a_choice_among_samples_where_nothing_is_sampled_is_refused(guides, option, capsys, prompts, tmp_path):
+    command = ["generate", str(guides), "--prompts", str(prompts), "--max_new_tokens", "2", f"--{option}", "1"]
+    assert main(command) == 2
+    assert f"--{option} is of sampling" in capsys.readouterr().err
+    assert main([*command, "--temperature", "0"]) == 2
+    assert main([*command, "--temperature", "1", "--output", str(tmp_path / "out.jsonl")]) == 0

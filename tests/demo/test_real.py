@@ -71,7 +71,8 @@ def test_a_guide_is_trained_on_the_models_own_replies_and_shown(tmp_path, capsys
     assert f"12 questions, {len(pairs)} pairs" in words
     for pair in pairs:  # the better one is finished and shorter, or the other was cut
         chosen, rejected = (len(pair[name][0]["content"].split()) for name in ("chosen", "rejected"))
-        assert chosen < rejected or rejected < 5 or rejected > 30
+        worded = sum(word.isalpha() for word in pair["rejected"][0]["content"].split())
+        assert chosen < rejected or worded < 5 or rejected > 30
     model = AlignedModel.from_pretrained(tmp_path / "out" / "guides" / "concise")
     assert model.guides["hidden"].config.rank == 64
     assert f"dual-head serve {tmp_path / 'out' / 'guides'}" in words
@@ -79,7 +80,11 @@ def test_a_guide_is_trained_on_the_models_own_replies_and_shown(tmp_path, capsys
 
 
 def test_what_cannot_be_is_refused(guides, tmp_path, capsys):
-    assert "with --real or --train" in refused(capsys, "--guides", guides)
+    assert "--guides goes with --real" in refused(capsys, "--guides", guides)
+    assert "--guides goes with --real" in refused(capsys, "--train", "--guides", guides)
+    assert "--rule goes with --train" in refused(capsys, "--real", "--rule", "plain")
+    assert "--max_new_tokens goes with --real or --train" in refused(capsys, "--max_new_tokens", "5")
+    assert "--steps is of the small world" in refused(capsys, "--real", "--steps", "5")
     assert "Give one of them" in refused(capsys, "--real", "--train")
     assert "one or two names" in refused(capsys, "--real", "--show", "a", "b", "c")
     real = ["--real", *BACKBONE, "--output_dir", tmp_path / "out"]
@@ -178,3 +183,9 @@ def test_divergence_and_loss_are_those_of_the_reply_up_to_its_end(guides):
         loss = -base[0, scored].gather(1, torch.tensor(tail)[:, None]).mean().item()
         assert row.kl == pytest.approx(kl, abs=1e-3, rel=1e-3)
         assert row.loss == pytest.approx(loss, rel=1e-3)
+
+
+def test_what_a_rule_needs_is_asked_for_before_anything_is_sampled(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(rules, "require", lambda *names: (_ for _ in ()).throw(DualHeadError(f"install {names}")))
+    monkeypatch.setattr("dual_head.demo.own_guide.chat_model", lambda _: pytest.fail("the model was looked for"))
+    assert "install ('textstat', 'rules')" in refused(capsys, "--train", "--rule", "plain", "--output_dir", tmp_path)

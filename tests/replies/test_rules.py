@@ -31,6 +31,16 @@ def test_concise_gives_nothing_to_a_cut_reply_or_to_no_answer():
     assert score("concise", "Yes.") == score("concise", "") == 0
 
 
+@pytest.mark.parametrize("reply", ["* * * * * *", "\U0001f600 " * 6, "1 2 3 4 5 6"])
+def test_a_reply_without_words_is_neither_concise_nor_plain(reply):
+    assert score("concise", reply) == 0
+    assert score("plain", reply) == -20
+
+
+def test_plain_gives_nothing_to_scripts_that_its_index_does_not_count():
+    assert score("plain", "\u4f60\u597d \u4e16\u754c " * 4) == -20
+
+
 def test_plain_is_minus_the_coleman_liau_grade():
     text = "The constitutional court met. Its members were deliberating publicly."
     letters, words, sentences = sum(c.isalpha() for c in text), 9, 2

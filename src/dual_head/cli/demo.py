@@ -8,11 +8,15 @@ and where the guides break, in two minutes. With --train, a guide of your own fr
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 
 from dual_head.demo.options import DemoOptions, RealOptions
+from dual_head.errors import DualHeadError
 from dual_head.files.places import exclusive
 from dual_head.options.flags import OptionParser
+
+SHARED = ("output_dir", "seed")  # options of all demonstrations
 
 build_parser = partial(OptionParser, DemoOptions, RealOptions, command="demo", description=__doc__)
 
@@ -20,6 +24,8 @@ build_parser = partial(OptionParser, DemoOptions, RealOptions, command="demo", d
 def run(arguments: Sequence[str]) -> int:
     """Parse, and demonstrate in a folder that is held."""
     options, real = build_parser().read(arguments)
+    if real.real or real.train:
+        _require_small_world(options)
     with exclusive(options.output_dir):
         # Imported late: a mistyped option should not wait for torch.
         if real.train:
@@ -35,3 +41,13 @@ def run(arguments: Sequence[str]) -> int:
 
             demonstrate(options)
     return 0
+
+
+def _require_small_world(options: DemoOptions) -> None:
+    """Refuse options of the small world beside a chat model, which would not read them."""
+    usual = DemoOptions()
+    for field in fields(options):
+        if field.name not in SHARED and getattr(options, field.name) != getattr(usual, field.name):
+            raise DualHeadError(
+                f"--{field.name} is of the small world, and --real and --train have another. Leave it out."
+            )

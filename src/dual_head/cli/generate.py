@@ -37,7 +37,11 @@ class GenerateOptions(PromptOptions, DeviceOptions):
         None, "strength: a number, or name=number,...; 0 is the backbone, 1 as trained", heading="decoding"
     )
     max_new_tokens: int = option(128, "longest reply in tokens", least=1)
-    temperature: float | None = option(None, "sample at this temperature; greedy without it", least=0)
+    temperature: float | None = option(
+        None,
+        "sample at this temperature, greedy at 0 [as the model's own settings say; greedy where they do not]",
+        least=0,
+    )
     top_p: float | None = option(None, "nucleus sampling", least=0, most=1)
     top_k: int | None = option(None, "sample among this many tokens", least=1)
     num_beams: int | None = option(None, "beam search", least=1)
@@ -79,6 +83,7 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
 
     if args.seed is not None:
         torch.manual_seed(args.seed)
+    _require_samples(args, model)
     console = Terminal(soft_wrap=True)
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams")
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -117,6 +122,16 @@ def _require_choice(args: GenerateOptions) -> None:
     for name, is_set in beside.items():
         if args.best_of > 1 and is_set:
             raise DualHeadError(f"--best_of samples several replies, which {name} does not. Leave one out.")
+
+
+def _require_samples(args: GenerateOptions, model: Any) -> None:
+    """Refuse to choose among samples where none is drawn."""
+    names = ("top_p", "top_k")
+    draws = args.temperature if args.temperature is not None else model.generation_config.do_sample
+    if args.best_of == 1 and not draws and (odd := next((name for name in names if getattr(args, name)), None)):
+        raise DualHeadError(
+            f"--{odd} is of sampling, and nothing is sampled here. Add --temperature 1, or leave it out."
+        )
 
 
 def _best(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from dual_head.errors import DualHeadError
 from dual_head.options import Options, option
 
+RULE, NEW_TOKENS = "concise", 96  # of the demonstrations on a chat model
+
 
 @dataclass(kw_only=True)
 class DemoOptions(Options):
@@ -37,15 +39,20 @@ class RealOptions(Options):
     backbone: str | None = option(None, "folder of the chat model [where it is, or is fetched to]")
     other_precision: bool = option(False, "take a --backbone that is the model of the guides in another precision")
     show: list[str] = option([], "names of the guides to show, one or two", nargs="*", metavar="NAME")
-    rule: str = option("concise", "with --train: what replies are scored by")
+    rule: str | None = option(None, "with --train: what replies are scored by [concise]")
     questions: str | None = option(None, "with --train: text file, a question a line [60 plain ones]", metavar="FILE")
-    max_new_tokens: int = option(96, "longest reply in tokens", least=1)
+    max_new_tokens: int | None = option(None, "longest reply in tokens [96]", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.real and self.train:
             raise DualHeadError("--real shows guides and --train makes one. Give one of them.")
-        if not (self.real or self.train) and (self.guides or self.backbone or self.show or self.questions):
-            raise DualHeadError("--guides, --backbone, --show and --questions go with --real or --train. Add one.")
+        for names, is_read, remedy in (
+            (("guides", "show"), self.real, "--real"),
+            (("rule", "questions"), self.train, "--train"),
+            (("backbone", "other_precision", "max_new_tokens"), self.real or self.train, "--real or --train"),
+        ):
+            if odd := next((name for name in names if getattr(self, name) and not is_read), None):
+                raise DualHeadError(f"--{odd} goes with {remedy}. Add it, or leave --{odd} out.")
         if len(self.show) > 2:
             raise DualHeadError(f"--show takes one or two names, not {len(self.show)}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from dual_head.console.terminal import Terminal
 from dual_head.data import Prompt
 from dual_head.demo.chat_model import ChatModel
-from dual_head.demo.options import RealOptions
+from dual_head.demo.options import NEW_TOKENS, RULE, RealOptions
 from dual_head.demo.real import chat_model, say_how_to_serve, show
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder
@@ -31,11 +31,12 @@ QUESTIONS_FILE = Path(__file__).with_name("questions.txt")
 
 def train_own(options: RealOptions, output_dir: str, seed: int) -> None:
     """Sample, pair, train and show one guide; write into a folder that the caller holds."""
-    started, output, rule = time.perf_counter(), Path(output_dir), options.rule
+    started, output, rule = time.perf_counter(), Path(output_dir), options.rule or RULE
     if rule not in RULES:
         raise DualHeadError(f"There is no rule '{rule}'.{did_you_mean(rule, RULES)} There are {', '.join(RULES)}.")
+    RULES[rule].require()
     questions, chat = read_questions(options.questions), chat_model(options)
-    pairs = write_pairs(chat, rule, questions, output, max_new_tokens=options.max_new_tokens, seed=seed)
+    pairs = write_pairs(chat, rule, questions, output, max_new_tokens=options.max_new_tokens or NEW_TOKENS, seed=seed)
     folder = output / "guides" / rule
     _train(chat, pairs, folder, seed)
     model = load_collection({rule: str(folder)}, chat.place)
@@ -48,7 +49,7 @@ def read_questions(file: str | None) -> list[str]:
     """The questions of a file, one a line. Errors: no such file, none in it."""
     path = Path(file) if file else QUESTIONS_FILE
     try:
-        questions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        questions = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DualHeadError(f"Cannot read the questions '{path}'. Give a text file with a question a line.") from error
     if not questions:

@@ -15,7 +15,7 @@ from dual_head.demo import PUBLISHED_GUIDES
 from dual_head.demo.answers import QUESTIONS, Answer, answer
 from dual_head.demo.chat_model import ChatModel, fetch_chat_model
 from dual_head.demo.findings import ALPHAS, STRONG, Findings, findings_of, kl, mean, rows_of
-from dual_head.demo.options import RealOptions
+from dual_head.demo.options import NEW_TOKENS, RealOptions
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.files.places import atomic_folder
 from dual_head.model.collection import load_collection
@@ -76,7 +76,7 @@ def show(model: Any, options: RealOptions, chat: ChatModel, output: Path, *, see
     names = list(model.guides)
     rows = rows_of(names)
     console.print(f"Sampling {len(rows)} replies of {chat.place} ...")
-    answers = answer(model, model.own_tokenizer(), rows, max_new_tokens=options.max_new_tokens, seed=seed)
+    answers = answer(model, model.own_tokenizer(), rows, max_new_tokens=options.max_new_tokens or NEW_TOKENS, seed=seed)
     findings = findings_of(names, answers)
     for question in QUESTIONS:
         console.print(_side_by_side(findings, question))

@@ -52,6 +52,7 @@ def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, 
     if not (module and colon and name):
         raise DualHeadError(f"'{spec}' is not a reward. {FORMS}")
     if module == "rule" and name in RULES:
+        RULES[name].require()
         return name, RULES[name].score
     if "" not in sys.path:
         sys.path.append("")  # the current directory, after what is installed; a console script has it not

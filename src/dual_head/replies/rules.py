@@ -16,6 +16,7 @@ from dual_head.replies.refusals import is_refusal
 LEAST_WORDS = 5  # a reply with fewer says nothing, and earns nothing by it
 CONCISE_WORDS = 100
 WORST_GRADE = 20.0
+LATIN = re.compile("[A-Za-z]")
 LIST_ITEM = re.compile(r"\s*(?:[-*\u2022+]|\d+[.)])\s+\S")
 
 
@@ -33,14 +34,20 @@ class Rule:
         """Whether what it needs is installed."""
         return self.needs is None or find_spec(self.needs) is not None
 
+    def require(self) -> None:
+        """Refuse, with the install line, where what it needs is not installed."""
+        if self.needs:
+            require(self.needs, "rules")
+
 
 def concise(_prompt: Prompt, reply: str) -> float:
     """Words that a finished reply saves of 100.
 
-    max(0, 100 - words)        0 for a reply that was cut, or has under five words
+    max(0, 100 - words)        0 for a reply that was cut, or has under five words that hold a letter
     """
-    words = len(reply.split())
-    return 0.0 if isinstance(reply, Cut) or words < LEAST_WORDS else float(max(0, CONCISE_WORDS - words))
+    words = reply.split()
+    says = sum(any(character.isalpha() for character in word) for word in words) >= LEAST_WORDS
+    return float(max(0, CONCISE_WORDS - len(words))) if says and not isinstance(reply, Cut) else 0.0
 
 
 def plain(_prompt: Prompt, reply: str) -> float:
@@ -48,10 +55,10 @@ def plain(_prompt: Prompt, reply: str) -> float:
 
         -(0.058 L - 0.296 S - 15.8)        L letters, S sentences in a hundred words
 
-    -20 under five words. Errors: textstat is not there. Source: Coleman and Liau 1975; textstat has 0.058 for
-    their 0.0588.
+    -20 under five words that hold a Latin letter: the index is of English, and counts nothing in other scripts.
+    Errors: textstat is not there. Source: Coleman and Liau 1975; textstat has 0.058 for their 0.0588.
     """
-    if len(reply.split()) < LEAST_WORDS:
+    if sum(LATIN.search(word) is not None for word in reply.split()) < LEAST_WORDS:
         return -WORST_GRADE
     grade = float(require("textstat", "rules").coleman_liau_index(reply))
     return -min(max(grade, 0.0), WORST_GRADE)
