@@ -49,8 +49,8 @@ class GenerateOptions(PromptOptions, DeviceOptions):
     best_of: int = option(1, "sample so many replies to each prompt, and keep the best", least=1)
     best_by: str | None = option(
         None,
-        "what chooses: a folder of guides or of a reward model, or module:function of prompt and reply; default: these "
-        "guides at the strengths of their config",
+        "what chooses: rule:NAME, module:function of prompt and reply, or a folder of guides or of a reward model; "
+        "default: these guides at the strengths of their config",
         metavar="REWARD",
     )
     batch_size: int = option(16, "prompts at a time", least=1)

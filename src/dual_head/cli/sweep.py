@@ -67,8 +67,8 @@ class SweepOptions(PromptOptions, DeviceOptions):
     seed: int = option(0, "makes sampling repeatable", least=0)
     reward: list[str] | None = option(
         None,
-        "module:function of prompt and reply, or a folder: of guides, of what 'train reward' wrote, or of a sequence "
-        "classifier with one label; may be given several times",
+        "rule:NAME, module:function of prompt and reply, or a folder: of guides, of what 'train reward' wrote, or of a "
+        "sequence classifier with one label; may be given several times",
         heading="measuring",
         repeat=True,
     )

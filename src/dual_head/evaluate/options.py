@@ -52,7 +52,7 @@ class EvaluationOptions(Decoding):
     )
     reward: list[str] | None = option(
         None,
-        "module:function, or the folder of a reward model that guided none of the systems; repeatable",
+        "rule:NAME, module:function, or the folder of a reward model that guided none of the systems; repeatable",
         heading="measuring",
         repeat=True,
     )
