@@ -88,6 +88,7 @@ def train_judge(world: Dialogues, objective: str, *, steps: int | None = None, s
     seconds = time.perf_counter() - started
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _judge.cache_clear()  # of an earlier judge in this folder
     report = {
         "pairs": len(rows),
         "steps": steps,
