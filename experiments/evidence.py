@@ -106,6 +106,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "world": plan.world.name,
         "about": plan.world.about,
         "backbone": plan.world.backbone,
+        "pairs": plan.world.extent,
         "steps": plan.steps,
         "prompts": plan.prompts,
         "dev_prompts": plan.dev_prompts,
@@ -134,7 +135,7 @@ def _world(args: argparse.Namespace, folder: Path) -> World:
             raise DualHeadError(f"The world people knows the objectives {', '.join(OBJECTIVES)}. '{about}' is a rule.")
         return People(
             folder=folder, data=args.data, backbone=str(Path(args.backbone).resolve()), about=about, mixed=(about,),
-            most=16 if args.small else None, dtype=args.dtype, bf16=args.dtype == "bfloat16",
+            pairs_each=args.pairs, most=16 if args.small else None, dtype=args.dtype, bf16=args.dtype == "bfloat16",
         )  # fmt: skip
     if not args.chat:
         raise DualHeadError("Say with --chat where experiments/chat_backbone.py wrote its backbone.")
@@ -166,6 +167,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="of that model; bfloat16: trained in it too")
     parser.add_argument("--about", choices=("overall", *OBJECTIVES, *RULES), default="overall",
                         help="objective of people, or rule of the real world, to compare by")  # fmt: skip
+    parser.add_argument("--pairs", type=int, default=400, help="that guides of the world people are trained on")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="some methods, not all")
     parser.add_argument("--ablations", nargs="*", choices=tuple(ABLATIONS), help="some ablations, or none")
     parser.add_argument("--seeds", type=int, default=3)

@@ -20,7 +20,7 @@ def kept_features(world: World, name: str, objective: str) -> Path | None:
     """Where they are for a method and an objective, written once for all runs; None for a method without them."""
     if name not in CACHED:
         return None
-    folder = world.folder.parent / "features" / f"{world.meant(objective)}-{CACHED[name]}-{world.most or 'all'}"
+    folder = world.folder.parent / "features" / f"{world.meant(objective)}-{CACHED[name]}-{world.extent}"
     with claimed(folder.with_suffix(".claim"), wait=True):
         options = CacheOptions(
             output_dir=str(folder),

@@ -64,6 +64,11 @@ class World:
         return self.name
 
     @property
+    def extent(self) -> str:
+        """How many pairs are trained on, for names of folders."""
+        return str(self.most or "all")
+
+    @property
     def shared(self) -> Path:
         """Where the backbone's replies are."""
         return self.folder

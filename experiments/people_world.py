@@ -19,7 +19,7 @@ from dual_head.data import Pair
 from dual_head.evaluate import Decoding
 from dual_head.replies.pairs import brief
 
-MOST = {"train": 400, "judge": 1200}  # pairs of a part
+JUDGED = 1200  # pairs that the judge is trained on
 PARTS_OF = {"safer": FEW_PROMPTS}
 UPPER = partial(Judging, rate=1e-4, epochs=1, top_layers=10, bf16=True, held_out=400)
 
@@ -28,8 +28,8 @@ UPPER = partial(Judging, rate=1e-4, epochs=1, top_layers=10, bf16=True, held_out
 class People(Dialogues):
     """Pairs of HH-RLHF or of PKU-SafeRLHF below `data`, for a chat model.
 
-    about: helpful, harmless, or safer, which is PKU-SafeRLHF's. Every prompt asks for one or two sentences, so that
-    most replies end by themselves.
+    about: helpful, harmless, or safer, which is PKU-SafeRLHF's. pairs_each: pairs that guides are trained on. Every
+    prompt asks for one or two sentences, so that most replies end by themselves.
     """
 
     data: Path
@@ -37,6 +37,7 @@ class People(Dialogues):
     name: str = "people"
     decoding: Decoding = field(default_factory=partial(Decoding, max_new_tokens=NEW_TOKENS, temperature=0.7))
     batch: int = 8
+    pairs_each: int = 400
     judging: Judging = field(default_factory=UPPER)
     judge: str = "a reward model trained on other prompts"
 
@@ -44,6 +45,11 @@ class People(Dialogues):
     def title(self) -> str:
         """The world and the objective."""
         return f"{self.name}-{self.about}"
+
+    @property
+    def extent(self) -> str:
+        """How many pairs are trained on."""
+        return str(self.most or self.pairs_each)
 
     def part(self, objective: str, part: str) -> Path:
         """The pairs of one objective in one part, in an order of their own; written where they are not there."""
@@ -53,7 +59,8 @@ class People(Dialogues):
             if not file.is_file():
                 parts = in_parts(pairs_of(self.data, objective), PARTS_OF.get(objective, PARTS))
                 Random(0).shuffle(parts[part])  # a file has all pairs of a prompt one after the other
-                write_pairs(file, [_briefly(pair) for pair in parts[part][: MOST.get(part)]])
+                most = {"train": self.pairs_each, "judge": JUDGED}.get(part)
+                write_pairs(file, [_briefly(pair) for pair in parts[part][:most]])
         return file
 
     def features(self, name: str, objective: str) -> Path | None:
