@@ -49,5 +49,5 @@ def _require_small_world(options: DemoOptions) -> None:
     for field in fields(options):
         if field.name not in SHARED and getattr(options, field.name) != getattr(usual, field.name):
             raise DualHeadError(
-                f"--{field.name} is of the small world, and --real and --train have another. Leave it out."
+                f"--{field.name} is of the small world, and --real and --train do not read it. Leave it out."
             )
