@@ -82,9 +82,9 @@ def _stage(folder: Path, make: Any) -> dict[str, Any]:
     done = folder / "done.json"
     if not done.is_file():
         work = folder / "work"
-        made = make(work)
-        made[0].save_pretrained(folder)
-        write_json(done, made[1])
+        model, report = make(work)
+        model.save_pretrained(folder)
+        write_json(done, report)
         shutil.rmtree(work, ignore_errors=True)  # the Trainer's checkpoints
     return json.loads(done.read_text())
 

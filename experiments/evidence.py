@@ -175,7 +175,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of every run")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--dev_prompts", type=int, default=100, help="of the search")
-    parser.add_argument("--two_prompts", type=int, default=100, 
+    parser.add_argument("--two_prompts", type=int, default=100,
                         help="at every set of strengths; 0: no mixing, as in the world people")  # fmt: skip
     parser.add_argument("--mixed", nargs="+", choices=tuple(RULES), default=["concise", "positive"],
                         help="rules of the real world whose guides are mixed [%(default)s]")  # fmt: skip

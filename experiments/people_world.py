@@ -13,10 +13,8 @@ from evidence_data import FEW_PROMPTS, PARTS, in_parts, pairs_of, write_pairs
 from evidence_features import kept_features
 from evidence_work import claimed
 from evidence_worlds import Dialogues, Judging
-from real_replies import NEW_TOKENS
 
 from dual_head.data import Pair
-from dual_head.evaluate import Decoding
 from dual_head.replies.pairs import brief
 
 JUDGED = 1200  # pairs that the judge is trained on
@@ -35,7 +33,6 @@ class People(Dialogues):
     data: Path
     about: str = "safer"
     name: str = "people"
-    decoding: Decoding = field(default_factory=partial(Decoding, max_new_tokens=NEW_TOKENS, temperature=0.7))
     batch: int = 8
     pairs_each: int = 400
     judging: Judging = field(default_factory=UPPER)

@@ -85,10 +85,11 @@ def _in_a_running_batch(
     options: dict[str, Any],
 ) -> Iterator[tuple[int, str]]:
     """(number, text) for each (number, token ids); a reply that ends makes room for the next."""
+    ends = end_tokens(model)
     pieces = generate_in_order(model, [ids for _, ids in prompts], tokenizer=tokenizer, **options)
     for (i, _), piece in zip(prompts, pieces, strict=True):
         ended = piece.finish_reason == "stop"
-        yield i, piece.text if ended else reply_text([token.id for token in piece.tokens], tokenizer, end_tokens(model))
+        yield i, piece.text if ended else reply_text([token.id for token in piece.tokens], tokenizer, ends)
 
 
 def _in_padded_batches(

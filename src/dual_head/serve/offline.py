@@ -180,10 +180,8 @@ def _seeds(seed: Any, rows: int) -> list[int | None]:
 
 def _entry(value: Any, i: int, rows: int, name: str = "alpha") -> Any:
     """Entry i of one value a prompt; anything else as it is."""
-    if hasattr(value, "tolist"):  # a tensor, or numpy's
-        value = value.tolist()
-    if not isinstance(value, (list, tuple)):
-        return value
-    if len(value) != rows:
-        raise DualHeadError(f"{name} has {len(value)} values for {rows} prompts. Give one, or one per prompt.")
-    return value[i]
+    if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0):  # ndim: of a tensor, or of numpy's
+        if len(value) != rows:
+            raise DualHeadError(f"{name} has {len(value)} values for {rows} prompts. Give one, or one per prompt.")
+        value = value[i]
+    return value.tolist() if hasattr(value, "tolist") else value
