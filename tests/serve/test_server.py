@@ -175,6 +175,14 @@ def test_the_page_loads_nothing_from_elsewhere(serve):
     )
 
 
+def test_the_page_has_no_file_but_its_parts(serve):
+    with serve(ScriptedEngine()) as server:
+        part = server.http.get("/playground/page.css")
+        for query in ("name=/etc/passwd", "name=../../../../pyproject.toml", "kind=text/html"):
+            asked = server.http.get(f"/playground/page.css?{query}")
+            assert (asked.text, asked.headers["content-type"]) == (part.text, part.headers["content-type"])
+
+
 # ---- clients that leave ----------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The page at /: a chat at several strengths side by side, of files that lie here and load nothing from elsewhere."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -23,7 +24,13 @@ def add_page(app: FastAPI) -> None:
         return FileResponse(HERE / "index.html", media_type="text/html; charset=utf-8", headers=HEADERS)
 
     for name, kind in TYPES.items():
+        app.get(f"/playground/{name}", include_in_schema=False)(_part(name, kind))
 
-        @app.get(f"/playground/{name}", include_in_schema=False)
-        async def part(name: str = name, kind: str = kind) -> FileResponse:
-            return FileResponse(HERE / name, media_type=f"{kind}; charset=utf-8", headers=HEADERS)
+
+def _part(name: str, kind: str) -> Callable[[], Awaitable[FileResponse]]:
+    """A route of one file; it takes no parameters, since FastAPI reads each of them from the query."""
+
+    async def part() -> FileResponse:
+        return FileResponse(HERE / name, media_type=f"{kind}; charset=utf-8", headers=HEADERS)
+
+    return part
