@@ -1,10 +1,13 @@
 """What the layers of a decoder give, read and changed while it runs, through hooks on exactly those layers.
 
+Two threads may run one decoder, as a server does that generates and scores: each has hooks, and meets no other's.
+
 It knows modules, and neither architectures nor what is read or added.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,28 +30,29 @@ def layer_stack(decoder: nn.Module, count: int) -> nn.ModuleList:
 def kept(stack: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Keep {i: [B, T, d]}: 0 is what the first layer of the stack reads, i what layer i - 1 gives."""
     states: dict[int, Tensor] = {}
-    hooks = [
-        stack[i - 1].register_forward_hook(_keep_output(states, i))
-        if i
-        else stack[0].register_forward_pre_hook(_keep_input(states), with_kwargs=True)
-        for i in layers
-    ]
-    try:
+    with ExitStack() as hooks:
+        for i in layers:
+            if i:
+                hook = stack[i - 1].register_forward_hook(_of_this_thread(_keep_output(states, i)))
+            else:
+                hook = stack[0].register_forward_pre_hook(_of_this_thread(_keep_input(states)), with_kwargs=True)
+            hooks.callback(hook.remove)
         yield states
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
 def shifted(stack: nn.ModuleList, shifts: Mapping[int, Tensor]) -> Iterator[None]:
     """Add to what layers give: {i: [B or 1, T or 1, d]} to that of layer i - 1."""
-    hooks = [stack[i - 1].register_forward_hook(_add(shift)) for i, shift in shifts.items()]
-    try:
+    with ExitStack() as hooks:
+        for i, shift in shifts.items():
+            hooks.callback(stack[i - 1].register_forward_hook(_of_this_thread(_add(shift))).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+def _of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook in the thread that sets it, and nothing in any other."""
+    thread = get_ident()
+    return lambda *arguments: hook(*arguments) if get_ident() == thread else None
 
 
 def _keep_output(states: dict[int, Tensor], index: int):

@@ -137,10 +137,10 @@ def weighted_sum(maps: Sequence[LinearMap], x: Tensor, weights: Tensor) -> Tenso
         return None
     if len({(m.dtype, m.device) for m in matrices}) > 1 or any(m.is_inference() for m in matrices):
         return None
-    first = maps[0]
-    if first._stacked is None or not first._stacked.is_of(maps):
-        first._stacked = Stacked(maps)
-    return first._stacked.sum(x, weights)
+    stacked = maps[0]._stacked  # read once: another thread may put that of other maps there
+    if stacked is None or not stacked.is_of(maps):
+        stacked = maps[0]._stacked = Stacked(maps)
+    return stacked.sum(x, weights)
 
 
 class CausalGate(nn.Module):
