@@ -66,6 +66,16 @@ def test_streams_add_up_to_what_generate_gives(engine):
         assert whole.text == TOKENIZER.decode(ids(whole), skip_special_tokens=True)
 
 
+def test_requests_of_a_list_enter_in_groups_as_others_end(monkeypatch):
+    events = []
+    with small_engine(tiny_model(), max_rows=16) as engine:
+        submit = engine._submit
+        monkeypatch.setattr(engine, "_submit", lambda running: (events.append("in"), submit(running)))
+        for _ in engine.as_they_end([GenerationRequest(PROMPT, 1 + i, {}, GREEDY) for i in range(20)]):
+            events.append("out")
+    assert events == ["in"] * 16 + ["out"] * 2 + ["in"] * 2 + ["out"] * 2 + ["in"] * 2 + ["out"] * 16
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"top_k": 20}, {"top_p": 0.7}, {"min_p": 0.05}, {"repetition_penalty": 1.5, "frequency_penalty": 0.5}],

@@ -64,10 +64,14 @@ class ContinuousBatch:
         if model.steering:
             self._keep_apart(cache)
 
+    @property
+    def rows(self) -> int:
+        """How many requests may run at a time."""
+        return self._settings.max_rows or (16 if self._model.device.type == "cpu" else 64)
+
     def _batching(self) -> ContinuousBatchingConfig:
         """Sizes, of which those that nobody set follow from the context and a share of the free memory."""
-        settings, on_cpu = self._settings, self._model.device.type == "cpu"
-        rows = settings.max_rows or (16 if on_cpu else 64)
+        settings, on_cpu, rows = self._settings, self._model.device.type == "cpu", self.rows
         tokens = max(rows, settings.max_batch_tokens or (256 if on_cpu else 2048))
         blocks = settings.num_blocks
         if blocks is None:
