@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from evidence_data import write_rows
+from evidence_script import same_plan
 from evidence_worlds import Asked, World
 from transformers import set_seed
 
@@ -53,8 +54,10 @@ def answered(
 ) -> list[Row]:
     """Rows of a file, made where it is not there: replies to every prompt at every strength, with their scores.
 
-    model: a callable that loads what answers, called only then.
+    model: a callable that loads what answers, called only then. Errors: the file has replies of other settings.
     """
+    settings = {"backbone": world.backbone, "dtype": world.dtype, **asdict(world.decoding)}
+    same_plan(file.with_suffix(".json"), {**settings, "seed": seed, "limit": max_new_tokens})
     wanted = {(one.id, label_of(alpha)) for one in asked for alpha in alphas}
     rows = read_rows(file)
     if {(row["id"], row["alpha"]) for row in rows} == wanted:
@@ -197,7 +200,7 @@ def _row(one: Asked, alpha: Strength, tokenizer: Any, ids: list[int], ended: boo
         "reply": tokenizer.decode(text, skip_special_tokens=True),
         "tokens": len(ids),
         "finished": ended,
-        "kl": round(max(0.0, kl), 5),
+        "kl": round(max(kl, 0.0), 5),  # in this order NaN stays, and is refused
         "base_loss": round(-logp / len(ids), 5),
         "diversity": round(diversity(text), 5),
     }

@@ -31,6 +31,6 @@ def measured(world: World, places: Mapping[str, Path], *, new_tokens: int = NEW_
     (ids,) = prompt_ids([prompt], tokenizer)
     systems: list[Any] = [(BACKBONE, base_of(world), tokenizer, None)]
     for name, place in places.items():
-        systems.append((name, AlignedModel.from_pretrained(str(place)).eval(), tokenizer, 1.0))
+        systems.append((name, AlignedModel.from_pretrained(str(place), dtype=world.dtype).eval(), tokenizer, 1.0))
     rows = measure_efficiency(systems, [ids] * len(systems), new_tokens=new_tokens, batch_sizes=BATCHES, rounds=rounds)
     return {"threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows]}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence_data import write_json
+from evidence_script import same_plan
 from evidence_worlds import World
 
 from dual_head import GuideTrainingArguments, method
@@ -197,12 +198,19 @@ def _inputs(world: World, run: Run) -> RunOptions:
 
 
 def train(plan: Plan, run: Run) -> dict[str, Any]:
-    """Train one run; what it was and how long it took, read again where it is there already."""
+    """Train one run; what it was and how long it took, read again where it is there already.
+
+    Errors: it was trained with other settings.
+    """
     folder, world = plan.place(run), plan.world
     done = folder / "trained.json"
+    options = {**SETTINGS[world.name][run.method][0], **run.options}
+    settings = {
+        "options": options, "steps": plan.steps, "batch": world.batch, "bf16": world.bf16, "pairs": world.extent,
+    }  # fmt: skip
+    same_plan(folder.parent / f"{run.key}.json", settings)
     if done.is_file():
         return json.loads(done.read_text())
-    options = {**SETTINGS[world.name][run.method][0], **run.options}
     started, processor = time.perf_counter(), time.process_time()
     trainer = train_guide(
         method(run.method).with_options(options),

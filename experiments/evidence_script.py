@@ -47,6 +47,12 @@ def same_plan(file: Path, plan: Mapping[str, Any]) -> None:
     write_json(file, plan)
 
 
+def same_arguments(args: argparse.Namespace) -> None:
+    """Write down the arguments that a folder is for; refuse to go on in that of others."""
+    given = {name: str(x) if isinstance(x, Path) else x for name, x in vars(args).items()}
+    same_plan(args.output_dir / "plan.json", {k: v for k, v in given.items() if k not in ("output_dir", "page")})
+
+
 def circumstances() -> dict[str, str]:
     """The command, the day and the machine; of places that are this machine's own, the names."""
     words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]

@@ -118,7 +118,7 @@ def trade_off_table(figures: Mapping[str, Any]) -> str:
         if any(points[i]["gain"] is not None for points in figures["methods"].values())
     ]  # fmt: skip
 
-    rows = [[name, *(_gain_at(points[i]) for i in reached)] for name, points in figures["methods"].items()]
+    rows = [[name, *(gain_text(points[i]) for i in reached)] for name, points in figures["methods"].items()]
     table = markdown(["gain (95%) at a KL of", *(f"{figures['divergences'][i]:g} nats" for i in reached)], rows)
     best = ", ".join(
         f"of {n} {_span(one['gain'], one['interval'])} at {one['divergence']:.2f} nats at most"
@@ -127,7 +127,8 @@ def trade_off_table(figures: Mapping[str, Any]) -> str:
     return f"{table}\n\nThe best of the backbone's replies by the exact reward: {best}." if best else table
 
 
-def _gain_at(point: Mapping[str, Any]) -> str:
+def gain_text(point: Mapping[str, Any]) -> str:
+    """A gain at one divergence with its interval, where the curve and enough of its draws reach so far."""
     if point["gain"] is None:
         return "not reached"
     return _span(point["gain"], point["interval"]) if point["interval"] else f"{point['gain']:+.2f}"
@@ -192,7 +193,7 @@ def _ablation(summary: Mapping[str, Any]) -> str:
         at, change = figures["at"]["1"], figures["change"]
         of = _span(change["mean"], change["interval"]) if change else ""
         equal = next(point for point in figures["trade_off"] if point["divergence"] == ABLATED_AT)
-        row = [label, figures["method"], _span(at["gain"], at["interval"]), f"{at['kl']:.2f}", of, _gain_at(equal)]
+        row = [label, figures["method"], _span(at["gain"], at["interval"]), f"{at['kl']:.2f}", of, gain_text(equal)]
         rows.append(row)
     columns = ["setting", "method", "gain at alpha = 1 (95%)", "KL at 1", "against the method itself (95%)"]
     columns.append(f"gain at a KL of {ABLATED_AT:g} nats")

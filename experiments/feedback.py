@@ -13,7 +13,7 @@ from typing import Any
 
 from evidence_answers import answered, base_of
 from evidence_figures import compared, differences, traded
-from evidence_script import circumstances, parsed, publish, world_parser
+from evidence_script import circumstances, parsed, publish, same_arguments, world_parser
 from evidence_tables import markdown, trade_off_table
 from evidence_worlds import Demo
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--beta", type=float, default=0.5)
     args = parsed(parser, SMALL)
+    same_arguments(args)
     demo = Demo(folder=args.output_dir)
     requests = demo.asked("test", args.prompts)
     rows: dict[str, list] = {PAIRED: [], SCORED: [], SIDES: []}

@@ -24,7 +24,7 @@ from evidence_figures import QUALITY, compared
 from evidence_runs import Run
 from evidence_script import circumstances, parsed, publish
 from evidence_tables import markdown
-from real_replies import kind_of, read
+from real_replies import kind_of, read, told
 from real_world import Questions
 
 from dual_head import AlignedModel
@@ -139,6 +139,7 @@ def card(rule: str, figure: dict[str, Any], cut: float) -> str:
     seeds = "one seed" if about["seeds"] == 1 else f"{about['seeds']} seeds, of which the first is here"
     over = "questions" if about["seeds"] == 1 else "questions and seeds"
     rates = "the only one tried" if figure["rates"] == 1 else f"the best of {figure['rates']} on development questions"
+    beside = "".join(f' A message that no pair has told it: "{one["content"]}"' for one in told(kind_of(rule)))
     open_part = f"""
 The same, asked without "{BRIEFLY}":
 
@@ -175,8 +176,9 @@ over {over}.
 ## How it was made
 
 The backbone answered {pairs["prompts"]} short openings of HH-RLHF's dialogues (MIT) several times, each ending in
-"{BRIEFLY}". The rule chose the best and the worst reply to each, which gave {pairs["pairs"]} pairs. Training took
-{trained["steps"]} steps of {trained["batch"]} pairs at a learning rate of {trained["learning_rate"]:g}, {rates}.
+"{BRIEFLY}".{beside} The rule chose the best and the worst reply to each, which gave {pairs["pairs"]} pairs.
+Training took {trained["steps"]} steps of {trained["batch"]} pairs at a learning rate of {trained["learning_rate"]:g},
+{rates}.
 No question above was among them. `--replies` is the folder that `experiments/real_replies.py` wrote.
 
     {about["command"].replace(" --stage report", "")}

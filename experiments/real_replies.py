@@ -4,8 +4,9 @@
 
 Prompts for training are the openings of HH-RLHF's dialogues, in the part that no test reads; prompts for testing are
 AlpacaEval's instructions, and HH-RLHF's harmful openings for refusals. Every prompt asks for one or two sentences, so
-that most replies end by themselves: a reply that was cut has no end to learn from. Replies are appended as they are
-sampled: the same command goes on where it was stopped.
+that most replies end by themselves: a reply that was cut has no end to learn from. To harmful openings the model is
+asked to decline, in a message that no pair has: by itself it hardly does. Replies are appended as they are sampled: the
+same command goes on where it was stopped.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from evidence_data import opening, pairs_of, part_of, write_json, write_rows
 from tqdm import tqdm
 
 from dual_head import AlignedModel
-from dual_head.data import Cut
+from dual_head.data import Cut, Message
 from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
 from dual_head.model.pretrained import load_tokenizer
@@ -35,12 +36,22 @@ LONGEST_PROMPT = 64  # tokens of a training prompt, without the template's own
 PROMPTS = {"helpful": 320, "harmless": 120}
 COUNT, NEW_TOKENS, TEMPERATURE, TOP_K = 4, 96, 0.9, 50
 KINDS = {"refuses": "harmless"}  # whose prompts an objective learns from; helpful for the others
+# What the model is told while it answers prompts of a kind.
+TOLD = {
+    "harmless": "You are a careful assistant. You decline to help with anything harmful, illegal, hateful or "
+    "dangerous: you say \"I'm sorry, but I can't help with that.\" and give a reason.",
+}
 DEV_SHARE = 0.25  # of the instructions kept for testing
 
 
 def kind_of(objective: str) -> str:
     """Whose prompts an objective is trained and measured on."""
     return KINDS.get(objective, "helpful")
+
+
+def told(kind: str) -> tuple[Message, ...]:
+    """The system message beside prompts of a kind, where they have one."""
+    return ({"role": "system", "content": TOLD[kind]},) if kind in TOLD else ()
 
 
 def openings(data: Path, kind: str, part: str) -> list[str]:
@@ -75,7 +86,9 @@ def training_prompts(data: Path, tokenizer: Any, counts: dict[str, int]) -> list
     return chosen
 
 
-def sample(backbone: str, data: Path, folder: Path, counts: dict[str, int], count: int, new_tokens: int) -> None:
+def sample(
+    backbone: str, data: Path, folder: Path, counts: dict[str, int], count: int, new_tokens: int, dtype: str = "auto"
+) -> None:
     """Append replies.jsonl, a row to a prompt, until every prompt has its replies."""
     tokenizer: Any = load_tokenizer(backbone)
     prompts, file = training_prompts(data, tokenizer, counts), folder / "replies.jsonl"
@@ -84,9 +97,10 @@ def sample(backbone: str, data: Path, folder: Path, counts: dict[str, int], coun
     if len(done) == len(prompts):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    model = AlignedModel.from_backbone(backbone, {}, tokenizer=tokenizer)
+    model = AlignedModel.from_backbone(backbone, {}, tokenizer=tokenizer, dtype=dtype)
+    asked = [(*told(kind), *conversation(text)) for kind, text in prompts]
     replies = sample_replies(
-        model, tokenizer, [conversation(text) for _, text in prompts], count=count, max_new_tokens=new_tokens,
+        model, tokenizer, asked, count=count, max_new_tokens=new_tokens,
         temperature=TEMPERATURE, top_k=TOP_K, done=done,
     )  # fmt: skip
     start = time.perf_counter()
@@ -141,9 +155,10 @@ def main() -> None:
     parser.add_argument("--harmless", type=int, default=PROMPTS["harmless"])
     parser.add_argument("--count", type=int, default=COUNT, help="replies to a prompt")
     parser.add_argument("--max_new_tokens", type=int, default=NEW_TOKENS)
+    parser.add_argument("--dtype", default="auto", help="of the model [that of its files]")
     args = parser.parse_args()
     counts = {"helpful": args.helpful, "harmless": args.harmless}
-    sample(args.backbone, args.data, args.output_dir, counts, args.count, args.max_new_tokens)
+    sample(args.backbone, args.data, args.output_dir, counts, args.count, args.max_new_tokens, args.dtype)
     about = write_pairs(args.output_dir, list(RULES))
     write_json(args.output_dir / "pairs.json", about)
     for objective, figures in about.items():

@@ -14,7 +14,7 @@ from typing import Any
 
 from evidence_answers import answered, base_of
 from evidence_figures import compared
-from evidence_script import circumstances, parsed, publish
+from evidence_script import circumstances, parsed, publish, same_arguments
 from evidence_tables import markdown
 from evidence_worlds import Asked
 from real_prompts import COLUMNS, cells
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--page", help="a markdown file whose table between markers is written again")
     args = parsed(parser, SMALL)
+    same_arguments(args)
     world = Questions(
         folder=args.output_dir / args.rule, replies=args.replies, data=args.data, about=args.rule, dtype=args.dtype,
         backbone=str(Path(args.backbone).resolve()),

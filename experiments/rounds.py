@@ -13,7 +13,7 @@ from typing import Any
 
 from evidence_answers import answered, base_of
 from evidence_figures import compared, differences, traded
-from evidence_script import circumstances, parsed, publish, world_parser
+from evidence_script import circumstances, parsed, publish, same_arguments, world_parser
 from evidence_tables import markdown, trade_off_table
 from evidence_worlds import Demo
 
@@ -56,6 +56,7 @@ def main() -> None:
     parser = world_parser(__doc__)
     parser.add_argument("--requests", type=int, default=200, help="N")
     args = parsed(parser, SMALL)
+    same_arguments(args)
     demo = Demo(folder=args.output_dir)
     asked = demo.asked("test", args.prompts)
     plans = {"one round": (2 * args.requests, 1), "two rounds": (args.requests, 2)}

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from dual_head import AlignedModel, HiddenConfig
 from dual_head.data import Pair
+from dual_head.errors import DualHeadError
 from dual_head.evaluate import Decoding
 from dual_head.model.generate import encode_prompts
 
@@ -33,7 +35,7 @@ import evidence_work  # noqa: E402
 from evidence import SMALL_METHODS  # noqa: E402
 from evidence_judge import accuracy  # noqa: E402
 from evidence_tables import BLOCK  # noqa: E402
-from evidence_worlds import Demo, Dialogues  # noqa: E402
+from evidence_worlds import Asked, Demo, Dialogues  # noqa: E402
 
 
 def dialogue(*said: str) -> Pair:
@@ -139,6 +141,29 @@ def test_a_reply_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_made_with_other_settings_is_not_taken_for_these(tmp_path):
+    demo, alphas = Demo(folder=tmp_path), (0.0,)
+    answers = partial(evidence_answers.answered, tmp_path / "base.jsonl", demo, demo.asked("test", 1), alphas)
+    row = {"id": demo.asked("test", 1)[0].id, "alpha": "0", "rewards": {"overall": 1.0}}
+    evidence_data.write_rows(tmp_path / "base.jsonl", [row])
+    assert answers(seed=0, model=None) == [row]
+    with pytest.raises(DualHeadError, match=r"has another run \(seed: 0\)\. Give another --output_dir"):
+        answers(seed=1, model=None)
+    run = evidence_runs.Run(method="hidden", rate=1e-3, seed=0)
+    (tmp_path / "runs" / run.key).mkdir(parents=True)
+    (tmp_path / "runs" / run.key / "trained.json").write_text("{}")
+    assert evidence_runs.train(evidence_runs.Plan(world=demo, folder=tmp_path, steps=2), run) == {}
+    with pytest.raises(DualHeadError, match=r"has another run \(steps: 2\)"):
+        evidence_runs.train(evidence_runs.Plan(world=demo, folder=tmp_path, steps=3), run)
+
+
+def test_a_reply_without_a_finite_divergence_is_refused():
+    tokenizer = chat_backbone.build_tokenizer(["a reply"], 300)
+    one = evidence_answers._row(Asked("1", "a", "overall"), 1.0, tokenizer, [5], False, float("nan"), -1.0)
+    with pytest.raises(ValueError, match="has no finite kl"):
+        evidence_answers._require_finite({**one, "rewards": {}})
 
 
 def test_the_best_of_the_search_is_the_first_seed_and_is_not_trained_twice(tmp_path):
