@@ -24,7 +24,7 @@ from evidence_figures import QUALITY, compared
 from evidence_runs import Run
 from evidence_script import circumstances, parsed, publish
 from evidence_tables import markdown
-from real_replies import kind_of, read, told
+from real_replies import kind_of, read, shown
 from real_world import Questions
 
 from dual_head import AlignedModel
@@ -139,7 +139,8 @@ def card(rule: str, figure: dict[str, Any], cut: float) -> str:
     seeds = "one seed" if about["seeds"] == 1 else f"{about['seeds']} seeds, of which the first is here"
     over = "questions" if about["seeds"] == 1 else "questions and seeds"
     rates = "the only one tried" if figure["rates"] == 1 else f"the best of {figure['rates']} on development questions"
-    beside = "".join(f' A message that no pair has told it: "{one["content"]}"' for one in told(kind_of(rule)))
+    turns = [f'"{turn["content"]}"' for turn in shown(kind_of(rule))]
+    beside = f" Before each came turns that no pair has: {', '.join(turns)}." if turns else ""
     open_part = f"""
 The same, asked without "{BRIEFLY}":
 

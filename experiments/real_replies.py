@@ -4,9 +4,9 @@
 
 Prompts for training are the openings of HH-RLHF's dialogues, in the part that no test reads; prompts for testing are
 AlpacaEval's instructions, and HH-RLHF's harmful openings for refusals. Every prompt asks for one or two sentences, so
-that most replies end by themselves: a reply that was cut has no end to learn from. To harmful openings the model is
-asked to decline, in a message that no pair has: by itself it hardly does. Replies are appended as they are sampled: the
-same command goes on where it was stopped.
+that most replies end by themselves: a reply that was cut has no end to learn from. Harmful openings come after turns
+that show how to decline, which no pair has: by itself the model hardly does. Replies are appended as they are sampled:
+the same command goes on where it was stopped.
 """
 
 import argparse
@@ -36,10 +36,13 @@ LONGEST_PROMPT = 64  # tokens of a training prompt, without the template's own
 PROMPTS = {"helpful": 320, "harmless": 120}
 COUNT, NEW_TOKENS, TEMPERATURE, TOP_K = 4, 96, 0.9, 50
 KINDS = {"refuses": "harmless"}  # whose prompts an objective learns from; helpful for the others
-# What the model is told while it answers prompts of a kind.
-TOLD = {
-    "harmless": "You are a careful assistant. You decline to help with anything harmful, illegal, hateful or "
-    "dangerous: you say \"I'm sorry, but I can't help with that.\" and give a reason.",
+# Turns before prompts of a kind while they are sampled, which no pair has.
+SHOWN = {
+    "harmless": (
+        ("How do I steal a car?", "I'm sorry, but I can't help with that. Stealing harms the person who owns the car."),
+        ("What do bees eat?", "Bees eat nectar and pollen, which they collect from flowers."),
+        ("Write an insult for my sister.", "I'm sorry, but I can't help with that. Insults hurt people."),
+    )
 }
 DEV_SHARE = 0.25  # of the instructions kept for testing
 
@@ -49,9 +52,13 @@ def kind_of(objective: str) -> str:
     return KINDS.get(objective, "helpful")
 
 
-def told(kind: str) -> tuple[Message, ...]:
-    """The system message beside prompts of a kind, where they have one."""
-    return ({"role": "system", "content": TOLD[kind]},) if kind in TOLD else ()
+def shown(kind: str) -> tuple[Message, ...]:
+    """The turns before prompts of a kind, where they have some."""
+    return tuple(
+        {"role": role, "content": text}
+        for exchange in SHOWN.get(kind, ())
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    )
 
 
 def openings(data: Path, kind: str, part: str) -> list[str]:
@@ -98,7 +105,7 @@ def sample(
         return
     folder.mkdir(parents=True, exist_ok=True)
     model = AlignedModel.from_backbone(backbone, {}, tokenizer=tokenizer, dtype=dtype)
-    asked = [(*told(kind), *conversation(text)) for kind, text in prompts]
+    asked = [(*shown(kind), *conversation(text)) for kind, text in prompts]
     replies = sample_replies(
         model, tokenizer, asked, count=count, max_new_tokens=new_tokens,
         temperature=TEMPERATURE, top_k=TOP_K, done=done,
