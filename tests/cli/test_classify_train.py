@@ -12,8 +12,10 @@ import pytest
 import torch
 import yaml
 from files import ASKED, BAD, GOOD
+from safetensors.torch import load_file
 
 from dual_head.classify.model import DualHeadReasoningModel
+from dual_head.classify.train.run import ClassifierRun
 from dual_head.cli import main
 from dual_head.cli.classify.train import build_parser
 
@@ -96,6 +98,24 @@ def test_a_run_killed_after_its_last_step_writes_the_config_of_one_that_was_not(
         (tmp_path / "out" / name).unlink()
     assert main(command) == 0
     assert (tmp_path / "out" / "config.json").read_bytes() == config
+
+
+def test_a_restarted_run_that_died_before_it_was_measured_is_written_by_the_next_call(
+    backbone_folder, rows, tmp_path, monkeypatch
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    given = arguments(backbone_folder, rows, tmp_path, "--max_steps", "2", "--learning_rate")
+    assert main([*given, "1e-3"]) == 0
+    old = load_file(tmp_path / "model.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(ClassifierRun, "measure", killed)
+        assert main([*given, "1e-2", "--restart"]) == 130
+    assert main([*given, "1e-2"]) == 0
+    new, last = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "checkpoint-2"))
+    assert all(torch.equal(new[name], last[name]) for name in last)
+    assert any(not torch.equal(new[name], old[name]) for name in old)
 
 
 def test_a_run_goes_on_from_the_checkpoint_that_is_named(backbone_folder, rows, tmp_path, capsys):

@@ -383,6 +383,27 @@ def test_repeating_a_finished_command_trains_nothing_more(backbone_folder, pairs
     assert json.loads((tmp_path / "report.json").read_text()) == report  # its seconds and curves, too
 
 
+def test_a_restarted_run_that_died_before_it_was_measured_is_written_by_the_next_call(
+    backbone_folder, pairs_file, tmp_path, monkeypatch
+):
+    """The old guide stays until then, and does not pass for the new one."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    train(backbone_folder, pairs_file, tmp_path, max_steps=2)
+    old, given = weights(tmp_path), {"max_steps": 2, "learning_rate": 0.5}
+    with monkeypatch.context() as patched:
+        patched.setattr(run.GuideRun, "measure", killed)
+        assert main([*arguments(backbone_folder, pairs_file, tmp_path, **given), "--restart"]) == 130
+    assert_same(weights(tmp_path), old)
+    train(backbone_folder, pairs_file, tmp_path, **given)
+    new = weights(tmp_path)
+    assert_same(new, weights(tmp_path / "checkpoint-2"))
+    assert any(not torch.equal(new[name], old[name]) for name in old)
+    assert json.loads((tmp_path / "report.json").read_text())["steps"] == 2
+
+
 def test_a_mistyped_command_deletes_nothing_not_even_with_restart(backbone_folder, pairs_file, tmp_path, capsys):
     train(backbone_folder, pairs_file, tmp_path, save_steps=2)
     foreign = tmp_path / "checkpoint-100"

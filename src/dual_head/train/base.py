@@ -26,6 +26,7 @@ from dual_head.train.arguments import require_trackers
 from dual_head.train.identity import DATA
 from dual_head.train.progress import brief
 from dual_head.train.resume import (
+    REPORT_FILE,
     Sealing,
     StoredCheckpoints,
     begin,
@@ -38,8 +39,6 @@ from dual_head.train.resume import (
     save_stored,
     writable,
 )
-
-REPORT_FILE = "report.json"
 
 
 class Run(ABC):
@@ -65,7 +64,7 @@ class Run(ABC):
     def complete(self) -> None:
         """Do the rest of the run: all of it, or what a killed run left."""
         self.load()
-        begin(self.output, self.identity, self.processes, restart=self.options.restart)
+        begin(self.output, self.identity, self.processes, resume=self.resume, restart=self.options.restart)
         finished = bool(self.resume and is_finished(self.resume))
         self.train()
         if finished and all((self.output / name).is_file() for name in (REPORT_FILE, SAFE_WEIGHTS_NAME)):

@@ -28,6 +28,7 @@ from dual_head.train.identity import DATA, check_same_data, check_same_run
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+REPORT_FILE = "report.json"  # written last, after the weights that it is of
 SEAL_FILE = "checksums.json"  # size and SHA-256 of a checkpoint's files, written when they all are
 
 # What a run needs to go on exactly as if it had never stopped. The Trainer writes its state last, and goes on silently
@@ -231,8 +232,13 @@ def require_same_data(checkpoint: Path | None, data: Mapping[str, Any]) -> None:
         check_same_data(read_json(record, ANEW).get(DATA), data, str(record.parent))
 
 
-def begin(output: Path, identity: Mapping[str, Any], processes: PartialState, *, restart: bool) -> None:
-    """Record the run, and delete its checkpoints for --restart: only now that every option has been checked."""
+def begin(
+    output: Path, identity: Mapping[str, Any], processes: PartialState, *, resume: Path | None, restart: bool
+) -> None:
+    """Record the run, and delete its checkpoints for --restart: only now that every option has been checked.
+
+    A run that does not go on from a checkpoint has no report yet: the one that is there is an earlier run's.
+    """
     if processes.is_main_process:
         if restart:
             for folder in output.glob("checkpoint-*"):
@@ -240,6 +246,6 @@ def begin(output: Path, identity: Mapping[str, Any], processes: PartialState, *,
                     folder.unlink()  # what it names is not this run's
                 elif folder.is_dir():
                     shutil.rmtree(folder)
-        with atomic_folder(output) as staging:
+        with atomic_folder(output, replaces=() if resume else (REPORT_FILE,)) as staging:
             (staging / RUN_FILE).write_text(json.dumps(dict(identity), indent=2))
     processes.wait_for_everyone()
