@@ -18,7 +18,7 @@ def test_a_difference_names_both_values_in_the_order_that_is_asked_for():
 
 def test_four_differences_at_most_are_told():
     before, now = dict.fromkeys("abcdef", 0), dict.fromkeys("abcdef", 1)
-    with pytest.raises(DualHeadError, match=r"with other options \(a: 0 there, 1 now; .*d: 0 there, 1 now\)\. Choose"):
+    with pytest.raises(DualHeadError, match=r"with other options \(a: 0 there, 1 now; .*d: 0 there, 1 now\)\. Put "):
         check_same_run(before, now, "out")
 
 

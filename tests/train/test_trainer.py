@@ -157,6 +157,39 @@ def test_what_a_killed_run_was_writing_in_a_checkpoint_is_removed(three_steps, b
     assert {path.name for path in checkpoint.iterdir()} == NEEDED | BESIDE
 
 
+def test_a_checkpoint_that_is_named_is_of_the_options_of_its_run(
+    three_steps, backbone_folder, pairs_file, tmp_path, capsys
+):
+    named = {**THREE, "resume_from_checkpoint": three_steps / "checkpoint-1"}
+    assert main(arguments(backbone_folder, pairs_file, tmp_path / "again", **named, learning_rate=1)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"'{three_steps}' holds checkpoints of a run with other options (learning_rate: '0.05' there" in said
+    assert "Put the options back, or leave out --resume_from_checkpoint." in said
+    train(backbone_folder, pairs_file, tmp_path / "again", **named)
+    assert_same(weights(three_steps), weights(tmp_path / "again"))
+
+
+def test_a_run_does_not_go_on_from_elsewhere_in_the_folder_of_another(
+    three_steps, backbone_folder, pairs_file, tmp_path, capsys
+):
+    train(backbone_folder, pairs_file, tmp_path, method="iav", max_steps=1)
+    before = weights(tmp_path)
+    named = {**THREE, "resume_from_checkpoint": three_steps / "checkpoint-3"}
+    assert main(arguments(backbone_folder, pairs_file, tmp_path, **named)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"'{tmp_path}' holds checkpoints of a run with other options" in said
+    assert_same(weights(tmp_path), before)
+
+
+def test_a_run_does_not_begin_anew_and_go_on_at_once(three_steps, backbone_folder, pairs_file, tmp_path, capsys):
+    shutil.copytree(three_steps, tmp_path / "run")
+    there = sorted(str(path) for path in tmp_path.rglob("*"))
+    named = {**THREE, "resume_from_checkpoint": tmp_path / "run" / "checkpoint-1"}
+    assert main([*arguments(backbone_folder, pairs_file, tmp_path / "run", **named), "--restart"]) == 2
+    assert "Leave one of them out" in " ".join(capsys.readouterr().err.split())
+    assert sorted(str(path) for path in tmp_path.rglob("*") if not path.name.endswith(".lock")) == there
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(backbone_folder, pairs_file, tmp_path):
     command = [

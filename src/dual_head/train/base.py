@@ -20,6 +20,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.console.terminal import Terminal
+from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder
 from dual_head.methods.held_out import StrictTrainer
 from dual_head.train.arguments import require_trackers
@@ -34,7 +35,7 @@ from dual_head.train.resume import (
     is_finished,
     load_stored,
     read_state,
-    require_same_data,
+    require_same_run,
     resume_point,
     save_stored,
     writable,
@@ -56,6 +57,10 @@ class Run(ABC):
         self.processes = PartialState(cpu=args.use_cpu)
         self.main = self.processes.is_main_process
         self.console = Terminal(quiet=not self.main)
+        if options.restart and args.resume_from_checkpoint:
+            raise DualHeadError(
+                "--restart begins anew, and --resume_from_checkpoint goes on from a checkpoint. Leave one of them out."
+            )
         self.output = writable(args.output_dir, kind=self.kind, reads=reads)
         require_trackers(args)
         self.resume = None if options.restart else resume_point(self.output, identity, args.resume_from_checkpoint)
@@ -95,7 +100,8 @@ class Run(ABC):
     def read_from(self, sources: dict[str, dict[str, Any]]) -> None:
         """Record what the data are. Errors: the run that is resumed read others."""
         self.identity[DATA] = sources
-        require_same_data(self.resume, sources)
+        if self.resume:
+            require_same_run(self.output, self.resume, self.identity)
 
     def write_report(self, report: dict[str, Any], draw: Callable[[dict[str, Any], Path], None] | None = None) -> None:
         """Write report.json, and what `draw` draws beside it: both or neither."""

@@ -24,6 +24,7 @@ TRAINING_IDENTITY = (
 PLACES = ("model_name_or_path", "dataset_name", "tokenizer_name", "move_guides", "feature_cache")  # perhaps local
 PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
 DATA = "data"  # in a run's record: what was read, as `RowReport.sources` has it
+OTHERWISE = "choose another --output_dir, or add --restart to delete what is there"
 
 
 def identity_of(method: Method, options: RunOptions, args: TrainingArguments) -> dict[str, Any]:
@@ -70,28 +71,28 @@ def differences(recorded: Mapping[str, Any], current: Mapping[str, Any], names: 
     ]
 
 
-def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any], output_dir: str) -> None:
-    """Refuse to go on with another run's checkpoints, naming what differs."""
-    changes = differences(recorded, current, sorted((recorded.keys() | current.keys()) - {DATA}))
+def check_same_run(
+    recorded: Mapping[str, Any], current: Mapping[str, Any], folder: str, *, otherwise: str = OTHERWISE
+) -> None:
+    """Refuse to go on with another run's checkpoints, naming what differs; otherwise: other remedies."""
+    names = (recorded.keys() | current.keys()) - {DATA}
+    changes = differences(recorded, current, sorted(names))
     if changes:
         raise DualHeadError(
-            f"'{output_dir}' holds checkpoints of a run with other options ({'; '.join(changes[:4])}). "
-            "Choose another --output_dir, or add --restart to delete them."
+            f"'{folder}' holds checkpoints of a run with other options ({'; '.join(changes[:4])}). "
+            f"Put the options back, {otherwise}."
         )
-    check_same_data(recorded.get(DATA), current.get(DATA), output_dir)
+    check_same_data(recorded.get(DATA), current.get(DATA), folder, otherwise=otherwise)
 
 
-def check_same_data(recorded: Any, current: Any, output_dir: str) -> None:
+def check_same_data(recorded: Any, current: Any, folder: str, *, otherwise: str = OTHERWISE) -> None:
     """Refuse to go on with what was made of other data, naming what changed; None is what is not known."""
     if None in (recorded, current) or recorded == current:
         return
     before = recorded if isinstance(recorded, dict) else {}
     names = [name for name in sorted(before.keys() | current.keys()) if before.get(name) != current.get(name)]
     changes = "; ".join(_change(name, before.get(name), current.get(name)) for name in names[:4])
-    raise DualHeadError(
-        f"'{output_dir}' was written from other data ({changes}). Put the data back, choose another --output_dir, or "
-        "add --restart to write it anew."
-    )
+    raise DualHeadError(f"'{folder}' was written from other data ({changes}). Put the data back, {otherwise}.")
 
 
 def _change(name: str, before: Any, now: Any) -> str:

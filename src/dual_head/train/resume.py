@@ -23,7 +23,7 @@ from dual_head.backbone.checkpoint import load_strictly, read_shapes, read_weigh
 from dual_head.errors import DualHeadError
 from dual_head.files.places import altered, atomic_folder, checksums, exclusive, flush, require_place, settle
 from dual_head.files.reading import ANEW, read_json, reading
-from dual_head.train.identity import DATA, check_same_data, check_same_run
+from dual_head.train.identity import OTHERWISE, check_same_run
 
 logger = logging.getLogger(__name__)
 
@@ -203,33 +203,32 @@ def writable(
 
 
 def resume_point(output: Path, identity: Mapping[str, Any], checkpoint: str | None) -> Path | None:
-    """Find the checkpoint to go on from. Errors: one that is not whole, or of another run."""
+    """Find the checkpoint to go on from. Errors: it is not whole, or of another run; `output` is another run's."""
     processes = identity["processes"]
     if checkpoint and checkpoint.lower() != "true":
-        if not Path(checkpoint).is_dir():
+        point = Path(checkpoint)
+        if not point.is_dir():
             raise DualHeadError(
                 f"'{checkpoint}' is not a folder. Leave --resume_from_checkpoint out to use the last checkpoint."
             )
-        if missing := missing_files(Path(checkpoint), processes):
+        if missing := missing_files(point, processes):
             raise DualHeadError(
                 f"'{checkpoint}' is not a whole checkpoint: it has no {', '.join(missing)}. Leave "
                 "--resume_from_checkpoint out to use the last whole one."
             )
-        return Path(checkpoint)
-    last = last_whole_checkpoint(output, processes=processes)
-    record = output / RUN_FILE
-    if last and record.is_file():
-        check_same_run(read_json(record, ANEW), identity, str(output))
-    elif last:
-        logger.warning("'%s' is missing: whether '%s' had the same options cannot be told.", record, last)
-    return last
+    elif (point := last_whole_checkpoint(output, processes=processes)) is None:
+        return None
+    if not (record := point.parent / RUN_FILE).is_file():
+        logger.warning("'%s' is missing: whether '%s' had the same options cannot be told.", record, point)
+    require_same_run(output, point, identity)
+    return point
 
 
-def require_same_data(checkpoint: Path | None, data: Mapping[str, Any]) -> None:
-    """Refuse to go on from a checkpoint whose run read other data; one that recorded none is gone on from."""
-    record = checkpoint.parent / RUN_FILE if checkpoint else None
-    if record and record.is_file():
-        check_same_data(read_json(record, ANEW).get(DATA), data, str(record.parent))
+def require_same_run(output: Path, checkpoint: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of other options or data, or in the folder of such a run, by their records."""
+    for folder, otherwise in ((output, OTHERWISE), (checkpoint.parent, "or leave out --resume_from_checkpoint")):
+        if (record := folder / RUN_FILE).is_file():
+            check_same_run(read_json(record, ANEW), identity, str(folder), otherwise=otherwise)
 
 
 def begin(
