@@ -23,7 +23,7 @@ from dual_head.ops import compiled, vocab_kernels
 from dual_head.train import run
 from dual_head.train.arguments import GuideTrainingArguments
 from dual_head.train.base import rows_seen
-from dual_head.train.identity import check_same_run
+from dual_head.train.identity import RECORDED_LATER, check_same_run
 from dual_head.train.resume import last_whole_checkpoint, missing_files
 from dual_head.train.step import GuidedLoss
 from dual_head.train.trainer import GuideTrainer
@@ -188,6 +188,34 @@ def test_a_run_does_not_begin_anew_and_go_on_at_once(three_steps, backbone_folde
     assert main([*arguments(backbone_folder, pairs_file, tmp_path / "run", **named), "--restart"]) == 2
     assert "Leave one of them out" in " ".join(capsys.readouterr().err.split())
     assert sorted(str(path) for path in tmp_path.rglob("*") if not path.name.endswith(".lock")) == there
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("train_sampling_strategy", "random"),
+        ("dataloader_drop_last", True),
+        ("lr_scheduler_kwargs", '{"num_cycles": 2}'),
+        ("adam_epsilon", 1e-6),
+        ("optim_args", "a=1"),
+    ],
+)
+def test_what_changes_the_rest_of_a_run_stays_as_it_was(
+    option, value, three_steps, backbone_folder, pairs_file, capsys
+):
+    assert main(arguments(backbone_folder, pairs_file, three_steps, **THREE, **{option: value})) == 2
+    assert f"a run with other options ({option}: " in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_whose_record_lacks_an_option_goes_on(three_steps, backbone_folder, pairs_file, tmp_path, capsys):
+    shutil.copytree(three_steps, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    older = {name: value for name, value in record.items() if name not in RECORDED_LATER}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(older))
+    train(backbone_folder, pairs_file, tmp_path / "run", **THREE)
+    assert "Resuming from" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == record  # from here on it has them
 
 
 @pytest.mark.slow

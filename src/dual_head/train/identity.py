@@ -15,11 +15,14 @@ from dual_head.errors import DualHeadError
 from dual_head.methods import Method
 from dual_head.train.options import RunOptions, SourceOptions
 
+# Training arguments that older records lack.
+RECORDED_LATER = ("train_sampling_strategy", "dataloader_drop_last", "lr_scheduler_kwargs")
+RECORDED_LATER += ("adam_epsilon", "optim_args")
 # What must not change between a killed run and the one that goes on with its checkpoints.
 TRAINING_IDENTITY = (
     *("seed", "data_seed", "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "weight_decay"),
     *("warmup_steps", "max_grad_norm", "adam_beta1", "adam_beta2", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "bf16", "fp16", "optim"),
+    *("gradient_accumulation_steps", "bf16", "fp16", "optim", *RECORDED_LATER),
 )
 PLACES = ("model_name_or_path", "dataset_name", "tokenizer_name", "move_guides", "feature_cache")  # perhaps local
 PLACEMENT = ("restart", "logits_budget_mb", "device_map", "attn_implementation")  # changes where, not what
@@ -75,7 +78,7 @@ def check_same_run(
     recorded: Mapping[str, Any], current: Mapping[str, Any], folder: str, *, otherwise: str = OTHERWISE
 ) -> None:
     """Refuse to go on with another run's checkpoints, naming what differs; otherwise: other remedies."""
-    names = (recorded.keys() | current.keys()) - {DATA}
+    names = (recorded.keys() | current.keys() - {*RECORDED_LATER}) - {DATA}
     changes = differences(recorded, current, sorted(names))
     if changes:
         raise DualHeadError(

@@ -32,7 +32,7 @@ __all__ = ["HELD_OUT_FILE", "OVER", "Plan", "Record", "compare", "load_record", 
 
 HELD_OUT_FILE = "held_out.json"  # in the folder of a run that is done
 OVER = ("pooled", "none")  # what the others are held against: the plain classifier, and the one that is asked about
-CHOSEN_BY = ("load_best_model_at_end", "metric_for_best_model", "train_sampling_strategy")
+CHOSEN_BY = ("load_best_model_at_end", "metric_for_best_model")
 
 
 @dataclass(frozen=True, kw_only=True)
