@@ -78,11 +78,29 @@ def test_variants_answer_beside_the_first_one(tmp_path, capsys):
         ({"variants": {"A b": {}, "a-b": {}}}, "differ in more than case"),
         ({"seeds": [0, -1]}, "whole numbers"),
         ({"evaluate": {"judge": "rule"}}, "'benchmark' and 'judge'"),
+        ({"seed": 5}, r"'seed' in .* is of one run.*'seeds: \[0, 1, 2\]'"),
+        ({"variants": {"a": {"seed": 5}}}, r"'seeds: \[0, 1, 2\]'"),
+        ({"variants": {"a": {"output_dir": "elsewhere"}}}, "each run has a folder"),
+        ({"resume-from-checkpoint": "x"}, "goes on by itself"),
     ],
 )
 def test_a_broken_plan_is_told_what_it_lacks(tmp_path, changed, said):
     with pytest.raises(DualHeadError, match=said):
         ablate.read_plan(plan_of(tmp_path, **changed))
+
+
+def test_options_of_one_run_are_refused_where_there_are_several(tmp_path, capsys):
+    given = ["ablate", str(plan_of(tmp_path)), "--output_dir", str(tmp_path / "out")]
+    for words, remedy in (
+        (["--seed", "5"], "'seeds: [0, 1, 2]'"),
+        (["--seed=5"], "'seeds: [0, 1, 2]'"),
+        (["--resume-from-checkpoint", "x"], "goes on by itself"),
+    ):
+        assert main([*given, *words]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "on the command line is of one run, and these are several" in said
+        assert remedy in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_list_repeats_its_flag_for_each_of_its_items():

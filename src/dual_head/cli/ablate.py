@@ -8,7 +8,7 @@ first one by its answers. A finished run is not trained again, a stopped one goe
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -33,6 +33,12 @@ PAGE = "ablation.md"
 FIRST = ("accuracy", "accuracy_over_base", "preference", "kto", "next_token", "kl")  # columns, if the reports have them
 REPORT = "report.json"
 AGAIN = "Delete the folder of the run, and run the same command again."
+# Options of one run, and what to say for all runs instead.
+OF_ONE_RUN = {
+    "seed": "Say 'seeds: [0, 1, 2]' in the config.",
+    "output_dir": "Leave it out: each run has a folder in the --output_dir of the command.",
+    "resume_from_checkpoint": "Leave it out: what was stopped goes on by itself.",
+}
 
 
 @dataclass(kw_only=True)
@@ -59,6 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, and ablate into a folder that is held."""
     config = before_parsing(arguments).config
     args, flags = build_parser().parse_known_args([config, *arguments] if config else list(arguments))
+    names = [flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")]
+    _require_shared(names, "on the command line")
     plan = read_plan(Path(args.plan), allow_code=args.allow_code)
     with exclusive(args.output_dir):
         return _ablate(args, flags, plan)
@@ -108,8 +116,8 @@ def _ablate(args: Any, flags: Sequence[str], plan: Mapping[str, Any]) -> int:
 def read_plan(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
     """Read CONFIG: {"method", "variants": {name: options}, "seeds", "evaluate", "shared": all other options}.
 
-    Errors: an unreadable file, no method, no variants, a variant that is not a mapping, two of one folder, code that is
-    named without `allow_code`.
+    Errors: an unreadable file, no method, no variants, a variant that is not a mapping, two of one folder, an option of
+    one run, code that is named without `allow_code`.
     """
     values = read_options(file, allow_code=allow_code)
     if not isinstance(values.get("variants"), dict):
@@ -130,7 +138,16 @@ def read_plan(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
     if not isinstance(evaluate, dict) or (evaluate and not {"benchmark", "judge"} <= evaluate.keys()):
         raise DualHeadError(f"'evaluate' in '{file}' must be a mapping with at least 'benchmark' and 'judge'.")
     shared = {key: value for key, value in values.items() if key not in KEYS}
+    for options in (shared, *variants.values()):
+        _require_shared(options, f"in '{file}'")
     return dict(zip(KEYS, (values["method"], variants, seeds, evaluate), strict=True), shared=shared)
+
+
+def _require_shared(names: Iterable[Any], where: str) -> None:
+    """Refuse options of one run among those of all runs."""
+    for name in names:
+        if remedy := OF_ONE_RUN.get(str(name).replace("-", "_")):
+            raise DualHeadError(f"'{name}' {where} is of one run, and these are several. {remedy}")
 
 
 def variant(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
