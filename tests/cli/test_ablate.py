@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -78,6 +79,7 @@ def test_variants_answer_beside_the_first_one(tmp_path, capsys):
         ({"variants": {"A b": {}, "a-b": {}}}, "differ in more than case"),
         ({"seeds": [0, -1]}, "whole numbers"),
         ({"evaluate": {"judge": "rule"}}, "'benchmark' and 'judge'"),
+        ({"evaluate": {"benchmark": "world", "judge": "rule", "against": "fixed-gate"}}, "Put that one first"),
         ({"seed": 5}, r"'seed' in .* is of one run.*'seeds: \[0, 1, 2\]'"),
         ({"variants": {"a": {"seed": 5}}}, r"'seeds: \[0, 1, 2\]'"),
         ({"variants": {"a": {"output_dir": "elsewhere"}}}, "each run has a folder"),
@@ -101,6 +103,18 @@ def test_options_of_one_run_are_refused_where_there_are_several(tmp_path, capsys
         assert "on the command line is of one run, and these are several" in said
         assert remedy in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_win_rate_is_over_the_first_variant_alone(tmp_path):
+    rates = {("b", "a"): 0.5, ("c", "a"): 0.75, ("c", "b"): 0.125}
+    for seed, shift in ((0, 0.0), (1, 0.125)):
+        pairs = [{"a": a, "b": b, "rate": rate + shift, "interval": [0, 1]} for (a, b), rate in rates.items()]
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "report.json").write_text(json.dumps({"pairs": pairs}))
+    rows: list[dict[str, Any]] = [{"variant": name} for name in "ABC"]
+    ablate._add_win_rates(rows, [tmp_path / "0", tmp_path / "1"])
+    assert "win_rate" not in rows[0]
+    assert [row["win_rate"]["by_seed"] for row in rows[1:]] == [[0.5, 0.625], [0.75, 0.875]]
 
 
 def test_a_list_repeats_its_flag_for_each_of_its_items():

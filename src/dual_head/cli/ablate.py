@@ -117,7 +117,7 @@ def read_plan(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
     """Read CONFIG: {"method", "variants": {name: options}, "seeds", "evaluate", "shared": all other options}.
 
     Errors: an unreadable file, no method, no variants, a variant that is not a mapping, two of one folder, an option of
-    one run, code that is named without `allow_code`.
+    one run, a comparison with another than the first, code that is named without `allow_code`.
     """
     values = read_options(file, allow_code=allow_code)
     if not isinstance(values.get("variants"), dict):
@@ -137,6 +137,12 @@ def read_plan(file: Path, *, allow_code: bool = False) -> dict[str, Any]:
         raise DualHeadError(f"'seeds' in '{file}' must be a list of whole numbers, such as [0, 1, 2], not {seeds!r}.")
     if not isinstance(evaluate, dict) or (evaluate and not {"benchmark", "judge"} <= evaluate.keys()):
         raise DualHeadError(f"'evaluate' in '{file}' must be a mapping with at least 'benchmark' and 'judge'.")
+    first = slug(next(iter(variants)))
+    if (against := evaluate.get("against")) not in (None, "all", first):
+        raise DualHeadError(
+            f"Win rates in '{file}' are over the first variant, '{first}', not over '{against}'. Put that one first, "
+            "or say 'against: all'."
+        )
     shared = {key: value for key, value in values.items() if key not in KEYS}
     for options in (shared, *variants.values()):
         _require_shared(options, f"in '{file}'")
@@ -203,9 +209,10 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def _add_win_rates(rows: list[dict[str, Any]], evaluations: Sequence[Path]) -> None:
     """Add to every row but the first its win rate over the first variant, averaged over seeds."""
+    first = slug(rows[0]["variant"])
     pairs = [pair for folder in evaluations for pair in _report(folder)["pairs"]]
     for row in rows[1:]:
-        if rates := [pair for pair in pairs if pair["a"] == slug(row["variant"])]:
+        if rates := [pair for pair in pairs if (pair["a"], pair["b"]) == (slug(row["variant"]), first)]:
             row["win_rate"] = _figure([pair["rate"] for pair in rates], rates[0]["interval"])
 
 
