@@ -92,6 +92,23 @@ def test_a_wrong_option_is_told_with_its_remedy(rows, capsys, more, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--dataset", "--held_out"])
+def test_what_it_reads_is_not_its_output(rows, tmp_path, capsys, option):
+    (tmp_path / "other.jsonl").write_text(rows.read_text())
+    before = (tmp_path / "other.jsonl").read_bytes()
+    files = {"--dataset": rows, "--held_out": rows, option: tmp_path / "other.jsonl"}
+    flags = [part for flag in files.items() for part in flag]
+    assert lint(*flags, "--no_probe", "--output", tmp_path / "other.jsonl") == 2
+    assert "is an input of this command and is not overwritten" in capsys.readouterr().err
+    assert (tmp_path / "other.jsonl").read_bytes() == before
+
+
+def test_a_folder_as_output_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "broken.jsonl").write_text("{")
+    assert lint("--dataset", tmp_path / "broken.jsonl", "--output", tmp_path) == 2
+    assert "--output is a file" in capsys.readouterr().err
+
+
 def test_without_scikit_learn_it_says_how_to_get_it(rows, capsys, monkeypatch):
     def absent(package, extra):
         raise DualHeadError(f"'{package}' is not installed: dual-head[{extra}]")

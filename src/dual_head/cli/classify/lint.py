@@ -14,7 +14,7 @@ from rich.table import Table
 from dual_head.cli.classify.dataset import DatasetOptions, load_dataset
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
-from dual_head.files.places import atomic_folder, exclusive
+from dual_head.files.places import atomic_folder, exclusive, require_unread
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
 
@@ -49,6 +49,10 @@ build_parser = partial(OptionParser, LintOptions, command="classify lint", descr
 def run(arguments: Sequence[str]) -> int:
     """Parse, read, look, print; with --output also JSON."""
     (args,) = build_parser().read(arguments)
+    if args.output:
+        if Path(args.output).is_dir():
+            raise DualHeadError(f"--output is a file, and '{args.output}' is a folder. Name a file in it.")
+        require_unread(Path(args.output), [args.dataset, args.held_out])
     # Imported late: a mistyped option should not wait for torch.
     from dual_head.classify import TextForm
     from dual_head.classify.data.load import overlap
@@ -87,8 +91,6 @@ def _special(tokenizer: str | None) -> list[str]:
 
 
 def _write(file: Path, result: "Lint", loaded: "Loaded", shared: int | None, arguments: Sequence[str]) -> None:
-    if file.is_dir():
-        raise DualHeadError(f"--output is a file, and '{file}' is a folder. Name a file in it.")
     command = ["dual-head", "classify", "lint", *arguments]
     about = {"command": command, "format": loaded.format, "read": loaded.drops.as_dict()}
     report = {**about, "held_out_inputs_seen": shared, **result.as_dict()}
