@@ -67,3 +67,14 @@ def test_a_data_set_of_a_script_is_refused_with_the_remedy(monkeypatch, data_dir
     monkeypatch.setattr(datasets, "get_dataset_config_names", refused)
     with pytest.raises(DualHeadError, match=r"found name\.py\. Name a copy of it without a script"):
         rows("owner/name", data_dir=data_dir)
+
+
+def test_a_folder_that_is_named_as_a_file_holds_the_parts_of_its_split(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    for split, row in zip(("train", "test"), ROWS, strict=True):
+        (tmp_path / f"{split}.parquet").mkdir()
+        parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / f"{split}.parquet" / "part-0.parquet")
+    assert rows(tmp_path) == ROWS[:1]
+    assert rows(tmp_path / "test.parquet") == ROWS[1:]

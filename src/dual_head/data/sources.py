@@ -30,7 +30,8 @@ def _files(root: Path, split: str, drops: RowReport) -> list[Path]:
     """The files under `root` that hold `split`, or those of the only split there is, with a note."""
     if root.is_file():
         return [root]
-    paths = sorted(path for path in root.rglob("*") if _holds_rows(path.relative_to(root)))
+    # Spark and Dask write train.parquet as a folder of parts.
+    paths = sorted(path for path in root.rglob("*") if _holds_rows(path.relative_to(root)) and not path.is_dir())
     splits = {path: _split_of(path.relative_to(root)) for path in paths}
     if not paths:
         raise DualHeadError(f"No data in '{root}'. Put files there that end in: {', '.join(SUFFIXES)}.")
