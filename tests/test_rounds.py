@@ -111,6 +111,19 @@ def test_the_command_goes_on_with_more_rounds_and_refuses_other_ones(tmp_path, c
     assert AlignedModel.from_pretrained(str(tmp_path / "out" / "round-2" / "guide")).guide("hidden").config.rank == 2
 
 
+def test_a_guide_of_one_pass_has_rounds_too_and_no_options_of_steps(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    command = ["rounds", "steering", "--model_name_or_path", str(TOY_BACKBONE), "--reward", "rule:concise"]
+    command += ["--prompts", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path / "out"), "--held_out", "0.3"]
+    command += ["--max_new_tokens", "40", "--rounds", "1"]
+    assert main([*command, "--learning_rate", "0.1", "--num_train_epochs", "1"]) == 2
+    assert "not in steps. Leave out --learning_rate, --num_train_epochs" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "round-1").exists()  # nothing was sampled
+    assert main(command) == 0
+    guide = AlignedModel.from_pretrained(str(tmp_path / "out" / "round-1" / "guide")).guide("steering")
+    assert guide.vectors.norm(dim=-1).min() > 0
+
+
 def test_a_command_that_is_refused_claims_no_folder(tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     common = ["--model_name_or_path", str(TOY_BACKBONE), "--prompts", str(tmp_path / "prompts.txt")]

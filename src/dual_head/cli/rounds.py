@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RUN_FILE = "rounds_run.json"  # not run.json, which is training's, whose folder this may be
 PLAIN_WIDTH = 120
 SHARED = ("rounds", "output_dir")  # what may change between two runs of one folder
+OF_STEPS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")  # which a fit in one pass has not
 
 
 @dataclass(kw_only=True)
@@ -90,15 +91,18 @@ def _rounds(args: RoundsOptions, prompts: Sequence[Any]) -> "Rounds":
         raise DualHeadError(
             f"'{args.method}' is trained by another trainer. Rounds train guides: hidden, iav, mav, ..."
         )
+    steps: dict[str, Any] = {name: getattr(args, name) for name in OF_STEPS}
+    given = [f"--{name}" for name, value in steps.items() if value != getattr(RoundsOptions, name)]
+    if recipe.fit is not None and given:
+        raise DualHeadError(
+            f"'{args.method}' is computed in one pass over the pairs, not in steps. Leave out {', '.join(given)}."
+        )
+    steps |= {"lr_scheduler_type": "cosine", "save_strategy": "no", "eval_strategy": "no"}
     reward = load_reward(args.reward, device=chosen_device("auto"))
     messages = conversations(prompts, args, load_tokenizer(args.model_name_or_path))
 
     def training(folder: str) -> GuideTrainingArguments:
-        return GuideTrainingArguments(
-            output_dir=folder, learning_rate=args.learning_rate, num_train_epochs=args.num_train_epochs,
-            per_device_train_batch_size=args.per_device_train_batch_size, lr_scheduler_type="cosine",
-            save_strategy="no", eval_strategy="no", seed=args.seed,
-        )  # fmt: skip
+        return GuideTrainingArguments(output_dir=folder, seed=args.seed, **({} if recipe.fit else steps))
 
     sampling = Sampling(
         count=args.replies, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k,
