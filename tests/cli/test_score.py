@@ -67,6 +67,14 @@ def test_what_generate_writes_is_scored(guides, tmp_path, capsys):
     assert "1 replies to 1 prompts: mean reward" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("value", "ends"), [("true", 0), ("1", 0), ("false", 1), ("0", 1), ("", 1)])
+def test_a_table_says_in_words_or_numbers_whether_a_reply_was_cut(guides, tmp_path, value, ends):
+    file, scores = tmp_path / "replies.csv", tmp_path / "scores.jsonl"
+    file.write_text(f"prompt,reply,cut\n{PROMPT},good1 good2,{value}\n")
+    assert main(["score", str(guides), "--replies", str(file), "--output", str(scores)]) == 0
+    assert len(json.loads(scores.read_text())["replies"][0]["tokens"]) == 2 + ends
+
+
 def test_pairs_are_counted_by_how_often_the_chosen_reply_is_preferred(guides, model, tmp_path, capsys):
     rows = [
         {"prompt": PROMPT, "chosen": f" good{i}", "rejected": f" bad{i}", "subset": "odd" if i % 2 else "even"}
@@ -111,6 +119,7 @@ def test_the_page_shows_every_token_as_text_on_a_ground_of_its_reward(guides, tm
         ({"prompt": PROMPT}, "has no reply"),
         ({"prompt": PROMPT, "replies": []}, "has no reply"),
         ({"prompt": PROMPT, "replies": ["a", "b"], "cut": [True]}, '2 replies and 1 values of "cut"'),
+        ({"prompt": PROMPT, "reply": "a", "cut": "maybe"}, '"cut" must be true or false'),
         ([1], "is not an object"),
     ],
 )

@@ -118,6 +118,20 @@ def test_a_reply_that_was_cut_stays_without_an_end(load, row):
     assert tokens[0]["completion_ids"][-1] != TOKENIZER.eos_token_id
 
 
+@pytest.mark.parametrize(
+    ("value", "cut"),
+    [("true", True), ("True", True), ("1", True), (1.0, True), ("false", False), (0, False), ("", False)],
+)
+def test_tables_write_in_several_ways_that_a_reply_was_cut(load, value, cut):
+    (reply,), _ = load({**GOOD, "cut": value})
+    assert isinstance(reply.completion, Cut) == cut
+
+
+def test_what_says_neither_that_a_reply_was_cut_nor_that_it_was_not_is_an_error_that_names_its_row(load):
+    with pytest.raises(DualHeadError, match=r"rows.jsonl:2: \"cut\" must be true or false .* not 'maybe'"):
+        load(GOOD, {**GOOD, "completion": " 5", "cut": "maybe"})
+
+
 def test_keys_of_messages_that_are_not_read_are_noted(load):
     _, report = load({"prompt": [user("a")], "completion": [assistant("b", thoughts="hm")], "label": True})
     assert report.notes == {"thoughts of messages left out": 1}

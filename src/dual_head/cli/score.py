@@ -21,7 +21,7 @@ from dual_head.console.gauge import Gauge
 from dual_head.console.terminal import Terminal
 from dual_head.data import Cut, Prompt, RowReport
 from dual_head.data.files import rows_of_file
-from dual_head.data.turns import COMPLETIONS
+from dual_head.data.turns import COMPLETIONS, was_cut
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive, require_unread
 from dual_head.options import option
@@ -146,13 +146,17 @@ def _replies(file: Path) -> Iterator[Asked]:
         replies = row.get("replies", next(([row[name]] for name in COMPLETIONS if name in row), None))
         if not isinstance(replies, list) or not replies or not all(isinstance(reply, str) for reply in replies):
             raise DualHeadError(f"{where} has no reply; {ROW}.")
-        cut = row.get("cut", False)
+        cut = row.get("cut")
         cuts = cut if isinstance(cut, list) else [cut] * len(replies)
         if len(cuts) != len(replies):
             raise DualHeadError(
                 f'{where} has {len(replies)} replies and {len(cuts)} values of "cut". Give one to each.'
             )
-        yield Asked(prompt, tuple(Cut(text) if open_ else text for text, open_ in zip(replies, cuts, strict=True)))
+        try:
+            replies = tuple(Cut(text) if was_cut(value) else text for text, value in zip(replies, cuts, strict=True))
+        except DualHeadError as error:
+            raise DualHeadError(f"{where}: {error}") from error
+        yield Asked(prompt, replies)
     if not count:
         raise DualHeadError(f"'{file}' is empty; {ROW}.")
 

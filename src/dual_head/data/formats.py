@@ -11,15 +11,19 @@ from typing import Any
 
 from dual_head.data import LABEL, Cut, Dropped, Feedback, Message, Pair
 from dual_head.data.turns import (
+    BITS,
     COMPLETIONS,
     SYSTEMS,
     begins_transcript,
     conversation_of,
     has_question,
+    is_empty,
     messages,
     question_of,
     text,
     transcript,
+    truth,
+    was_cut,
     with_system,
 )
 from dual_head.errors import DualHeadError
@@ -100,7 +104,6 @@ def dahoas(row: Row) -> Pair:
     return Pair(turns, text(row.get("chosen")).strip(), text(row.get("rejected")).strip())
 
 
-_BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _PKU_PREFERENCES = {"helpful": "better_response_id", "harmless": "safer_response_id"}
 
 
@@ -114,7 +117,7 @@ def pku(row: Row, objective: str) -> Pair:
     column = _PKU_PREFERENCES[objective]
     if column not in row:
         raise Dropped("malformed row")
-    better = _BITS.get(str(row[column]).lower())  # tables write it as text
+    better = BITS.get(str(row[column]).lower())
     if better is None:
         raise Dropped("tie")
     first, second = text(row.get("response_0")).strip(), text(row.get("response_1")).strip()
@@ -208,7 +211,7 @@ def _exchange(row: Row) -> tuple[str | tuple[Message, ...], str]:
     if isinstance(row[column], str):
         reply = text(row[column])
         prompt = conversation_of(row) if _is_answered(row) else text(row["prompt"])
-        return prompt, Cut(reply) if row.get("cut") is True else reply
+        return prompt, Cut(reply) if was_cut(row.get("cut")) else reply
     prompt, turns = conversation_of(row), messages(row[column])
     turns = turns if turns[: len(prompt)] == prompt else prompt + turns
     if not turns or turns[-1]["role"] != "assistant":
@@ -219,11 +222,8 @@ def _exchange(row: Row) -> tuple[str | tuple[Message, ...], str]:
 @row_format("unpaired", matches=lambda row: _is_judged(row, LABEL), judged_by=LABEL)
 def unpaired(row: Row) -> Feedback:
     """TRL's unpaired preferences: a prompt, a completion and a label, true where the completion is desirable."""
-    label = _value(row, LABEL)
-    number = _BITS.get(str(label).lower())
-    if number is None:
-        raise DualHeadError(f"The label must be true or false (or 1 or 0), not {label!r}. Correct or remove the row.")
-    return Feedback(*_exchange(row), bool(number))
+    label = truth(_value(row, LABEL), "The label")
+    return Feedback(*_exchange(row), label)
 
 
 @row_format("scored", matches=lambda row: _is_judged(row, SCORE), judged_by=SCORE)
@@ -242,6 +242,6 @@ def scored(row: Row, threshold: float) -> Feedback:
 def _value(row: Row, column: str) -> Any:
     """What a column says of a reply. Errors: `Dropped` where it is empty: null, NaN, or a table's empty cell."""
     value = row.get(column)
-    if value is None or str(value).strip().lower() in ("", "nan"):
+    if is_empty(value):
         raise Dropped(f"no {column}")
     return value
