@@ -7,7 +7,8 @@ import pytest
 from files import write_guides
 
 from dual_head import AlignedModel, HiddenConfig, RewardHeadConfig
-from dual_head.cli import main
+from dual_head.cli import generate, main
+from dual_head.cli.loading import load_guided
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.serve import offline
@@ -55,6 +56,26 @@ def test_many_prompts_run_in_one_batch_and_reply_as_padded_ones_do(guides, promp
     assert batched == padded
     assert [row["prompt"] for row in batched] == PROMPTS
     assert len({row["output"] for row in batched}) > 1
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_reply_without_an_end_is_marked(guides, prompts, requests, tmp_path, monkeypatch, batched):
+    replies = [row["output"].split() for row in rows(guides, prompts, tmp_path / "all.jsonl")]
+    end = next(word for words in replies for word in words if not all(word in words for words in replies))
+
+    def load(args):
+        model, tokenizer = load_guided(args)
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(end)
+        return model, tokenizer
+
+    monkeypatch.setattr(generate, "load_guided", load)
+    if not batched:
+        monkeypatch.setattr(offline, "is_faster", lambda *_, **__: False)
+    marked = rows(guides, prompts, tmp_path / "marked.jsonl")
+    assert len(requests) == 1 + batched
+    assert {row.get("cut") for row in marked} == {True, None}
+    for row in marked:
+        assert ("cut" in row) == (end not in row["output"].split())
 
 
 def test_a_row_is_written_once_it_and_those_before_it_have_ended(guides, prompts, tmp_path, monkeypatch):
@@ -107,6 +128,7 @@ def test_the_best_of_several_samples_is_what_the_guides_or_a_reward_score_highes
     prompt = [{"role": "user", "content": "ask0 ask1"}]
     own = [score.reward for score in model.score([prompt] * 2, [Cut(row["output"]) for row in (chosen, other)])]
     assert chosen["reward:guides"] == pytest.approx(own[0], abs=1e-4)
+    assert chosen["cut"] is other["cut"] is True
     assert own[0] >= own[1]  # of the same six samples, seeded alike
     assert replies["again"]["best_of"] == 6
 

@@ -67,6 +67,23 @@ def test_what_generate_writes_is_scored(guides, tmp_path, capsys):
     assert "1 replies to 1 prompts: mean reward" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("system", [None, "ask3"])
+def test_what_generate_writes_is_scored_in_its_conversation_and_without_an_end_where_it_has_none(
+    guides, model, tmp_path, system
+):
+    out, scores = tmp_path / "replies.jsonl", tmp_path / "scores.jsonl"
+    flags = ["--prompt", PROMPT, "--max_new_tokens", "4", *(["--system", system] if system else [])]
+    assert main(["generate", str(guides), *flags, "--output", str(out)]) == 0
+    assert main(["score", str(guides), "--replies", str(out), "--output", str(scores)]) == 0
+    row, scored = (json.loads(file.read_text()) for file in (out, scores))
+    asked = [{"role": "system", "content": system}, {"role": "user", "content": PROMPT}]
+    assert row["prompt"] == (asked if system else PROMPT)
+    assert row["cut"] is True
+    (expected,) = model.score([asked if system else asked[1:]], [Cut(row["output"])])
+    assert scored["replies"][0]["reward"] == pytest.approx(expected.reward, abs=1e-5)
+    assert len(scored["replies"][0]["tokens"]) == len(row["output"].split())
+
+
 @pytest.mark.parametrize(("value", "ends"), [("true", 0), ("1", 0), ("false", 1), ("0", 1), ("", 1)])
 def test_a_table_says_in_words_or_numbers_whether_a_reply_was_cut(guides, tmp_path, value, ends):
     file, scores = tmp_path / "replies.csv", tmp_path / "scores.jsonl"

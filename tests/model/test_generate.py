@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
 
 from dual_head import AlignedModel, DualHeadError, DualHeadModel, LinearConfig, RewardHeadConfig
+from dual_head.data import Cut
 from dual_head.model.generate import DEFAULT_NEW_TOKENS, conversation_of, encode_prompts
 
 CONTEXT = 64
@@ -53,6 +54,14 @@ def test_a_list_gives_a_list_that_is_one_by_one(model, tokenizer):
     texts = model.generate(prompts, tokenizer=tokenizer, **GREEDY)
     assert texts == [model.generate(prompt, tokenizer=tokenizer, **GREEDY) for prompt in prompts]
     assert model.generate(prompts[:1], tokenizer=tokenizer, **GREEDY) == texts[:1]
+
+
+def test_a_text_without_an_end_is_cut(model, tokenizer):
+    ids = model.generate(encode_prompts(["how"], tokenizer)["input_ids"], **GREEDY)[0, -4:].tolist()
+    for end, cut in ((ids[1], False), (next(i for i in range(len(WORDS)) if i not in ids), True)):
+        text = model.generate("how", tokenizer=tokenizer, eos_token_id=[end], **GREEDY)
+        assert isinstance(text, Cut) == cut
+    assert isinstance(model.generate("how", tokenizer=tokenizer, **GREEDY), Cut)  # this model has no end
 
 
 def test_several_answers_to_one_prompt_are_a_list(model, tokenizer):

@@ -16,6 +16,7 @@ from rich.text import Text
 from dual_head.cli.loading import DeviceOptions, load_guided
 from dual_head.cli.prompts import PromptOptions, conversations, read_prompts, shown
 from dual_head.console.terminal import Terminal, printable
+from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
 from dual_head.files.places import exclusive, require_unread
@@ -93,12 +94,14 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
     empty = 0
     messages = conversations(prompts, args, tokenizer)
     replies = (_best if args.best_of > 1 else _replies)(args, model, tokenizer, messages, alpha, options)
-    for prompt, (text, trace, facts) in zip(prompts, replies, strict=True):
+    for prompt, asked, (text, trace, facts) in zip(prompts, messages, replies, strict=True):
         empty += not text.strip()
         if args.output:
-            row = {"prompt": prompt, "alpha": args.alpha, "output": text, **facts}
+            # As `score` reads it: what was asked, and whether the reply has an end.
+            row = {"prompt": prompt if args.system is None else asked, "alpha": args.alpha, "output": text}
+            cut = {"cut": True} if isinstance(text, Cut) else {}
             tokens = {"trace": [asdict(token) for token in trace]} if trace else {}
-            line = json.dumps(row | tokens, ensure_ascii=False)
+            line = json.dumps(row | cut | facts | tokens, ensure_ascii=False)
             add_lines(Path(args.output), [line], remedy="Choose another --output.")
             continue
         if len(prompts) > 1:
@@ -181,7 +184,8 @@ def _replies(
     if not args.trace and is_faster(model, len(messages), **options):
         request |= {"max_new_tokens": args.max_new_tokens, "settings": EngineSettings(max_rows=args.batch_size)}
         for piece in generate_in_order(model, messages, **request):
-            yield tokenizer.decode([token.id for token in piece.tokens], skip_special_tokens=True), None, {}
+            text = tokenizer.decode([token.id for token in piece.tokens], skip_special_tokens=True)
+            yield Cut(text) if piece.finish_reason == "length" else text, None, {}
         return
     for start in range(0, len(messages), args.batch_size):
         batch = messages[start : start + args.batch_size]

@@ -389,11 +389,11 @@ class AlignedModel(GenerationSteps, PreTrainedModel, GenerationMixin):
         """Generate as transformers does, at a strength chosen per request.
 
         inputs: token ids as transformers takes them, a prompt, a conversation (a list of role/content
-        dicts), or a list of either; text gives the new text back. tokenizer: for text, the one saved with the
-        guides or beside the backbone where none is given. With text, a temperature above 0 means sampling.
-        chat_template: a text is a user's message where the tokenizer has a chat template; False continues it as it is.
-        alpha: see `resolve_alpha`; 0 gives the backbone's own output, bit for bit. return_trace: also return one
-        `Trace` per row (costs one pass over the finished sequences). Images go with token ids, as the backbone's
+        dicts), or a list of either; text gives the new text back, as a `Cut` where it has no end. tokenizer: for text,
+        the one saved with the guides or beside the backbone where none is given. With text, a temperature above 0 means
+        sampling. chat_template: a text is a user's message where the tokenizer has a chat template; False continues it
+        as it is. alpha: see `resolve_alpha`; 0 gives the backbone's own output, bit for bit. return_trace: also return
+        one `Trace` per row (costs one pass over the finished sequences). Images go with token ids, as the backbone's
         processor makes both: generate(**processor(...)). Every other argument is transformers' own.
         Errors: an empty prompt, one longer than the context, a wrong tokenizer, a wrong alpha.
         """

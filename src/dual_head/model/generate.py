@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dual_head.data import Dropped, Prompt
+from dual_head.data import Cut, Dropped, Prompt
 from dual_head.data.conversation import special_tokens_in, write
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import reason
@@ -72,8 +72,12 @@ def generate_text(
     request = {"tokenizer": tokenizer, "alpha": alpha, "return_trace": return_trace}
     result = generate_ids(model, batch["input_ids"], generation_config, **request, **options)
     output, trace = result if return_trace else (result, None)
-    replies = getattr(output, "sequences", output)[:, batch["input_ids"].shape[1] :]
-    texts = tokenizer.batch_decode(replies, skip_special_tokens=True)
+    replies = getattr(output, "sequences", output)[:, batch["input_ids"].shape[1] :].tolist()
+    ends = end_tokens(model, generation_config, **options)
+    texts = [
+        Cut(text) if set(ids).isdisjoint(ends) else text
+        for ids, text in zip(replies, tokenizer.batch_decode(replies, skip_special_tokens=True), strict=True)
+    ]
     text = texts if several or len(texts) > 1 else texts[0]
     return text if trace is None else Traced(text, trace)
 
@@ -160,9 +164,9 @@ def conversation_of(
     return [{"role": "system", "content": system}, *prompt]
 
 
-def end_tokens(model: Any) -> list[int]:
-    """The tokens at which a reply of `generate` ends; [] where the model's generation config has none."""
-    ends: Any = getattr(model.generation_config, "eos_token_id", None)
+def end_tokens(model: Any, generation_config: GenerationConfig | None = None, **options: Any) -> list[int]:
+    """The tokens at which a reply of `generate` ends, called with these settings; [] where nothing names one."""
+    ends: Any = _setting("eos_token_id", options, generation_config, model.generation_config)
     return [ends] if isinstance(ends, int) else list(ends or ())
 
 
