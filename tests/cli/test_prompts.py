@@ -54,6 +54,22 @@ def test_files_of_every_kind_hold_the_same_prompts(tmp_path, name, text):
     assert read(tmp_path, text, name=name) == ["how", "why"]
 
 
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl", "prompts.json"])
+@pytest.mark.parametrize("column", ["system", "system_prompt", "System"])
+def test_a_system_message_in_a_column_of_its_own_is_asked(tmp_path, name, column):
+    system = {"role": "system", "content": "Answer in French."}
+    for row, turns in (({"prompt": "how"}, [USER]), ({"prompt": TALK}, TALK), ({"messages": TALK}, TALK)):
+        assert read(tmp_path, json.dumps({**row, column: "Answer in French."}), name=name) == [[system, *turns]]
+    assert read(tmp_path, json.dumps({"prompt": "how", column: None}), name=name) == ["how"]
+
+
+def test_a_system_message_of_the_row_and_one_of_the_flag_are_not_mixed(tmp_path):
+    args = options("--prompts", tmp_path / "prompts.jsonl", "--system", "be kind")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "how", "system": "be brief"}))
+    with pytest.raises(DualHeadError, match="has a system message already"):
+        conversations(read_prompts(args), args, word_tokenizer())
+
+
 def test_a_line_in_brackets_that_is_no_conversation_is_a_text(tmp_path):
     lines = ["[INST] how [/INST]", "[1, 2]", "[]"]
     assert read(tmp_path, "\n".join(lines)) == lines
@@ -71,6 +87,10 @@ def test_a_line_in_brackets_that_is_no_conversation_is_a_text(tmp_path):
         ('{"messages": [{"role": "user", "content": ["a"]}]}', "and a text as content"),
         ('{"messages": [{"role": "user", "content": "a", "tool_calls": []}]}', "a message has tool_calls"),
         (json.dumps(TALK[:2]), "ends with a message of the assistant"),
+        ('{"prompt": "how", "context": "a", "input": "b"}', "not read here: context, input. Leave them out"),
+        (json.dumps({"prompt": [{"role": "system", "content": "a"}, USER], "system": "b"}), "not read here: system"),
+        ('{"prompt": "how", "system": "[{\\"role\\": \\"system\\"}]"}', "messages written as a text"),
+        ('{"prompt": "how", "image": "a.png"}', "column 'image' holds an image"),
     ],
 )
 def test_a_line_that_holds_no_prompt_is_named_with_the_remedy(tmp_path, line, remedy):
@@ -84,8 +104,9 @@ def test_options_that_exclude_each_other_are_refused(tmp_path):
     for other in (["--system", "be kind"], ["--chat"]):
         with pytest.raises(DualHeadError, match=f"--raw continues a prompt as text, and {other[0]}"):
             read_prompts(options("--prompt", "how", "--raw", *other))
-    with pytest.raises(DualHeadError, match=r"prompts\.txt:1 is a conversation, and --raw continues texts"):
-        read(tmp_path, json.dumps(TALK), "--raw")
+    for row in (TALK, {"prompt": "how", "system": "be kind"}):
+        with pytest.raises(DualHeadError, match=r"prompts\.txt:1 is a conversation, and --raw continues texts"):
+            read(tmp_path, json.dumps(row), "--raw")
 
 
 @pytest.mark.parametrize(

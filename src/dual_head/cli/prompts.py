@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dual_head.data import Message, Prompt, RowReport
+from dual_head.data import Dropped, Message, Prompt, RowReport
 from dual_head.data.files import rows_of_file
 from dual_head.data.sources import is_data_name
+from dual_head.data.turns import lower_names, require_no_images, system_of, unread_columns, with_system
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import json_value
 from dual_head.options import Options, option
@@ -114,17 +115,32 @@ def _is_messages(value: Any) -> bool:
 
 
 def _prompt(row: Any, where: str) -> Prompt:
-    if isinstance(row, dict):
-        row = row.get("prompt") if row.get("prompt") is not None else row.get("messages")
-    if isinstance(row, str):
-        return row
-    if not _is_messages(row):
+    """The prompt of a row, a conversation where a system message stands in a column of its own."""
+    columns = lower_names(row) if isinstance(row, dict) else {"prompt": row}
+    require_no_images(columns, where)
+    prompt: Any = columns.get("messages") if columns.get("prompt") is None else columns["prompt"]
+    if not isinstance(prompt, str):
+        _require_conversation(prompt, where)
+    try:
+        if system_of(columns):
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            prompt = list(with_system(columns, tuple(turns)))
+    except Dropped as reason:
+        raise DualHeadError(f"{where} cannot be read: {reason}; {ROW}.") from reason
+    if unread := ", ".join(unread_columns(columns, prompt)):
+        raise DualHeadError(
+            f"{where}: columns that are not read here: {unread}. Leave them out, or write them into the prompt."
+        )
+    return prompt
+
+
+def _require_conversation(turns: Any, where: str) -> None:
+    if not _is_messages(turns):
         raise DualHeadError(f"{where} has no prompt; {ROW}.")
-    for message in row:
+    for message in turns:
         _require_message(message, where)
-    if row[-1]["role"] == "assistant":
+    if turns[-1]["role"] == "assistant":
         raise DualHeadError(f"{where} ends with a message of the assistant, which is to be generated. Leave it out.")
-    return row
 
 
 def _require_message(message: Message, where: str) -> None:

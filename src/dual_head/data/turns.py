@@ -25,6 +25,7 @@ __all__ = [
     "text",
     "transcript",
     "truth",
+    "unread_columns",
     "unread_keys",
     "was_cut",
     "with_system",
@@ -230,10 +231,9 @@ def _speaker(message: Any) -> str | None:
 
 def notes_of(row: Row, prompt: str | Sequence[Message], replies: Sequence[str] = ()) -> Iterator[str]:
     """What was left out of a row, and what its texts and scores suggest, each in one line."""
-    texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
     yield from (f"{key} of messages left out" for key in unread_keys(row))
-    yield from (f"column '{column}' left out" for column in _BESIDE if _is_left_out(row.get(column), texts))
-    yield from template_notes((*texts, *replies))
+    yield from (f"column '{column}' left out" for column in unread_columns(row, prompt))
+    yield from template_notes((*_texts(prompt), *replies))
     yield from _scores(row)
 
 
@@ -247,6 +247,16 @@ def unread_keys(row: Row) -> list[str]:
     """What the messages of a row have beside a role and a text."""
     entries = (entry for _, entries in _message_lists(row) for entry in entries)
     return sorted({key for entry in entries if isinstance(entry, Mapping) for key in entry if entry[key]} - _READ)
+
+
+def unread_columns(row: Row, prompt: str | Sequence[Message]) -> list[str]:
+    """The columns that belong to a prompt and are nowhere in it."""
+    texts = _texts(prompt)
+    return [column for column in _BESIDE if _is_left_out(row.get(column), texts)]
+
+
+def _texts(prompt: str | Sequence[Message]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
 
 
 def _is_left_out(value: Any, texts: Sequence[str]) -> bool:
