@@ -82,6 +82,13 @@ def test_a_text_is_scored_with_the_end_of_its_turn_and_a_cut_one_without():
     assert sum(token.reward for token in whole.tokens[:-1]) == pytest.approx(cut.reward, abs=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [3e38, {"linear": 3e38, "hidden": 0.0}])
+def test_logits_that_are_no_numbers_are_refused(alpha):
+    model = guided_lm({"linear": KINDS["linear"], "hidden": KINDS["hidden"]})
+    with pytest.raises(DualHeadError, match=r"logits of NaN or infinity.*Lower alpha"):
+        score_rows(model, ROWS, alpha=alpha)
+
+
 def test_what_cannot_be_scored_is_refused_with_its_number():
     model = guided_lm({"hidden": KINDS["hidden"]})
     with pytest.raises(DualHeadError, match="2 prompts and 1 replies"):

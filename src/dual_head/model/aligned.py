@@ -431,7 +431,8 @@ class AlignedModel(GenerationSteps, PreTrainedModel, GenerationMixin):
         r(x, y) = sum_t log pi(y_t) - log pi_base(y_t)                                    nats; 0 at alpha = 0
 
         alpha: as `generate` takes it, one for all replies; tokenizer, chat_template: as `generate`. A reply that is a
-        `Cut` has no end of its turn to score. Errors: an empty reply without tokens, or one longer than the context.
+        `Cut` has no end of its turn to score. Errors: a reply without tokens, or longer than the context; logits of
+        NaN or infinity.
         """
         tokenizer = tokenizer or self.own_tokenizer()
         self.require_same_tokenizer(tokenizer)

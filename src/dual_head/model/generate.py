@@ -296,6 +296,7 @@ def _watched(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 _LOWER = "Lower alpha, or load it with dtype='float32'."
+NOT_A_NUMBER = f"The model gives logits of NaN or infinity, so its texts and scores mean nothing. {_LOWER}"
 
 
 def _sampling(options: dict[str, Any], generation_config: GenerationConfig | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dual_head.data import Dropped, Prompt
 from dual_head.data.conversation import write
 from dual_head.errors import DualHeadError
 from dual_head.model.alpha import Alpha
-from dual_head.model.generate import conversation_of
+from dual_head.model.generate import NOT_A_NUMBER, conversation_of
 from dual_head.model.score import token_scalars
 from dual_head.model.types import Aligned
 
@@ -103,7 +103,10 @@ def encode_rows(
 
 
 def score_rows(model: Aligned, rows: Sequence[Row], *, alpha: Alpha = None, batch_size: int = 16) -> list[ReplyScore]:
-    """Score rows of token ids, those of like lengths together. Errors: no tokens, or more than the context holds."""
+    """Score rows of token ids, those of like lengths together.
+
+    Errors: no tokens, more than the context holds, logits of NaN or infinity.
+    """
     context = model.guides.context_length(model.guides)
     for i, (prompt, reply) in enumerate(rows, 1):
         if not prompt or not reply:
@@ -136,6 +139,8 @@ def _scored(model: Aligned, rows: Sequence[Row], alpha: Alpha) -> list[ReplyScor
         mask[r, width - len(prompt) :] = 1
     lengths = torch.tensor([len(reply) for _, reply in rows])
     at = token_scalars(model, sequences.to(device), mask.to(device), alpha=alpha, lengths=lengths, needs=NEEDS)
+    if not torch.stack([*at.scalars.values()]).isfinite().all():
+        raise DualHeadError(NOT_A_NUMBER)
     scalars = {name: values.tolist() for name, values in at.scalars.items()}
     gates = {name: values.tolist() for name, values in at.gates.items()}
     tokens: list[list[TokenScore]] = [[] for _ in rows]

@@ -8,17 +8,13 @@ import torch
 from torch import Tensor
 
 from dual_head.model import AlignedModel
+from dual_head.model.generate import NOT_A_NUMBER
 from dual_head.model.trace import TokenTrace, trace_tokens
 from dual_head.ops.token_scores import map_tokens
 from dual_head.serve import sampling
 from dual_head.serve.grammar import Matcher, allowed_tokens
 from dual_head.serve.paged import Row, Step
 from dual_head.serve.types import GenerationRequest, TokenRecord
-
-NOT_A_NUMBER = (
-    "The model gives logits of NaN or infinity, so this text means nothing. Lower alpha, or load the model with "
-    "dtype='float32'."
-)
 
 
 @dataclass(eq=False)

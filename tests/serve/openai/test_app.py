@@ -91,6 +91,15 @@ def test_a_text_is_continued_and_the_backbone_has_no_reward(client):
     assert "tokens" not in answer["data"][0]
 
 
+def test_a_strength_that_leaves_no_number_is_refused_in_a_score_as_in_a_text(client):
+    refusals = []
+    for ask in (lambda: score(client, alpha=3e38), lambda: complete(client, PROMPTS[0], 3e38)):
+        with pytest.raises(BadRequestError, match="logits of NaN or infinity") as error:
+            ask()
+        refusals.append(error.value.message)
+    assert refusals[0] == refusals[1]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -38,13 +38,17 @@ class Scorer:
     async def __call__(
         self, rows: Sequence[Row], alpha: Mapping[str, Strength], record: RequestRecord, receive: Receive
     ) -> list[ReplyScore]:
-        """Scores of all rows. Errors: time that is up (504), a client that left."""
+        """Scores of all rows. Errors: time that is up (504), a client that left, logits of NaN or infinity (400)."""
         scores: list[ReplyScore] = []
         for start in range(0, len(rows), AT_ONCE):
             if record.elapsed() > self.seconds:
                 record.reason = "timeout"
                 raise Refused(f"The request had not ended after {self.seconds:g} s. Send fewer replies.", status=504)
-            scores += await unless_left(receive, self._scored(rows[start : start + AT_ONCE], alpha))
+            try:
+                scores += await unless_left(receive, self._scored(rows[start : start + AT_ONCE], alpha))
+            except DualHeadError as error:
+                record.reason = "error"
+                raise Refused(str(error)) from error
         return scores
 
     async def _scored(self, rows: Sequence[Row], alpha: Mapping[str, Strength]) -> list[ReplyScore]:
