@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dual_head.serve.reply import Reply
 from dual_head.serve.types import Piece, TokenRecord
 
 LOWEST = -9999.0  # OpenAI's word for a log-probability of minus infinity, which JSON has no word for
@@ -27,6 +28,10 @@ class TokenTexts:
 
     def _decoded(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    def reply(self) -> Reply:
+        """What gives the text of tokens that come one after another."""
+        return Reply(self._tokenizer)
 
     def entry(self, token: int, logprob: float) -> dict[str, Any]:
         """A token as chat log-probabilities have it; no bytes where it is a part of a character."""
@@ -93,7 +98,7 @@ class CompletionForm:
 
     def __init__(self, texts: TokenTexts, logprobs: bool):
         self.texts, self.logprobs = texts, logprobs
-        self._offsets: dict[int, int] = {}  # characters of each choice so far
+        self._read: dict[int, tuple[Reply, int]] = {}  # each choice so far, and its characters
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """Streams of texts open with text."""
@@ -109,19 +114,28 @@ class CompletionForm:
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     def _logprobs(self, index: int, records: Sequence[TokenRecord]) -> dict[str, Any]:
-        tokens, offsets = [self.texts.of(record.id) for record in records], []
-        for token in tokens:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(token)
+        reply, offset = self._read.get(index) or (self.texts.reply(), 0)
+        offsets = []
+        for record in records:
+            offsets.append(offset)
+            offset += len(reply.add((record,), finished=False).text)
+        self._read[index] = reply, offset
         logprobs: dict[str, Any] = {
-            "tokens": tokens,
+            "tokens": [self.texts.of(record.id) for record in records],
             "token_logprobs": [max(record.logprob, LOWEST) for record in records],
-            "top_logprobs": [{self.texts.of(i): max(x, LOWEST) for i, x in record.top} for record in records],
+            "top_logprobs": [self._top(record) for record in records],
             "text_offset": offsets,
         }
         if any(record.trace for record in records):
             logprobs["dual_head"] = [_trace_entry(record, self.texts) if record.trace else None for record in records]
         return logprobs
+
+    def _top(self, record: TokenRecord) -> dict[str, float]:
+        """The likeliest tokens and the one that was chosen; of several with one text, the likeliest."""
+        top: dict[str, float] = {}
+        for token, logprob in (*record.top, (record.id, record.logprob)):
+            top.setdefault(self.texts.of(token), max(logprob, LOWEST))
+        return top
 
 
 Form = ChatForm | CompletionForm
