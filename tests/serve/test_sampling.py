@@ -149,6 +149,15 @@ def test_noise_of_seeds_positions_and_tokens_is_unrelated():
     assert noise.var().item() == pytest.approx(math.pi**2 / 6, rel=0.03)
 
 
+def test_the_only_candidate_is_chosen_whatever_its_noise():
+    seed, position, token = 1, 36, 8518  # whose hash is one of the 64 largest of 2^31
+    noise = sampling.gumbel([seed], torch.tensor([position]), token + 1)
+    assert noise[0, token].item() == noise.amin().item() == pytest.approx(-math.log(24 * math.log(2)), abs=1e-5)
+    only = torch.full((1, token + 1), sampling.NEVER).index_fill(1, torch.tensor([token]), 3.0)
+    chosen = sampling.scores_of(only, [Sampling()], [seed], torch.tensor([position])).argmax(-1)
+    assert chosen.item() == token
+
+
 def test_noise_of_a_row_is_the_same_alone_and_in_a_crowd():
     crowd = sampling.gumbel([5, 11, 2**62], torch.tensor([9, 3, 100]), 500)
     assert torch.equal(crowd[1:2], sampling.gumbel([11], torch.tensor([3]), 500))

@@ -143,8 +143,9 @@ def gumbel(seeds: Sequence[int], positions: Tensor, vocabulary: int) -> Tensor:
     place = positions.to(torch.int32)[:, None]
     key = _scrambled(_scrambled(place * 0x27D4EB2F ^ low) + high)  # [n, 1]
     h = _scrambled(torch.arange(vocabulary, dtype=torch.int32, device=device) * _signed(0x9E3779B1) ^ key)
-    # Close to 0 a float has all its digits, so that unlikely tokens keep their chance.
-    uniform = h.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
+    # Close to 0 a float has all its digits, so that unlikely tokens keep their chance. Close to 1 it has few: the
+    # largest hashes would round to 1, of which the noise is minus infinity.
+    uniform = h.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_max_(1 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
