@@ -128,6 +128,19 @@ def test_strengths_without_end_are_forgotten_and_their_pages_with_them(monkeypat
         assert len(engine._batch._numbers) <= 3
 
 
+def test_the_strengths_of_a_step_are_read_once_a_request(monkeypatch):
+    of_tokens, counts = paged.PagedModel._strengths, []
+
+    def seen(self, rows, *rest):
+        counts.append(len(rows))
+        return of_tokens(self, rows, *rest)
+
+    monkeypatch.setattr(paged.PagedModel, "_strengths", seen)
+    with small_engine(tiny_model("vectors")) as engine:
+        engine.generate([GenerationRequest([3] * 40, 2, {"vectors": 1.0}, GREEDY)])
+    assert set(counts) == {1}
+
+
 def test_vectors_beside_windows_are_refused():
     with pytest.raises(DualHeadError, match="'vectors' cannot be served: its rows of the backbone look back through a"):
         small_engine(tiny_model("vectors", name="mistral"))

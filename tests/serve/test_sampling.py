@@ -40,6 +40,14 @@ def scores(logits, *settings):
     return sampling.scores_of(logits, list(settings), list(range(len(logits))), torch.arange(len(logits)))
 
 
+def edits_after(settings: Sampling, prompt: list[int], reply: list[int]) -> sampling.LogitEdits:
+    """What is known of a row whose reply has come so far."""
+    edits = sampling.edits_of(settings, prompt)
+    for token in reply if edits else ():
+        edits.add(token)
+    return edits
+
+
 def kept_of(expected: torch.Tensor, actual: torch.Tensor) -> None:
     """The same tokens are left, and of them the same distribution."""
     assert torch.equal(expected.isinf(), actual.isinf())
@@ -83,27 +91,56 @@ def test_rows_of_a_batch_keep_their_own_settings(logits, no_noise):
 
 def test_greedy_rows_get_the_very_logits(logits):
     assert scores(logits, *[GREEDY] * ROWS) is logits
-    assert sampling.penalised(logits, [GREEDY] * ROWS, [None] * ROWS) is logits
+    assert sampling.edited(logits, [sampling.edits_of(GREEDY, [3, 4])] * ROWS) is logits
 
 
 def test_repetition_is_penalised_as_transformers_does(logits):
-    history = torch.tensor([[4, 9, 9, 17]])
+    history = torch.tensor([[4, 9, 9, 17, 5, 4]])
     row = logits[2:3]
     expected = RepetitionPenaltyLogitsProcessor(1.7)(history, row.clone())
-    seen = dict.fromkeys(history[0].tolist(), 0)
-    assert torch.equal(expected, sampling.penalised(row, [replace(GREEDY, repetition_penalty=1.7)], [seen]))
+    edits = edits_after(replace(GREEDY, repetition_penalty=1.7), history[0, :4].tolist(), history[0, 4:].tolist())
+    assert torch.equal(expected, sampling.edited(row, [edits]))
 
 
 def test_frequency_counts_the_reply_and_presence_does_not():
-    settings = [replace(GREEDY, frequency_penalty=0.5, presence_penalty=0.25)]
-    penalised = sampling.penalised(torch.zeros(1, 4), settings, [{0: 0, 1: 1, 2: 3}])  # 0 is of the prompt alone
-    assert penalised.tolist() == [[0.0, -0.75, -1.75, 0.0]]
+    edits = edits_after(replace(GREEDY, frequency_penalty=0.5, presence_penalty=0.25), [0, 1], [2, 1, 2, 2])
+    assert sampling.edited(torch.zeros(1, 4), [edits]).tolist() == [[0.0, -0.75, -1.75, 0.0]]
+
+
+def test_a_prompt_is_read_only_where_repetition_is_penalised():
+    prompt = list(range(1000))
+    assert edits_after(replace(GREEDY, frequency_penalty=0.5), prompt, [7, 7]).tokens.tolist() == [7]
+    assert len(edits_after(replace(GREEDY, repetition_penalty=1.1), prompt, [7]).tokens) == 1000
+    assert len(edits_after(replace(GREEDY, logit_bias={3: 1.0}), prompt, [7]).tokens) == 0
+
+
+def test_edits_have_the_bits_of_edits_one_by_one(logits):
+    settings = [
+        replace(GREEDY, repetition_penalty=1.3, frequency_penalty=0.1, presence_penalty=0.7),
+        GREEDY,
+        replace(GREEDY, frequency_penalty=-0.3, logit_bias={5: 0.1, 9: -3.0}),
+        replace(GREEDY, repetition_penalty=0.9),
+        replace(GREEDY, logit_bias={1999: 1e-3}),
+    ]
+    prompts = [[i, i + 1, i, 5 * i] for i in range(ROWS)]
+    replies = [[9, i + 1, 5, 9, 9, 1999] for i in range(ROWS)]
+    expected = logits.clone()
+    for i, s in enumerate(settings):
+        for token in {*prompts[i], *replies[i]}:
+            count, z = replies[i].count(token), expected[i, token]
+            z = z / s.repetition_penalty if z > 0 else z * s.repetition_penalty
+            expected[i, token] = z - (s.frequency_penalty * count + s.presence_penalty * (count > 0))
+        for token, bias in s.logit_bias.items():
+            expected[i, token] += bias
+    edits = [edits_after(*row) for row in zip(settings, prompts, replies, strict=True)]
+    assert torch.equal(sampling.edited(logits, edits), expected)
+    assert not torch.equal(logits, expected)
 
 
 def test_logit_bias_adds_as_a_bias_of_sequences_of_one_does(logits):
     bias = {3: 5.0, 1999: -100.0}
     expected = SequenceBiasLogitsProcessor([[[t], b] for t, b in bias.items()])(torch.zeros(1, 1).long(), logits[:1])
-    changed = sampling.penalised(logits[:2], [replace(GREEDY, logit_bias=bias), GREEDY], [None, None])
+    changed = sampling.edited(logits[:2], [sampling.edits_of(replace(GREEDY, logit_bias=bias), []), None])
     torch.testing.assert_close(changed[:1], expected)
     assert torch.equal(changed[1], logits[1])
 

@@ -21,7 +21,7 @@ from dual_head.serve.types import GenerationRequest, TokenRecord
 class RunningRequest(Row):
     """A request in the batch: what its next token depends on, and the tokens it has.
 
-    deliver: called in the generation thread with (finished, error); counts: see `sampling.penalised`.
+    deliver: called in the generation thread with (finished, error); edits: see `sampling.edits_of`.
     """
 
     request: GenerationRequest
@@ -30,7 +30,7 @@ class RunningRequest(Row):
     matcher: Matcher | None
     deliver: Callable[[tuple[bool, str | None]], None]
     loop: asyncio.AbstractEventLoop | None = None
-    counts: dict[int, int] | None = None
+    edits: sampling.LogitEdits | None = None
     records: list[TokenRecord] = field(default_factory=list)
     error: str | None = None
 
@@ -39,7 +39,7 @@ def choose_tokens(model: AlignedModel, step: Step) -> Tensor:
     """Scores [n, V] of a step's rows, whose largest are the next tokens; the tokens are recorded with their rows."""
     rows: Sequence[RunningRequest] = step.rows
     settings = [row.request.sampling for row in rows]
-    logits = sampling.penalised(step.logits, settings, [row.counts for row in rows])
+    logits = sampling.edited(step.logits, [row.edits for row in rows])
     constrained = [i for i, row in enumerate(rows) if row.matcher is not None]
     if constrained:
         logits = _constrained(logits, constrained, rows)
@@ -51,8 +51,8 @@ def choose_tokens(model: AlignedModel, step: Step) -> Tensor:
     traces = dict(zip(traced, _traces(model, step, traced, tokens), strict=True)) if traced else {}
     for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
         row.records.append(TokenRecord(token, chances[i], tops[i], traces.get(i)))
-        if row.counts is not None:
-            row.counts[token] = row.counts.get(token, 0) + 1
+        if row.edits is not None:
+            row.edits.add(token)
         if row.matcher is not None and not row.matcher.consume_token(token):
             row.error = f"The grammar allows no further token: {row.matcher.get_error()}"
         if chances[i] != chances[i]:  # NaN

@@ -225,7 +225,7 @@ class Engine:
             seed=secrets.randbits(63) if settings.seed is None else settings.seed,
             matcher=None if settings.grammar is None else self._grammars.matcher(settings.grammar),
             deliver=lambda _: None,
-            counts=dict.fromkeys(request.prompt_ids, 0) if sampling.reads_counts(settings) else None,
+            edits=sampling.edits_of(settings, request.prompt_ids),
         )
 
     def _reply(self, running: RunningRequest) -> Reply:

@@ -267,11 +267,12 @@ class PagedModel(nn.Module):
     def _at_tokens(self, tokens: "StepTokens") -> dict[str, TokenStrength]:
         """The strength of every steering guide at all tokens of the step [B, T]."""
         shape, positions = tokens.positions.shape, tokens.positions.flatten()
-        rows = [row for row, count in self.rows.spans for _ in range(count)]
-        rows += rows[-1:] * (len(positions) - len(rows))  # a step may be filled up
-        alphas = self._strengths(rows, positions)
-        lengths = torch.tensor([row.prompt_length for row in rows], device=positions.device)
-        new = (positions + 1 >= lengths).view(shape)
+        rows = [row for row, _ in self.rows.spans]
+        counts = torch.tensor([count for _, count in self.rows.spans])
+        counts[-1] += len(positions) - counts.sum()  # a step may be filled up
+        of = torch.arange(len(rows)).repeat_interleave(counts).to(positions.device)  # the row of each token
+        alphas = self._strengths(rows, positions, of)
+        new = (positions + 1 >= _prompt_lengths(rows, positions)[of]).view(shape)
         return {self.names[i]: TokenStrength(alphas[:, i].view(shape), new) for i, _ in self.steering}
 
     def _of_tokens(self, names: list[str], kept: Tensor, layers: dict[int, Tensor]) -> dict[str, States]:
@@ -281,13 +282,16 @@ class PagedModel(nn.Module):
         states = self.aligned.encode_features(features, names)
         return {name: {key: kept if x is hidden else x[0] for key, x in each.items()} for name, each in states.items()}
 
-    def _strengths(self, rows: Sequence[Row], positions: Tensor) -> Tensor:
-        """Strengths [n, guides] of what the tokens at these positions of the rows predict."""
-        numbers = torch.tensor([row.strengths for row in rows], device=positions.device).view(len(rows), -1, 3)
-        lengths = torch.tensor([row.prompt_length for row in rows], device=positions.device)
-        t = (positions + 1 - lengths).clamp_min(0)[:, None]
+    def _strengths(self, rows: Sequence[Row], positions: Tensor, of: Tensor | slice = slice(None)) -> Tensor:
+        """Strengths [n, guides] of what the tokens at these positions predict; of: the row of each, else one a row."""
+        numbers = torch.tensor([row.strengths for row in rows], device=positions.device).view(len(rows), -1, 3)[of]
+        t = (positions + 1 - _prompt_lengths(rows, positions)[of]).clamp_min(0)[:, None]
         start, slope, tokens = numbers.unbind(-1)
         return start + slope * (t / tokens).clamp(max=1.0)
+
+
+def _prompt_lengths(rows: Sequence[Row], like: Tensor) -> Tensor:
+    return torch.tensor([row.prompt_length for row in rows], device=like.device)
 
 
 def require_servable(model: AlignedModel) -> None:

@@ -5,7 +5,7 @@ from a hash of the row's seed, the position and the token, so a seed means the s
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,38 +42,67 @@ def require_sampling(sampling: Sampling, vocabulary: int) -> None:
             raise DualHeadError(f"logit_bias of the token {token} must be finite, not {bias}.")
 
 
-def reads_counts(sampling: Sampling) -> bool:
-    """Whether the tokens of prompt and reply matter to the next one."""
-    return sampling.repetition_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
+class LogitEdits:
+    """Penalties and biases of one row, kept from step to step as tensors that a step reads at once.
 
-
-def penalised(logits: Tensor, settings: Sequence[Sampling], counts: Sequence[Mapping[int, int] | None]) -> Tensor:
-    """Logits [n, V] with penalties and biases; the very same tensor where no row asks for any.
-
-    counts: for rows with penalties {token of prompt or reply: how often it is in the reply}. Repetition divides
-    positive logits and multiplies negative ones, as transformers does; frequency and presence are OpenAI's.
+    tokens [k]: every token of the reply once, and of the prompt where repetition is penalised; less [k]: what frequency
+    and presence take from their logits; biased [b], biases [b]: of logit_bias.
     """
-    entries = [
-        (i, token, count, s.repetition_penalty, s.frequency_penalty * count + s.presence_penalty * (count > 0))
-        for i, (s, row_counts) in enumerate(zip(settings, counts, strict=True))
-        if row_counts
-        for token, count in row_counts.items()
-    ]
-    biases = [(i, token, bias) for i, s in enumerate(settings) for token, bias in s.logit_bias.items()]
-    if not entries and not biases:
+
+    def __init__(self, settings: Sampling, prompt_ids: Sequence[int]):
+        self.settings = settings
+        repetition = settings.repetition_penalty != 1
+        self.penalises = repetition or settings.frequency_penalty != 0 or settings.presence_penalty != 0
+        seen = dict.fromkeys(prompt_ids if repetition else ())
+        self._places = {token: place for place, token in enumerate(seen)}
+        self._counts = [0] * len(seen)
+        self.tokens, self.less = torch.tensor([*seen], dtype=torch.long), torch.zeros(len(seen), dtype=torch.float32)
+        self.biased = torch.tensor([*settings.logit_bias], dtype=torch.long)
+        self.biases = torch.tensor([*settings.logit_bias.values()], dtype=torch.float32)
+
+    def add(self, token: int) -> None:
+        """Count a token that joins the reply."""
+        if not self.penalises:
+            return
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._counts):
+            self._counts.append(0)
+            self.tokens = torch.cat([self.tokens, self.tokens.new_tensor([token])])
+            self.less = torch.cat([self.less, self.less.new_zeros(1)])
+        self._counts[place] += 1
+        self.less[place] = self.settings.frequency_penalty * self._counts[place] + self.settings.presence_penalty
+
+
+def edits_of(settings: Sampling, prompt_ids: Sequence[int]) -> LogitEdits | None:
+    """What the settings of a row change of its logits; None where they change nothing."""
+    edits = LogitEdits(settings, prompt_ids)
+    return edits if edits.penalises or settings.logit_bias else None
+
+
+def edited(logits: Tensor, edits: Sequence[LogitEdits | None]) -> Tensor:
+    """Logits [n, V] with penalties and biases; the very same tensor where no row has any yet.
+
+    Repetition divides positive logits and multiplies negative ones, as transformers does; frequency and presence are
+    OpenAI's.
+    """
+    asking = [(i, row) for i, row in enumerate(edits) if row is not None and len(row.tokens) + len(row.biased)]
+    if not asking:
         return logits
-    logits = logits.clone()
-    if entries:
-        rows, tokens, _, repetition, less = zip(*entries, strict=True)
-        at = (torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device))
-        factor, less = (torch.tensor(x, dtype=logits.dtype, device=logits.device) for x in (repetition, less))
-        picked = logits[at]
-        logits[at] = torch.where(picked > 0, picked / factor, picked * factor) - less
-    if biases:
-        rows, tokens, added = zip(*biases, strict=True)
-        at = (torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device))
-        logits[at] += torch.tensor(added, dtype=logits.dtype, device=logits.device)
+    rows, parts = zip(*asking, strict=True)
+    logits, device = logits.clone(), logits.device
+    tokens, biased = [row.tokens for row in parts], [row.biased for row in parts]
+    at = _each(rows, tokens).to(device), torch.cat(tokens).to(device)
+    factor = _each([float(row.settings.repetition_penalty) for row in parts], tokens).to(logits)
+    picked, less = logits[at], torch.cat([row.less for row in parts]).to(logits)
+    logits[at] = torch.where(picked > 0, picked / factor, picked * factor) - less
+    at = _each(rows, biased).to(device), torch.cat(biased).to(device)
+    logits[at] += torch.cat([row.biases for row in parts]).to(logits)
     return logits
+
+
+def _each(values: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    """Value i as often as part i has entries."""
+    return torch.tensor(values).repeat_interleave(torch.tensor([len(part) for part in parts]))
 
 
 def scores_of(logits: Tensor, settings: Sequence[Sampling], seeds: Sequence[int], positions: Tensor) -> Tensor:
