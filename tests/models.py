@@ -193,7 +193,8 @@ def guided_lm(
     """A tiny backbone with any guides whose every weight is random, and no end-of-sequence to stop at."""
     lm = tiny_lm(name, seed)
     lm.generation_config.eos_token_id = None
-    return _with_random_guides(AlignedModel.from_backbone(lm, guides, fusion=fusion), seed, spread)
+    alpha = dict.fromkeys(guides, 1 / len(guides)) if fusion == "probabilities" else None  # shares of a mixture
+    return _with_random_guides(AlignedModel.from_backbone(lm, guides, alpha=alpha, fusion=fusion), seed, spread)
 
 
 def _with_random_guides(model: AlignedModel, seed: int, spread: float):

@@ -85,6 +85,19 @@ def test_a_wrong_default_is_refused_when_guides_are_attached(alpha):
         AlignedModel.from_backbone(tiny_lm("llama"), {"helpful": RewardHeadConfig()}, alpha=alpha)
 
 
+def test_defaults_that_are_no_shares_together_are_refused_when_guides_are_built_and_attached():
+    two = {"helpful": LinearConfig(), "harmless": LinearConfig()}
+    with pytest.raises(DualHeadError, match=r"at most 1, not \[1\.0, 1\.0\]\. Lower them"):
+        AlignedModel.from_backbone(tiny_lm("llama"), two, fusion="probabilities")
+    one = {"helpful": LinearConfig()}
+    model = AlignedModel.from_backbone(tiny_lm("llama"), one, alpha={"helpful": 0.75}, fusion="probabilities")
+    with pytest.raises(DualHeadError, match=r"at most 1, not \[0\.75, 1\.0\]\. Lower them"):
+        model.attach("harmless", LinearConfig())
+    assert list(model.config.guides) == list(model.config.alpha) == ["helpful"]
+    model.attach("harmless", LinearConfig(), alpha=0.25)
+    assert model.config.alpha == {"helpful": 0.75, "harmless": 0.25}
+
+
 def test_options_of_loading_are_refused_beside_a_loaded_backbone():
     with pytest.raises((DualHeadError, TypeError), match="dtype"):
         AlignedModel.from_backbone(tiny_lm("llama"), {"helpful": RewardHeadConfig()}, dtype=torch.bfloat16)

@@ -24,6 +24,7 @@ from dual_head.errors import DualHeadError
 from dual_head.serve import host
 from dual_head.serve.openai import middleware
 from dual_head.serve.server import listen
+from dual_head.serve.server import serve as run_server
 from dual_head.serve.settings import EngineSettings, ServerSettings
 
 
@@ -281,6 +282,15 @@ def test_a_server_is_ready_when_it_has_generated(serve):
         assert server.chat().status_code == 503
         until(lambda: server.http.get("/health").json() == {"status": "ready"})
         assert server.chat().status_code == 200
+
+
+def test_a_model_that_cannot_generate_at_its_own_strengths_ends_the_start_with_the_reason(tokenizer):
+    model = tiny_model("hidden", "linear", fusion="probabilities")
+    model.config.alpha = {"hidden": 1.0, "linear": 1.0}  # as a folder may say
+    settings, said = ServerSettings(port=0), []
+    with listen(settings) as listener, pytest.raises(DualHeadError, match="sum is at most 1"):
+        run_server(model, tokenizer, "toy", settings, EngineSettings(num_blocks=8), listener, said.append)
+    assert said == []
 
 
 # ---- the log ---------------------------------------------------------------------------------------------

@@ -125,7 +125,9 @@ def fill(module: torch.nn.Module, spread: float) -> None:
 
 def build(case: Case) -> AlignedModel:
     """The model of a case."""
-    model = AlignedModel.from_backbone(backbone(case.moved_from or case.config), case.guides, fusion=case.fusion)
+    alpha = dict.fromkeys(case.guides, 1 / len(case.guides)) if case.fusion == "probabilities" else None  # shares
+    lm = backbone(case.moved_from or case.config)
+    model = AlignedModel.from_backbone(lm, case.guides, alpha=alpha, fusion=case.fusion)
     fill(model.guides, 0.25)
     if case.moved_from is not None:
         words = tokenizers.models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")

@@ -101,7 +101,8 @@ class AlignedModel(GenerationSteps, PreTrainedModel, GenerationMixin):
         guides: {name: config}; alpha: default strengths, else 1; fusion: "logits" or "probabilities"; tokenizer:
         recorded, so that a wrong one is refused later; other_precision: `attach` takes guides of the same backbone in
         another precision; load: options of `load_backbone` (dtype, device_map, attn_implementation,
-        quantization_config, trust_remote_code, revision). Errors: unknown fusion or options.
+        quantization_config, trust_remote_code, revision). Errors: unknown fusion or options; strengths
+        that the fusion does not take.
         """
         options: Any = {"alpha": alpha, "fusion": fusion, "tokenizer": tokenizer, "other_precision": other_precision}
         return build.fresh_model(cls, backbone, guides, load=load, **options)
@@ -203,18 +204,18 @@ class AlignedModel(GenerationSteps, PreTrainedModel, GenerationMixin):
 
         source_name: which of the checkpoint's guides, where it holds several; alpha: default strength, that of
         the checkpoint (or 1) where None. Errors: a name that is taken; another backbone, tokenizer or
-        fusion than the guide was trained with.
+        fusion than the guide was trained with; a strength that does not go with the others'.
         """
         require_guide_name(name)
         if name in self.guides:
             raise DualHeadError(f"There is a guide '{name}' already. Detach it first, or choose another name.")
         options: Any = {"tokenizer": self.own_tokenizer, "other_precision": self._other_precision}
         part = pretrained.guide_to_attach(self.config, self.backbone, guide, source_name, **options)
-        alphas = {name: part.alpha if alpha is None else alpha}
+        alphas = {**(self.config.alpha or {}), name: part.alpha if alpha is None else alpha}
         require_default(alphas, names=alphas, fusion=self.config.fusion)
         self.guides.add(name, part.entry, part.tensors, "" if isinstance(guide, GuideConfig) else str(guide))
         self.config.guides = self.guides.entries
-        self.config.alpha = {**(self.config.alpha or {}), name: float(alphas[name])}
+        self.config.alpha = {**alphas, name: float(alphas[name])}
 
     def detach(self, name: str) -> None:
         """Remove a guide. Errors: an unknown name."""

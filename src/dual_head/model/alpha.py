@@ -104,7 +104,7 @@ def resolve_alpha(
             if min(row) < 0 or sum(row) > 1 + ROUNDING:
                 raise DualHeadError(
                     "Fusing probabilities needs alphas of at least 0 whose sum is at most 1, "
-                    f"not {list(row)}. Use fusion='logits' for stronger or negative guidance."
+                    f"not {list(row)}. Lower them. Use fusion='logits' for stronger or negative guidance."
                 )
     names = tuple(name for name, row in values.items() if any(row))
     columns = torch.tensor([values[name] for name in names], dtype=torch.float32)

@@ -45,7 +45,7 @@ def fresh_model(
     for name in guides:
         require_guide_name(name)
     alphas = {**dict.fromkeys(guides, 1.0), **(alpha or {})}
-    require_default(alphas, names=guides)
+    require_default(alphas, names=guides, fusion=fusion)
     decoder = Backbone(pretrained.load_lm(backbone, **load))
     reader = partial(_tokenizer_of, decoder, tokenizer)
     config = AlignedConfig(

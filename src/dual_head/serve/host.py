@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, Protocol
 
 from dual_head.backbone.checkpoint import CONFIG_NAME, SAFE_WEIGHTS_NAME, find_file
+from dual_head.errors import DualHeadError
 from dual_head.model.aligned import AlignedModel
 from dual_head.serve.openai.errors import Refused
 from dual_head.serve.types import EngineStats, EngineStopped, GenerationRequest, Piece, Sampling
@@ -38,7 +39,8 @@ class RunningEngine(Protocol):
 class EngineHost:
     """One engine over one model, made by `build`, for at most `max_queue` choices at a time, running and waiting.
 
-    patience: seconds that requests have to end before guides change.
+    patience: seconds that requests have to end before guides change; refusal: why the model cannot generate at its
+    own strengths, which ends the start.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class EngineHost:
     ):
         self.model, self.max_queue, self.patience = model, max_queue, patience
         self.admitted = self.restarts = 0
+        self.refusal: DualHeadError | None = None
         self._state: State = "starting"
         self._build = build
         self._running = 0
@@ -135,7 +138,10 @@ class EngineHost:
         try:
             await self._warm_up()
             self._state = "ready"
-        except Exception as error:  # the worker died of its first tokens
+        except Exception as error:
+            if isinstance(error, DualHeadError) and not isinstance(error, EngineStopped):  # no other worker helps
+                self._state, self.refusal = "stopped", error
+                return
             logger.warning("The engine generated no first tokens (%s).", error)
             await self._restart()
         ready()

@@ -57,7 +57,7 @@ def serve(
     """Answer requests at a socket until a signal comes; what runs then has `settings.drain` seconds to end.
 
     name: of the model in requests; sizes: of the engine; say: how the lines of the start are shown. Errors: a model
-    that cannot be served, presets that cannot be.
+    that cannot be served or cannot generate at its own strengths, presets that cannot be.
     """
     from dual_head.serve.engine import Engine
 
@@ -70,6 +70,8 @@ def serve(
     finally:
         if api.host.engine.alive:  # the server ended before it began
             api.host.engine.stop(0.0)
+    if api.host.refusal is not None:
+        raise api.host.refusal
 
 
 def open_api(
@@ -92,10 +94,17 @@ def open_api(
 
 
 def web_server(api: "Api", ready: Callable[[], None] = lambda: None) -> "uvicorn.Server":
-    """The HTTP server around the routes; ready: called when the engine has generated its first tokens."""
+    """The HTTP server around the routes, which ends by itself where the model cannot generate.
+
+    ready: called when the engine has generated its first tokens.
+    """
     import uvicorn
 
     from dual_head.serve.openai.app import build_app
+
+    class Server(uvicorn.Server):
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or api.host.refusal is not None
 
     config = uvicorn.Config(
         build_app(api, ready),
@@ -107,7 +116,7 @@ def web_server(api: "Api", ready: Callable[[], None] = lambda: None) -> "uvicorn
         timeout_graceful_shutdown=math.ceil(api.settings.drain),
         backlog=WAITING,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def _announce(api: "Api", listener: socket.socket, say: Callable[[str], None]) -> None:
