@@ -13,7 +13,7 @@ from dataclasses import fields
 import pytest
 import torch
 from engines import GUIDES, small_engine, tiny_model
-from models import tiny_lm
+from models import guided_lm, tiny_lm
 from openai import APIError, InternalServerError
 from servers import ScriptedEngine, running_server, until
 
@@ -23,7 +23,7 @@ from dual_head.cli.serve import ServeOptions
 from dual_head.errors import DualHeadError
 from dual_head.serve import host
 from dual_head.serve.openai import middleware
-from dual_head.serve.server import listen
+from dual_head.serve.server import listen, open_api
 from dual_head.serve.server import serve as run_server
 from dual_head.serve.settings import EngineSettings, ServerSettings
 
@@ -291,6 +291,13 @@ def test_a_model_that_cannot_generate_at_its_own_strengths_ends_the_start_with_t
     with listen(settings) as listener, pytest.raises(DualHeadError, match="sum is at most 1"):
         run_server(model, tokenizer, "toy", settings, EngineSettings(num_blocks=8), listener, said.append)
     assert said == []
+
+
+def test_a_guide_that_has_the_name_of_the_backbone_ends_the_start(tokenizer):
+    engine = ScriptedEngine()
+    with pytest.raises(DualHeadError, match="A guide is named 'base'"):
+        open_api(guided_lm({"base": GUIDES["hidden"]}), lambda _: engine, tokenizer, "toy", ServerSettings())
+    assert not engine.alive
 
 
 # ---- the log ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 from dual_head.config import AlignedConfig
 from dual_head.errors import DualHeadError
 from dual_head.model.alpha import LinearDecay
-from dual_head.serve.openai.models import read_presets, served_models
+from dual_head.serve.openai.models import read_presets, require_names, served_models
 
 
 @pytest.fixture
@@ -51,3 +51,10 @@ def test_a_preset_of_a_guide_that_is_detached_is_left_out(config):
     config.guides, config.alpha = {"kind": {"kind": "hidden"}}, {"kind": 1.0}
     models = served_models("m", config, {"fading": {"safe": 1.0}, "strong": {"kind": 2.0}})
     assert list(models) == ["m", "m:base", "m:kind", "m:strong"]
+
+
+def test_a_guide_with_the_name_of_the_backbone_is_refused_with_the_remedy(config):
+    require_names(config)
+    config.guides["base"] = {"kind": "hidden"}
+    with pytest.raises(DualHeadError, match=r"named 'base'.*dual-head compose NAME=FOLDER:base"):
+        require_names(config)

@@ -24,7 +24,7 @@ from dual_head.serve.openai.bodies import ChatBody, CompletionBody, GuideBody, S
 from dual_head.serve.openai.errors import Refused, json_response, refuse
 from dual_head.serve.openai.metrics import Metrics
 from dual_head.serve.openai.middleware import Keys, LocalNames, WholeBody
-from dual_head.serve.openai.models import model_card, read_presets, served_models
+from dual_head.serve.openai.models import BASE, model_card, read_presets, require_names, served_models
 from dual_head.serve.openai.protocol import Limits
 from dual_head.serve.openai.records import CLIENT_LEFT, RequestLog, RequestRecord, RequestRecords
 from dual_head.serve.openai.replies import ChatForm, CompletionForm, Form, TokenTexts, ToolParser, usage
@@ -41,6 +41,7 @@ class Api:
 
     def __init__(self, host: EngineHost, tokenizer: PreTrainedTokenizerBase, name: str, settings: ServerSettings):
         self.host, self.tokenizer, self.name, self.settings = host, tokenizer, name, settings
+        require_names(host.model.config)
         self.created = int(time.time())
         self.presets = read_presets(settings.presets, host.model.config) if settings.presets else {}
         self.texts = TokenTexts(tokenizer)
@@ -232,7 +233,7 @@ def _add_models(app: FastAPI, api: Api) -> None:
 
     @app.post("/v1/guides")
     async def attach(body: GuideBody) -> Response:
-        if body.name in ("base", *api.presets):
+        if body.name in (BASE, *api.presets):
             raise Refused(f"'{body.name}' is the name of a model. Choose another name.", "name")
         try:
             require_guide_name(body.name)

@@ -35,6 +35,15 @@ def served_models(name: str, config: AlignedConfig, presets: Mapping[str, Any]) 
     return models
 
 
+def require_names(config: AlignedConfig) -> None:
+    """Refuse a guide that has the backbone's name."""
+    if BASE in (config.guides or {}):
+        raise DualHeadError(
+            f"A guide is named '{BASE}', by which requests mean the backbone (MODEL:{BASE}). Give it another name: "
+            f"dual-head compose NAME=FOLDER:{BASE} --output_dir NEW_FOLDER."
+        )
+
+
 def read_presets(file: str | Path, config: AlignedConfig) -> dict[str, Any]:
     """Read {preset: alpha} from a YAML file. Errors: no such file, a name that is taken, a strength that cannot be."""
     presets = read_yaml(file, _PRESETS)
