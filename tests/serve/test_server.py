@@ -57,7 +57,8 @@ def test_only_who_has_the_key_is_answered_and_health_and_page_are_open(serve, ca
         for key in (None, "wrong", "secret-ke", "admin-key"):
             response = server.chat(key=key)
             assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
-            assert response.json()["error"]["type"] == "authentication_error"
+            error = response.json()["error"]
+            assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         assert server.chat(key="secret-key").status_code == 200
         for path in ("/metrics", "/v1/models", "/openapi.json"):
             assert server.http.get(path).status_code == 401

@@ -535,9 +535,22 @@ def test_openais_client_raises_its_own_errors(client):
     assert caught.value.param == "alpha"
     with pytest.raises(NotFoundError) as caught:
         complete(client, PROMPTS[0], None, model="gpt")
-    assert caught.value.param == "model"
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
     with pytest.raises(BadRequestError):
         complete(client, PROMPTS[0], {"nobody": 1}, stream=True)
+
+
+def test_what_is_longer_than_the_context_has_openais_code(client):
+    long = "x" * 200
+    for ask in (
+        lambda: complete(client, long, None),
+        lambda: complete(client, "a", None, 9999),
+        lambda: client.completions.create(model="toy", prompt=long),
+        lambda: score(client, replies=[long]),
+    ):
+        with pytest.raises(BadRequestError) as caught:
+            ask()
+        assert caught.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,11 @@ _UNSUPPORTED = ("extra_forbidden", "none_required")
 
 
 class Refused(Exception):
-    """A request that is not answered; retry_after: seconds until another try may help; headers: of the answer."""
+    """A request that is not answered.
+
+    code: OpenAI's word for the reason, where it has one; retry_after: seconds until another try may help; headers: of
+    the answer.
+    """
 
     def __init__(
         self,
@@ -34,11 +38,12 @@ class Refused(Exception):
         param: str | None = None,
         *,
         status: int = 400,
+        code: str | None = None,
         retry_after: int | None = None,
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
-        self.param, self.status, self.headers = param, status, dict(headers or {})
+        self.param, self.status, self.code, self.headers = param, status, code, dict(headers or {})
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
         if status == 401:
@@ -47,7 +52,7 @@ class Refused(Exception):
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
         kind = KINDS.get(self.status, "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
         """The whole answer."""

@@ -69,7 +69,8 @@ class Keys:
         # Whatever is sent, the comparison takes as long.
         if key is not None and not hmac.compare_digest(bearer, f"Bearer {key}".encode()):
             words = "the key of --admin_key" if admin else "the server's key"
-            raise Refused(f"The API key is missing or wrong. Send {words} as a bearer token.", status=401)
+            told = f"The API key is missing or wrong. Send {words} as a bearer token."
+            raise Refused(told, status=401, code="invalid_api_key")
 
 
 class WholeBody:

@@ -30,6 +30,7 @@ from dual_head.serve.types import GenerationRequest, Grammar, Sampling
 
 COMPLETION_TOKENS = 16  # what OpenAI's completions have where nothing says how many
 SEEDS = 2**63
+TOO_LONG = "context_length_exceeded"  # OpenAI's code
 HOLDERS, DEEPEST = (dict, list), 64  # of values in values
 
 
@@ -152,7 +153,8 @@ def require_model(model: str | None, models: Mapping[str, Any]) -> str:
     if model is None:
         return next(iter(models))
     if model not in models:
-        raise Refused(f"There is no model '{model}'.{did_you_mean(model, models)}", "model", status=404)
+        words = f"There is no model '{model}'.{did_you_mean(model, models)}"
+        raise Refused(words, "model", status=404, code="model_not_found")
     return model
 
 
@@ -210,6 +212,7 @@ def _max_tokens(body: ChatBody | CompletionBody, prompt: Sequence[int], limits: 
         raise Refused(
             f"The prompt has {len(prompt)} tokens and the context is {limits.context}. Shorten it.",
             "messages" if chat else "prompt",
+            code=TOO_LONG,
         )
     param, most = "max_tokens", body.max_tokens
     if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
@@ -222,6 +225,7 @@ def _max_tokens(body: ChatBody | CompletionBody, prompt: Sequence[int], limits: 
         raise Refused(
             f"{param} must be at most {room}: the context is {limits.context} and the prompt has {len(prompt)} tokens.",
             param,
+            code=TOO_LONG,
         )
     return most
 

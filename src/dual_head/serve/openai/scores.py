@@ -76,6 +76,7 @@ def score_rows_of(body: ScoreBody, tokenizer: PreTrainedTokenizerBase, limits: L
                 f"The prompt and this reply have {len(ids) + len(reply)} tokens and the context is {limits.context}. "
                 "Shorten them.",
                 f"replies[{i}]",
+                code=protocol.TOO_LONG,
             )
     return rows
 
