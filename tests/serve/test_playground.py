@@ -8,6 +8,8 @@ from browser import CHROMIUM, Browser, open_browser
 from engines import small_engine, tiny_model
 from servers import ScriptedEngine, running_server, until
 
+from dual_head import LinearDecay
+
 MARKUP = '<img src=x onerror="document.title=1"><b>bold</b>'
 
 pytestmark = [
@@ -101,3 +103,53 @@ def test_the_copied_command_asks_for_what_the_page_shows(browser, model, tokeniz
         assert reply["choices"][0]["message"]["content"] == browser.texts(".column .text")[-1]
         browser.click("#python")
         assert 'extra_body={"alpha": {"hidden":2}}' in browser.run("return window.copied")
+
+
+def choose_preset(browser: Browser, name: str) -> None:
+    """Choose it, as from the list."""
+    browser.run(f"const list = document.getElementById('preset'); list.value = {json.dumps(name)}; list.onchange()")
+
+
+def test_a_preset_that_decays_is_asked_for_until_its_slider_is_moved(browser, model, tokenizer, tmp_path):
+    (tmp_path / "presets.yaml").write_text("fading:\n  hidden: {start: 2.0, end: 0.5, tokens: 4}\n")
+    engine = roomy(ScriptedEngine(text=lambda request: ["so"]))
+    with running_server(model, tokenizer, lambda _: engine, presets=str(tmp_path / "presets.yaml")) as server:
+        browser.open(server.url)
+        choose_preset(browser, "toy:fading")
+        assert browser.text(".guide span") == "hidden, 2 to 0.5 in 4 tokens"
+        browser.type("#message", "go\ue007")
+        until(lambda: " tokens in " in browser.text("#state"))
+        shown = ["hidden 0", "hidden 1 to 0.25 in 4 tokens", "hidden 2 to 0.5 in 4 tokens"]
+        assert browser.texts(".column h2 span") == shown
+        asked = [request.alpha["hidden"] for request in engine.requests[1:]]
+        assert 0.0 in asked
+        assert LinearDecay(1.0, 0.25, 4) in asked
+        assert LinearDecay(2.0, 0.5, 4) in asked
+        browser.run("navigator.clipboard.writeText = async text => { window.copied = text }")
+        browser.click("#curl")
+        assert '"alpha":{"hidden":{"start":2,"end":0.5,"tokens":4}}' in browser.run("return window.copied")
+        strong(browser)
+        assert browser.text(".guide span") == "hidden"
+        browser.type("#message", "on\ue007")
+        until(lambda: len(engine.requests) == 7)
+        assert sorted(request.alpha["hidden"] for request in engine.requests[4:]) == [0.0, 1.0, 2.0]
+
+
+def test_a_turn_that_was_stopped_before_its_first_token_is_left_out_of_the_next_request(browser, model, tokenizer):
+    engine = roomy(ScriptedEngine())
+    with running_server(model, tokenizer, lambda _: engine) as server:
+        browser.open(server.url)
+        engine.pause = 60.0
+        browser.type("#message", "one\ue007")
+        until(lambda: engine.running == 3)
+        browser.click("#stop")
+        until(lambda: engine.cancelled == 3)
+        engine.pause = 0.0
+        for words in ("two", "three"):
+            asked = len(engine.requests)
+            until(lambda: not browser.run("return document.getElementById('send').disabled"))
+            browser.type("#message", f"{words}\ue007")
+            until(lambda count=asked: len(engine.requests) == count + 3)
+        said = browser.texts(".turn:nth-child(2) .text")[-1]
+    prompts = {tokenizer.decode(request.prompt_ids) for request in engine.requests[4:]}
+    assert prompts == {"u:two;a:", f"u:two;a:{said};u:three;a:"}

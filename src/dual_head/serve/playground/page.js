@@ -2,7 +2,7 @@
 "use strict";
 
 const at = id => document.getElementById(id);
-const strengths = {}; // of every guide, as the sliders have them
+const strengths = {}; // of every guide: a number, or {start, end, tokens} of a preset that decays
 const MOST_KL = 2; // nats, from where on a token has the full colour
 let model = null, models = [], turns = [], running = null;
 
@@ -49,13 +49,15 @@ function slider(name) {
   const settings = {min: -2, max: 4, step: 0.05, value: strengths[name]};
   const range = make("input", {type: "range", ...settings, ariaLabel: `strength of ${name}`});
   const number = make("input", {type: "number", step: 0.05, value: strengths[name], ariaLabel: `strength of ${name}`});
+  const label = make("span", {textContent: name});
   const set = value => {
     strengths[name] = value;
-    range.value = number.value = value;
+    range.value = number.value = value.start ?? value;
+    label.textContent = value.tokens ? `${name}, ${described(value)}` : name;
   };
   range.oninput = () => set(Number(range.value));
   number.onchange = () => set(Number(number.value));
-  const row = make("div", {className: "guide"}, make("span", {textContent: name}), range, number);
+  const row = make("div", {className: "guide"}, label, range, number);
   row.set = set;
   row.dataset.guide = name;
   return row;
@@ -63,11 +65,18 @@ function slider(name) {
 
 at("preset").onchange = () => {
   const preset = models.find(each => each.id === at("preset").value);
-  for (const row of at("guides").children) {
-    const value = preset.alpha[row.dataset.guide];
-    row.set(typeof value === "object" ? value.start : value);
-  }
+  for (const row of at("guides").children) row.set(preset.alpha[row.dataset.guide]);
 };
+
+function times(factor, value) {
+  if (!factor) return 0;
+  if (value.tokens) return {...value, start: times(factor, value.start), end: times(factor, value.end)};
+  return Number((factor * value).toFixed(4));
+}
+
+function described(value) {
+  return value.tokens ? `${value.start} to ${value.end} in ${value.tokens} tokens` : value;
+}
 
 // ---- requests
 
@@ -76,12 +85,14 @@ function request(factor, turn) {
   if (at("system").value.trim()) messages.push({role: "system", content: at("system").value});
   for (const before of turns) {
     if (before === turn) break;
-    messages.push({role: "user", content: before.asked}, {role: "assistant", content: before.columns[before.chosen].reply});
+    const {reply} = before.columns[before.chosen];
+    if (!reply) continue; // an error, or stopped before the first token
+    messages.push({role: "user", content: before.asked}, {role: "assistant", content: reply});
   }
   messages.push({role: "user", content: turn.asked});
   const body = {model: model.id, messages, max_tokens: Number(at("tokens").value), temperature: Number(at("temperature").value)};
   if (Object.keys(strengths).length) {
-    body.alpha = Object.fromEntries(Object.entries(strengths).map(([name, value]) => [name, Number((factor * value).toFixed(4))]));
+    body.alpha = Object.fromEntries(Object.entries(strengths).map(([name, value]) => [name, times(factor, value)]));
   }
   if (body.temperature > 0) body.seed = Number(at("seed").value);
   return body;
@@ -138,7 +149,7 @@ async function send() {
 
 function column(turn, factor, i) {
   const body = request(factor, turn);
-  const shown = Object.entries(body.alpha ?? {}).map(([name, value]) => `${name} ${value}`).join(", ") || "no guide";
+  const shown = Object.entries(body.alpha ?? {}).map(([name, value]) => `${name} ${described(value)}`).join(", ") || "no guide";
   const pick = make("button", {type: "button", textContent: "go on from here", onclick: () => choose(turn, i)});
   const text = make("div", {className: "text"});
   const element = make("article", {className: "column"}, make("h2", {}, make("span", {textContent: shown}), pick), text);
