@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import socket
 import subprocess
@@ -173,6 +174,15 @@ def server_process(guides: Path | str, log: Path, *options: object, port: int = 
     finally:
         process.kill()
         process.communicate()
+
+
+def request_bytes(path: str, **body: object) -> bytes:
+    """A request as it goes over the line."""
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    )
+    return f"{head}\r\n\r\n".encode() + content
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:

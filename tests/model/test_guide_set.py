@@ -40,6 +40,21 @@ def test_it_is_a_dict_of_guides_and_of_nothing_else():
     assert all(p.requires_grad for p in guides.parameters())  # none of the backbone's
 
 
+def test_guides_are_put_back_in_their_order_with_their_weights_and_what_fits_them():
+    guides = moved(LinearConfig())
+    guides.add("h", entry_of(HiddenConfig(), guides.backbone.shape))
+    before, entries, restore = guides.stored(), guides.entries, guides.keep()
+    guides.remove("g")
+    guides.add("other", entry_of(LinearConfig(), guides.backbone.shape))
+    restore()
+    assert guides.entries == entries
+    assert list(guides) == ["g", "h"]
+    assert guides.transfer("g") is not None
+    assert {name: x.data_ptr() for name, x in guides.stored().items()} == {
+        name: x.data_ptr() for name, x in before.items()
+    }
+
+
 def test_layers_of_the_cache_follow_the_backbones_in_the_order_of_the_entries():
     guides = guide_set(**PLAIN)
     slots = guides.cache_slots(DynamicCache(), list(PLAIN))

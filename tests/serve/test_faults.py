@@ -14,21 +14,12 @@ import psutil
 import pytest
 from engines import alphas, generated, prompts, small_engine, tiny_model
 from files import write_guides
-from servers import ScriptedEngine, running_server, server_process, until
+from servers import ScriptedEngine, request_bytes, running_server, server_process, until
 
 from dual_head import HiddenConfig
 from dual_head.serve.openai import streams
 
 CLIENTS = 1000
-
-
-def request_bytes(path: str, **body: object) -> bytes:
-    """A request as it goes over the line."""
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    )
-    return f"{head}\r\n\r\n".encode() + content
 
 
 # ---- a crowd that leaves -----------------------------------------------------------------------------------

@@ -10,19 +10,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
+import httpx2
 import pytest
 import torch
 from engines import GUIDES, small_engine, tiny_model
 from models import guided_lm, tiny_lm
 from openai import APIError, InternalServerError
-from servers import ScriptedEngine, running_server, until
+from servers import ScriptedEngine, request_bytes, running_server, until
 
 from dual_head import AlignedModel
 from dual_head.backbone.checkpoint import find_file
 from dual_head.cli.serve import ServeOptions
 from dual_head.errors import DualHeadError
 from dual_head.serve import host
-from dual_head.serve.openai import middleware
+from dual_head.serve.openai import middleware, scores
 from dual_head.serve.server import listen, open_api
 from dual_head.serve.server import serve as run_server
 from dual_head.serve.settings import EngineSettings, ServerSettings
@@ -190,10 +191,9 @@ def test_the_page_has_no_file_but_its_parts(serve):
 
 def left_early(server, engine, *, read: bool, **fields) -> None:
     """Ask, and close the connection while the reply is made; read: only when some of it has come."""
-    body = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 50, **fields}).encode()
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 50, **fields}
     with socket.create_connection(("127.0.0.1", server.http.base_url.port)) as connection:
-        head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
+        connection.sendall(request_bytes("/v1/chat/completions", **body))
         until(lambda: engine.running)
         if read:
             assert connection.recv(10)
@@ -360,6 +360,12 @@ def post_guide(server, **body):
     return server.post("/v1/guides", body, key="admin-key")
 
 
+def delete_guide(server, name: str):
+    """On a connection of its own, which the server closes where it fails."""
+    headers = {"Authorization": "Bearer admin-key"}
+    return httpx2.delete(f"{server.url}/v1/guides/{name}", headers=headers, timeout=30)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder of one guide for the tiny backbone, and one of another backbone."""
@@ -398,8 +404,7 @@ def test_guides_come_and_go_under_load_and_no_request_is_lost(trained, tokenizer
                 reply = server.chat("abc", alpha={"safe": 3.0}, max_tokens=2).json()
                 assert reply["alpha"] == {"hidden": 0.0, "safe": 3.0}
                 wait_for_answers()
-                deleted = server.http.delete("/v1/guides/safe", headers={"Authorization": "Bearer admin-key"})
-                assert deleted.status_code == 200
+                assert delete_guide(server, "safe").status_code == 200
                 assert server.chat("abc", alpha={"safe": 1}).status_code == 400
             stop.set()
             for load in loads:
@@ -443,8 +448,7 @@ def test_a_guide_that_does_not_fit_is_refused_and_nothing_changes(serve, model, 
         assert list(model.config.guides) == ["hidden"]
         assert server.chat().status_code == 200
         assert engine.alive
-        missing = server.http.delete("/v1/guides/nobody", headers={"Authorization": "Bearer admin-key"})
-        assert missing.status_code == 404
+        assert delete_guide(server, "nobody").status_code == 404
 
 
 def test_a_guide_that_the_engine_does_not_take_is_taken_out_again(model, tokenizer, trained):
@@ -459,6 +463,63 @@ def test_a_guide_that_the_engine_does_not_take_is_taken_out_again(model, tokeniz
         assert "Rows cannot hold" in answer.json()["error"]["message"]
         assert list(model.config.guides) == ["hidden"]
         assert server.chat().status_code == 200
+
+
+def test_of_two_that_remove_a_guide_one_is_told_that_there_is_none(tokenizer):
+    model, engine = tiny_model("hidden", "linear"), ScriptedEngine()
+    with running_server(model, tokenizer, lambda _: engine, admin_key="admin-key") as server:
+        engine.pause = 0.1
+        with ThreadPoolExecutor(3) as pool:
+            running = pool.submit(server.chat, max_tokens=10)
+            wait_for_requests(engine)
+            removed = [pool.submit(delete_guide, server, "linear") for _ in range(2)]  # both wait for what runs
+            assert running.result().status_code == 200
+            answers = sorted((future.result() for future in removed), key=lambda answer: answer.status_code)
+        assert [answer.status_code for answer in answers] == [200, 404]
+        assert answers[1].json()["error"]["message"] == "There is no guide 'linear'."
+
+
+def test_a_guide_without_which_no_engine_starts_is_put_back(tokenizer):
+    model = tiny_model("hidden", "linear")
+    guide = model.guide("hidden")
+
+    def build(model):
+        if "hidden" not in model.config.guides:
+            raise RuntimeError("no device")
+        return ScriptedEngine()
+
+    with running_server(model, tokenizer, build, admin_key="admin-key") as server:
+        assert delete_guide(server, "hidden").status_code == 500
+        assert list(model.config.guides) == list(model.config.alpha) == ["hidden", "linear"]
+        assert model.guide("hidden") is guide
+        assert server.chat(alpha={"hidden": 0.5}).status_code == 200
+
+
+def test_a_guide_stays_while_it_scores_for_a_client_that_left(tokenizer, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    score_rows = scores.score_rows
+
+    def slow(*arguments, **options):
+        begun.set()
+        assert go_on.wait(20)
+        return score_rows(*arguments, **options)
+
+    monkeypatch.setattr(scores, "score_rows", slow)
+    model = tiny_model("hidden", "linear")
+    with running_server(model, tokenizer, lambda _: ScriptedEngine(), admin_key="admin-key") as server:
+        try:
+            with socket.create_connection(("127.0.0.1", server.http.base_url.port)) as connection:
+                connection.sendall(request_bytes("/v1/score", prompt="a", replies=[" b"]))
+                assert begun.wait(20)
+            with ThreadPoolExecutor(1) as pool:
+                removed = pool.submit(delete_guide, server, "linear")
+                time.sleep(0.5)  # in which the server learns that the client has left
+                still, answered = list(model.config.guides), removed.done()
+                go_on.set()
+                assert removed.result().status_code == 200
+        finally:
+            go_on.set()
+    assert (still, answered) == (["hidden", "linear"], False)
 
 
 def test_requests_are_answered_while_a_guide_is_fetched(serve, trained, monkeypatch):
@@ -478,15 +539,16 @@ def test_requests_are_answered_while_a_guide_is_fetched(serve, trained, monkeypa
         finally:
             fetched.set()
         assert attached.result().status_code == 200
-        server.http.delete("/v1/guides/safe", headers={"Authorization": "Bearer admin-key"})
+        delete_guide(server, "safe")
 
 
 def test_guides_that_cannot_change_in_time_stay(serve, model, trained):
-    with serve(ScriptedEngine(pause=0.3), admin_key="admin-key", request_timeout=3.0) as server:
+    engine = ScriptedEngine(pause=0.3)
+    with serve(engine, admin_key="admin-key", request_timeout=3.0) as server:
         server.api.host.patience = 0.2
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(server.chat, max_tokens=5)
-            until(lambda: server.api.host.admitted)
+            wait_for_requests(engine)
             answer = post_guide(server, name="safe", source=str(trained / "linear"))
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
             assert running.result().status_code == 200

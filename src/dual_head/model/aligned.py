@@ -11,7 +11,7 @@ nothing from us. It knows guides only through `Guide`, and nothing of training.
 
 import copy
 import importlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -222,6 +222,16 @@ class AlignedModel(GenerationSteps, PreTrainedModel, GenerationMixin):
         self.guides.remove(name)
         self.config.guides = self.guides.entries
         self.config.alpha = {other: value for other, value in (self.config.alpha or {}).items() if other != name}
+
+    def keep_guides(self) -> Callable[[], None]:
+        """What puts back the guides of now, in their order and at their default strengths, when it is called."""
+        restore, alpha = self.guides.keep(), self.config.alpha
+
+        def put_back() -> None:
+            restore()
+            self.config.guides, self.config.alpha = self.guides.entries, alpha
+
+        return put_back
 
     def switch_backbone(
         self,

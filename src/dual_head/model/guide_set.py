@@ -5,7 +5,7 @@
 It knows how many layers each guide needs and which of the backbone's it reads, and nothing of what guides add.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -126,6 +126,18 @@ class GuideSet(nn.ModuleDict):
         self.entries = {other: entry for other, entry in self.entries.items() if other != name}
         if name in self.transfers:
             del self.transfers[name]
+
+    def keep(self) -> Callable[[], None]:
+        """What puts back the guides of now, in their order, when it is called."""
+        entries, kept = self.entries, [(part, dict(part._modules)) for part in (self, self.transfers)]
+
+        def restore() -> None:
+            self.entries = entries
+            for part, modules in kept:
+                part._modules.clear()
+                part._modules.update(modules)
+
+        return restore
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds: of each guide, and of what fits it to this backbone."""

@@ -178,17 +178,23 @@ class EngineHost:
         """Add a guide when what runs has ended. Errors: see `AlignedModel.attach`; guides that are not served."""
         for file in (CONFIG_NAME, SAFE_WEIGHTS_NAME):  # a download holds nobody up
             await asyncio.to_thread(find_file, source, file)
-
-        def edit() -> None:
-            self.model.attach(name, source, source_name=source_name, alpha=alpha)
-
-        await self._change_guides(edit, lambda: self.model.detach(name))
+        await self._change_guides(lambda: self.model.attach(name, source, source_name=source_name, alpha=alpha))
 
     async def detach(self, name: str) -> None:
-        """Remove a guide when what runs has ended. Errors: an unknown name."""
-        await self._change_guides(lambda: self.model.detach(name), lambda: None)
+        """Remove a guide when what runs has ended. Errors: an unknown name (404)."""
 
-    async def _change_guides(self, edit: Callable[[], None], undo: Callable[[], None]) -> None:
+        def edit() -> None:
+            self._require_guide(name)  # which another request may have removed while this one waited
+            self.model.detach(name)
+
+        self._require_guide(name)
+        await self._change_guides(edit)
+
+    def _require_guide(self, name: str) -> None:
+        if name not in (self.model.config.guides or {}):
+            raise Refused(f"There is no guide '{name}'.", "name", status=404)
+
+    async def _change_guides(self, edit: Callable[[], None]) -> None:
         """Hold back new requests, wait for those that run, change the model, and go on with a new engine.
 
         A change that is refused leaves the engine, or one with the guides of before.
@@ -198,7 +204,7 @@ class EngineHost:
             self._open.clear()
             try:
                 await asyncio.wait_for(self._idle.wait(), self.patience)
-                await asyncio.to_thread(self._apply, edit, undo)
+                await asyncio.to_thread(self._apply, edit)
             except TimeoutError as error:
                 raise Refused(
                     f"Requests had not ended after {self.patience:g} s. Try again later.", status=503, retry_after=5
@@ -206,11 +212,12 @@ class EngineHost:
             finally:
                 self._open.set()
 
-    def _apply(self, edit: Callable[[], None], undo: Callable[[], None]) -> None:
+    def _apply(self, edit: Callable[[], None]) -> None:
+        restore = self.model.keep_guides()
         edit()
         try:
             self._replace()
         except Exception:
-            undo()
+            restore()
             self._replace()
             raise

@@ -247,8 +247,6 @@ def _add_models(app: FastAPI, api: Api) -> None:
 
     @app.delete("/v1/guides/{name}")
     async def detach(name: str) -> Response:
-        if name not in (api.host.model.config.guides or {}):
-            raise Refused(f"There is no guide '{name}'.", "name", status=404)
         await api.host.detach(name)
         return json_response({"object": "list", "data": api.cards()})
 

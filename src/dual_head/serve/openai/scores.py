@@ -52,8 +52,14 @@ class Scorer:
         return scores
 
     async def _scored(self, rows: Sequence[Row], alpha: Mapping[str, Strength]) -> list[ReplyScore]:
-        loop, model = asyncio.get_running_loop(), self.host.model
-        return await loop.run_in_executor(self._passes, lambda: score_rows(model, rows, alpha=dict(alpha)))
+        work = self._passes.submit(score_rows, self.host.model, rows, alpha=dict(alpha))
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            if not work.cancel():
+                # A pass that has begun reads the guides to its end.
+                await asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
+            raise
 
 
 def score_rows_of(body: ScoreBody, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Row]:
