@@ -61,6 +61,11 @@ class System(ABC):
         return {}
 
     @property
+    def parts(self) -> list[str]:
+        """The models that it is made of, none of which judges it: folders, names on the hub, addresses."""
+        return [self.path]
+
+    @property
     @abstractmethod
     def identity(self) -> str:
         """64 hexadecimal digits of all that replies depend on, beside question and decoding."""

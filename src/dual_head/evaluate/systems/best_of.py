@@ -3,11 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from dual_head.backbone.fingerprint import digest
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.rewards import Reward, load_reward, require_reward, reward_identity, score_all
 from dual_head.evaluate.systems.base import LoadOptions, System
+from dual_head.evaluate.systems.identity import parts_of
 from dual_head.evaluate.systems.model import next_turn
 from dual_head.evaluate.systems.specs import BEST_OF, SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
@@ -48,6 +50,12 @@ class BestOf(System):
     def context(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As of the system that is sampled."""
         return self.sampled.context
+
+    @property
+    def parts(self) -> list[str]:
+        """Those of the system that is sampled, and those of a reward model."""
+        reward = parts_of(self.reward) if Path(self.reward).is_dir() else []  # a function is no model
+        return [*self.sampled.parts, *reward]
 
     @property
     def identity(self) -> str:

@@ -4,7 +4,8 @@ Two folders with the same files are the same model, wherever they are.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ from dual_head.files.places import file_digest
 from dual_head.files.reading import read_json
 from dual_head.guides.second_model import ADAPTER_CONFIG, adapter_config
 
-__all__ = ["file_sha256", "files_digest", "made_of", "settings_of", "sources_digest", "tokenizer_identity"]
+__all__ = ["file_sha256", "files_digest", "made_of", "parts_of", "settings_of", "sources_digest", "tokenizer_identity"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")  # a plain model may be of the time before safetensors
 _SETTINGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG)
@@ -68,7 +69,6 @@ def made_of(path: str) -> dict[str, Any]:
 def _guides_made_of(folder: Path) -> dict[str, Any]:
     config = read_values(str(folder))
     guides, backbone = config.get("guides") or {}, str(config.get("backbone_name_or_path") or "")
-    parts = {str(value) for entry in guides.values() for value in entry["config"].values() if isinstance(value, str)}
     stops = Path(backbone) / GENERATION_CONFIG_NAME
     return {
         "weights": {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))},
@@ -76,8 +76,29 @@ def _guides_made_of(folder: Path) -> dict[str, Any]:
         "fusion": config.get("fusion"),
         "backbone": config.get("backbone_fingerprint") or made_of(backbone),
         "stops": file_sha256(stops) if backbone and stops.is_file() else None,
-        "models": {name: made_of(name) for name in sorted(parts) if Path(name).is_dir()},
+        "models": {name: made_of(name) for name in _models_of(guides)},
     }
+
+
+def _models_of(guides: Mapping[str, Any]) -> list[str]:
+    """Folders of the models that guides read, among their options."""
+    values = {value for entry in guides.values() for value in entry["config"].values() if isinstance(value, str)}
+    return sorted(value for value in values if Path(value).is_dir())
+
+
+def parts_of(path: str) -> list[str]:
+    """The model at a path, and all that it leans on: the backbone, the base, the models that guides read."""
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return [path]
+    names: list[Any] = []
+    with suppress(DualHeadError):  # what has no config leans on nothing
+        if adapter := adapter_config(str(place)):
+            names = [adapter["base_model_name_or_path"]]
+        elif settings_of(path).get("model_type") == AlignedConfig.model_type:
+            config = read_values(str(place))
+            names = [config.get("backbone_name_or_path"), *_models_of(config.get("guides") or {})]
+    return [path, *(part for name in names if name for part in parts_of(name))]
 
 
 def _commit(name: str) -> str | None:

@@ -25,7 +25,7 @@ from dual_head.errors import DualHeadError
 from dual_head.evaluate.decode import pad_token, reply_text
 from dual_head.evaluate.exchange import content_of
 from dual_head.evaluate.systems.base import LoadOptions, System
-from dual_head.evaluate.systems.identity import made_of, tokenizer_identity
+from dual_head.evaluate.systems.identity import made_of, parts_of, tokenizer_identity
 from dual_head.evaluate.systems.specs import SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
 from dual_head.model.generate import Prompt, encode_prompts, end_tokens
@@ -80,6 +80,11 @@ class ModelSystem(System):
         return {}
 
     # ---- what it is, from its files ----------------------------------------------------------------------
+
+    @property
+    def parts(self) -> list[str]:
+        """What its files name, and the base that it is loaded on."""
+        return [*parts_of(self.place), *parts_of(self.base_path)]
 
     @property
     def load_options(self) -> dict[str, Any]:
