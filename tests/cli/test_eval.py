@@ -188,6 +188,28 @@ def test_bad_input_is_one_paragraph_with_a_remedy(guides, tmp_path, capsys, argu
     assert said in refused(capsys, *given, "--output_dir", str(tmp_path))
 
 
+@pytest.fixture
+def refused_at_once(guides, tmp_path, capsys, monkeypatch):
+    """What `eval prompts` says where it refuses options before any model is asked and anything is written."""
+
+    def asked(*_):
+        raise AssertionError("a model was asked")
+
+    monkeypatch.setattr("dual_head.evaluate.systems.guided.GuidedSystem.load_model", asked)
+    prompts, answers = tmp_path / "prompts.txt", tmp_path / "answers.json"
+    prompts.write_text("user : how do i bake bread ? assistant :\n")
+    answers.write_text(json.dumps([{"instruction": prompts.read_text().strip(), "output": "mix it"}]))
+    places = {"guides": guides, "backbone": write_backbone(tmp_path / "judge"), "answers": answers}
+
+    def told(*arguments: str, models: str = "base={guides}@0,guided={guides}@1") -> str:
+        given = ["--models", models, "--max_new_tokens", "8", *arguments, "--output_dir", str(tmp_path / "out")]
+        said = refused(capsys, "prompts", "--source", str(prompts), *(text.format(**places) for text in given))
+        assert not (tmp_path / "out").exists()
+        return said
+
+    return told
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -199,36 +221,36 @@ def test_bad_input_is_one_paragraph_with_a_remedy(guides, tmp_path, capsys, argu
         (("--embedder", "/nowhere/embedder"), ("There is no embedder in '/nowhere/embedder'",)),
         (("--judge", "rule:no_such_module:words"), ("Cannot import the reward",)),
         (("--judge", "reward:/nowhere/judge"), ("There is no folder '/nowhere/judge'",)),
+        (("--reward", "rule:concise", "--reward", "dual_head.replies.rules:concise"), ("rewards are named 'concise'",)),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_what_cannot_judge_or_measure_is_refused_before_anybody_is_asked(
-    guides, tmp_path, capsys, monkeypatch, arguments, said
-):
-    def asked(*_):
-        raise AssertionError("a model was asked")
-
-    monkeypatch.setattr("dual_head.evaluate.systems.guided.GuidedSystem.load_model", asked)
+def test_what_cannot_judge_or_measure_is_refused_before_anybody_is_asked(refused_at_once, arguments, said):
     if arguments[0] == "--embedder":
         pytest.importorskip("sentence_transformers", reason="needs pip install 'dual-head[embeddings]'")
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("user : how do i bake bread ? assistant :\n")
-    backbone = write_backbone(tmp_path / "judge")
-    given = [argument.format(guides=guides, backbone=backbone) for argument in arguments]
-    systems = ["--models", f"base={guides}@0,guided={guides}@1", "--output_dir", str(tmp_path / "out")]
-    told = refused(capsys, "prompts", "--source", str(prompts), *systems, "--max_new_tokens", "8", *given)
+    told = refused_at_once(*arguments)
     assert all(part in told for part in said)
-    assert not (tmp_path / "out").exists()
 
 
-def test_a_report_outlives_what_could_not_be_timed(guides, tmp_path, capsys):
-    evaluate(guides, tmp_path / "first")
-    files = ",".join(f"{name}={tmp_path / 'first' / 'answers' / name}.jsonl" for name in ("base", "guided"))
-    arguments = ["--models", files, "--num_samples", "6", "--max_new_tokens", "12", "--judge", "rule", "--efficiency"]
-    assert "files of answers" in refused(capsys, "world", *arguments, "--output_dir", str(tmp_path / "second"))
-    first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "second"))
-    assert second["pairs"] == first["pairs"]
-    assert (tmp_path / "second" / "report.html").is_file()
+@pytest.mark.parametrize(("rule", "package"), [("plain", "textstat"), ("positive", "textblob")])
+def test_the_package_of_a_rule_that_judges_is_asked_for_before_anybody_is_asked(
+    refused_at_once, monkeypatch, rule, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f"'{package}' is not installed" in refused_at_once("--judge", f"rule:{rule}")
+
+
+def test_a_report_outlives_what_could_not_be_timed(guides, tmp_path, capsys, monkeypatch):
+    def fails(*_):
+        raise DualHeadError("There is too little memory.")
+
+    monkeypatch.setattr("dual_head.evaluate.run._efficiency", fails)
+    arguments = ["--models", f"base={guides}@0,guided={guides}@1", "--num_samples", "6", "--max_new_tokens", "12"]
+    arguments += ["--judge", "rule", "--efficiency", "--output_dir", str(tmp_path)]
+    assert "too little memory" in refused(capsys, "world", *arguments)
+    (pair,) = json.loads((tmp_path / "report.json").read_text())["pairs"]
+    assert pair["wins"] + pair["ties"] + pair["losses"] == 6
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_time_and_memory_are_added_to_what_was_written_before(guides, tmp_path, monkeypatch):

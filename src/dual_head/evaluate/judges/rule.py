@@ -10,7 +10,7 @@ from dual_head.evaluate.rewards import Reward, called, load_reward
 from dual_head.evaluate.systems.identity import sources_digest
 from dual_head.evaluate.text_metrics import diversity
 from dual_head.model.generate import Prompt
-from dual_head.replies import rules
+from dual_head.replies import RULES
 
 OWN_RULE = "Name a rule of your own with rule:module:function, called with prompt and reply, which returns a number."
 
@@ -18,8 +18,9 @@ OWN_RULE = "Name a rule of your own with rule:module:function, called with promp
 class RuleJudge(ScoreJudge):
     """Scores by a function score(prompt, reply) -> number; without one, by the demonstration world's exact reward.
 
-    where: "module:function", a name of `RULES`, or "" for the demonstration world. What gives no finite number is a
-    flaw of that verdict. Errors: no such function, one that fails, a question that is not of the demonstration world.
+    where: "module:function", a name of `OF_WORDS` or `RULES`, or "" for the demonstration world. What gives no finite
+    number is a flaw of that verdict. Errors: no such function, one that fails, a package that it needs and is not
+    installed, a question that is not of the demonstration world.
     """
 
     form = "rule (the benchmark's), rule:NAME such as rule:concise, or rule:module:function"
@@ -28,10 +29,14 @@ class RuleJudge(ScoreJudge):
     def __init__(self, where: str, options: NoOptions | None = None):
         del options
         if where:
-            if ":" not in where and where not in RULES:
-                hint = did_you_mean(where, RULES)
+            names = [*OF_WORDS, *RULES]
+            if ":" not in where and where not in names:
+                hint = did_you_mean(where, names)
                 raise DualHeadError(f"Unknown rule '{where}'.{hint} {OWN_RULE} A reward model is reward:PATH.")
-            self.name, self._rule = (where, RULES[where]) if where in RULES else load_reward(where)
+            if where in OF_WORDS:
+                self.name, self._rule = where, OF_WORDS[where]
+            else:
+                self.name, self._rule = load_reward(where if ":" in where else f"rule:{where}")
             sources: list[Any] = [inspect.getmodule(self._rule)]
         else:
             from dual_head.demo import topics, world
@@ -74,9 +79,5 @@ def _longer(_prompt: Prompt, reply: str) -> float:
     return len(reply)
 
 
-RULES: dict[str, Reward] = {
-    "diverse": _diverse,
-    "longer": _longer,
-    **{name: rule.score for name, rule in rules.RULES.items()},
-}
+OF_WORDS: dict[str, Reward] = {"diverse": _diverse, "longer": _longer}
 JUDGE = RuleJudge

@@ -45,6 +45,12 @@ class Measures:
     batch_size: int = 16
     _loaded: dict[str, Reward] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse two rewards of one name, before there is anything to measure."""
+        names = list(map(_name, dict.fromkeys(self.rewards)))
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DualHeadError(f"Two rewards are named '{twice}'. Give each folder or function another name.")
+
     def of(self, system: System, questions: Sequence[Question], answers: Mapping[str, Answer]) -> Measured:
         """Measure one system's answers, or read back what was measured of the very same."""
         return stored(
@@ -57,10 +63,7 @@ class Measures:
     def _tools(self, system: System) -> Tools:
         for spec in self.rewards:
             if spec not in self._loaded:
-                name, reward = load_reward(spec, device=self.device or "cpu")
-                if name in map(_name, self._loaded):
-                    raise DualHeadError(f"Two rewards are named '{name}'. Give each folder or function another name.")
-                self._loaded[spec] = reward
+                _, self._loaded[spec] = load_reward(spec, device=self.device or "cpu")
         models: dict[str, Any] = {}
         if isinstance(system, ModelSystem):
             models = {"model": system.model, "alpha": dict(system.alpha) or None, "tokenizer": system.tokenizer}
