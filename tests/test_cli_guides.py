@@ -229,6 +229,10 @@ def test_guides_are_not_moved_to_where_they_are(training, place, capsys):
     assert "trained on this very backbone" in run(*training, *onto, capsys=capsys, code=2)
 
 
+def test_a_map_of_tokens_for_guides_that_do_not_move_is_refused(training, capsys):
+    assert "--vocab_map is of guides that move" in run(*training, "--vocab_map", capsys=capsys, code=2)
+
+
 # ---- help --------------------------------------------------------------------------------------------------
 
 

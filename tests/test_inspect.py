@@ -164,6 +164,11 @@ def test_a_map_of_tokens_makes_guides_compatible(place, capsys):
     assert "49 of 49 tokens (100.0%) exist in both" in said
 
 
+def test_a_map_of_tokens_without_a_backbone_to_move_to_is_refused(place, capsys):
+    assert main(["inspect", str(place / "guides"), "--vocab_map"]) == 2
+    assert "--vocab_map is of a comparison, and none is made here. Add --against" in capsys.readouterr().err
+
+
 def test_what_cannot_be_read_is_refused_with_the_remedy(place, tmp_path, capsys):
     assert main(["inspect", str(place / "guides"), "--against", str(tmp_path)]) == 2
     assert "Could not load a tokenizer" in capsys.readouterr().err

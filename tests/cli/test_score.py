@@ -155,6 +155,13 @@ def test_what_is_scored_is_named_once(guides, tmp_path, capsys):
     assert "is an input of this command" in refused(capsys, guides, "--replies", file, "--output", file)
 
 
+def test_options_of_the_input_that_is_not_scored_are_refused(guides, tmp_path, capsys):
+    file = write_rows(tmp_path / "rows.jsonl", {"prompt": PROMPT, "reply": "good1"})
+    told = refused(capsys, guides, "--replies", file, "--split", "train", "--max_pairs", "1")
+    assert "--split, --max_pairs are of pairs, and replies are scored here. Give --pairs" in told
+    assert "--raw is of replies" in refused(capsys, guides, "--pairs", file, "--raw")
+
+
 def test_the_pieces_of_tokens_make_up_the_text():
     for tokenizer in (character_tokenizer(), word_tokenizer()):
         ids = tokenizer("good1 good2 \u00e4").input_ids

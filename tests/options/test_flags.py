@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from dual_head import DualHeadError
-from dual_head.options import Options, option
+from dual_head.options import Options, option, require_effect
 from dual_head.options.flags import OptionParser
 from dual_head.options.texts import flag_kind
 
@@ -137,6 +137,17 @@ def test_keys_and_values_of_a_file_that_cannot_be_are_refused_by_name(config, te
 def test_bounds_hold_for_python_too():
     with pytest.raises(DualHeadError, match="--cups must be at least 1"):
         Brew(pot="p", leaves="x", cups=0)
+
+
+def test_options_that_nothing_reads_are_refused_together_with_what_brings_them():
+    brew = Brew(pot="p", leaves="x", cups=3, guest=["a"], iced=True, times=[3, 4])
+    guests = "guests, and nobody comes here. Invite one"
+    require_effect(brew, (("cups", "guest"), True, guests), (("times", "lid"), False, guests))  # of the defaults
+    with pytest.raises(DualHeadError) as refused:
+        require_effect(brew, (("iced",), True, "summer"), (("guest", "cups", "times"), 0, guests))
+    assert str(refused.value) == f"--cups, --guest are of {guests}, or leave them out."
+    with pytest.raises(DualHeadError, match=r"^--iced is of ice, and none is here\. Make some, or leave it out\.$"):
+        require_effect(brew, (("iced",), "", "ice, and none is here. Make some"))
 
 
 def test_sections_group_and_aliases_stand_for_options(config, capsys):

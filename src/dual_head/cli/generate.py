@@ -20,7 +20,8 @@ from dual_head.data import Cut
 from dual_head.errors import DualHeadError
 from dual_head.files.lines import add_lines
 from dual_head.files.places import exclusive, require_unread
-from dual_head.options import option
+from dual_head.options import option, require_effect
+from dual_head.options.fields import SAMPLING
 from dual_head.options.flags import OptionParser
 from dual_head.options.texts import parse_alpha
 from dual_head.serve.settings import EngineSettings
@@ -129,12 +130,8 @@ def _require_choice(args: GenerateOptions) -> None:
 
 def _require_samples(args: GenerateOptions, model: Any) -> None:
     """Refuse to choose among samples where none is drawn."""
-    names = ("top_p", "top_k")
     draws = args.temperature if args.temperature is not None else model.generation_config.do_sample
-    if args.best_of == 1 and not draws and (odd := next((name for name in names if getattr(args, name)), None)):
-        raise DualHeadError(
-            f"--{odd} is of sampling, and nothing is sampled here. Add --temperature 1, or leave it out."
-        )
+    require_effect(args, (("top_p", "top_k"), args.best_of > 1 or draws, SAMPLING))
 
 
 def _best(

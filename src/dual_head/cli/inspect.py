@@ -23,7 +23,7 @@ from dual_head.cli.loading import GuidesOptions
 from dual_head.console.terminal import Terminal, printable
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import reading
-from dual_head.options import option
+from dual_head.options import option, require_effect
 from dual_head.options.flags import OptionParser
 
 ROWS = {
@@ -54,6 +54,7 @@ build_parser = partial(OptionParser, InspectOptions, command="inspect", descript
 def run(arguments: Sequence[str]) -> int:
     """Print a description, or JSON with --json; with --against, 1 if the guides cannot move there."""
     (args,) = build_parser().read(arguments)
+    require_effect(args, (("vocab_map",), args.against, "a comparison, and none is made here. Add --against"))
     if args.against:
         compatible, reason = compare(args.guides, args.against, vocab_map=args.vocab_map)
         print(json.dumps({"compatible": compatible, "because": reason}) if args.json else printable(reason))

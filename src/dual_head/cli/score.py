@@ -24,7 +24,7 @@ from dual_head.data.files import rows_of_file
 from dual_head.data.turns import COMPLETIONS, was_cut
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive, require_unread
-from dual_head.options import option
+from dual_head.options import option, require_effect
 from dual_head.options.flags import OptionParser
 from dual_head.options.texts import parse_alpha
 from dual_head.stats import wilson
@@ -82,6 +82,11 @@ def run(arguments: Sequence[str]) -> int:
     (args,) = build_parser().read(arguments)
     if (args.replies is None) == (args.pairs is None):
         raise DualHeadError("Give either --replies or --pairs: what is to be scored.")
+    require_effect(
+        args,
+        (("split", "max_pairs"), args.pairs, "pairs, and replies are scored here. Give --pairs instead"),
+        (("raw",), args.replies, "replies, and the texts of pairs are continued anyway. Give --replies instead"),
+    )
     asked = list(_replies(Path(args.replies)) if args.replies else _pairs(args))
     alpha = parse_alpha(args.alpha)
     written = [place for place in (args.output, args.page) if place]

@@ -5,6 +5,7 @@ max_new_tokens: int = option(128, "longest reply in tokens", heading="decoding",
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -12,6 +13,7 @@ from dual_head.errors import DualHeadError
 
 DTYPE_HELP = "auto (as stored, but float32 where the processor is slow in that), stored, float32, bfloat16 or float16"
 OTHER_PRECISION_HELP = "take a backbone that is the one trained on in another precision, which is checked"
+SAMPLING = "sampling, and nothing is sampled here. Add --temperature 1"  # why --top_p and --top_k are refused
 LARGEST = 2**53  # whole numbers from here on are not exact in a float
 BOUNDS = {
     "least": ("at least", operator.ge),
@@ -62,3 +64,22 @@ def require_finite(number: float, name: str) -> None:
     """Refuse NaN, infinity, and whole numbers from 2^53 on."""
     if not (math.isfinite(number) if isinstance(number, float) else abs(number) < LARGEST):
         raise DualHeadError(f"{name} must be a finite number below 2^53, not {number}.")
+
+
+def changed(options: Any) -> list[str]:
+    """Name the fields of a dataclass that are not at their default, those without one among them."""
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(options)}
+    return [name for name, default in defaults.items() if getattr(options, name) != default]
+
+
+def require_effect(options: Any, *needs: tuple[Sequence[str], Any, str]) -> None:
+    """Refuse options that would change nothing, by name and with the remedy.
+
+    needs: (names of options, whether anything reads them, what they are of, why that is missing and what brings it).
+    """
+    names = changed(options)
+    for owned, is_read, why in needs:
+        idle = [f"--{name}" for name in names if name in owned]
+        if idle and not is_read:
+            verb, them = ("are", "them") if len(idle) > 1 else ("is", "it")
+            raise DualHeadError(f"{', '.join(idle)} {verb} of {why}, or leave {them} out.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dual_head.errors import DualHeadError
-from dual_head.options import Options, option
+from dual_head.options import Options, option, require_effect
 
 
 @dataclass
@@ -66,6 +66,8 @@ class RunOptions(SourceOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        moves = "guides that move, and none move here. Add --move_guides"
+        require_effect(self, (("vocab_map",), self.move_guides, moves))
         if not self.feature_cache:
             self._require_source()
         elif self.move_guides:
