@@ -120,6 +120,18 @@ def test_every_system_is_timed_in_its_own_tokens(guides, tmp_path, capsys):
     assert "Efficiency" in capsys.readouterr().out
 
 
+def test_plain_models_are_measured_under_the_base_that_is_named(tmp_path):
+    places = {name: write_backbone(tmp_path / name, spread=0.5, seed=seed) for seed, name in enumerate("ab")}
+    (tmp_path / "prompts.txt").write_text("ask0 ask1\n")
+    arguments = ["eval", "prompts", "--source", str(tmp_path / "prompts.txt"), "--max_new_tokens", "4", "--base", "a"]
+    arguments += ["--models", f"a={places['a']},b={places['b']}", "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["quality"]["rows"]
+    base, other = (row["values"]["kl"]["mean"] for row in rows)
+    assert base == pytest.approx(0, abs=1e-5)
+    assert other > 0.01
+
+
 def test_a_second_run_asks_nobody(guides, tmp_path, monkeypatch):
     first = evaluate(guides, tmp_path)
 
@@ -174,11 +186,11 @@ def test_a_model_does_not_judge_itself(guides, tmp_path, capsys):
     [
         (("worlds", "--models", "x"), "Did you mean 'world'"),
         (("world", "--models", "a=/nowhere"), "/nowhere"),
-        (("world", "--models", "base={guides}@0", "--against", "bas"), "Did you mean 'base'"),
+        (("world", "--models", "base={guides}@0", "--judge", "rule", "--against", "bas"), "Did you mean 'base'"),
         (("world", "--models", "base={guides}@0", "--judge", "rul"), "Did you mean 'rule'"),
         (("world", "--models", "base={guides}@0", "--judge", "rule", "--judge_option", "x"), "NAME=VALUE"),
         (("truthfulqa", "--models", "base={guides}@0"), "--source"),
-        (("world", "--models", "base={guides}@0", "--judge_option", "concurrency=8"), "--judge_option needs --judge"),
+        (("world", "--models", "base={guides}@0", "--judge_option", "concurrency=8"), "--judge_option is of judging"),
         (("world", "--models", "base={guides}@0", "--efficiency", "1,many"), "batch sizes, such as 1,8,32, not 'many'"),
         (("hh", "--models", "x", "--baseline_models", "DPO,GenARM"), "--models dual_head=PATH,DPO=PATH"),
     ],
@@ -238,6 +250,31 @@ def test_the_package_of_a_rule_that_judges_is_asked_for_before_anybody_is_asked(
 ):
     monkeypatch.setitem(sys.modules, package, None)
     assert f"'{package}' is not installed" in refused_at_once("--judge", f"rule:{rule}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--top_p", "0.9", "--top_k", "5"), "--top_p, --top_k are of sampling, and nothing is sampled here."),
+        (("--against", "base"), "--against is of judging, and nothing is judged here. Add --judge, or leave it out"),
+        (("--one_order",), "--one_order is of judging"),
+        (("--skip_measures", "--reward", "rule:concise"), "--reward is of measuring, and nothing is measured here."),
+        (("--skip_measures", "--base", "base", "--embedder", "x"), "--embedder, --base are of measuring"),
+        (("--endpoint_option", "concurency=2"), "--endpoint_option is of endpoints, and no system is one here."),
+        (("--base", "guided"), "--base is of plain models and adapters, and 'guided' is neither."),
+        (("--efficiency", "--max_new_tokens", "1"), "--efficiency is of the time between tokens, and replies have one"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused_with_what_brings_it(refused_at_once, arguments, said):
+    assert said in refused_at_once(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("models", "more"),
+    [("file={answers}", ()), ("best=best_of:2:rule:concise:of:{guides}", ("--temperature", "1"))],
+)
+def test_what_is_no_model_of_this_machine_is_not_timed(refused_at_once, models, more):
+    assert "--efficiency is of models of this machine" in refused_at_once("--efficiency", *more, models=models)
 
 
 def test_a_report_outlives_what_could_not_be_timed(guides, tmp_path, capsys, monkeypatch):

@@ -69,9 +69,8 @@ def test_a_console_escapes_texts_and_cells_and_still_colours(options):
 
 
 def test_an_error_is_printed_escaped_and_without_the_secrets_of_the_command_line(capsys):
-    assert (
-        main(["eval", "world", "--models", f"a={CLEAR}", "--output_dir", "o", "--judge_option", "api_key=abcdefg"]) == 2
-    )
+    judged = ["--judge", "rule", "--judge_option", "api_key=abcdefg"]
+    assert main(["eval", "world", "--models", f"a={CLEAR}", "--output_dir", "o", *judged]) == 2
     said = capsys.readouterr().err
     assert r"\x1b[2J" in said
     assert CLEAR not in said

@@ -46,14 +46,22 @@ build_parser = partial(
 )
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse, evaluate, print."""
+def read(arguments: Sequence[str]) -> EvalOptions:
+    """Read a command line. Errors: options that its benchmark, or its other options, leave without effect."""
     (options,) = build_parser().read(arguments)
     # Imported late: a mistyped option should not wait for numpy or torch.
     from dual_head.evaluate.benchmarks.choices import ChoiceBenchmark
 
     if isinstance(load_benchmark(options.benchmark), ChoiceBenchmark):
         options.require_of_choices()
+    else:
+        options.require_of_replies()
+    return options
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Read, evaluate, print."""
+    options = read(arguments)
     _require_places(options.models)
     console = Terminal(plain_width=PLAIN_WIDTH)
     output = Path(options.output_dir)

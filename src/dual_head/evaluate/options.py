@@ -1,13 +1,13 @@
 """The options of an evaluation: each is a field, a flag of `dual-head eval` and a key of its YAML file."""
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.types import DECODING, Decoding
 from dual_head.files.reading import yaml_value
-from dual_head.options import option
-from dual_head.options.fields import DTYPE_HELP, OTHER_PRECISION_HELP
+from dual_head.options import option, require_effect
+from dual_head.options.fields import DTYPE_HELP, OTHER_PRECISION_HELP, SAMPLING, changed
 
 __all__ = ["EvaluationOptions"]
 
@@ -86,9 +86,7 @@ class EvaluationOptions(Decoding):
 
     @property
     def judge_options(self) -> dict[str, Any]:
-        """Fields of the judge's `Options`. Errors: there is no judge."""
-        if self.judge_option and not self.judge:
-            raise DualHeadError("--judge_option needs --judge. Name a judge with --judge, or leave out --judge_option.")
+        """Fields of the judge's `Options`."""
         return _assignments("judge_option", self.judge_option)
 
     @property
@@ -113,13 +111,24 @@ class EvaluationOptions(Decoding):
 
     def require_of_choices(self) -> None:
         """Refuse options that change nothing where given answers are scored."""
-        defaults = {f.name: f.default for f in fields(self) if f.default is not MISSING}
-        changed = [name for name, value in asdict(self).items() if name not in defaults or value != defaults[name]]
-        if ignored := [f"--{name}" for name in changed if name not in OF_CHOICES]:
+        if ignored := [f"--{name}" for name in changed(self) if name not in OF_CHOICES]:
             raise DualHeadError(
                 f"'{self.benchmark}' asks how likely given answers are. Nothing is generated, judged or measured, so "
                 f"{', '.join(ignored)} would change nothing. Leave {'them' if len(ignored) > 1 else 'it'} out."
             )
+
+    def require_of_replies(self) -> None:
+        """Refuse options that change nothing beside the others where replies are generated."""
+        require_effect(
+            self,
+            (("top_p", "top_k"), self.temperature, SAMPLING),
+            (("against", "one_order", "judge_option"), self.judge, "judging, and nothing is judged here. Add --judge"),
+            (
+                ("reward", "embedder", "base"),
+                not self.skip_measures,
+                "measuring, and nothing is measured here. Drop --skip_measures",
+            ),
+        )
 
 
 def _assignments(flag: str, texts: list[str] | None) -> dict[str, Any]:

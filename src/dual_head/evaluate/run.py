@@ -33,6 +33,7 @@ from dual_head.evaluate.systems import System, fits, open_system, parse_systems
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.systems.store import answer_all, require_comparable, require_same_decoding
 from dual_head.evaluate.types import Answer, Decoding, Judge, Question
+from dual_head.options import require_effect
 
 ALL = "all"
 USUAL_NEW_TOKENS = 128
@@ -49,8 +50,11 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
     if isinstance(benchmark, ChoiceBenchmark):
         options.require_of_choices()
         return evaluate_choices(benchmark, options, output, console, command=command)
+    options.require_of_replies()
     systems = [open_system(spec, **options.load) for spec in parse_systems(options.models)]
     decoding = options.decoding(usual_new_tokens(systems))
+    _require_readers(options, systems, decoding)
+    base = _base(systems, options.base)
     pairs = pairs_of([system.name for system in systems], options.against)
     rewards = tuple(options.reward or ())
     for reward in rewards:
@@ -71,7 +75,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
         output / "measures",
         rewards=rewards,
         embedder=options.embedder,
-        base=_base(systems, options.base),
+        base=base,
         benchmark=benchmark,
         device=options.device,
         batch_size=options.batch_size,
@@ -138,7 +142,6 @@ def pairs_of(names: Sequence[str], against: str | None) -> list[tuple[str, str]]
 
 def _judge(options: EvaluationOptions, benchmark: Benchmark, notes: list[str]) -> Judge | None:
     """The judge; "rule" is the benchmark's own, which where it has none sees words alone."""
-    judge_options = options.judge_options
     if not options.judge:
         return None
     spec = benchmark.rule if options.judge == "rule" else options.judge
@@ -148,7 +151,7 @@ def _judge(options: EvaluationOptions, benchmark: Benchmark, notes: list[str]) -
             "replies mean. To judge that, give reward:PATH, lm:PATH, openai:MODEL, or a rule of your own as "
             "rule:module:function."
         )
-    return load_judge(spec, **judge_options)
+    return load_judge(spec, **options.judge_options)
 
 
 def usual_new_tokens(systems: Sequence[System]) -> int:
@@ -156,11 +159,41 @@ def usual_new_tokens(systems: Sequence[System]) -> int:
     return min([USUAL_NEW_TOKENS, *(max(1, system.context // 2) for system in systems if system.context)])
 
 
-def _base(systems: Sequence[System], name: str | None) -> System | None:
+def _require_readers(options: EvaluationOptions, systems: Sequence[System], decoding: Decoding) -> None:
+    """Refuse options that no system or decoding of this run reads."""
+    require_effect(
+        options,
+        (
+            ("endpoint_option",),
+            any(system.remote for system in systems),
+            "endpoints, and no system is one here. Add one as NAME=URL",
+        ),
+        (
+            ("efficiency",),
+            any(isinstance(system, ModelSystem) for system in systems),
+            "models of this machine, and the systems are files of answers, endpoints or the best of n. Add a model",
+        ),
+        (
+            ("efficiency",),
+            decoding.max_new_tokens > 1,
+            "the time between tokens, and replies have one token here. Raise --max_new_tokens",
+        ),
+    )
+
+
+def _base(systems: Sequence[System], name: str | None) -> ModelSystem | None:
+    """The system that others are measured under. Errors: none of that name, or one that is no plain model."""
+    if name is None:
+        return None
     names = {system.name: system for system in systems}
-    if name is not None and name not in names:
+    if name not in names:
         raise DualHeadError(f"No system is named '{name}'.{did_you_mean(name, names)}")
-    return names.get(name) if name else None
+    base = names[name]
+    if not isinstance(base, ModelSystem) or base.guided:
+        raise DualHeadError(
+            f"--base is of plain models and adapters, and '{name}' is neither. Name one of those, or leave it out."
+        )
+    return base
 
 
 def _questions(
@@ -240,10 +273,6 @@ def _efficiency(
     from dual_head.model.generate import encode_prompts
 
     models = [system for system in systems if isinstance(system, ModelSystem)]
-    if not models:
-        raise DualHeadError(
-            "--efficiency needs a model of this machine, and these are files of answers or endpoints. Leave it out."
-        )
     prompts = sorted((question.prompt for question in questions), key=lambda prompt: len(str(prompt)))
     usual = [prompts[len(prompts) // 2]]
     # Each system reads its own tokens and as many as the others: systems are compared, not tokenizers.

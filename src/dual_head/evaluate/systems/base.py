@@ -36,12 +36,14 @@ class System(ABC):
 
     name: as tables show it; path: where it is; alpha: the strength of each guide, {} where there are none; recorded:
     how its answers were decoded, where they were given before and this is known; stored: whether they were; chats:
-    whether it takes a text as a user's message; context: the tokens that it reads at once, None where this is unknown.
+    whether it takes a text as a user's message; remote: whether `endpoint_options` say how it is asked; context: the
+    tokens that it reads at once, None where this is unknown.
     """
 
     stored: ClassVar[bool] = False
     recorded: Mapping[str, Any] | None = None
     chats: bool = False
+    remote: bool = False
     context: int | None = None
     why_no_alpha: ClassVar[str] = "has no guides, so it has no alpha"
 

@@ -47,6 +47,11 @@ class BestOf(System):
         return self.sampled.chats
 
     @property
+    def remote(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As of the system that is sampled."""
+        return self.sampled.remote
+
+    @property
     def context(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As of the system that is sampled."""
         return self.sampled.context

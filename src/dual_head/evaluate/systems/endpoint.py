@@ -23,6 +23,7 @@ class EndpointSystem(System):
     """
 
     chats = True  # the protocol has messages alone
+    remote = True
 
     def __init__(self, spec: SystemSpec, load: LoadOptions):
         options = build(EndpointOptions, dict(load.endpoint_options))
