@@ -117,6 +117,24 @@ def test_a_win_rate_is_over_the_first_variant_alone(tmp_path):
     assert [row["win_rate"]["by_seed"] for row in rows[1:]] == [[0.5, 0.625], [0.75, 0.875]]
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"num_smaples": 3}, "Did you mean '--num_samples'?"),
+        ({"temperature": -1}, "--temperature must be at least 0"),
+        ({"benchmark": "wolrd"}, "Did you mean 'world'?"),
+        ({"skip_measures": True, "embedder": "x"}, "--embedder is of measuring"),
+    ],
+)
+@pytest.mark.parametrize("code", [(), ("--allow_code",)])
+def test_an_evaluation_that_cannot_be_read_is_refused_before_anything_is_trained(tmp_path, capsys, changed, said, code):
+    evaluate = {"benchmark": "world", "judge": "rule", **changed}
+    arguments = [str(plan_of(tmp_path, evaluate=evaluate)), "--output_dir", str(tmp_path / "out"), *code]
+    assert main(["ablate", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_list_repeats_its_flag_for_each_of_its_items():
     options = {"benchmark": "world", "judge": "rule", "reward": ["a:f", "b:g"], "force": True, "chat": False}
     said = ablate.evaluation_arguments(options, {"As published": Path("out")})

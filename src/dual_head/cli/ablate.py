@@ -79,11 +79,12 @@ def _ablate(args: Any, flags: Sequence[str], plan: Mapping[str, Any]) -> int:
     from dual_head.cli import eval as evaluation
     from dual_head.cli import train
 
-    if plan["evaluate"] and not args.allow_code:
-        # As it will be parsed: a value may hold a flag.
+    if plan["evaluate"]:
+        # As it will be parsed after the training: a value may hold a flag.
         arguments = evaluation_arguments(plan["evaluate"], dict.fromkeys(plan["variants"], output))
-        options = evaluation.build_parser().namespace([*arguments, "--output_dir", str(output)])
-        require_no_code(vars(options), Path(args.plan))
+        options = evaluation.read([*arguments, "--output_dir", str(output)])
+        if not args.allow_code:
+            require_no_code(vars(options), Path(args.plan))
     folders: dict[str, dict[int, Path]] = {name: {} for name in plan["variants"]}
     runs = [(name, seed) for name in folders for seed in plan["seeds"]]
     for number, (name, seed) in enumerate(runs, 1):
