@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dual_head import AlignedModel, DualHeadError, Pair, TokenizeOptions, tokenize_pairs
 from dual_head.data import Cut
 from dual_head.evaluate.judges import load_judge
-from dual_head.evaluate.rewards import load_reward, require_reward
+from dual_head.evaluate.rewards import load_reward, require_reward, score_all
 from dual_head.guides.linear import LinearConfig
 from dual_head.guides.reward_model import RewardModelConfig
 
@@ -86,6 +86,16 @@ def test_guides_without_strength_reward_nothing_and_are_refused(tmp_path):
     model.save_pretrained(folder)
     with pytest.raises(DualHeadError, match="have strength 0"):
         load_reward(str(folder))
+
+
+def test_a_reward_model_that_gives_no_finite_number_is_refused_as_a_function_is(tmp_path, monkeypatch):
+    _, folder, _ = write_guides(tmp_path, {"iav": LinearConfig()})
+    name, reward = load_reward(str(folder))
+    monkeypatch.setattr(reward, "score", lambda rows: [float("nan") if len(row.reply) > 2 else 1.0 for row in rows])
+    assert score_all(name, reward, [(ASKED, "good1")]) == [1.0]
+    for one in (reward, lambda prompt, reply: float("inf") if "good2" in reply else 1):
+        with pytest.raises(DualHeadError, match=r"gave (nan|inf) for the reply 'good1 good2'"):
+            score_all(name, one, [(ASKED, "good1"), (ASKED, "good1 good2")])
 
 
 def test_of_several_reward_models_none_is_chosen_in_silence(tmp_path):

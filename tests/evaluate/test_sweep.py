@@ -252,6 +252,22 @@ def test_a_reward_that_gives_no_number_is_refused(here, model, tokenizer, monkey
             sweep(model, tokenizer, PROMPTS, [0], rewards=reward, max_new_tokens=1)
 
 
+def test_a_reward_model_scores_all_replies_to_a_prompt_in_one_forward(guides, model, tokenizer, tmp_path, monkeypatch):
+    classifier = LlamaForSequenceClassification.from_pretrained(guides.parent / "backbone", num_labels=1)
+    torch.nn.init.normal_(classifier.score.weight)
+    classifier.save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    name, reward = load_reward(str(tmp_path / "judge"))
+    score, sizes = reward.score, []
+    monkeypatch.setattr(reward, "score", lambda rows: sizes.append(len(rows)) or score(rows))
+    rows = sweep(model, tokenizer, PROMPTS, ALPHAS, rewards={name: reward}, **SAMPLED)
+    assert sizes == [len(ALPHAS) * SAMPLED["samples"]] * len(PROMPTS)
+    assert [row.rewards[name] for row in rows] == pytest.approx(
+        [reward(row.prompt, row.text) for row in rows], abs=1e-5
+    )
+    assert len({round(row.rewards[name], 4) for row in rows}) > len(PROMPTS)
+
+
 @pytest.mark.parametrize(
     ("spec", "remedy"),
     [

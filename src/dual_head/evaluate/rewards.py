@@ -8,7 +8,7 @@ import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
@@ -107,26 +107,22 @@ def _reward_guides(folder: str, config: AlignedConfig) -> list[str]:
     return names
 
 
-def score(rewards: Mapping[str, Reward], prompt: Prompt, reply: str) -> dict[str, float]:
-    """Compute every reward of one reply: {name: number}. Errors: one that fails, or gives no finite number."""
-    return {name: _number(name, reward, prompt, reply) for name, reward in rewards.items()}
-
-
 def score_all(name: str, reward: Reward, pairs: Sequence[tuple[Prompt, str]], *, batch_size: int = 16) -> list[float]:
-    """Compute one reward of many replies, a reward model's in batches. Errors: as of `score`."""
+    """Compute one reward of many replies, a reward model's in batches. Errors: one that fails, no finite number."""
+    values: Iterable[tuple[float, Any]]
     if isinstance(reward, RewardModel):
-        return reward.score_all(pairs, batch_size=batch_size)
-    return [_number(name, reward, prompt, reply) for prompt, reply in pairs]
-
-
-def _number(name: str, reward: Reward, prompt: Prompt, reply: str) -> float:
-    number, value = called(name, reward, prompt, reply)
-    if not math.isfinite(number):
-        raise DualHeadError(
-            f"The reward '{name}' gave {value!r} for the reply {reply!r}. It must return a finite number for every "
-            "reply, the empty one too."
-        )
-    return number
+        values = ((number, number) for number in reward.score_all(pairs, batch_size=batch_size))
+    else:
+        values = (called(name, reward, prompt, reply) for prompt, reply in pairs)
+    numbers = []
+    for (number, value), (_, reply) in zip(values, pairs, strict=True):
+        if not math.isfinite(number):
+            raise DualHeadError(
+                f"The reward '{name}' gave {value!r} for the reply {reply!r}. It must return a finite number for "
+                "every reply, the empty one too."
+            )
+        numbers.append(number)
+    return numbers
 
 
 def called(name: str, reward: Reward, prompt: Prompt, reply: str) -> tuple[float, Any]:

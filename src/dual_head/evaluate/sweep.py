@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from dual_head.data import Cut
 from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.decode import pad_token, reply_text
-from dual_head.evaluate.rewards import Reward, score
+from dual_head.evaluate.rewards import Reward, score_all
 from dual_head.evaluate.text_metrics import distinct_n, diversity
 from dual_head.evaluate.types import Decoding
 from dual_head.model.generate import DEFAULT_NEW_TOKENS, Prompt, conversation_of, encode_prompts, end_tokens
@@ -104,9 +104,11 @@ def sweep(
         ids, prompt = prompt_ids[index].to(model.device), prompts[index]
         sequences = shared_prompt_replies(model, ids, per_row, **options)
         replies = _figures(model, tokenizer, sequences, ids.shape[1], per_row, message=not isinstance(prompt, str))
+        pairs = [(prompt, reply["text"]) for reply in replies]
+        scores = {name: score_all(name, reward, pairs) for name, reward in (rewards or {}).items()}
         prompt_rows = [
-            Row(index=index, prompt=prompt, rewards=score(rewards or {}, prompt, reply["text"]), **label, **reply)
-            for label, reply in zip(labels, replies, strict=True)
+            Row(index=index, prompt=prompt, rewards={name: row[i] for name, row in scores.items()}, **label, **reply)
+            for i, (label, reply) in enumerate(zip(labels, replies, strict=True))
         ]
         rows += prompt_rows
         if on_prompt is not None:
