@@ -28,7 +28,7 @@ class GuidedSystem(ModelSystem):
         return False
 
     def strengths(self, spec: SystemSpec) -> dict[str, float]:
-        """The guides' own strengths, but for those that are given. Errors: as of `resolve_alpha`."""
+        """The config's where none is given; where some are named, 0 for the others. Errors: as of `resolve_alpha`."""
         config = read_config(self.place)
         defaults = config.alpha or {}
         try:
