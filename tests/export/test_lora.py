@@ -46,6 +46,19 @@ def test_the_factors_are_the_change_of_the_logits(architecture, alpha):
     assert torch.allclose(model(ids, alpha=0.0).logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_a_direction_a_thousandth_as_strong_as_another_is_kept_in_short_formats(dtype):
+    model = AlignedModel.from_backbone(tiny_lm("llama").to(dtype), {"head": LinearConfig(rank=4)})
+    torch.manual_seed(1)
+    for parameter in model.guides.parameters():
+        nn.init.orthogonal_(parameter)
+    down = model.guide("head").head.down.weight
+    down.mul_(torch.logspace(0, -3, 4)[:, None])
+    a, _ = lora_factors(model, alpha=1.0)
+    assert (a.float() @ down[-1] / down[-1].norm()).norm() == pytest.approx(1, abs=0.01)
+
+
 @torch.no_grad()
 def test_peft_loads_what_the_command_writes(backbone_folder, tmp_path, capsys):
     tokenizer = word_tokenizer()

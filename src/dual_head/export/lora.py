@@ -1,7 +1,7 @@
 """Guides at fixed strengths as a LoRA of the lm_head, which PEFT loads, and servers that take such a LoRA.
 
     C = W' - W = sum_k a_k W E_k + sum_k a_k D_k / s          [V, d], of rank r = sum_k r_k, as `fold` has it
-    B A = C        A = Q' [r, d], B = C Q [V, r],  Q: the r leading eigenvectors of C'C
+    B A = C        A = Q' [r, d], B = C Q [V, r],  Q: r orthonormal columns that span the rows of C
 
 A hidden-space edit of rank r, and a linear head of rank r, are exact. It knows models and matrices, and no guide.
 """
@@ -46,8 +46,8 @@ def lora_factors(model: AlignedModel, *, alpha: Alpha = None) -> tuple[Tensor, T
     if shift is not None:
         raise DualHeadError("A guide adds a constant (bias), which a LoRA cannot hold. Train with bias=false.")
     rank = min(sum(part.rank or 0 for part in parts), min(change.shape))
-    leading = torch.linalg.eigh(change.T @ change).eigenvectors[:, -rank:]  # ascending
-    a, b = leading.T.contiguous(), change @ leading
+    rows = _row_space(change, rank)
+    a, b = rows.T.contiguous(), change @ rows
     lost = ((change - b @ a).norm() / change.norm()).item()
     if not lost <= EXACT:
         raise DualHeadError(
@@ -55,6 +55,18 @@ def lora_factors(model: AlignedModel, *, alpha: Alpha = None) -> tuple[Tensor, T
             "Merge a checkpoint."
         )
     return a.to(head.weight.dtype), b.to(head.weight.dtype).contiguous()
+
+
+def _row_space(matrix: Tensor, rank: int) -> Tensor:
+    """Orthonormal columns [d, r] that span the rows of a matrix [V, d] of that rank, from random ones.
+
+    Each product is made orthonormal before the next: products with C'C would lose directions that are weak beside
+    others, as it squares them. Source: Halko et al. 2011, algorithm 4.4.
+    """
+    noise = torch.randn(len(matrix), rank, generator=torch.Generator().manual_seed(0))
+    rows = torch.linalg.qr(matrix.T @ noise.to(matrix)).Q
+    columns = torch.linalg.qr(matrix @ rows).Q
+    return torch.linalg.qr(matrix.T @ columns).Q
 
 
 def write_lora(
