@@ -1,5 +1,6 @@
 """Fixtures of every test."""
 
+import gc
 import getpass
 import os
 import sys
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_fast(item):
             item.add_marker("fast")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later collections, of which every engine makes two when it stops."""
+    gc.collect()
+    gc.freeze()
 
 
 def is_part(path: Path) -> bool:
