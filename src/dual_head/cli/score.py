@@ -20,8 +20,9 @@ from dual_head.cli.loading import DeviceOptions, load_guided
 from dual_head.console.gauge import Gauge
 from dual_head.console.terminal import Terminal
 from dual_head.data import Cut, Prompt, RowReport
+from dual_head.data.cells import was_cut
 from dual_head.data.files import rows_of_file
-from dual_head.data.turns import COMPLETIONS, was_cut
+from dual_head.data.turns import COMPLETIONS
 from dual_head.errors import DualHeadError
 from dual_head.files.places import atomic_folder, exclusive, require_unread
 from dual_head.options import option, require_effect

@@ -10,20 +10,17 @@ from itertools import takewhile
 from typing import Any
 
 from dual_head.data import LABEL, Cut, Dropped, Feedback, Message, Pair
+from dual_head.data.cells import BITS, is_empty, truth, was_cut
 from dual_head.data.turns import (
-    BITS,
     COMPLETIONS,
     SYSTEMS,
     begins_transcript,
     conversation_of,
     has_question,
-    is_empty,
     messages,
     question_of,
     text,
     transcript,
-    truth,
-    was_cut,
     with_system,
 )
 from dual_head.errors import DualHeadError

@@ -14,7 +14,6 @@ __all__ = [
     "begins_transcript",
     "conversation_of",
     "has_question",
-    "is_empty",
     "lower_names",
     "messages",
     "notes_of",
@@ -24,10 +23,8 @@ __all__ = [
     "template_notes",
     "text",
     "transcript",
-    "truth",
     "unread_columns",
     "unread_keys",
-    "was_cut",
     "with_system",
 ]
 
@@ -37,7 +34,6 @@ QUESTIONS = ("prompt", "instruction", "question", "query", "input", "goal")  # c
 CONVERSATIONS = ("messages", "conversations", "conversation")  # columns of messages that a reply follows
 COMPLETIONS = ("completion", "response", "reply", "output")  # columns of one reply, in this order
 SYSTEMS = ("system", "system_prompt", "system_message")
-BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}  # as tables write them, in lower case
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant"}
 _ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot"), "assistant")
 _IMAGES = ("image", "images")  # columns of them
@@ -98,24 +94,6 @@ def text(value: Any) -> str:
     if _WRITTEN_MESSAGES.match(value):
         raise Dropped("messages written as a text, not as a list")
     return value
-
-
-def is_empty(value: Any) -> bool:
-    """Whether a column says nothing of a row: null, NaN, or a table's empty cell."""
-    return value is None or str(value).strip().lower() in ("", "nan")
-
-
-def truth(value: Any, name: str) -> bool:
-    """What a column says that is true or false, in any spelling of `BITS`; name: that of the column in the error."""
-    bit = BITS.get(str(value).lower())
-    if bit is None:
-        raise DualHeadError(f"{name} must be true or false (or 1 or 0), not {value!r}. Correct or remove the row.")
-    return bool(bit)
-
-
-def was_cut(value: Any) -> bool:
-    """Whether a reply with this in "cut" stopped at the limit of tokens; an empty cell says that it did not."""
-    return not is_empty(value) and truth(value, '"cut"')
 
 
 def messages(value: Any) -> tuple[Message, ...]:
