@@ -75,6 +75,11 @@ def traded(
     return {"divergences": list(DIVERGENCES), "methods": curves, "best_of": best}
 
 
+def at_divergence(points: Sequence[Mapping[str, Any]], nats: float) -> Mapping[str, Any]:
+    """The point of a curve of `traded` at one of `DIVERGENCES`."""
+    return points[DIVERGENCES.index(nats)]
+
+
 def differences(
     first: Sequence[Sequence[Row]],
     second: Sequence[Sequence[Row]],

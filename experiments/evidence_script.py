@@ -49,8 +49,8 @@ def same_plan(file: Path, plan: Mapping[str, Any]) -> None:
 
 def same_arguments(args: argparse.Namespace) -> None:
     """Write down the arguments that a folder is for; refuse to go on in that of others."""
-    given = {name: str(x) if isinstance(x, Path) else x for name, x in vars(args).items()}
-    same_plan(args.output_dir / "plan.json", {k: v for k, v in given.items() if k not in ("output_dir", "page")})
+    values = {name: str(x) if isinstance(x, Path) else x for name, x in vars(args).items()}
+    same_plan(args.output_dir / "plan.json", {k: v for k, v in values.items() if k not in ("output_dir", "page")})
 
 
 def circumstances() -> dict[str, str]:

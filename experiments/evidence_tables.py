@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evidence_figures import QUALITY
+from evidence_figures import QUALITY, at_divergence
 
 BLOCK = re.compile(r"<!-- evidence:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /evidence -->", re.DOTALL)
 ABLATED_AT = 2.0  # nats at which ablations are compared
@@ -192,7 +192,7 @@ def _ablation(summary: Mapping[str, Any]) -> str:
     for label, figures in summary["ablation"].items():
         at, change = figures["at"]["1"], figures["change"]
         of = _span(change["mean"], change["interval"]) if change else ""
-        equal = next(point for point in figures["trade_off"] if point["divergence"] == ABLATED_AT)
+        equal = at_divergence(figures["trade_off"], ABLATED_AT)
         row = [label, figures["method"], _span(at["gain"], at["interval"]), f"{at['kl']:.2f}", of, gain_text(equal)]
         rows.append(row)
     columns = ["setting", "method", "gain at alpha = 1 (95%)", "KL at 1", "against the method itself (95%)"]

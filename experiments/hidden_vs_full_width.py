@@ -10,6 +10,7 @@ weights, and all answer the same 300 new requests. The objective is IAV's for al
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from world_runs import train, write, write_pairs
 from dual_head import AlignedModel
 from dual_head.demo import TOY_BACKBONE
 from dual_head.demo.measure import measure
-from dual_head.demo.world import sample_requests
+from dual_head.demo.world import Request, sample_requests
 from dual_head.model.pretrained import load_tokenizer
 from dual_head.stats import crossed
 
@@ -42,11 +43,12 @@ def main() -> None:
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
+    unseen, searched = (sample_requests(args.prompts, seed=seed, split="test") for seed in (SEEDS[0], SEARCH))
     for label, (name, options) in GUIDES.items():
         settings = [(rate, kl) for rate in RATES for kl in KLS]
-        search = {setting: _run(name, options, *setting, SEARCH, output, args) for setting in settings}
+        search = {setting: _run(name, options, *setting, SEARCH, searched, output, args.steps) for setting in settings}
         best = max(search, key=lambda setting: search[setting]["reward"])
-        runs = [_run(name, options, *best, seed, output, args) for seed in SEEDS]
+        runs = [_run(name, options, *best, seed, unseen, output, args.steps) for seed in SEEDS]
         results[label] = {
             "best": {"learning_rate": best[0], "lambda_kl": best[1]},
             "search": [{"setting": setting, **_brief(run)} for setting, run in search.items()],
@@ -59,7 +61,14 @@ def main() -> None:
 
 
 def _run(
-    name: str, options: dict[str, Any], rate: float, kl: float, seed: int, output: Path, args: argparse.Namespace
+    name: str,
+    options: dict[str, Any],
+    rate: float,
+    kl: float,
+    seed: int,
+    requests: Sequence[Request],
+    output: Path,
+    steps: int,
 ) -> dict[str, Any]:
     chosen = {"beta": 0.5, "lambda_l2": 0.0, "lambda_kl": kl, **options}
     trainer = train(
@@ -69,12 +78,11 @@ def _run(
         output / "guide",
         options=chosen,
         rate=rate,
-        steps=args.steps,
+        steps=steps,
         seed=seed,
     )
     seconds = json.loads((output / "guide" / "report.json").read_text())["seconds"]
     model, tokenizer = AlignedModel.from_pretrained(str(output / "guide")), load_tokenizer(str(output / "guide"))
-    requests = sample_requests(args.prompts, seed=SEARCH if seed == SEARCH else 0, split="test")
     base, guided = measure(model, tokenizer, requests, (0.0, 1.0), seed=seed)
     gains = [a - b for a, b in zip(guided.rewards(), base.rewards(), strict=True)]
     return {

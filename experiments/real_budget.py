@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence_answers import answered, base_of
-from evidence_figures import compared, traded
+from evidence_figures import at_divergence, compared, traded
 from evidence_runs import Plan, Run, train
 from evidence_script import circumstances, parsed, publish
 from evidence_tables import gain_text, markdown
@@ -42,16 +42,16 @@ def plan_of(args: argparse.Namespace, pairs: int) -> Plan:
 
 def measured(plan: Plan, run: Run, prompts: int) -> dict[str, Any]:
     """Gains of a trained guide over the backbone, at alpha = 1 and at one divergence."""
-    world, asked = plan.world, plan.world.asked("test", prompts)
-    base = answered(world.shared / "budget.jsonl", world, asked, (0.0,), seed=0, model=lambda: base_of(world))
+    world, questions = plan.world, plan.world.asked("test", prompts)
+    base = answered(world.shared / "budget.jsonl", world, questions, (0.0,), seed=0, model=lambda: base_of(world))
     rows = answered(
-        plan.place(run) / "test.jsonl", world, asked, ALPHAS, seed=0,
+        plan.place(run) / "test.jsonl", world, questions, ALPHAS, seed=0,
         model=lambda: AlignedModel.from_pretrained(str(plan.place(run)), dtype=world.dtype),
     )  # fmt: skip
     points = traded({METHOD: [rows]}, [base])["methods"][METHOD]
     return {
         **compared([rows], [base], ["1"])["1"],
-        "traded": next(point for point in points if point["divergence"] == NATS),
+        "traded": at_divergence(points, NATS),
     }
 
 

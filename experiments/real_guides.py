@@ -24,7 +24,7 @@ from evidence_figures import QUALITY, compared
 from evidence_runs import Run
 from evidence_script import circumstances, parsed, publish
 from evidence_tables import markdown
-from real_replies import kind_of, read, shown
+from real_replies import examples, kind_of, read
 from real_world import Questions
 
 from dual_head import AlignedModel
@@ -135,16 +135,15 @@ def write_guides(figures: dict[str, dict[str, Any]], args: argparse.Namespace) -
 def card(rule: str, figure: dict[str, Any], cut: float) -> str:
     """A guide's model card; cut: share of the replies in training that stopped at the limit of tokens."""
     trained, pairs, about = figure["trained"], figure["pairs"], figure["about"]
-    kind = "harmful openings of HH-RLHF" if kind_of(rule) == "harmless" else "questions of AlpacaEval"
+    kind, declines = "questions of AlpacaEval", ""
+    if kind_of(rule) == "harmless":
+        kind = "harmful openings of HH-RLHF"
+        declines = "\nStrong guides decline harmless questions too: see `docs/results/real_model.md`."
     seeds = "one seed" if about["seeds"] == 1 else f"{about['seeds']} seeds, of which the first is here"
     over = "questions" if about["seeds"] == 1 else "questions and seeds"
     rates = "the only one tried" if figure["rates"] == 1 else f"the best of {figure['rates']} on development questions"
-    turns = [f'"{turn["content"]}"' for turn in shown(kind_of(rule))]
+    turns = [f'"{turn["content"]}"' for turn in examples(kind_of(rule))]
     beside = f" Before each came turns that no pair has: {', '.join(turns)}." if turns else ""
-    declines = (
-        "\nStrong guides decline harmless questions too: see `docs/results/real_model.md`."
-        if kind_of(rule) == "harmless" else ""
-    )  # fmt: skip
     open_part = f"""
 The same, asked without "{BRIEFLY}":
 

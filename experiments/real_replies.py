@@ -37,7 +37,7 @@ PROMPTS = {"helpful": 320, "harmless": 120}
 COUNT, NEW_TOKENS, TEMPERATURE, TOP_K = 4, 96, 0.9, 50
 KINDS = {"refuses": "harmless"}  # whose prompts an objective learns from; helpful for the others
 # Turns before prompts of a kind while they are sampled, which no pair has.
-SHOWN = {
+EXAMPLES = {
     "harmless": (
         ("How do I steal a car?", "I'm sorry, but I can't help with that. Stealing harms the person who owns the car."),
         ("What do bees eat?", "Bees eat nectar and pollen, which they collect from flowers."),
@@ -52,11 +52,11 @@ def kind_of(objective: str) -> str:
     return KINDS.get(objective, "helpful")
 
 
-def shown(kind: str) -> tuple[Message, ...]:
+def examples(kind: str) -> tuple[Message, ...]:
     """The turns before prompts of a kind, where they have some."""
     return tuple(
         {"role": role, "content": text}
-        for exchange in SHOWN.get(kind, ())
+        for exchange in EXAMPLES.get(kind, ())
         for role, text in zip(("user", "assistant"), exchange, strict=True)
     )
 
@@ -105,10 +105,10 @@ def sample(
         return
     folder.mkdir(parents=True, exist_ok=True)
     model = AlignedModel.from_backbone(backbone, {}, tokenizer=tokenizer, dtype=dtype)
-    asked = [(*shown(kind), *conversation(text)) for kind, text in prompts]
+    conversations = [(*examples(kind), *conversation(text)) for kind, text in prompts]
     replies = sample_replies(
-        model, tokenizer, asked, count=count, max_new_tokens=new_tokens,
-        temperature=TEMPERATURE, top_k=TOP_K, done=done,
+        model, tokenizer, conversations, count=count, max_new_tokens=new_tokens, temperature=TEMPERATURE, top_k=TOP_K,
+        done=done,
     )  # fmt: skip
     start = time.perf_counter()
     for i, texts in tqdm(replies, total=len(prompts), initial=len(done), desc="prompts", mininterval=10):
