@@ -92,16 +92,16 @@ def test_a_broken_plan_is_told_what_it_lacks(tmp_path, changed, said):
 
 
 def test_options_of_one_run_are_refused_where_there_are_several(tmp_path, capsys):
-    given = ["ablate", str(plan_of(tmp_path)), "--output_dir", str(tmp_path / "out")]
+    command = ["ablate", str(plan_of(tmp_path)), "--output_dir", str(tmp_path / "out")]
     for words, remedy in (
         (["--seed", "5"], "'seeds: [0, 1, 2]'"),
         (["--seed=5"], "'seeds: [0, 1, 2]'"),
         (["--resume-from-checkpoint", "x"], "goes on by itself"),
     ):
-        assert main([*given, *words]) == 2
-        said = " ".join(capsys.readouterr().err.split())
-        assert "on the command line is of one run, and these are several" in said
-        assert remedy in said
+        assert main([*command, *words]) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert "on the command line is of one run, and these are several" in error
+        assert remedy in error
     assert not (tmp_path / "out").exists()
 
 

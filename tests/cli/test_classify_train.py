@@ -106,13 +106,13 @@ def test_a_restarted_run_that_died_before_it_was_measured_is_written_by_the_next
     def killed(*_):
         raise KeyboardInterrupt
 
-    given = arguments(backbone_folder, rows, tmp_path, "--max_steps", "2", "--learning_rate")
-    assert main([*given, "1e-3"]) == 0
+    command = arguments(backbone_folder, rows, tmp_path, "--max_steps", "2", "--learning_rate")
+    assert main([*command, "1e-3"]) == 0
     old = load_file(tmp_path / "model.safetensors")
     with monkeypatch.context() as patched:
         patched.setattr(ClassifierRun, "measure", killed)
-        assert main([*given, "1e-2", "--restart"]) == 130
-    assert main([*given, "1e-2"]) == 0
+        assert main([*command, "1e-2", "--restart"]) == 130
+    assert main([*command, "1e-2"]) == 0
     new, last = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "checkpoint-2"))
     assert all(torch.equal(new[name], last[name]) for name in last)
     assert any(not torch.equal(new[name], old[name]) for name in old)

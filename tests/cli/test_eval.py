@@ -213,13 +213,13 @@ def refused_at_once(guides, tmp_path, capsys, monkeypatch):
     answers.write_text(json.dumps([{"instruction": prompts.read_text().strip(), "output": "mix it"}]))
     places = {"guides": guides, "backbone": write_backbone(tmp_path / "judge"), "answers": answers}
 
-    def told(*arguments: str, models: str = "base={guides}@0,guided={guides}@1") -> str:
-        given = ["--models", models, "--max_new_tokens", "8", *arguments, "--output_dir", str(tmp_path / "out")]
-        said = refused(capsys, "prompts", "--source", str(prompts), *(text.format(**places) for text in given))
+    def refuse(*arguments: str, models: str = "base={guides}@0,guided={guides}@1") -> str:
+        flags = ["--models", models, "--max_new_tokens", "8", *arguments, "--output_dir", str(tmp_path / "out")]
+        error = refused(capsys, "prompts", "--source", str(prompts), *(text.format(**places) for text in flags))
         assert not (tmp_path / "out").exists()
-        return said
+        return error
 
-    return told
+    return refuse
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def refused_at_once(guides, tmp_path, capsys, monkeypatch):
 def test_what_cannot_judge_or_measure_is_refused_before_anybody_is_asked(refused_at_once, arguments, said):
     if arguments[0] == "--embedder":
         pytest.importorskip("sentence_transformers", reason="needs pip install 'dual-head[embeddings]'")
-    told = refused_at_once(*arguments)
-    assert all(part in told for part in said)
+    error = refused_at_once(*arguments)
+    assert all(part in error for part in said)
 
 
 @pytest.mark.parametrize(("rule", "package"), [("plain", "textstat"), ("positive", "textblob")])

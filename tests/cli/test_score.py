@@ -76,10 +76,10 @@ def test_what_generate_writes_is_scored_in_its_conversation_and_without_an_end_w
     assert main(["generate", str(guides), *flags, "--output", str(out)]) == 0
     assert main(["score", str(guides), "--replies", str(out), "--output", str(scores)]) == 0
     row, scored = (json.loads(file.read_text()) for file in (out, scores))
-    asked = [{"role": "system", "content": system}, {"role": "user", "content": PROMPT}]
-    assert row["prompt"] == (asked if system else PROMPT)
+    conversation = [{"role": "system", "content": system}, {"role": "user", "content": PROMPT}]
+    assert row["prompt"] == (conversation if system else PROMPT)
     assert row["cut"] is True
-    (expected,) = model.score([asked if system else asked[1:]], [Cut(row["output"])])
+    (expected,) = model.score([conversation if system else conversation[1:]], [Cut(row["output"])])
     assert scored["replies"][0]["reward"] == pytest.approx(expected.reward, abs=1e-5)
     assert len(scored["replies"][0]["tokens"]) == len(row["output"].split())
 
@@ -157,8 +157,8 @@ def test_what_is_scored_is_named_once(guides, tmp_path, capsys):
 
 def test_options_of_the_input_that_is_not_scored_are_refused(guides, tmp_path, capsys):
     file = write_rows(tmp_path / "rows.jsonl", {"prompt": PROMPT, "reply": "good1"})
-    told = refused(capsys, guides, "--replies", file, "--split", "train", "--max_pairs", "1")
-    assert "--split, --max_pairs are of pairs, and replies are scored here. Give --pairs" in told
+    error = refused(capsys, guides, "--replies", file, "--split", "train", "--max_pairs", "1")
+    assert "--split, --max_pairs are of pairs, and replies are scored here. Give --pairs" in error
     assert "--raw is of replies" in refused(capsys, guides, "--pairs", file, "--raw")
 
 

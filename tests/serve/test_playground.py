@@ -119,12 +119,12 @@ def test_a_preset_that_decays_is_asked_for_until_its_slider_is_moved(browser, mo
         assert browser.text(".guide span") == "hidden, 2 to 0.5 in 4 tokens"
         browser.type("#message", "go\ue007")
         until(lambda: " tokens in " in browser.text("#state"))
-        shown = ["hidden 0", "hidden 1 to 0.25 in 4 tokens", "hidden 2 to 0.5 in 4 tokens"]
-        assert browser.texts(".column h2 span") == shown
-        asked = [request.alpha["hidden"] for request in engine.requests[1:]]
-        assert 0.0 in asked
-        assert LinearDecay(1.0, 0.25, 4) in asked
-        assert LinearDecay(2.0, 0.5, 4) in asked
+        headings = ["hidden 0", "hidden 1 to 0.25 in 4 tokens", "hidden 2 to 0.5 in 4 tokens"]
+        assert browser.texts(".column h2 span") == headings
+        strengths = [request.alpha["hidden"] for request in engine.requests[1:]]
+        assert 0.0 in strengths
+        assert LinearDecay(1.0, 0.25, 4) in strengths
+        assert LinearDecay(2.0, 0.5, 4) in strengths
         browser.run("navigator.clipboard.writeText = async text => { window.copied = text }")
         browser.click("#curl")
         assert '"alpha":{"hidden":{"start":2,"end":0.5,"tokens":4}}' in browser.run("return window.copied")
@@ -146,10 +146,10 @@ def test_a_turn_that_was_stopped_before_its_first_token_is_left_out_of_the_next_
         until(lambda: engine.cancelled == 3)
         engine.pause = 0.0
         for words in ("two", "three"):
-            asked = len(engine.requests)
+            before = len(engine.requests)
             until(lambda: not browser.run("return document.getElementById('send').disabled"))
             browser.type("#message", f"{words}\ue007")
-            until(lambda count=asked: len(engine.requests) == count + 3)
-        said = browser.texts(".turn:nth-child(2) .text")[-1]
+            until(lambda count=before: len(engine.requests) == count + 3)
+        reply = browser.texts(".turn:nth-child(2) .text")[-1]
     prompts = {tokenizer.decode(request.prompt_ids) for request in engine.requests[4:]}
-    assert prompts == {"u:two;a:", f"u:two;a:{said};u:three;a:"}
+    assert prompts == {"u:two;a:", f"u:two;a:{reply};u:three;a:"}

@@ -182,8 +182,8 @@ def test_the_page_has_no_file_but_its_parts(serve):
     with serve(ScriptedEngine()) as server:
         part = server.http.get("/playground/page.css")
         for query in ("name=/etc/passwd", "name=../../../../pyproject.toml", "kind=text/html"):
-            asked = server.http.get(f"/playground/page.css?{query}")
-            assert (asked.text, asked.headers["content-type"]) == (part.text, part.headers["content-type"])
+            answer = server.http.get(f"/playground/page.css?{query}")
+            assert (answer.text, answer.headers["content-type"]) == (part.text, part.headers["content-type"])
 
 
 # ---- clients that leave ----------------------------------------------------------------------------------
@@ -288,10 +288,10 @@ def test_a_server_is_ready_when_it_has_generated(serve):
 def test_a_model_that_cannot_generate_at_its_own_strengths_ends_the_start_with_the_reason(tokenizer):
     model = tiny_model("hidden", "linear", fusion="probabilities")
     model.config.alpha = {"hidden": 1.0, "linear": 1.0}  # as a folder may say
-    settings, said = ServerSettings(port=0), []
+    settings, lines = ServerSettings(port=0), []
     with listen(settings) as listener, pytest.raises(DualHeadError, match="sum is at most 1"):
-        run_server(model, tokenizer, "toy", settings, EngineSettings(num_blocks=8), listener, said.append)
-    assert said == []
+        run_server(model, tokenizer, "toy", settings, EngineSettings(num_blocks=8), listener, lines.append)
+    assert lines == []
 
 
 def test_a_guide_that_has_the_name_of_the_backbone_ends_the_start(tokenizer):

@@ -162,9 +162,9 @@ def test_a_checkpoint_that_is_named_is_of_the_options_of_its_run(
 ):
     named = {**THREE, "resume_from_checkpoint": three_steps / "checkpoint-1"}
     assert main(arguments(backbone_folder, pairs_file, tmp_path / "again", **named, learning_rate=1)) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"'{three_steps}' holds checkpoints of a run with other options (learning_rate: '0.05' there" in said
-    assert "Put the options back, or leave out --resume_from_checkpoint." in said
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"'{three_steps}' holds checkpoints of a run with other options (learning_rate: '0.05' there" in error
+    assert "Put the options back, or leave out --resume_from_checkpoint." in error
     train(backbone_folder, pairs_file, tmp_path / "again", **named)
     assert_same(weights(three_steps), weights(tmp_path / "again"))
 
@@ -176,18 +176,18 @@ def test_a_run_does_not_go_on_from_elsewhere_in_the_folder_of_another(
     before = weights(tmp_path)
     named = {**THREE, "resume_from_checkpoint": three_steps / "checkpoint-3"}
     assert main(arguments(backbone_folder, pairs_file, tmp_path, **named)) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"'{tmp_path}' holds checkpoints of a run with other options" in said
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"'{tmp_path}' holds checkpoints of a run with other options" in error
     assert_same(weights(tmp_path), before)
 
 
 def test_a_run_does_not_begin_anew_and_go_on_at_once(three_steps, backbone_folder, pairs_file, tmp_path, capsys):
     shutil.copytree(three_steps, tmp_path / "run")
-    there = sorted(str(path) for path in tmp_path.rglob("*"))
+    files = sorted(str(path) for path in tmp_path.rglob("*"))
     named = {**THREE, "resume_from_checkpoint": tmp_path / "run" / "checkpoint-1"}
     assert main([*arguments(backbone_folder, pairs_file, tmp_path / "run", **named), "--restart"]) == 2
     assert "Leave one of them out" in " ".join(capsys.readouterr().err.split())
-    assert sorted(str(path) for path in tmp_path.rglob("*") if not path.name.endswith(".lock")) == there
+    assert sorted(str(path) for path in tmp_path.rglob("*") if not path.name.endswith(".lock")) == files
 
 
 @pytest.mark.parametrize(
@@ -453,12 +453,12 @@ def test_a_restarted_run_that_died_before_it_was_measured_is_written_by_the_next
         raise KeyboardInterrupt
 
     train(backbone_folder, pairs_file, tmp_path, max_steps=2)
-    old, given = weights(tmp_path), {"max_steps": 2, "learning_rate": 0.5}
+    old, options = weights(tmp_path), {"max_steps": 2, "learning_rate": 0.5}
     with monkeypatch.context() as patched:
         patched.setattr(run.GuideRun, "measure", killed)
-        assert main([*arguments(backbone_folder, pairs_file, tmp_path, **given), "--restart"]) == 130
+        assert main([*arguments(backbone_folder, pairs_file, tmp_path, **options), "--restart"]) == 130
     assert_same(weights(tmp_path), old)
-    train(backbone_folder, pairs_file, tmp_path, **given)
+    train(backbone_folder, pairs_file, tmp_path, **options)
     new = weights(tmp_path)
     assert_same(new, weights(tmp_path / "checkpoint-2"))
     assert any(not torch.equal(new[name], old[name]) for name in old)

@@ -95,11 +95,11 @@ def _generate(args: GenerateOptions, prompts: "Sequence[Prompt]", alpha: "Alpha"
     empty = 0
     messages = conversations(prompts, args, tokenizer)
     replies = (_best if args.best_of > 1 else _replies)(args, model, tokenizer, messages, alpha, options)
-    for prompt, asked, (text, trace, facts) in zip(prompts, messages, replies, strict=True):
+    for prompt, conversation, (text, trace, facts) in zip(prompts, messages, replies, strict=True):
         empty += not text.strip()
         if args.output:
             # As `score` reads it: what was asked, and whether the reply has an end.
-            row = {"prompt": prompt if args.system is None else asked, "alpha": args.alpha, "output": text}
+            row = {"prompt": prompt if args.system is None else conversation, "alpha": args.alpha, "output": text}
             cut = {"cut": True} if isinstance(text, Cut) else {}
             tokens = {"trace": [asdict(token) for token in trace]} if trace else {}
             line = json.dumps(row | cut | facts | tokens, ensure_ascii=False)

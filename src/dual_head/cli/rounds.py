@@ -92,10 +92,10 @@ def _rounds(args: RoundsOptions, prompts: Sequence[Any]) -> "Rounds":
             f"'{args.method}' is trained by another trainer. Rounds train guides: hidden, iav, mav, ..."
         )
     steps: dict[str, Any] = {name: getattr(args, name) for name in OF_STEPS}
-    given = [f"--{name}" for name, value in steps.items() if value != getattr(RoundsOptions, name)]
-    if recipe.fit is not None and given:
+    changed = [f"--{name}" for name, value in steps.items() if value != getattr(RoundsOptions, name)]
+    if recipe.fit is not None and changed:
         raise DualHeadError(
-            f"'{args.method}' is computed in one pass over the pairs, not in steps. Leave out {', '.join(given)}."
+            f"'{args.method}' is computed in one pass over the pairs, not in steps. Leave out {', '.join(changed)}."
         )
     steps |= {"lr_scheduler_type": "cosine", "save_strategy": "no", "eval_strategy": "no"}
     reward = load_reward(args.reward, device=chosen_device("auto"))

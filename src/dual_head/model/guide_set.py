@@ -129,11 +129,11 @@ class GuideSet(nn.ModuleDict):
 
     def keep(self) -> Callable[[], None]:
         """What puts back the guides of now, in their order, when it is called."""
-        entries, kept = self.entries, [(part, dict(part._modules)) for part in (self, self.transfers)]
+        entries, parts = self.entries, [(part, dict(part._modules)) for part in (self, self.transfers)]
 
         def restore() -> None:
             self.entries = entries
-            for part, modules in kept:
+            for part, modules in parts:
                 part._modules.clear()
                 part._modules.update(modules)
 

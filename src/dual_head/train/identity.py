@@ -16,8 +16,13 @@ from dual_head.methods import Method
 from dual_head.train.options import RunOptions, SourceOptions
 
 # Training arguments that older records lack.
-RECORDED_LATER = ("train_sampling_strategy", "dataloader_drop_last", "lr_scheduler_kwargs")
-RECORDED_LATER += ("adam_epsilon", "optim_args")
+RECORDED_LATER = (
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "lr_scheduler_kwargs",
+    "adam_epsilon",
+    "optim_args",
+)
 # What must not change between a killed run and the one that goes on with its checkpoints.
 TRAINING_IDENTITY = (
     *("seed", "data_seed", "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "weight_decay"),

@@ -52,9 +52,9 @@ def test_what_a_system_is_made_of_is_refused_as_its_judge(folders, judge):
 )
 def test_a_model_that_chose_the_answers_or_lies_beneath_a_system_does_not_judge_it(folders, system, judge):
     (spec,) = parse_systems([f"made={system.replace('{}', str(folders))}"])
-    it = open_system(spec, backbone=str(folders / "here") if "moved" in system else None)
+    opened = open_system(spec, backbone=str(folders / "here") if "moved" in system else None)
     with pytest.raises(DualHeadError, match=r"a part of 'made'.*not an independent judge.*--force"):
-        require_independent([it], [judge.format(folders)])
+        require_independent([opened], [judge.format(folders)])
 
 
 def test_a_model_of_the_hub_is_told_by_its_name():

@@ -330,8 +330,8 @@ def test_completions_continue_texts_and_tokens(model, tokenizer, client):
     assert both.choices[2].text == both.choices[3].text == text
     logprobs = both.choices[2].logprobs
     assert "".join(logprobs.tokens).replace("<pad>", "") == text
-    shown = ["" if token == "<pad>" else token for token in logprobs.tokens]
-    assert logprobs.text_offset == [len("".join(shown[:i])) for i in range(8)]
+    texts = ["" if token == "<pad>" else token for token in logprobs.tokens]
+    assert logprobs.text_offset == [len("".join(texts[:i])) for i in range(8)]
     assert [len(top) for top in logprobs.top_logprobs] == [2] * 8
     assert both.usage.prompt_tokens == len(PROMPTS[0]) + len(PROMPTS[1])
     streamed = client.completions.create(prompt=PROMPTS[0], stream=True, logprobs=1, **settings)

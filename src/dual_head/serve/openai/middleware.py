@@ -69,8 +69,8 @@ class Keys:
         # Whatever is sent, the comparison takes as long.
         if key is not None and not hmac.compare_digest(bearer, f"Bearer {key}".encode()):
             words = "the key of --admin_key" if admin else "the server's key"
-            told = f"The API key is missing or wrong. Send {words} as a bearer token."
-            raise Refused(told, status=401, code="invalid_api_key")
+            message = f"The API key is missing or wrong. Send {words} as a bearer token."
+            raise Refused(message, status=401, code="invalid_api_key")
 
 
 class WholeBody:

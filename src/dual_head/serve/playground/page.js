@@ -149,10 +149,10 @@ async function send() {
 
 function column(turn, factor, i) {
   const body = request(factor, turn);
-  const shown = Object.entries(body.alpha ?? {}).map(([name, value]) => `${name} ${described(value)}`).join(", ") || "no guide";
+  const heading = Object.entries(body.alpha ?? {}).map(([name, value]) => `${name} ${described(value)}`).join(", ") || "no guide";
   const pick = make("button", {type: "button", textContent: "go on from here", onclick: () => choose(turn, i)});
   const text = make("div", {className: "text"});
-  const element = make("article", {className: "column"}, make("h2", {}, make("span", {textContent: shown}), pick), text);
+  const element = make("article", {className: "column"}, make("h2", {}, make("span", {textContent: heading}), pick), text);
   return {element, text, body, reply: "", tokens: 0};
 }
 
