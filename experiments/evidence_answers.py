@@ -52,29 +52,38 @@ def answered(
     model: Any,
     max_new_tokens: int | None = None,
 ) -> list[Row]:
-    """Rows of a file, made where it is not there: replies to every prompt at every strength, with their scores.
+    """Replies to every prompt at every strength, with their scores: rows of a file, those not there made and added.
 
     model: a callable that loads what answers, called only then. Errors: the file has replies of other settings.
     """
+    by_id = {one.id: one for one in asked}
     settings = {"backbone": world.backbone, "dtype": world.dtype, **asdict(world.decoding)}
     same_plan(file.with_suffix(".json"), {**settings, "seed": seed, "limit": max_new_tokens})
-    wanted = {(one.id, label_of(alpha)) for one in asked for alpha in alphas}
-    rows = read_rows(file)
-    if {(row["id"], row["alpha"]) for row in rows} == wanted:
-        for row in rows:
-            row["rewards"]["overall"] = world.overall(row["rewards"])
-        return rows
-    tokenizer = load_tokenizer(world.backbone)
-    rows = replies(model(), tokenizer, asked, alphas, world.decoding, seed=seed, limit=max_new_tokens)
-    by_id = {one.id: one for one in asked}
-    mixed = any(isinstance(alpha, Mapping) for alpha in alphas)
-    objectives = ("overall", *world.mixed) if mixed else ("overall",)
-    scores = world.score([by_id[row["id"]] for row in rows], rows, objectives)
-    for i, row in enumerate(rows):
-        row["rewards"] = {name: round(values[i], 5) for name, values in scores.items()}
-        _require_finite(row)
-    write_rows(file, rows)
-    return rows
+    rows = [row for row in read_rows(file) if row["id"] in by_id]
+    labels = {label_of(alpha): alpha for alpha in alphas}
+    there = set(strengths_in(rows, asked))
+    if missing := [alpha for label, alpha in labels.items() if label not in there]:
+        tokenizer = load_tokenizer(world.backbone)
+        new = replies(model(), tokenizer, asked, missing, world.decoding, seed=seed, limit=max_new_tokens)
+        mixed = any(isinstance(alpha, Mapping) for alpha in alphas)
+        objectives = ("overall", *world.mixed) if mixed else ("overall",)
+        scores = world.score([by_id[row["id"]] for row in new], new, objectives)
+        for i, row in enumerate(new):
+            row["rewards"] = {name: round(values[i], 5) for name, values in scores.items()}
+            _require_finite(row)
+        rows = [row for row in rows if row["alpha"] in there] + new
+        write_rows(file, rows)
+    for row in rows:
+        row["rewards"]["overall"] = world.overall(row["rewards"])
+    return [row for row in rows if row["alpha"] in labels]
+
+
+def strengths_in(rows: Sequence[Row], asked: Sequence[Asked]) -> list[str]:
+    """The strengths, as rows name them, at which every prompt has its reply."""
+    prompts: dict[str, set[str]] = {}
+    for row in rows:
+        prompts.setdefault(row["alpha"], set()).add(row["id"])
+    return [label for label, ids in prompts.items() if ids >= {one.id for one in asked}]
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -111,14 +120,17 @@ def _in_a_running_batch(
     decoding: Decoding,
     settings: Mapping[str, float],
 ) -> dict[tuple[int, str], Row]:
-    """Rows by number of the prompt and strength; one strength after the other, so that prompts are read once."""
+    """Rows by number of the prompt and strength; one strength after the other, so that prompts are read once.
+
+    A prompt has one seed at every strength: replies differ by the strength, and as little by chance as can be.
+    """
     places = [(i, alpha) for alpha in alphas for i in range(len(asked))]
     ids = prompt_ids([one.prompt for one in asked], tokenizer)
     pieces = model.generate_batch(
         [ids[i] for i, _ in places],
         tokenizer=tokenizer,
         alpha=_strengths(model, [alpha for _, alpha in places]),
-        **{**settings, **asdict(decoding), "seed": decoding.seed * len(places)},
+        **{**settings, **asdict(decoding), "seed": [decoding.seed * len(asked) + i for i, _ in places]},
         trace=True,
         settings=replace(THROUGHPUT, max_rows=RUNNING_ROWS),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evidence_answers import Row, answered, base_of, read_rows
+from evidence_answers import Row, Strength, answered, base_of, label_of, read_rows
 from evidence_costs import measured
 from evidence_data import write_json, write_text
 from evidence_judge import judge_folder, train_judge
@@ -81,19 +81,22 @@ class Evidence:
 
     def missing(self) -> list[Path]:
         """The files of answers that are not there yet."""
-        return [task.file for task in self._answering() if not task.file.is_file()]
+        return [task.file for task in self._answering() if not task.done]
 
     def _answering(self) -> list[Task]:
         plan, rates = self.plan, self.rates()
-        tasks = [Task(self._base_file(seed), _call(self.base, seed)) for seed in plan.base_seeds]
+        tasks = [_replies(self._base_file(seed), (0.0,), self.base, seed) for seed in plan.base_seeds]
         tasks += [
-            Task(plan.place(run) / "test.jsonl", _call(self.test, run))
+            _replies(plan.place(run) / "test.jsonl", plan.alphas_of(run.method), self.test, run)
             for run in [*plan.main(rates), *plan.ablated(rates)]
         ]
         for seed in range(plan.seeds):
-            tasks += [Task(self._two_file(name, seed), _call(self.two, name, seed)) for name in self.mixed()]
+            tasks += [
+                _replies(self._two_file(name, seed), self._mixes(), self.two, name, seed) for name in self.mixed()
+            ]
             names = self.siblings.systems(plan, rates, seed) if self.siblings else ()
-            tasks += [Task(self._transfer_file(name, seed), _call(self.transfer, name, seed)) for name in names]
+            alphas = transfer_alphas(plan)
+            tasks += [_replies(self._transfer_file(name, seed), alphas, self.transfer, name, seed) for name in names]
         return tasks
 
     def _try(self, run: Run) -> None:
@@ -146,10 +149,13 @@ class Evidence:
                 model.attach(objective, place)
             return model
 
-        alphas = [dict(zip(places, each, strict=True)) for each in product(plan.grid, repeat=len(places))]
         asked = world.asked("test", min(plan.prompts, self.two_prompts))
         file, limit = self._two_file(name, seed), plan.max_new_tokens
-        return answered(file, world, asked, alphas, seed=seed, model=together, max_new_tokens=limit)
+        return answered(file, world, asked, self._mixes(), seed=seed, model=together, max_new_tokens=limit)
+
+    def _mixes(self) -> list[dict[str, float]]:
+        names = self.plan.world.mixed
+        return [dict(zip(names, each, strict=True)) for each in product(self.plan.grid, repeat=len(names))]
 
     def _two_file(self, name: str, seed: int) -> Path:
         return self.folder / "two" / f"{'-'.join((name, *self.plan.world.mixed))}-s{seed}.jsonl"
@@ -193,6 +199,12 @@ class Evidence:
 
     def _work(self, tasks: Sequence[Task]) -> None:
         work(self.folder, tasks)
+
+
+def _replies(file: Path, alphas: Sequence[Strength], function: Callable[..., Any], *args: Any) -> Task:
+    """Answers at some strengths: to be made where their file lacks one of them."""
+    labels = {label_of(alpha) for alpha in alphas}
+    return Task(file, _call(function, *args), lambda file: labels <= {row["alpha"] for row in read_rows(file)})
 
 
 def _call(function: Callable[..., Any], *args: Any, **named: Any) -> Callable[[], Any]:

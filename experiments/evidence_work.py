@@ -15,20 +15,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """Something to be done once: file is there when it is done."""
+    """Something to be done once: file is there when it is done, and has in it what `whole` looks for."""
 
     file: Path
     do: Callable[[], Any]
+    whole: Callable[[Path], bool] = Path.is_file
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.whole(self.file)
 
 
 def work(folder: Path, tasks: Sequence[Task]) -> None:
     """Do what is not done, beside other processes that do the same in this folder; return when all of it is done."""
-    while pending := [task for task in tasks if not task.file.is_file()]:
+    while pending := [task for task in tasks if not task.done]:
         idle = True
         for task in pending:
             name = os.path.relpath(task.file, folder).replace("..", "up").replace(os.sep, "-")
             with claimed(folder / "claims" / name) as mine:
-                if mine and not task.file.is_file():
+                if mine and not task.done:
                     idle, started = False, time.perf_counter()
                     task.do()
                     print(f"== {task.file} {time.perf_counter() - started:.0f} s", flush=True)

@@ -159,6 +159,28 @@ def test_what_was_made_with_other_settings_is_not_taken_for_these(tmp_path):
         evidence_runs.train(evidence_runs.Plan(world=demo, folder=tmp_path, steps=3), run)
 
 
+def test_strengths_that_a_file_lacks_are_added_as_if_all_had_been_asked_at_once(tmp_path):
+    world = Demo(folder=tmp_path)
+    model = guided({"one": 0}, world.backbone)
+    requests = world.asked("test", 3)
+
+    def answers(name: str, *alphas: float) -> list[dict]:
+        return evidence_answers.answered(
+            tmp_path / name, world, requests, alphas, seed=0, model=lambda: model, max_new_tokens=8
+        )
+
+    few = answers("few.jsonl", 0.0, 1.0)
+    tasks = [evidence_stages._replies(tmp_path / "few.jsonl", alphas, list) for alphas in ((0.0, 1.0), (0.0, 2.0))]
+    assert [task.done for task in tasks] == [True, False]
+    more = answers("few.jsonl", 2.0, 0.0)
+    assert [task.done for task in tasks] == [True, True]
+    assert answers("few.jsonl", 1.0, 0.0) == few
+    rows = answers("all.jsonl", 0.0, 1.0, 2.0)
+    replies = {(row["id"], row["alpha"]): row["reply"] for row in rows}
+    assert {(row["id"], row["alpha"]): row["reply"] for row in few + more} == replies
+    assert len(set(replies.values())) > 3
+
+
 def test_a_reply_without_a_finite_divergence_is_refused():
     tokenizer = chat_backbone.build_tokenizer(["a reply"], 300)
     one = evidence_answers._row(Asked("1", "a", "overall"), 1.0, tokenizer, [5], False, float("nan"), -1.0)
