@@ -200,7 +200,7 @@ class Rounds:
             scores = score_all(name, reward, list(zip(part, texts, strict=True)))
             for text, score, divergence in zip(texts, scores, kl, strict=True):
                 finished = not isinstance(text, Cut)
-                rows.append({"reply": text, "reward": score, "kl": max(0.0, divergence), "finished": finished})
+                rows.append({"reply": text, "reward": score, "kl": max(divergence, 0.0), "finished": finished})
         with atomic_folder(place) as staging:
             (staging / MEASURE_FILE).write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
         return rows

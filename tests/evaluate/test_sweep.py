@@ -1,6 +1,7 @@
 """Sweeps over alpha: shared prompts, measured replies, rewards, and a run that may be stopped."""
 
 import json
+import math
 import sys
 import textwrap
 
@@ -154,6 +155,11 @@ def test_divergence_and_length_are_what_a_trace_says(model, tokenizer):
         assert (row.moved > 0.01) == (row.alpha > 0)
         # Pinsker: total variation squared is at most half the divergence, token by token and so on average.
         assert 0 <= row.moved <= (row.kl_per_token / 2) ** 0.5 + 1e-6
+
+
+def test_a_divergence_that_is_no_number_is_not_zero(model, tokenizer):
+    rows = sweep(model, tokenizer, PROMPTS[:1], [0, 1e38], max_new_tokens=2)
+    assert [math.isnan(row.kl) for row in rows] == [False, True]
 
 
 def test_repetition_is_counted_without_the_token_that_ends_a_reply(model, tokenizer, monkeypatch):

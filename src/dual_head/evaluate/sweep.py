@@ -266,7 +266,7 @@ def _figures(
         words = [token for token in reply if token not in ends]
         text = reply_text(tokenizer, prompt, reply)
         text = text.strip() if message else text
-        kl = max(0.0, scalars["kl"][row].item())  # rounding can pass below 0
+        kl = max(scalars["kl"][row].item(), 0.0)  # rounding can pass below 0; as the second, NaN would become 0
         replies.append(
             {
                 "text": text if finished[row] else Cut(text),

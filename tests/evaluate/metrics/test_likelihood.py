@@ -227,6 +227,11 @@ def test_divergence_from_the_backbone_is_that_of_sweeps(guided):
 
 
 @torch.no_grad()
+def test_a_divergence_that_is_no_number_is_not_zero(guided):
+    assert all(map(math.isnan, divergences(guided, ROWS, alpha=1e38)))
+
+
+@torch.no_grad()
 def test_divergence_between_two_models_is_that_of_their_logits(plain):
     other = tiny_lm("llama", seed=1).eval()
     for row, kl in zip(ROWS, divergences(plain, ROWS, base=other), strict=True):

@@ -141,7 +141,7 @@ def divergences(
         head = Head(logits, lambda products, _: products)
         token_kl = reduce_tokens(tokens, head, ("kl",), budget=budget)["kl"]
         for i, kl in zip(indices, _by_row(token_kl, tokens.row, len(indices)), strict=True):
-            divergences[i] = max(0.0, kl)  # rounding can pass below 0
+            divergences[i] = max(kl, 0.0)  # rounding can pass below 0; as the second, NaN would become 0
     return divergences
 
 
