@@ -196,7 +196,7 @@ class RewardModel(ABC):
     def score_all(self, pairs: Sequence[tuple[Prompt, str]], *, batch_size: int = 16) -> list[float]:
         """Score replies, a batch in one forward. Errors: as of one."""
         rows = [self.encode(prompt, reply) for prompt, reply in pairs]
-        if (longest := max(map(len, rows))) > self.context:
+        if (longest := max(map(len, rows), default=0)) > self.context:
             raise DualHeadError(
                 f"A prompt and its reply have {longest} tokens, and the reward model in '{self.folder}' reads "
                 f"{self.context}. Shorten the prompt, or generate less (--max_new_tokens)."

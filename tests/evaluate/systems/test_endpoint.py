@@ -89,10 +89,49 @@ def test_a_server_of_guides_is_asked_at_a_strength_with_or_without_a_models_name
     assert len({named.identity, unnamed.identity, plain.identity}) == 3
 
 
-def test_a_question_without_a_reply_is_named(endpoint):
-    endpoint.answer = lambda number, body: endpoint.failure(500, "busy")
-    with pytest.raises(DualHeadError, match=r"'tiny' gave no reply to the question 'q': 500: busy\. Run the same"):
-        system(endpoint).answer([Question("q", (user("a"),))], GREEDY)
+def refusing(endpoint, word):
+    """An endpoint with a filter of contents, which takes no message of this word."""
+
+    def answer(number, body):
+        refused = body["messages"][-1]["content"] == word
+        return endpoint.failure(400, "filtered") if refused else endpoint.completion("a b c d e f")
+
+    return answer
+
+
+def test_a_question_without_a_reply_is_named_and_the_others_are_kept(endpoint, tmp_path, caplog):
+    endpoint.answer = refusing(endpoint, "b")
+    questions = [Question(name, (user(name),), ("again",)) for name in ("a", "b", "c")]
+    assert list(answer_all(system(endpoint), questions, GREEDY, tmp_path)) == ["a", "c"]
+    assert caplog.messages == ["'tiny' gave no reply to the question 'b': 400: filtered."]
+    assert sorted(endpoint.asked) == ["a", "again", "again", "b", "c"]
+    endpoint.answer = lambda number, body: endpoint.completion("at last")
+    answers = answer_all(system(endpoint), questions, GREEDY, tmp_path)
+    assert list(answers) == ["a", "b", "c"]
+    assert endpoint.asked[5:] == ["b", "again"]  # what is there is not paid for twice
+
+
+def test_a_question_that_an_endpoint_refuses_may_be_left_out_for_all(endpoint, tmp_path, capsys):
+    endpoint.answer = refusing(endpoint, "two")
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "{word}", "id": "{word}"}}\n' for word in ("one", "two")))
+    arguments = ["eval", "prompts", "--source", str(tmp_path / "p.jsonl"), "--output_dir", str(tmp_path / "out")]
+    models = f"once={endpoint.url},best=best_of:2:rule:concise:of:{endpoint.url}"
+    arguments += ["--models", models, "--chat", "--temperature", "1", "--judge", "rule:concise"]
+    assert main(arguments) == 2
+    assert "'once' lacks 1 of 2 (two)" in " ".join(capsys.readouterr().err.split())
+    assert main([*arguments, "--allow_missing"]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["benchmark"]["questions"] == 1
+
+
+def test_as_many_questions_are_asked_at_once_as_the_endpoint_takes(endpoint, tmp_path):
+    def answer(number, body):
+        endpoint.sleep(0.3)
+        return endpoint.completion("b")
+
+    endpoint.answer = answer
+    questions = [Question(str(n), (user(f"question {n}"),)) for n in range(6)]
+    answer_all(system(endpoint, concurrency=6), questions, GREEDY, tmp_path, batch_size=2)
+    assert 2 < endpoint.most_at_once <= 6
 
 
 def test_a_text_is_left_out_with_the_flag_that_makes_it_a_message(endpoint):

@@ -36,14 +36,16 @@ class System(ABC):
 
     name: as tables show it; path: where it is; alpha: the strength of each guide, {} where there are none; recorded:
     how its answers were decoded, where they were given before and this is known; stored: whether they were; chats:
-    whether it takes a text as a user's message; remote: whether `endpoint_options` say how it is asked; context: the
-    tokens that it reads at once, None where this is unknown.
+    whether it takes a text as a user's message; remote: whether `endpoint_options` say how it is asked, and each
+    question is answered by itself; at_once: how many questions it takes at a time, at least; context: the tokens that
+    it reads at once, None where this is unknown.
     """
 
     stored: ClassVar[bool] = False
     recorded: Mapping[str, Any] | None = None
     chats: bool = False
     remote: bool = False
+    at_once: int = 1
     context: int | None = None
     why_no_alpha: ClassVar[str] = "has no guides, so it has no alpha"
 
@@ -78,7 +80,7 @@ class System(ABC):
 
     @abstractmethod
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
-        """Answer one batch, turn by turn, in its order; a file leaves out what it does not hold."""
+        """Answer one batch, turn by turn, in its order; what has no answer is left out."""
 
     def release(self) -> None:  # noqa: B027 - most kinds hold no model
         """Let go of the model, if there is one; it is loaded again when it is needed."""

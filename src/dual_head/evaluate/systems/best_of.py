@@ -52,6 +52,11 @@ class BestOf(System):
         return self.sampled.remote
 
     @property
+    def at_once(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As of the system that is sampled."""
+        return self.sampled.at_once
+
+    @property
     def context(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As of the system that is sampled."""
         return self.sampled.context
@@ -77,14 +82,18 @@ class BestOf(System):
         self._loaded = None
 
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
-        """Answer one batch n times, and keep the best answer to each question."""
+        """Answer one batch n times, and keep the best answer to each question that has n."""
         if not decoding.temperature:
             raise DualHeadError(
                 f"'{self.name}' keeps the best of {self.count} samples, and greedy decoding has one. Set --temperature."
             )
         seeds = range(self.count * decoding.seed, self.count * (decoding.seed + 1))
-        samples = [self.sampled.answer(questions, replace(decoding, seed=seed)) for seed in seeds]
-        candidates = list(zip(*samples, strict=True))
+        samples: dict[str, list[Answer]] = {question.id: [] for question in questions}
+        for seed in seeds:
+            for answer in self.sampled.answer(questions, replace(decoding, seed=seed)):
+                samples[answer.question].append(answer)
+        questions = [question for question in questions if len(samples[question.id]) == self.count]
+        candidates = [samples[question.id] for question in questions]
         totals = self._totals(questions, candidates)
         best = [max(range(self.count), key=numbers.__getitem__) for numbers in totals]
         return [answers[j] for answers, j in zip(candidates, best, strict=True)]

@@ -3,6 +3,7 @@
 A server of guides takes strengths as any folder of guides does: URL@1.5, or URL@helpful:0.5+harmless:1.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +16,13 @@ from dual_head.evaluate.systems.specs import ENDPOINT, SystemSpec
 from dual_head.evaluate.types import Answer, Decoding, Question
 from dual_head.options import build
 
+logger = logging.getLogger(__name__)
+
 
 class EndpointSystem(System):
     """Answers conversations by requests. Its identity is its name and address, as its weights are not known.
 
-    Errors: as of `Endpoint`; a question without a reply after its retries; top_k, which the protocol lacks.
+    Errors: as of `Endpoint`; top_k, which the protocol lacks.
     """
 
     chats = True  # the protocol has messages alone
@@ -27,6 +30,7 @@ class EndpointSystem(System):
 
     def __init__(self, spec: SystemSpec, load: LoadOptions):
         options = build(EndpointOptions, dict(load.endpoint_options))
+        self.at_once = options.concurrency
         where = spec.path.removeprefix(ENDPOINT) if spec.path.startswith(ENDPOINT) else f"@{spec.path}"
         self._endpoint = Endpoint(where, options, noun="system", flag="--endpoint_option")
         self._alpha = spec.alpha
@@ -56,24 +60,25 @@ class EndpointSystem(System):
         return f"'{self.name}' answers conversations, and it is a text (--chat)" if _is_text(question) else None
 
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
-        """Answer one batch, each turn of all of its questions at once."""
+        """Answer one batch, each turn of all of its questions at once; what has no reply in the end is left out."""
         if decoding.top_k:
             raise DualHeadError(f"'{self.name}' is behind an endpoint, which takes no top_k. Leave it out.")
         talks: dict[str, list[Message]] = {question.id: [] for question in questions}
         replies: dict[str, list[Reply]] = {question.id: [] for question in questions}
+        rest = list(questions)
         for turn in range(max((len(question.asked) for question in questions), default=0)):
-            batch = [question for question in questions if turn < len(question.asked)]
+            batch = [question for question in rest if turn < len(question.asked)]
             for question in batch:
                 talks[question.id] += _messages(question, turn, replies[question.id])
             requests = [self._request(talks[question.id], decoding) for question in batch]
             for index, reply in self._endpoint.ask(requests):
                 if reply.flaw:
-                    raise DualHeadError(
-                        f"'{self.name}' gave no reply to the question '{batch[index].id}': {reply.flaw}. Run the same "
-                        "command again: it goes on where it stopped."
-                    )
+                    # A filter of contents refuses a question for good, and the others are worth having.
+                    rest.remove(batch[index])
+                    logger.warning("%r gave no reply to the question %r: %s.", self.name, batch[index].id, reply.flaw)
+                    continue
                 replies[batch[index].id].append(reply)
-        return [_answer(question.id, replies[question.id]) for question in questions]
+        return [_answer(question.id, replies[question.id]) for question in rest]
 
     def _request(self, talk: Sequence[Message], decoding: Decoding) -> Request:
         parameters: dict[str, Any] = {"top_p": decoding.top_p} if decoding.temperature else {}

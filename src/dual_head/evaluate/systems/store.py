@@ -40,9 +40,10 @@ def answer_all(
 ) -> dict[str, Answer]:
     """Have a system answer every question, and keep each batch in folder/NAME.jsonl as soon as it is there.
 
-    {question id: answer}, in the questions' order; a file of answers gives those it has. Batches depend on the
-    questions alone, longest first: one that is whole in the file is read, any other is asked whole, so that a run
-    that was stopped ends like one that was not. Errors: two questions of one id, a folder that cannot be written.
+    {question id: answer}, in the questions' order, of those that it has an answer to. Batches depend on the questions
+    alone, longest first: one that is whole in the file is read, any other is asked whole, so that a run that was
+    stopped ends like one that was not. An endpoint answers each question by itself, and is asked what is not there.
+    Errors: two questions of one id, a folder that cannot be written.
     """
     if batch_size < 1:
         raise DualHeadError(f"batch_size must be at least 1, not {batch_size}.")
@@ -51,18 +52,23 @@ def answer_all(
     if system.stored:
         return {answer.question: answer for answer in system.answer(questions, decoding)}
     file = answers_file(folder, system)
-    stored, answers = rows_by_key(file, _answer), {}
-    for batch in _batches(questions, batch_size):
-        keys = _keys(system.identity, batch, decoding)
-        if not all(key in stored for key in keys):
-            replies = system.answer(batch, decoding)
-            _append(file, system, batch, keys, replies, decoding)
-            stored.update(zip(keys, replies, strict=True))
-        for question, key in zip(batch, keys, strict=True):
-            answers[question.id] = replace(stored[key], question=question.id)
+    stored, answers, done = rows_by_key(file, _answer), {}, 0
+    for batch in _batches(questions, max(batch_size, system.at_once)):
+        keys = dict(zip((q.id for q in batch), _keys(system.identity, batch, decoding), strict=True))
+        rest = [question for question in batch if keys[question.id] not in stored]
+        if rest:
+            part = rest if system.remote else batch
+            replies = {answer.question: answer for answer in system.answer(part, decoding)}
+            kept = [question for question in part if question.id in replies]
+            _append(file, system, kept, keys, replies, decoding)
+            stored |= {keys[question.id]: replies[question.id] for question in kept}
+        for question in batch:
+            if keys[question.id] in stored:
+                answers[question.id] = replace(stored[keys[question.id]], question=question.id)
+        done += len(batch)
         if on_progress is not None:
-            on_progress(len(answers), len(questions))
-    return {question.id: answers[question.id] for question in questions}
+            on_progress(done, len(questions))
+    return {question.id: answers[question.id] for question in questions if question.id in answers}
 
 
 def _batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
@@ -91,24 +97,24 @@ def _settings(decoding: Decoding) -> dict[str, float]:
 def _append(
     file: Path,
     system: System,
-    batch: Sequence[Question],
-    keys: Sequence[str],
-    answers: Sequence[Answer],
+    questions: Sequence[Question],
+    keys: Mapping[str, str],
+    answers: Mapping[str, Answer],
     decoding: Decoding,
 ) -> None:
     rows = [
         {
-            "key": key,
+            "key": keys[question.id],
             "identity": system.identity,
             "decoding": _settings(decoding),
             "question": question.id,
             "prompt": question.prompt,
             "follow_ups": question.follow_ups,
-            "replies": answer.replies,
-            "tokens": answer.tokens,
-            "finished": answer.finished,
+            "replies": answers[question.id].replies,
+            "tokens": answers[question.id].tokens,
+            "finished": answers[question.id].finished,
         }
-        for question, key, answer in zip(batch, keys, answers, strict=True)
+        for question in questions
     ]
     add_lines(file, [json.dumps(row, ensure_ascii=False) for row in rows])
 
