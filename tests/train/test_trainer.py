@@ -525,3 +525,27 @@ def test_eval_steps_alone_asks_for_evaluation_by_steps(tmp_path):
 def test_numbers_that_transformers_would_ignore_or_fail_on_late_are_refused(tmp_path, option, value, bound):
     with pytest.raises(DualHeadError, match=f"--{option} must be {bound}"):
         GuideTrainingArguments(str(tmp_path), **{option: value})
+
+
+@pytest.mark.parametrize("option", [{"label_smoothing_factor": 0.1}, {"remove_unused_columns": True}])
+def test_options_that_would_change_nothing_or_remove_the_data_are_refused(tmp_path, option):
+    with pytest.raises(DualHeadError, match=f"--{next(iter(option))} .*Leave it out"):
+        GuideTrainingArguments(str(tmp_path), **option)
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("preference", False), ("eval_kl", False), ("loss", False), ("accuracy", True), ("gate_entropy", True)],
+)
+def test_the_best_checkpoint_by_a_loss_is_the_one_where_it_is_lowest(tmp_path, metric, greater):
+    assert GuideTrainingArguments(str(tmp_path), metric_for_best_model=metric).greater_is_better == greater
+    opposite = GuideTrainingArguments(str(tmp_path), metric_for_best_model=metric, greater_is_better=not greater)
+    assert opposite.greater_is_better is not greater
+
+
+def test_a_first_step_that_is_logged_has_every_term(backbone_folder, pairs_file, tmp_path):
+    train(backbone_folder, pairs_file, tmp_path, max_steps=2, logging_steps=2, logging_first_step=True)
+    first, second = json.loads((tmp_path / "report.json").read_text())["log"][:2]
+    assert (first["step"], second["step"]) == (1, 2)
+    assert first.keys() == second.keys()
+    assert "kl" in first

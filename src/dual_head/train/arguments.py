@@ -12,12 +12,14 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from dual_head.errors import DualHeadError, did_you_mean, require
 from dual_head.files.reading import reading
+from dual_head.losses import objective_names
 from dual_head.options.fields import require_finite
 
 logger = logging.getLogger(__name__)
 
 # Of a guide that is computed in one pass, which has no steps.
 OF_FITS = ("output_dir", "per_device_eval_batch_size", "seed", "disable_tqdm", "use_cpu", "log_level")
+HIGHER = "gate_entropy"  # the only term whose logged value is not the loss, but what the loss makes larger
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # each an extra of the same name
 
 
@@ -46,6 +48,8 @@ class HeadTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.remove_unused_columns:
+            raise DualHeadError("--remove_unused_columns would remove the columns that are trained on. Leave it out.")
         # Without this transformers refuses bf16 where there is only a CPU, and torch warns about pinned memory.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
@@ -70,7 +74,15 @@ class GuideTrainingArguments(HeadTrainingArguments):
     def __post_init__(self):
         if self.neftune_noise_alpha is not None:
             raise DualHeadError("--neftune_noise_alpha adds noise to embeddings, which are frozen here. Leave it out.")
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if self.greater_is_better is None and metric in objective_names() and metric != HIGHER:
+            self.greater_is_better = False  # transformers takes all for gains that are not named "loss"
         super().__post_init__()
+        if self.label_smoothing_factor:  # transformers smooths in its own loss
+            raise DualHeadError(
+                "--label_smoothing_factor has no effect on the losses of guides. Leave it out, or smooth preferences "
+                "with --preference.label_smoothing."
+            )
 
 
 def require_possible(args: TrainingArguments) -> None:

@@ -69,7 +69,8 @@ class GuideTrainer(HeldOutTrainer, HeadTrainer):
         """Take a step; what only metrics read is measured where the step is logged."""
         step = self.state.global_step + 1
         interval = int(self.state.logging_steps) if self.args.logging_strategy == "steps" else 1
-        self.loss.looking = step == self.state.max_steps or step % max(1, interval) == 0
+        first = step == 1 and self.args.logging_first_step
+        self.loss.looking = first or step == self.state.max_steps or step % max(1, interval) == 0
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         finally:
