@@ -549,3 +549,10 @@ def test_a_first_step_that_is_logged_has_every_term(backbone_folder, pairs_file,
     assert (first["step"], second["step"]) == (1, 2)
     assert first.keys() == second.keys()
     assert "kl" in first
+
+
+@pytest.mark.parametrize("steps", [2, -1])
+def test_rows_that_do_not_fill_a_batch_are_not_all_left_out(steps, backbone_folder, pairs_file, tmp_path, capsys):
+    options = {"max_steps": steps, "per_device_train_batch_size": 64, "dataloader_drop_last": True}
+    assert main(arguments(backbone_folder, pairs_file, tmp_path, **options)) == 2
+    assert "--dataloader_drop_last leaves out all rows: they are fewer than the 64" in capsys.readouterr().err

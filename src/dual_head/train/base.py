@@ -17,6 +17,7 @@ from accelerate import PartialState
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dual_head.console.terminal import Terminal
@@ -164,6 +165,16 @@ class HeadTrainer(StrictTrainer, StoredCheckpoints):
     def row_lengths(self, dataset: Any) -> list[int]:
         """Tokens of each row, by which rows are grouped."""
         raise NotImplementedError
+
+    def get_train_dataloader(self) -> Any:
+        """Load batches. Errors: none is full, and --dataloader_drop_last leaves out those that are not."""
+        loader = super().get_train_dataloader()
+        if has_length(loader) and not len(loader):
+            raise DualHeadError(
+                f"--dataloader_drop_last leaves out all rows: they are fewer than the {self.args.train_batch_size} of "
+                "a batch in every process. Leave it out, or lower --per_device_train_batch_size."
+            )
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
