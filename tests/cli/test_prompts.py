@@ -28,11 +28,22 @@ def test_prompts_of_flags_come_before_those_of_a_file(tmp_path):
     assert read(tmp_path, "b\n\nc\r\n", "--prompt", "a") == ["a", "b", "c"]
 
 
-def test_standard_input_is_one_prompt_where_it_is_read(monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("two\nlines\n"))
+def piped(monkeypatch, text: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
+
+
+@pytest.mark.parametrize("text", [b"two\nlines\n", b"\xef\xbb\xbftwo\r\nlines\r\n"], ids=["plain", "of Windows"])
+def test_standard_input_is_one_prompt_where_it_is_read(monkeypatch, text):
+    piped(monkeypatch, text)
     assert read_prompts(options(), stdin=True) == ["two\nlines"]
     with pytest.raises(DualHeadError, match=r"Give one with --prompt, or a file with --prompts\."):
         read_prompts(options())
+
+
+def test_standard_input_that_is_not_utf8_is_refused(monkeypatch):
+    piped(monkeypatch, "caf\u00e9".encode("latin-1"))
+    with pytest.raises(DualHeadError, match=r"on standard input: .*Give it as UTF-8 text\."):
+        read_prompts(options(), stdin=True)
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])

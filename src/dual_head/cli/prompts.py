@@ -52,12 +52,20 @@ def read_prompts(args: PromptOptions, *, stdin: bool = False) -> list[Prompt]:
             raise DualHeadError(f"The file of prompts '{args.prompts}' is empty. Write one prompt a line.")
         prompts += rows
     elif not prompts and stdin and not sys.stdin.isatty():
-        prompts = [sys.stdin.read().strip("\n")]
+        prompts = [_standard_input()]
     elif not prompts:
         raise DualHeadError("There are no prompts. Give one with --prompt, or a file with --prompts.")
     if not all(shown(prompt).strip() for prompt in prompts):
         raise DualHeadError("The prompt is empty. Give at least one word.")
     return prompts
+
+
+def _standard_input() -> str:
+    """Standard input as one prompt, read as files are, whatever the locale."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").strip("\n")
+    except UnicodeDecodeError as error:
+        raise DualHeadError(f"Cannot read the prompt on standard input: {error}. Give it as UTF-8 text.") from error
 
 
 def conversations(prompts: Sequence[Prompt], args: PromptOptions, tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
