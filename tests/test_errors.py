@@ -21,6 +21,14 @@ def test_the_nearest_name_is_offered_or_all_of_them(name, said):
     assert did_you_mean(name, ["helpful", "harmless"]) == said
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("--dataset", "--dataset_name"), ("--model", "--model_name_or_path"), ("--see", "--seed")]
+)
+def test_a_name_that_was_cut_short_is_nearer_than_one_of_its_length(name, nearest):
+    options = ["--data_seed", "--dataset_name", "--hub_model_id", "--model_name_or_path", "--seed"]
+    assert did_you_mean(name, options) == f" Did you mean '{nearest}'?"
+
+
 def test_options_may_come_from_an_iterator():
     assert did_you_mean("a", iter(["b", "ab"])) == " Did you mean 'ab'?"
 

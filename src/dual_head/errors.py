@@ -14,8 +14,10 @@ class DualHeadError(ValueError):
 
 def did_you_mean(name: object, options: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" with the nearest of `options`, or list all of them if none is near."""
-    choices = sorted(map(str, options))
-    matches = get_close_matches(str(name), choices, n=1, cutoff=0.6)
+    choices, text = sorted(map(str, options)), str(name)
+    # A beginning is a name cut short: --dataset is nearer to --dataset_name than to --data_seed, which is as long.
+    longer = [choice for choice in choices if text and choice.startswith(text)]
+    matches = get_close_matches(text, longer or choices, n=1, cutoff=0.0 if longer else 0.6)
     return f" Did you mean '{matches[0]}'?" if matches else f" Known: {', '.join(choices)}."
 
 
