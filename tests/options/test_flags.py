@@ -59,6 +59,11 @@ def test_flags_are_read_as_their_fields_types():
     assert read("pot", "--leaves", "x", "--times", "1", "2", "--guest", "a", "--guest", "b").guest == ["a", "b"]
 
 
+@pytest.mark.parametrize("text", ["-1,0,1", "-1e-3", "-.5", "-2"])
+def test_a_value_may_begin_as_a_negative_number_does(text):
+    assert read("pot", "--tea", "x", "--herbs", text).herbs == text
+
+
 def test_a_switch_that_is_on_has_one_to_leave_it_off():
     assert read("pot", "--leaves", "x").lid is True
     assert read("pot", "--leaves", "x", "--no_lid").lid is False

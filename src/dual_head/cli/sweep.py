@@ -54,9 +54,7 @@ class SweepOptions(PromptOptions, DeviceOptions):
 
     output_dir: str = option(help="folder for sweep.jsonl, sweep.json and sweep.png")
     restart: bool = option(False, "delete the rows of an earlier sweep there")
-    alphas: str = option(
-        "0,0.5,1,1.5,2", "strengths to sweep; negative: --alphas=-1,0,1", heading="strengths", commas=True
-    )
+    alphas: str = option("0,0.5,1,1.5,2", "strengths to sweep, with commas between", heading="strengths", commas=True)
     guide: str | None = option(None, "sweep this guide alone; default: all of them together")
     alpha: str | None = option(
         None, "strength of the other guides: a number, or name=number,...; default: what their config says"

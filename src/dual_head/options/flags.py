@@ -7,6 +7,7 @@ A value comes from the command line, or else the file, or else the field's defau
 """
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import cache
@@ -47,6 +48,7 @@ class OptionParser(argparse.ArgumentParser):
         prog = f"dual-head {command}"
         settings = {"formatter_class": Help, "allow_abbrev": False, **settings}
         super().__init__(prog=prog, description=description, **settings)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # a value: -1e-3 and -1,0 too, as Python 3.14 has it
         self.classes, self.sections, self.translate = classes, sections, translate
         self._declared: dict[str, tuple[Field, Any]] = {}  # by name: the field and its type
         self.aliases, self.constants, self.listings = dict(aliases or {}), dict(constants or {}), dict(listings or {})
