@@ -10,7 +10,7 @@ from dual_head.errors import DualHeadError
 # Flags of places to read: a folder or file, or a name on the hub.
 MODELS = ("--model_name_or_path", "--backbone", "--tokenizer", "--tokenizer_name")
 DATA = ("--dataset_name", "--eval_dataset_name", "--dataset", "--source")
-FILES = ("--config", "--feature_cache", "--presets")
+FILES = ("--config", "--feature_cache", "--presets", "--prompts", "--prompts_file", "--replies", "--questions")
 
 
 def require_paths(arguments: Sequence[str]) -> None:
@@ -33,4 +33,4 @@ def _values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and (value := value if equals else following):
-            yield flag, value
+            yield "--" + flag.removeprefix("--").replace("-", "_"), value
