@@ -29,6 +29,11 @@ def write_guides(folder, guides, backbone=None, tokenizer=None):
     return model, folder / "guides", tokenizer
 
 
+def test_a_rule_that_was_mistyped_is_no_module_that_cannot_be_imported():
+    with pytest.raises(DualHeadError, match=r"Unknown rule 'concis'\. Did you mean 'concise'\? A reward is"):
+        load_reward("rule:concis")
+
+
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_the_folder_that_train_reward_wrote_is_a_reward_and_a_judge(tmp_path, tune):
     model, folder, tokenizer = write_guides(tmp_path, {"reward": RewardModelConfig(tune=tune)})

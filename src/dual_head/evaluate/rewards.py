@@ -22,7 +22,7 @@ from dual_head.backbone.load import context_length, load_config
 from dual_head.config import AlignedConfig
 from dual_head.data import Dropped
 from dual_head.data.conversation import write
-from dual_head.errors import DualHeadError
+from dual_head.errors import DualHeadError, did_you_mean
 from dual_head.evaluate.systems.identity import files_digest, sources_digest
 from dual_head.files.places import require_unaltered
 from dual_head.files.reading import reading
@@ -51,7 +51,9 @@ def load_reward(spec: str, *, device: torch.device | str = "cpu") -> tuple[str, 
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
         raise DualHeadError(f"'{spec}' is not a reward. {FORMS}")
-    if module == "rule" and name in RULES:
+    if module == "rule":
+        if name not in RULES:
+            raise DualHeadError(f"Unknown rule '{name}'.{did_you_mean(name, RULES)} {FORMS}")
         RULES[name].require()
         return name, RULES[name].score
     if "" not in sys.path:
