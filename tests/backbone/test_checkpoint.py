@@ -85,6 +85,17 @@ def test_a_folder_without_guides_is_refused(tmp_path):
         find_file(str(tmp_path), "config.json")
 
 
+def test_a_mistyped_folder_is_refused_with_the_nearest_that_holds_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("helpful", "helpfuls"):
+        Path("out", name).mkdir(parents=True)
+    Path("out", "helpful", "config.json").write_text("{}")
+    for source in ("out/helpfull", str(tmp_path / "out" / "helpfull")):
+        with pytest.raises(DualHeadError, match=r"No checkpoint of guides.*Did you mean '.*out/helpful'\? Give"):
+            find_file(source, "config.json")
+
+
 def test_a_place_that_does_not_exist_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DualHeadError, match=r"No checkpoint of guides at '.*gone'.*Give the output folder"):

@@ -86,6 +86,16 @@ def test_where_the_backbone_cannot_be_loaded_the_remedy_is_to_say_where_it_is(pl
     assert "say where else it is with backbone=... (--backbone)" in message
 
 
+def test_where_an_option_is_wrong_and_the_backbone_is_there_no_other_place_is_asked_for(
+    backbone_folder, tmp_path, capsys
+):
+    guides = write_guides(tmp_path / "guides", backbone_folder, {"plain": HiddenConfig()})
+    assert main(["generate", str(guides), *PROMPT, "--dtype", "float33"]) == 2
+    message = capsys.readouterr().err
+    assert "Unknown dtype 'float33'. Did you mean 'float32'?" in message
+    assert "backbone" not in message
+
+
 # ---- the chat model ------------------------------------------------------------------------------------------
 
 

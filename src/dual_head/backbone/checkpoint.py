@@ -170,11 +170,24 @@ def find_file(source: str, name: str, **hub) -> str:
             raise DualHeadError(
                 f"'{source}' holds no {name}, so it is not a checkpoint of guides. Train one with 'dual-head train'."
             )
-        if not is_hub_name(source):
-            raise DualHeadError(f"{problem}: there is no such folder. {remedy}")
+    remedy = f"{_nearest_folder(source)}{remedy}"
+    if not is_hub_name(source):
+        raise DualHeadError(f"{problem}: there is no such folder. {remedy}")
+    with reading(problem, remedy):
         from transformers.utils.hub import cached_file
 
         return str(cached_file(source, name, **hub))
+
+
+def _nearest_folder(source: str) -> str:
+    """The question whether a folder beside `source` was meant; nothing where none has such a name."""
+    place = Path(source)
+    try:
+        folders = [part.name for part in place.parent.iterdir() if (part / CONFIG_NAME).is_file()]
+    except (OSError, ValueError):
+        return ""
+    matches = get_close_matches(place.name, folders, n=1)
+    return f"Did you mean '{place.parent / matches[0]}'? " if matches else ""
 
 
 def guide_folders(place: str | Path) -> dict[str, str]:

@@ -94,7 +94,7 @@ def stored_model(
     """
     config = config or pretrained.read_config(source, **hub)
     place = backbone or pretrained.recorded_backbone(config, source)
-    with pretrained.loading_recorded(backbone, source):
+    with pretrained.loading_recorded(backbone, source, place):
         lm = place if isinstance(place, nn.Module) else pretrained.load_lm(place, **load)
     building_errors = reading(f"Cannot build the guides of '{source}' from its config.json", COPY)
     if moving is not None and not pretrained.is_same_backbone(config, lm):

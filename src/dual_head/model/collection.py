@@ -25,7 +25,7 @@ def load_collection(
     first = next(iter(folders.values()))
     config = read_config(first)
     place = str(backbone or recorded_backbone(config, first))
-    with loading_recorded(backbone, first):
+    with loading_recorded(backbone, first, place):
         tokenizer = tokenizer or load_tokenizer(place, options.get("trust_remote_code", False))
         model = AlignedModel.from_backbone(place, {}, fusion=config.fusion, tokenizer=tokenizer, **options)
     for name, folder in folders.items():

@@ -250,12 +250,12 @@ def recorded_backbone(config: BackboneConfig, source: str) -> str:
 
 
 @contextmanager
-def loading_recorded(backbone: object, source: str) -> Iterator[None]:
-    """Say of a backbone that cannot be loaded that only the guides in `source` named it, where no other is given."""
+def loading_recorded(backbone: object, source: str, place: object) -> Iterator[None]:
+    """Say of a backbone that is not at `place` that only the guides in `source` named it, where no other is given."""
     try:
         yield
     except DualHeadError as error:
-        if backbone is not None:
+        if backbone is not None or Path(str(place)).exists():
             raise
         raise DualHeadError(
             f"{error} The guides in '{source}' name this backbone: say where else it is with backbone=... (--backbone)."
