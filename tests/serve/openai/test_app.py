@@ -433,7 +433,7 @@ HALF = "\ud800"
         ({"n": 17}, "n"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
-        ({"stop": [1]}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 9999}, "max_tokens"),
         ({"max_tokens": None, "max_completion_tokens": 9999}, "max_completion_tokens"),
@@ -483,15 +483,28 @@ def test_what_cannot_be_is_refused_by_its_name(server, fields, param):
 
 
 @pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stop": ["a"] * 17}, "'stop' has no valid value: list should have at most 16 items"),
+        ({"stop": ["a", ""]}, "'stop[1]' has no valid value: string should have at least 1 character"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "'messages[0].content[0].text' is missing"),
+    ],
+)
+def test_a_field_of_several_forms_is_refused_by_the_form_that_it_has(server, fields, words):
+    error = server.post("/v1/chat/completions", {"messages": messages("ab"), **fields}).json()["error"]
+    assert error["message"].startswith(words)
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [[]]}, "prompt[0]"),
         ({"prompt": [97]}, "prompt"),
-        ({"prompt": [-1]}, "prompt"),
-        ({"prompt": [1.5]}, "prompt"),
+        ({"prompt": [-1]}, "prompt[0]"),
+        ({"prompt": [1.5]}, "prompt[0]"),
         ({"prompt": ["a", [3]], "max_tokens": 128}, "max_tokens"),
         ({"prompt": "x" * 128}, "prompt"),
         ({"prompt": ["x"] * 65}, "prompt"),

@@ -90,8 +90,12 @@ _WORDS = {
 
 
 def _invalid(errors: Sequence[Any]) -> Refused:
-    """The first thing that is wrong with a body; a field that is not supported before a value of another type."""
-    error = min(errors, key=lambda error: error["type"] not in _UNSUPPORTED)
+    """What is wrong with a body; a field that is not supported first.
+
+    Of a field with several forms there is an error for each. The one that the value is nearest to says most: it is not
+    of another type, or else the place in it is the deepest.
+    """
+    error = min(errors, key=lambda e: (e["type"] not in _UNSUPPORTED, e["type"].endswith("_type"), -len(e["loc"])))
     place = error["loc"][1:]
     if error["type"] == "json_invalid":
         return Refused(f"The body is not JSON: {error['ctx']['error']} at character {place[0]}.")
