@@ -8,6 +8,7 @@ RATINGS = range(1, 11)
 EXAMPLES = 3  # of contradicting verdicts that are named
 _LETTER = re.compile(r"\[\[([ABC])\]\]")
 _RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
+_SINGLE = re.compile(r"\brating\W{0,5}\[(\d+(?:\.\d+)?)\]", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -47,7 +48,9 @@ def _letter(text: str) -> float:
 
 
 def _rating(text: str) -> float:
-    return _on_the_scale(float(_last_marked(text, _RATING)))
+    """A rating in double brackets; in single ones, which MT-Bench reads too, where there are no others."""
+    marker = _RATING if _RATING.search(text) else _SINGLE
+    return _on_the_scale(float(_last_marked(text, marker)))
 
 
 def _on_the_scale(rating: float) -> float:
