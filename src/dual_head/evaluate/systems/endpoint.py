@@ -82,7 +82,9 @@ class EndpointSystem(System):
 
     def _request(self, talk: Sequence[Message], decoding: Decoding) -> Request:
         parameters: dict[str, Any] = {"top_p": decoding.top_p} if decoding.temperature else {}
-        limits = (decoding.max_new_tokens, decoding.temperature, decoding.seed)
+        # Greedy replies are kept whatever the seed is, and some servers refuse one.
+        seed = decoding.seed if decoding.temperature else None
+        limits = (decoding.max_new_tokens, decoding.temperature, seed)
         return Request(list(talk), *limits, parameters, alpha=self._alpha)
 
 
