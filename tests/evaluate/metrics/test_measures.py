@@ -1,10 +1,14 @@
 """What measures depend on: whatever was changed is measured anew."""
 
+import importlib
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
 
+from dual_head.evaluate import Answer, Question
+from dual_head.evaluate.metrics import Metric, measures
 from dual_head.evaluate.metrics.measures import Measures
 from dual_head.evaluate.rewards import reward_identity
 from dual_head.evaluate.systems.identity import files_digest
@@ -18,6 +22,23 @@ def test_a_reward_function_that_was_edited_is_another_one(tmp_path, monkeypatch)
     assert reward_identity("points_of_a_test:points") == before
     module.write_text("def points(prompt, reply):\n    return float(len(reply))\n")
     assert reward_identity("points_of_a_test:points") != before
+
+
+def test_a_metric_of_another_package_that_was_edited_is_measured_anew(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "metric_of_a_test.py"
+    system, questions = SimpleNamespace(name="it", identity="i"), [Question("q", "a")]
+    answers = {"q": Answer(question="q", replies=("b",))}
+
+    def measured(value):
+        source.write_text(f"def compute(questions, answers, tools):\n    return [{value}]\n")
+        monkeypatch.delitem(sys.modules, "metric_of_a_test", raising=False)
+        importlib.invalidate_caches()
+        metric = Metric("mine", "a test's", importlib.import_module("metric_of_a_test").compute)
+        monkeypatch.setattr(measures, "load_metrics", lambda: {"mine": metric})
+        return Measures(tmp_path / "measures").of(system, questions, answers).values["mine"]
+
+    assert (measured("1.0"), measured("1.0"), measured("2.0 + 1")) == ({"q": 1.0}, {"q": 1.0}, {"q": 3.0})
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json", "1_Pooling/config.json"])

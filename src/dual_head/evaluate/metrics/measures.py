@@ -1,5 +1,6 @@
 """Metrics of whole systems: which tools each is measured with, and values stored under all that they depend on."""
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from dual_head.evaluate.metrics import Measured, Metric, Tools, load_metrics
 from dual_head.evaluate.metrics.base import Absent
 from dual_head.evaluate.rewards import Reward, load_reward, reward_identity
 from dual_head.evaluate.systems.base import System
-from dual_head.evaluate.systems.identity import files_digest
+from dual_head.evaluate.systems.identity import files_digest, sources_digest
 from dual_head.evaluate.systems.model import ModelSystem
 from dual_head.evaluate.types import Answer, Question
 from dual_head.files.places import atomic_folder, settle
@@ -89,9 +90,16 @@ class Measures:
         base = self.base.identity if self.base is not None else None
         embedder = self.embedder and (files_digest(self.embedder) or self.embedder)
         special = type(self.benchmark).refuses is not Benchmark.refuses
-        tools = [[reward_identity(spec) for spec in self.rewards], embedder, base, special]
+        tools = [[reward_identity(spec) for spec in self.rewards], embedder, base, special, *_foreign()]
         content = [[asdict(question), asdict(answers[question.id])] for question in questions if question.id in answers]
         return digest([VERSION, sorted(load_metrics()), system.identity, tools, content])
+
+
+def _foreign() -> list[str]:
+    """Digest of the modules of metrics from other packages, if there are any; `VERSION` is that of our own."""
+    modules = {metric.compute.__module__: inspect.getmodule(metric.compute) for metric in load_metrics().values()}
+    names = sorted(name for name in modules if not name.startswith("dual_head."))
+    return [sources_digest([modules[name] for name in names])] if names else []
 
 
 def measure(
