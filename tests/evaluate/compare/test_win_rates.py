@@ -43,6 +43,16 @@ def test_the_interval_is_that_of_the_normal_theory():
     assert found.interval == win_rate(outcomes(win=180, tie=40, loss=80)).interval
 
 
+@pytest.mark.parametrize("questions", [1, 3, 40])
+def test_a_system_that_always_wins_is_as_sure_as_there_are_questions(questions):
+    z2 = 1.96**2
+    won, lost = (win_rate(outcomes(**{result: questions})).interval for result in ("win", "loss"))
+    assert won == pytest.approx((questions / (questions + z2), 1.0), abs=1e-4)
+    assert lost == pytest.approx((0.0, z2 / (questions + z2)), abs=1e-4)
+    repeated = [Judged(outcome.question, 1.0, "win") for outcome in outcomes(win=questions) for _ in range(5)]
+    assert win_rate(repeated).interval == won  # seeds are not questions
+
+
 def test_unparsable_verdicts_do_not_move_the_interval():
     assert win_rate(outcomes(win=6, loss=4, unparsable=90)).interval == win_rate(outcomes(win=6, loss=4)).interval
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.compare.length_control import length_controlled
-from dual_head.stats import bootstrap_mean, draws, percentiles
+from dual_head.stats import bootstrap_mean, draws, percentiles, wilson
 
 SCORES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 RESULTS = (*SCORES, "unparsable")
@@ -48,10 +48,11 @@ class Judged(Protocol):
 class WinRate:
     """How often the first of two systems is preferred.
 
-    rate: (wins + ties / 2) / (wins + ties + losses), in [0, 1]; interval: 95%, questions resampled; p_value: that of
-    an exact two-sided sign test over questions, were neither better; length_controlled: the rate had both answers been
-    equally long, None where lengths were not given, or where one system's answers are nearly always the longer ones:
-    what length does cannot be told from what they say then (`ONE_SIDED`).
+    rate: (wins + ties / 2) / (wins + ties + losses), in [0, 1]; interval: 95%, questions resampled, or Wilson's where
+    one system always wins; p_value: that of an exact two-sided sign test over questions, were neither better;
+    length_controlled: the rate had both answers been equally long, None where lengths were not given, or where one
+    system's answers are nearly always the longer ones: what length does cannot be told from what they say then
+    (`ONE_SIDED`).
     """
 
     questions: int
@@ -173,6 +174,9 @@ def _by_question(outcomes: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArr
 def _ratio_interval(
     scores: NDArray[np.float64], trials: NDArray[np.float64], resamples: int, seed: int
 ) -> tuple[float, float]:
+    if scores.sum() in (0.0, trials.sum()):
+        # Every draw is the same then, and three wins of three would be as sure as three hundred.
+        return wilson(float((scores > 0).sum()), len(scores))
     blocks = draws(len(scores), resamples=resamples, seed=seed)
     return percentiles(np.concatenate([scores[i].sum(1) / trials[i].sum(1) for i in blocks]))
 

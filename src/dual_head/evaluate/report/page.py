@@ -34,8 +34,9 @@ REPORT_FILE, MARKDOWN_FILE, PAGE_FILE = "report.json", "report.md", "report.html
 
 INTERVALS = (
     "Intervals are 95% bootstrap intervals: questions are drawn anew with replacement, since questions are what is "
-    "independent. Two systems differ where the interval of their difference leaves out zero, a pair where its "
-    "interval leaves out 50%; intervals of two systems may overlap although they differ."
+    "independent. Where one system always wins, the interval is Wilson's. Two systems differ where the interval of "
+    "their difference leaves out zero, a pair where its interval leaves out 50%; intervals of two systems may overlap "
+    "although they differ."
 )
 EFFICIENCY = {
     "parameters": "parameters of its model",
