@@ -41,7 +41,13 @@ def test_a_metric_of_another_package_that_was_edited_is_measured_anew(tmp_path, 
     assert (measured("1.0"), measured("1.0"), measured("2.0 + 1")) == ({"q": 1.0}, {"q": 1.0}, {"q": 3.0})
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.safetensors", "pytorch_model.bin", "config.json", "1_Pooling/config.json"),
+        *("chat_template.jinja", "tokenizer.model", "vocab.txt"),
+    ],
+)
 def test_a_model_is_all_of_its_files_wherever_it_is(tmp_path, name):
     for folder in ("a", "b"):
         file = tmp_path / folder / name

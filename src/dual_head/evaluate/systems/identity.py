@@ -29,6 +29,7 @@ from dual_head.guides.second_model import ADAPTER_CONFIG, adapter_config
 __all__ = ["file_sha256", "files_digest", "made_of", "parts_of", "settings_of", "sources_digest", "tokenizer_identity"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")  # a plain model may be of the time before safetensors
+_READ = {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"}  # weights, settings, and what writes token ids
 _SETTINGS = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG)
 
 
@@ -130,7 +131,7 @@ def files_digest(folder: str) -> str:
     """SHA-256 of the files of a model's folder, "" where it is none."""
     if not Path(folder).is_dir():
         return ""
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors", ".bin"))
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in _READ)
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
