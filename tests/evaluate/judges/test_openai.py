@@ -102,6 +102,18 @@ def test_verdicts_come_as_soon_as_they_are_known(endpoint):
     assert [index for index, _ in verdicts] == [0]
 
 
+def test_a_process_that_is_interrupted_waits_for_no_reply(endpoint):
+    before, waited_for = threading.enumerate(), []
+
+    def answer(number, body):
+        waited_for.extend(t.name for t in threading.enumerate() if t not in before and not t.daemon)
+        return endpoint.completion("[[A]]")
+
+    endpoint.answer = answer
+    list(judge_at(endpoint, concurrency=2).compare(pairs(3)))
+    assert (len(endpoint.bodies), waited_for) == (3, [])
+
+
 def test_requests_a_minute_are_limited_and_retries_are_requests(endpoint):
     endpoint.answer = lambda number, body: endpoint.failure(500) if number == 1 else endpoint.completion("[[A]]")
     begin = time.monotonic()

@@ -7,9 +7,11 @@ and what a reply means, is the caller's.
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from dual_head.console.secrets import masked, without
@@ -139,32 +141,44 @@ class Endpoint:
         What is still under way when it has to stop is waited for. Errors: an endpoint that is not there, refuses the
         key, does not know the model, or has no reply `FAILURES` times in a row; what came before was yielded by then.
         """
-        client, pool = self._connect(), ThreadPoolExecutor(self.options.concurrency, thread_name_prefix=self._noun)
-        indices = {pool.submit(self._ask, client, request): index for index, request in enumerate(requests)}
-        failures, stop = 0, None
+        client, failures, stop = self._connect(), 0, None
+        waiting, replies = deque(enumerate(requests)), SimpleQueue[Any]()
+        running = min(self.options.concurrency, len(requests))
+        for _ in range(running):
+            # Daemons, for which an interrupted process does not wait: each may have to wait for a reply, or its turn.
+            threading.Thread(target=self._work, args=(client, waiting, replies), daemon=True).start()
         try:
-            while indices:
-                finished, _ = wait(indices, return_when=FIRST_COMPLETED)
-                for future in sorted(finished, key=lambda future: indices[future]):
-                    index = indices.pop(future)
-                    try:
-                        reply = future.result()
-                    except _Stop as error:
-                        stop = stop or error
-                    else:
-                        failures = failures + 1 if reply.flaw else 0
-                        if failures >= FAILURES:
-                            stop = stop or _Stop(self._down(failures, reply.flaw))
-                        yield index, reply
+            while running:
+                index, reply = replies.get()
+                if index is None:
+                    running -= 1
+                elif isinstance(reply, _Stop):
+                    stop = stop or reply
+                elif isinstance(reply, BaseException):
+                    raise reply
+                else:
+                    failures = failures + 1 if reply.flaw else 0
+                    if failures >= FAILURES:
+                        stop = stop or _Stop(self._down(failures, reply.flaw))
+                    yield index, reply
                 if stop is not None:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    # `wait` would wait for ever for a request that was cancelled before it began.
-                    indices = {future: index for future, index in indices.items() if not future.cancelled()}
+                    waiting.clear()
             if stop is not None:
                 raise DualHeadError(f"{stop} {AGAIN}") from stop.__cause__
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            waiting.clear()
             client.close()
+
+    def _work(self, client: Any, waiting: deque[tuple[int, Request]], replies: SimpleQueue[Any]) -> None:
+        """Ask for one waiting request after another: (index, reply or error) each, and (None, None) in the end."""
+        with suppress(IndexError):
+            while True:
+                index, request = waiting.popleft()
+                try:
+                    replies.put((index, self._ask(client, request)))
+                except BaseException as error:  # `ask` raises it
+                    replies.put((index, error))
+        replies.put((None, None))
 
     def _connect(self) -> Any:
         client = bounded_client(
