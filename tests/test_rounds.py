@@ -130,7 +130,7 @@ def test_a_command_that_is_refused_claims_no_folder(tmp_path, capsys):
     common += ["--output_dir", str(tmp_path / "out"), "--held_out", "0.3", "--max_new_tokens", "40"]
     for method_, reward, words in (
         ("hiden", "rule:concise", "Did you mean 'hidden'"),
-        ("hidden", "rule:concsie", "Cannot import the reward"),
+        ("hidden", "rule:concsie", "Did you mean 'concise'"),
         ("dpo", "rule:concise", "another trainer"),
     ):
         assert main(["rounds", method_, "--reward", reward, *common]) == 2

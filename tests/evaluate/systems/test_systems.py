@@ -540,7 +540,7 @@ def test_the_best_of_n_is_told_by_its_system_its_number_and_its_reward(folders):
         ("best_of:1:rule:concise:of:x", "with N from 2"),
         ("best_of:rule:concise:of:x", "with N from 2"),
         ("best_of:4:rule:concise", "with N from 2"),
-        ("best_of:4:rule:nothing:of:x", "is not a reward|Cannot import"),
+        ("best_of:4:rule:nothing:of:x", "Unknown rule 'nothing'"),
         ("best_of:4:rule:concise:of:nowhere/at/all", "There is no system"),
     ],
 )
