@@ -89,6 +89,15 @@ def test_logits_that_are_no_numbers_are_refused(alpha):
         score_rows(model, ROWS, alpha=alpha)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "replies"), [("ab", "cd"), (["ab"], "c"), ([{"role": "user", "content": "ab"}], ["cd"])]
+)
+def test_one_prompt_and_one_reply_are_not_taken_for_lists_of_their_parts(prompts, replies):
+    model = guided_lm({"g": LinearConfig()})
+    with pytest.raises(DualHeadError, match=r"Give \[prompt\] and \[reply\]"):
+        model.score(prompts, replies, tokenizer=TOKENIZER)
+
+
 def test_what_cannot_be_scored_is_refused_with_its_number():
     model = guided_lm({"hidden": KINDS["hidden"]})
     with pytest.raises(DualHeadError, match="2 prompts and 1 replies"):

@@ -8,7 +8,7 @@ prompt alone, so replies to one prompt can be compared by r. Source: Rafailov et
 It writes prompts and replies as training does, and knows guides only through the policy's distributions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,9 @@ def encode_rows(
     prompts: Sequence[Prompt], replies: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat_template: bool = True
 ) -> list[Row]:
     """Token ids of each prompt and its reply, as training writes them. Errors: nothing is left of a reply."""
+    # The characters or messages of one would be taken for several.
+    if isinstance(prompts, str) or isinstance(replies, str) or any(isinstance(prompt, Mapping) for prompt in prompts):
+        raise DualHeadError("Prompts and replies are two lists. Give [prompt] and [reply].")
     if len(prompts) != len(replies):
         raise DualHeadError(f"There are {len(prompts)} prompts and {len(replies)} replies. Give one reply to each.")
     exchanges = [
