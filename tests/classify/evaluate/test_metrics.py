@@ -184,6 +184,19 @@ def test_several_labels_are_counted_by_label_and_by_row():
     assert found["classes"]["y"] == {"precision": 1, "recall": 0.5, "f1": 2 / 3, "rows": 2}
 
 
+def test_a_share_of_one_of_several_labels_is_had_from_half_on_and_costs_its_cross_entropy():
+    shares, whole = np.array([[0.9, 0.2], [0.5, 0.4]]), np.array([[1, 0], [1, 0]])
+    logits = np.array([[2.0, -2.0], [1.0, 1.0]])
+    soft, hard = (report(logits, labels, multi_label=True) for labels in (shares, whole))
+    for name in ("exact_match", "micro_f1", "macro_f1"):
+        assert mean(soft, name) == mean(hard, name)
+    assert mean(soft, "exact_match") == 0.5
+    assert soft["confusion"] == hard["confusion"]
+    p = 1 / (1 + np.exp(-logits))
+    assert mean(soft, "nll") == pytest.approx(-(shares * np.log(p) + (1 - shares) * np.log(1 - p)).mean())
+    assert mean(soft, "brier") == pytest.approx(((p - shares) ** 2).mean())
+
+
 def test_several_labels_agree_with_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)

@@ -33,6 +33,8 @@ def test_rows_are_right_where_the_given_label_is_theirs():
     assert shares.right().tolist() == [True, True, False, True]
     several = measured(LOGITS - 0.5, [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]], multi_label=True)
     assert several.right().tolist() == [True, True, True, False]
+    soft = measured(LOGITS - 0.5, [[0.9, 0.1], [0.2, 0.8], [0.0, 0.6], [0.7, 0.9]], multi_label=True)
+    assert soft.right().tolist() == [True, True, True, False]
 
 
 def test_only_rows_with_a_label_are_measured(predictor):

@@ -20,7 +20,7 @@ __all__ = ["BINS", "Rows", "as_rows", "reliability", "report", "resampled"]
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 # Noise makes them larger, and resampling adds as much again: draws are reflected, 2 m - m*, at the mean m.
 BIASED = ("ece", "adaptive_ece")
-MULTI_LABEL_CUT = 0.5  # a label is given from this probability on
+MULTI_LABEL_CUT = 0.5  # a label is given from this probability on, and a row has it from this share on
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -62,8 +62,9 @@ def report(
 ) -> dict[str, Any]:
     """Measure logits [N, K] against labels: {"rows", metric: {"mean", "interval"}, ..., "classes", "confusion"}.
 
-    labels: [N] classes, [N, K] shares (the largest is what is right), or zeros and ones for several labels a row;
-    groups: rows that are equal in it are one question ("" is a question of its own); multi_label: told from labels
+    labels: [N] classes, [N, K] shares (the largest is what is right), or zeros and ones for several labels a row, also
+    shares where multi_label says so (from 0.5 on a row has the label); groups: rows that are equal in it are one
+    question ("" is a question of its own); multi_label: told from labels
     where None. Metrics: accuracy, macro_f1, nll (nats), brier (sum over classes), ece and adaptive_ece (15 bins);
     for two classes in groups f1a (F1 of class 1 over all rows) and em (groups with every row right); for several
     labels a row exact_match, micro_f1, macro_f1, nll and brier (means over labels). Intervals: Wilson where a share of
@@ -176,13 +177,13 @@ def _single(z: Floats, targets: NDArray[Any], temperature: ArrayLike, group: Int
 
 def _several(z: Floats, targets: NDArray[Any], temperature: ArrayLike) -> tuple[Ints, Statistic]:
     """Any number of labels a row: [[neither, said], [true, both]] of each label, and figures."""
-    z, truth = scaled(z, temperature), targets.astype(float)
+    z, shares = scaled(z, temperature), targets.astype(float)
     p = probabilities(z, multi_label=True)
-    predicted = (p >= MULTI_LABEL_CUT).astype(float)
+    truth, predicted = ((values >= MULTI_LABEL_CUT).astype(float) for values in (shares, p))
     hits, wrong, missed = predicted * truth, predicted * (1 - truth), (1 - predicted) * truth
     exact = (predicted == truth).all(1).astype(float)
-    nll = (np.logaddexp(0, z) - truth * z).mean(1)
-    brier = ((p - truth) ** 2).mean(1)
+    nll = (np.logaddexp(0, z) - shares * z).mean(1)
+    brier = ((p - shares) ** 2).mean(1)
 
     def statistic(w: Floats, _: Floats) -> dict[str, float]:
         total, counts = w.sum(), (w @ hits, w @ wrong, w @ missed)

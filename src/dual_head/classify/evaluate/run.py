@@ -57,9 +57,9 @@ class Measured:
         return np.eye(len(self.names), dtype=bool)[self.logits.argmax(1)]
 
     def truth(self) -> NDArray[np.bool_]:
-        """Which labels each row has [N, K]: of shares, the largest."""
+        """Which labels each row has [N, K]: of shares, the largest; of several labels, those of half or more."""
         if self.multi_label:
-            return self.labels == 1
+            return self.labels >= MULTI_LABEL_CUT
         return np.eye(len(self.names), dtype=bool)[self.labels if self.labels.ndim == 1 else self.labels.argmax(1)]
 
     def right(self) -> NDArray[np.bool_]:
