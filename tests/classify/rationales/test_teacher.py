@@ -42,9 +42,9 @@ def good(_number, talk):
 def write(tmp_path):
     """Have a teacher write into a file; gives the account and the lines."""
 
-    def write(teacher, rows=ROWS, *, name="t", labels=LABELS, **options):
-        file = tmp_path / "out" / "rationales.jsonl"
-        found = write_rationales(rows, labels, teacher, file, teacher=name, options=TeacherOptions(**options))
+    def write(teacher, rows=ROWS, *, name="t", labels=LABELS, multi_label=False, **options):
+        file, ways = tmp_path / "out" / "rationales.jsonl", TeacherOptions(**options)
+        found = write_rationales(rows, labels, teacher, file, teacher=name, options=ways, multi_label=multi_label)
         return found, [json.loads(line) for line in file.read_text().splitlines()]
 
     write.file = tmp_path / "out" / "rationales.jsonl"
@@ -193,6 +193,15 @@ def test_shares_are_written_back_as_they_were(write):
     _, [line] = write(Teacher(good), rows)
     assert (line["label"], line["answer"]) == ([0.25, 0.75], "right")
     assert load_examples(str(write.file), labels=LABELS).examples[0].label == (0.25, 0.75)
+
+
+def test_several_labels_of_a_row_are_written_by_name_so_that_their_names_are_read_back(write):
+    rows = [Example("Tea is warm.", (1.0, 1.0)), Example("Ice is cold.", (0.0, 1.0)), Example("What?", (0.0, 0.0))]
+    _, lines = write(Teacher(good), rows, labels=("false", "true"), multi_label=True)
+    assert [line["label"] for line in lines] == [["false", "true"], ["true"], []]
+    loaded = load_examples(str(write.file), multi_label=True)
+    assert loaded.labels == ("false", "true")
+    assert [row.label for row in loaded.examples] == [row.label for row in rows]
 
 
 @pytest.mark.parametrize(("label", "said"), [((0.0, 0.0), "none"), ((1.0, 1.0), "wrong, right"), ((0.7, 0.3), "wrong")])

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from dual_head.backbone.fingerprint import digest
 from dual_head.classify.rationales.lint import agrees, label_words
-from dual_head.classify.types import Example, in_words
+from dual_head.classify.types import Example, Label, classes_of, in_words
 from dual_head.data import Message
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import json_value
@@ -76,18 +76,20 @@ def write_rationales(
     *,
     teacher: str,
     options: TeacherOptions | None = None,
+    multi_label: bool = False,
     on_row: Callable[[Written], object] | None = None,
 ) -> Written:
     """Ask for a rationale of each example, and append a line to `file` as soon as it is there.
 
-    labels: names by index; teacher: who answers, kept in every line; on_row: is told the account after each row.
+    labels: names by index; teacher: who answers, kept in every line; multi_label: a row may have several labels,
+    which are written by name, as its zeros and ones would lose the names; on_row: is told the account after each row.
     A line is {"input_text", "label", "rationale", "answer", "id", "group", "teacher", "attempts", "flags", "key"}:
     the label is the example's own, the answer the teacher's. Equal inputs with equal labels are asked about once.
     Errors: a file that is not one of these, or of another teacher or task.
     """
     options, file = options or TeacherOptions(), Path(file)
     identity = digest([teacher, list(labels), options.task, options.sentences], 16)
-    book = _Book(labels, f"{teacher} ({identity})", Written(rows=len(examples)), on_row)
+    book = _Book(labels, f"{teacher} ({identity})", Written(rows=len(examples)), multi_label, on_row)
     previous = _read(file, book.teacher)
     groups: dict[str, list[Example]] = {}
     for example in examples:
@@ -187,15 +189,15 @@ class _Book:
     labels: Sequence[str]
     teacher: str
     account: Written
+    multi_label: bool
     on_row: Callable[[Written], object] | None
 
     def keep(self, stream: IO[str], key: str, rows: Sequence[Example], reply: _Reply) -> None:
         """Append a line for each of the rows that this is a reply to."""
         for example in rows:
-            label = example.label
             line = {
                 "input_text": example.input,
-                "label": self.labels[label] if isinstance(label, int) else label,
+                "label": self._written(example.label),
                 "rationale": reply.rationale,
                 "answer": reply.answer,
                 "id": example.id,
@@ -212,6 +214,14 @@ class _Book:
         self.account.flags.update({flag: len(rows) for flag in reply.flags})
         if self.on_row:
             self.on_row(self.account)
+
+    def _written(self, label: Label) -> Any:
+        """A label as data have it: a name, the names of several, or shares."""
+        if isinstance(label, int):
+            return self.labels[label]
+        if self.multi_label and isinstance(label, tuple) and set(label) <= {0.0, 1.0}:
+            return [self.labels[place] for place in classes_of(label)]
+        return label
 
     def go_on(self, stream: IO[str], key: str, rows: Sequence[Example], lines: Sequence[dict[str, Any]]) -> None:
         """Count the lines that are there, and append for equal rows that came since, or that a kill cut off."""

@@ -69,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
             args.output,
             teacher=masked(args.model),  # it may hold an address
             options=options,
+            multi_label=args.multi_label,
             on_row=lambda account: gauge.reach(account.before + account.written),
         )
     _print(account, args, console)
