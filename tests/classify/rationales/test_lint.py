@@ -114,6 +114,12 @@ def test_agreement_counts_rows_that_have_an_answer_and_a_label():
     assert lint(rows[2:], LABELS, probing=False).agreement is None
 
 
+def test_shares_count_as_the_label_of_the_largest_even_below_a_half():
+    rows = [row("why", (0.4, 0.3, 0.3)), row("because", (0.2, 0.1, 0.7)), row("so an entailment", (0.45, 0.35, 0.2))]
+    assert lint(rows, LABELS, probing=False).labels == {"entailment": 2, "not_entailment": 0, "neutral": 1}
+    assert counts(*rows)["word of its own label"] == 1
+
+
 def test_the_report_is_plain_json():
     found = lint([row("neutral it is", 2, answer="neutral"), row("so it is", 0)], LABELS, probing=False)
     said = json.loads(json.dumps(found.as_dict()))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dual_head.classify.rationales.probe import NothingToProbe, Probe, probe
-from dual_head.classify.types import Example, TextForm
+from dual_head.classify.types import Example, Label, TextForm, classes_of
 from dual_head.errors import DualHeadError
 from dual_head.stats import wilson
 
@@ -184,10 +184,10 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def _classes(label: int | tuple[float, ...] | None) -> list[int]:
-    if isinstance(label, tuple):
-        return [place for place, share in enumerate(label) if share >= 0.5]
-    return [] if label is None else [label]
+def _classes(label: Label) -> Sequence[int]:
+    """The classes that a label says: those with half of it or more, or else the one with most."""
+    shares = label if isinstance(label, tuple) else ()
+    return [place for place, share in enumerate(shares) if share >= 0.5] or classes_of(label)
 
 
 def _agreement(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any] | None:
