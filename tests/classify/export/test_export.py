@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from dual_head.classify import Example
 from dual_head.classify.data.tokenize import input_ids_of
+from dual_head.classify.export import onnx as onnx_exporting
 from dual_head.classify.export import plain as exporting
 from dual_head.classify.export.onnx import export_onnx
 from dual_head.classify.export.plain import PAD as NEW_PAD
@@ -150,11 +151,16 @@ def test_padding_that_a_text_may_end_in_becomes_a_token_of_its_own(taken, tmp_pa
     torch.testing.assert_close(found, own_logits(model, texts), **CLOSE)
 
 
-def test_a_special_token_that_a_text_says_is_text_to_what_is_exported_too(tmp_path):
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes, which spells "</s>" where that is text."""
     alphabet = {one: i for i, one in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(alphabet, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    own = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+def test_a_special_token_that_a_text_says_is_text_to_what_is_exported_too(tmp_path):
+    own = byte_tokenizer()
     made, _ = own_padding(own, classifier().config)
     made.save_pretrained(tmp_path)
     (wanted,) = input_ids_of([Example("so </s> it")], own)
@@ -342,6 +348,21 @@ def test_an_onnx_file_gives_the_classifiers_logits_and_says_its_labels(tmp_path)
     widths = [shape.dim[-1].dim_value for x in graph.value_info if (shape := x.type.tensor_type.shape).dim]
     assert 32 in widths
     assert VOCAB not in widths
+
+
+def test_the_tokenizer_beside_an_onnx_file_reads_and_cuts_texts_as_training_did(tmp_path, monkeypatch):
+    def written(_network, file, _name):
+        file.write_bytes(b"")
+
+    monkeypatch.setattr(onnx_exporting, "_trace", written)
+    monkeypatch.setattr(onnx_exporting, "_compared", lambda *_: 0.0)
+    monkeypatch.setattr(onnx_exporting, "require", lambda *_: None)
+    tokenizer, text = byte_tokenizer(), "so </s> it"
+    export_onnx(classifier(text={"max_input_length": 5, "truncate_inputs": "start"}), tokenizer, tmp_path / "m.onnx")
+    (whole,) = input_ids_of([Example(text)], tokenizer)
+    beside = AutoTokenizer.from_pretrained(tmp_path)
+    assert beside(text)["input_ids"] == whole
+    assert beside(text, truncation=True)["input_ids"] == whole[-5:]
 
 
 @pytest.mark.slow

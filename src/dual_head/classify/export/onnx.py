@@ -24,6 +24,7 @@ from dual_head.classify.export.plain import (
     Exported,
     identity_of,
     merged,
+    reading_as_trained,
     require_same_tokenizer,
     text_notes,
 )
@@ -68,7 +69,7 @@ def export_onnx(
         _trace(network, staging / file.name, type(model.decoder.lm).__name__)
         difference = _compared(model, network, staging / file.name)
         (staging / f"{file.stem}.json").write_text(metadata(model.config, tokenizer, notes), encoding="utf-8")
-        tokenizer.save_pretrained(staging)
+        reading_as_trained(tokenizer, model.config).save_pretrained(staging)
         record = {**identity, CHECKSUMS: checksums(weights_in(staging))}
         (staging / EXPORT_FILE).write_text(json.dumps(record, indent=2))
         return Exported("ONNX", bytes_in(staging), difference, notes)

@@ -167,7 +167,12 @@ def own_padding(
             f"Padding is the new token {PAD}, id {tokenizer.pad_token_id}: the tokenizer had none of its own that no "
             "text ends in, and this class pools before the padding."
         )
-    text = config.text or {}
+    return reading_as_trained(tokenizer, config), notes
+
+
+def reading_as_trained(tokenizer: PreTrainedTokenizerBase, config: DualHeadReasoningConfig) -> PreTrainedTokenizerBase:
+    """Copy a tokenizer that, once saved, reads and cuts texts as training did, and pads them on the right."""
+    tokenizer, text = copy.deepcopy(tokenizer), config.text or {}
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "left" if text.get("truncate_inputs") == "start" else "right"
     tokenizer.split_special_tokens = True  # one that a text says is text, as in training
@@ -175,7 +180,7 @@ def own_padding(
     tokenizer.init_kwargs |= settings  # else not saved
     if limit := text.get("max_input_length"):
         tokenizer.model_max_length = limit
-    return tokenizer, notes
+    return tokenizer
 
 
 def text_notes(tokenizer: PreTrainedTokenizerBase, config: DualHeadReasoningConfig, temperature: float) -> list[str]:
