@@ -453,6 +453,14 @@ def test_several_labels_name_themselves(load):
     assert (loaded.labels, labels_of(loaded)) == (("mad", "sad", "wet"), [(0.0, 1.0, 1.0), (1.0, 0.0, 0.0)])
 
 
+def test_a_list_of_labels_where_a_row_has_one_says_which_option_reads_it(load):
+    reason = "a list of labels, which --problem_type multi_label_classification or --multi_label reads"
+    loaded = load(triplet("a", "wet"), triplet("b", "dry"), triplet("c", ["wet", "dry"]), triplet("d", []))
+    assert (loaded.labels, loaded.drops.reasons) == (("dry", "wet"), {reason: 2})
+    with pytest.raises(DualHeadError, match=f"2 dropped: {reason}"):
+        load(triplet("a", ["wet"]), triplet("b", ["wet", "dry"]))
+
+
 def test_flags_written_as_whole_numbers_are_refused_rather_than_read_as_classes(load):
     loaded = load(triplet("a", [0, 2]), triplet("b", [0, 1, 0]), multi_label=True, labels=["x", "y", "z"])
     assert labels_of(loaded) == [(1.0, 0.0, 1.0)]

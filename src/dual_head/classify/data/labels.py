@@ -90,6 +90,8 @@ class LabelReader:
 
     def _shares(self, raw: Sequence[Any]) -> tuple[float, ...]:
         """Shares in the order of `classes`: each in [0, 1], and together 1 unless there may be several labels."""
+        if _names_some(raw):
+            raise Dropped("a list of labels, which --problem_type multi_label_classification or --multi_label reads")
         if len(raw) != len(self.classes):
             raise Dropped(f"{len(raw)} shares for {len(self.classes)} labels")
         if not all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in raw):
@@ -121,6 +123,8 @@ def label_names(raws: Iterable[Any], *, multi_label: bool = False) -> tuple[str,
     shares: Counter[int] = Counter()
     for raw in raws:
         listed = isinstance(raw, (list, tuple))
+        if listed and not multi_label and _names_some(raw):
+            continue  # counted when it is read
         if listed and (_floats(raw) or not multi_label):
             shares[len(raw)] += 1
             continue
@@ -194,3 +198,8 @@ def _as_text(raw: Any) -> str:
 
 def _floats(raw: Sequence[Any]) -> bool:
     return bool(raw) and all(isinstance(one, float) for one in raw)
+
+
+def _names_some(raw: Sequence[Any]) -> bool:
+    """Whether a list holds labels, or none, and not shares."""
+    return not raw or any(isinstance(one, str) for one in raw)
