@@ -186,6 +186,8 @@ def test_mistakes_are_named(place, tmp_path, capsys):
     assert "Did you mean '--dataset'" in refused(capsys, "--datset", "x")
     assert "--columns" in refused(capsys, place / "classifier", *given, "--columns", "text")
     assert "above 0" in refused(capsys, place / "classifier", *given, "--held_out", "1")
+    none = refused(capsys, place / "classifier", *given, "--held_out", "1e-9")
+    assert "none is in the share of 1e-09 that training held out" in none
     other = write_dhrd(tmp_path, labels=("no", "yes", "perhaps"))
     assert "tells no, yes, perhaps apart" in refused(capsys, place / "classifier", other, *given)
     assert not (tmp_path / "out").exists()

@@ -151,6 +151,11 @@ def _examples(predictor: "Predictor", args: EvaluateOptions) -> "tuple[list[Exam
     rows = loaded.examples
     if args.held_out is not None:
         rows = [row for row in rows if is_held_out(row.side_key, args.held_out)]
+        if not rows:
+            raise DualHeadError(
+                f"Of {len(loaded.examples)} rows none is in the share of {args.held_out} that training held out. "
+                "Say --dataset, --split and --held_out as in training."
+            )
     return rows, loaded.drops
 
 
