@@ -28,6 +28,11 @@ class GenerationSteps:
         """Whether transformers may compile a step: what is added between layers comes by hooks, which no graph has."""
         return not self.guides.steer_layers(self.guides)
 
+    @property
+    def _is_stateful(self) -> bool:
+        """Whether it cannot go back to fewer tokens, so that transformers must not try drafts on it."""
+        return self.backbone.lm._is_stateful
+
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse transformers' own manager, whose rows have no strengths."""
         del args, kwargs
