@@ -14,6 +14,8 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    JambaConfig,
+    Lfm2Config,
     LlamaConfig,
     LlavaConfig,
     MistralConfig,
@@ -98,6 +100,20 @@ OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt_neox": lambda: GPTNeoXConfig(**{k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}),
 }  # fmt: skip
 
+# Decoders with layers that keep a state and no keys and values: of a convolution, and of Mamba, which cannot go back.
+RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
+    "lfm2": lambda: Lfm2Config(**_SIZES, layer_types=["conv", "full_attention"]),
+    "jamba": lambda: JambaConfig(
+        **{k: v for k, v in _SIZES.items() if k != "max_position_embeddings"},
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        num_experts=1,
+        num_experts_per_tok=1,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+    ),
+}
+
 IMAGE, IMAGE_SIDE, PATCH = 96, 28, 14  # the token that stands for a place of an image
 _ENCODER = {  # as many layers as the decoder has, which hooks must tell apart
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
@@ -152,7 +168,7 @@ def tiny_lm(name: str, seed: int = 0) -> PreTrainedModel:
     """A random model of one architecture; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = {**ARCHITECTURES, **OTHERS, **IMAGE_TEXT}[name]()
+        config = {**ARCHITECTURES, **OTHERS, **RECURRENT, **IMAGE_TEXT}[name]()
         lm = auto_class(config).from_config(config)
         bias = getattr(lm.get_output_embeddings(), "bias", None)
         if bias is not None:

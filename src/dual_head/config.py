@@ -83,5 +83,9 @@ class AlignedConfig(BackboneConfig):
         if self.cache_layers:
             kinds, _ = get_layer_types_and_kwargs(text)
             text.num_hidden_layers += self.cache_layers
-            text.layer_types = [*kinds, *["full_attention"] * self.cache_layers]
+            kinds = [*kinds, *["full_attention"] * self.cache_layers]
+            if isinstance(getattr(type(text), "layer_types", None), property):  # computed, as Jamba does, and not set
+                text.__class__ = type(type(text).__name__, (type(text),), {"layer_types": kinds})
+            else:
+                text.layer_types = kinds
         return text

@@ -20,12 +20,63 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+    StaticLayer,
+)
+
+from dual_head.errors import DualHeadError
 
 SPARE = 64  # tokens that fit behind the others before the tensors are allocated again
 
 KeysValues = tuple[Tensor, Tensor]  # each [rows, heads, T, width]
 Front = Callable[[], KeysValues]  # makes keys and values [layers, heads, P, width] that stand before those of a cache
+
+
+@dataclass(frozen=True)
+class RecurrentLayers:
+    """Which layers of a model of this config keep a state, as of a convolution, with keys and values or without."""
+
+    config: Any
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: Any) -> "RecurrentLayers":
+        """Ask transformers, which makes the layers of a model's cache from its config."""
+        layers = DynamicCache(config=config).layers
+        return cls(config, tuple(i for i, x in enumerate(layers) if isinstance(x, LinearAttentionCacheLayerMixin)))
+
+    def put_into(self, cache: Cache, first: int) -> None:
+        """Let the model's layers of a cache, from `first` on, be of these kinds, where they are not so already.
+
+        Errors: a static cache, whose padding mask is as wide as the cache, and such layers read its last columns.
+        """
+        if not self.places or isinstance(cache.layers[first + self.places[0]], LinearAttentionCacheLayerMixin):
+            return
+        if isinstance(cache.layers[first + self.places[0]], StaticLayer):
+            raise DualHeadError(
+                "A guide that runs a model with recurrent layers has no room for their state in a static cache. Leave "
+                "cache_implementation out, or set its alpha to 0."
+            )
+        made = DynamicCache(config=self.config)
+        for i in self.places:
+            _replace(cache, first + i, made.layers[i])
+
+
+def _replace(cache: Cache, index: int, layer: Any) -> None:
+    cache.layers[index] = layer
+    if isinstance(cache, LayerView):
+        _replace(cache._whole, cache._first + index, layer)
+
+
+def counting_layer(cache: Cache, first: int) -> int:
+    """The first layer from `first` on that counts tokens, which one of a recurrent state alone does not."""
+    counting = (i for i in range(first, len(cache.layers)) if isinstance(cache.layers[i], CacheLayerMixin))
+    return next(counting, first)
 
 
 @dataclass(frozen=True)
@@ -39,18 +90,23 @@ class CacheSlot:
         """Append keys and values [B, heads, T, width] to the guide's own `layer`, and return all of them."""
         return self.cache.update(keys, values, self.first_layer + layer)
 
-    def view(self, count: int, offset: int = 0) -> "LayerView":
-        """`count` of the guide's layers, after the first `offset`, as a cache that another model can fill."""
-        return LayerView(self.cache, self.first_layer + offset, count)
+    def view(self, count: int, offset: int = 0, recurrent: RecurrentLayers | None = None) -> "LayerView":
+        """`count` of the guide's layers, after the first `offset`, as a cache that another model can fill.
+
+        recurrent: the layers of that model which keep a state.
+        """
+        return LayerView(self.cache, self.first_layer + offset, count, recurrent)
 
 
 class LayerView(Cache):
     """Some layers of a cache, numbered from 0: what is stored here is stored there."""
 
-    def __init__(self, cache: Cache, first: int, count: int):
+    def __init__(self, cache: Cache, first: int, count: int, recurrent: RecurrentLayers | None = None):
         if cache.layer_class_to_replicate is not None:  # such a cache grows as it is filled
             while len(cache.layers) < first + count:
                 cache.layers.append(cache.layer_class_to_replicate())  # pyright: ignore[reportArgumentType]
+        if recurrent is not None:
+            recurrent.put_into(cache, first)
         super().__init__(layers=cache.layers[first : first + count])
         self._whole, self._first = cache, first
 

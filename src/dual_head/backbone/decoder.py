@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
+from dual_head.backbone.cache import RecurrentLayers
 from dual_head.backbone.checkpoint import MODEL_TYPE
 from dual_head.backbone.dtypes import is_plain
 from dual_head.backbone.fingerprint import Fingerprint, sketch
@@ -120,6 +121,7 @@ class Decoder(nn.Module):
         # Images, their sizes, types of tokens: by what names the model takes them, and none of a model of text.
         self.other_inputs = frozenset(accepted) - TEXT_INPUTS
         self.num_layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
+        self.recurrent = RecurrentLayers.of(lm.config)
 
     @property
     def config(self):

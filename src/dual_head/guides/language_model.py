@@ -159,7 +159,7 @@ class LanguageModel(SecondModel):
         states: States = {}
         offset = 0
         for prefix, reader in zip(("", REFERENCE), self._lms, strict=False):
-            view = None if cache is None else cache.view(reader.layers, offset)
+            view = None if cache is None else cache.view(reader.layers, offset, reader.recurrent)
             states |= {f"{prefix}{key}": x for key, x in reader.encode(features, view, self.training).items()}
             offset += reader.layers
         return states
@@ -195,6 +195,7 @@ class _PlainLM:
         self.lm = lm
         self.layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
         self._decoder, self._joint = Decoder(lm), joint
+        self.recurrent = self._decoder.recurrent
 
     def encode(self, features: Features, cache: Any, training: bool) -> States:
         inputs: dict[str, Any] = {
@@ -219,6 +220,7 @@ class _GuidedLM(_PlainLM):
     def __init__(self, lm: Any, *, unguided: bool):
         self.lm = lm
         self.layers = lm.config.get_text_config(decoder=True).num_hidden_layers
+        self.recurrent = lm.backbone.recurrent
         self._strengths, self._values = lm.resolve_alpha(None, 1)
         self._distributions = ("policy", "base") if unguided else ("policy",)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 
-from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.cache import CacheSlot, counting_layer
 from dual_head.backbone.checkpoint import load_strictly
 from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.features import Features, Rows, TokenStrength
@@ -285,7 +285,7 @@ class GuideSet(nn.ModuleDict):
         slots, layer, length = {}, self.backbone.num_layers, cache.get_seq_length()
         for name, entry in self.entries.items():
             if name in names and entry["cache_layers"]:
-                filled = cache.get_seq_length(layer)
+                filled = cache.get_seq_length(counting_layer(cache, layer))
                 if isinstance(length, int) and isinstance(filled, int) and filled != length:
                     raise DualHeadError(
                         f"This cache holds {length} tokens of the backbone and {filled} of the guide '{name}': it was "
@@ -319,7 +319,9 @@ class GuideSet(nn.ModuleDict):
     def _mask(self, padding: Tensor | None, length: int, cache: Cache | None, device: torch.device) -> Tensor | None:
         if padding is None and not self.cache_layers:
             return None
-        return causal_mask(padding, length, cache, guide_layer=self.backbone.num_layers, device=device)
+        first = self.backbone.num_layers
+        layer = first if cache is None else counting_layer(cache, first)
+        return causal_mask(padding, length, cache, guide_layer=layer, device=device)
 
     def branch_masks(self, parts: Tensor) -> dict[str, Any]:
         """Ready-made masks for rows of [prompt | chosen | rejected], see `masks.branch_mask`; parts [R, T]."""
