@@ -282,6 +282,24 @@ def test_a_tracker_sees_one_run(backbone_folder, pairs_file, tmp_path, monkeypat
     assert len(client.get_metric_history(run.info.run_id, "preference")) == 2
 
 
+def test_a_package_that_an_option_of_transformers_needs_is_named_in_one_line(monkeypatch, capsys):
+    def run(_arguments):
+        raise ImportError("`use_liger_kernel` needs liger-kernel. Please install it with `pip install liger-kernel`")
+
+    monkeypatch.setattr("dual_head.cli.demo.run", run)
+    assert main(["demo"]) == 2
+    assert "not installed. `use_liger_kernel` needs" in capsys.readouterr().err
+
+
+def test_an_import_that_fails_for_another_reason_is_not_hidden(monkeypatch):
+    def run(_arguments):
+        raise ImportError("cannot import name 'a' from 'b'")
+
+    monkeypatch.setattr("dual_head.cli.demo.run", run)
+    with pytest.raises(ImportError):
+        main(["demo"])
+
+
 def test_a_full_disk_is_one_paragraph_with_the_remedy(monkeypatch, capsys):
     def full(_arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

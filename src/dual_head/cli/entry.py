@@ -99,7 +99,10 @@ class _Printable(logging.Formatter):
 
 
 def _refusal(error: Exception) -> str | None:
-    """The message for a failure of the machine; None for any other error, which is a bug."""
+    """The message for a failure of the machine, or a missing package; None for any other error, which is a bug."""
+    # Libraries say so of options of theirs, such as --use_liger_kernel, when the option first counts.
+    if isinstance(error, ImportError) and "pip install" in str(error):
+        return f"a package is not installed. {reason(error)}"
     if isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY):
         return f"there is not enough memory. {reason(error)} Give smaller numbers, or a smaller batch."
     failure = system_failure(error)
