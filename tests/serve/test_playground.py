@@ -56,6 +56,7 @@ def test_three_columns_show_what_the_library_says_at_three_strengths(browser, mo
         assert browser.texts(".column h2 span") == ["hidden 0", "hidden 1", "hidden 2"]
         assert browser.texts(".column .text") == texts
         assert len(set(texts)) == 3
+        assert browser.texts(".column .cut") == ["cut at the limit of tokens"] * 3
         assert browser.run("return document.querySelector('.column:last-child .token').dataset.kl") != "0"
         assert browser.picture().startswith(b"\x89PNG")
 
@@ -86,6 +87,16 @@ def test_whatever_is_said_stays_text(browser, model, tokenizer):
             "dual-head",
             0,
         ]
+
+
+def test_an_answer_of_a_proxy_that_is_no_json_is_shown_by_its_status(browser, model, tokenizer):
+    with running_server(model, tokenizer, small_engine) as server:
+        browser.open(server.url)
+        page = "new Response('<h1>no</h1>', {status: 502, statusText: 'Bad Gateway'})"
+        browser.run(f"window.fetch = async () => {page}; document.getElementById('key').onchange()")
+        until(lambda: browser.text("#state") == "The server answers 502 Bad Gateway.")
+        browser.type("#message", "go\ue007")
+        until(lambda: browser.texts(".column .error") == [" The server answers 502 Bad Gateway."] * 3)
 
 
 def test_the_copied_command_asks_for_what_the_page_shows(browser, model, tokenizer):

@@ -2,7 +2,7 @@
 "use strict";
 
 const at = id => document.getElementById(id);
-const strengths = {}; // of every guide: a number, or {start, end, tokens} of a preset that decays
+let strengths = {}; // of every guide: a number, or {start, end, tokens} of a preset that decays
 const MOST_KL = 2; // nats, from where on a token has the full colour
 let model = null, models = [], turns = [], running = null;
 
@@ -28,10 +28,10 @@ async function load() {
     return say("The server does not answer.");
   }
   at("key-field").hidden = answer.status !== 401 && !at("key").value;
-  const body = await answer.json();
-  if (!answer.ok) return say(body.error.message);
-  models = body.data;
+  if (!answer.ok) return say(await problem(answer));
+  models = (await answer.json()).data;
   model = models[0];
+  strengths = {};
   at("model").textContent = `${model.id}, ${model.max_model_len} tokens of context`;
   const names = Object.keys(model.guides);
   at("guides").replaceChildren(...names.map(slider));
@@ -42,6 +42,15 @@ async function load() {
   }
   at("preset").replaceChildren(...models.map(each => make("option", {value: each.id, textContent: each.id})));
   say("ready");
+}
+
+// What a server, or a proxy before it, says of a request that it refuses.
+async function problem(answer) {
+  try {
+    return (await answer.json()).error.message;
+  } catch {
+    return `The server answers ${answer.status} ${answer.statusText}`.trim() + ".";
+  }
 }
 
 function slider(name) {
@@ -103,7 +112,7 @@ async function stream(body, signal, take) {
   const answer = await fetch("v1/chat/completions", {
     method: "POST", headers: headers(), signal, body: JSON.stringify({...body, stream: true, trace: true}),
   });
-  if (!answer.ok) throw new Error((await answer.json()).error.message);
+  if (!answer.ok) throw new Error(await problem(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -170,6 +179,7 @@ async function fill(each, signal) {
         const entries = choice.logprobs?.content ?? [];
         each.tokens += entries.length;
         each.text.append(...tokens(words, entries));
+        if (choice.finish_reason === "length") each.element.append(make("div", {className: "cut", textContent: "cut at the limit of tokens"}));
       }
     });
   } catch (error) {
