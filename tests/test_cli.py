@@ -233,7 +233,7 @@ def test_bad_generation_input_is_refused_with_the_remedy(guides, backbone_folder
         "NaN or infinity": ["--prompt", "ask0", "--alpha", "nan"],
         "names a guide twice": ["--prompt", "ask0", "--alpha", "dual_head=1,dual_head=2"],
         "Shorten the prompt": ["--prompt", "ask0 " * 80],
-        "none.txt' of --prompts_file does not exist": ["--prompts_file", str(tmp_path / "none.txt")],
+        "none.txt': No such file or directory. Check the path.": ["--prompts_file", str(tmp_path / "none.txt")],
         "Cannot read the prompts": ["--prompts_file", str(tmp_path)],
     }
     for remedy, arguments in said.items():

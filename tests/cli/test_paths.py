@@ -50,9 +50,7 @@ COMMANDS = {
     "inspect": ["inspect", "{gone}"],
     "compose": ["compose", "a={gone}", "--output_dir", "{out}"],
     "eval": ["eval", "world", "--models", "a={gone}@1.5", "--output_dir", "{out}"],
-    "prompts": ["generate", "{out}", "--prompts-file", "{gone}"],
-    "replies": ["score", "{out}", "--replies={gone}"],
-    "questions": ["demo", "--train", "--questions", "{gone}"],
+    "hyphens": ["train", "iav", "--feature-cache", "{gone}", "--output_dir", "{out}"],
     "train": [
         "train",
         "iav",

@@ -140,3 +140,8 @@ def test_what_a_prompt_asks_depends_on_the_template_and_the_flags(template, argu
 def test_a_conversation_is_shown_by_its_last_message():
     assert shown(TALK) == "why"
     assert shown("how") == "how"
+
+
+def test_a_missing_file_of_prompts_is_refused_by_its_path(tmp_path):
+    with pytest.raises(DualHeadError, match=r"No such file or directory\. Check the path\."):
+        read_prompts(options("--prompts", tmp_path / "gone.txt"))

@@ -10,7 +10,7 @@ from dual_head.errors import DualHeadError
 # Flags of places to read: a folder or file, or a name on the hub.
 MODELS = ("--model_name_or_path", "--backbone", "--tokenizer", "--tokenizer_name")
 DATA = ("--dataset_name", "--eval_dataset_name", "--dataset", "--source")
-FILES = ("--config", "--feature_cache", "--presets", "--prompts", "--prompts_file", "--replies", "--questions")
+FILES = ("--config", "--feature_cache", "--presets")
 
 
 def require_paths(arguments: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from dual_head.data.files import rows_of_file
 from dual_head.data.sources import is_data_name
 from dual_head.data.turns import lower_names, require_no_images, system_of, unread_columns, with_system
 from dual_head.errors import DualHeadError
-from dual_head.files.reading import json_value
+from dual_head.files.reading import json_value, reason
 from dual_head.options import Options, option
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def _rows(file: Path) -> Iterator[tuple[Any, str]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DualHeadError(f"Cannot read the prompts in '{file}': {error}. Save them as UTF-8 text.") from error
+        remedy = "Check the path." if isinstance(error, OSError) else "Save them as UTF-8 text."
+        raise DualHeadError(f"Cannot read the prompts in '{file}': {reason(error)} {remedy}") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield _line(line.rstrip("\r"), f"{file}:{number}"), f"{file}:{number}"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from dual_head.backbone.cache import CacheSlot
+from dual_head.backbone.cache import CacheSlot, RecurrentLayers
 from dual_head.serve.attention import AttentionByRequest
 
 FULL = "full_attention"
@@ -130,9 +130,11 @@ class PagedSlot(CacheSlot):
             _as_given(_joined([v for _, v in kept], shape), values.dtype),
         )
 
-    def view(self, count: int, offset: int = 0) -> "PagedView":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def view(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, count: int, offset: int = 0, recurrent: RecurrentLayers | None = None
+    ) -> "PagedView":
         """`count` of the guide's layers, after the first `offset`, as a cache that another model can fill."""
-        del count
+        del count, recurrent  # pages hold keys and values, and no state
         return PagedView(self, offset)
 
     def _cut(self, x: Tensor) -> tuple[Tensor, ...]:
