@@ -462,7 +462,7 @@ def test_bad_input_is_one_paragraph(guides, here, capsys):
         "--alphas takes numbers": ["--alphas", "0,one"],
         "finite numbers": ["--alphas", "0,nan"],
         "Did you mean 'gated'?": ["--guide", "gatted"],
-        "'none.txt' of --prompts does not exist": ["--prompts", "none.txt"],
+        "'none.txt': No such file or directory. Check the path.": ["--prompts", "none.txt"],
         "The file of prompts": ["--prompts", "empty.txt"],
         "Cannot import the reward": ["--reward", "my_rewards:none"],
         "Two rewards are named": ["--reward", "my_rewards:words", "--reward", "my_rewards:words"],
