@@ -70,6 +70,7 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "single-head gate": ("dual_head", {"guide.num_heads": 1, "guide.head_dim": 384}),  # as wide as eight of 48
     "entropy as printed": ("dual_head", {"gate_entropy": "as_printed"}),
     "preferences through the reward head, as printed": ("dual_head", {"preference_on": "reward", "beta_r": 0.05}),
+    "preferences against the backbone": ("dual_head", {"preference.reference_free": False}),
     "beta_r 0.1": ("dual_head", {"beta_r": 0.1}),
     "beta_r 2": ("dual_head", {"beta_r": 2.0}),
     "lambda_r 0.3": ("dual_head", {"lambda_r": 0.3}),
