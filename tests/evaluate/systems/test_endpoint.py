@@ -56,11 +56,11 @@ def test_answers_come_in_the_order_of_the_questions_and_are_kept(endpoint, tmp_p
 
 def test_drawn_replies_send_how_they_are_drawn(endpoint):
     drawn = Decoding(max_new_tokens=7, temperature=0.5, top_p=0.9, seed=3)
-    system(endpoint).answer([Question("q", (user("a"),))], drawn)
+    list(system(endpoint).answer([Question("q", (user("a"),))], drawn))
     (body,) = endpoint.bodies
     assert (body["temperature"], body["top_p"], body["seed"]) == (0.5, 0.9, 3)
     with pytest.raises(DualHeadError, match="takes no top_k"):
-        system(endpoint).answer([Question("q", (user("a"),))], Decoding(temperature=0.5, top_k=5))
+        list(system(endpoint).answer([Question("q", (user("a"),))], Decoding(temperature=0.5, top_k=5)))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_server_of_guides_is_asked_at_a_strength_with_or_without_a_models_name
     answers = [in_body, (status, {"dual-head-alpha": "1.5"}, body), (status, headers, body)]
     endpoint.answer = lambda number, _: answers[number - 1]
     for one in (named, unnamed, plain):
-        one.answer([Question("q", (user("a"),))], GREEDY)
+        list(one.answer([Question("q", (user("a"),))], GREEDY))
     assert [(body["model"], body.get("alpha")) for body in endpoint.bodies] == [
         ("vendor/tiny", alpha),
         (None, alpha),
@@ -109,6 +109,17 @@ def test_a_question_without_a_reply_is_named_and_the_others_are_kept(endpoint, t
     answers = answer_all(system(endpoint), questions, GREEDY, tmp_path)
     assert list(answers) == ["a", "b", "c"]
     assert endpoint.asked[5:] == ["b", "again"]  # what is there is not paid for twice
+
+
+def test_replies_before_an_endpoint_is_down_are_kept(endpoint, tmp_path):
+    endpoint.answer = lambda number, body: endpoint.completion("yes") if number <= 5 else endpoint.failure(503, "busy")
+    questions = [Question(str(i), (user(str(i)),)) for i in range(40)]
+    with pytest.raises(DualHeadError, match="8 requests in a row .*What came is kept"):
+        answer_all(system(endpoint, concurrency=1), questions, GREEDY, tmp_path, batch_size=40)
+    endpoint.answer, endpoint.bodies[:] = lambda number, body: endpoint.completion("again"), []
+    replies = answer_all(system(endpoint, concurrency=1), questions, GREEDY, tmp_path, batch_size=40)
+    assert [answer.replies for answer in replies.values()].count(("yes",)) == 5
+    assert len(endpoint.bodies) == 35
 
 
 def test_a_question_that_an_endpoint_refuses_may_be_left_out_for_all(endpoint, tmp_path, capsys):
@@ -144,7 +155,7 @@ def test_a_strength_that_a_server_passes_over_is_an_error(endpoint):
     (spec,) = parse_systems(["gpt=openai:tiny@1.5"])
     gpt = open_system(spec, endpoint_options={"base_url": endpoint.url})
     with pytest.raises(DualHeadError, match="it serves no guides"):
-        gpt.answer([Question("q", (user("a"),))], GREEDY)
+        list(gpt.answer([Question("q", (user("a"),))], GREEDY))
 
 
 def test_an_unknown_option_is_refused(endpoint):

@@ -4,7 +4,7 @@ What a system is can be told without loading it, so that stored answers need no 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -79,8 +79,11 @@ class System(ABC):
         del question, decoding
 
     @abstractmethod
-    def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
-        """Answer one batch, turn by turn, in its order; what has no answer is left out."""
+    def answer(self, questions: Sequence[Question], decoding: Decoding) -> Iterable[Answer]:
+        """Answer one batch, turn by turn, in its order; what has no answer is left out.
+
+        Answers that come before an error are kept.
+        """
 
     def release(self) -> None:  # noqa: B027 - most kinds hold no model
         """Let go of the model, if there is one; it is loaded again when it is needed."""

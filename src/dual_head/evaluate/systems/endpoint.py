@@ -4,7 +4,7 @@ A server of guides takes strengths as any folder of guides does: URL@1.5, or URL
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dual_head.backbone.fingerprint import digest
@@ -59,26 +59,34 @@ class EndpointSystem(System):
         del decoding
         return f"'{self.name}' answers conversations, and it is a text (--chat)" if _is_text(question) else None
 
-    def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
-        """Answer one batch, each turn of all of its questions at once; what has no reply in the end is left out."""
+    def answer(self, questions: Sequence[Question], decoding: Decoding) -> Iterator[Answer]:
+        """Answer one batch, each turn of all of its questions at once; what has no reply in the end is left out.
+
+        Errors: as of `Endpoint.ask`, after the answers that were whole by then.
+        """
         if decoding.top_k:
             raise DualHeadError(f"'{self.name}' is behind an endpoint, which takes no top_k. Leave it out.")
         talks: dict[str, list[Message]] = {question.id: [] for question in questions}
         replies: dict[str, list[Reply]] = {question.id: [] for question in questions}
         rest = list(questions)
-        for turn in range(max((len(question.asked) for question in questions), default=0)):
-            batch = [question for question in rest if turn < len(question.asked)]
-            for question in batch:
-                talks[question.id] += _messages(question, turn, replies[question.id])
-            requests = [self._request(talks[question.id], decoding) for question in batch]
-            for index, reply in self._endpoint.ask(requests):
-                if reply.flaw:
-                    # A filter of contents refuses a question for good, and the others are worth having.
-                    rest.remove(batch[index])
-                    logger.warning("%r gave no reply to the question %r: %s.", self.name, batch[index].id, reply.flaw)
-                    continue
-                replies[batch[index].id].append(reply)
-        return [_answer(question.id, replies[question.id]) for question in rest]
+        try:
+            for turn in range(max((len(question.asked) for question in questions), default=0)):
+                batch = [question for question in rest if turn < len(question.asked)]
+                for question in batch:
+                    talks[question.id] += _messages(question, turn, replies[question.id])
+                requests = [self._request(talks[question.id], decoding) for question in batch]
+                for index, reply in self._endpoint.ask(requests):
+                    if reply.flaw:
+                        # A filter of contents refuses a question for good, and the others are worth having.
+                        rest.remove(batch[index])
+                        name = batch[index].id
+                        logger.warning("%r gave no reply to the question %r: %s.", self.name, name, reply.flaw)
+                        continue
+                    replies[batch[index].id].append(reply)
+        finally:
+            for question in rest:
+                if len(replies[question.id]) == len(question.asked):
+                    yield _answer(question.id, replies[question.id])
 
     def _request(self, talk: Sequence[Message], decoding: Decoding) -> Request:
         parameters: dict[str, Any] = {"top_p": decoding.top_p} if decoding.temperature else {}

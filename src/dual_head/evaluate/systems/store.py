@@ -58,9 +58,13 @@ def answer_all(
         rest = [question for question in batch if keys[question.id] not in stored]
         if rest:
             part = rest if system.remote else batch
-            replies = {answer.question: answer for answer in system.answer(part, decoding)}
-            kept = [question for question in part if question.id in replies]
-            _append(file, system, kept, keys, replies, decoding)
+            replies: dict[str, Answer] = {}
+            try:
+                for answer in system.answer(part, decoding):
+                    replies[answer.question] = answer
+            finally:
+                kept = [question for question in part if question.id in replies]
+                _append(file, system, kept, keys, replies, decoding)
             stored |= {keys[question.id]: replies[question.id] for question in kept}
         for question in batch:
             if keys[question.id] in stored:
