@@ -25,6 +25,7 @@ from dual_head.data.types import is_held_out
 from dual_head.errors import DualHeadError
 from dual_head.evaluate.judges.base import chosen_device
 from dual_head.evaluate.rewards import Reward, score_all
+from dual_head.files.figures import figures_json
 from dual_head.files.lines import add_lines, rows_by_key
 from dual_head.files.places import atomic_folder
 from dual_head.files.reading import read_json
@@ -122,7 +123,7 @@ class Rounds:
             with atomic_folder(self.folder) as staging:
                 known = _known(self.folder / ROUNDS_FILE)  # of a run with more rounds, the later ones stay
                 figures_of_all = [*known[: number - 1], asdict(done), *known[number:]]
-                (staging / ROUNDS_FILE).write_text(json.dumps(figures_of_all, indent=2))
+                (staging / ROUNDS_FILE).write_text(figures_json(figures_of_all), encoding="utf-8")
             yield done
 
     # ---- one round ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dual_head.console.gauge import Gauge
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal
 from dual_head.errors import DualHeadError
+from dual_head.files.figures import figures_json
 from dual_head.files.lines import add_lines
 from dual_head.files.places import atomic_folder, exclusive, file_digest, weights_in
 from dual_head.files.reading import ANEW, json_value, read_json
@@ -221,7 +222,7 @@ def _write(
     names = [guide] if guide else list(model.config.alpha or {})
     summary = {**heading(command, str(model.device)), "swept": names, "points": points}
     with atomic_folder(output) as staging:
-        (staging / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
+        (staging / SUMMARY_FILE).write_text(figures_json(summary), encoding="utf-8")
         try:
             from dual_head.evaluate.sweep_plots import sweep_picture
         except ImportError:

@@ -24,6 +24,7 @@ from dual_head.cli.classify.evaluate import PLAIN_WIDTH, about_run
 from dual_head.cli.training import end_processes
 from dual_head.console.terminal import Terminal, figures_table
 from dual_head.errors import DualHeadError
+from dual_head.files.figures import figures_json
 from dual_head.files.places import atomic_folder, exclusive
 from dual_head.files.reading import ANEW, read_json
 from dual_head.options import Options, option
@@ -189,7 +190,7 @@ def _write(output: Path, report: Mapping[str, Any]) -> None:
     columns, rows = table(report)
     lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
     with atomic_folder(output) as staging:
-        (staging / FIGURES).write_text(json.dumps(report, indent=2) + "\n")
+        (staging / FIGURES).write_text(figures_json(report), encoding="utf-8")
         (staging / PAGE).write_text(f"{_about(report)}\n\n" + "\n".join(lines) + "\n")
 
 

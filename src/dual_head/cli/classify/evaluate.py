@@ -23,6 +23,7 @@ from dual_head.console.gauge import gauged
 from dual_head.console.secrets import command_line
 from dual_head.console.terminal import Terminal, figures_table
 from dual_head.errors import DualHeadError
+from dual_head.files.figures import figures_json
 from dual_head.files.places import atomic_folder, exclusive
 from dual_head.options import option
 from dual_head.options.flags import OptionParser
@@ -188,7 +189,7 @@ def _write(output: Path, results: "Mapping[str, Measured]", summary: dict[str, A
     from dual_head.classify.evaluate.run import bins, lines
 
     with atomic_folder(output) as staging:
-        (staging / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+        (staging / SUMMARY_FILE).write_text(figures_json(summary), encoding="utf-8")
         with (staging / ROWS_FILE).open("w", encoding="utf-8") as stream:
             for name, result in results.items():
                 stream.writelines(json.dumps(line) + "\n" for line in lines(name, result))

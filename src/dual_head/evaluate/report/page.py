@@ -20,12 +20,12 @@ import base64
 import functools
 import hashlib
 import importlib.resources
-import json
 from pathlib import Path
 from typing import Any
 
 from dual_head.errors import require
 from dual_head.evaluate.report import marks, numbers
+from dual_head.files.figures import figures_json
 from dual_head.files.places import atomic_folder
 
 Report = dict[str, Any]
@@ -53,7 +53,7 @@ EFFICIENCY = {
 def write(folder: Path, report: Report) -> None:
     """Write the report as a page, as markdown and as JSON."""
     with atomic_folder(folder) as staging:
-        (staging / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
+        (staging / REPORT_FILE).write_text(figures_json(report), encoding="utf-8")
         (staging / MARKDOWN_FILE).write_text(markdown(report), encoding="utf-8")
         (staging / PAGE_FILE).write_text(render(report), encoding="utf-8")
 
