@@ -1,7 +1,6 @@
 """Servers on a free port: in this process over an engine or a script of what one does, or as a process."""
 
 import asyncio
-import gc
 import json
 import os
 import socket
@@ -21,8 +20,6 @@ from dual_head import AlignedModel
 from dual_head.serve.server import listen, open_api, web_server
 from dual_head.serve.settings import ServerSettings
 from dual_head.serve.types import EngineStats, EngineStopped, GenerationRequest, Piece, TokenRecord
-
-gc.freeze()  # an engine searches for garbage when it stops: not among half a million objects of imports
 
 CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 

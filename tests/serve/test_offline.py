@@ -1,5 +1,6 @@
 """Many prompts in one running batch, called on the model."""
 
+import gc
 import logging
 
 import numpy as np
@@ -60,6 +61,16 @@ def test_ids_and_conversations_are_prompts_too(model):
     )
     assert [ids(piece) for piece in pieces[:2]] == [generated(talking, prompt, 1.0, 6) for prompt in prompts()[:2]]
     assert pieces[2].text == talking.generate(conversation, tokenizer=tokenizer, max_new_tokens=6)
+
+
+@pytest.mark.parametrize(("frozen", "calls"), [(0, ["freeze", "unfreeze"]), (7, ["freeze"])])
+def test_what_was_there_is_not_searched_for_garbage_and_is_left_as_it_was(model, monkeypatch, frozen, calls):
+    made = []
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: frozen)
+    for name in ("freeze", "unfreeze"):
+        monkeypatch.setattr(gc, name, lambda name=name: made.append(name))
+    model.generate_batch(TEXTS[:1], **OPTIONS)
+    assert made == calls
 
 
 def test_a_seed_gives_every_prompt_its_own_text_again(model):

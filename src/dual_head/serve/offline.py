@@ -1,8 +1,10 @@
 """Many prompts at once without a server: the engine of serving, for as long as a list of prompts takes."""
 
+import gc
 import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -107,28 +109,44 @@ def generate_in_order(
     encoded = [_ids(prompt, tokenizer, chat_template) for prompt in prompts]
     if not encoded:
         return
-    engine = Engine(model, tokenizer, _fitting(settings or EngineSettings(), encoded, max_new_tokens))
-    seeds = _seeds(sampling.pop("seed", None), len(encoded))
-    chosen = Sampling(**{"temperature": 0.0, **sampling})
-    requests = []
-    for i, ids in enumerate(encoded):
-        room = max(1, engine.context_length - len(ids))
-        if max_new_tokens > room:
-            logger.warning("max_new_tokens reduced from %d to %d to stay within the context.", max_new_tokens, room)
-        strengths = _strengths(model, alpha, i, len(encoded))
-        requests.append(
-            GenerationRequest(ids, min(max_new_tokens, room), strengths, replace(chosen, seed=seeds[i]), stop)
-        )
-    ended: dict[int, Piece] = {}
-    following = 0
-    with engine:
-        for count, (i, piece) in enumerate(engine.as_they_end(requests), 1):
-            ended[i] = piece
-            if progress:
-                progress(count)
-            while following in ended:
-                yield ended.pop(following)
-                following += 1
+    with _unsearched():
+        engine = Engine(model, tokenizer, _fitting(settings or EngineSettings(), encoded, max_new_tokens))
+        seeds = _seeds(sampling.pop("seed", None), len(encoded))
+        chosen = Sampling(**{"temperature": 0.0, **sampling})
+        requests = []
+        for i, ids in enumerate(encoded):
+            room = max(1, engine.context_length - len(ids))
+            if max_new_tokens > room:
+                logger.warning("max_new_tokens reduced from %d to %d to stay within the context.", max_new_tokens, room)
+            strengths = _strengths(model, alpha, i, len(encoded))
+            requests.append(
+                GenerationRequest(ids, min(max_new_tokens, room), strengths, replace(chosen, seed=seeds[i]), stop)
+            )
+        ended: dict[int, Piece] = {}
+        following = 0
+        with engine:
+            for count, (i, piece) in enumerate(engine.as_they_end(requests), 1):
+                ended[i] = piece
+                if progress:
+                    progress(count)
+                while following in ended:
+                    yield ended.pop(following)
+                    following += 1
+
+
+@contextmanager
+def _unsearched() -> Iterator[None]:
+    """Keep what there is out of searches for garbage, of which transformers makes two when a batch ends.
+
+    A process has 400,000 objects of its libraries, among which they took longer than a short batch.
+    """
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen:  # else the caller's process keeps its objects out itself
+            gc.unfreeze()
 
 
 def _fitting(settings: EngineSettings, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> EngineSettings:
