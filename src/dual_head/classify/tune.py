@@ -1,15 +1,13 @@
 """The backbone of a classifier: whether it is the right one, and what of it is trained. It knows no head."""
 
-from collections.abc import Sequence
-
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
 from dual_head.backbone.decoder import Decoder
 from dual_head.backbone.fingerprint import Fingerprint
 from dual_head.classify.config import LORA_TARGETS, DualHeadReasoningConfig
-from dual_head.errors import DualHeadError, did_you_mean, require
-from dual_head.guides.second_model import injecting
+from dual_head.errors import DualHeadError, require
+from dual_head.guides.second_model import injecting, require_layers
 
 
 def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedModel:
@@ -24,7 +22,7 @@ def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedMod
         lora = config.lora or {}
         peft = require("peft", "peft")
         targets = lora["targets"] or _targets(lm)
-        _require_layers(lm, [] if isinstance(targets, str) else targets)
+        require_layers(lm, targets, "--lora_targets")
         adapter = peft.LoraConfig(
             task_type="CAUSAL_LM",
             r=lora["r"],
@@ -35,18 +33,6 @@ def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedMod
         with injecting(lm):
             return peft.get_peft_model(lm, adapter)
     return lm
-
-
-def _require_layers(lm: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Refuse a target that no layer has as its name or the end of it: of several, PEFT leaves such a one out."""
-    layers = [name for name, _ in lm.named_modules()]
-    for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in layers):
-            matrices = {name.split(".")[-2] for name, x in lm.named_parameters() if x.dim() == 2 and "." in name}
-            raise DualHeadError(
-                f"{type(lm).__name__} has no layer '{target}' to adapt (--lora_targets)."
-                f"{did_you_mean(target, {*matrices, 'all-linear'})}"
-            )
 
 
 def _targets(lm: PreTrainedModel) -> list[str] | str:

@@ -91,8 +91,9 @@ class LanguageModel(SecondModel):
         reference = shared_view(lm) if tuned_from_other else None
         wrapper = lm
         if self.config.tune == "lora":
+            adapter = lora_config(self.config, lm, "CAUSAL_LM")
             with injecting(lm):
-                wrapper = require("peft", "peft").get_peft_model(lm, lora_config(self.config, lm, "CAUSAL_LM"))
+                wrapper = require("peft", "peft").get_peft_model(lm, adapter)
         elif self.config.tune == "full":
             # A copy trained in fp32: the optimizer's steps are smaller than bf16 can hold.
             wrapper = lm = copy.deepcopy(backbone.lm if is_shared else lm).float().requires_grad_(True)

@@ -99,8 +99,9 @@ class RewardModel(SecondModel):
         decoder: Any = lm.base_model
         if config.tune == "lora":
             peft = require("peft", "peft")
+            adapter = lora_config(config, decoder)
             with injecting(decoder):
-                peft.inject_adapter_in_model(lora_config(config, decoder), decoder)
+                peft.inject_adapter_in_model(adapter, decoder)
         score = nn.Linear(self.shape.hidden_size, 1, bias=False)
         nn.init.normal_(score.weight, std=0.02)
         self._parts = (decoder, score)

@@ -7,7 +7,7 @@ This file knows transformers' models and PEFT's adapters; each guide knows what 
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from dual_head.backbone.joint import Changes, LowRank
 from dual_head.backbone.load import auto_class, load_backbone, load_config
 from dual_head.backbone.views import shared_view
 from dual_head.config import AlignedConfig
-from dual_head.errors import DualHeadError, require
+from dual_head.errors import DualHeadError, did_you_mean, require
 from dual_head.files.reading import read_json, reading
 from dual_head.guides import build_guide
 from dual_head.guides.base import Guide, GuideConfig, Parameters
@@ -124,7 +124,11 @@ class SecondModel(Guide):
 
 
 def lora_config(config: SecondModelConfig, lm: PreTrainedModel, task: str | None = None) -> Any:
-    """Make PEFT's configuration of a LoRA on a model, or on its decoder. Errors: peft is not installed."""
+    """Make PEFT's configuration of a LoRA on a model, or on its decoder.
+
+    Errors: peft is not installed; a name in target_modules that no layer has.
+    """
+    require_layers(lm, config.target_modules, "--guide.target_modules")
     return require("peft", "peft").LoraConfig(
         task_type=task,
         r=config.rank,
@@ -133,6 +137,21 @@ def lora_config(config: SecondModelConfig, lm: PreTrainedModel, task: str | None
         target_modules=config.target_modules,
         exclude_modules=_beside_text(lm),
     )
+
+
+def require_layers(lm: PreTrainedModel, targets: str | Sequence[str], flag: str) -> None:
+    """Refuse a target that no layer has as its name or the end of it: of several, PEFT leaves such a one out.
+
+    A string is PEFT's to read: all-linear, or a pattern.
+    """
+    layers = [name for name, _ in lm.named_modules()]
+    for target in [] if isinstance(targets, str) else targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            matrices = {name.split(".")[-2] for name, x in lm.named_parameters() if x.dim() == 2 and "." in name}
+            raise DualHeadError(
+                f"{type(lm).__name__} has no layer '{target}' to adapt ({flag})."
+                f"{did_you_mean(target, {*matrices, 'all-linear'})}"
+            )
 
 
 def _beside_text(lm: PreTrainedModel) -> str | None:
@@ -158,7 +177,7 @@ def injecting(model: nn.Module) -> Iterator[None]:
             reason = str(error).splitlines()[0]
             if "dropout" in reason:  # experts, whose weights are not layers
                 remedy = "Set the LoRA's dropout to 0 (--guide.dropout 0, in classify --lora_dropout 0), or name layers other than experts."
-            else:  # no layer has the target's name
+            else:  # no layer has a name of the pattern
                 remedy = "Name some of its layers in target_modules, or use all-linear."
             raise DualHeadError(f"LoRA finds nothing to adapt in {type(model).__name__}: {reason} {remedy}") from error
 

@@ -114,7 +114,7 @@ def test_a_question_without_a_reply_is_named_and_the_others_are_kept(endpoint, t
 def test_replies_before_an_endpoint_is_down_are_kept(endpoint, tmp_path):
     endpoint.answer = lambda number, body: endpoint.completion("yes") if number <= 5 else endpoint.failure(503, "busy")
     questions = [Question(str(i), (user(str(i)),)) for i in range(40)]
-    with pytest.raises(DualHeadError, match="8 requests in a row .*What came is kept"):
+    with pytest.raises(DualHeadError, match=r"8 requests in a row .*What came is kept"):
         answer_all(system(endpoint, concurrency=1), questions, GREEDY, tmp_path, batch_size=40)
     endpoint.answer, endpoint.bodies[:] = lambda number, body: endpoint.completion("again"), []
     replies = answer_all(system(endpoint, concurrency=1), questions, GREEDY, tmp_path, batch_size=40)
