@@ -17,7 +17,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
-    MambaForCausalLM,
+    MiniMaxConfig,
+    RecurrentGemmaConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -28,6 +29,9 @@ from dual_head.backbone.decoder import Backbone, BackboneShape
 from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
 from dual_head.backbone.load import load_backbone
 from dual_head.guides.linear import LinearConfig
+
+TINY = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
+ATTENTION = {"intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
 
@@ -275,10 +279,19 @@ def test_an_encoder_decoder_is_refused():
         Backbone(T5ForConditionalGeneration(config))
 
 
-def test_a_model_without_keys_and_values_is_refused_by_name():
-    config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(DualHeadError, match="MambaForCausalLM keeps a state of its own"):
-        Backbone(MambaForCausalLM(config))
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(**TINY, state_size=4),
+        MiniMaxConfig(**TINY, **ATTENTION),  # a cache of its own
+        RecurrentGemmaConfig(**TINY, **ATTENTION, block_types=["attention"]),  # the state of a layer is in the layer
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_without_the_usual_cache_is_refused_by_name(config):
+    lm = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(DualHeadError, match=f"{type(lm).__name__} keeps a state of its own"):
+        Backbone(lm)
 
 
 def test_a_decoder_without_a_head_is_refused():

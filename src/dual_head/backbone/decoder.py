@@ -31,6 +31,8 @@ from dual_head.options import build
 # which is 0.04 in bf16 in a real chat model, where a wrong mask or position moves them by 0.15 to 0.47.
 BRANCH_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 8e-2, 1: 8e-2}
 LOUD = 100.0  # a logit that soft-capping bends
+# Types whose layers keep their state in themselves: no beam reorders it, and a guide's pass would write over it.
+STATEFUL_LAYERS = {"recurrent_gemma"}
 # What a decoder's forward takes of text; labels are of its loss, which is not computed here.
 TEXT_INPUTS = {
     "input_ids",
@@ -109,7 +111,8 @@ class Decoder(nn.Module):
             )
         accepted = inspect.signature(lm.base_model.forward).parameters
         self.lm = lm
-        if "past_key_values" not in accepted and self.has_decoder:
+        has_cache = "past_key_values" in accepted and lm._supports_default_dynamic_cache()  # pyright: ignore[reportCallIssue]
+        if self.has_decoder and (not has_cache or lm.config.model_type in STATEFUL_LAYERS):
             raise DualHeadError(
                 f"{type(lm).__name__} keeps a state of its own instead of keys and values, in which guides cannot look "
                 "back. Choose a decoder with attention."
