@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from files import CHATML, letters
-from models import ARCHITECTURES, VOCAB, guided_lm, tiny_lm
+from models import ARCHITECTURES, RECURRENT, VOCAB, guided_lm, tiny_lm
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, MptConfig, PreTrainedModel
 
@@ -273,8 +273,9 @@ def test_what_it_cannot_do_is_refused_by_name():
     [
         (BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=VOCAB), "takes no mask of our own"),
         (MptConfig(d_model=32, n_layers=2, n_heads=4, vocab_size=VOCAB), "does not keep to masks and positions"),
+        (RECURRENT["lfm2"](), "layer 0 carries a state past every mask"),
     ],
-    ids=["bloom", "mpt"],
+    ids=["bloom", "mpt", "lfm2"],
 )
 def test_a_backbone_that_reads_columns_rather_than_positions_is_refused(config, why):
     torch.manual_seed(0)
