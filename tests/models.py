@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import torch
 from transformers import (
+    BambaConfig,
     CohereConfig,
     DeepseekV3Config,
     FalconConfig,
+    FalconH1Config,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
@@ -100,7 +102,8 @@ OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt_neox": lambda: GPTNeoXConfig(**{k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}),
 }  # fmt: skip
 
-# Decoders with layers that keep a state and no keys and values: of a convolution, and of Mamba, which cannot go back.
+# Decoders with layers that keep a state, with keys and values or without: of a convolution, and of Mamba, which cannot
+# go back.
 RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
     "lfm2": lambda: Lfm2Config(**_SIZES, layer_types=["conv", "full_attention"]),
     "jamba": lambda: JambaConfig(
@@ -112,7 +115,15 @@ RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
         mamba_d_state=4,
         mamba_dt_rank=4,
     ),
-}
+    # Attention beside Mamba in every layer, and factors of the lm_head and more.
+    "falcon_h1": lambda: FalconH1Config(
+        **_SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8,
+        lm_head_multiplier=0.5, key_multiplier=0.7,
+    ),
+    "bamba": lambda: BambaConfig(
+        **_SIZES, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8, attn_layer_indices=[1],
+    ),
+}  # fmt: skip
 
 IMAGE, IMAGE_SIDE, PATCH = 96, 28, 14  # the token that stands for a place of an image
 _ENCODER = {  # as many layers as the decoder has, which hooks must tell apart

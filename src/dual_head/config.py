@@ -84,8 +84,9 @@ class AlignedConfig(BackboneConfig):
             kinds, _ = get_layer_types_and_kwargs(text)
             text.num_hidden_layers += self.cache_layers
             kinds = [*kinds, *["full_attention"] * self.cache_layers]
-            if isinstance(getattr(type(text), "layer_types", None), property):  # computed, as Jamba does, and not set
-                text.__class__ = type(type(text).__name__, (type(text),), {"layer_types": kinds})
+            name = text.attribute_map.get("layer_types", "layer_types")
+            if isinstance(getattr(type(text), name, None), property):  # computed, as Jamba does, and not set
+                text.__class__ = type(type(text).__name__, (type(text),), {name: kinds})
             else:
                 text.layer_types = kinds
         return text

@@ -1,5 +1,7 @@
 """Decoders with recurrent layers, beside which a guide may be a model of such layers itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models import RECURRENT, config_of, guided_lm, tiny_lm
@@ -13,11 +15,21 @@ each_guide = pytest.mark.parametrize("kind", ["hidden", "reward_head", "steering
 
 
 def guided(kind: str, architecture: str) -> AlignedModel:
-    return guided_lm({"g": config_of(kind)}, architecture)
+    config = config_of(kind)
+    if kind == "language_model" and architecture == "falcon_h1":
+        config = replace(config, target_modules=["q_proj", "in_proj", "gate_proj"])  # not all that Mamba has
+    return guided_lm({"g": config}, architecture)
 
 
 def prompts(rows: int = 2) -> torch.Tensor:
     return torch.randint(3, 97, (rows, 9), generator=torch.Generator().manual_seed(7))
+
+
+@each_architecture
+@each_guide
+def test_alpha_0_gives_the_bits_of_the_model_by_itself(kind, architecture):
+    ids, frozen = prompts(), tiny_lm(architecture).eval().requires_grad_(False)  # torch rounds others otherwise
+    assert guided(kind, architecture)(ids, alpha=0.0).logits.equal(frozen(ids).logits)
 
 
 @each_architecture
@@ -49,6 +61,11 @@ def test_a_static_cache_has_no_room_for_the_state_of_a_guide(kind):
 def test_a_reward_model_of_layers_that_cannot_forget_is_refused():
     with pytest.raises(DualHeadError, match="Choose a model whose layers are all of attention"):
         guided("reward_model", "lfm2")
+
+
+def test_a_lora_on_what_kernels_read_themselves_is_refused_with_the_remedy():
+    with pytest.raises(DualHeadError, match=r"'out_proj' is incompatible .*Name other layers \(--guide.target_modules"):
+        guided_lm({"g": config_of("language_model")}, "falcon_h1")
 
 
 def test_drafts_are_refused_where_the_backbone_cannot_take_tokens_back():

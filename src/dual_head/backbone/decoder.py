@@ -80,6 +80,13 @@ class _Hidden:
 class _Passthrough(nn.Module):
     """Stands where the decoder stood and returns the hidden states it is given."""
 
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self._stood = (decoder,)  # not a submodule
+
+    def __getattr__(self, name: str) -> Any:  # a head may look something up, as Falcon-H1's does a factor
+        return getattr(vars(self)["_stood"][0], name)
+
     def forward(self, *_args, inputs_embeds: Tensor, **_kwargs) -> _Hidden:
         return _Hidden(inputs_embeds)
 
@@ -313,7 +320,7 @@ def _without_decoder(lm: PreTrainedModel) -> PreTrainedModel:
     """
     view = copy.copy(lm)
     view.__dict__.pop("forward", None)  # accelerate binds the original module's forward here
-    view._modules = {**lm._modules, lm.base_model_prefix: _Passthrough()}
+    view._modules = {**lm._modules, lm.base_model_prefix: _Passthrough(lm.base_model)}
     return view
 
 

@@ -177,6 +177,8 @@ def injecting(model: nn.Module) -> Iterator[None]:
             reason = str(error).splitlines()[0]
             if "dropout" in reason:  # experts, whose weights are not layers
                 remedy = "Set the LoRA's dropout to 0 (--guide.dropout 0, in classify --lora_dropout 0), or name layers other than experts."
+            elif "incompatible" in reason:  # what Mamba's kernels read by themselves
+                remedy = "Name other layers (--guide.target_modules, in classify --lora_targets)."
             else:  # no layer has a name of the pattern
                 remedy = "Name some of its layers in target_modules, or use all-linear."
             raise DualHeadError(f"LoRA finds nothing to adapt in {type(model).__name__}: {reason} {remedy}") from error
