@@ -7,17 +7,22 @@ from transformers import (
     BambaConfig,
     CohereConfig,
     DeepseekV3Config,
+    DeepseekV4Config,
+    DeepseekV32Config,
     FalconConfig,
     FalconH1Config,
     Gemma2Config,
     Gemma3Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
     JambaConfig,
     Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     LlavaConfig,
     MistralConfig,
@@ -79,7 +84,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "cohere": lambda: CohereConfig(**{**_SIZES, "tie_word_embeddings": True}, logit_scale=0.25),
     "granite": lambda: GraniteConfig(**_SIZES, logits_scaling=4.0),
 }
-EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")
+EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3", "deepseek_v32")
 # Decoders whose layers differ from those, and whose hidden states and lm_head do not: the contract alone is kept here.
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -123,6 +128,41 @@ RECURRENT: dict[str, Callable[[], PreTrainedConfig]] = {
     "bamba": lambda: BambaConfig(
         **_SIZES, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8, attn_layer_indices=[1],
     ),
+}  # fmt: skip
+
+# Decoders whose layers carry several streams of a token.
+STREAMS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "gemma3n": lambda: Gemma3nTextConfig(
+        **{**_SIZES, "num_hidden_layers": 4}, head_dim=8, sliding_window=WINDOW, laurel_rank=4,
+        layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2,
+        vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=4, activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "deepseek_v4": lambda: DeepseekV4Config(
+        **{**_SIZES, "num_key_value_heads": 1}, num_experts_per_tok=2, moe_intermediate_size=24, n_routed_experts=4,
+        head_dim=8, q_lora_rank=16, qk_rope_head_dim=8, index_n_heads=2, index_head_dim=8, index_topk=64,
+        sliding_window=WINDOW,
+    ),
+}  # fmt: skip
+# Decoders whose head, cache or layers are not as those of others are.
+UNUSUAL: dict[str, Callable[[], PreTrainedConfig]] = {
+    **RECURRENT,
+    # Its class names the model below the lm_head by what it is part of, and its routers give a pair.
+    "llama4": lambda: Llama4TextConfig(
+        **_SIZES, intermediate_size_mlp=48, head_dim=8, num_local_experts=4, no_rope_layers=[1, 0],
+        layer_types=["chunked_attention", "full_attention"], attention_chunk_size=WINDOW,
+    ),
+    # Its last layers read keys and values of others; heads of other sizes; inputs for each layer.
+    "gemma4": lambda: Gemma4TextConfig(
+        **{**_SIZES, "num_hidden_layers": 4}, head_dim=8, global_head_dim=16, sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2,
+        vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=4,
+    ),
+    "deepseek_v32": lambda: DeepseekV32Config(
+        **{**_SIZES, "num_key_value_heads": 4}, **_EXPERTS, n_routed_experts=4, n_shared_experts=1, n_group=2,
+        topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=8, index_n_heads=2, index_head_dim=16, index_topk=64,
+    ),
+    **STREAMS,
 }  # fmt: skip
 
 IMAGE, IMAGE_SIDE, PATCH = 96, 28, 14  # the token that stands for a place of an image
@@ -179,7 +219,7 @@ def tiny_lm(name: str, seed: int = 0) -> PreTrainedModel:
     """A random model of one architecture; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = {**ARCHITECTURES, **OTHERS, **RECURRENT, **IMAGE_TEXT}[name]()
+        config = {**ARCHITECTURES, **OTHERS, **UNUSUAL, **IMAGE_TEXT}[name]()
         lm = auto_class(config).from_config(config)
         bias = getattr(lm.get_output_embeddings(), "bias", None)
         if bias is not None:

@@ -83,6 +83,8 @@ class AlignedConfig(BackboneConfig):
         if self.cache_layers:
             kinds, _ = get_layer_types_and_kwargs(text)
             text.num_hidden_layers += self.cache_layers
+            if getattr(text, "num_kv_shared_layers", None):  # the last ones, which `kinds` names; none of the guides'
+                text.num_kv_shared_layers = 0
             kinds = [*kinds, *["full_attention"] * self.cache_layers]
             name = text.attribute_map.get("layer_types", "layer_types")
             if isinstance(getattr(type(text), name, None), property):  # computed, as Jamba does, and not set

@@ -25,6 +25,7 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicCache,
     DynamicLayer,
+    DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
     StaticLayer,
 )
@@ -38,32 +39,40 @@ Front = Callable[[], KeysValues]  # makes keys and values [layers, heads, P, wid
 
 
 @dataclass(frozen=True)
-class RecurrentLayers:
-    """Which layers of a model of this config keep a state, as of a convolution, with keys and values or without."""
+class SpecialLayers:
+    """Which layers of a model of this config keep more than keys and values, and which of them a recurrent state.
+
+    More: the state of a convolution or of Mamba, the keys of an index, compressed blocks.
+    """
 
     config: Any
     places: tuple[int, ...]
+    recurrent: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: Any) -> "RecurrentLayers":
+    def of(cls, config: Any) -> "SpecialLayers":
         """Ask transformers, which makes the layers of a model's cache from its config."""
         layers = DynamicCache(config=config).layers
-        return cls(config, tuple(i for i, x in enumerate(layers) if isinstance(x, LinearAttentionCacheLayerMixin)))
+        places = (i for i, layer in enumerate(layers) if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer))
+        recurrent = (i for i, layer in enumerate(layers) if isinstance(layer, LinearAttentionCacheLayerMixin))
+        return cls(config, tuple(places), tuple(recurrent))
 
     def put_into(self, cache: Cache, first: int) -> None:
         """Let the model's layers of a cache, from `first` on, be of these kinds, where they are not so already.
 
         Errors: a static cache, whose padding mask is as wide as the cache, and such layers read its last columns.
         """
-        if not self.places or isinstance(cache.layers[first + self.places[0]], LinearAttentionCacheLayerMixin):
+        if not self.places:
             return
-        if isinstance(cache.layers[first + self.places[0]], StaticLayer):
-            raise DualHeadError(
-                "A guide that runs a model with recurrent layers has no room for their state in a static cache. Leave "
-                "cache_implementation out, or set its alpha to 0."
-            )
         made = DynamicCache(config=self.config)
         for i in self.places:
+            if type(cache.layers[first + i]) is type(made.layers[i]):
+                return
+            if isinstance(cache.layers[first + i], StaticLayer):
+                raise DualHeadError(
+                    "A guide that runs a model with layers of other kinds than plain attention has no room for what "
+                    "they keep in a static cache. Leave cache_implementation out, or set its alpha to 0."
+                )
             _replace(cache, first + i, made.layers[i])
 
 
@@ -90,23 +99,23 @@ class CacheSlot:
         """Append keys and values [B, heads, T, width] to the guide's own `layer`, and return all of them."""
         return self.cache.update(keys, values, self.first_layer + layer)
 
-    def view(self, count: int, offset: int = 0, recurrent: RecurrentLayers | None = None) -> "LayerView":
+    def view(self, count: int, offset: int = 0, special: SpecialLayers | None = None) -> "LayerView":
         """`count` of the guide's layers, after the first `offset`, as a cache that another model can fill.
 
-        recurrent: the layers of that model which keep a state.
+        special: the layers of that model which keep more than keys and values.
         """
-        return LayerView(self.cache, self.first_layer + offset, count, recurrent)
+        return LayerView(self.cache, self.first_layer + offset, count, special)
 
 
 class LayerView(Cache):
     """Some layers of a cache, numbered from 0: what is stored here is stored there."""
 
-    def __init__(self, cache: Cache, first: int, count: int, recurrent: RecurrentLayers | None = None):
+    def __init__(self, cache: Cache, first: int, count: int, special: SpecialLayers | None = None):
         if cache.layer_class_to_replicate is not None:  # such a cache grows as it is filled
             while len(cache.layers) < first + count:
                 cache.layers.append(cache.layer_class_to_replicate())  # pyright: ignore[reportArgumentType]
-        if recurrent is not None:
-            recurrent.put_into(cache, first)
+        if special is not None:
+            special.put_into(cache, first)
         super().__init__(layers=cache.layers[first : first + count])
         self._whole, self._first = cache, first
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
-from dual_head.backbone.cache import RecurrentLayers
+from dual_head.backbone.cache import SpecialLayers
 from dual_head.backbone.checkpoint import MODEL_TYPE
 from dual_head.backbone.dtypes import is_plain
 from dual_head.backbone.fingerprint import Fingerprint, sketch
@@ -66,15 +66,16 @@ class _Hidden:
     Made for every token that is decoded, so no `ModelOutput`, which costs more than a small product.
     """
 
-    past_key_values = hidden_states = attentions = cross_attentions = None
-    # Read by the forward of mixture-of-experts and multimodal models, which only hand them on.
-    router_logits = aux_loss = z_loss = image_hidden_states = rope_deltas = None
-
     def __init__(self, hidden: Tensor):
         self.last_hidden_state = hidden
 
     def __getitem__(self, index: Any) -> Any:
         return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        """Nothing: what else a model's forward reads, such as its cache or its experts' choices, it hands on."""
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _Passthrough(nn.Module):
@@ -116,6 +117,7 @@ class Decoder(nn.Module):
                 f"{type(lm).__name__} is not a decoder with an lm_head. Load the model with AutoModelForCausalLM "
                 "or AutoModelForImageTextToText."
             )
+        name_base_model(lm)
         accepted = inspect.signature(lm.base_model.forward).parameters
         self.lm = lm
         has_cache = "past_key_values" in accepted and lm._supports_default_dynamic_cache()  # pyright: ignore[reportCallIssue]
@@ -131,7 +133,7 @@ class Decoder(nn.Module):
         # Images, their sizes, types of tokens: by what names the model takes them, and none of a model of text.
         self.other_inputs = frozenset(accepted) - TEXT_INPUTS
         self.num_layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
-        self.recurrent = RecurrentLayers.of(lm.config)
+        self.special_layers = SpecialLayers.of(lm.config)
 
     @property
     def config(self):
@@ -244,6 +246,14 @@ class Decoder(nn.Module):
             **asdict(self.shape),
             sketch={name: sketch(weight) for name, weight in weights.items()},
         )
+
+
+def name_base_model(lm: PreTrainedModel) -> None:
+    """Let `base_model` be the model below the lm_head where its class names it by what it is part of, as Llama 4's."""
+    if lm.base_model is lm:
+        embedding = lm.get_input_embeddings()
+        names = (name for name, part in lm.named_children() if any(module is embedding for module in part.modules()))
+        lm.base_model_prefix = next(names, lm.base_model_prefix)
 
 
 def layer_types(config: Any) -> list[str]:

@@ -57,7 +57,7 @@ def _of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 def _keep_output(states: dict[int, Tensor], index: int):
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        states[index] = output[0] if isinstance(output, tuple) else output
+        states[index] = _one_stream(output[0] if isinstance(output, tuple) else output)
 
     return hook
 
@@ -65,7 +65,7 @@ def _keep_output(states: dict[int, Tensor], index: int):
 def _add(shift: Tensor):
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden, *others = output if isinstance(output, tuple) else (output,)
-        hidden = hidden + shift.to(hidden)
+        hidden = _one_stream(hidden) + shift.to(hidden)
         return (hidden, *others) if isinstance(output, tuple) else hidden
 
     return hook
@@ -73,6 +73,16 @@ def _add(shift: Tensor):
 
 def _keep_input(states: dict[int, Tensor]):
     def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
-        states[0] = inputs[0] if inputs else named["hidden_states"]
+        states[0] = _one_stream(inputs[0] if inputs else named["hidden_states"])
 
     return hook
+
+
+def _one_stream(hidden: Tensor) -> Tensor:
+    """Hidden states [B, T, d]. Errors: several streams of a token, a dimension more, as of DeepSeek V4 and Gemma 3n."""
+    if hidden.dim() > 3:
+        raise DualHeadError(
+            "The backbone's layers carry several streams of a token, and no one hidden state to read or to steer. "
+            "Choose a guide of the last hidden state, such as hidden, iav or dual_head."
+        )
+    return hidden

@@ -160,7 +160,7 @@ class LanguageModel(SecondModel):
         states: States = {}
         offset = 0
         for prefix, reader in zip(("", REFERENCE), self._lms, strict=False):
-            view = None if cache is None else cache.view(reader.layers, offset, reader.recurrent)
+            view = None if cache is None else cache.view(reader.layers, offset, reader.special_layers)
             states |= {f"{prefix}{key}": x for key, x in reader.encode(features, view, self.training).items()}
             offset += reader.layers
         return states
@@ -196,7 +196,7 @@ class _PlainLM:
         self.lm = lm
         self.layers: int = lm.config.get_text_config(decoder=True).num_hidden_layers
         self._decoder, self._joint = Decoder(lm), joint
-        self.recurrent = self._decoder.recurrent
+        self.special_layers = self._decoder.special_layers
 
     def encode(self, features: Features, cache: Any, training: bool) -> States:
         inputs: dict[str, Any] = {
@@ -221,7 +221,7 @@ class _GuidedLM(_PlainLM):
     def __init__(self, lm: Any, *, unguided: bool):
         self.lm = lm
         self.layers = lm.config.get_text_config(decoder=True).num_hidden_layers
-        self.recurrent = lm.backbone.recurrent
+        self.special_layers = lm.backbone.special_layers
         self._strengths, self._values = lm.resolve_alpha(None, 1)
         self._distributions = ("policy", "base") if unguided else ("policy",)
 

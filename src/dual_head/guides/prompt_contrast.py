@@ -312,7 +312,7 @@ def _keys_of(prompts: Sequence[Tensor], backbone: Backbone) -> list[KeysValues]:
     Errors: a backbone that does not keep to our masks and positions. Tried rather than looked up, since no list of
     architectures would stay true.
     """
-    if places := backbone.recurrent.places:
+    if places := backbone.special_layers.recurrent:
         why = f"its layer {places[0]} carries a state past every mask"
         raise DualHeadError(_REFUSED.format(type(backbone.lm).__name__, why))
     width = max(map(len, prompts))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
 
-from dual_head.backbone.cache import CacheSlot, PrefixCache, RecurrentLayers
+from dual_head.backbone.cache import CacheSlot, PrefixCache, SpecialLayers
 from dual_head.backbone.decoder import Backbone
 from dual_head.backbone.features import Features
 from dual_head.backbone.load import load_config
@@ -83,7 +83,7 @@ class RewardModel(SecondModel):
         """Load the reward model, or put a score head on a view of the backbone's decoder."""
         config, full = self.config, self.config.tune == "full"
         model = None if config.model is None else _load(config.model, backbone)
-        if (backbone.recurrent if model is None else RecurrentLayers.of(model.config)).places:
+        if (backbone.special_layers if model is None else SpecialLayers.of(model.config)).recurrent:
             raise DualHeadError(
                 "A reward model reads candidates ahead of the sequence and forgets them, and some of these layers keep a "
                 "state that cannot forget. Choose a model whose layers are all of attention."

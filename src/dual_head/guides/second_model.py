@@ -135,7 +135,7 @@ def lora_config(config: SecondModelConfig, lm: PreTrainedModel, task: str | None
         lora_alpha=config.lora_alpha,
         lora_dropout=config.dropout,
         target_modules=config.target_modules,
-        exclude_modules=_beside_text(lm),
+        exclude_modules=_left_out(lm),
     )
 
 
@@ -154,12 +154,31 @@ def require_layers(lm: PreTrainedModel, targets: str | Sequence[str], flag: str)
             )
 
 
-def _beside_text(lm: PreTrainedModel) -> str | None:
-    """A pattern of the layers beside a model's decoder of text, as of its images, which text never trains."""
+def _left_out(lm: PreTrainedModel) -> str | None:
+    """A pattern of the layers that are not adapted.
+
+    They are those beside a model's decoder of text, as of its images, which text never trains, and those that are no
+    map of one vector to another, as the routers of Llama 4.
+    """
     text, base = lm.get_decoder(), lm.base_model
     beside = [] if text is base else [x for x in base.children() if all(module is not text for module in x.modules())]
-    names = [re.escape(name) for name, module in lm.named_modules() if any(module is x for x in beside)]
+    names = [
+        re.escape(name)
+        for name, module in lm.named_modules()
+        if any(module is x for x in beside) or (isinstance(module, nn.Linear) and not _is_map(module))
+    ]
     return rf"({'|'.join(names)})(\..*)?" if names else None
+
+
+def _is_map(layer: nn.Linear) -> bool:
+    """Whether [rows, tokens, in] becomes [rows, tokens, out]: tried where a model has a class of its own for it."""
+    if not type(layer).__module__.startswith("transformers.models."):
+        return True
+    try:
+        y: Any = layer(layer.weight.new_zeros(1, 2, layer.in_features))
+    except (RuntimeError, IndexError):
+        return False
+    return isinstance(y, Tensor) and y.shape == (1, 2, layer.out_features)
 
 
 @contextmanager

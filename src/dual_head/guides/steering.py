@@ -145,7 +145,7 @@ class Steering(Guide):
             features.input_ids,
             attention_mask=features.padding,
             position_ids=features.positions,
-            past_key_values=None if cache is None else cache.view(self.cache_layers, recurrent=backbone.recurrent),
+            past_key_values=None if cache is None else cache.view(self.cache_layers, special=backbone.special_layers),
             shifts=self.shifts(features.strength),
         )
         return {"hidden": output.last_hidden_state}

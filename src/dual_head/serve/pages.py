@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from dual_head.backbone.cache import CacheSlot, RecurrentLayers
+from dual_head.backbone.cache import CacheSlot, SpecialLayers
 from dual_head.serve.attention import AttentionByRequest
 
 FULL = "full_attention"
@@ -131,10 +131,10 @@ class PagedSlot(CacheSlot):
         )
 
     def view(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, count: int, offset: int = 0, recurrent: RecurrentLayers | None = None
+        self, count: int, offset: int = 0, special: SpecialLayers | None = None
     ) -> "PagedView":
         """`count` of the guide's layers, after the first `offset`, as a cache that another model can fill."""
-        del count, recurrent  # pages hold keys and values, and no state
+        del count, special  # pages hold keys and values, and nothing else
         return PagedView(self, offset)
 
     def _cut(self, x: Tensor) -> tuple[Tensor, ...]:

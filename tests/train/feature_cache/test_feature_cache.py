@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from files import write_backbone, write_pairs
-from models import ARCHITECTURES, HIDDEN, LAYERS, tiny_lm
+from models import ARCHITECTURES, HIDDEN, LAYERS, UNUSUAL, tiny_lm
 from safetensors.torch import save_file
 
 from dual_head import AlignedModel, DualHeadError
@@ -220,9 +220,9 @@ def test_a_step_on_kept_features_is_the_step_beside_the_backbone(name, guide, tm
         torch.testing.assert_close(own.grad, true.grad, atol=1e-4, rtol=1e-3)
 
 
-@every_architecture
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *UNUSUAL])
 def test_a_head_gives_the_logits_of_the_whole_model_and_refuses_tokens(name, tmp_path):
-    lm = tiny_lm(name)
+    lm = tiny_lm(name).eval()
     backbone = Backbone(lm)
     save_head(backbone, tmp_path)
     head = Backbone(load_head(tmp_path))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dual_head.backbone.checkpoint import require_finite, require_same_shapes
-from dual_head.backbone.decoder import Decoder
+from dual_head.backbone.decoder import Decoder, name_base_model
 from dual_head.backbone.load import auto_class, load_config
 from dual_head.errors import DualHeadError
 from dual_head.files.reading import reading
@@ -21,11 +21,17 @@ from dual_head.train.feature_cache.store import HEAD_FILE
 
 
 class _Absent(nn.Module):
-    """Stands where a decoder would be, with no weights to load, move or count."""
+    """Stands where a decoder would be, with no weights to load, move or count.
 
-    def __init__(self, source: str):
+    It has the decoder's factors, which a head may look up there, as Falcon-H1's does.
+    """
+
+    def __init__(self, decoder: nn.Module, source: str):
         super().__init__()
         self.source = source
+        for name, value in vars(decoder).items():
+            if isinstance(value, float):
+                setattr(self, name, value)
 
     def get_input_embeddings(self) -> "_Absent":
         """Return this module: transformers recognises a language model by its embeddings."""
@@ -81,7 +87,7 @@ def load_head(
                 module._buffers[leaf] = x
     require_finite(tensors, file)
     # Weights on no device could neither be moved nor sent to another process; a tied head now has its own copy.
-    lm._modules[lm.base_model_prefix] = _Absent(str(folder))
+    lm._modules[lm.base_model_prefix] = _Absent(lm.base_model, str(folder))
     lm.config._name_or_path = name_or_path or str(folder)
     return lm.eval()
 
@@ -94,4 +100,6 @@ def outside(lm: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _from_config(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    return auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    lm = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    name_base_model(lm)
+    return lm

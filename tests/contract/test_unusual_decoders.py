@@ -1,21 +1,24 @@
-"""Decoders with recurrent layers, beside which a guide may be a model of such layers itself."""
+"""Decoders with recurrent layers, and others whose head, cache or layers are unusual, with guides of each need."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from models import RECURRENT, config_of, guided_lm, tiny_lm
+from models import STREAMS, UNUSUAL, config_of, guided_lm, tiny_lm
 
 from dual_head import AlignedModel, DualHeadError
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 
-each_architecture = pytest.mark.parametrize("architecture", RECURRENT)
-each_guide = pytest.mark.parametrize("kind", ["hidden", "reward_head", "steering", "language_model"])
+KINDS = ["hidden", "reward_head", "steering", "language_model"]
+each_architecture = pytest.mark.parametrize("architecture", UNUSUAL)
+each_pair = pytest.mark.parametrize(
+    ("architecture", "kind"), [(x, kind) for x in UNUSUAL for kind in KINDS if kind != "steering" or x not in STREAMS]
+)
 
 
 def guided(kind: str, architecture: str) -> AlignedModel:
-    config = config_of(kind)
+    config = config_of(kind, architecture)
     if kind == "language_model" and architecture == "falcon_h1":
         config = replace(config, target_modules=["q_proj", "in_proj", "gate_proj"])  # not all that Mamba has
     return guided_lm({"g": config}, architecture)
@@ -25,15 +28,13 @@ def prompts(rows: int = 2) -> torch.Tensor:
     return torch.randint(3, 97, (rows, 9), generator=torch.Generator().manual_seed(7))
 
 
-@each_architecture
-@each_guide
+@each_pair
 def test_alpha_0_gives_the_bits_of_the_model_by_itself(kind, architecture):
     ids, frozen = prompts(), tiny_lm(architecture).eval().requires_grad_(False)  # torch rounds others otherwise
     assert guided(kind, architecture)(ids, alpha=0.0).logits.equal(frozen(ids).logits)
 
 
-@each_architecture
-@each_guide
+@each_pair
 def test_decoding_with_a_cache_equals_one_pass_also_behind_padding(kind, architecture):
     model, ids, mask = guided(kind, architecture), prompts(), torch.ones(2, 9, dtype=torch.long)
     mask[0, :3] = 0
@@ -61,6 +62,13 @@ def test_a_static_cache_has_no_room_for_the_state_of_a_guide(kind):
 def test_a_reward_model_of_layers_that_cannot_forget_is_refused():
     with pytest.raises(DualHeadError, match="Choose a model whose layers are all of attention"):
         guided("reward_model", "lfm2")
+
+
+@pytest.mark.parametrize("architecture", STREAMS)
+@pytest.mark.parametrize("kind", ["steering", "multilayer"])
+def test_layers_of_several_streams_are_neither_read_nor_steered(kind, architecture):
+    with pytest.raises(DualHeadError, match=r"several streams of a token.*Choose a guide of the last hidden state"):
+        guided(kind, architecture)(prompts(), alpha=1.0)
 
 
 def test_a_lora_on_what_kernels_read_themselves_is_refused_with_the_remedy():
