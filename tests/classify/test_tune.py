@@ -29,3 +29,8 @@ def test_one_name_of_no_layer_among_others_is_not_left_out_silently(architecture
     there = "c_attn" if architecture == "gpt2" else "q_proj"
     with pytest.raises(DualHeadError, match=message):
         adapted(architecture, there, target)
+
+
+def test_layers_that_map_no_vector_to_one_get_no_adapter():
+    layers = adapted("deepseek_v4", "q_a_proj", "o_a_proj", "o_b_proj")  # o_a_proj reads groups of heads
+    assert layers == {"q_a_proj", "o_b_proj"}

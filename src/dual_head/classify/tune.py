@@ -7,7 +7,7 @@ from dual_head.backbone.decoder import Decoder
 from dual_head.backbone.fingerprint import Fingerprint
 from dual_head.classify.config import LORA_TARGETS, DualHeadReasoningConfig
 from dual_head.errors import DualHeadError, require
-from dual_head.guides.second_model import injecting, require_layers
+from dual_head.guides.second_model import injecting, left_out, require_layers
 
 
 def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedModel:
@@ -29,6 +29,7 @@ def tuned(lm: PreTrainedModel, config: DualHeadReasoningConfig) -> PreTrainedMod
             lora_alpha=lora["alpha"],
             lora_dropout=lora["dropout"],
             target_modules=list(targets) if not isinstance(targets, str) else targets,
+            exclude_modules=left_out(lm),
         )
         with injecting(lm):
             return peft.get_peft_model(lm, adapter)

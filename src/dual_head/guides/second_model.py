@@ -135,7 +135,7 @@ def lora_config(config: SecondModelConfig, lm: PreTrainedModel, task: str | None
         lora_alpha=config.lora_alpha,
         lora_dropout=config.dropout,
         target_modules=config.target_modules,
-        exclude_modules=_left_out(lm),
+        exclude_modules=left_out(lm),
     )
 
 
@@ -154,7 +154,7 @@ def require_layers(lm: PreTrainedModel, targets: str | Sequence[str], flag: str)
             )
 
 
-def _left_out(lm: PreTrainedModel) -> str | None:
+def left_out(lm: PreTrainedModel) -> str | None:
     """A pattern of the layers that are not adapted.
 
     They are those beside a model's decoder of text, as of its images, which text never trains, and those that are no

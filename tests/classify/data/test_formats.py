@@ -44,6 +44,11 @@ ROWS = {
         Example("Is ice cold?", 0, "Ice is frozen.", "Yes", "", "7"),
         ("yes",),
     ),
+    "text": (
+        {"text": "Ice is cold.", "label": "yes", "rationale": "Ice is frozen.", "id": 7},
+        Example("Ice is cold.", 0, "Ice is frozen.", id="7"),
+        ("yes",),
+    ),
     "esnli": (
         {**NLI_ROW, "label": 2, "explanation_1": "Dogs stay.", "explanation_2": "", "explanation_3": ""},
         Example(NLI, 2, "Dogs stay.", together="A dog runs."),
@@ -134,6 +139,11 @@ def test_columns_that_could_be_two_formats_are_refused_by_name(load):
 def test_columns_that_no_format_has_are_named_with_the_remedy(load):
     with pytest.raises(DualHeadError, match=r"columns klass, words.*--columns"):
         load({"words": "x", "klass": 1})
+
+
+def test_a_text_beside_another_column_that_could_be_input_is_not_guessed_to_be_all(load):
+    with pytest.raises(DualHeadError, match=r"columns label, text, title.*--columns"):
+        load({"title": "Ice", "text": "It is cold.", "label": "yes"})
 
 
 # ---- one's own columns ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dual_head.data import Dropped
 HUB = "aps/super_glue"
 YES_NO: dict[str, Any] = {"labels": ("No", "Yes"), "aliases": {"false": "No", "true": "Yes"}}
 NLI = "Premise: {premise}\nHypothesis: {hypothesis}"
+PLAIN = {"text", "label", "label_text", "rationale", "id", "idx"}
 COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 
 
@@ -55,6 +56,12 @@ def _nli(row: Row) -> bool:
 
 TABLE = (
     Format("triplets", "{input_text}", texts={name: name for name in TEXTS}, matches=lambda row: "input_text" in row),
+    Format(
+        "text",
+        "{text}",
+        texts={"id": "id"},
+        matches=lambda row: has(row, "text") and "label" in row and row.keys() <= PLAIN,  # no other input is left out
+    ),
     Format("columns", inputs=("input",), matches=lambda row: False),  # noqa: ARG005 - chosen, never guessed
     Format(
         "esnli",
