@@ -88,7 +88,13 @@ class _Passthrough(nn.Module):
     def __getattr__(self, name: str) -> Any:  # a head may look something up, as Falcon-H1's does a factor
         return getattr(vars(self)["_stood"][0], name)
 
-    def forward(self, *_args, inputs_embeds: Tensor, **_kwargs) -> _Hidden:
+    def forward(self, *_args, inputs_embeds: Tensor | None = None, **_kwargs) -> _Hidden:
+        if inputs_embeds is None:
+            name = type(self._stood[0]).__name__
+            raise DualHeadError(
+                f"The model around {name} hands no embeddings on, and hidden states take their place on the way to the "
+                "lm_head. Choose another backbone."
+            )
         return _Hidden(inputs_embeds)
 
     @property
