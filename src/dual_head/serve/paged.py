@@ -296,15 +296,15 @@ def _prompt_lengths(rows: Sequence[Row], like: Tensor) -> Tensor:
 
 def require_servable(model: AlignedModel) -> None:
     """Refuse, by name and with the reason, what pages cannot hold."""
-    for name in model.config.guides or {}:
-        if reason := model.guide(name).why_not_paged:
-            raise DualHeadError(f"The guide '{name}' cannot be served: {reason}. Detach it, or use generate.")
     attention = model.backbone.config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise DualHeadError(f"Attention '{attention}' cannot be served. Load it with attn_implementation='sdpa'.")
     kinds = {*layer_types(model.backbone.config)}
     if others := kinds - {FULL, "sliding_attention"}:
         raise _unservable(model, f"pages hold no layers of {', '.join(sorted(others))}")
+    for name in model.config.guides or {}:
+        if reason := model.guide(name).why_not_paged:
+            raise DualHeadError(f"The guide '{name}' cannot be served: {reason}. Detach it, or use generate.")
     # A step is one row of many requests. Windows have masks of their own, of which what is tried there knows nothing.
     if kinds == {FULL} and (reason := model.backbone.why_no_shared_prompts(longest=0)):
         raise _unservable(model, reason)
