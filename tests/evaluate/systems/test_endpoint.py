@@ -60,7 +60,8 @@ def test_drawn_replies_send_how_they_are_drawn(endpoint):
     (body,) = endpoint.bodies
     assert (body["temperature"], body["top_p"], body["seed"]) == (0.5, 0.9, 3)
     with pytest.raises(DualHeadError, match="takes no top_k"):
-        list(system(endpoint).answer([Question("q", (user("a"),))], Decoding(temperature=0.5, top_k=5)))
+        fits([Question("q", (user("a"),))], [system(endpoint)], Decoding(temperature=0.5, top_k=5))
+    assert len(endpoint.bodies) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from dual_head.evaluate.systems import (
     parse_systems,
     plain,
 )
+from dual_head.evaluate.systems.store import answer_all
 from dual_head.guides.language_model import LanguageModelConfig
 from dual_head.guides.linear import LinearConfig
 from dual_head.replies import RULES, Rule
@@ -549,9 +550,11 @@ def test_a_mistyped_best_of_n_is_refused(path, remedy):
         open_system(SystemSpec("best", path))
 
 
-def test_one_greedy_reply_is_not_chosen_among(folders):
+def test_one_greedy_reply_is_not_chosen_among_and_nothing_is_asked_before(folders, tmp_path):
     with pytest.raises(DualHeadError, match="Set --temperature"):
-        best_of(folders).answer(QUESTIONS, SHORT)
+        answer_all(best_of(folders), QUESTIONS, SHORT, tmp_path)
+    with pytest.raises(DualHeadError, match="Set --temperature"):
+        fits(QUESTIONS, [best_of(folders)], SHORT)
 
 
 def test_a_file_of_answers_is_not_sampled(tmp_path):

@@ -74,6 +74,9 @@ class System(ABC):
     def identity(self) -> str:
         """64 hexadecimal digits of all that replies depend on, beside question and decoding."""
 
+    def check(self, decoding: Decoding) -> None:  # noqa: B027 - most kinds decode in any way
+        """Errors: a way of decoding that it has not, found before anything is asked."""
+
     def why_not(self, question: Question, decoding: Decoding) -> str | None:
         """Say why it cannot answer a question with room for replies of full length; None where it can."""
         del question, decoding
@@ -94,8 +97,11 @@ def fits(
 ) -> tuple[list[Question], RowReport]:
     """Keep the questions that every system can be asked, with room for replies of full length; count the others.
 
-    count: how many are enough; those after them are not looked at. Errors: none is left.
+    count: how many are enough; those after them are not looked at. Errors: none is left; a way of decoding that a
+    system has not.
     """
+    for system in systems:
+        system.check(decoding)
     fitting, report = [], RowReport(rows=len(questions))
     for question in questions:
         if len(fitting) == count:

@@ -72,6 +72,14 @@ class BestOf(System):
         """Digest of the system, the number of samples and what the reward is made of."""
         return digest([self.sampled.identity, self.count, reward_identity(self.reward)])
 
+    def check(self, decoding: Decoding) -> None:
+        """Errors: greedy decoding, which has one sample."""
+        if not decoding.temperature:
+            raise DualHeadError(
+                f"'{self.name}' keeps the best of {self.count} samples, and greedy decoding has one. Set --temperature."
+            )
+        self.sampled.check(decoding)
+
     def why_not(self, question: Question, decoding: Decoding) -> str | None:
         """As of the system that is sampled."""
         return self.sampled.why_not(question, decoding)
@@ -83,10 +91,6 @@ class BestOf(System):
 
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
         """Answer one batch n times, and keep the best answer to each question that has n."""
-        if not decoding.temperature:
-            raise DualHeadError(
-                f"'{self.name}' keeps the best of {self.count} samples, and greedy decoding has one. Set --temperature."
-            )
         seeds = range(self.count * decoding.seed, self.count * (decoding.seed + 1))
         samples: dict[str, list[Answer]] = {question.id: [] for question in questions}
         for seed in seeds:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class EndpointSystem(System):
     """Answers conversations by requests. Its identity is its name and address, as its weights are not known.
 
-    Errors: as of `Endpoint`; top_k, which the protocol lacks.
+    Errors: as of `Endpoint`.
     """
 
     chats = True  # the protocol has messages alone
@@ -54,6 +54,11 @@ class EndpointSystem(System):
         content: list[Any] = [self.path, self._endpoint.options.limit]
         return digest(content if self._alpha is None else [*content, dict(self.alpha)])
 
+    def check(self, decoding: Decoding) -> None:
+        """Errors: top_k, which the protocol lacks."""
+        if decoding.top_k:
+            raise DualHeadError(f"'{self.name}' is behind an endpoint, which takes no top_k. Leave it out.")
+
     def why_not(self, question: Question, decoding: Decoding) -> str | None:
         """Say that a text is not a conversation; how long one may be, the endpoint says when it is asked."""
         del decoding
@@ -64,8 +69,6 @@ class EndpointSystem(System):
 
         Errors: as of `Endpoint.ask`, after the answers that were whole by then.
         """
-        if decoding.top_k:
-            raise DualHeadError(f"'{self.name}' is behind an endpoint, which takes no top_k. Leave it out.")
         talks: dict[str, list[Message]] = {question.id: [] for question in questions}
         replies: dict[str, list[Reply]] = {question.id: [] for question in questions}
         rest = list(questions)

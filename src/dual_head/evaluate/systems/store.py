@@ -49,6 +49,7 @@ def answer_all(
         raise DualHeadError(f"batch_size must be at least 1, not {batch_size}.")
     if len({question.id for question in questions}) < len(questions):
         raise DualHeadError("Two questions have the same id. Give each an id of its own.")
+    system.check(decoding)
     if system.stored:
         return {answer.question: answer for answer in system.answer(questions, decoding)}
     file = answers_file(folder, system)
