@@ -57,3 +57,17 @@ def test_few_held_out_pairs_are_said_to_tell_nothing(pairs, told, tmp_path):
     said = printed(report({"accuracy": [1.0] * pairs}), tmp_path)
     assert ("Only 19 held-out pairs: averages under 20 mean little." in said) is told
     assert "rows" in too_few(3, "rows")
+
+
+@pytest.mark.parametrize(
+    ("kl", "gate", "remedy"),
+    [
+        (5e-5, [0.3, 0.4], "Train more steps, or raise --learning_rate."),
+        (5e-5, [0.001, 0.002], r"gate is closed (mean 0.0015): lower --learning_rate, or use --gate constant."),
+        (0.02, [0.001, 0.002], ""),
+    ],
+)
+def test_a_guide_that_leaves_the_backbone_as_it_is_is_told_with_the_remedy(kl, gate, remedy, tmp_path):
+    said = printed(report({"kl": [kl, kl], "gate": gate}, name="dual_head"), tmp_path)
+    assert ("5.0e-05 nats a token from the backbone" in said) is bool(remedy)
+    assert remedy in said

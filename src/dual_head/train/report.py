@@ -15,6 +15,8 @@ from dual_head.stats import bootstrap_mean, wilson
 
 SHARES = ("accuracy", "accuracy_over_base")
 MEASURED = ("preference", "kl")  # reported for every method: what a guide learns, and what that costs
+NEAR = 1e-4  # nats a token from the backbone, of which a reply has too few to be another
+CLOSED = 0.01  # mean of a gate that lets a hundredth of a guide through
 FEW = 20  # below, an interval of a share is wider than any difference between methods
 
 
@@ -74,6 +76,8 @@ def print_report(report: dict[str, Any], output: Path, console: Console, noun: s
         console.print(table)
         if note := too_few(next(iter(report["held_out"].values()))["pairs"], noun):
             console.print(note)
+        if note := too_near(report["held_out"]):
+            console.print(note)
     console.print(
         f"Guides written to {output}. Try: dual-head generate {output} --prompt '...' --alpha 1", soft_wrap=True
     )
@@ -89,6 +93,20 @@ def _cells(value: dict[str, Any]) -> tuple[str, str]:
 def too_few(count: int, what: str) -> str:
     """A warning where so few pairs or rows are held out that their averages mean little; else an empty text."""
     return f"Only {count} held-out {what}: averages under {FEW} mean little. Hold out more." if count < FEW else ""
+
+
+def too_near(held_out: dict[str, Any]) -> str:
+    """A warning where the guide hardly changes the backbone at alpha = 1, and whether its gate is why; else "".
+
+    held_out: {measure: {"mean", ...}} of `summarise`.
+    """
+    divergence, gate = (held_out.get(name, {}).get("mean") for name in ("kl", "gate"))
+    if divergence is None or divergence >= NEAR:
+        return ""
+    near = f"At alpha = 1 the policy is {divergence:.1e} nats a token from the backbone: it says nearly the same."
+    if gate is not None and gate < CLOSED:
+        return f"{near} The gate is closed (mean {gate:.4f}): lower --learning_rate, or use --gate constant."
+    return f"{near} Train more steps, or raise --learning_rate."
 
 
 def draw(report: dict[str, Any], folder: Path) -> None:
