@@ -124,7 +124,7 @@ def trade_off_table(figures: Mapping[str, Any]) -> str:
         f"of {n} {_span(one['gain'], one['interval'])} at {one['divergence']:.2f} nats at most"
         for n, one in figures["best_of"].items()
     )
-    return f"{table}\n\nThe best of the backbone's replies by the exact reward: {best}." if best else table
+    return f"{table}\n\nThe best of the backbone's replies, chosen by the judge itself: {best}." if best else table
 
 
 def gain_text(point: Mapping[str, Any]) -> str:
