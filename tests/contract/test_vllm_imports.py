@@ -25,6 +25,7 @@ KNOWN = {
     "cache_utils.CacheLayerMixin",
     "cache_utils.DynamicCache",
     "cache_utils.DynamicLayer",
+    "cache_utils.DynamicSlidingWindowLayer",
     "cache_utils.LinearAttentionCacheLayerMixin",
     "cache_utils.StaticLayer",
     "cache_utils.get_layer_types_and_kwargs",
