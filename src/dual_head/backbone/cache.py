@@ -14,7 +14,7 @@ Four caches over those layers, of which transformers has none; all of them appen
     PrefixCache     all layers, and continuations that are read once and not stored
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,39 +40,41 @@ Front = Callable[[], KeysValues]  # makes keys and values [layers, heads, P, wid
 
 @dataclass(frozen=True)
 class SpecialLayers:
-    """Which layers of a model of this config keep more than keys and values, and which of them a recurrent state.
+    """Which layers of a model of this config keep more than keys and values, and what keeps it: {place: class}.
 
     More: the state of a convolution or of Mamba, the keys of an index, compressed blocks.
     """
 
     config: Any
-    places: tuple[int, ...]
-    recurrent: tuple[int, ...]
+    kinds: Mapping[int, type]
 
     @classmethod
     def of(cls, config: Any) -> "SpecialLayers":
         """Ask transformers, which makes the layers of a model's cache from its config."""
-        layers = DynamicCache(config=config).layers
-        places = (i for i, layer in enumerate(layers) if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer))
-        recurrent = (i for i, layer in enumerate(layers) if isinstance(layer, LinearAttentionCacheLayerMixin))
-        return cls(config, tuple(places), tuple(recurrent))
+        kinds = {i: type(layer) for i, layer in enumerate(DynamicCache(config=config).layers)}
+        plain = (DynamicLayer, DynamicSlidingWindowLayer)
+        return cls(config, {i: kind for i, kind in kinds.items() if kind not in plain})
+
+    @property
+    def recurrent(self) -> list[int]:
+        """The places of those that keep a recurrent state, which no mask hides and which cannot forget."""
+        return [i for i, kind in self.kinds.items() if issubclass(kind, LinearAttentionCacheLayerMixin)]
 
     def put_into(self, cache: Cache, first: int) -> None:
         """Let the model's layers of a cache, from `first` on, be of these kinds, where they are not so already.
 
         Errors: a static cache, whose padding mask is as wide as the cache, and such layers read its last columns.
         """
-        if not self.places:
+        place = next(iter(self.kinds), None)
+        if place is None or type(cache.layers[first + place]) is self.kinds[place]:  # as in all steps but the first
             return
+        if isinstance(cache.layers[first + place], StaticLayer):
+            raise DualHeadError(
+                "A guide that runs a model with layers of other kinds than plain attention has no room for what they "
+                "keep in a static cache. Leave cache_implementation out, or set its alpha to 0."
+            )
         made = DynamicCache(config=self.config)
-        for i in self.places:
-            if type(cache.layers[first + i]) is type(made.layers[i]):
-                return
-            if isinstance(cache.layers[first + i], StaticLayer):
-                raise DualHeadError(
-                    "A guide that runs a model with layers of other kinds than plain attention has no room for what "
-                    "they keep in a static cache. Leave cache_implementation out, or set its alpha to 0."
-                )
+        for i in self.kinds:
             _replace(cache, first + i, made.layers[i])
 
 

@@ -5,7 +5,6 @@ on the lm_head, Gemma's soft-capping, logit scales, quantised or LoRA-wrapped mo
 and turns any of them into the backbone's own logits. It knows no guides, and not what they read.
 """
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from dual_head.backbone.cache import SpecialLayers
 from dual_head.backbone.checkpoint import MODEL_TYPE
 from dual_head.backbone.dtypes import is_plain
 from dual_head.backbone.fingerprint import Fingerprint, sketch
+from dual_head.backbone.head_only import does_nothing_but_its_head, without_decoder
 from dual_head.backbone.layer_hooks import kept, layer_stack, shifted
 from dual_head.backbone.load import context_length
 from dual_head.errors import DualHeadError
@@ -30,7 +30,6 @@ from dual_head.options import build
 # How far hidden states may be from those of separate rows, relative to their norm, by bytes of a number: rounding,
 # which is 0.04 in bf16 in a real chat model, where a wrong mask or position moves them by 0.15 to 0.47.
 BRANCH_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 8e-2, 1: 8e-2}
-LOUD = 100.0  # a logit that soft-capping bends
 # Types whose layers keep their state in themselves: no beam reorders it, and a guide's pass would write over it.
 STATEFUL_LAYERS = {"recurrent_gemma"}
 # What a decoder's forward takes of text; labels are of its loss, which is not computed here.
@@ -58,48 +57,6 @@ class BackboneShape:
     def from_dict(cls, values: Mapping[str, Any]) -> "BackboneShape":
         """Read them from plain values. Errors: one that is missing, or no whole number."""
         return build(cls, values)
-
-
-class _Hidden:
-    """The output of a decoder of which only the last hidden state is read.
-
-    Made for every token that is decoded, so no `ModelOutput`, which costs more than a small product.
-    """
-
-    def __init__(self, hidden: Tensor):
-        self.last_hidden_state = hidden
-
-    def __getitem__(self, index: Any) -> Any:
-        return (self.last_hidden_state,)[index]
-
-    def __getattr__(self, name: str) -> None:
-        """Nothing: what else a model's forward reads, such as its cache or its experts' choices, it hands on."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Passthrough(nn.Module):
-    """Stands where the decoder stood and returns the hidden states it is given."""
-
-    def __init__(self, decoder: nn.Module):
-        super().__init__()
-        self._stood = (decoder,)  # not a submodule
-
-    def __getattr__(self, name: str) -> Any:  # a head may look something up, as Falcon-H1's does a factor
-        return getattr(vars(self)["_stood"][0], name)
-
-    def forward(self, *_args, inputs_embeds: Tensor | None = None, **_kwargs) -> _Hidden:
-        if inputs_embeds is None:
-            name = type(self._stood[0]).__name__
-            raise DualHeadError(
-                f"The model around {name} hands no embeddings on, and hidden states take their place on the way to the "
-                "lm_head. Choose another backbone."
-            )
-        return _Hidden(inputs_embeds)
-
-    @property
-    def decoder(self) -> "_Passthrough":
-        return self  # OPT's head calls model.decoder rather than model
 
 
 class Decoder(nn.Module):
@@ -133,8 +90,8 @@ class Decoder(nn.Module):
                 "back. Choose a decoder with attention."
             )
         # Not a submodule: it shares every weight with `lm` and must not be saved or counted twice.
-        self._head_only = (_without_decoder(lm),)
-        self._only_head = _does_nothing_but_its_head(lm)
+        self._head_only = (without_decoder(lm),)
+        self._only_head = does_nothing_but_its_head(lm)
         self._takes_positions = "position_ids" in accepted
         # Images, their sizes, types of tokens: by what names the model takes them, and none of a model of text.
         self.other_inputs = frozenset(accepted) - TEXT_INPUTS
@@ -326,48 +283,3 @@ class Backbone(Decoder):
 
 def _is_content(x: Any) -> bool:
     return x.is_floating_point() if isinstance(x, Tensor) else isinstance(x, Mapping | list | tuple) and len(x) > 0
-
-
-def _without_decoder(lm: PreTrainedModel) -> PreTrainedModel:
-    """A second view of `lm` whose decoder is replaced by a pass-through.
-
-    What the model's own forward does after the decoder (bias, soft-capping, scaling) then applies to any
-    hidden state, for every architecture and without a table of them.
-    """
-    view = copy.copy(lm)
-    view.__dict__.pop("forward", None)  # accelerate binds the original module's forward here
-    view._modules = {**lm._modules, lm.base_model_prefix: _Passthrough(lm.base_model)}
-    return view
-
-
-class _StandIn(nn.Module):
-    """Stands where the lm_head stood: remembers its input and returns fixed logits."""
-
-    def __init__(self, logits: Tensor):
-        super().__init__()
-        self.logits, self.input = logits, None
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        self.input = hidden
-        return self.logits
-
-
-def _does_nothing_but_its_head(lm: PreTrainedModel) -> bool:
-    """Whether logits are the lm_head of the decoder's hidden states, with nothing before it or after it.
-
-    Tried rather than looked up, with something in its place whose logits are large enough for anything to show.
-    """
-    head, view = lm.get_output_embeddings(), _without_decoder(lm)
-    name = next((name for name, module in lm._modules.items() if module is head), None)
-    hidden = torch.linspace(-1, 1, 6, dtype=lm.dtype, device="cpu").view(1, 2, 3)
-    stand_in = _StandIn(torch.linspace(-LOUD, LOUD, 8, dtype=lm.dtype, device="cpu").view(1, 2, 4))
-    if name is None:
-        return False
-    view._modules[name] = stand_in
-    try:
-        with torch.no_grad():
-            logits = view(input_ids=None, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
-    except Exception:  # a model's own code may need more of its head than a forward
-        return False
-    pairs = ((stand_in.input, hidden), (logits, stand_in.logits))
-    return all(x is not None and x.dtype == y.dtype and x.tolist() == y.tolist() for x, y in pairs)
