@@ -21,6 +21,7 @@ from dual_head.errors import DualHeadError
 # train: guides and fine-tuning; judge: the reward model; dev: the search; test: every table.
 PARTS: Mapping[str, float] = {"train": 0.5, "judge": 0.33, "dev": 0.05, "test": 0.12}
 FEW_PROMPTS: Mapping[str, float] = {"train": 0.25, "judge": 0.3, "dev": 0.05, "test": 0.4}  # where pairs share prompts
+FEW_PAIRS: Mapping[str, float] = {"train": 0.36, "judge": 0.36, "dev": 0.03, "test": 0.25}  # and many prompts are long
 # Files of people's preferences, below the folder of data: of HH-RLHF, and of PKU-SafeRLHF.
 OBJECTIVES: Mapping[str, tuple[str, ...]] = {
     "helpful": ("hh_rlhf/helpful-base.test.jsonl.gz", "hh_rlhf/helpful-rejection-sampled.test.jsonl.gz"),

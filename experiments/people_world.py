@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from evidence_data import FEW_PROMPTS, PARTS, in_parts, pairs_of, write_pairs
+from evidence_data import FEW_PAIRS, FEW_PROMPTS, PARTS, in_parts, pairs_of, write_pairs
 from evidence_features import kept_features
 from evidence_work import claimed
 from evidence_worlds import Dialogues, Judging
@@ -18,7 +18,7 @@ from dual_head.data import Pair
 from dual_head.replies.pairs import brief
 
 JUDGED = 1200  # pairs that the judge is trained on
-PARTS_OF = {"safer": FEW_PROMPTS}
+PARTS_OF = {"safer": FEW_PROMPTS, "harmless": FEW_PAIRS}
 UPPER = partial(Judging, rate=1e-4, epochs=1, top_layers=10, bf16=True, held_out=400)
 
 
