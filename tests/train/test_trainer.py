@@ -283,6 +283,8 @@ def test_two_processes_give_the_gradients_of_one(cached, backbone_folder, pairs_
         torch.testing.assert_close(two_weights[name], value, atol=2e-5, rtol=1e-4)
     reports = [json.loads((tmp_path / run / "report.json").read_text()) for run in ("one", "two")]
     assert reports[0]["held_out"]["kl"]["pairs"] == reports[1]["held_out"]["kl"]["pairs"]
+    losses = [[row["eval_loss"] for row in report["log"] if "eval_loss" in row][-1] for report in reports]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # with batches that are not filled alike
 
 
 @pytest.mark.parametrize(("length", "processes", "rows"), [({"max_steps": 5}, 1, 60), ({"num_train_epochs": 3}, 2, 60)])

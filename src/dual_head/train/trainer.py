@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from dual_head.data import columns_of
 from dual_head.data.tokenize import pair_lengths
 from dual_head.errors import DualHeadError, did_you_mean
+from dual_head.losses import name_of
 from dual_head.methods import Method
 from dual_head.methods.held_out import HeldOutTrainer
 from dual_head.model.aligned import AlignedModel
@@ -90,6 +91,15 @@ class GuideTrainer(HeldOutTrainer, HeadTrainer):
             for name, value in outputs.items():
                 self._shares[name].append((share, value.mean()))
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; the loss is that of the held-out pairs, while transformers' counts a batch's filling too."""
+        output = super().evaluation_loop(*args, **kwargs)
+        terms = [(x.weight, self.held_out[name_of(x)]) for x in self.objectives if name_of(x) in self.held_out]
+        if terms and output.metrics is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            output.metrics[f"{prefix}_loss"] = sum(weight * values.mean().item() for weight, values in terms)
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages since the last log, over all processes, to a training log."""
