@@ -42,6 +42,13 @@ def test_what_a_reader_raises_is_told_in_one_paragraph_with_the_remedy(error, sa
     assert refused.value.__cause__ is error
 
 
+def test_a_package_that_is_missing_is_no_fault_of_the_files(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    said = "Cannot load it: no package for attention. Install what is named, or leave out the option that needs it."
+    with pytest.raises(DualHeadError, match=re.escape(said)), reading("Cannot load it", "Copy it again.", tmp_path):
+        raise ImportError("no package for attention")
+
+
 @pytest.mark.parametrize("error", [DualHeadError("mine"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
 def test_what_says_it_all_already_passes(error):
     with pytest.raises(type(error)) as raised, reading("Cannot read 'x'", "Copy it again."):

@@ -110,7 +110,8 @@ class _Rows:
             self.report.sources[f"{self.name} [{self.split}]"] = rows_digest(read)
         if not read:
             table = self.report.table()
-            raise DualHeadError(f"No usable {noun} in '{self.name}'. Check the file and format=.\n{table}")
+            remedy = "Check the file, or name the format of its rows (--dataset_format, in Python format=)."
+            raise DualHeadError(f"No usable {noun} in '{self.name}'. {remedy}\n{table}")
         return self.report
 
 

@@ -46,6 +46,8 @@ def reading(problem: str, remedy: str, folder: str | Path | None = None) -> Iter
     except BaseException as error:  # a panic of a reader in Rust is not an Exception
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if isinstance(error, ImportError):  # no file is wrong: an option asks for what is not installed
+            remedy, folder = "Install what is named, or leave out the option that needs it.", None
         damage = _damage(folder) if folder else None
         raise DualHeadError(f"{problem}: {damage or f'{reason(error)} {remedy}'}") from error
 

@@ -199,11 +199,10 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> PreTra
     if is_gguf(name_or_path):
         with reading_gguf(Path(name_or_path)):
             return read_tokenizer(Path(name_or_path), read_header(Path(name_or_path)))
-    with reading(
-        f"Could not load a tokenizer from '{name_or_path}'",
-        "Say where it is with --tokenizer (in training: --tokenizer_name).",
-        name_or_path,
-    ):
+    remedy = "Say where it is with --tokenizer (in training: --tokenizer_name)."
+    if not Path(name_or_path).exists():
+        remedy = "There is no such folder here: check the path, or the name on the hub and the connection."
+    with reading(f"Could not load a tokenizer from '{name_or_path}'", remedy, name_or_path):
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
 
 
