@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BertConfig,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     LlamaConfig,
@@ -19,6 +20,7 @@ from transformers import (
     MambaConfig,
     MiniMaxConfig,
     RecurrentGemmaConfig,
+    RoFormerConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -292,6 +294,15 @@ def test_a_model_without_the_usual_cache_is_refused_by_name(config):
     lm = AutoModelForCausalLM.from_config(config)
     with pytest.raises(DualHeadError, match=f"{type(lm).__name__} keeps a state of its own"):
         Backbone(lm)
+
+
+def test_an_encoder_is_refused_and_the_same_model_trained_as_a_decoder_is_not():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for config in (BertConfig(vocab_size=32, **sizes), RoFormerConfig(vocab_size=32, **sizes)):
+        with pytest.raises(DualHeadError, match=r"reads a text in both directions.*set is_decoder"):
+            Backbone(AutoModelForCausalLM.from_config(config))
+        config.is_decoder = True
+        assert Backbone(AutoModelForCausalLM.from_config(config)).shape.hidden_size == 16
 
 
 def test_a_decoder_without_a_head_is_refused():

@@ -63,7 +63,7 @@ class Decoder(nn.Module):
     """A causal LM seen as hidden states first and logits on demand.
 
     `forward` gives the lm_head's input, `logits` turns any such hidden state into exactly the logits the
-    model itself would give. Errors: a model without an lm_head or of the encoder-decoder kind is refused.
+    model itself would give. Errors: a model without an lm_head, an encoder, and an encoder-decoder are refused.
     """
 
     def __init__(self, lm: PreTrainedModel):
@@ -79,6 +79,11 @@ class Decoder(nn.Module):
             raise DualHeadError(
                 f"{type(lm).__name__} is not a decoder with an lm_head. Load the model with AutoModelForCausalLM "
                 "or AutoModelForImageTextToText."
+            )
+        if not getattr(lm.config, "is_decoder", True) and hasattr(lm.config, "add_cross_attention"):  # BERT and its kin
+            raise DualHeadError(
+                f"{type(lm).__name__} reads a text in both directions, so it cannot continue one. Choose a decoder. "
+                "If it was trained as one, set is_decoder in its config."
             )
         name_base_model(lm)
         accepted = inspect.signature(lm.base_model.forward).parameters
