@@ -30,7 +30,7 @@ def draw_trade_off(summary: Mapping[str, Any], file: Path) -> None:
     best = summary["trade_off"]["best_of"]
     if best:
         divergences = [one["divergence"] for one in best.values()]
-        panel.plot(divergences, [one["gain"] for one in best.values()], "k^", label="best of n by the reward itself")
+        panel.plot(divergences, [one["gain"] for one in best.values()], "k^", label="best of n, chosen by the judge")
         for n, one in best.items():
             place = (one["divergence"], one["gain"])
             panel.annotate(f"n = {n}", place, textcoords="offset points", xytext=(-7, -2), ha="right", fontsize=7)
