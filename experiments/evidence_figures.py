@@ -15,9 +15,15 @@ import numpy as np
 from dual_head.evaluate.compare.frontier import hypervolume, pareto
 from dual_head.evaluate.compare.trade_off import best_of_divergence, differences_at, gains_at
 from dual_head.evaluate.compare.win_rates import win_rate
+from dual_head.replies import RULES
 from dual_head.stats import crossed, percentiles
 
 RESAMPLES = 2000
+# What words a reply about harm has, which shows what a judge's points stand for.
+WORDS = {
+    "declined": lambda reply: RULES["refuses"].score("", reply),
+    "ends in a question": lambda reply: float(reply.rstrip().endswith("?")),
+}
 Row = dict[str, Any]
 DIVERGENCES = (1.0, 2.0, 5.0, 10.0, 20.0)  # nats a reply at which gains are compared
 # What else moved: columns of a row, and their names.
@@ -88,6 +94,20 @@ def differences(
     """How much more one system gains than another at equal divergences."""
     start = table_of(base, "0", "overall")
     return [vars(at) for at in differences_at(*(_curve(x, start) for x in (first, second)), DIVERGENCES)]
+
+
+def worded(systems: Mapping[str, Sequence[Sequence[Row]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Shares of each system's replies at each strength that have the words of `WORDS`."""
+    return {
+        name: {
+            alpha: {
+                word: fmean(has(row["reply"]) for rows in answers for row in rows if row["alpha"] == alpha)
+                for word, has in WORDS.items()
+            }
+            for alpha in strengths_of(answers)
+        }
+        for name, answers in systems.items()
+    }
 
 
 def strengths_of(rows: Sequence[Sequence[Row]]) -> list[str]:

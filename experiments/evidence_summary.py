@@ -7,13 +7,15 @@ import json
 from typing import Any
 
 from evidence_answers import Row
-from evidence_figures import compared, crossed, frontiers, preferred, strengths_of, table_of, traded
+from evidence_figures import compared, crossed, frontiers, preferred, strengths_of, table_of, traded, worded
 from evidence_judge import judge_folder
 from evidence_runs import train
 from evidence_stages import Evidence
 from evidence_transfer import transfer_alphas
 
 from dual_head.errors import DualHeadError
+
+DECLINING = ("harmless", "safer")  # objectives whose replies may decline or ask back
 
 
 def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
             "the backbone": compared(base, base, ["0"])["0"],
             **{n: figures["at"]["1"] for n, figures in main.items()},
         },
+        "words": worded({"the backbone": base, **rows}) if plan.world.about in DECLINING else {},
         "two": frontiers(
             {name: [evidence.two(name, seed) for seed in range(plan.seeds)] for name in evidence.mixed()},
             plan.world.mixed,

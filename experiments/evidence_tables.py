@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evidence_figures import QUALITY, at_divergence
+from evidence_figures import QUALITY, WORDS, at_divergence
 
 BLOCK = re.compile(r"<!-- evidence:(?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- /evidence -->", re.DOTALL)
 ABLATED_AT = 2.0  # nats at which ablations are compared
@@ -22,6 +22,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
         "trade_off": lambda summary: trade_off_table(summary["trade_off"]),
         "wins": _wins,
         "quality": _quality,
+        "words": _words,
         "two": _two,
         "ablation": _ablation,
         "transfer": _transfer,
@@ -155,6 +156,15 @@ def _quality(summary: Mapping[str, Any]) -> str:
         for name, figures in summary["quality"].items()
     ]
     return markdown(["system at alpha = 1", "reward", *QUALITY.values(), "ended by itself"], rows)
+
+
+def _words(summary: Mapping[str, Any]) -> str:
+    rows = [
+        [name, alpha, *(f"{100 * shares[word]:.0f}%" for word in WORDS)]
+        for name, at in summary["words"].items()
+        for alpha, shares in at.items()
+    ]
+    return markdown(["system", "alpha", *WORDS], rows)
 
 
 def _two(summary: Mapping[str, Any]) -> str:

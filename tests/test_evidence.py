@@ -284,6 +284,16 @@ def test_a_gain_is_paired_by_prompt_and_seed():
     assert 1.0 <= low < 2.0 < high <= 3.0
 
 
+def test_words_of_replies_are_counted_over_seeds_at_each_strength():
+    said = {"1": ("I can't help with that.", "Why do you ask? "), "2": ("Take a taxi.", "Sorry, I cannot do that.")}
+    seeds = [[{"alpha": alpha, "reply": replies[seed]} for alpha, replies in said.items()] for seed in (0, 1)]
+    figures = evidence_figures.worded({"hidden": seeds})
+    declined = {alpha: {"declined": 0.5, "ends in a question": asks} for alpha, asks in (("1", 0.5), ("2", 0.0))}
+    assert figures == {"hidden": declined}
+    table = evidence_tables.tables({"about": {"world": "people"}, "words": figures})["people-words"]
+    assert table.split("\n")[2:] == ["| hidden | 1 | 50% | 50% |", "| hidden | 2 | 50% | 0% |"]
+
+
 def test_seeds_that_answered_other_prompts_are_not_compared():
     with pytest.raises(ValueError, match="same prompts"):
         evidence_figures.table_of([[row("a", 1.0)], [row("b", 1.0)]], "1", "overall")

@@ -38,8 +38,8 @@ def test_no_prompt_is_in_two_parts_and_every_one_asks_for_a_short_answer(shared_
     parts = [openings(world.part(objective, part)) for part in ("train", "judge", "dev", "test")]
     assert all(parts)
     assert len(set.union(*parts)) == sum(map(len, parts))
+    assert len(parts[3]) >= 300
     if objective == "safer":
-        assert len(parts[3]) >= 300
         assert all(text.endswith("Answer in one or two sentences.") for text in set.union(*parts))
 
 
