@@ -71,6 +71,10 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "entropy as printed": ("dual_head", {"gate_entropy": "as_printed"}),
     "preferences through the reward head, as printed": ("dual_head", {"preference_on": "reward", "beta_r": 0.05}),
     "preferences against the backbone": ("dual_head", {"preference.reference_free": False}),
+    "preferences against the backbone, fixed gate": (
+        "dual_head",
+        {"preference.reference_free": False, "gate": "constant"},
+    ),
     "beta_r 0.1": ("dual_head", {"beta_r": 0.1}),
     "beta_r 2": ("dual_head", {"beta_r": 2.0}),
     "lambda_r 0.3": ("dual_head", {"lambda_r": 0.3}),
@@ -82,6 +86,7 @@ ABLATIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "IAV, beta 0.1": ("iav", {"beta": 0.1}),
     "hidden-space, rank 4": ("hidden", {"rank": 4}),
     "hidden-space, rank 16": ("hidden", {"rank": 16}),
+    "hidden-space, next token of chosen replies": ("hidden", {"next_token.weight": 1.0}),
     "hidden-space, beta 0.1": ("hidden", {"beta": 0.1}),
     "hidden-space, lambda_kl 0": ("hidden", {"lambda_kl": 0.0}),
     "hidden-space, lambda_kl 1": ("hidden", {"lambda_kl": 1.0}),
