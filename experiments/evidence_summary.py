@@ -4,12 +4,13 @@ It knows which rows belong to which figure; `evidence_figures` knows the arithme
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from evidence_answers import Row
 from evidence_figures import compared, crossed, frontiers, preferred, strengths_of, table_of, traded, worded
 from evidence_judge import judge_folder
-from evidence_runs import train
+from evidence_runs import ABLATIONS, train
 from evidence_stages import Evidence
 from evidence_transfer import transfer_alphas
 
@@ -26,6 +27,8 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
     base = [evidence.base(seed) for seed in range(plan.seeds)]
     runs = {name: [run for run in plan.main(rates) if run.method == name] for name in plan.methods}
     rows = {name: [evidence.test(run) for run in seeds] for name, seeds in runs.items()}
+    labels = dict.fromkeys(run.label for run in plan.ablated(rates))
+    ablated = {x: [evidence.test(run) for run in plan.ablated(rates) if run.label == x] for x in labels}
     reports = {name: train(plan, seeds[0]) for name, seeds in runs.items()}
     main = {
         name: {key: reports[name][key] for key in ("parameters", "forwards", "seconds", "options", "learning_rate")}
@@ -47,12 +50,12 @@ def summary(evidence: Evidence, about: dict[str, Any]) -> dict[str, Any]:
             "the backbone": compared(base, base, ["0"])["0"],
             **{n: figures["at"]["1"] for n, figures in main.items()},
         },
-        "words": worded({"the backbone": base, **rows}) if plan.world.about in DECLINING else {},
+        "words": worded({"the backbone": base, **rows, **ablated}) if plan.world.about in DECLINING else {},
         "two": frontiers(
             {name: [evidence.two(name, seed) for seed in range(plan.seeds)] for name in evidence.mixed()},
             plan.world.mixed,
         ),
-        "ablation": _ablation(evidence, rates, base, rows),
+        "ablation": _ablation(ablated, base, rows),
         "transfer": _transfer(evidence, rates),
         "costs": json.loads(costs.read_text()) if (costs := evidence.folder / "costs.json").is_file() else {},
     }
@@ -65,16 +68,16 @@ def _judge(evidence: Evidence) -> dict[str, Any]:
 
 
 def _ablation(
-    evidence: Evidence, rates: dict[str, float], base: list[list[Row]], rows: dict[str, Any]
+    ablated: Mapping[str, list[list[Row]]], base: list[list[Row]], rows: Mapping[str, list[list[Row]]]
 ) -> dict[str, Any]:
     """Each setting of one change, and the method's own settings, at the same seeds."""
-    runs, figures = evidence.plan.ablated(rates), {}
-    at_equal = traded({name: rows[name] for name in dict.fromkeys(run.method for run in runs)}, base)["methods"]
+    methods, figures = {label: ABLATIONS[label][0] for label in ablated}, {}
+    at_equal = traded({name: rows[name] for name in dict.fromkeys(methods.values())}, base)["methods"]
     for name, points in at_equal.items():
         at = compared(rows[name], base, ["1"])
         figures[f"{name} itself"] = {"method": name, "at": at, "trade_off": points, "change": None}
-    for label, name in dict.fromkeys((run.label, run.method) for run in runs):
-        answers = [evidence.test(run) for run in runs if run.label == label]
+    for label, answers in ablated.items():
+        name = methods[label]
         mean, interval = crossed(table_of(answers, "1", "overall") - table_of(rows[name], "1", "overall"))
         at, points = compared(answers, base, ["1"]), traded({label: answers}, base)["methods"][label]
         change = {"mean": mean, "interval": interval}
