@@ -1,6 +1,8 @@
 """Requests of any kind in one running batch: what comes back, and what becomes of those that leave or cannot stay."""
 
 import asyncio
+import itertools
+import threading
 import time
 from dataclasses import replace
 
@@ -284,16 +286,21 @@ def test_logits_that_are_no_numbers_fail_their_request_only(engine):
 
 def test_a_dead_thread_raises_in_every_waiter_and_a_start_brings_it_back(monkeypatch):
     engine = small_engine(tiny_model(*NAMES))
+    whole, steps, all_wait = engine.model.distributions, itertools.count(), threading.Event()
 
-    def die(*args):
+    def dying(*args, **options):
+        if next(steps) < 3:
+            return whole(*args, **options)
+        all_wait.wait(10)  # however fast the steps are
         raise RuntimeError("out of tape")
 
     async def wait() -> list:
         waiting = [asyncio.create_task(streamed(engine, request(60, alpha=a))) for a in (0.5, 1.0, 2.0)]
         await asyncio.sleep(0.1)
-        monkeypatch.setattr(engine.model, "distributions", die)
+        all_wait.set()
         return await asyncio.gather(*waiting, return_exceptions=True)
 
+    monkeypatch.setattr(engine.model, "distributions", dying)
     with engine:
         results = asyncio.run(wait())
         assert all(isinstance(x, EngineStopped) and "out of tape" in str(x) for x in results)
@@ -309,14 +316,14 @@ def test_a_stop_lets_running_requests_finish_within_the_drain(monkeypatch):
     engine = small_engine(tiny_model(*NAMES))
 
     async def run(drain: float) -> list:
-        task = asyncio.create_task(streamed(engine, request(40)))
-        await asyncio.sleep(0.05)
+        task = asyncio.create_task(streamed(engine, request(100)))
+        await asyncio.sleep(0.02)
         await asyncio.to_thread(engine.stop, drain)
         return await task
 
     engine.start()
     pieces = asyncio.run(run(30.0))
-    assert [t for piece in pieces for t in ids(piece)] == generated(engine.model, PROMPT, 1.0, 40)
+    assert [t for piece in pieces for t in ids(piece)] == generated(engine.model, PROMPT, 1.0, 100)
     engine.start()
     with pytest.raises(EngineStopped):
         asyncio.run(run(0.0))
