@@ -1,21 +1,15 @@
-"""A backbone gives its own logits from its own hidden states, stays as it was, and is told from any other."""
+"""A backbone gives its own logits from its own hidden states, and stays as it was."""
 
 import copy
-import json
 
 import pytest
 import torch
-from files import word_tokenizer, write_guides
 from models import ARCHITECTURES, HIDDEN, VOCAB, tiny_lm
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     BertConfig,
     GPTNeoConfig,
     GPTNeoForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MiniMaxConfig,
@@ -28,9 +22,6 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from dual_head import AlignedConfig, DualHeadError
 from dual_head.backbone.decoder import Backbone, BackboneShape
-from dual_head.backbone.fingerprint import Fingerprint, tokenizer_fingerprint
-from dual_head.backbone.load import load_backbone
-from dual_head.guides.linear import LinearConfig
 
 TINY = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
 ATTENTION = {"intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -40,10 +31,6 @@ every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
 
 def some_ids(rows: int = 2, length: int = 12) -> torch.Tensor:
     return torch.randint(3, VOCAB, (rows, length), generator=torch.Generator().manual_seed(0))
-
-
-def fingerprint(lm) -> Fingerprint:
-    return Backbone(lm).fingerprint()
 
 
 # ---- logits ------------------------------------------------------------------------------------------------
@@ -205,68 +192,6 @@ def test_a_head_narrower_than_the_layers_is_read_at_its_own_width():
     assert not torch.equal(model(ids, alpha=1.0).logits, lm(ids).logits)
 
 
-# ---- fingerprints ------------------------------------------------------------------------------------------
-
-
-@every_architecture
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_a_fingerprint_survives_a_change_of_dtype(name, dtype):
-    assert fingerprint(tiny_lm(name)).differences(fingerprint(tiny_lm(name).to(dtype))) == []
-
-
-@every_architecture
-def test_other_weights_of_the_same_sizes_are_told_apart(name):
-    (said,) = fingerprint(tiny_lm(name)).differences(fingerprint(tiny_lm(name, seed=1)))
-    assert "other weights" in said
-
-
-def test_other_sizes_and_architectures_are_named():
-    assert fingerprint(tiny_lm("llama")).differences(fingerprint(tiny_lm("gpt2"))) == [
-        "architecture LlamaForCausalLM against GPT2LMHeadModel"
-    ]
-    deeper = AutoModelForCausalLM.from_config(llama_of(layers=3))
-    assert fingerprint(tiny_lm("llama")).differences(fingerprint(deeper)) == ["num_layers 2 against 3"]
-
-
-def llama_of(layers: int) -> LlamaConfig:
-    config = ARCHITECTURES["llama"]()
-    config.num_hidden_layers = layers
-    return config
-
-
-@pytest.mark.parametrize("layers", [2, 4])
-def test_one_fine_tuned_tensor_is_enough_to_be_another_backbone(layers):
-    torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(llama_of(layers))
-    original = fingerprint(lm)
-    unnoticed = []
-    for name, parameter in lm.named_parameters():
-        before = parameter.detach().clone()
-        parameter.data.add_(0.01 * torch.randn(parameter.shape))
-        if not original.differences(fingerprint(lm)):
-            unnoticed.append(name)
-        parameter.data.copy_(before)
-    assert unnoticed == []
-
-
-def test_a_fingerprint_round_trips_through_json():
-    original = fingerprint(tiny_lm("qwen3"))
-    read = Fingerprint.from_dict(json.loads(json.dumps(original.as_dict())))
-    assert read == original
-    assert read.short == original.short
-    assert len(read.short) == 12
-
-
-def test_a_tokenizer_is_named_by_its_tokens_and_their_ids():
-    assert tokenizer_fingerprint(word_tokenizer()) == tokenizer_fingerprint(copy.deepcopy(word_tokenizer()))
-    swapped = json.loads(word_tokenizer().backend_tokenizer.to_str())
-    vocabulary = swapped["model"]["vocab"]
-    vocabulary["good0"], vocabulary["good1"] = vocabulary["good1"], vocabulary["good0"]
-    other = type(word_tokenizer())(tokenizer_object=Tokenizer.from_str(json.dumps(swapped)))
-    assert len(other) == len(word_tokenizer())
-    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(word_tokenizer())
-
-
 def test_a_config_is_rebuilt_from_its_dict():
     config = ARCHITECTURES["mistral"]()
     assert AlignedConfig(backbone_config=config.to_dict()).backbone_config.to_dict() == config.to_dict()
@@ -308,57 +233,6 @@ def test_an_encoder_is_refused_and_the_same_model_trained_as_a_decoder_is_not():
 def test_a_decoder_without_a_head_is_refused():
     with pytest.raises(DualHeadError, match="AutoModelForCausalLM"):
         Backbone(tiny_lm("llama").model)
-
-
-def test_a_missing_folder_is_refused_with_what_to_give(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DualHeadError, match=r"There is no backbone at .*nothing.*--backbone"):
-        load_backbone(str(tmp_path / "nothing"))
-
-
-@pytest.fixture
-def asked_of_transformers(monkeypatch):
-    """Arguments of the last AutoModelForCausalLM.from_pretrained, which loads a tiny model whatever they are."""
-    options = {}
-
-    def load(name, *, output_loading_info, **given):
-        options.update(given, name=name)
-        return tiny_lm("llama"), {"missing_keys": set()}
-
-    def nowhere(*_args, **_options):
-        raise OSError("no such model")
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
-    for reader in ("AutoConfig.from_pretrained", "PreTrainedConfig.get_config_dict"):
-        monkeypatch.setattr(f"dual_head.backbone.load.{reader}", nowhere)  # and nobody asks the hub
-    return options
-
-
-def test_remote_code_is_not_trusted_unless_asked(asked_of_transformers):
-    load_backbone("org/model")
-    assert asked_of_transformers == {"name": "org/model", "dtype": "auto", "trust_remote_code": False}
-    load_backbone("org/model", trust_remote_code=True)
-    assert asked_of_transformers["trust_remote_code"] is True
-
-
-def test_options_reach_transformers_as_given(asked_of_transformers):
-    options = {
-        "dtype": torch.bfloat16,
-        "device_map": "auto",
-        "attn_implementation": "eager",
-        "quantization_config": object(),
-        "revision": "main",
-    }
-    load_backbone("org/model", **options)
-    assert asked_of_transformers == {"name": "org/model", "trust_remote_code": False, **options}
-
-
-def test_a_saved_backbone_loads_with_its_bits(tmp_path):
-    lm = tiny_lm("qwen2").eval()
-    lm.save_pretrained(tmp_path)
-    loaded = Backbone(load_backbone(str(tmp_path)))
-    assert loaded.fingerprint() == fingerprint(lm)
-    assert AutoConfig.from_pretrained(tmp_path).vocab_size == VOCAB
 
 
 # ---- two continuations of one prompt in a row ---------------------------------------------------------------
@@ -449,41 +323,6 @@ def test_nothing_is_asked_of_a_head_to_find_out():
     lm.lm_head.register_forward_hook(lambda *_: calls.append(1))
     assert Backbone(lm).matrix() is not None
     assert not calls
-
-
-# ---- files that are damaged --------------------------------------------------------------------------------
-
-
-def spoilt_weights(folder, change):
-    """Change the weights of a saved model as a function of them does."""
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    change(weights)
-    save_file(weights, file, metadata={"format": "pt"})
-
-
-def test_a_backbone_that_lacks_weights_is_refused_and_one_of_tied_weights_is_whole(tmp_path):
-    tiny_lm("llama_tied").save_pretrained(tmp_path / "tied")
-    assert load_backbone(str(tmp_path / "tied")) is not None
-    tiny_lm("llama").save_pretrained(tmp_path / "cut")
-    spoilt_weights(tmp_path / "cut", lambda weights: weights.pop("lm_head.weight"))
-    with pytest.raises(DualHeadError, match=r"lacks 1 weights, the first is 'lm_head\.weight'.*Download it again"):
-        load_backbone(str(tmp_path / "cut"))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_backbone_of_nan_or_infinity_is_refused(tmp_path, value):
-    tiny_lm("llama").save_pretrained(tmp_path)
-    spoilt_weights(tmp_path, lambda weights: weights["model.norm.weight"].view(-1)[3].fill_(value))
-    with pytest.raises(DualHeadError, match=r"hold NaN or infinity, in 'model\.norm\.weight' first"):
-        load_backbone(str(tmp_path))
-
-
-def test_guides_are_no_backbone_for_guides(tmp_path):
-    tiny_lm("llama").save_pretrained(tmp_path / "backbone")
-    write_guides(tmp_path / "guides", tmp_path / "backbone", {"g": LinearConfig()}, tokenizer=word_tokenizer())
-    with pytest.raises(DualHeadError, match=r"holds guides.*Give the backbone that they go on"):
-        Backbone(load_backbone(str(tmp_path / "guides")))
 
 
 def test_logits_of_a_step_do_not_depend_on_the_stride_of_its_one_token():
