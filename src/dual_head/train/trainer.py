@@ -95,10 +95,11 @@ class GuideTrainer(HeldOutTrainer, HeadTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; the loss is that of the held-out pairs, while transformers' counts a batch's filling too."""
         output = super().evaluation_loop(*args, **kwargs)
-        terms = [(x.weight, self.held_out[name_of(x)]) for x in self.objectives if name_of(x) in self.held_out]
-        if terms and output.metrics is not None:
+        weights = {name_of(x): x.weight for x in self.objectives if x.weight and name_of(x) in self.held_out}
+        if weights and output.metrics is not None:
             prefix = kwargs.get("metric_key_prefix", "eval")
-            output.metrics[f"{prefix}_loss"] = sum(weight * values.mean().item() for weight, values in terms)
+            loss = sum(weight * output.metrics[f"{prefix}_{name}"] for name, weight in weights.items())
+            output.metrics[f"{prefix}_loss"] = loss
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
