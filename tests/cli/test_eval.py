@@ -132,6 +132,19 @@ def test_plain_models_are_measured_under_the_base_that_is_named(tmp_path):
     assert other > 0.01
 
 
+def test_a_plain_model_with_other_tokens_is_not_measured_under_the_base_and_this_is_said(tmp_path, capsys):
+    places = {"a": write_backbone(tmp_path / "a", spread=0.5), "toy": TOY_BACKBONE}
+    (tmp_path / "prompts.txt").write_text("ask0 ask1\n")
+    arguments = ["eval", "prompts", "--source", str(tmp_path / "prompts.txt"), "--max_new_tokens", "4", "--base", "a"]
+    arguments += ["--models", ",".join(f"{name}={place}" for name, place in places.items())]
+    assert main([*arguments, "--output_dir", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "kl" not in report["quality"]["rows"][1]["values"]
+    note = "toy has another tokenizer than a, so no divergence and no perplexity"
+    assert [text for text in report["warnings"] if "tokenizer" in text] == [note]
+    assert note in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_second_run_asks_nobody(guides, tmp_path, monkeypatch):
     first = evaluate(guides, tmp_path)
 

@@ -80,6 +80,7 @@ def evaluate(options: EvaluationOptions, output: Path, console: Console, *, comm
         device=options.device,
         batch_size=options.batch_size,
     )
+    notes += measures.notes(systems)
     answers: Answers = {}
     measured: dict[str, Measured] = {}
     for system in systems:

@@ -40,7 +40,7 @@ class Measures:
     folder: Path
     rewards: tuple[str, ...] = ()
     embedder: str | None = None
-    base: System | None = None
+    base: ModelSystem | None = None
     benchmark: Benchmark = field(default_factory=lambda: Benchmark(""))
     device: str | None = None
     batch_size: int = 16
@@ -68,8 +68,8 @@ class Measures:
         models: dict[str, Any] = {}
         if isinstance(system, ModelSystem):
             models = {"model": system.model, "alpha": dict(system.alpha) or None, "tokenizer": system.tokenizer}
-            if not system.guided and (base := self._base_of(system)) is not None:
-                models["base"] = base
+            if not system.guided and self.base is not None and _same_tokens(system, self.base):
+                models["base"] = self.base.model
         return Tools(
             **models,
             rewards={_name(spec): reward for spec, reward in self._loaded.items()},
@@ -79,12 +79,17 @@ class Measures:
             batch_size=self.batch_size,
         )
 
-    def _base_of(self, system: ModelSystem) -> Any:
+    def notes(self, systems: Sequence[System]) -> list[str]:
+        """Say which plain systems are not measured under the base, as ids are other tokens there."""
         base = self.base
-        if not isinstance(base, ModelSystem) or base.guided:
-            return None
-        same = tokenizer_fingerprint(base.tokenizer) == tokenizer_fingerprint(system.tokenizer)
-        return base.model if same else None
+        if base is None:
+            return []
+        plain = [one for one in systems if isinstance(one, ModelSystem) and not one.guided]
+        return [
+            f"{one.name} has another tokenizer than {base.name}, so no divergence and no perplexity"
+            for one in plain
+            if not _same_tokens(one, base)
+        ]
 
     def _key(self, system: System, questions: Sequence[Question], answers: Mapping[str, Answer]) -> str:
         base = self.base.identity if self.base is not None else None
@@ -93,6 +98,10 @@ class Measures:
         tools = [[reward_identity(spec) for spec in self.rewards], embedder, base, special, *_foreign()]
         content = [[asdict(question), asdict(answers[question.id])] for question in questions if question.id in answers]
         return digest([VERSION, sorted(load_metrics()), system.identity, tools, content])
+
+
+def _same_tokens(one: ModelSystem, other: ModelSystem) -> bool:
+    return tokenizer_fingerprint(one.tokenizer) == tokenizer_fingerprint(other.tokenizer)
 
 
 def _foreign() -> list[str]:
