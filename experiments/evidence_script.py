@@ -39,10 +39,10 @@ def world_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def same_plan(file: Path, plan: Mapping[str, Any]) -> None:
+def same_plan(file: Path, plan: dict[str, Any]) -> None:
     """Write down what a folder is for; refuse to go on in that of another plan."""
     if file.is_file() and (there := json.loads(file.read_text())) != plan:
-        odd = next(name for name in plan if there.get(name) != plan[name])
+        odd = next(name for name in plan | there if there.get(name) != plan.get(name))
         raise DualHeadError(f"'{file.parent}' has another run ({odd}: {there.get(odd)}). Give another --output_dir.")
     write_json(file, plan)
 

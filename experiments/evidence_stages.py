@@ -3,6 +3,7 @@
 It knows runs, systems and files. It knows no figure and no table.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -72,11 +73,15 @@ class Evidence:
         self._work(self._answering())
 
     def measure(self) -> None:
-        """Time every method beside the backbone: by one process alone, when nothing else runs."""
+        """Time every method beside the backbone: by one process alone, when nothing else runs.
+
+        A method that was not there yet has all of them timed again, as ratios are those of one run.
+        """
         plan = self.plan
         places = {run.method: plan.place(run) for run in plan.main(self.rates()) if run.seed == 0}
         file = self.folder / "costs.json"
-        if not file.is_file():
+        timed = {row["system"] for row in json.loads(file.read_text())["rows"]} if file.is_file() else set()
+        if not timed.issuperset(places):
             write_json(file, measured(plan.world, places, **self.timing))
 
     def missing(self) -> list[Path]:

@@ -100,6 +100,7 @@ def _main(summary: Mapping[str, Any]) -> str:
             [
                 name,
                 f"{figures['parameters']:,}",
+                f"{figures['seconds']:.0f}",
                 f"{figures['forwards']:g}",
                 " / ".join(f"{at[alpha]['reward']:+.2f} at {alpha}" for alpha in at),
                 _span(at["1"]["gain"], at["1"]["interval"]),
@@ -108,7 +109,7 @@ def _main(summary: Mapping[str, Any]) -> str:
                 f"{at[best]['gain']:+.2f} at {best}",
             ]
         )
-    columns = ["method", "parameters trained", "forwards per token", "reward at alpha"]
+    columns = ["method", "parameters trained", "seconds to train", "forwards per token", "reward at alpha"]
     return markdown([*columns, "gain at alpha = 1 (95%)", "by seed", "KL at 1", "largest gain"], rows)
 
 

@@ -29,10 +29,11 @@ import evidence_answers  # noqa: E402
 import evidence_data  # noqa: E402
 import evidence_figures  # noqa: E402
 import evidence_runs  # noqa: E402
+import evidence_script  # noqa: E402
 import evidence_stages  # noqa: E402
 import evidence_tables  # noqa: E402
 import evidence_work  # noqa: E402
-from evidence import SMALL_METHODS  # noqa: E402
+from evidence import SMALL_METHODS, identity  # noqa: E402
 from evidence_judge import accuracy  # noqa: E402
 from evidence_tables import BLOCK  # noqa: E402
 from evidence_worlds import Asked, Demo, Dialogues  # noqa: E402
@@ -157,6 +158,33 @@ def test_what_was_made_with_other_settings_is_not_taken_for_these(tmp_path):
     assert evidence_runs.train(evidence_runs.Plan(world=demo, folder=tmp_path, steps=2), run) == {}
     with pytest.raises(DualHeadError, match=r"has another run \(steps: 2\)"):
         evidence_runs.train(evidence_runs.Plan(world=demo, folder=tmp_path, steps=3), run)
+
+
+def test_a_folder_of_one_method_takes_another_and_no_other_budget(tmp_path):
+    plan = evidence_runs.Plan(world=Demo(folder=tmp_path), folder=tmp_path, steps=2, methods=("hidden",))
+    file = tmp_path / "plan.json"
+    evidence_script.same_plan(file, identity(plan))
+    evidence_script.same_plan(file, identity(replace(plan, methods=("hidden", "iav"), seeds=2)))
+    with pytest.raises(DualHeadError, match=r"has another run \(steps: 2\)"):
+        evidence_script.same_plan(file, identity(replace(plan, steps=3)))
+    with pytest.raises(DualHeadError, match=r"has another run \(world: demo\)"):  # of which the other plan says nothing
+        evidence_script.same_plan(file, {})
+
+
+def test_a_method_that_was_added_has_all_timed_again(tmp_path, monkeypatch):
+    plan = evidence_runs.Plan(world=Demo(folder=tmp_path), folder=tmp_path, steps=2, rates=1, methods=("hidden",))
+    runs = []
+
+    def measured(world, places, **_):
+        runs.append(list(places))
+        return {"threads": 1, "rows": [{"system": name} for name in places]}
+
+    monkeypatch.setattr(evidence_stages, "measured", measured)
+    monkeypatch.setattr(evidence_stages.Evidence, "rates", lambda self: dict.fromkeys(self.plan.methods, 1e-3))
+    for methods in (("hidden",), ("hidden",), ("hidden", "iav"), ("iav",)):
+        some = replace(plan, methods=methods)
+        evidence_stages.Evidence(some, None, two_prompts=1, judge_steps=None, weak_steps=1).measure()
+    assert runs == [["hidden"], ["hidden", "iav"]]
 
 
 def test_strengths_that_a_file_lacks_are_added_as_if_all_had_been_asked_at_once(tmp_path):
